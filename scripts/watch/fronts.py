@@ -1,5 +1,4 @@
-"""What fronts saw of requests: scraped from their `/metrics`, summed, and told as quantiles and
-rates."""
+"""The requests that fronts saw: scraped from their `/metrics`, as rates and quantiles."""
 
 import urllib.error
 import urllib.request
@@ -24,13 +23,12 @@ _COUNTERS = {
 _TIMEOUT_S = 2.0
 
 Buckets = Mapping[float, float]
-"""How many took at most so many seconds."""
+"""The number of those that took at most so many seconds."""
 
 
 @dataclass(frozen=True)
 class FrontCounts:
-    """What a front has counted since it started: by counter, probes left out, and by (time,
-    model)."""
+    """The counts of a front since it started: by counter, without probes, and by (time, model)."""
 
     counters: Mapping[str, float] = field(default_factory=dict)
     buckets: Mapping[tuple[str, str], Buckets] = field(default_factory=dict)
@@ -38,7 +36,7 @@ class FrontCounts:
 
 @dataclass(frozen=True)
 class Fronts:
-    """One look at some fronts: each one's counts by its URL, and why the others told nothing."""
+    """One look at some fronts: the counts of each by its URL, and the problems of the others."""
 
     counts: Mapping[str, FrontCounts]
     problems: Mapping[str, str]
@@ -46,8 +44,10 @@ class Fronts:
 
 @dataclass(frozen=True)
 class Latencies:
-    """Of one model: (median, 95th percentile) in seconds by time, of what ended lately
-    (`is_recent`) or, if nothing did, since the fronts started."""
+    """The median and the 95th percentile of each time of a model, in seconds.
+
+    They are of what ended lately (`is_recent`) or, if nothing did, since the fronts started.
+    """
 
     model: str
     is_recent: bool
@@ -55,13 +55,16 @@ class Latencies:
 
 
 def scrape(urls: Sequence[str]) -> Fronts:
-    """Ask all of them at once."""
+    """Ask all fronts at once."""
+    counts: dict[str, FrontCounts] = {}
+    problems: dict[str, str] = {}
     with ThreadPoolExecutor(max_workers=max(1, len(urls))) as pool:
-        answers = dict(zip(urls, pool.map(_ask, urls), strict=True))
-    counts = {url: answer for url, answer in answers.items() if isinstance(answer, FrontCounts)}
-    return Fronts(
-        counts, {url: answer for url, answer in answers.items() if isinstance(answer, str)}
-    )
+        for url, answer in zip(urls, pool.map(_ask, urls), strict=True):
+            if isinstance(answer, str):
+                problems[url] = answer
+            else:
+                counts[url] = answer
+    return Fronts(counts, problems)
 
 
 def _ask(url: str) -> FrontCounts | str:
@@ -75,7 +78,7 @@ def _ask(url: str) -> FrontCounts | str:
 
 
 def parse(text: str) -> FrontCounts:
-    """Prometheus's text format. Raises ValueError if it is something else."""
+    """Read Prometheus's text format. Raise ValueError if it is something else."""
     counters: dict[str, float] = defaultdict(float)
     buckets: dict[tuple[str, str], dict[float, float]] = defaultdict(dict)
     for family in text_string_to_metric_families(text):
@@ -89,48 +92,49 @@ def parse(text: str) -> FrontCounts:
 
 
 def rates(before: Fronts, after: Fronts, elapsed_s: float) -> dict[str, float]:
-    """Requests, errors and rejections a second, of the fronts that told both times."""
-    found = dict.fromkeys(_COUNTERS.values(), 0.0)
+    """Return requests, errors and rejections a second, of the fronts that answered both times."""
+    rates = dict.fromkeys(_COUNTERS.values(), 0.0)
     for old, new in _pairs(before, after):
-        for name in found:
-            found[name] += (
-                max(0.0, new.counters.get(name, 0.0) - old.counters.get(name, 0.0)) / elapsed_s
-            )
-    return found
+        for name in rates:
+            count = new.counters.get(name, 0.0) - old.counters.get(name, 0.0)
+            rates[name] += max(0.0, count) / elapsed_s
+    return rates
 
 
 def latencies(before: Fronts | None, after: Fronts) -> list[Latencies]:
-    """By model, of all fronts together."""
+    """Return the latencies of each model, of all fronts together."""
     everything = _sum([counts.buckets for counts in after.counts.values()])
-    recent = (
-        _sum([_since(old.buckets, new.buckets) for old, new in _pairs(before, after)])
-        if before
-        else {}
-    )
+    recent: dict[tuple[str, str], Buckets] = {}
+    if before:
+        recent = _sum([_since(old.buckets, new.buckets) for old, new in _pairs(before, after)])
     found = []
     for model in sorted({model for _, model in everything}):
         is_recent = any(_size(recent.get((name, model), {})) for name in TIMES)
         chosen = recent if is_recent else everything
-        kept = {name: chosen.get((name, model), {}) for name in TIMES}
-        quantiles = {
-            name: (quantile(0.5, item), quantile(0.95, item))
-            for name, item in kept.items()
-            if _size(item)
-        }
+        quantiles = {}
+        for name in TIMES:
+            buckets = chosen.get((name, model), {})
+            if _size(buckets):
+                quantiles[name] = (quantile(0.5, buckets), quantile(0.95, buckets))
         found.append(Latencies(model, is_recent, quantiles))
     return found
 
 
 def quantile(share: float, buckets: Buckets) -> float:
-    """As Prometheus's histogram_quantile: even between a bucket's bounds, and the last finite bound
-    above that."""
-    rank, low_s, below = share * _size(buckets), 0.0, 0.0
+    """Return a quantile as Prometheus's histogram_quantile does.
+
+    Values are taken to lie evenly between a bucket's bounds, and at the last finite bound above it.
+    """
+    rank = share * _size(buckets)
+    low_s = 0.0
+    below = 0.0
     for bound_s, count in sorted(buckets.items()):
         if bound_s == float("inf"):
             break
         if count >= rank and count > below:
             return low_s + (bound_s - low_s) * (rank - below) / (count - below)
-        low_s, below = bound_s, count
+        low_s = bound_s
+        below = count
     return low_s
 
 
@@ -139,25 +143,26 @@ def _size(buckets: Buckets) -> float:
 
 
 def _pairs(before: Fronts, after: Fronts) -> list[tuple[FrontCounts, FrontCounts]]:
-    return [
-        (before.counts[url], counts) for url, counts in after.counts.items() if url in before.counts
-    ]
+    pairs = []
+    for url, counts in after.counts.items():
+        if url in before.counts:
+            pairs.append((before.counts[url], counts))
+    return pairs
 
 
 def _since(
     old: Mapping[tuple[str, str], Buckets], new: Mapping[tuple[str, str], Buckets]
 ) -> dict[tuple[str, str], Buckets]:
-    """What came to `old`; all of a front's that has started anew."""
-    found: dict[tuple[str, str], Buckets] = {}
+    """Return what was added to `old`; all that a front has that was started again since."""
+    added: dict[tuple[str, str], Buckets] = {}
     for key, buckets in new.items():
         earlier = old.get(key, {})
-        is_same = _size(earlier) <= _size(buckets)
-        found[key] = (
-            {bound: count - earlier.get(bound, 0.0) for bound, count in buckets.items()}
-            if is_same
-            else buckets
-        )
-    return found
+        added[key] = buckets
+        if _size(earlier) <= _size(buckets):
+            added[key] = {
+                bound: count - earlier.get(bound, 0.0) for bound, count in buckets.items()
+            }
+    return added
 
 
 def _sum(parts: Sequence[Mapping[tuple[str, str], Buckets]]) -> dict[tuple[str, str], Buckets]:

@@ -1,4 +1,4 @@
-"""What workers got done between two looks."""
+"""The work that workers got done between two looks."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from shared.fleet.snapshot import Snapshot, Worker
 
 @dataclass(frozen=True)
 class Rates:
-    """A second, of all workers; jobs that ended, and those of them in which the engine failed."""
+    """Tokens, ended jobs, and jobs that failed in an engine: a second, of all workers."""
 
     tokens: float = 0.0
     jobs: float = 0.0
@@ -18,20 +18,29 @@ class Rates:
 
 
 def rates(before: Snapshot, after: Snapshot) -> Rates | None:
-    """By the workers' own clocks, as they renew their records when they like. None: no worker has
-    told anything new."""
+    """Return the rates between two looks, None where no worker has renewed its record.
+
+    Each worker's own clock counts, since they renew their records when they like.
+    """
     earlier = {worker.id: worker for worker in before.workers}
-    pairs = [(earlier[worker.id], worker) for worker in after.workers if worker.id in earlier]
-    found = [_rate(first, last) for first, last in pairs if last.uptime_s > first.uptime_s]
-    return sum(found, Rates()) if found else None
+    total = None
+    for last in after.workers:
+        first = earlier.get(last.id)
+        if first is not None and last.uptime_s > first.uptime_s:
+            total = (total or Rates()) + _rate(first, last)
+    return total
 
 
 def _rate(first: Worker, last: Worker) -> Rates:
     elapsed_s = last.uptime_s - first.uptime_s
     earlier = {model.id: model for model in first.models}
-    pairs = [(earlier[model.id], model) for model in last.models if model.id in earlier]
-    return Rates(
-        sum(new.tokens - old.tokens for old, new in pairs) / elapsed_s,
-        sum(new.jobs - old.jobs for old, new in pairs) / elapsed_s,
-        sum(new.errors - old.errors for old, new in pairs) / elapsed_s,
-    )
+    total = Rates()
+    for new in last.models:
+        old = earlier.get(new.id)
+        if old is not None:
+            total += Rates(
+                (new.tokens - old.tokens) / elapsed_s,
+                (new.jobs - old.jobs) / elapsed_s,
+                (new.errors - old.errors) / elapsed_s,
+            )
+    return total

@@ -1,5 +1,4 @@
-"""A fleet as lines of text. Pure: what is shown depends on what is given alone; no line is wider
-than asked for."""
+"""A fleet as lines of text, none wider than asked for. Pure: nothing is read here."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +7,7 @@ from typing import assert_never
 
 from scripts.watch.fronts import Latencies
 from scripts.watch.rates import Rates
-from scripts.watch.table import Column, shorten, table
+from scripts.watch.table import Column, Heading, columns_of, shorten, table
 from scripts.watch.units import age, amount, memory, span
 from shared.fleet.snapshot import Model, Server, Snapshot, Worker, WorkerModel
 from shared.model_load import NUMBERS, Style
@@ -20,8 +19,10 @@ _TIMES = {"ttft": "TTFT", "inter_token": "TOKEN", "queue": "QUEUE", "job": "JOB"
 
 @dataclass(frozen=True)
 class Requests:
-    """What fronts tell. `rates` are of requests, errors and rejections a second; None before the
-    second look."""
+    """The numbers of the fronts.
+
+    `rates` are requests, errors and rejections a second; None before the second look.
+    """
 
     num_told: int
     problems: Mapping[str, str]
@@ -31,8 +32,10 @@ class Requests:
 
 @dataclass(frozen=True)
 class View:
-    """A snapshot, and what is known besides: `rates` of the last `window_s`; `requests` is None
-    where no front was named."""
+    """A snapshot, and what is known besides.
+
+    `rates` are those of the last `window_s`; `requests` is None where no front was named.
+    """
 
     now: Snapshot
     rates: Rates | None = None
@@ -42,54 +45,63 @@ class View:
 
 
 def screen(view: View, width: int) -> list[str]:
-    """All there is to see, in paragraphs."""
+    """Return all there is to see, in paragraphs."""
     now = view.now
     paragraphs = [_head(view)]
     if now.status == "redis_away":
         paragraphs.append(wrap(now.problem or "", width))
     else:
-        paragraphs += [
-            _models(now.models, width),
-            _queues(now.models, width),
-            _workers(now.workers, width),
-        ]
+        paragraphs.append(_models(now.models, width))
+        paragraphs.append(_queues(now.models, width))
+        paragraphs.append(_workers(now.workers, width))
     if view.requests is not None:
         paragraphs.append(_requests(view.requests, width))
     elif view.hints:
         paragraphs.append(list(view.hints))
-    lines = [line for paragraph in paragraphs if paragraph for line in (*paragraph, "")][:-1]
+    lines: list[str] = []
+    for paragraph in paragraphs:
+        if lines and paragraph:
+            lines.append("")
+        lines += paragraph
     return [shorten(line, width) for line in lines]
 
 
 def _head(view: View) -> list[str]:
     now = view.now
-    told_at = now.at.removesuffix("+00:00") + "Z"
+    read_at = now.at.removesuffix("+00:00") + "Z"
     if now.status == "redis_away":
-        return [f"aios  REDIS IS AWAY  {told_at}"]
-    num_ready = sum(worker.state == "ready" for worker in now.workers)
+        return [f"aios  REDIS IS AWAY  {read_at}"]
+    num_ready = [worker.state for worker in now.workers].count("ready")
+    num_served = 0
+    for model in now.models:
+        if model.workers > 0:
+            num_served += 1
     parts = [
         f"aios  {'ready' if now.status == 'ready' else 'NOT READY'}",
         f"{num_ready} of {len(now.workers)} workers ready",
-        f"{sum(model.workers > 0 for model in now.models)} of {len(now.models)} models served",
+        f"{num_served} of {len(now.models)} models served",
         f"{now.dead_jobs} dead jobs",
     ]
-    return ["  ".join(parts), f"{_work(view)}  {told_at}", *map(_server, now.redis)]
+    return ["  ".join(parts), f"{_work(view)}  {read_at}", *map(_server, now.redis)]
 
 
 def _work(view: View) -> str:
     if view.rates is None:
         return f"{amount(sum(model.tokens_per_s for model in view.now.models))} tokens/s"
-    told = {"tokens": view.rates.tokens, "jobs": view.rates.jobs, "errors": view.rates.errors}
-    return "  ".join(
-        [
-            *(f"{amount(rate)} {name}/s" for name, rate in told.items()),
-            f"over {span(view.window_s)}",
-        ]
-    )
+    rates = view.rates
+    parts = [
+        f"{amount(rates.tokens)} tokens/s",
+        f"{amount(rates.jobs)} jobs/s",
+        f"{amount(rates.errors)} errors/s",
+        f"over {span(view.window_s)}",
+    ]
+    return "  ".join(parts)
 
 
 def _server(server: Server) -> str:
-    limit = memory(server.max_memory_bytes) if server.max_memory_bytes else "no limit"
+    limit = "no limit"
+    if server.max_memory_bytes:
+        limit = memory(server.max_memory_bytes)
     parts = [
         f"redis {server.version} :{server.port}",
         f"{memory(server.memory_bytes)} of {limit}",
@@ -101,78 +113,100 @@ def _server(server: Server) -> str:
     return "  ".join(parts)
 
 
+_MODELS = (
+    Heading("MODEL", is_name=True, least=_LEAST_NAME),
+    Heading("WORKERS"),
+    Heading("RUNNING"),
+    Heading("WAITING"),
+    Heading("TOK/S", rank=6),
+    Heading("WORK/S", rank=4),
+    Heading("BYTES", rank=1),
+    Heading("RUNNER", rank=5, is_name=True),
+    Heading("DEVICE", rank=2, is_name=True),
+    Heading("DTYPE", rank=3, is_name=True),
+)
+
+
 def _models(models: Sequence[Model], width: int) -> list[str]:
     if not models:
         return ["no model has been announced"]
-    names = [model.id + (" *" if model.is_default else "") for model in models]
-    columns = [
-        Column("MODEL", names, is_name=True, least=_LEAST_NAME),
-        Column("WORKERS", [str(model.workers) for model in models]),
-        Column("RUNNING", [str(model.running) for model in models]),
-        Column("WAITING", [str(model.waiting) for model in models]),
-        Column("TOK/S", [amount(model.tokens_per_s) for model in models], rank=6),
-        Column("WORK/S", [amount(model.work_per_s) for model in models], rank=4),
-        Column("BYTES", [memory(model.queue_bytes) for model in models], rank=1),
-        Column("RUNNER", [model.runner for model in models], rank=5, is_name=True),
-        Column("DEVICE", [model.device for model in models], rank=2, is_name=True),
-        Column("DTYPE", [model.dtype for model in models], rank=3, is_name=True),
-    ]
-    return table(columns, width)
+    rows = []
+    for model in models:
+        row = (
+            model.id + (" *" if model.is_default else ""),
+            str(model.workers),
+            str(model.running),
+            str(model.waiting),
+            amount(model.tokens_per_s),
+            amount(model.work_per_s),
+            memory(model.queue_bytes),
+            model.runner,
+            model.device,
+            model.dtype,
+        )
+        rows.append(row)
+    return table(columns_of(_MODELS, rows), width)
+
+
+_QUEUES = (
+    Heading("QUEUE", is_name=True, least=_LEAST_NAME),
+    Heading("CLASS", is_name=True),
+    Heading("WAITING"),
+    Heading("OLDEST"),
+    Heading("WORK"),
+)
 
 
 def _queues(models: Sequence[Model], width: int) -> list[str]:
-    rows = [
-        (model.id, name, line)
-        for model in models
-        for name, line in model.classes.items()
-        if line.waiting
-    ]
-    if not rows:
-        return ["nothing waits"] if models else []
-    columns = [
-        Column("QUEUE", [model for model, _, _ in rows], is_name=True, least=_LEAST_NAME),
-        Column("CLASS", [name for _, name, _ in rows], is_name=True),
-        Column("WAITING", [str(line.waiting) for _, _, line in rows]),
-        Column("OLDEST", [age(line.oldest_s) for _, _, line in rows]),
-        Column("WORK", [age(line.work_s) for _, _, line in rows]),
-    ]
-    return table(columns, width)
+    rows = []
+    for model in models:
+        for name, line in model.classes.items():
+            if line.waiting:
+                row = (model.id, name, str(line.waiting), age(line.oldest_s), age(line.work_s))
+                rows.append(row)
+    if rows:
+        return table(columns_of(_QUEUES, rows), width)
+    return ["nothing waits"] if models else []
+
+
+_WORKERS = (
+    Heading("WORKER", is_name=True, least=_LEAST_NAME),
+    Heading("STATE", is_name=True),
+    Heading("POOL", rank=4, is_name=True),
+    Heading("MODEL", rank=10, is_name=True, least=8),
+)
+_MACHINES = (
+    Heading("MEM", rank=7),
+    Heading("GPU", rank=2),
+    Heading("UP", rank=5),
+)
 
 
 def _workers(workers: Sequence[Worker], width: int) -> list[str]:
-    """A row for each model of a worker; what is the worker's own is told in its first."""
+    """Return a row for each model of a worker; what is the worker's own stands in its first."""
     if not workers:
         return ["no worker is alive"]
-    rows: list[tuple[Worker | None, WorkerModel | None]] = []
+    names: list[tuple[str, ...]] = []
+    loads: list[WorkerModel | None] = []
+    machines: list[tuple[str, ...]] = []
     for worker in workers:
-        rows += [
-            (worker if place == 0 else None, model)
-            for place, model in enumerate(worker.models or (None,))
-        ]
-    owners, loads = [owner for owner, _ in rows], [load for _, load in rows]
-    columns = [
-        Column(
-            "WORKER", [own.id if own else "" for own in owners], is_name=True, least=_LEAST_NAME
-        ),
-        Column("STATE", [own.state if own else "" for own in owners], is_name=True),
-        Column("POOL", [own.pool if own else "" for own in owners], rank=4, is_name=True),
-        Column(
-            "MODEL", [load.id if load else "-" for load in loads], rank=10, is_name=True, least=8
-        ),
-        *_numbers(loads),
-        Column("MEM", [memory(own.memory_bytes) if own else "" for own in owners], rank=7),
-        Column(
-            "GPU",
-            [memory(own.device_bytes) if own and own.device_bytes else "" for own in owners],
-            rank=2,
-        ),
-        Column("UP", [span(own.uptime_s) if own else "" for own in owners], rank=5),
-    ]
+        models: Sequence[WorkerModel | None] = worker.models or (None,)
+        for index, load in enumerate(models):
+            name = load.id if load else "-"
+            loads.append(load)
+            if index > 0:
+                names.append(("", "", "", name))
+                machines.append(("", "", ""))
+                continue
+            device = memory(worker.device_bytes) if worker.device_bytes else ""
+            names.append((worker.id, worker.state, worker.pool, name))
+            machines.append((memory(worker.memory_bytes), device, span(worker.uptime_s)))
+    columns = columns_of(_WORKERS, names) + _numbers(loads) + columns_of(_MACHINES, machines)
     return [*table(columns, width), *_failures(workers, width)]
 
 
 def _failures(workers: Sequence[Worker], width: int) -> list[str]:
-    """The models that workers could not load again, and why."""
+    """Return the models that workers could not load again, and why."""
     lines: list[str] = []
     for worker in workers:
         for model, reason in worker.failures.items():
@@ -195,7 +229,7 @@ def _numbers(loads: Sequence[WorkerModel | None]) -> list[Column]:
             cells.append("" if load is None else _cell(load, name, column.style, column.whole))
         tells_nothing = column.style == "share" and all(cell in ("", "-") for cell in cells)
         if not tells_nothing:
-            columns.append(Column(column.title, cells, rank=column.rank))
+            columns.append(Column(Heading(column.title, rank=column.rank), cells))
     return columns
 
 
@@ -217,26 +251,29 @@ def _cell(load: WorkerModel, name: str, style: Style, whole_name: str) -> str:
             assert_never(style)
 
 
-def _requests(told: Requests, width: int) -> list[str]:
-    head = f"{told.num_told} of {told.num_told + len(told.problems)} fronts answer"
-    lines = [
-        "  ".join(
-            [head, *(f"{amount(rate)} {name}/s" for name, rate in (told.rates or {}).items())]
-        )
-    ]
-    lines += [f"{url}: {problem}" for url, problem in told.problems.items()]
-    if not told.latencies:
+def _requests(requests: Requests, width: int) -> list[str]:
+    num_asked = requests.num_told + len(requests.problems)
+    parts = [f"{requests.num_told} of {num_asked} fronts answer"]
+    for name, rate in (requests.rates or {}).items():
+        parts.append(f"{amount(rate)} {name}/s")
+    lines = ["  ".join(parts)]
+    lines += [f"{url}: {problem}" for url, problem in requests.problems.items()]
+    if not requests.latencies:
         return lines
-    columns = [
-        Column("LATENCY", [item.model for item in told.latencies], is_name=True, least=_LEAST_NAME)
-    ]
-    for rank, (name, title) in enumerate(reversed(_TIMES.items()), 1):
-        pairs = [item.quantiles.get(name) for item in told.latencies]
-        columns[1:1] = [
-            Column(
-                f"{title} p50", [age(pair[0]) if pair else "-" for pair in pairs], rank=2 * rank
-            ),
-            Column("p95", [age(pair[1]) if pair else "-" for pair in pairs], rank=2 * rank),
-        ]
-    columns.append(Column("OF", ["now" if item.is_recent else "all" for item in told.latencies]))
+
+    models = [item.model for item in requests.latencies]
+    columns = [Column(Heading("LATENCY", is_name=True, least=_LEAST_NAME), models)]
+    rank = 2 * len(_TIMES)
+    for name, title in _TIMES.items():
+        medians = []
+        tails = []
+        for item in requests.latencies:
+            median_s, tail_s = item.quantiles.get(name, (None, None))
+            medians.append("-" if median_s is None else age(median_s))
+            tails.append("-" if tail_s is None else age(tail_s))
+        columns.append(Column(Heading(f"{title} p50", rank=rank), medians))
+        columns.append(Column(Heading("p95", rank=rank), tails))
+        rank -= 2
+    scopes = ["now" if item.is_recent else "all" for item in requests.latencies]
+    columns.append(Column(Heading("OF"), scopes))
     return [*lines, *table(columns, width)]

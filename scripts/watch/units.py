@@ -1,41 +1,46 @@
 """Numbers in few characters."""
 
-_BINARY, _DECIMAL = "KMGT", "kMGT"
+_BINARY = "KMGT"
+_DECIMAL = "kMGT"
 
 
 def amount(value: float) -> str:
-    """`0`, `0.25`, `12.3`, `456`, `7.9k`."""
-    if value >= 1000:
-        return _scaled(value, 1000, _DECIMAL)
-    return (
-        "0"
-        if value == 0
-        else f"{value:.2f}"
-        if value < 10
-        else f"{value:.1f}"
-        if value < 100
-        else f"{value:.0f}"
-    )
+    """Return a number as `0`, `0.25`, `12.3`, `456` or `7.9k`."""
+    if value == 0:
+        return "0"
+    if value < 10:
+        return f"{value:.2f}"
+    if value < 100:
+        return f"{value:.1f}"
+    if value < 1000:
+        return f"{value:.0f}"
+    return _scaled(value, 1000, _DECIMAL)
 
 
 def memory(num_bytes: int) -> str:
-    """`512B`, `1.5K`, `38M`, `2.0G`, in powers of 1024."""
-    return f"{num_bytes}B" if num_bytes < 1024 else _scaled(num_bytes, 1024, _BINARY)
+    """Return bytes as `512B`, `1.5K`, `38M` or `2.0G`, in powers of 1024."""
+    if num_bytes < 1024:
+        return f"{num_bytes}B"
+    return _scaled(num_bytes, 1024, _BINARY)
 
 
 def age(seconds: float) -> str:
-    """A time that may be short: `0`, `250us`, `3.1ms`, `42ms`, `1.2s`, then as `span`."""
+    """Return a time that may be short: `0`, `250us`, `3.1ms`, `42ms`, `1.2s`, then as `span`."""
     if seconds >= 60:
         return span(seconds)
     if seconds >= 0.9995:
         return f"{seconds:.1f}s"
+    if seconds >= 0.01:
+        return f"{1000 * seconds:.0f}ms"
     if seconds >= 0.001:
-        return f"{1000 * seconds:.0f}ms" if seconds >= 0.01 else f"{1000 * seconds:.1f}ms"
-    return f"{1_000_000 * seconds:.0f}us" if seconds else "0"
+        return f"{1000 * seconds:.1f}ms"
+    if seconds:
+        return f"{1_000_000 * seconds:.0f}us"
+    return "0"
 
 
 def span(seconds: float) -> str:
-    """`42s`, `3m05s`, `2h07m`, `9d03h`."""
+    """Return a time as `42s`, `3m05s`, `2h07m` or `9d03h`."""
     for unit, size, part, part_size in (
         ("d", 86_400, "h", 3600),
         ("h", 3600, "m", 60),
@@ -51,4 +56,6 @@ def _scaled(value: float, base: int, letters: str) -> str:
         value /= base
         if value < base or letter == letters[-1]:
             break
-    return f"{value:.1f}{letter}" if value < 10 else f"{value:.0f}{letter}"
+    if value < 10:
+        return f"{value:.1f}{letter}"
+    return f"{value:.0f}{letter}"

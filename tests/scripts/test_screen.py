@@ -9,7 +9,7 @@ import pytest
 from scripts.watch.fronts import Latencies
 from scripts.watch.rates import Rates
 from scripts.watch.screen import Requests, View, screen
-from scripts.watch.table import Column, shorten, table
+from scripts.watch.table import Heading, columns_of, table
 from scripts.watch.units import age, amount, memory, span
 from shared.fleet.snapshot import Model, Server, Snapshot, Waiting, Worker, WorkerModel
 
@@ -152,11 +152,8 @@ def test_what_a_terminal_would_obey_is_not_printed() -> None:
 
 
 def test_a_table_drops_what_matters_least_and_then_shortens_names() -> None:
-    columns = [
-        Column("NAME", ["abcdefghijklmnop", "q"], is_name=True, least=6),
-        Column("A", ["1", "22"], rank=1),
-        Column("B", ["3", "4"], rank=2),
-    ]
+    headings = (Heading("NAME", is_name=True, least=6), Heading("A", rank=1), Heading("B", rank=2))
+    columns = columns_of(headings, [("abcdefghijklmnop", "1", "3"), ("q", "22", "4")])
     assert table(columns, 30) == [
         "NAME               A  B",
         "abcdefghijklmnop   1  3",
