@@ -9,7 +9,7 @@ import pytest
 from scripts.watch.fronts import Latencies
 from scripts.watch.rates import Rates
 from scripts.watch.screen import Requests, View, screen
-from scripts.watch.table import Heading, columns_of, table
+from scripts.watch.table import Heading, columns_of, shorten, table
 from scripts.watch.units import age, amount, memory, span
 from shared.fleet.snapshot import Model, Server, Snapshot, Waiting, Worker, WorkerModel
 
