@@ -163,7 +163,9 @@ class BatchBuilder:
         start = len(self.ids)
         self._store(sequence, first, end - first)
         num_prompt = len(sequence.encoded.prompt_ids)
-        tiles = tuple(tiles_of(start, first, end, num_prompt, is_prefix=self.is_prefix))
+        tiles = tuple(
+            tiles_of(start, first=first, end=end, num_prompt=num_prompt, is_prefix=self.is_prefix)
+        )
         width = max(tile.num_keys for tile in tiles)
         pages = self._tensor(self._pages([sequence], width))
         self.spans.append(TiledSpan(start, len(self.ids), pages, tiles))

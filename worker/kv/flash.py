@@ -132,8 +132,8 @@ def trial(
     """
     per_row = -(-max(_TRIAL_LENGTHS) // page_size)
     num_pages = len(_TRIAL_LENGTHS) * per_row
-    one_slot = KVShape(1, shape.num_heads, shape.head_dim)
-    store = KVStore(one_slot, num_pages, page_size, dtype, device)
+    one_slot = KVShape(1, num_heads=shape.num_heads, head_dim=shape.head_dim)
+    store = KVStore(one_slot, num_pages, page_size=page_size, dtype=dtype, device=device)
     keys, values = store.pool(0)
     keys.normal_()
     values.normal_()

@@ -129,28 +129,28 @@ def _config(brain: Mapping[str, object], weights: Weights, file: Path) -> ActCon
     is_learned = _picks(brain, ("pos_encodings", "pos_encoding"), "learned", over="rope")
     is_learned = is_learned or _POSITIONS in weights
     is_causal = _picks(brain, ("attention",), "causal", over="bidirectional")
-    declared_length = _whole_number(brain, ("max_seq_len", "seq_len"), 2048)
+    declared_length = _whole_number(brain, ("max_seq_len", "seq_len"), default=2048)
 
     return ActConfig(
-        vocab_size=_size(weights, "inner.embed_tokens.embedding_weight", 0, file),
-        hidden_size=_size(weights, "inner.H_init", 0, file),
-        intermediate_size=_size(weights, down, 1, file),
-        num_heads=_whole_number(brain, ("num_heads",), 8),
+        vocab_size=_size(weights, "inner.embed_tokens.embedding_weight", dim=0, file=file),
+        hidden_size=_size(weights, "inner.H_init", dim=0, file=file),
+        intermediate_size=_size(weights, down, dim=1, file=file),
+        num_heads=_whole_number(brain, ("num_heads",), default=8),
         h_layers=_count_layers(weights, "H"),
         l_layers=_count_layers(weights, "L"),
-        h_cycles=_whole_number(brain, ("H_cycles", "h_cycles"), 2),
-        l_cycles=_whole_number(brain, ("L_cycles", "l_cycles"), 2),
-        num_experts=_size(weights, router, 0, file) if has_experts else 0,
-        experts_per_token=_whole_number(brain, ("num_experts_per_tok",), 2),
+        h_cycles=_whole_number(brain, ("H_cycles", "h_cycles"), default=2),
+        l_cycles=_whole_number(brain, ("L_cycles", "l_cycles"), default=2),
+        num_experts=_size(weights, router, dim=0, file=file) if has_experts else 0,
+        experts_per_token=_whole_number(brain, ("num_experts_per_tok",), default=2),
         pos_encoding="learned" if is_learned else "rope",
-        max_seq_len=_size(weights, _POSITIONS, 0, file) if is_learned else declared_length,
-        halt_max_steps=_whole_number(brain, ("halt_max_steps",), 1),
-        window_size=_whole_number(brain, ("window_size",), 0, least=0) or None,
+        max_seq_len=_size(weights, _POSITIONS, dim=0, file=file) if is_learned else declared_length,
+        halt_max_steps=_whole_number(brain, ("halt_max_steps",), default=1),
+        window_size=_whole_number(brain, ("window_size",), default=0, least=0) or None,
         attention="causal" if is_causal else "bidirectional",
     )
 
 
-def _size(weights: Weights, name: str, dim: int, file: Path) -> int:
+def _size(weights: Weights, name: str, *, dim: int, file: Path) -> int:
     """Return the size of one dimension of a tensor; raise ModelFormatError where there is none."""
     if name not in weights:
         raise ModelFormatError(f"{file} is not an ACTv1 network: missing {name}; copy it again.")
@@ -189,7 +189,7 @@ def _declared(brain: Mapping[str, object], spellings: tuple[str, ...]) -> object
 
 
 def _whole_number(
-    brain: Mapping[str, object], spellings: tuple[str, ...], default: int, *, least: int = 1
+    brain: Mapping[str, object], spellings: tuple[str, ...], *, default: int, least: int = 1
 ) -> int:
     """Return a declared number, or the default; raise ModelFormatError if it is less than `least`
     or no whole number."""

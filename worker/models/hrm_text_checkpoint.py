@@ -114,7 +114,7 @@ def load_checkpoint(
     weights_taken = "averaged (EMA)" if is_average else "plain"
     return HrmTextCheckpoint(
         model,
-        marks=PromptMarks(info.boq, info.eoq, info.eoa, info.condition_mapping),
+        marks=PromptMarks(info.boq, info.eoq, info.eoa, conditions=info.condition_mapping),
         tokenizer_path=_tokenizer_path(info.tokenizer_path, epoch_dir.parent),
         note=f"{epoch_dir.name}, {weights_taken} weights",
     )

@@ -141,8 +141,8 @@ def _network(
         pos_encoding=_positions(arch),
         puzzle_emb_ndim=puzzle_emb_ndim,
         num_identifiers=_rows(weights, "puzzle_emb.weights", file) if puzzle_emb_ndim else 1,
-        rope_theta=_positive(arch, "rope_theta", 1e4),
-        norm_eps=_positive(arch, "rms_norm_eps", 1e-5),
+        rope_theta=_positive(arch, "rope_theta", default=1e4),
+        norm_eps=_positive(arch, "rms_norm_eps", default=1e-5),
     )
 
 

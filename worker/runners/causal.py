@@ -76,7 +76,8 @@ class CausalLanguage:
             ids = vocabulary.prompt(task.prompt, "prompt")
             return encode_generate(ids, task, window, vocab_size=vocabulary.size)
         if isinstance(task, Read):
-            return encode_read(vocabulary.prompt(task.prompt, "prompt"), 1, task, window)
+            ids = vocabulary.prompt(task.prompt, "prompt")
+            return encode_read(ids, num_seen=1, task=task, window=window)
         return self._encode_score(task, window)
 
     def _encode_score(self, task: Score, window: int) -> Encoded:

@@ -130,7 +130,7 @@ def kv_shape(model: PreTrainedModel, longest: int) -> KVShape:
             f"{type(model).__name__} cannot be served from pages: {problem}; serve another model."
         )
     ((heads, head_dim),) = calls.shapes
-    return KVShape(len(calls.slots), heads, head_dim)
+    return KVShape(len(calls.slots), num_heads=heads, head_dim=head_dim)
 
 
 def _problem(calls: _Calls, longest: int) -> str | None:
@@ -228,13 +228,16 @@ def _paged_logits(net: CausalNet, rows: list[list[int]]) -> Iterator[tuple[int, 
     length = len(rows[0])
     num_prompt = length - 3
     pages_per_row = -(-length // _PAGE_SIZE)
-    store = KVStore(net.kv_shape, 2 * pages_per_row, _PAGE_SIZE, net.dtype, net.device)
+    store = KVStore(
+        net.kv_shape, 2 * pages_per_row, page_size=_PAGE_SIZE, dtype=net.dtype, device=net.device
+    )
     sequences = []
     for row, ids in enumerate(rows):
         # Every second page, so that no row's pages lie side by side.
         pages = list(range(row, 2 * pages_per_row, 2))
         prompt = Encoded(tuple(ids[:num_prompt]))
-        sequences.append(TokenSequence(str(row), prompt, Sampling(1, 0), pages=pages))
+        sampling = Sampling(max_tokens=1, seed=0)
+        sequences.append(TokenSequence(str(row), prompt, sampling, pages=pages))
 
     num_first = num_prompt // 2
     for counts in ((num_first, num_prompt), (num_prompt - num_first, 1), (1, 1)):

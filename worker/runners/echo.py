@@ -83,7 +83,8 @@ class Echo:
             ids = _ids(task.prompt, "prompt")
             return encode_generate(ids, task, window, vocab_size=_VOCABULARY)
         if isinstance(task, Read):
-            return encode_read(_ids(task.prompt, "prompt"), 1, task, window)
+            ids = _ids(task.prompt, "prompt")
+            return encode_read(ids, num_seen=1, task=task, window=window)
         if isinstance(task, Score):
             return self._encode_score(task)
         if isinstance(task, Embed):

@@ -215,7 +215,7 @@ def load(options: RunnerOptions) -> EncoderRunner:
         )
     is_classifier = any(name.endswith(CLASSIFIER) for name in config.architectures or ())
     model = nn.Module.to(
-        _load_model(path, getattr(torch, options.dtype), is_classifier),
+        _load_model(path, getattr(torch, options.dtype), is_classifier=is_classifier),
         torch.device(options.device),
     )
     tokenizer = load_tokenizer(Path(options.tokenizer_path or path))
@@ -262,7 +262,7 @@ def load(options: RunnerOptions) -> EncoderRunner:
     return EncoderRunner(model, vocabulary, pad_id, spec, sentence)
 
 
-def _load_model(path: Path, dtype: torch.dtype, is_classifier: bool) -> PreTrainedModel:
+def _load_model(path: Path, dtype: torch.dtype, *, is_classifier: bool) -> PreTrainedModel:
     """Load the network; raise ModelFormatError naming the tensors that do not match it.
 
     Of a bare network the files may also hold the weights of heads, which are not used.

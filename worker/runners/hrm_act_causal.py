@@ -41,7 +41,7 @@ class ActCausalNet:
         self._may_halt = segments == "q_halt"
         self._depths: dict[int, int] = {}
         num_slots = self._max_segments * config.slots_per_segment
-        self.kv_shape = KVShape(num_slots, config.num_heads, config.head_dim)
+        self.kv_shape = KVShape(num_slots, num_heads=config.num_heads, head_dim=config.head_dim)
         self._scale = config.head_dim**-0.5
 
     def hidden(self, ids: Tensor, plan: AttentionPlan, store: KVStore | None) -> Tensor:

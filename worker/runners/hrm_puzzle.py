@@ -169,7 +169,8 @@ class PuzzleRunner:
                 answers.append(broken(self.spec.name))
                 continue
             cells = self._kind.decode(tokens[number])
-            answers.append(Solved(Solution(cells, confidence, steps[row], wants_halt[row])))
+            solution = Solution(cells, confidence, steps=steps[row], is_halted=wants_halt[row])
+            answers.append(Solved(solution))
         return answers
 
     def _number(self, identifier: int | str | None) -> int:

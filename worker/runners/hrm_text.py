@@ -266,7 +266,9 @@ class HrmTextNet:
         self.model = model
         self.device = device
         self.dtype = model.lm_head.weight.dtype
-        self.kv_shape = KVShape(shape.num_kv_slots, shape.num_heads, shape.head_dim)
+        self.kv_shape = KVShape(
+            shape.num_kv_slots, num_heads=shape.num_heads, head_dim=shape.head_dim
+        )
         self._scale = shape.head_dim**-0.5
 
     def hidden(self, ids: Tensor, plan: AttentionPlan, store: KVStore | None) -> Tensor:

@@ -95,7 +95,11 @@ class PagedRunner:
         self._is_tiled = ACCELERATORS[options.quantize].rounds_activations
         self._language = language
         self._store = KVStore(
-            net.kv_shape, num_pages + num_spare, options.page_size, net.dtype, net.device
+            net.kv_shape,
+            num_pages + num_spare,
+            page_size=options.page_size,
+            dtype=net.dtype,
+            device=net.device,
         )
 
         if net.device.type == "cuda" and obstacle:
