@@ -43,11 +43,12 @@ from shared.setting_layers import SettingsError
 from shared.settings import Settings
 from shared.tracing import NO_TRACING, Tracing
 
+# Tried in this order: what asks for work comes first, since most requests do.
 PARTS = (
+    *DIALECTS,
     *(home.DIALECT, health.DIALECT, inference.HEALTH),
     *(submit.DIALECT, jobs.DIALECT, unload.DIALECT, catalogue.DIALECT, fleet.DIALECT),
     *(files.DIALECT, artifacts.DIALECT),
-    *DIALECTS,
 )
 TABLE = RouteTable(PARTS)
 # For the OpenAPI document alone: AuthMiddleware reads the headers itself.

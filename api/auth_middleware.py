@@ -5,7 +5,6 @@ import logging
 
 from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
-from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.auth import Auth
@@ -73,9 +72,10 @@ class AuthMiddleware:
             security_log.warning("caller refused", extra=said)
 
     def _find(self, scope: Scope) -> tuple[APIRoute, Access] | None:
-        """The route that will run, as the router finds it."""
-        for entry in self._table.entries:
-            if entry.route.matches(scope)[0] is Match.FULL:
-                is_closed = entry.route.path == METRICS and self._protect_metrics
-                return entry.route, Access.KEY if is_closed else entry.access
-        return None
+        """Return the route that will run, as the router finds it, and who may call it."""
+        entry = self._table.find(scope["method"], request_state_of(scope).path)
+        if entry is None:
+            return None
+        if entry.route.path == METRICS and self._protect_metrics:
+            return entry.route, Access.KEY
+        return entry.route, entry.access

@@ -47,6 +47,11 @@ class RouteTable:
             self._add(asking, Access.CALLER)
             if dialect.prefix:
                 self._errors_below[dialect.prefix] = dialect.errors
+        # Most requests name a path without parameters: these are looked up, not tried in turn.
+        self._fixed: dict[str, list[Entry]] = {}
+        for entry in self.entries:
+            if not entry.route.param_convertors:
+                self._fixed[entry.route.path] = self._matching(entry.route.path)
 
     @property
     def endpoint_paths(self) -> set[str]:
@@ -56,6 +61,13 @@ class RouteTable:
     def at(self, path: str) -> list[APIRoute]:
         """Return the routes at this path, of any method, in the order in which they are tried."""
         return [entry.route for entry in self._at(path)]
+
+    def find(self, method: str, path: str) -> Entry | None:
+        """Return the route that the router takes for a request; None where there is none."""
+        for entry in self._at(path):
+            if method in (entry.route.methods or ()):
+                return entry
+        return None
 
     def allowed(self, path: str) -> list[str]:
         """Return the methods at this path but OPTIONS; empty where there is no route."""
@@ -91,6 +103,11 @@ class RouteTable:
         return self._errors_below.get(longest, PLAIN)
 
     def _at(self, path: str) -> list[Entry]:
+        if path in self._fixed:
+            return self._fixed[path]
+        return self._matching(path)
+
+    def _matching(self, path: str) -> list[Entry]:
         return [entry for entry in self.entries if entry.route.path_regex.match(path)]
 
     def _add(self, router: APIRouter, access: Access) -> None:
