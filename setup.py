@@ -1,5 +1,5 @@
-"""What pyproject.toml cannot say: the sample model, which lies outside of all packages, goes into
-the wheel."""
+"""What pyproject.toml cannot say: the sample model and the default settings, which lie outside of
+all packages, go into the wheel."""
 
 from pathlib import Path
 from shutil import copytree
@@ -8,14 +8,14 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 
-class BuildWithSample(build_py):
-    """The modules and their data, and the sample model as data of `shared`, where `shared.settings`
-    looks for it."""
+class BuildWithShipped(build_py):
+    """The modules and their data, and as data of `shared` what `shared.shipped` looks for there."""
 
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
-            copytree("models", Path(self.build_lib) / "shared" / "models", dirs_exist_ok=True)
+            for name in ("models", "config"):
+                copytree(name, Path(self.build_lib) / "shared" / name, dirs_exist_ok=True)
 
 
-setup(cmdclass={"build_py": BuildWithSample})
+setup(cmdclass={"build_py": BuildWithShipped})

@@ -1,0 +1,1 @@
+"""The front: a stateless FastAPI application. It speaks HTTP and text, and loads no torch."""

@@ -17,21 +17,21 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.loops.auto import auto_loop_factory
 
-from api.app import create_app
 from api.deps import Front
-from api.final_drain import FinalDrain, cut_off_error
-from api.protocol import Protocol
-from shared.advice import advise, on_open_door, on_open_files, open_files_limit, redis_advice
-from shared.broker import Broker, open_broker
-from shared.cli import redis_url, run_role, tell_of_variables
+from api.http.app import create_app
+from api.http.final_drain import FinalDrain, cut_off_error
+from api.http.protocol import Protocol
 from shared.errors import BrokerUnavailable
+from shared.fleet.advice import advise, on_open_door, on_open_files, open_files_limit, redis_advice
 from shared.listener import Answer, listening, open_port, port_of
-from shared.logging_setup import chosen_style, configure_logging, fields
-from shared.metrics import CONTENT_TYPE
-from shared.settings import Settings
+from shared.queue.broker import Broker, open_broker
+from shared.settings.command_line import redis_url, run_role, tell_of_variables
+from shared.settings.settings import Settings
 from shared.signals import signals_call
 from shared.supervised import redis_ends_with_fleet, report_ready
-from shared.tracing import Tracing, open_tracing
+from shared.telemetry.logging_setup import chosen_style, configure_logging, fields
+from shared.telemetry.metrics import CONTENT_TYPE
+from shared.telemetry.tracing import Tracing, open_tracing
 
 _LAST_WRITES_S = 1
 
@@ -102,7 +102,7 @@ async def _requires_key(front: Front) -> bool:
 def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """Return the configuration of the server.
 
-    The prefix of `root_path` is the app's own business (`api/paths.py`), because uvicorn knows only
+    The prefix of `root_path` is the app's own business (`api/http/paths.py`), because uvicorn knows only
     proxies that strip it.
     """
     return uvicorn.Config(

@@ -7,34 +7,34 @@ from typing import Annotated, Literal
 
 from fastapi import Depends, Request
 
-from api.admission import Admission
-from api.auth import Auth, build_auth
-from api.cache import AnswerCache
-from api.cancellation import CancellationQueue
-from api.dispatch import Dispatcher
-from api.endpoint import Endpoints
+from api.access.auth import Auth, build_auth
+from api.access.revocations import Revocations
+from api.endpoints.endpoint import Endpoints
 from api.exporter import MetricsExporter
 from api.fleet import FleetView
-from api.limits import Limits
-from api.prohibited import Prohibited, read_terms
+from api.http.request_state import RequestState, request_state_of
 from api.redis_timeout import REDIS_TIMEOUT_S
-from api.request_record import OnDisconnect
-from api.request_state import RequestState, request_state_of
-from api.revocations import Revocations
-from shared import keys
-from shared.artifacts import ArtifactStore, open_artifacts
-from shared.broker import Broker
-from shared.log import LogReader
-from shared.metrics import Metrics
-from shared.presence import Presence
-from shared.process import LoopLag, tell
-from shared.queue_stats import QueueStats
-from shared.rate_limiter import RateLimiter
-from shared.repeats import Repeats
-from shared.requests import Requests
-from shared.settings import Settings
-from shared.submission import QueueLimits, Submissions
-from shared.subscriptions import Subscriptions
+from api.stream.cancellation import CancellationQueue
+from api.stream.dispatch import Dispatcher
+from api.submit.admission import Admission
+from api.submit.cache import AnswerCache
+from api.submit.limits import Limits
+from api.submit.prohibited import Prohibited, read_terms
+from api.submit.request_record import OnDisconnect
+from shared.artifacts.store import ArtifactStore, open_artifacts
+from shared.events.log import LogReader
+from shared.events.subscriptions import Subscriptions
+from shared.fleet.presence import Presence
+from shared.queue import keys
+from shared.queue.broker import Broker
+from shared.queue.queue_stats import QueueStats
+from shared.queue.rate_limiter import RateLimiter
+from shared.queue.repeats import Repeats
+from shared.queue.requests import Requests
+from shared.queue.submission import QueueLimits, Submissions
+from shared.settings.settings import Settings
+from shared.telemetry.metrics import Metrics
+from shared.telemetry.process import LoopLag, tell
 
 _CLOSE_S = 0.4
 

@@ -9,11 +9,11 @@ import asyncio
 from contextlib import suppress
 
 from api.fleet import FleetView
-from shared.broker import UNAVAILABLE
 from shared.errors import BrokerUnavailable
 from shared.fleet.sums import Values, of_queues, of_workers
-from shared.metrics import Metrics
-from shared.queue_stats import QueueStats
+from shared.queue.broker import UNAVAILABLE
+from shared.queue.queue_stats import QueueStats
+from shared.telemetry.metrics import Metrics
 
 _PATIENCE_S = 1.0
 _MAX_AGE_S = 0.5

@@ -8,9 +8,9 @@ not per request.
 import asyncio
 
 from api.redis_timeout import redis_answers_in_time
-from shared.broker import UNAVAILABLE
 from shared.errors import BrokerUnavailable
-from shared.presence import Fleet, Presence
+from shared.fleet.presence import Fleet, Presence
+from shared.queue.broker import UNAVAILABLE
 
 
 class FleetView:

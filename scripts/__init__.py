@@ -1,0 +1,1 @@
+"""Commands: `aios` in `cli`, and what is not installed in `bench`, `chaos`, `train` and `tools`."""

@@ -1,0 +1,1 @@
+"""What fronts and workers must agree on. No torch."""

@@ -1,7 +1,7 @@
 """The table of accelerators: what may be done to a loaded network so that it computes faster.
 
 A new one is a row here and the function that it names. `--quantize` chooses among the rows, and a
-worker carries them out by `worker/accelerators.py`.
+worker carries them out by `worker/runners/accelerators.py`.
 """
 
 from dataclasses import dataclass

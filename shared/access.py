@@ -13,9 +13,9 @@ from typing import cast
 
 import msgspec
 
-from shared import keys
-from shared.broker import Broker
 from shared.messages import PRIORITIES, Priority
+from shared.queue import keys
+from shared.queue.broker import Broker
 
 ID_LENGTH = 12
 KEY_MARK = "aios_"

@@ -15,9 +15,9 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
-from shared.logging_setup import fields
-from shared.setting_layers import SettingsError, env_name, flag_name
-from shared.settings import Settings
+from shared.settings.layers import SettingsError, env_name, flag_name
+from shared.settings.settings import Settings
+from shared.telemetry.logging_setup import fields
 
 _PATIENCE_S = 5.0
 _MOST_BYTES = 16_384

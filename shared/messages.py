@@ -13,42 +13,42 @@ from typing import Any, Generic, Literal
 import msgspec
 from typing_extensions import TypeVar
 
-from shared import results, tasks
-from shared.model_load import ModelLoad as ModelLoad
-from shared.results import ArtifactRef as ArtifactRef
-from shared.results import ContinuationScore as ContinuationScore
-from shared.results import Detokenized as Detokenized
-from shared.results import Embedded as Embedded
-from shared.results import Generated as Generated
-from shared.results import Label as Label
-from shared.results import Labelled as Labelled
-from shared.results import OtherResult as OtherResult
-from shared.results import Result as Result
-from shared.results import Scored as Scored
-from shared.results import Solution as Solution
-from shared.results import Tokenized as Tokenized
-from shared.tasks import Chat as Chat
-from shared.tasks import Classify as Classify
-from shared.tasks import Detokenize as Detokenize
-from shared.tasks import Embed as Embed
-from shared.tasks import Generate as Generate
-from shared.tasks import Grid as Grid
-from shared.tasks import Halt as Halt
-from shared.tasks import OtherTask as OtherTask
-from shared.tasks import Overflow as Overflow
-from shared.tasks import Prompt as Prompt
-from shared.tasks import Read as Read
-from shared.tasks import Sampling as Sampling
-from shared.tasks import Score as Score
-from shared.tasks import Solve as Solve
-from shared.tasks import Task as Task
-from shared.tasks import TaskName as TaskName
-from shared.tasks import Text as Text
-from shared.tasks import Tokenize as Tokenize
-from shared.tasks import TooLong as TooLong
-from shared.tasks import Turn as Turn
-from shared.tasks import name_of as name_of
-from shared.tracing import NO_TRACE, Trace
+from shared.tasks import results, specs
+from shared.tasks.results import ArtifactRef as ArtifactRef
+from shared.tasks.results import ContinuationScore as ContinuationScore
+from shared.tasks.results import Detokenized as Detokenized
+from shared.tasks.results import Embedded as Embedded
+from shared.tasks.results import Generated as Generated
+from shared.tasks.results import Label as Label
+from shared.tasks.results import Labelled as Labelled
+from shared.tasks.results import OtherResult as OtherResult
+from shared.tasks.results import Result as Result
+from shared.tasks.results import Scored as Scored
+from shared.tasks.results import Solution as Solution
+from shared.tasks.results import Tokenized as Tokenized
+from shared.tasks.specs import Chat as Chat
+from shared.tasks.specs import Classify as Classify
+from shared.tasks.specs import Detokenize as Detokenize
+from shared.tasks.specs import Embed as Embed
+from shared.tasks.specs import Generate as Generate
+from shared.tasks.specs import Grid as Grid
+from shared.tasks.specs import Halt as Halt
+from shared.tasks.specs import OtherTask as OtherTask
+from shared.tasks.specs import Overflow as Overflow
+from shared.tasks.specs import Prompt as Prompt
+from shared.tasks.specs import Read as Read
+from shared.tasks.specs import Sampling as Sampling
+from shared.tasks.specs import Score as Score
+from shared.tasks.specs import Solve as Solve
+from shared.tasks.specs import Task as Task
+from shared.tasks.specs import TaskName as TaskName
+from shared.tasks.specs import Text as Text
+from shared.tasks.specs import Tokenize as Tokenize
+from shared.tasks.specs import TooLong as TooLong
+from shared.tasks.specs import Turn as Turn
+from shared.tasks.specs import name_of as name_of
+from shared.telemetry.model_load import ModelLoad as ModelLoad
+from shared.telemetry.tracing import NO_TRACE, Trace
 
 Priority = Literal["interactive", "default", "bulk"]
 """A class of requests: better ones are served first."""
@@ -277,7 +277,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 _encoder = msgspec.msgpack.Encoder()
 _worker_decoder = msgspec.msgpack.Decoder(WorkerInfo)
 _model_decoder = msgspec.msgpack.Decoder(ModelInfo)
-_specs: list[type] = [*tasks.BUILT_IN]
+_specs: list[type] = [*specs.BUILT_IN]
 _results: list[type] = [*results.BUILT_IN]
 
 
@@ -294,7 +294,7 @@ def register_task(spec: type, result: type | None) -> None:
 def _register_all() -> None:
     """Load the table of tasks, whose rows register themselves here."""
     # The table imports this module. Loaded so late, all tasks are known to the first decoder.
-    import_module("shared.task_table")
+    import_module("shared.tasks.task_table")
 
 
 @cache

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 
-from shared.broker import connect
+from shared.queue.broker import connect
 from tests.fixtures.redis_server import RedisServer, patient, start_redis
 
 pytest_plugins = ("tests.fixtures.leftovers", "tests.fixtures.tiers")

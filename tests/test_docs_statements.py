@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.setting_layers import env_names, flag_name, switch_flags
-from shared.settings import Settings
+from shared.settings.layers import env_names, flag_name, switch_flags
+from shared.settings.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -138,13 +138,13 @@ def flags_of(command: str, arguments: str) -> set[str]:
     """The flags that a command of ours knows."""
     if command == "aios" or command.endswith(".sh"):
         words = [word for word in arguments.split() if re.fullmatch(r"[a-z]+", word)][:1]
-        own = [ROOT / "scripts" / f"{word}.py" for word in words]
+        own = [ROOT / "scripts" / "cli" / f"{word}.py" for word in words]
         return SETTINGS | literals(
-            ROOT / "scripts/aios.py", *(path for path in own if path.is_file())
+            ROOT / "scripts/cli/aios.py", *(path for path in own if path.is_file())
         )
     module = command.rsplit(maxsplit=1)[-1]
-    if module in ("api", "worker", "scripts.aios"):
-        return SETTINGS | literals(ROOT / "scripts/aios.py")
+    if module in ("api", "worker", "scripts.cli.aios"):
+        return SETTINGS | literals(ROOT / "scripts/cli/aios.py")
     found = source_of(module)
     assert found is not None
     return {"--help"} | literals(
@@ -213,7 +213,11 @@ def test_commands_and_their_flags_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", pages())
 def test_flags_that_stand_alone_exist(page: Path) -> None:
-    known = SETTINGS | FOREIGN | literals(ROOT / "shared/cli.py", *(ROOT / "scripts").rglob("*.py"))
+    known = (
+        SETTINGS
+        | FOREIGN
+        | literals(ROOT / "shared/settings/command_line.py", *(ROOT / "scripts").rglob("*.py"))
+    )
     for code in _INLINE.findall(_FENCED.sub("", page.read_text())):
         if code.startswith("--"):
             assert flags_in(code)[0] in known, code

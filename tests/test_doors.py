@@ -25,30 +25,32 @@ MAY_ENTER = {
 }
 TENSORS = {"torch", "transformers", "tokenizers", "safetensors"}
 POLICY = (
-    "worker.scheduler",
-    "worker.sequence",
+    "worker.engine.runner",
+    "worker.engine.scheduler",
+    "worker.engine.sequence",
+    "worker.text.encoding",
     "worker.kv.pages",
     "worker.kv.prefix",
-    "worker.answers",
-    "worker.budget",
-    "worker.engine_stats",
-    "worker.pooling",
-    "worker.puzzles",
-    "worker.text",
-    "worker.take",
-    "worker.task_runner",
-    "worker.task_engine",
+    "worker.text.answers",
+    "worker.host.budget",
+    "worker.engine.engine_stats",
+    "worker.engine.pooling",
+    "worker.text.puzzles",
+    "worker.text.detokenizer",
+    "worker.engine.take",
+    "worker.engine.task_runner",
+    "worker.engine.task_engine",
     "worker.runners.echo_task",
 )
 REACH_REDIS = (
-    "worker.intake",
-    "worker.metrics_reporter",
-    "worker.doorbells",
-    "worker.ledger",
-    "worker.outbox",
-    "worker.known_models",
-    "worker.model_host",
-    "worker.service",
+    "worker.host.intake",
+    "worker.host.metrics_reporter",
+    "worker.host.doorbells",
+    "worker.host.ledger",
+    "worker.host.outbox",
+    "worker.host.known_models",
+    "worker.host.model_host",
+    "worker.host.service",
     "worker.__main__",
     "worker.jobs",
 )
@@ -206,50 +208,60 @@ def test_no_import_cycle() -> None:
 
 
 PLANTED_DOORS = {
-    "api/app.py": ("import worker.engine", "api.app -> worker.engine"),
-    "api/late.py": ("def f():\n    from worker import engine", "api.late -> worker.engine"),
-    "worker/service.py": ("if True:\n    from api.app import run", "worker.service -> api.app"),
-    "shared/queue.py": ("from scripts import tool", "shared.queue -> scripts.tool"),
-    "shared/log.py": ("import api", "shared.log -> api"),
+    "api/http/app.py": ("import worker.engine.engine", "api.http.app -> worker.engine.engine"),
+    "api/late.py": (
+        "def f():\n    from worker.engine import engine",
+        "api.late -> worker.engine.engine",
+    ),
+    "worker/host/service.py": (
+        "if True:\n    from api.http.app import run",
+        "worker.host.service -> api.http.app",
+    ),
+    "shared/queue/leases.py": ("from scripts import tool", "shared.queue.leases -> scripts.tool"),
+    "shared/events/log.py": ("import api", "shared.events.log -> api"),
 }
 PLANTED_REACH = {
-    "api/app.py": ("import shared.heavy", "api.app -> shared.heavy -> torch.nn"),
+    "api/http/app.py": ("import shared.heavy", "api.http.app -> shared.heavy -> torch.nn"),
     "shared/late.py": ("def f():\n    import transformers", "shared.late -> transformers"),
-    "worker/scheduler.py": (
-        "from worker.sequence import Sequence",
-        "worker.scheduler -> worker.sequence -> torch.Tensor",
+    "worker/engine/scheduler.py": (
+        "from worker.engine.sequence import Sequence",
+        "worker.engine.scheduler -> worker.engine.sequence -> torch.Tensor",
     ),
     "worker/kv/pages.py": ("import asyncio", "worker.kv.pages -> asyncio"),
-    "worker/text.py": (
-        "from shared.queue import take",
-        "worker.text -> shared.queue -> redis.asyncio.Redis",
+    "worker/text/detokenizer.py": (
+        "from shared.queue.leases import take",
+        "worker.text.detokenizer -> shared.queue.leases -> redis.asyncio.Redis",
     ),
     "worker/kv/store.py": ("from ..lease import renew", "worker.kv.store -> worker.lease -> redis"),
     "worker/models/deep/net.py": (
         "from redis import Redis",
         "worker.models.deep.net -> redis.Redis",
     ),
-    "worker/engine.py": ("import redis", "worker.engine -> redis"),
+    "worker/engine/engine.py": ("import redis", "worker.engine.engine -> redis"),
     "worker/kv/__init__.py": ("import torch", "worker.kv.pages -> worker.kv -> torch"),
 }
 BACKGROUND = {
     "worker/kv/pages.py": "",
-    "worker/engine.py": "",
-    "scripts/tool.py": "from api import app\nimport worker.engine, torch",
+    "worker/engine/engine.py": "",
+    "scripts/tool.py": "from api.http import app\nimport worker.engine.engine, torch",
     "shared/heavy.py": "import torch.nn",
-    "shared/queue.py": "from redis.asyncio import Redis",
-    "worker/sequence.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from torch import Tensor",
+    "shared/queue/leases.py": "from redis.asyncio import Redis",
+    "worker/engine/sequence.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from torch import Tensor",
     "worker/lease.py": "import redis",
-    "worker/jobs/generate.py": "import redis, torch\nfrom shared import queue",
+    "worker/jobs/generate.py": "import redis, torch\nfrom shared.queue import leases",
 }
 
 
 def plant(root: Path, files: dict[str, str]) -> dict[str, Module]:
-    for room_name in (*ROOMS, "worker/kv", "worker/models", "worker/models/deep", "worker/jobs"):
-        (root / room_name).mkdir()
-        (root / room_name / "__init__.py").touch()
+    """Write the files, each in packages, and return their modules."""
+    for name in ROOMS:
+        (root / name).mkdir()
     for path, source in files.items():
-        (root / path).write_text(source)
+        file = root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(source)
+    for folder in root.rglob("*/"):
+        (folder / "__init__.py").touch()
     return read_modules(root)
 
 
@@ -257,9 +269,9 @@ def plant(root: Path, files: dict[str, str]) -> dict[str, Module]:
 def test_a_planted_crossing_is_caught(path: str, tmp_path: Path) -> None:
     source, expected = PLANTED_DOORS[path]
     background = {
-        "worker/engine.py": "",
-        "api/app.py": "",
-        "scripts/tool.py": "import api.app, worker.engine, shared",
+        "worker/engine/engine.py": "",
+        "api/http/app.py": "",
+        "scripts/tool.py": "import api.http.app, worker.engine.engine, shared",
     }
     assert crossed_doors(plant(tmp_path, background | {path: source})) == [expected]
 

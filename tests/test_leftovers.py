@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from shared.settings import REPO_ROOT
+from shared.shipped import REPO_ROOT
 from tests.fixtures.polling import is_running
 
 LEAVES_A_STOPPED_ONE = """

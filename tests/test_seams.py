@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.settings import REPO_ROOT
+from shared.shipped import REPO_ROOT
 
 ROOMS = ("api", "worker", "shared", "scripts", "config", "docs", "deploy")
 PAGE = REPO_ROOT / "docs" / "architecture.md"
@@ -43,13 +43,13 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel
 
-from api.dialect import Dialect
-from api.endpoint import Endpoint, Post, TaskPlan
-from api.error_format import ErrorFormat
-from api.limits import Limits
-from api.plans import text_plan
-from api.request_record import SubmittedWork
-from api.request_events import Outcome
+from api.endpoints.dialect import Dialect
+from api.endpoints.endpoint import Endpoint, Post, TaskPlan
+from api.http.error_format import ErrorFormat
+from api.submit.limits import Limits
+from api.endpoints.plans import text_plan
+from api.submit.request_record import SubmittedWork
+from api.stream.request_events import Outcome
 from api.schemas.fields import SampledRequest
 from shared.messages import ModelInfo
 
@@ -80,14 +80,18 @@ DIALECT = Dialect((Post("/odd/say", "say", "Say it.", (SAY,), tag="odd"),), pref
 ''',
     },
     lines=(
-        ("api/dialects.py", "from shared import plugins\n", "from api.routes import odd\n"),
-        ("api/dialects.py", "    echo_task.DIALECT,\n", "    odd.DIALECT,\n"),
+        (
+            "api/endpoints/dialects.py",
+            "from shared import plugins\n",
+            "from api.routes import odd\n",
+        ),
+        ("api/endpoints/dialects.py", "    echo_task.DIALECT,\n", "    odd.DIALECT,\n"),
     ),
     proof="""
 import asyncio, httpx
-from api.app import create_app
-from shared.broker import Broker, connect
-from shared.settings import Settings
+from api.http.app import create_app
+from shared.queue.broker import Broker, connect
+from shared.settings.settings import Settings
 
 async def main():
     app = create_app(Settings(), Broker(connect("redis://127.0.0.1:1")))
@@ -108,8 +112,8 @@ from collections.abc import Hashable, Sequence
 from shared.errors import FleetError, InvalidRequest
 from shared.inverting import Invert, Inverted
 from shared.messages import Task
-from worker.runners.base import RunnerOptions
-from worker.task_runner import BatchProgress, NewFile, TaskOutput, TaskRunnerSpec
+from worker.engine.runner import RunnerOptions
+from worker.engine.task_runner import BatchProgress, NewFile, TaskOutput, TaskRunnerSpec
 
 
 class Inverter:
@@ -135,8 +139,8 @@ class Inverter:
 TASK = '''
 """The task of turning pixels upside down."""
 
-from shared.results import OtherResult
-from shared.tasks import OtherTask
+from shared.tasks.results import OtherResult
+from shared.tasks.specs import OtherTask
 
 
 class Invert(OtherTask, frozen=True, tag="invert"):
@@ -154,7 +158,7 @@ MECHANISM = Change(
     files={"worker/runners/inverter.py": RUNNER},
     lines=(
         (
-            "shared/runner_table.py",
+            "shared/tasks/runner_table.py",
             "RUNNERS = {\n",
             '    "inverter": RunnerInfo("worker.runners.inverter:Inverter", has_files=False),\n',
         ),
@@ -164,12 +168,12 @@ IMAGE_TASK = Change(
     files={"shared/inverting.py": TASK},
     lines=(
         (
-            "shared/task_table.py",
-            "from shared.echo_task import EchoedTask, EchoTask\n",
+            "shared/tasks/task_table.py",
+            "from shared.tasks.echo_task import EchoedTask, EchoTask\n",
             "from shared.inverting import Invert, Inverted, cost_of_pixels\n",
         ),
         (
-            "shared/task_table.py",
+            "shared/tasks/task_table.py",
             '    "echo_task": TaskInfo(EchoTask, EchoedTask, cost=_cost_of_steps),\n',
             '    "invert": TaskInfo(Invert, Inverted, cost=cost_of_pixels),\n',
         ),
@@ -177,9 +181,9 @@ IMAGE_TASK = Change(
     proof="""
 from shared.inverting import Invert
 from shared.messages import Job, decode_job, encode
-from shared.setting_models import ModelEntry
-from shared.settings import Settings
-from worker.loading import load_models
+from shared.settings.models import ModelEntry
+from shared.settings.settings import Settings
+from worker.host.loading import load_models
 
 assert decode_job(encode(Job("00", "m", Invert(b"ab")))).task == Invert(b"ab")
 [model] = load_models(Settings(models=(ModelEntry(id="m", path="inverter"),)))
@@ -189,33 +193,33 @@ assert (model.info.runner, model.info.tasks) == ("inverter", ("invert",))
 METRIC = Change(
     lines=(
         (
-            "shared/metrics.py",
+            "shared/telemetry/metrics.py",
             "    def __init__(self, sheet: MetricSheet) -> None:\n",
             '        self.odd = sheet.counter("aios_odd_total", "Odd things.")\n',
         ),
     ),
     proof="""
-from shared.metrics import Metrics
+from shared.telemetry.metrics import Metrics
 assert "aios_odd_total" in Metrics().render().decode()
 assert "`aios_odd_total`" in open("docs/metrics.md").read()
 """,
-    generates=("scripts.metrics_page",),
+    generates=("scripts.tools.metrics_page",),
 )
 SETTING = Change(
     lines=(
         (
-            "shared/settings.py",
+            "shared/settings/settings.py",
             '    compile_layers: bool = setting_of(HrmTextOptions, "compile_layers")\n',
             '    oddness: Count = Field(default=7, description="how odd things may be")\n',
         ),
     ),
     proof="""
-from shared.settings import Settings, resolve
+from shared.settings.settings import Settings, resolve
 assert resolve({"oddness": 9}, {}, None).settings.oddness == 9
 assert "oddness: 7" in open("config/default.yaml").read()
 assert "`--oddness`" in open("docs/settings.md").read()
 """,
-    generates=("scripts.settings_files",),
+    generates=("scripts.tools.settings_files",),
 )
 CHANGES: dict[str, tuple[Change, ...]] = {
     "a dialect with errors of its own": (DIALECT,),

@@ -9,26 +9,34 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import NoReturn
 
-from shared.advice import advise, on_threads
-from shared.artifacts import open_artifacts
-from shared.broker import open_broker
-from shared.cli import redis_url, run_role, tell_of_variables
+from shared.artifacts.store import open_artifacts
+from shared.fleet.advice import advise, on_threads
 from shared.listener import listening
-from shared.logging_setup import configure_logging, fields
-from shared.metrics import WorkerMetrics
-from shared.paths import check_model_paths
-from shared.queue import QueuePolicy
-from shared.settings import Settings
+from shared.queue.broker import open_broker
+from shared.queue.leases import QueuePolicy
+from shared.settings.command_line import redis_url, run_role, tell_of_variables
+from shared.settings.paths import check_model_paths
+from shared.settings.settings import Settings
 from shared.signals import signals_call
 from shared.supervised import report_ready
-from shared.tracing import open_tracing
-from worker import health, machine
-from worker.budget import Budget
-from worker.device import CORES_ENV, keep_freed_memory, use_cores, use_threads
-from worker.loading import LoadedModel, load_known_models, load_models, obstacles, survey, warm_up
-from worker.memory_guard import MemoryGuard
-from worker.service import WorkerService
-from worker.shapes import shape_of
+from shared.telemetry.logging_setup import configure_logging, fields
+from shared.telemetry.metrics import WorkerMetrics
+from shared.telemetry.tracing import open_tracing
+from worker.hardware import machine
+from worker.hardware.device import CORES_ENV, keep_freed_memory, use_cores, use_threads
+from worker.hardware.memory_guard import MemoryGuard
+from worker.hardware.shapes import shape_of
+from worker.host import health
+from worker.host.budget import Budget
+from worker.host.loading import (
+    LoadedModel,
+    load_known_models,
+    load_models,
+    obstacles,
+    survey,
+    warm_up,
+)
+from worker.host.service import WorkerService
 
 EXIT_OK = 0
 EXIT_BROKEN = 1

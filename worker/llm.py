@@ -54,25 +54,25 @@ from shared.messages import (
     Tokenized,
     Turn,
 )
-from shared.runner_options import Attention, Scoring, Segments
-from shared.runner_table import WITHOUT_FILES
-from shared.setting_types import Quantize
-from shared.settings import SAMPLE_MODEL, Settings, SettingsError, settings_of
-from shared.vectors import unpack
-from worker import device
-from worker.engine import Engine
-from worker.engine_thread import EngineThread
-from worker.loading import load_models
-from worker.machine import survey
+from shared.settings.settings import SAMPLE_MODEL, Settings, SettingsError, settings_of
+from shared.settings.types import Quantize
+from shared.tasks.runner_options import Attention, Scoring, Segments
+from shared.tasks.runner_table import WITHOUT_FILES
+from shared.tasks.vectors import unpack
+from worker.engine.engine import Engine
+from worker.engine.engine_thread import EngineThread
+from worker.engine.request import Emission, SequenceWork
+from worker.engine.runner import Runner
+from worker.engine.sequence import Encoded
+from worker.hardware import device
+from worker.hardware.machine import survey
+from worker.hardware.shapes import shape_of
+from worker.host.loading import load_models
 from worker.outputs import Answers, StreamChunk, chunk_of
 from worker.outputs import CompletionOutput as CompletionOutput
 from worker.outputs import Logprob as Logprob
 from worker.outputs import RequestOutput as RequestOutput
-from worker.request import Emission, SequenceWork
-from worker.runners.base import Runner
 from worker.sampling_params import SamplingParams as SamplingParams
-from worker.sequence import Encoded
-from worker.shapes import shape_of
 
 PromptInput = str | Sequence[int] | Mapping[str, Any]
 """A text, token ids, or one of them as `{"prompt": text}` or `{"prompt_token_ids": ids}`."""
@@ -90,7 +90,7 @@ _LOOK_UP_S = 0.5
 class ModelSettings(TypedDict, total=False):
     """The settings of a fleet for the loading and the running of a model (docs/settings.md).
 
-    Each has its default. `runner` is one of `shared/runner_table.py`, and `options` are those that
+    Each has its default. `runner` is one of `shared/tasks/runner_table.py`, and `options` are those that
     the runner declares.
     """
 
@@ -385,7 +385,7 @@ class LLM:
         except FleetError:
             raise
         except Exception as error:
-            # The seam to a tokenizer, whatever it raises, as in worker/intake.py.
+            # The seam to a tokenizer, whatever it raises, as in worker/host/intake.py.
             raise WorkerFailed(f"The request could not be tokenized: {error}") from error
         return _Prepared(str(next(self._keys)), task, encoded)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from shared.messages import Done, TokenLogprob
-from worker.request import Emission
+from worker.engine.request import Emission
 
 
 @dataclass(frozen=True)

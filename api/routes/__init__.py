@@ -1,0 +1,1 @@
+"""The rows of each dialect, and the routes for operators, probes and browsers."""

@@ -7,18 +7,18 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
-from api.byte_inputs import InlineBytes, byte_input_of
-from api.caller import CallerDep
+from api.access.caller import CallerDep
 from api.deps import Front, FrontDep, RequestStateDep
-from api.dialect import Dialect
-from api.media_types import media_type_of
-from api.multipart import MEDIA_TYPE
-from api.request_options import KeyDep
+from api.endpoints.dialect import Dialect
+from api.http.media_types import media_type_of
+from api.http.multipart import MEDIA_TYPE
 from api.routes.files import BYTES
 from api.schemas.errors import PlainErrorBody, errors_of
 from api.schemas.files import InlineArtifact, StoredFile, request_body, stored_file
-from api.uploads import Examined, admit, bytes_of, keep, label_of, pieces_of
-from shared.artifacts import DEFAULT_MEDIA_TYPE, Artifact, Upload
+from api.submit.byte_inputs import InlineBytes, byte_input_of
+from api.submit.request_options import KeyDep
+from api.submit.uploads import Examined, admit, bytes_of, keep, label_of, pieces_of
+from shared.artifacts.store import DEFAULT_MEDIA_TYPE, Artifact, Upload
 from shared.errors import InvalidRequest, PayloadTooLarge
 
 router = APIRouter(prefix="/v1/artifacts", tags=["files"], responses=errors_of(PlainErrorBody))

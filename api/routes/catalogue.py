@@ -3,16 +3,16 @@
 from fastapi import APIRouter
 
 from api.deps import Front, FrontDep
-from api.dialect import Access, Dialect
+from api.endpoints.dialect import Access, Dialect
 from api.redis_timeout import redis_answers
 from api.routes.unload import ModelId
 from api.schemas.catalogue import CatalogueChange, CatalogueEntry, CatalogueListing, CatalogueModel
 from api.schemas.errors import ApiErrorBody, errors_of
-from shared import keys
-from shared.catalogue import Catalogue
 from shared.errors import InvalidRequest, ModelNotFound
-from shared.model_options import check_options
-from shared.setting_layers import SettingsError
+from shared.fleet.catalogue import Catalogue
+from shared.queue import keys
+from shared.settings.layers import SettingsError
+from shared.tasks.model_options import check_options
 
 router = APIRouter(prefix="/api/models", tags=["inference"], responses=errors_of(ApiErrorBody))
 

@@ -5,16 +5,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from api.choice_deltas import ChoiceDelta, ChoiceDeltas
-from api.error_format import OPENAI
-from api.problem import Problem
-from api.request_events import JobEvent
-from api.request_state import Usage
+from api.http.error_format import OPENAI
+from api.http.problem import Problem
+from api.http.request_state import Usage
 from api.schemas.chat import chat_logprobs
 from api.schemas.logprobs import logprobs_body
 from api.schemas.openai import Heading
 from api.schemas.usage import detailed_usage_body
-from api.timings import Timings
+from api.stream.choice_deltas import ChoiceDelta, ChoiceDeltas
+from api.stream.request_events import JobEvent
+from api.stream.timings import Timings
 
 
 class Chunks:

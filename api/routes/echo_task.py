@@ -5,15 +5,15 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, Field
 
-from api.dialect import Dialect
-from api.endpoint import Endpoint, Post, TaskPlan
-from api.limits import Limits
-from api.request_events import Outcome
-from api.request_record import SubmittedWork
+from api.endpoints.dialect import Dialect
+from api.endpoints.endpoint import Endpoint, Post, TaskPlan
 from api.schemas.fields import NonEmpty, RequestBody, shown
 from api.schemas.files import MadeFile, made_file
-from shared.echo_task import EchoedTask, EchoTask
+from api.stream.request_events import Outcome
+from api.submit.limits import Limits
+from api.submit.request_record import SubmittedWork
 from shared.messages import ModelInfo
+from shared.tasks.echo_task import EchoedTask, EchoTask
 
 
 class EchoTaskRequest(RequestBody):

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from api.dialect import Dialect
-from api.endpoint import Endpoint, Post, TaskPlan
-from api.error_format import OPENAI
-from api.limits import Limits
-from api.request_events import Outcome
-from api.request_record import SubmittedWork
+from api.endpoints.dialect import Dialect
+from api.endpoints.endpoint import Endpoint, Post, TaskPlan
+from api.http.error_format import OPENAI
 from api.schemas.embeddings import Embeddings, EmbeddingsRequest, embeddings
+from api.stream.request_events import Outcome
+from api.submit.limits import Limits
+from api.submit.request_record import SubmittedWork
 from shared.messages import ModelInfo
 
 

@@ -6,13 +6,12 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import WithJsonSchema
 
-from api.caller import CallerDep
+from api.access.caller import CallerDep
 from api.deps import FrontDep, RequestStateDep
-from api.dialect import Dialect
-from api.error_format import OPENAI
-from api.media_types import media_type_of
-from api.multipart import MEDIA_TYPE, FilePart, read_form
-from api.request_options import KeyDep
+from api.endpoints.dialect import Dialect
+from api.http.error_format import OPENAI
+from api.http.media_types import media_type_of
+from api.http.multipart import MEDIA_TYPE, FilePart, read_form
 from api.schemas.errors import OpenAIErrorBody, Responses, errors_of
 from api.schemas.files import (
     FileDeleted,
@@ -22,8 +21,9 @@ from api.schemas.files import (
     request_body,
     stored_file,
 )
-from api.uploads import Examined, admit, bytes_of, keep, label_of, pieces_of
-from shared.artifacts import DEFAULT_MEDIA_TYPE
+from api.submit.request_options import KeyDep
+from api.submit.uploads import Examined, admit, bytes_of, keep, label_of, pieces_of
+from shared.artifacts.store import DEFAULT_MEDIA_TYPE
 from shared.errors import InvalidRequest
 
 router = APIRouter(prefix="/v1/files", tags=["files"], responses=errors_of(OpenAIErrorBody))

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Response
 from pydantic import RootModel
 
 from api.deps import FrontDep
-from api.dialect import Access, Dialect
+from api.endpoints.dialect import Access, Dialect
 from shared.errors import BrokerUnavailable
 from shared.fleet.snapshot import look
 

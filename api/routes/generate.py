@@ -3,13 +3,13 @@ key it has, and so are its answer and its errors."""
 
 from typing import Annotated
 
-from api.dialect import Dialect
-from api.endpoint import Post
+from api.endpoints.dialect import Dialect
+from api.endpoints.endpoint import Post
+from api.endpoints.shapes import one_of
 from api.routes import hrm, simple_foundation, tgi
 from api.schemas.hrm import GenerateRequest
 from api.schemas.simple_foundation import PromptRequest
 from api.schemas.tgi import TgiRequest
-from api.shapes import one_of
 
 _ENDPOINTS = {"prompts": hrm.GENERATE, "prompt": simple_foundation.PROMPT, "inputs": tgi.ONE}
 Body = Annotated[

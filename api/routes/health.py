@@ -8,9 +8,9 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from api.deps import Front, FrontDep
-from api.dialect import Access, Dialect
+from api.endpoints.dialect import Access, Dialect
 from shared.errors import BrokerUnavailable
-from shared.metrics import CONTENT_TYPE
+from shared.telemetry.metrics import CONTENT_TYPE
 
 router = APIRouter(tags=["health"])
 

@@ -6,8 +6,8 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Request, Response
 
 from api.deps import Front, FrontDep
-from api.dialect import Access, Dialect
-from api.home import NAME, POLICY, Home, HomeModel, example_of, links_below, page, wants_html
+from api.endpoints.dialect import Access, Dialect
+from api.http.home import NAME, POLICY, Home, HomeModel, example_of, links_below, page, wants_html
 from api.routes.health import reason_not_ready
 from shared.errors import BrokerUnavailable
 from shared.messages import ModelInfo

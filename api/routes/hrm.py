@@ -4,12 +4,9 @@ many in, all answers out, in order."""
 from collections.abc import Sequence
 from typing import Any
 
-from api.dialect import Dialect
-from api.endpoint import Endpoint, Post, TaskPlan
-from api.limits import Limits
-from api.plans import text_plan
-from api.request_events import Outcome
-from api.request_record import SubmittedWork
+from api.endpoints.dialect import Dialect
+from api.endpoints.endpoint import Endpoint, Post, TaskPlan
+from api.endpoints.plans import text_plan
 from api.routes.texts import Texts
 from api.schemas.hrm import (
     DEFAULT_MAX_TOKENS,
@@ -23,7 +20,10 @@ from api.schemas.hrm import (
     loglikelihood_response,
     rolling_response,
 )
-from api.timings import Timings
+from api.stream.request_events import Outcome
+from api.stream.timings import Timings
+from api.submit.limits import Limits
+from api.submit.request_record import SubmittedWork
 from shared.messages import ContinuationScore, ModelInfo, Score, Scored
 
 

@@ -6,11 +6,11 @@ from typing import Annotated
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
-from api.admission import unseen
 from api.deps import Front, FrontDep
-from api.dialect import Access, Dialect
-from api.endpoint import Post
-from api.error_format import API
+from api.endpoints.dialect import Access, Dialect
+from api.endpoints.endpoint import Post
+from api.endpoints.shapes import chosen
+from api.http.error_format import API
 from api.routes.inference_tasks import BODIES, ENDPOINTS, body_type
 from api.schemas.errors import ApiErrorBody, errors_of
 from api.schemas.fleet import ApiHealth, ModelStatus, ModelStatuses, api_health, model_status
@@ -20,10 +20,10 @@ from api.schemas.inference import (
     FeatureRequest,
     TextGenerationRequest,
 )
-from api.shapes import chosen
+from api.submit.admission import unseen
 from shared.errors import DeviceUnavailable, ModelNotFound
+from shared.fleet.presence import Fleet
 from shared.messages import ModelInfo
-from shared.presence import Fleet
 
 router = APIRouter(prefix="/api", tags=["inference"], responses=errors_of(ApiErrorBody))
 probes = APIRouter(prefix="/api", tags=["inference"], responses=errors_of(ApiErrorBody))

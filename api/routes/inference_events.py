@@ -6,13 +6,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from api.choice_deltas import ChoiceDeltas
-from api.error_format import API
-from api.problem import Problem
-from api.request_events import JobEvent, Outcome, OutcomeBuilder
-from api.request_state import Usage
-from api.stream_format import NamedEvent
-from api.timings import Timings
+from api.http.error_format import API
+from api.http.problem import Problem
+from api.http.request_state import Usage
+from api.stream.choice_deltas import ChoiceDeltas
+from api.stream.request_events import JobEvent, Outcome, OutcomeBuilder
+from api.stream.stream_format import NamedEvent
+from api.stream.timings import Timings
 
 Render = Callable[[Sequence[Outcome], Timings | None], BaseModel]
 

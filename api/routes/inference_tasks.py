@@ -7,13 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from api.endpoint import Endpoint, ImmediateEndpoint, TaskPlan
-from api.error_format import API
-from api.limits import Limits
-from api.plans import text_plan
-from api.request_events import Outcome, total_usage
-from api.request_record import SubmittedWork
-from api.request_state import Usage
+from api.endpoints.endpoint import Endpoint, ImmediateEndpoint, TaskPlan
+from api.endpoints.plans import text_plan
+from api.http.error_format import API
+from api.http.request_state import Usage
 from api.routes.inference_events import InferenceEvents
 from api.schemas.fields import refuse
 from api.schemas.inference import (
@@ -34,11 +31,14 @@ from api.schemas.inference import (
     times_body,
 )
 from api.schemas.usage import usage_body
-from api.stream_format import EVENTS, NamedEvent
-from api.timings import Timings
+from api.stream.request_events import Outcome, total_usage
+from api.stream.stream_format import EVENTS, NamedEvent
+from api.stream.timings import Timings
+from api.submit.limits import Limits
+from api.submit.request_record import SubmittedWork
 from shared.messages import Classify, Embed, Embedded, Labelled, ModelInfo, TaskName
-from shared.task_table import TASKS as INFOS
-from shared.vectors import unpack
+from shared.tasks.task_table import TASKS as INFOS
+from shared.tasks.vectors import unpack
 
 _ECHO = "echo"
 

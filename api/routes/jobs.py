@@ -13,23 +13,23 @@ import msgspec
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import Response
 
-from api.answers import attached, stream
-from api.caller import CallerDep
-from api.cursor import Cursor
+from api.access.caller import CallerDep
 from api.deps import Front, FrontDep, RequestStateDep
-from api.dialect import Dialect
-from api.endpoint import Endpoint
-from api.error_format import PLAIN
-from api.headers import answer_headers
-from api.problem import problem_of
+from api.endpoints.dialect import Dialect
+from api.endpoints.endpoint import Endpoint
+from api.http.error_format import PLAIN
+from api.http.headers import answer_headers
+from api.http.problem import problem_of
 from api.redis_timeout import redis_answers
-from api.request_events import OutcomeBuilder, error_of, total_usage
-from api.request_record import SubmittedWork, work_of
 from api.schemas.jobs import FOLLOWED, JobStatus
 from api.schemas.usage import usage_body
-from api.timings import timings_of
+from api.stream.answers import attached, stream
+from api.stream.cursor import Cursor
+from api.stream.request_events import OutcomeBuilder, error_of, total_usage
+from api.stream.timings import timings_of
+from api.submit.request_record import SubmittedWork, work_of
 from shared.messages import Cancelled, Event, Failed
-from shared.requests import JobSnapshot, state_of
+from shared.queue.requests import JobSnapshot, state_of
 
 router = APIRouter(tags=["jobs"])
 

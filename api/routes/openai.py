@@ -4,15 +4,12 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter
 
-from api.caller import CallerDep
+from api.access.caller import CallerDep
 from api.deps import FrontDep
-from api.dialect import Dialect
-from api.endpoint import Endpoint, Post, TaskPlan
-from api.error_format import OPENAI
-from api.limits import Limits
-from api.plans import text_plan
-from api.request_events import Outcome
-from api.request_record import SubmittedWork
+from api.endpoints.dialect import Dialect
+from api.endpoints.endpoint import Endpoint, Post, TaskPlan
+from api.endpoints.plans import text_plan
+from api.http.error_format import OPENAI
 from api.routes.chunks import Chunks
 from api.schemas.echo import echo_notes, echo_tasks, echoed
 from api.schemas.errors import OpenAIErrorBody, errors_of
@@ -26,6 +23,9 @@ from api.schemas.openai import (
     completion,
     model_body,
 )
+from api.stream.request_events import Outcome
+from api.submit.limits import Limits
+from api.submit.request_record import SubmittedWork
 from shared.messages import ModelInfo
 
 router = APIRouter(prefix="/v1", tags=["openai"], responses=errors_of(OpenAIErrorBody))

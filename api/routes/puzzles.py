@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from api.dialect import Dialect
-from api.endpoint import Endpoint, Post, TaskPlan
-from api.limits import Limits
-from api.request_events import Outcome
-from api.request_record import SubmittedWork
+from api.endpoints.dialect import Dialect
+from api.endpoints.endpoint import Endpoint, Post, TaskPlan
 from api.schemas.puzzles import SolveRequest, SolveResponse, solve_response
+from api.stream.request_events import Outcome
+from api.submit.limits import Limits
+from api.submit.request_record import SubmittedWork
 from shared.messages import ModelInfo
 
 

@@ -9,13 +9,10 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from api.deps import FrontDep
-from api.dialect import Dialect
-from api.endpoint import Endpoint, Post, TaskPlan
-from api.extraction import answer_in, code_in
-from api.limits import Limits
-from api.plans import text_plan
-from api.request_events import Outcome, total_usage
-from api.request_record import SubmittedWork
+from api.endpoints.dialect import Dialect
+from api.endpoints.endpoint import Endpoint, Post, TaskPlan
+from api.endpoints.plans import text_plan
+from api.routes.extraction import answer_in, code_in
 from api.routes.texts import Texts
 from api.schemas.simple_foundation import (
     CODING_MAX_TOKENS,
@@ -33,10 +30,13 @@ from api.schemas.simple_foundation import (
     PromptResponse,
     model_description,
 )
-from api.stream_format import TEXT
-from api.timings import Timings
+from api.stream.request_events import Outcome, total_usage
+from api.stream.stream_format import TEXT
+from api.stream.timings import Timings
+from api.submit.limits import Limits
+from api.submit.request_record import SubmittedWork
 from shared.messages import ModelInfo
-from shared.setting_models import PLACE
+from shared.settings.models import PLACE
 
 router = APIRouter(tags=["simplefoundation"])
 

@@ -18,10 +18,10 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 from typing_extensions import TypeAliasType
 
-from api.context import ContextDep
-from api.dialect import Dialect
-from api.dialects import POSTS
-from api.handler import answer
+from api.endpoints.context import ContextDep
+from api.endpoints.dialect import Dialect
+from api.endpoints.dialects import POSTS
+from api.endpoints.handler import answer
 from api.schemas.errors import Accepted
 from api.schemas.jobs import IN_TIME
 from shared.errors import InvalidRequest

@@ -4,12 +4,12 @@ the end."""
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from api.choice_deltas import ChoiceDelta, ChoiceDeltas
-from api.error_format import PLAIN
-from api.problem import Problem
-from api.request_events import JobEvent, Outcome, OutcomeBuilder
-from api.request_state import Usage
-from api.timings import Timings
+from api.http.error_format import PLAIN
+from api.http.problem import Problem
+from api.http.request_state import Usage
+from api.stream.choice_deltas import ChoiceDelta, ChoiceDeltas
+from api.stream.request_events import JobEvent, Outcome, OutcomeBuilder
+from api.stream.timings import Timings
 
 End = Callable[[Sequence[Outcome], Timings | None], dict[str, Any]]
 

@@ -5,12 +5,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from api.dialect import Dialect
-from api.endpoint import Endpoint, Post, TaskPlan
-from api.error_format import TGI
-from api.limits import Limits
-from api.request_events import Outcome
-from api.request_record import SubmittedWork
+from api.endpoints.dialect import Dialect
+from api.endpoints.endpoint import Endpoint, Post, TaskPlan
+from api.http.error_format import TGI
 from api.routes.tgi_frames import TgiFrames
 from api.schemas.tgi import (
     DEFAULT_MAX_TOKENS,
@@ -21,7 +18,10 @@ from api.schemas.tgi import (
     notes_of,
     response,
 )
-from api.stream_format import EVENTS
+from api.stream.request_events import Outcome
+from api.stream.stream_format import EVENTS
+from api.submit.limits import Limits
+from api.submit.request_record import SubmittedWork
 from shared.messages import ModelInfo
 
 

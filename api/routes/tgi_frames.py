@@ -4,13 +4,13 @@ the whole text."""
 from collections.abc import Iterator
 from typing import Any
 
-from api.choice_deltas import ChoiceDelta, ChoiceDeltas
-from api.error_format import TGI
-from api.problem import Problem
-from api.request_events import JobEvent
-from api.request_state import Usage
+from api.http.error_format import TGI
+from api.http.problem import Problem
+from api.http.request_state import Usage
 from api.schemas.tgi import TgiNotes, TgiToken, finish_reason, token_bodies, top_bodies
-from api.timings import Timings
+from api.stream.choice_deltas import ChoiceDelta, ChoiceDeltas
+from api.stream.request_events import JobEvent
+from api.stream.timings import Timings
 from shared.messages import Started
 
 _NO_TOKEN = TgiToken(id=0, text="", logprob=0.0, special=True)

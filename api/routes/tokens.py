@@ -2,11 +2,8 @@
 
 from collections.abc import Sequence
 
-from api.dialect import Dialect
-from api.endpoint import Endpoint, Post, TaskPlan
-from api.limits import Limits
-from api.request_events import Outcome
-from api.request_record import SubmittedWork
+from api.endpoints.dialect import Dialect
+from api.endpoints.endpoint import Endpoint, Post, TaskPlan
 from api.schemas.tokens import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -16,6 +13,9 @@ from api.schemas.tokens import (
     detokenize_task,
     tokenize_response,
 )
+from api.stream.request_events import Outcome
+from api.submit.limits import Limits
+from api.submit.request_record import SubmittedWork
 from shared.messages import ModelInfo
 
 

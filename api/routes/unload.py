@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path
 from fastapi.responses import JSONResponse
 
 from api.deps import Front, FrontDep
-from api.dialect import Access, Dialect
+from api.endpoints.dialect import Access, Dialect
 from api.routes.inference_tasks import TASKS
 from api.schemas.errors import ApiErrorBody, Responses, errors_of
 from api.schemas.fleet import Unloading, unloading

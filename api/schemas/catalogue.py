@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from api.schemas.fields import shown
-from shared.setting_models import ModelEntry
+from shared.settings.models import ModelEntry
 
 
 class CatalogueEntry(ModelEntry):

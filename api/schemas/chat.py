@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal, Self
 import msgspec
 from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, model_validator
 
-from api.request_events import Choice, Outcome, total_usage
 from api.schemas.fields import (
     AnyText,
     MaxTokens,
@@ -20,6 +19,7 @@ from api.schemas.fields import (
 from api.schemas.openai import Heading, StreamOptions
 from api.schemas.q_values import QValues, is_absent, q_values_body
 from api.schemas.usage import USAGE, DetailedUsageBody, detailed_usage_body
+from api.stream.request_events import Choice, Outcome, total_usage
 from shared.messages import Chat, Generate, Sampling, TokenLogprob, Turn
 
 MAX_TOP_LOGPROBS = 20

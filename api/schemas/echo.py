@@ -7,11 +7,11 @@ which comes behind all jobs that generate.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from api.request_events import Choice, Outcome, total_usage
 from api.schemas.logprobs import logprobs_body
 from api.schemas.openai import Completion, CompletionChoice, CompletionRequest, Heading
 from api.schemas.q_values import q_values_body
 from api.schemas.usage import detailed_usage_body
+from api.stream.request_events import Choice, Outcome, total_usage
 from shared.messages import Generate, Read, Text, TokenLogprob
 
 

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
-from api.request_events import Outcome
 from api.schemas.fields import RequestBody, shown
 from api.schemas.openai import PROMPT_SCHEMA, as_texts
+from api.stream.request_events import Outcome
 from shared.messages import Embed, Embedded, Text
-from shared.vectors import unpack
+from shared.tasks.vectors import unpack
 
 
 class EmbeddingsRequest(RequestBody):

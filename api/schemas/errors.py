@@ -1,6 +1,6 @@
 """Answers of routes besides their own bodies, for the OpenAPI document: errors, `202`, streams.
 
-`api/errors.py` writes the errors. Whatever is wrong with a request is a 400, so FastAPI's own 422
+`api/http/errors.py` writes the errors. Whatever is wrong with a request is a 400, so FastAPI's own 422
 has no place here.
 """
 

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from shared.fleet.presence import Fleet
 from shared.messages import ModelInfo, Residence
-from shared.presence import Fleet
 
 _STATUSES: tuple[tuple[Residence, Literal["ready", "loading", "unloading", "unloaded"]], ...] = (
     ("loaded", "ready"),

@@ -6,7 +6,6 @@ from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, Field, model_validator
 
-from api.request_events import Choice, Outcome, total_usage
 from api.schemas.fields import (
     AnyText,
     Condition,
@@ -20,6 +19,7 @@ from api.schemas.fields import (
 )
 from api.schemas.q_values import QValues, is_absent, q_values_body
 from api.schemas.usage import UsageBody, usage_body
+from api.stream.request_events import Choice, Outcome, total_usage
 from shared.messages import ContinuationScore
 
 DEFAULT_MAX_TOKENS = 128

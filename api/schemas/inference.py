@@ -18,7 +18,7 @@ from api.schemas.fields import (
     shown,
 )
 from api.schemas.usage import UsageBody
-from api.timings import Timings
+from api.stream.timings import Timings
 
 DEFAULT_MAX_TOKENS = 50
 _Streamed = Annotated[bool, Field(strict=True, validation_alias=AliasChoices("stream", "_stream"))]

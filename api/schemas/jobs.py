@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from api.schemas.errors import EVENTS, JOB_LINKS, PlainError, Responses
 from api.schemas.usage import UsageBody
-from api.timings import Timings
+from api.stream.timings import Timings
 
 
 class JobProgress(BaseModel):

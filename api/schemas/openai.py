@@ -15,7 +15,6 @@ from pydantic import (
     model_validator,
 )
 
-from api.request_events import Choice, Outcome, total_usage
 from api.schemas.fields import (
     MAX_TOKEN_ID,
     RequestBody,
@@ -27,6 +26,7 @@ from api.schemas.fields import (
 from api.schemas.logprobs import Logprobs, logprobs_body
 from api.schemas.q_values import QValues, is_absent, q_values_body
 from api.schemas.usage import USAGE, DetailedUsageBody, detailed_usage_body
+from api.stream.request_events import Choice, Outcome, total_usage
 from shared.messages import Generate, ModelInfo, Sampling, Text
 
 DEFAULT_MAX_TOKENS = 16

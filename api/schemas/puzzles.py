@@ -16,9 +16,9 @@ from pydantic import (
     model_validator,
 )
 
-from api.request_events import Outcome, total_usage
 from api.schemas.fields import RequestBody, refuse, shown
 from api.schemas.usage import UsageBody, usage_body
+from api.stream.request_events import Outcome, total_usage
 from shared.messages import Grid, Halt, Solution, Solve
 
 _MOST_ROWS = 30

@@ -24,7 +24,7 @@ from api.schemas.fields import (
 )
 from api.schemas.q_values import is_absent
 from shared.messages import ModelInfo, Prompting, Sampling
-from shared.setting_models import MOST_TEMPLATE, PLACE, has_place
+from shared.settings.models import MOST_TEMPLATE, PLACE, has_place
 
 PROMPT_MAX_TOKENS = 512
 MATH_MAX_TOKENS = 512

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import msgspec
 from pydantic import AliasChoices, BaseModel, Field, RootModel, model_validator
 
-from api.request_events import Outcome
 from api.schemas.fields import (
     MAX_TOKEN_ID,
     MaxTokens,
@@ -22,6 +21,7 @@ from api.schemas.fields import (
     shown,
 )
 from api.schemas.q_values import is_absent
+from api.stream.request_events import Outcome
 from shared.messages import Generate, Sampling, TokenLogprob
 
 DEFAULT_MAX_TOKENS = 100

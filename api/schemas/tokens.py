@@ -4,9 +4,9 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from api.request_events import Outcome
 from api.schemas.chat import Message
 from api.schemas.fields import AnyText, RequestBody, TokenId, refuse, shown
+from api.stream.request_events import Outcome
 from shared.messages import Chat, Detokenize, Detokenized, Tokenize, Tokenized
 
 

@@ -3,7 +3,7 @@ them."""
 
 from pydantic import BaseModel
 
-from api.request_state import Usage
+from api.http.request_state import Usage
 
 USAGE = {
     "prompt_tokens": 21,

@@ -16,19 +16,19 @@ from itertools import pairwise
 
 import torch
 
-from shared.echo_task import EchoedTask, EchoTask
 from shared.errors import FleetError
 from shared.messages import Generate, Sampling, Task
-from shared.settings import SAMPLE_MODEL
-from worker.device import keep_freed_memory
-from worker.engine import Engine
-from worker.engine_thread import EngineThread
-from worker.registry import load_sequence_runner
-from worker.request import Emission, SequenceWork
-from worker.runners.base import RunnerOptions
-from worker.take import Take
-from worker.task_engine import TaskEngine
-from worker.task_runner import BatchProgress, TaskOutput, TaskRunnerSpec
+from shared.settings.settings import SAMPLE_MODEL
+from shared.tasks.echo_task import EchoedTask, EchoTask
+from worker.engine.engine import Engine
+from worker.engine.engine_thread import EngineThread
+from worker.engine.request import Emission, SequenceWork
+from worker.engine.runner import RunnerOptions
+from worker.engine.take import Take
+from worker.engine.task_engine import TaskEngine
+from worker.engine.task_runner import BatchProgress, TaskOutput, TaskRunnerSpec
+from worker.hardware.device import keep_freed_memory
+from worker.runners.registry import load_sequence_runner
 
 _SIZE = 512
 _ROUNDS = 3

@@ -18,13 +18,13 @@ from typing import Any, cast
 from redis.asyncio import Redis
 
 from scripts.bench.measure import commit
-from scripts.embedded_redis import EmbeddedRedis
-from shared import keys
-from shared.broker import Broker, connect
-from shared.log import Append, LogWriter
+from scripts.cli.embedded_redis import EmbeddedRedis
+from shared.events.log import Append, LogWriter
 from shared.messages import Generate, Sampling, Tokens
-from shared.queue import Claim, QueuePolicy, WorkQueue
-from shared.submission import QueueLimits, Quota, Submissions, SubmitRequest
+from shared.queue import keys
+from shared.queue.broker import Broker, connect
+from shared.queue.leases import Claim, QueuePolicy, WorkQueue
+from shared.queue.submission import QueueLimits, Quota, Submissions, SubmitRequest
 
 
 @dataclass(frozen=True)

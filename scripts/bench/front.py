@@ -23,9 +23,9 @@ from time import perf_counter as now
 from redis.asyncio import Redis
 
 from scripts.bench.measure import header
-from scripts.embedded_redis import EmbeddedRedis, free_port
-from shared.broker import connect
-from shared.presence import Presence
+from scripts.cli.embedded_redis import EmbeddedRedis, free_port
+from shared.fleet.presence import Presence
+from shared.queue.broker import connect
 
 _READY_S = 30.0
 _REFUSED_PER_S = 200.0

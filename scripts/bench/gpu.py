@@ -22,12 +22,13 @@ import torch
 
 from scripts.bench.gpu_agreement import print_agreement
 from shared.messages import Sampling
-from shared.runner_options import HrmTextOptions
+from shared.tasks.runner_options import HrmTextOptions
+from worker.engine.runner import RunnerOptions
+from worker.engine.sequence import Encoded, Slice, TokenSequence
 from worker.models.hrm_text import PLAIN_HALVES, HrmTextModel, HrmTextShape
 from worker.runners import hrm_text
-from worker.runners.base import RunnerOptions, TextTask
 from worker.runners.paged import PagedRunner
-from worker.sequence import Encoded, Slice, TokenSequence
+from worker.text.encoding import TextTask
 
 XL = HrmTextShape(
     vocab_size=65536,

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from transformers import HrmTextConfig, HrmTextForCausalLM
 
-from scripts.train_sample import byte_tokenizer
+from scripts.train.train_sample import byte_tokenizer
 from shared.messages import Generate, Sampling
-from worker.engine import Engine
+from worker.engine.engine import Engine
+from worker.engine.request import Emission, SequenceWork
+from worker.engine.runner import RunnerOptions
 from worker.models.hrm_text import HrmTextShape
-from worker.request import Emission, SequenceWork
 from worker.runners import hrm_text
-from worker.runners.base import RunnerOptions
 from worker.runners.paged import PagedRunner
 
 PROMPT_LENGTHS = (5, 60, 254, 300)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worker.device import use_threads
+from worker.hardware.device import use_threads
 from worker.models.linear import Int8Linear, PackedLinear, pack_linears
 
 # (in, out) of each layer.

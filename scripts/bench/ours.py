@@ -13,13 +13,13 @@ from time import perf_counter as now
 import torch
 
 from shared.messages import Done, Generate, Sampling, Score, Scored
-from shared.setting_types import Quantize
-from worker.device import keep_freed_memory
-from worker.engine import Engine
-from worker.loading import warm_up
-from worker.registry import load_sequence_runner
-from worker.request import Emission, SequenceWork
-from worker.runners.base import Runner, RunnerOptions
+from shared.settings.types import Quantize
+from worker.engine.engine import Engine
+from worker.engine.request import Emission, SequenceWork
+from worker.engine.runner import Runner, RunnerOptions
+from worker.hardware.device import keep_freed_memory
+from worker.host.loading import warm_up
+from worker.runners.registry import load_sequence_runner
 
 KV_MIB = 1024
 

@@ -18,18 +18,18 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from scripts.eval_sample import exact_share
-from scripts.sample_problems import KINDS, Problem, held_out
+from scripts.train.eval_sample import exact_share
+from scripts.train.sample_problems import KINDS, Problem, held_out
 from shared.messages import Generate, Sampling
-from shared.settings import SAMPLE_MODEL
-from worker.accelerators import prepare
-from worker.device import use_threads
-from worker.engine import Engine
+from shared.settings.settings import SAMPLE_MODEL
+from worker.engine.engine import Engine
+from worker.engine.request import Emission, SequenceWork
+from worker.engine.runner import Runner, RunnerOptions
+from worker.hardware.device import use_threads
 from worker.models import linear
 from worker.models.act_bundle import load_act_bundle
-from worker.registry import detect, load_sequence_runner
-from worker.request import Emission, SequenceWork
-from worker.runners.base import Runner, RunnerOptions
+from worker.runners.accelerators import prepare
+from worker.runners.registry import detect, load_sequence_runner
 
 _ANSWER = Sampling(max_tokens=64, seed=0, temperature=0.0)
 _WINDOW = 256

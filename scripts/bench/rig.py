@@ -9,7 +9,7 @@ from scripts.bench import model
 from scripts.bench.ours import Ours
 from scripts.bench.serve import engine
 from scripts.bench.theirs import Theirs
-from shared.setting_types import Quantize
+from shared.settings.types import Quantize
 
 
 @dataclass(frozen=True)

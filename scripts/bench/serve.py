@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.bench.ours import Ours
-from scripts.parent_death import die_with
+from scripts.cli.parent_death import die_with
 
 _READY = "ready at "
 _STOP_S = 60
@@ -24,7 +24,7 @@ def fleet(flags: Sequence[str]) -> Iterator[str]:
 
     Its log is on stderr. Raise RuntimeError if it ends before it is ready.
     """
-    command = ["-m", "scripts.aios", "serve", "hrm"]
+    command = ["-m", "scripts.cli.aios", "serve", "hrm"]
     command += ["--host", "127.0.0.1", "--port", "0"]
     command += ["--log-level", "warning"]
     with _process([*command, *flags]) as process:

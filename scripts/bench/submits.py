@@ -15,11 +15,11 @@ from contextlib import suppress
 from redis.asyncio import Redis
 
 from scripts.bench.measure import commit
-from scripts.embedded_redis import EmbeddedRedis
-from shared.broker import Broker, connect
+from scripts.cli.embedded_redis import EmbeddedRedis
 from shared.errors import QueueFull
 from shared.messages import Generate, Sampling
-from shared.submission import QueueLimits, Quota, Submissions, SubmitRequest
+from shared.queue.broker import Broker, connect
+from shared.queue.submission import QueueLimits, Quota, Submissions, SubmitRequest
 
 _ANY_NUMBER = 1 << 40
 _TASK = Generate("hello " * 20, Sampling(16, seed=0))

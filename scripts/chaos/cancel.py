@@ -17,12 +17,12 @@ from scripts.chaos.polling import came_true
 from scripts.chaos.processes import Fleet, FleetProcess
 from scripts.chaos.rigged import GATES_ENV, STEP_ENV
 from scripts.chaos.scenarios import fleet_of
-from shared import keys
-from shared.broker import Broker
-from shared.log import LogReader
+from shared.events.log import LogReader
+from shared.events.subscriptions import Subscriptions
 from shared.messages import Cancelled, Event, Started, Tokens
-from shared.requests import Requests
-from shared.subscriptions import Subscriptions
+from shared.queue import keys
+from shared.queue.broker import Broker
+from shared.queue.requests import Requests
 
 Phase = Literal["queued", "prefill", "decode", "takeover"]
 Way = Literal["DELETE", "POST", "hang up"]

@@ -13,7 +13,7 @@ from scripts.chaos.invariants import all_ended, violations
 from scripts.chaos.polling import came_true
 from scripts.chaos.queue_clients import QueueClients
 from scripts.chaos.scenarios import fleet_of
-from worker.scheduler import PATIENCE_STEPS
+from worker.engine.scheduler import PATIENCE_STEPS
 
 _WORKERS = 2
 _BATCH = 4

@@ -8,10 +8,10 @@ from typing import cast
 from redis.asyncio import Redis
 
 from scripts.chaos.polling import came_true
-from shared import keys
-from shared.broker import Broker
-from shared.log import LogReader
+from shared.events.log import LogReader
 from shared.messages import Event, Job, Started, Terminal, Tokens, decode_job
+from shared.queue import keys
+from shared.queue.broker import Broker
 
 _OWNED = ("job", "log", "request", "key")
 _EMPTY = ("line", "leases", "held", "turns")

@@ -20,10 +20,10 @@ from redis.asyncio import Redis
 
 from scripts.chaos.polling import came_true
 from scripts.chaos.proxy import Proxy
-from scripts.embedded_redis import EmbeddedRedis, free_port
-from scripts.parent_death import die_with_parent
-from shared.broker import connect
-from shared.presence import Presence
+from scripts.cli.embedded_redis import EmbeddedRedis, free_port
+from scripts.cli.parent_death import die_with_parent
+from shared.fleet.presence import Presence
+from shared.queue.broker import connect
 
 _READY_S = 90.0
 _GOING_S = 60.0
@@ -165,7 +165,7 @@ class Fleet:
 
     async def add_janitor(self, *flags: str) -> FleetProcess:
         """Start the background role, and do not wait until it is ready."""
-        return await self._start("janitor", ["scripts.jobs", *flags])
+        return await self._start("janitor", ["scripts.cli.jobs", *flags])
 
     @property
     def everybody(self) -> list[FleetProcess]:

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from redis.asyncio import Redis
 
 from scripts.chaos.polling import came_true
-from shared import keys
-from shared.broker import Broker
-from shared.log import LogReader
+from shared.events.log import LogReader
+from shared.events.subscriptions import Subscriptions
 from shared.messages import (
     Cancelled,
     Event,
@@ -20,9 +19,10 @@ from shared.messages import (
     Tokens,
     decode_event,
 )
-from shared.requests import Request, Requests
-from shared.submission import QueueLimits, Quota, Submissions, SubmitRequest
-from shared.subscriptions import Subscriptions
+from shared.queue import keys
+from shared.queue.broker import Broker
+from shared.queue.requests import Request, Requests
+from shared.queue.submission import QueueLimits, Quota, Submissions, SubmitRequest
 
 _FILLED_BY_S = 60.0
 

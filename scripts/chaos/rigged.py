@@ -17,14 +17,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from shared.echo_task import EchoTask
 from shared.errors import FleetError
 from shared.messages import Task
-from worker.runners.base import RunnerOptions
+from shared.tasks.echo_task import EchoTask
+from worker.engine.runner import RunnerOptions
+from worker.engine.sequence import Sampled, Slice, StepResult, TokenSequence
+from worker.engine.task_runner import BatchProgress
 from worker.runners.echo import Echo
 from worker.runners.echo_task import EchoTaskRunner
-from worker.sequence import Sampled, Slice, StepResult, TokenSequence
-from worker.task_runner import BatchProgress
 
 GATES_ENV = "AIOS_CHAOS_GATES"
 STEP_ENV = "AIOS_CHAOS_STEP_S"

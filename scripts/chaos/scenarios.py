@@ -16,7 +16,7 @@ from scripts.chaos.faults import Fault, Toll, every
 from scripts.chaos.processes import Fleet, fleet
 from scripts.chaos.requests import ClientRequest, Mode
 from scripts.chaos.rigged import POISON, STEP_ENV
-from shared.settings import SAMPLE_MODEL
+from shared.settings.settings import SAMPLE_MODEL
 
 _DISTINCT = 40
 _LATE_S = (0.02, 0.1)

@@ -13,9 +13,9 @@ from scripts.chaos.criteria import ExperimentPlan, Row
 from scripts.chaos.faults import every
 from scripts.chaos.invariants import Trace, all_ended, traces, violations
 from scripts.chaos.scenarios import fleet_of
-from shared.broker import Broker
 from shared.messages import Generate, Sampling, Score, Task
-from shared.submission import QueueLimits, Quota, Submissions, SubmitRequest
+from shared.queue.broker import Broker
+from shared.queue.submission import QueueLimits, Quota, Submissions, SubmitRequest
 
 _EVERY_S = 1.0
 _ENDED_BY_S = 300.0

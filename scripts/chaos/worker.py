@@ -4,8 +4,8 @@ ones."""
 import sys
 from dataclasses import replace
 
-from shared.cli import run_role
-from shared.runner_table import RUNNERS
+from shared.settings.command_line import run_role
+from shared.tasks.runner_table import RUNNERS
 from worker.__main__ import run
 
 if __name__ == "__main__":

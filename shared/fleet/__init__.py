@@ -1,1 +1,1 @@
-"""The fleet at one moment: workers, models, queues, and sums over them."""
+"""The fleet as a whole: who is there, and which models it knows."""

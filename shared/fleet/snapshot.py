@@ -13,12 +13,12 @@ import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, ResponseError
 
-from shared import keys
-from shared.broker import UNAVAILABLE, Broker
+from shared.fleet.presence import Fleet, Presence
 from shared.fleet.sums import Values, of_queues, of_workers
 from shared.messages import PRIORITIES, ModelInfo, ModelLoad, WorkerInfo
-from shared.presence import Fleet, Presence
-from shared.queue_stats import QueueState, QueueStats
+from shared.queue import keys
+from shared.queue.broker import UNAVAILABLE, Broker
+from shared.queue.queue_stats import QueueState, QueueStats
 
 TIMEOUT_S = 5.0
 Status = Literal["ready", "not_ready", "redis_away"]

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
+from shared.fleet.presence import Fleet
 from shared.messages import PRIORITIES, ModelLoad, WorkerInfo
-from shared.model_load import NUMBERS
-from shared.presence import Fleet
-from shared.queue_stats import QueueState
+from shared.queue.queue_stats import QueueState
+from shared.telemetry.model_load import NUMBERS
 
 ASSUMED_WORK_PER_S = 100.0
 """Cost in tokens that a worker gets done in a second, as long as it has not been measured."""

@@ -7,9 +7,9 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from shared import keys
-from shared.presence import Presence
-from shared.setting_types import MOST_ABSENT_S
+from shared.fleet.presence import Presence
+from shared.queue import keys
+from shared.settings.types import MOST_ABSENT_S
 from tests.fixtures.api.echo_worker import EchoWorker, announce
 from tests.fixtures.api.fronts import in_memory, live
 from tests.fixtures.desk import Desk

@@ -9,10 +9,10 @@ import pytest
 from redis.asyncio import Redis
 
 from api.fleet import FleetView
-from shared.broker import Broker
-from shared.presence import Presence
-from shared.requests import Request
-from shared.submission import Submissions
+from shared.fleet.presence import Presence
+from shared.queue.broker import Broker
+from shared.queue.requests import Request
+from shared.queue.submission import Submissions
 from tests.fixtures.api.echo_worker import EchoWorker, announce, model_info
 from tests.fixtures.api.fronts import in_memory, states
 from tests.fixtures.desk import Desk

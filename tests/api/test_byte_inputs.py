@@ -5,9 +5,9 @@ import base64
 
 import pytest
 
-from api.byte_inputs import InlineBytes, StoredBytes, byte_input_of
+from api.submit.byte_inputs import InlineBytes, StoredBytes, byte_input_of
 from shared.errors import FleetError, InvalidRequest, PayloadTooLarge
-from shared.keys import new_artifact_id
+from shared.queue.keys import new_artifact_id
 
 DATA = bytes(range(256))
 PACKED = base64.b64encode(DATA).decode()

@@ -10,10 +10,10 @@ import pytest
 from fastapi import FastAPI, Request
 from redis.asyncio import Redis
 
-from api.caller import Caller, caller_of
-from shared import keys
+from api.access.caller import Caller, caller_of
+from shared.fleet.presence import Presence
 from shared.messages import Failed, WorkerInfo
-from shared.presence import Presence
+from shared.queue import keys
 from tests.fixtures.api.echo_worker import EchoWorker, model_info
 from tests.fixtures.api.frames import frames
 from tests.fixtures.api.fronts import in_memory, live

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 import httpx
 from redis.asyncio import Redis
 
-from shared.catalogue import Catalogue
-from shared.setting_models import ModelEntry
+from shared.fleet.catalogue import Catalogue
+from shared.settings.models import ModelEntry
 from tests.fixtures.api.echo_worker import announce
 from tests.fixtures.api.fronts import in_memory
 

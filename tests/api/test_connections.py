@@ -6,10 +6,10 @@ import time
 from redis.asyncio import Redis
 
 from api.__main__ import server_config
-from api.app import create_app
-from api.protocol import MAX_HEAD_BYTES, without_offer
-from shared.broker import Broker
-from shared.settings import Settings
+from api.http.app import create_app
+from api.http.protocol import MAX_HEAD_BYTES, without_offer
+from shared.queue.broker import Broker
+from shared.settings.settings import Settings
 from tests.fixtures.api.fronts import process
 
 REQUEST = b"GET /healthz HTTP/1.1\r\nHost: front\r\n\r\n"

@@ -8,9 +8,9 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from api.app import create_app
-from shared.broker import Broker
-from shared.settings import Settings
+from api.http.app import create_app
+from shared.queue.broker import Broker
+from shared.settings.settings import Settings
 from tests.fixtures.api.fronts import in_memory
 from tests.fixtures.polling import DEADLINE_S
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from api.encodings import decoded
+from api.http.encodings import decoded
 from shared.errors import InvalidRequest, PayloadTooLarge, UnsupportedEncoding
 from tests.fixtures.api.echo_worker import EchoWorker
 from tests.fixtures.api.fronts import in_memory

@@ -9,21 +9,19 @@ import pytest
 from pydantic import BaseModel, TypeAdapter
 from redis.asyncio import Redis
 
-from api.app import PARTS, create_app
-from api.dialect import Dialect
-from api.dialects import POSTS
-from api.endpoint import Endpoint, Post, TaskPlan
-from api.error_format import ErrorFormat
-from api.limits import Limits
-from api.plans import text_plan
-from api.problem import Problem
-from api.request_events import Choice, Outcome
-from api.request_record import RequestRecord, SubmittedWork
-from api.request_state import Usage
-from api.route_table import RouteTable
+from api.endpoints.dialect import Dialect
+from api.endpoints.dialects import POSTS
+from api.endpoints.endpoint import Endpoint, Post, TaskPlan
+from api.endpoints.plans import text_plan
+from api.endpoints.route_table import RouteTable
+from api.http.app import PARTS, create_app
+from api.http.error_format import ErrorFormat
+from api.http.problem import Problem
+from api.http.request_state import Usage
 from api.schemas.fields import SampledRequest
-from shared.broker import Broker
-from shared.echo_task import EchoedTask
+from api.stream.request_events import Choice, Outcome
+from api.submit.limits import Limits
+from api.submit.request_record import RequestRecord, SubmittedWork
 from shared.errors import InvalidRequest
 from shared.messages import (
     ArtifactRef,
@@ -39,10 +37,12 @@ from shared.messages import (
     Solution,
     Tokenized,
 )
-from shared.requests import Request
-from shared.settings import Settings
-from shared.submission import QueueLimits
-from shared.vectors import pack
+from shared.queue.broker import Broker
+from shared.queue.requests import Request
+from shared.queue.submission import QueueLimits
+from shared.settings.settings import Settings
+from shared.tasks.echo_task import EchoedTask
+from shared.tasks.vectors import pack
 from tests.fixtures.api.echo_worker import ALL_TASKS, EchoWorker, model_info
 from tests.fixtures.posts import POSTS as BODIES
 

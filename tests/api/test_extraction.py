@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from api.extraction import answer_in, code_in
+from api.routes.extraction import answer_in, code_in
 
 ANSWERS = [
     (r"so \boxed{3}", "3"),

@@ -16,10 +16,10 @@ import openai
 import pytest
 from redis.asyncio import Redis
 
-from shared import keys
-from shared.artifacts import IN_REDIS_BYTES, ArtifactStore
-from shared.broker import Broker
+from shared.artifacts.store import IN_REDIS_BYTES, ArtifactStore
 from shared.errors import StorageUnavailable
+from shared.queue import keys
+from shared.queue.broker import Broker
 from tests.fixtures.api.fronts import in_memory, live
 from tests.fixtures.logged import fields_of
 from tests.fixtures.polling import until
@@ -770,7 +770,7 @@ async def test_who_hangs_up_leaves_nothing(
 async def test_a_key_that_is_revoked_while_bytes_come_keeps_nothing(
     redis: Redis, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.caller.FRESH_S", -1.0)
+    monkeypatch.setattr("api.access.caller.FRESH_S", -1.0)
     from shared.access import Grant, Keyring, digest_of
 
     keyring = Keyring(Broker(redis))
@@ -803,7 +803,7 @@ async def test_storage_that_breaks_is_a_503(
 
 
 async def test_a_redis_that_is_away_is_a_503(redis_server: Any) -> None:
-    from shared.broker import connect
+    from shared.queue.broker import connect
 
     away = connect("redis://127.0.0.1:1")
     async with in_memory(away, require_key="no") as client:

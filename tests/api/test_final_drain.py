@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from api import final_drain
-from api.final_drain import FinalDrain
-from shared.broker import connect
+from api.http import final_drain
+from api.http.final_drain import FinalDrain
+from shared.queue.broker import connect
 from tests.fixtures.api.echo_worker import EchoWorker
 from tests.fixtures.api.fronts import live, state, states
 from tests.fixtures.polling import DEADLINE_S, until

@@ -4,8 +4,8 @@ import httpx
 import msgspec
 from redis.asyncio import Redis
 
-from shared.broker import Broker, connect
 from shared.fleet.snapshot import Snapshot, look
+from shared.queue.broker import Broker, connect
 from tests.fixtures.api.echo_worker import EchoWorker, announce
 from tests.fixtures.api.fronts import in_memory
 from tests.fixtures.desk import SAY_HI, Desk

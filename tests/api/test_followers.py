@@ -8,10 +8,10 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from shared import keys
-from shared.broker import connect
 from shared.errors import JobNotFound
 from shared.messages import Cancelled
+from shared.queue import keys
+from shared.queue.broker import connect
 from tests.fixtures.api.echo_worker import EchoWorker
 from tests.fixtures.api.frames import Frame, frames, read
 from tests.fixtures.api.fronts import has_followers, live, process, states

@@ -4,8 +4,8 @@ import asyncio
 
 from redis.asyncio import Redis
 
-from shared import keys
-from shared.subscriptions import Subscriptions
+from shared.events.subscriptions import Subscriptions
+from shared.queue import keys
 from tests.fixtures.api.echo_worker import EchoWorker
 from tests.fixtures.api.fronts import in_memory
 from tests.fixtures.polling import ALL_DAY_S, DEADLINE_S, until

@@ -5,8 +5,8 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from api.caller import Caller
-from shared import keys
+from api.access.caller import Caller
+from shared.queue import keys
 from tests.fixtures.api.echo_worker import EchoWorker, announce
 from tests.fixtures.api.fronts import in_memory, states
 from tests.fixtures.posts import POSTS

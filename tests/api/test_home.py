@@ -9,9 +9,9 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from api.home import wants_html
+from api.http.home import wants_html
 from shared.access import Grant, Keyring
-from shared.broker import Broker
+from shared.queue.broker import Broker
 from tests.fixtures.api.echo_worker import EchoWorker, announce
 from tests.fixtures.api.fronts import in_memory
 

@@ -8,8 +8,8 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
+from shared.fleet.presence import Presence
 from shared.messages import Classify, Embed, Failed, Generate, WorkerInfo
-from shared.presence import Presence
 from tests.fixtures.api.echo_worker import EchoWorker, announce
 from tests.fixtures.api.fronts import live, states
 from tests.fixtures.polling import until

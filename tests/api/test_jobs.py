@@ -7,9 +7,9 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from shared.broker import Broker, connect
 from shared.messages import Failed
-from shared.submission import Submissions
+from shared.queue.broker import Broker, connect
+from shared.queue.submission import Submissions
 from tests.fixtures.api.echo_worker import EchoWorker, announce
 from tests.fixtures.api.frames import frames
 from tests.fixtures.api.fronts import in_memory, live, states

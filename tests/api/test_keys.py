@@ -7,11 +7,11 @@ import logging
 import pytest
 from redis.asyncio import Redis
 
-from api.app import create_app
-from shared import keys
+from api.http.app import create_app
 from shared.access import Grant, Keyring, Rate, digest_of
-from shared.broker import Broker, connect
-from shared.settings import Settings, SettingsError
+from shared.queue import keys
+from shared.queue.broker import Broker, connect
+from shared.settings.settings import Settings, SettingsError
 from tests.fixtures.api.echo_worker import EchoWorker, announce, model_info
 from tests.fixtures.api.fronts import in_memory, state
 from tests.fixtures.redis_server import RedisServer

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from api.deps import Front
 from scripts.chaos.proxy import Proxy
-from shared.broker import connect
+from shared.queue.broker import connect
 from tests.fixtures.api.echo_worker import EchoWorker
 from tests.fixtures.api.frames import frames, read
 from tests.fixtures.api.fronts import has_followers, live, process, states

@@ -7,10 +7,10 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from shared import keys
-from shared.broker import Broker, connect
 from shared.messages import Cancelled, Failed
-from shared.submission import Submissions
+from shared.queue import keys
+from shared.queue.broker import Broker, connect
+from shared.queue.submission import Submissions
 from tests.fixtures.api.echo_worker import EchoWorker, announce
 from tests.fixtures.api.fronts import in_memory, live, states
 from tests.fixtures.polling import until

@@ -10,8 +10,8 @@ import pytest
 from redis.asyncio import Redis
 
 from scripts.chaos.proxy import Proxy
-from shared import keys
-from shared.broker import Broker, connect
+from shared.queue import keys
+from shared.queue.broker import Broker, connect
 from tests.fixtures.api.echo_worker import EchoWorker
 from tests.fixtures.api.frames import frames
 from tests.fixtures.api.fronts import in_memory

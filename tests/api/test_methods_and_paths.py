@@ -9,7 +9,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from api.app import TABLE
+from api.http.app import TABLE
 from tests.fixtures.api.echo_worker import EchoWorker, announce, model_info
 from tests.fixtures.api.fronts import has_followers, in_memory, live, states
 from tests.fixtures.api.staying import staying_worker

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from shared.broker import Broker
+from shared.fleet.presence import Fleet, Presence
 from shared.fleet.sums import ASSUMED_WORK_PER_S, of_queues, of_workers, work_per_s
 from shared.messages import (
     PRIORITIES,
@@ -19,9 +19,9 @@ from shared.messages import (
     Sampling,
     WorkerInfo,
 )
-from shared.presence import Fleet, Presence
-from shared.queue_stats import QueueState, WaitingLine
-from shared.task_table import cost_of
+from shared.queue.broker import Broker
+from shared.queue.queue_stats import QueueState, WaitingLine
+from shared.tasks.task_table import cost_of
 from tests.fixtures.api.echo_worker import EchoWorker
 from tests.fixtures.api.fronts import in_memory, live
 from tests.fixtures.desk import Desk

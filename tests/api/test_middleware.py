@@ -8,7 +8,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from api.limits import Limits
+from api.submit.limits import Limits
 from tests.fixtures.api.echo_worker import EchoWorker
 from tests.fixtures.api.fronts import in_memory
 from tests.fixtures.logged import fields_of

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from api.prohibited import Prohibited, read_terms
+from api.submit.prohibited import Prohibited, read_terms
 from shared.errors import ProhibitedContent
-from shared.settings import Settings, SettingsError
+from shared.settings.settings import Settings, SettingsError
 from tests.fixtures.api.echo_worker import EchoWorker
 from tests.fixtures.api.fronts import in_memory
 

@@ -3,9 +3,9 @@ there are none."""
 
 import pytest
 
-from api.request_events import Outcome, RequestEvents
 from api.schemas.hrm import generate_response
 from api.schemas.openai import Heading, completion
+from api.stream.request_events import Outcome, RequestEvents
 from shared.messages import Done, Generated, Tokens
 
 HEADING = Heading("id", 0, "m")

@@ -9,8 +9,8 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from shared import keys
-from shared.broker import connect
+from shared.queue import keys
+from shared.queue.broker import connect
 from tests.fixtures.api.echo_worker import announce
 from tests.fixtures.api.fronts import in_memory, process
 from tests.fixtures.desk import DONE, Desk

@@ -7,9 +7,9 @@ from contextlib import AsyncExitStack
 import pytest
 from redis.asyncio import Redis
 
-from api.app import create_app
-from shared.broker import Broker, connect
-from shared.settings import Settings, SettingsError
+from api.http.app import create_app
+from shared.queue.broker import Broker, connect
+from shared.settings.settings import Settings, SettingsError
 from tests.fixtures.api.echo_worker import EchoWorker, announce
 from tests.fixtures.api.fronts import in_memory
 from tests.fixtures.polling import DEADLINE_S

@@ -7,9 +7,9 @@ from typing import Any
 
 import httpx
 
-from shared import keys
-from shared.broker import connect
-from shared.presence import Presence
+from shared.fleet.presence import Presence
+from shared.queue import keys
+from shared.queue.broker import connect
 from tests.fixtures.api.echo_worker import EchoWorker
 from tests.fixtures.api.frames import frames
 from tests.fixtures.api.fronts import live

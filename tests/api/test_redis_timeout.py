@@ -7,8 +7,8 @@ import pytest
 from redis.asyncio import Redis
 
 from api.redis_timeout import redis_answers
-from shared.broker import connect
 from shared.errors import BrokerUnavailable
+from shared.queue.broker import connect
 from tests.fixtures.redis_server import RedisServer
 from tests.fixtures.slowness import within
 

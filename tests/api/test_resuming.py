@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from api.cursor import Cursor
-from shared.broker import connect
+from api.stream.cursor import Cursor
 from shared.errors import InvalidRequest
 from shared.messages import Failed
+from shared.queue.broker import connect
 from tests.fixtures.api.echo_worker import EchoWorker, announce
 from tests.fixtures.api.frames import Frame, frames, read, read_all
 from tests.fixtures.api.fronts import in_memory, live

@@ -13,11 +13,11 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from api.auth import FirstKey
-from api.caller import FRESH_S
-from shared import keys
+from api.access.auth import FirstKey
+from api.access.caller import FRESH_S
 from shared.access import Grant, Keyring, digest_of
-from shared.broker import Broker, connect
+from shared.queue import keys
+from shared.queue.broker import Broker, connect
 from tests.fixtures.api.echo_worker import EchoWorker, announce
 from tests.fixtures.api.frames import Frame, read
 from tests.fixtures.api.fronts import in_memory, live, state, states
@@ -35,7 +35,7 @@ never comes."""
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is under way is looked at more often than otherwise."""
     assert FRESH_S == 1.0, "as docs/access.md says"
-    monkeypatch.setattr("api.revocations.FRESH_S", 0.1)
+    monkeypatch.setattr("api.access.revocations.FRESH_S", 0.1)
 
 
 @pytest.fixture
@@ -331,7 +331,7 @@ async def test_while_redis_cannot_be_asked_nobody_is_cut_off(
 async def test_a_key_that_is_revoked_while_a_body_comes_opens_nothing(
     redis: Redis, worker: EchoWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.caller.FRESH_S", 0.0)
+    monkeypatch.setattr("api.access.caller.FRESH_S", 0.0)
     key = await make(redis)
 
     async def body() -> AsyncIterator[bytes]:

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from api import dialects
+from api.endpoints import dialects
 from api.routes.submit import TASKS
 from tests.fixtures.api.echo_worker import ALL_TASKS, EchoWorker, announce
 from tests.fixtures.api.fronts import in_memory

@@ -3,9 +3,9 @@ once, held-back text."""
 
 import pytest
 
-from api.request_events import JobEvent
 from api.routes.tgi_frames import TgiFrames
 from api.schemas.tgi import TgiNotes
+from api.stream.request_events import JobEvent
 from shared.messages import Done, Started, TokenLogprob, Tokens
 
 EOS = 2

@@ -9,14 +9,14 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from api.answers import timings_at_end
-from api.request_record import RequestRecord, SubmittedWork
-from api.request_state import Usage
-from api.timings import Timings, timings_of
-from shared import keys
-from shared.log import Append
+from api.http.request_state import Usage
+from api.stream.answers import timings_at_end
+from api.stream.timings import Timings, timings_of
+from api.submit.request_record import RequestRecord, SubmittedWork
+from shared.events.log import Append
 from shared.messages import Started, Tokens
-from shared.requests import JobTimes, Request
+from shared.queue import keys
+from shared.queue.requests import JobTimes, Request
 from tests.fixtures.api.echo_worker import EchoWorker
 from tests.fixtures.api.fronts import in_memory, live
 from tests.fixtures.desk import DONE, Desk

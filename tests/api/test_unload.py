@@ -9,9 +9,9 @@ import pytest
 from redis.asyncio import Redis
 
 from api.routes import unload
-from shared import keys
+from shared.fleet.presence import Presence
 from shared.messages import LoadFailure, Residence, WorkerInfo
-from shared.presence import Presence
+from shared.queue import keys
 from tests.fixtures.api.echo_worker import model_info
 from tests.fixtures.api.fronts import in_memory
 from tests.fixtures.polling import until

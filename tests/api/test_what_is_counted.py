@@ -7,11 +7,11 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from shared.broker import Broker
 from shared.errors import FleetError, codes_below, codes_from
 from shared.messages import Failed
-from shared.metrics import Metrics
-from shared.submission import Submissions
+from shared.queue.broker import Broker
+from shared.queue.submission import Submissions
+from shared.telemetry.metrics import Metrics
 from tests.fixtures.api.echo_worker import EchoWorker, announce
 from tests.fixtures.api.frames import read
 from tests.fixtures.api.fronts import in_memory, live, state

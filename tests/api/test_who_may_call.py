@@ -8,11 +8,12 @@ import pytest
 from fastapi.routing import iter_route_contexts
 from redis.asyncio import Redis
 
-from api.app import TABLE, create_app
-from api.auth import build_auth
-from shared.broker import Broker
-from shared.probes import PROBES
-from shared.settings import REPO_ROOT, Settings
+from api.access.auth import build_auth
+from api.http.app import TABLE, create_app
+from shared.queue.broker import Broker
+from shared.settings.settings import Settings
+from shared.shipped import REPO_ROOT
+from shared.telemetry.probes import PROBES
 from tests.fixtures.api.fronts import in_memory
 
 OPEN = "open"

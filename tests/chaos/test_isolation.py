@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from shared.settings import REPO_ROOT
+from shared.shipped import REPO_ROOT
 
 
 def test_the_cell_after_a_broken_one_passes() -> None:

@@ -3,8 +3,8 @@ promises, and a file that appears once."""
 
 import pytest
 
-from shared.artifacts import ArtifactStore
-from shared.broker import Broker
+from shared.artifacts.store import ArtifactStore
+from shared.queue.broker import Broker
 from tests.fixtures.chaos.faults import FAULTS
 from tests.fixtures.chaos.stage import PHASES, TaskStage
 from tests.fixtures.matrix_cell import check_nobody_notices

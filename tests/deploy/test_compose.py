@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from scripts.aios import KILL_AFTER_DRAIN_S, fleet_roles
-from shared.setting_layers import env_name
-from shared.settings import FINISH_S, Settings, resolve
+from scripts.cli.aios import KILL_AFTER_DRAIN_S, fleet_roles
+from shared.settings.layers import env_name
+from shared.settings.settings import FINISH_S, Settings, resolve
 from tests.fixtures.deploy.compose_files import (
     FILES,
     PLACE,

@@ -48,7 +48,7 @@ def test_a_role_passes_its_health_check(
     env["AIOS_ARTIFACT_URL"] = str(tmp_path / "artifacts")
     check = [word.replace(f":{listens}/", f":{port}/") for word in health_argv(service)]
     assert check[0] == "python3"
-    with running([sys.executable, "-m", "scripts.aios", *flags], env, tmp_path) as process:
+    with running([sys.executable, "-m", "scripts.cli.aios", *flags], env, tmp_path) as process:
 
         def is_healthy() -> bool:
             assert process.poll() is None, (tmp_path / "log").read_text()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import yaml
 
-from scripts.dashboard.__main__ import dashboard
+from scripts.tools.dashboard.__main__ import dashboard
 from tests.fixtures.deploy.asked import BOARD, GRAFANA, checker, plain
 from tests.fixtures.deploy.exported import exported
 from tests.fixtures.deploy.promql import Labels
@@ -22,7 +22,9 @@ def board_queries() -> Iterator[tuple[str, str, Labels]]:
 
 
 def test_the_dashboard_is_what_the_script_writes() -> None:
-    assert dashboard() == BOARD, "python -m scripts.dashboard > deploy/grafana/dashboards/aios.json"
+    assert dashboard() == BOARD, (
+        "python -m scripts.tools.dashboard > deploy/grafana/dashboards/aios.json"
+    )
 
 
 def test_panels_ask_for_what_is_exported_and_name_labels_they_have() -> None:

@@ -5,19 +5,19 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
-from scripts.jobs import TAG, make_worker
-from shared import keys
-from shared.broker import Broker
-from shared.janitor import Janitor
+from scripts.cli.jobs import TAG, make_worker
 from shared.messages import Generate, Sampling
-from shared.metrics import JanitorMetrics, WorkerMetrics
+from shared.queue import keys
+from shared.queue.broker import Broker
+from shared.queue.janitor import Janitor
+from shared.telemetry.metrics import JanitorMetrics, WorkerMetrics
 from tests.fixtures.api.fronts import in_memory
 from tests.fixtures.deploy.asked import ALERTS, BOARD, checker, documented, plain
 from tests.fixtures.deploy.exported import OTHERS, TARGET, exported
 from tests.fixtures.desk import Desk
 from tests.fixtures.polling import until
 from tests.fixtures.worker.services import service, serving
-from worker.runners.base import RunnerOptions
+from worker.engine.runner import RunnerOptions
 from worker.runners.echo import Echo
 
 _NOT_HERE = {"aios_worker_device_memory_bytes"}

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.aios import KILL_AFTER_DRAIN_S, main
-from shared.cli import CONFIG_ENV
-from shared.setting_layers import ENV_ALIASES, env_name
-from shared.settings import Settings, model_entries, resolve
+from scripts.cli.aios import KILL_AFTER_DRAIN_S, main
+from shared.settings.command_line import CONFIG_ENV
+from shared.settings.layers import ENV_ALIASES, env_name
+from shared.settings.settings import Settings, model_entries, resolve
 from tests.fixtures.deploy.charts import (
     POD_MAKERS,
     Document,

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from shared.setting_models import ModelEntry
+from shared.settings.models import ModelEntry
 from tests.fixtures.deploy.charts import CHART, helm, render
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.settings import Settings
+from shared.settings.settings import Settings
 from tests.fixtures.deploy.charts import (
     CHART,
     EXTERNAL,

@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from shared.runner_options import Scoring
+from shared.tasks.runner_options import Scoring
 from tests.fixtures.deploy.asked import checker, documented, in_templates, plain
 from tests.fixtures.deploy.compose_files import ROOT
 from tests.fixtures.deploy.exported import exported

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from scripts.aios import fleet_roles, main
-from shared.settings import FINISH_S, resolve
+from scripts.cli.aios import fleet_roles, main
+from shared.settings.settings import FINISH_S, resolve
 from tests.fixtures.deploy.kubernetes import NEWEST, OLDEST, problems
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "examples" / "simplefoundation"

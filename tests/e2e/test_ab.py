@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts.ab import Sampling, Side, agreement, compare
+from scripts.bench.ab import Sampling, Side, agreement, compare
 from tests.fixtures.e2e.serving import serving
 
 # None that it is sure of.

@@ -17,12 +17,12 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import AuthenticationError, NoPermissionError
 
-from shared import keys
-from shared.artifacts import IN_REDIS_BYTES, ArtifactStore
-from shared.broker import open_unsettled
+from shared.artifacts.store import IN_REDIS_BYTES, ArtifactStore
 from shared.errors import QueueFull
-from shared.janitor import Janitor
-from shared.settings import REPO_ROOT
+from shared.queue import keys
+from shared.queue.broker import open_unsettled
+from shared.queue.janitor import Janitor
+from shared.shipped import REPO_ROOT
 from tests.fixtures.desk import DONE, SAY_HI, Desk
 from tests.fixtures.e2e.fleet import front, start_worker
 from tests.fixtures.redis_server import RedisServer, start_redis
@@ -57,7 +57,7 @@ def url_of(server: RedisServer, user: str) -> str:
 
 async def aios(*words: str) -> str:
     """What a command of `aios` printed; it must end well."""
-    command = [sys.executable, "-m", "scripts.aios", *words]
+    command = [sys.executable, "-m", "scripts.cli.aios", *words]
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, env=dict(os.environ)
     )
@@ -167,7 +167,7 @@ async def test_a_fleet_works_with_a_user_for_each_role(
             role = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "scripts.jobs",
+                "scripts.cli.jobs",
                 "--redis-url",
                 url_of(guarded, "jobs"),
                 "--log-level",

@@ -13,9 +13,9 @@ import openai
 import pytest
 import redis
 
-from scripts.local_fleet import LocalFleet, running_fleets
-from shared import keys
-from shared.settings import REPO_ROOT
+from scripts.cli.local_fleet import LocalFleet, running_fleets
+from shared.queue import keys
+from shared.shipped import REPO_ROOT
 from tests.fixtures.e2e.serving import Serving, serving
 from tests.fixtures.polling import wait_until
 
@@ -33,7 +33,15 @@ def files_in(place: Path) -> list[Path]:
 def swept(fleet: LocalFleet) -> dict[str, int]:
     """What `aios jobs --once` finds to be over, without being told where the fleet keeps its
     files."""
-    command = [sys.executable, "-m", "scripts.aios", "jobs", "--once", "--port", str(fleet.port)]
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.cli.aios",
+        "jobs",
+        "--once",
+        "--port",
+        str(fleet.port),
+    ]
     told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPO_ROOT).stdout
     found: dict[str, int] = json.loads(told)["artifacts"]
     return found

@@ -13,10 +13,10 @@ from redis.asyncio import Redis
 from shared.errors import FleetError
 from tests.fixtures.e2e.inside import fleet_inside
 from tests.fixtures.worker.broken_models import SICK, sick_row, write_model
-from worker.registry import load_runner
-from worker.runners.base import OutOfMemory, RunnerOptions
+from worker.engine.runner import OutOfMemory, RunnerOptions
+from worker.engine.sequence import Slice, StepResult
 from worker.runners.echo import Echo
-from worker.sequence import Slice, StepResult
+from worker.runners.registry import load_runner
 
 WINDOW = 32
 

@@ -8,10 +8,10 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from shared.vectors import unpack
+from shared.tasks.vectors import unpack
 from tests.fixtures.api.frames import frames
 from tests.fixtures.e2e.inside import fleet_inside
-from worker.runners.base import RunnerOptions
+from worker.engine.runner import RunnerOptions
 from worker.runners.echo import Echo
 
 HELLO = [{"role": "user", "content": "abc"}]

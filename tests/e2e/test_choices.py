@@ -7,16 +7,16 @@ from typing import Any
 import httpx
 from redis.asyncio import Redis
 
-from shared.broker import Broker
 from shared.messages import ModelInfo
-from shared.queue import QueuePolicy
+from shared.queue.broker import Broker
+from shared.queue.leases import QueuePolicy
 from tests.fixtures.api.frames import frames
 from tests.fixtures.api.fronts import in_memory
 from tests.fixtures.polling import until
-from worker.loading import LoadedModel
-from worker.runners.base import RunnerOptions
+from worker.engine.runner import RunnerOptions
+from worker.host.loading import LoadedModel
+from worker.host.service import WorkerService
 from worker.runners.echo import Echo
-from worker.service import WorkerService
 
 BODY = {
     "prompt": ["abc.", "eos"],

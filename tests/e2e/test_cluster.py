@@ -7,8 +7,8 @@ from pathlib import Path
 import httpx
 from redis.crc import key_slot
 
-from shared import keys
-from shared.broker import Broker, open_broker
+from shared.queue import keys
+from shared.queue.broker import Broker, open_broker
 from tests.fixtures.e2e.fleet import front, start_worker
 from tests.fixtures.e2e.roles_apart import CAP
 from tests.fixtures.polling import DEADLINE_S, wait_until

@@ -105,7 +105,7 @@ def trial(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -
     create = [
         sys.executable,
         "-m",
-        "scripts.aios",
+        "scripts.cli.aios",
         "keys",
         "create",
         "docs",

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from api.routes.submit import TASKS
-from shared.settings import SAMPLE_MODEL
+from shared.settings.settings import SAMPLE_MODEL
 from tests.fixtures.api.frames import frames
 from tests.fixtures.e2e.asked import EVENTS, EVERYTHING, JSON, LONG, PROMPT, STREAMS, Asked
 from tests.fixtures.e2e.serving import serving

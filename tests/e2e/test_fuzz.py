@@ -11,9 +11,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 
-from shared.broker import connect
+from shared.queue.broker import connect
 from tests.fixtures.e2e.inside import fleet_inside
-from worker.runners.base import RunnerOptions
+from worker.engine.runner import RunnerOptions
 from worker.runners.echo import Echo
 
 OPENAI_KEYS = {"message", "type", "param", "code"}

@@ -11,7 +11,7 @@ from tests.fixtures.polling import is_running, wait_until
 
 def test_the_fleet_starts_it_and_does_not_need_it() -> None:
     with serving("--model", "echo=echo", "--log-level", "warning") as fleet:
-        (role,) = fleet.children("scripts.jobs")
+        (role,) = fleet.children("scripts.cli.jobs")
         role.send_signal(signal.SIGSTOP)
         body = {"prompts": ["abc"], "max_tokens": 6}
         assert httpx.post(f"{fleet.url}/generate", json=body, timeout=60).json()["completions"] == [
@@ -19,5 +19,5 @@ def test_the_fleet_starts_it_and_does_not_need_it() -> None:
         ]
         role.kill()
         wait_until(lambda: not is_running(role.pid), "it is gone")
-        wait_until(lambda: len(fleet.children("scripts.jobs")) == 1, "it is there again")
+        wait_until(lambda: len(fleet.children("scripts.cli.jobs")) == 1, "it is there again")
         assert fleet.stop() == 0

@@ -10,17 +10,17 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from shared.broker import Broker
-from shared.queue import QueuePolicy
-from shared.settings import SAMPLE_MODEL, ModelEntry, Settings
+from shared.queue.broker import Broker
+from shared.queue.leases import QueuePolicy
+from shared.settings.settings import SAMPLE_MODEL, ModelEntry, Settings
 from tests.fixtures.api.frames import frames
 from tests.fixtures.api.fronts import in_memory
 from tests.fixtures.polling import until
 from tests.fixtures.worker.sapient_fixtures import Net, write_checkpoint
 from tests.fixtures.worker.tiny_causal import llama, write
+from worker.host.loading import load_models
+from worker.host.service import WorkerService
 from worker.llm import LLM, CompletionOutput, SamplingParams
-from worker.loading import load_models
-from worker.service import WorkerService
 
 CASES: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0, "max_tokens": 60, "logprobs": 2},

@@ -12,11 +12,11 @@ import pytest
 
 from scripts.bench.model import causal
 from shared.messages import Chat, Generate, Prompt, Sampling, Score, Turn
-from shared.settings import SAMPLE_MODEL
+from shared.settings.settings import SAMPLE_MODEL
 from tests.fixtures.e2e.serving import serving
 from tests.fixtures.worker.stepping import generate_all, score_all
-from worker.registry import load_runner
-from worker.runners.base import Runner, RunnerOptions
+from worker.engine.runner import Runner, RunnerOptions
+from worker.runners.registry import load_runner
 
 FOLDER = Path(__file__).parent / "lm_eval"
 PROBLEMS = [json.loads(line) for line in (FOLDER / "problems.jsonl").read_text().splitlines()]

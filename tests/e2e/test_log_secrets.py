@@ -9,7 +9,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from shared.presence import Presence
+from shared.fleet.presence import Presence
 from tests.fixtures.e2e.roles import running
 from tests.fixtures.polling import until
 from tests.fixtures.redis_server import RedisServer, free_port

@@ -9,14 +9,14 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from scripts.train_sample import byte_tokenizer
+from scripts.train.train_sample import byte_tokenizer
 from shared.messages import Generate, Sampling, Score
-from shared.settings import SAMPLE_MODEL
+from shared.settings.settings import SAMPLE_MODEL
 from tests.fixtures.e2e.serving import Serving, serving
 from tests.fixtures.worker.act_fixtures import Net, write_bundle
 from tests.fixtures.worker.stepping import generate_all, score_all
-from worker.registry import load_runner
-from worker.runners.base import RunnerOptions
+from worker.engine.runner import RunnerOptions
+from worker.runners.registry import load_runner
 
 PROMPTS = ["Hello", "Once upon a time"]
 

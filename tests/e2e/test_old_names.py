@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from scripts.local_fleet import running_fleets
+from scripts.cli.local_fleet import running_fleets
 from tests.fixtures.bare_settings import without_settings
 from tests.fixtures.polling import wait_until
 from tests.fixtures.redis_server import free_port

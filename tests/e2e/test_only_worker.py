@@ -8,9 +8,9 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from shared.broker import Broker
-from shared.presence import Presence
-from shared.submission import Submissions
+from shared.fleet.presence import Presence
+from shared.queue.broker import Broker
+from shared.queue.submission import Submissions
 from tests.fixtures.e2e.fleet import FrontProcess, front, start_worker
 from tests.fixtures.polling import until
 

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from shared.settings import SAMPLE_MODEL
+from shared.settings.settings import SAMPLE_MODEL
 from tests.fixtures.e2e.serving import serving
 from tests.fixtures.polling import wait_until
 

@@ -10,7 +10,7 @@ import pytest
 from openai.types.chat import ChatCompletionChunk
 from redis.asyncio import Redis
 
-from shared.settings import SAMPLE_MODEL
+from shared.settings.settings import SAMPLE_MODEL
 from tests.fixtures.e2e.aios_keys import aios_keys
 from tests.fixtures.e2e.fleet import front, start_worker
 from tests.fixtures.e2e.serving import serving

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
-from api.app import create_app
-from shared.broker import Broker, connect
-from shared.settings import SAMPLE_MODEL, Settings
+from api.http.app import create_app
+from shared.queue.broker import Broker, connect
+from shared.settings.settings import SAMPLE_MODEL, Settings
 from tests.fixtures.e2e.serving import serving
 from tests.fixtures.worker.sapient_fixtures import Net, write_checkpoint
 

@@ -11,8 +11,8 @@ from tests.fixtures.e2e.dry_run import dry_run
 from tests.fixtures.e2e.serving import Serving, serving
 from tests.fixtures.worker.sapient_fixtures import Net, write_checkpoint
 from tests.fixtures.worker.stepping import solve_all
-from worker.registry import load_runner
-from worker.runners.base import RunnerOptions
+from worker.engine.runner import RunnerOptions
+from worker.runners.registry import load_runner
 
 PUZZLES = [
     "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79",

@@ -11,21 +11,21 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from shared import keys
-from shared.broker import UNAVAILABLE, Broker, connect
 from shared.errors import BrokerUnavailable, FleetError
-from shared.log import LogReader
+from shared.events.log import LogReader
+from shared.events.subscriptions import Subscriptions
 from shared.messages import Done, Generate, Job, ModelInfo, Sampling, Terminal, Tokens
-from shared.queue import QueuePolicy
-from shared.subscriptions import Subscriptions
+from shared.queue import keys
+from shared.queue.broker import UNAVAILABLE, Broker, connect
+from shared.queue.leases import QueuePolicy
 from tests.fixtures.desk import Desk
 from tests.fixtures.polling import DEADLINE_S, until
 from tests.fixtures.redis_server import start_redis
-from worker.loading import LoadedModel
-from worker.runners.base import RunnerOptions
+from worker.engine.runner import RunnerOptions
+from worker.engine.sequence import Slice, StepResult
+from worker.host.loading import LoadedModel
+from worker.host.service import WorkerService
 from worker.runners.echo import Echo
-from worker.sequence import Slice, StepResult
-from worker.service import WorkerService
 
 LONG = Generate("abc", Sampling(60, seed=0))
 

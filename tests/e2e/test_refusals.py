@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shared.settings import Settings
+from shared.settings.settings import Settings
 from tests.fixtures.bare_settings import without_settings
 
 READERS = {

@@ -33,7 +33,7 @@ def supervised(*words: str) -> Iterator[tuple["subprocess.Popen[bytes]", BinaryI
     [
         ("api", "--host", "127.0.0.1", "--port", "0"),
         ("worker", "--model", "echo=echo"),
-        ("scripts.jobs",),
+        ("scripts.cli.jobs",),
     ],
     ids=lambda words: words[0],
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 from redis.asyncio import Redis
 
-from shared.settings import REPO_ROOT
+from shared.shipped import REPO_ROOT
 from tests.fixtures.e2e.fleet import front, start_worker
 from tests.fixtures.polling import DEADLINE_S
 from tests.fixtures.redis_server import free_port
@@ -67,7 +67,7 @@ def test_the_commands_are_found() -> None:
 
 async def test_its_commands_work_on_a_fleet(redis_url: str, redis: Redis, tmp_path: Path) -> None:
     """Each ends with 0; those whose output it shows print that."""
-    (tmp_path / "aios").write_text(f'#!/bin/sh\nexec {sys.executable} -m scripts.aios "$@"\n')
+    (tmp_path / "aios").write_text(f'#!/bin/sh\nexec {sys.executable} -m scripts.cli.aios "$@"\n')
     (tmp_path / "aios").chmod(0o755)
     port = free_port()
     async with front(redis_url, "--admin-keys", f"ops:{ADMIN}", "--require-key", "no") as running:

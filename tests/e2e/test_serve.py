@@ -15,9 +15,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, HrmTextForCausalLM
 
-from scripts.aios import main
-from scripts.local_fleet import running_fleets
-from shared.settings import SAMPLE_MODEL
+from scripts.cli.aios import main
+from scripts.cli.local_fleet import running_fleets
+from shared.settings.settings import SAMPLE_MODEL
 from tests.fixtures.e2e.serving import Serving, serving
 from tests.fixtures.polling import is_running, wait_until
 from tests.fixtures.slowness import within

@@ -10,18 +10,18 @@ import pytest
 from redis.asyncio import Redis
 
 from api.schemas.simple_foundation import CodingRequest, MathRequest
-from scripts.eval_solve import EXAMPLES, Example, body_of, is_right
+from scripts.train.eval_solve import EXAMPLES, Example, body_of, is_right
 from shared.messages import Prompting
-from shared.setting_models import ModelEntry, PromptingEntry
-from shared.settings import SAMPLE_MODEL, SettingsError
+from shared.settings.models import ModelEntry, PromptingEntry
+from shared.settings.settings import SAMPLE_MODEL, SettingsError
 from tests.fixtures.e2e.inside import fleet_inside
-from worker.loading import prompting_of
-from worker.registry import load_runner
-from worker.runners.base import RunnerOptions
+from worker.engine.runner import RunnerOptions
+from worker.host.loading import prompting_of
 from worker.runners.echo import Echo
+from worker.runners.registry import load_runner
 
 NUM_SEEDS = 4
-"""Of each; `python -m scripts.eval_solve` does the 100 that the documentation quotes."""
+"""Of each; `python -m scripts.train.eval_solve` does the 100 that the documentation quotes."""
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = (
     "README.md",

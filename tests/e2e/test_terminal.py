@@ -64,7 +64,7 @@ def _take_terminal() -> None:
 
 @contextmanager
 def on_terminal(*flags: str) -> Iterator[Seen]:
-    seen = Seen(sys.executable, "-m", "scripts.aios", "serve", "hrm", "--port", "0", *flags)
+    seen = Seen(sys.executable, "-m", "scripts.cli.aios", "serve", "hrm", "--port", "0", *flags)
     try:
         yield seen
     finally:

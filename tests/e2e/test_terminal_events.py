@@ -11,7 +11,6 @@ import signal
 
 from redis.asyncio import Redis
 
-from shared import keys
 from shared.messages import (
     Cancelled,
     Done,
@@ -26,6 +25,7 @@ from shared.messages import (
     Terminal,
     Tokens,
 )
+from shared.queue import keys
 from tests.fixtures.desk import Desk
 from tests.fixtures.e2e.fleet import WorkerProcess, start_worker
 from tests.fixtures.polling import DEADLINE_S

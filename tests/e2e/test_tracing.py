@@ -13,17 +13,17 @@ from opentelemetry.trace import SpanKind, StatusCode
 from redis.asyncio import Redis
 
 from shared.errors import FleetError
-from shared.presence import Presence
-from shared.settings import SAMPLE_MODEL
+from shared.fleet.presence import Presence
+from shared.settings.settings import SAMPLE_MODEL
 from tests.fixtures.api.fronts import in_memory, live
 from tests.fixtures.logged import fields_of
 from tests.fixtures.polling import DEADLINE_S, until
 from tests.fixtures.spans import PARENT, Kept, id_of, parent_of, told, trace_ids
 from tests.fixtures.worker.services import Gated, Slow, service, serving
-from worker.registry import load_runner
-from worker.runners.base import Runner, RunnerOptions
+from worker.engine.runner import Runner, RunnerOptions
+from worker.engine.sequence import Slice, StepResult
 from worker.runners.echo import Echo
-from worker.sequence import Slice, StepResult
+from worker.runners.registry import load_runner
 
 TRACE_ID = PARENT.split("-")[1]
 PHASES = ["encode", "prefill", "decode", "publish"]

@@ -4,7 +4,7 @@ together."""
 import httpx
 from redis.asyncio import Redis
 
-from shared.presence import Presence
+from shared.fleet.presence import Presence
 from tests.fixtures.collector import collecting
 from tests.fixtures.e2e.roles import running
 from tests.fixtures.polling import until

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from shared.settings import REPO_ROOT
+from shared.shipped import REPO_ROOT
 from tests.fixtures.e2e.serving import serving
 
 _SOURCES = ("api", "config", "models", "scripts", "shared", "worker")
@@ -102,7 +102,7 @@ def test_it_serves_the_sample_from_an_empty_folder(
         for child in (
             *fleet.children("api"),
             *fleet.children("worker"),
-            *fleet.children("scripts.jobs"),
+            *fleet.children("scripts.cli.jobs"),
         ):
             assert child.cmdline()[0].startswith(str(installed))
             assert str(REPO_ROOT) + os.sep not in str(child.environ().get("PYTHONPATH"))
@@ -131,7 +131,7 @@ def test_every_module_and_its_data_are_in_it(wheel: Path, source: Path) -> None:
     assert set(contents(wheel)) == expected
 
 
-@pytest.mark.parametrize("words", [("-m", "api"), ("-m", "scripts.jobs")])
+@pytest.mark.parametrize("words", [("-m", "api"), ("-m", "scripts.cli.jobs")])
 def test_each_role_starts_as_a_module_too(
     installed: Path, tmp_path: Path, words: tuple[str, ...]
 ) -> None:

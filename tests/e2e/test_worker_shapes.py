@@ -12,7 +12,7 @@ import pytest
 
 from tests.fixtures.e2e.serving import serving
 from tests.fixtures.polling import wait_until
-from worker.machine import available_processors, physical_cores
+from worker.hardware.machine import available_processors, physical_cores
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="processors are pinned on Linux only"

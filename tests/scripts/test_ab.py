@@ -1,4 +1,4 @@
-"""scripts/ab.py: one fleet in three dialects says the same; what differs and what fails is told."""
+"""scripts/bench/ab.py: one fleet in three dialects says the same; what differs and what fails is told."""
 
 import asyncio
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from scripts.ab import (
+from scripts.bench.ab import (
     Answer,
     Answers,
     Sampling,

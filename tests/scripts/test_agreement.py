@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts import agreement
+from scripts.bench import agreement
 from scripts.bench.model import causal, hrm_text
-from shared.settings import SAMPLE_MODEL
+from shared.settings.settings import SAMPLE_MODEL
+from worker.engine.runner import RunnerOptions
 from worker.models import linear
-from worker.runners.base import RunnerOptions
 
 
 @pytest.mark.parametrize("write", [hrm_text, causal])

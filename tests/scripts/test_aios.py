@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from scripts import aios
-from scripts.aios import bindable_port, callers_need_key, fleet_roles, main, ready_line
-from scripts.embedded_redis import EmbeddedRedis
-from scripts.supervisor import Supervisor
+from scripts.cli import aios
+from scripts.cli.aios import bindable_port, callers_need_key, fleet_roles, main, ready_line
+from scripts.cli.embedded_redis import EmbeddedRedis
+from scripts.cli.supervisor import Supervisor
 from shared.access import Grant, Keyring
-from shared.broker import Broker
-from shared.cli import tell_of_variables
+from shared.fleet.presence import Fleet
 from shared.messages import ModelInfo, TaskName
-from shared.presence import Fleet
-from shared.settings import ModelEntry, Settings, SettingsError, resolve
+from shared.queue.broker import Broker
+from shared.settings.command_line import tell_of_variables
+from shared.settings.settings import ModelEntry, Settings, SettingsError, resolve
 from tests.fixtures.polling import until
 
 
@@ -62,7 +62,7 @@ def test_children_resolve_to_the_parents_settings(monkeypatch: pytest.MonkeyPatc
     assert [(role.name, len(role.copies), role.argv[-1]) for role in (api, worker, jobs)] == [
         ("api", 1, "api"),
         ("worker", 3, "worker"),
-        ("jobs", 1, "scripts.jobs"),
+        ("jobs", 1, "scripts.cli.jobs"),
     ]
     for role in (api, worker, jobs):
         for copy in role.copies:

@@ -6,8 +6,8 @@ from redis.asyncio import Redis
 
 from scripts.bench import submits
 from scripts.bench.broker import measure
-from shared.broker import Broker
-from shared.submission import Submissions
+from shared.queue.broker import Broker
+from shared.queue.submission import Submissions
 
 
 async def test_every_row_is_there(redis: Redis) -> None:

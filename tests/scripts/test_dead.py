@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from scripts.aios import main
-from shared import keys
+from scripts.cli.aios import main
 from shared.messages import Job, Started
+from shared.queue import keys
 from tests.fixtures.desk import DONE, SAY_HI, Desk
 
 Aios = Callable[..., Any]

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from scripts import embedded_redis
-from scripts.embedded_redis import (
+from scripts.cli import embedded_redis
+from scripts.cli.embedded_redis import (
     EmbeddedRedis,
     EmbeddedRedisError,
     bundled_servers,
@@ -24,7 +24,7 @@ from tests.fixtures.polling import is_running, wait_until
 OWNER = """
 import sys
 from scripts import embedded_redis
-from scripts.embedded_redis import EmbeddedRedis
+from scripts.cli.embedded_redis import EmbeddedRedis
 with EmbeddedRedis() as server:
     print(server.pid, server.directory, flush=True)
     sys.stdin.read()
@@ -152,7 +152,7 @@ def test_the_one_of_a_wheel_is_taken_and_works(
 ) -> None:
     """What the queue does with it: `tests/shared/test_queue.py`."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("scripts.embedded_redis.bundled_servers", lambda: [executable])
+    monkeypatch.setattr("scripts.cli.embedded_redis.bundled_servers", lambda: [executable])
     with EmbeddedRedis() as server, redis.Redis.from_url(server.url) as client:
         assert server.executable == executable
         assert (

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
-from scripts.watch.fronts import FrontCounts, Fronts, latencies, parse, quantile, rates, scrape
+from scripts.cli.watch.fronts import FrontCounts, Fronts, latencies, parse, quantile, rates, scrape
 from tests.fixtures.api.echo_worker import EchoWorker
 from tests.fixtures.api.fronts import in_memory, live
 

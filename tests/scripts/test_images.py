@@ -1,5 +1,5 @@
 """What the builder of images is told, and what it is not; the images themselves take `python -m
-scripts.images`."""
+scripts.tools.images`."""
 
 import json
 import sys
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.images.__main__ import render
-from scripts.images.build import BuildPlan, build, image_name
-from scripts.images.engine import Engine, EngineError, Image
-from scripts.images.smoke import Report
+from scripts.tools.images.__main__ import render
+from scripts.tools.images.build import BuildPlan, build, image_name
+from scripts.tools.images.engine import Engine, EngineError, Image
+from scripts.tools.images.smoke import Report
 
 NOTE_WORDS = """
 import json, sys

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from scripts.aios import main
-from scripts.jobs import QUEUE, TAG, make_worker
-from shared import keys
-from shared.broker import Broker
-from shared.janitor import Janitor
+from scripts.cli.aios import main
+from scripts.cli.jobs import QUEUE, TAG, make_worker
+from shared.fleet.presence import Presence
 from shared.messages import WorkerInfo
-from shared.metrics import JanitorMetrics
-from shared.presence import Presence
+from shared.queue import keys
+from shared.queue.broker import Broker
+from shared.queue.janitor import Janitor
+from shared.telemetry.metrics import JanitorMetrics
 from tests.fixtures.desk import Desk
 from tests.fixtures.polling import ALL_DAY_S, DEADLINE_S
 
@@ -80,7 +80,7 @@ async def test_the_role_sweeps_by_itself_and_ends_at_once(redis: Redis, redis_ur
     """As a process of its own; a SIGTERM in whatever it does harms nothing."""
     await plant(redis)
     await Presence(redis, ttl_s=ALL_DAY_S).announce(WorkerInfo("here", "ready", ()))
-    command = [sys.executable, "-m", "scripts.jobs", "--redis-url", redis_url]
+    command = [sys.executable, "-m", "scripts.cli.jobs", "--redis-url", redis_url]
     process = await asyncio.create_subprocess_exec(*command, env=dict(os.environ))
     try:
         async with asyncio.timeout(3 * DEADLINE_S):

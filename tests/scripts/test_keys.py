@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from scripts.aios import main
+from scripts.cli.aios import main
 from shared.access import Keyring, digest_of
-from shared.broker import Broker
+from shared.queue.broker import Broker
 
 Aios = Callable[..., Any]
 

@@ -6,13 +6,13 @@ import math
 
 import pytest
 
-from scripts import load
+from scripts.bench import load
+from scripts.bench.loads import curve
+from scripts.bench.loads.caller import Caller, Heard
+from scripts.bench.loads.drive import closed_loop
+from scripts.bench.loads.plan import ClientRequest, Length, Mix, classes_of, lengths_of
+from scripts.bench.loads.tally import Window, summary
 from scripts.chaos.processes import fleet
-from scripts.loads import curve
-from scripts.loads.caller import Caller, Heard
-from scripts.loads.drive import closed_loop
-from scripts.loads.plan import ClientRequest, Length, Mix, classes_of, lengths_of
-from scripts.loads.tally import Window, summary
 
 
 def test_lengths_and_classes_are_drawn_by_their_weights() -> None:

@@ -11,19 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from scripts.local_fleet import (
+from scripts.cli.local_fleet import (
     LocalFleet,
     announced,
     choose_fleet,
     running_fleets,
     with_local_fleet,
 )
-from shared.settings import Settings, SettingsError
+from shared.settings.settings import Settings, SettingsError
 from tests.fixtures.polling import wait_until
 
 HOLDER = """
 import sys
-from scripts.local_fleet import LocalFleet, announced
+from scripts.cli.local_fleet import LocalFleet, announced
 with announced(LocalFleet(1, 8001, "http://127.0.0.1:8001", "redis://:s3cret@127.0.0.1:1/0", 1, True)):
     print("held", flush=True)
     sys.stdin.read()

@@ -1,11 +1,11 @@
 """docs/metrics.md names every metric and every number of a model, as it is."""
 
-from scripts.metrics_page import PAGE, metrics_table, numbers_table, page, roles
-from shared.model_load import NUMBERS, ModelLoad
+from scripts.tools.metrics_page import PAGE, metrics_table, numbers_table, page, roles
+from shared.telemetry.model_load import NUMBERS, ModelLoad
 
 
 def test_it_is_that_of_today() -> None:
-    """If not: python -m scripts.metrics_page."""
+    """If not: python -m scripts.tools.metrics_page."""
     assert PAGE.read_text(encoding="utf-8") == page()
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from scripts.aios import main
-from shared.catalogue import Catalogue
+from scripts.cli.aios import main
+from shared.fleet.catalogue import Catalogue
 from tests.fixtures.api.echo_worker import announce
 
 Aios = Callable[..., Awaitable[tuple[int, str, str]]]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts import mutate
-from scripts.mutate import REPO_ROOT, TESTS, is_valid, mutants_of, try_file
+from scripts.tools import mutate
+from scripts.tools.mutate import REPO_ROOT, TESTS, is_valid, mutants_of, try_file
 
 PYTHON = '''
 """A docstring: 1 < 2 and True."""

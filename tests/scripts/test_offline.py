@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.offline import main
+from scripts.cli.offline import main
 
 
 def run(tmp_path: Path, lines: list[object], *flags: str) -> dict[int, dict[str, object]]:

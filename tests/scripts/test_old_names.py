@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts import aios, jobs
-from scripts.old_names import commands
-from shared.cli import run_role
-from shared.setting_layers import NOT_OBEYED
-from shared.settings import Settings, SettingsError, resolve
+from scripts.cli import aios, jobs
+from scripts.cli.old_names import commands
+from shared.settings.command_line import run_role
+from shared.settings.layers import NOT_OBEYED
+from shared.settings.settings import Settings, SettingsError, resolve
 from tests.fixtures.bare_settings import without_settings
 
 MODULES = {

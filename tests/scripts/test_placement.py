@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts import placement
-from scripts.placement import core_shares, place_workers, worker_envs
-from shared.settings import Settings
+from scripts.cli import placement
+from scripts.cli.placement import core_shares, place_workers, worker_envs
+from shared.settings.settings import Settings
 from tests.fixtures.logged import fields_of
-from worker.machine import Machine
-from worker.shapes import Shape
+from worker.hardware.machine import Machine
+from worker.hardware.shapes import Shape
 
 CORES = ((0, 4), (1, 5), (2, 6), (3, 7))
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from scripts.watch.fronts import Latencies
-from scripts.watch.rates import Rates
-from scripts.watch.screen import Requests, View, screen
-from scripts.watch.table import Heading, columns_of, shorten, table
-from scripts.watch.units import age, amount, memory, span
+from scripts.cli.watch.fronts import Latencies
+from scripts.cli.watch.rates import Rates
+from scripts.cli.watch.screen import Requests, View, screen
+from scripts.cli.watch.table import Heading, columns_of, shorten, table
+from scripts.cli.watch.units import age, amount, memory, span
 from shared.fleet.snapshot import Model, Server, Snapshot, Waiting, Worker, WorkerModel
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -2,9 +2,9 @@
 
 import pytest
 
-from scripts.chart_schema import SCHEMA, options_schema, schema_with
-from scripts.generated_pages import page_with
-from scripts.settings_files import (
+from scripts.tools.chart_schema import SCHEMA, options_schema, schema_with
+from scripts.tools.generated_pages import page_with
+from scripts.tools.settings_files import (
     PAGE,
     YAML,
     chart_schema,
@@ -13,12 +13,12 @@ from scripts.settings_files import (
     page,
     table,
 )
-from shared.runner_table import RUNNERS
-from shared.settings import Settings
+from shared.settings.settings import Settings
+from shared.tasks.runner_table import RUNNERS
 
 
 def test_they_are_those_of_today() -> None:
-    """If not: python -m scripts.settings_files."""
+    """If not: python -m scripts.tools.settings_files."""
     assert PAGE.read_text(encoding="utf-8") == page()
     assert YAML.read_text(encoding="utf-8") == default_yaml()
     assert SCHEMA.read_text(encoding="utf-8") == chart_schema()

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from scripts.aios import main
-from scripts.watch.rates import Rates, rates
-from scripts.watch.screen import View, screen
-from shared import keys
-from shared.broker import Broker, open_broker, open_unsettled
+from scripts.cli.aios import main
+from scripts.cli.watch.rates import Rates, rates
+from scripts.cli.watch.screen import View, screen
+from shared.fleet.presence import Presence
 from shared.fleet.snapshot import Model, Server, Snapshot, Waiting, Worker, WorkerModel, look
 from shared.messages import Generate, LoadFailure, ModelInfo, ModelLoad, Sampling, WorkerInfo
-from shared.model_load import NUMBERS
-from shared.presence import Presence
-from shared.settings import REPO_ROOT
+from shared.queue import keys
+from shared.queue.broker import Broker, open_broker, open_unsettled
+from shared.shipped import REPO_ROOT
+from shared.telemetry.model_load import NUMBERS
 from tests.fixtures.desk import Desk
 from tests.fixtures.e2e.fleet import start_worker
 from tests.fixtures.polling import ALL_DAY_S, until

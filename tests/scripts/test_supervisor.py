@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.supervisor import Backoff, Role, Supervisor, status_in_words
+from scripts.cli.supervisor import Backoff, Role, Supervisor, status_in_words
 from tests.fixtures.polling import DEADLINE_S, is_running, until, wait_until
 
 QUICK = Backoff(first_s=0.01, longest_s=0.05)
@@ -24,7 +24,7 @@ READY = 'echo ready > "/proc/self/fd/$AIOS_REPORT_FD"; '
 DEAF = 'trap "" TERM; echo "up deaf $$" >> "$LOG"; while :; do sleep 0.02; done'
 MAIN = """
 import asyncio, signal, sys
-from scripts.supervisor import Role, Supervisor
+from scripts.cli.supervisor import Role, Supervisor
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores them
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 roles = [Role(name, ["sh", "-c", script], {"PATH": "/usr/bin:/bin", "LOG": sys.argv[1]}, grace_s=600)

@@ -18,17 +18,17 @@ from fcntl import ioctl
 import pytest
 from redis.asyncio import Redis
 
-from scripts import top
-from scripts.aios import main
-from scripts.top import Recent
+from scripts.cli import top
+from scripts.cli.aios import main
+from scripts.cli.top import Recent
+from shared.fleet.presence import Presence
 from shared.messages import ModelInfo, ModelLoad, WorkerInfo
-from shared.presence import Presence
 from tests.fixtures.polling import DEADLINE_S
 from tests.fixtures.redis_server import RedisServer
 
 ENTER = "\x1b[?1049h"
 LEAVE = "\x1b[?1049l"
-COMMAND = [sys.executable, "-m", "scripts.aios", "top", "--every", "0.1", "--redis-url"]
+COMMAND = [sys.executable, "-m", "scripts.cli.aios", "top", "--every", "0.1", "--redis-url"]
 WORKER = WorkerInfo(
     "w1", "ready", (ModelInfo("m", "echo", "t", 9, 9, 4),), uptime_s=9, loads=(ModelLoad("m"),)
 )

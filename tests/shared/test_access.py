@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from shared import keys
 from shared.access import Grant, Keyring, Rate, check_name, check_priority, digest_of, rate_of
-from shared.broker import Broker, open_broker
+from shared.queue import keys
+from shared.queue.broker import Broker, open_broker
 from tests.fixtures.redis_cluster import redis_cluster
 
 ANN = Grant("ann", "acme", "bulk", Rate(10, 60), 3, ("m", "n"), True)

@@ -5,7 +5,7 @@ import logging
 import pytest
 from redis.asyncio import Redis
 
-from shared.advice import (
+from shared.fleet.advice import (
     advise,
     on_open_door,
     on_open_files,
@@ -14,7 +14,7 @@ from shared.advice import (
     open_files_limit,
     redis_advice,
 )
-from shared.broker import Broker, connect
+from shared.queue.broker import Broker, connect
 from tests.fixtures.logged import fields_of
 
 

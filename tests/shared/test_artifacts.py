@@ -14,8 +14,7 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from shared import keys
-from shared.artifacts import (
+from shared.artifacts.store import (
     CHUNK_BYTES,
     IN_REDIS_BYTES,
     Artifact,
@@ -25,7 +24,6 @@ from shared.artifacts import (
     Label,
     open_artifacts,
 )
-from shared.broker import Broker
 from shared.errors import (
     ArtifactNotFound,
     BrokerUnavailable,
@@ -35,8 +33,10 @@ from shared.errors import (
     PayloadTooLarge,
     StorageUnavailable,
 )
-from shared.janitor import Janitor
-from shared.settings import Settings, SettingsError
+from shared.queue import keys
+from shared.queue.broker import Broker
+from shared.queue.janitor import Janitor
+from shared.settings.settings import Settings, SettingsError
 
 PNG = Label("image/png", "cat.png", "vision")
 SMALL = b"few bytes"

@@ -10,18 +10,18 @@ from redis.asyncio import Connection, Redis
 from redis.crc import key_slot
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from scripts.jobs import TAG, make_worker
-from shared import keys
-from shared.artifacts import IN_REDIS_BYTES, ArtifactStore
-from shared.broker import UNAVAILABLE, Broker, open_broker
-from shared.janitor import Janitor
-from shared.log import LogReader
+from scripts.cli.jobs import TAG, make_worker
+from shared.artifacts.store import IN_REDIS_BYTES, ArtifactStore
+from shared.events.log import LogReader
+from shared.events.subscriptions import Subscriptions
 from shared.messages import Cancelled, Event, Job, Started, Tokens
-from shared.metrics import JanitorMetrics
-from shared.queue import Claim
-from shared.setting_layers import SettingsError
-from shared.submission import QueueLimits, Quota, SubmitRequest
-from shared.subscriptions import Subscriptions
+from shared.queue import keys
+from shared.queue.broker import UNAVAILABLE, Broker, open_broker
+from shared.queue.janitor import Janitor
+from shared.queue.leases import Claim
+from shared.queue.submission import QueueLimits, Quota, SubmitRequest
+from shared.settings.layers import SettingsError
+from shared.telemetry.metrics import JanitorMetrics
 from tests.fixtures.desk import DONE, SAY_HI, Desk
 from tests.fixtures.polling import DEADLINE_S, wait_until
 from tests.fixtures.redis_cluster import RedisCluster, move, redis_cluster, replica_of

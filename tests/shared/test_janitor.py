@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from shared import keys
-from shared.janitor import Janitor
+from shared.fleet.presence import Presence
 from shared.messages import Done, Failed, Generate, Sampling, Started, Tokens, WorkerInfo
-from shared.presence import Presence
+from shared.queue import keys
+from shared.queue.janitor import Janitor
 from tests.fixtures.desk import DONE, Desk
 from tests.fixtures.polling import ALL_DAY_S
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import pytest
 from redis.asyncio import Redis
 
-from shared import keys
-from shared.broker import Broker, connect
 from shared.errors import FleetError, OverQuota, QueueFull, TooSlow
 from shared.messages import Cancelled, Generate, Job, Priority, Sampling, Task
-from shared.submission import Quota
+from shared.queue import keys
+from shared.queue.broker import Broker, connect
+from shared.queue.submission import Quota
 from tests.fixtures.desk import DONE, SAY_HI, Desk
 from tests.fixtures.queue_clients import now_ms, saturate
 

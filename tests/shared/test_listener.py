@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from shared.listener import Answer, listening, open_port, port_of
-from shared.settings import Settings, SettingsError
+from shared.settings.settings import Settings, SettingsError
 
 HERE = Settings(host="127.0.0.1", port=0)
 

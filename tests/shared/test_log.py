@@ -7,12 +7,12 @@ import pytest
 from redis.asyncio import Redis
 
 from scripts.chaos.proxy import Proxy
-from shared import keys
-from shared.broker import Broker, connect
 from shared.errors import BrokerUnavailable
-from shared.log import Append, LogReader, LogWriter
+from shared.events.log import Append, LogReader, LogWriter
+from shared.events.subscriptions import Subscriptions
 from shared.messages import Done, Event, Job, Tokens
-from shared.subscriptions import Subscriptions
+from shared.queue import keys
+from shared.queue.broker import Broker, connect
 from tests.fixtures.desk import Desk
 from tests.fixtures.polling import DEADLINE_S, until
 

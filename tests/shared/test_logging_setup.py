@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from shared.logging_setup import chosen_style, configure_logging, fields, job_fields
 from shared.messages import Generate, Job, Sampling
-from shared.tracing import Trace
+from shared.telemetry.logging_setup import chosen_style, configure_logging, fields, job_fields
+from shared.telemetry.tracing import Trace
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ def test_auto_is_for_people_on_a_terminal(
 def test_a_warning_of_a_library_is_a_line_too() -> None:
     """In a process of its own: pytest takes warnings for itself."""
     code = (
-        "import warnings; from shared.logging_setup import configure_logging; "
+        "import warnings; from shared.telemetry.logging_setup import configure_logging; "
         "configure_logging('info', 'auto')"
     )
     command = [sys.executable, "-c", f"{code}; warnings.warn('odd weights')"]

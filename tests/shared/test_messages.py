@@ -7,7 +7,6 @@ from typing import get_args
 import msgspec
 import pytest
 
-from shared.echo_task import EchoTask
 from shared.errors import FleetError, QueueFull, from_event
 from shared.messages import (
     Cancelled,
@@ -53,9 +52,10 @@ from shared.messages import (
     encode,
     name_of,
 )
-from shared.task_table import TASKS, cost_of, info_of, places_of
-from shared.tracing import Trace
-from shared.vectors import pack, unpack
+from shared.tasks.echo_task import EchoTask
+from shared.tasks.task_table import TASKS, cost_of, info_of, places_of
+from shared.tasks.vectors import pack, unpack
+from shared.telemetry.tracing import Trace
 
 GOLDEN: list[tuple[Event, str]] = [
     (

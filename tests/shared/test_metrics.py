@@ -1,8 +1,8 @@
 """The list of metrics, and that its kinds tell what they should."""
 
-from shared.histogram import BucketHistogram
-from shared.metric_kinds import MetricInfo, MetricSheet
-from shared.metrics import JanitorMetrics, Metrics, WorkerMetrics
+from shared.telemetry.histogram import BucketHistogram
+from shared.telemetry.metric_kinds import MetricInfo, MetricSheet
+from shared.telemetry.metrics import JanitorMetrics, Metrics, WorkerMetrics
 
 _ROLES = {"front": Metrics().sheet, "worker": WorkerMetrics().sheet, "jobs": JanitorMetrics().sheet}
 

@@ -3,14 +3,14 @@ reads it."""
 
 import pytest
 
-from scripts.watch.screen import View, screen
+from scripts.cli.watch.screen import View, screen
+from shared.fleet.presence import Fleet
 from shared.fleet.snapshot import Snapshot, Worker, WorkerModel
 from shared.fleet.sums import of_workers
 from shared.messages import ModelInfo, WorkerInfo, decode_worker, encode
-from shared.metrics import Metrics, WorkerMetrics
-from shared.model_load import NUMBERS, ModelLoad
-from shared.presence import Fleet
-from worker.metrics_reporter import _MEASURES
+from shared.telemetry.metrics import Metrics, WorkerMetrics
+from shared.telemetry.model_load import NUMBERS, ModelLoad
+from worker.host.metrics_reporter import _MEASURES
 
 MODEL = ModelInfo("m", "echo", "found", 9, 9, 4)
 

@@ -7,23 +7,24 @@ import pytest
 import yaml
 from pydantic import Field
 
-from scripts import models
-from scripts.chart_schema import options_schema
-from scripts.fleet_tool import ToolError
-from scripts.settings_files import options_table
-from shared import plugins, runner_table
-from shared.cli import render_config, run_role
-from shared.model_options import options_of
+from scripts.cli import models
+from scripts.cli.fleet_tool import ToolError
+from scripts.tools.chart_schema import options_schema
+from scripts.tools.settings_files import options_table
+from shared import plugins
 from shared.plugins import PluginError
-from shared.runner_options import (
+from shared.settings.command_line import render_config, run_role
+from shared.settings.settings import ModelEntry, Settings, SettingsError, model_entries, resolve
+from shared.tasks import runner_table
+from shared.tasks.model_options import options_of
+from shared.tasks.runner_options import (
     HrmActOptions,
     HrmTextOptions,
     Options,
     PagedOptions,
     PuzzleOptions,
 )
-from shared.runner_table import RUNNERS, RunnerInfo
-from shared.settings import ModelEntry, Settings, SettingsError, model_entries, resolve
+from shared.tasks.runner_table import RUNNERS, RunnerInfo
 
 BRAIN = {"id": "brain", "path": "b", "runner": "hrm-act"}
 MATHS = {"id": "maths", "path": "m", "runner": "hrm-text"}
@@ -195,7 +196,7 @@ def test_a_new_option_is_one_field(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 def test_a_plugins_runner_declares_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "foreign_options.py").write_text(
-        "from shared.runner_options import Options\n"
+        "from shared.tasks.runner_options import Options\n"
         "class Declared(Options):\n    ends: str = ''\n    seed: str = 'own'\n"
         "number = 3\n"
     )

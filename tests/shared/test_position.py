@@ -7,7 +7,7 @@ import pytest
 from redis.asyncio import Redis
 
 from shared.messages import PRIORITIES, Cancelled, Job
-from shared.requests import Request
+from shared.queue.requests import Request
 from tests.fixtures.desk import DONE, Desk
 
 

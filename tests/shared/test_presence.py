@@ -3,10 +3,10 @@
 import pytest
 from redis.asyncio import Redis
 
-from shared import keys
+from shared.fleet.presence import Fleet, Presence
 from shared.messages import LoadFailure, ModelInfo, WorkerInfo
-from shared.presence import Fleet, Presence
-from shared.setting_types import MOST_ABSENT_S
+from shared.queue import keys
+from shared.settings.types import MOST_ABSENT_S
 
 
 def model(name: str, *, is_default: bool = False) -> ModelInfo:

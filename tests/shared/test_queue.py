@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from scripts.embedded_redis import bundled_servers, find_redis_server
-from shared import keys
-from shared.broker import UNAVAILABLE, connect
+from scripts.cli.embedded_redis import bundled_servers, find_redis_server
 from shared.errors import QueueFull, TooSlow
 from shared.messages import Cancelled, Failed, Generate, Sampling, Started, Tokens
-from shared.queue import Claim
+from shared.queue import keys
+from shared.queue.broker import UNAVAILABLE, connect
+from shared.queue.leases import Claim
 from tests.fixtures.desk import DONE, Desk
 from tests.fixtures.queue_clients import saturate
 from tests.fixtures.redis_server import start_redis

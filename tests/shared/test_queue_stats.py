@@ -5,11 +5,11 @@ import asyncio
 
 from redis.asyncio import Redis
 
-from shared.broker import Broker
-from shared.janitor import Janitor
 from shared.messages import Cancelled, Generate, Sampling
-from shared.queue_stats import QueueStats, WaitingLine
-from shared.task_table import cost_of
+from shared.queue.broker import Broker
+from shared.queue.janitor import Janitor
+from shared.queue.queue_stats import QueueStats, WaitingLine
+from shared.tasks.task_table import cost_of
 from tests.fixtures.desk import SAY_HI, Desk
 
 LONG = Generate("x" * 400, Sampling(max_tokens=100, seed=0))

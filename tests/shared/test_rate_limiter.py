@@ -7,10 +7,10 @@ import pytest
 from redis.asyncio import Redis
 
 from shared.access import Rate
-from shared.broker import Broker
 from shared.errors import OverQuota
-from shared.rate_limiter import RateLimiter
-from shared.script import Script
+from shared.queue.broker import Broker
+from shared.queue.rate_limiter import RateLimiter
+from shared.queue.script import Script
 from tests.fixtures.polling import until
 
 

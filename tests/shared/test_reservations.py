@@ -14,13 +14,13 @@ from contextlib import AsyncExitStack, suppress
 import pytest
 from redis.asyncio import Redis
 
-from shared import keys, reservations
-from shared.broker import Broker, connect, open_broker
 from shared.errors import BrokerUnavailable, FleetError, OverQuota, QueueFull, TooSlow
-from shared.janitor import Janitor
 from shared.messages import Cancelled, Generate, Job, Priority, Sampling, encode
-from shared.queue import Claim
-from shared.submission import Key, QueueLimits, Quota, SubmitRequest
+from shared.queue import keys, reservations
+from shared.queue.broker import Broker, connect, open_broker
+from shared.queue.janitor import Janitor
+from shared.queue.leases import Claim
+from shared.queue.submission import Key, QueueLimits, Quota, SubmitRequest
 from tests.fixtures.desk import DONE, SAY_HI, Desk
 from tests.fixtures.polling import DEADLINE_S
 from tests.fixtures.queue_clients import now_ms

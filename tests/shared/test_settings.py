@@ -11,9 +11,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.cli import redis_url, render_config, run_role
-from shared.setting_text import mask_secrets
-from shared.settings import REPO_ROOT, ModelEntry, Settings, SettingsError, model_entries, resolve
+from shared.settings.command_line import redis_url, render_config, run_role
+from shared.settings.settings import ModelEntry, Settings, SettingsError, model_entries, resolve
+from shared.settings.text import mask_secrets
+from shared.shipped import REPO_ROOT
 from tests.fixtures.bare_settings import names, without_settings
 
 # field, (default, then what YAML, environment and flag would set it to), as values

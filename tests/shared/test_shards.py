@@ -9,13 +9,13 @@ from contextlib import suppress
 import pytest
 from redis.asyncio import Redis
 
-from shared import keys
-from shared.broker import Broker, open_broker
-from shared.log import Append
+from shared.events.log import Append
 from shared.messages import Cancelled, Job, Priority, Tokens
-from shared.submission import Key
+from shared.queue import keys
+from shared.queue.broker import Broker, open_broker
+from shared.queue.submission import Key
 from tests.fixtures.desk import Desk
-from worker.doorbells import Doorbells
+from worker.host.doorbells import Doorbells
 
 SHARDS = 64
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 from redis.asyncio import Redis
 
-from shared import keys
 from shared.messages import Done, Failed, Generate, Job, Priority, Sampling, Started, Tokens
-from shared.queue import Claim
-from shared.requests import JobTimes
+from shared.queue import keys
+from shared.queue.leases import Claim
+from shared.queue.requests import JobTimes
 from tests.fixtures.desk import DONE, Desk
 from tests.fixtures.logged import fields_of
 from tests.fixtures.polling import until

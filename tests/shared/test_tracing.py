@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from shared.setting_layers import SettingsError
-from shared.settings import Settings, resolve
-from shared.tracing import NO_SPAN, NO_TRACE, NO_TRACING, Trace, Tracing, open_tracing
+from shared.settings.layers import SettingsError
+from shared.settings.settings import Settings, resolve
+from shared.telemetry.tracing import NO_SPAN, NO_TRACE, NO_TRACING, Trace, Tracing, open_tracing
 from tests.fixtures.collector import collecting
 from tests.fixtures.polling import wait_until
 from tests.fixtures.redis_server import free_port
@@ -20,17 +20,17 @@ from tests.fixtures.spans import PARENT
 
 ROOT = Path(__file__).parents[2]
 WORKER = """
-import worker.__main__, worker.service, worker.runners.echo, scripts.aios, scripts.jobs
-from shared.tracing import open_tracing
+import worker.__main__, worker.host.service, worker.runners.echo, scripts.cli.aios, scripts.cli.jobs
+from shared.telemetry.tracing import open_tracing
 open_tracing(None, "worker")
 """
 FRONT = """
 import fastapi
 of_its_own.update(sys.modules)  # FastAPI loads the library's interface by itself
-from api.app import create_app
+from api.http.app import create_app
 from api.__main__ import serve
-from shared.broker import Broker, connect
-from shared.settings import Settings
+from shared.queue.broker import Broker, connect
+from shared.settings.settings import Settings
 app = create_app(Settings(), Broker(connect("redis://127.0.0.1:1")))
 assert "Traced" not in [item.cls.__name__ for item in app.user_middleware]
 """
@@ -39,7 +39,7 @@ assert "Traced" not in [item.cls.__name__ for item in app.user_middleware]
 @pytest.mark.parametrize("role", [WORKER, FRONT], ids=["worker", "front"])
 def test_when_off_nothing_of_it_is_loaded(role: str) -> None:
     ours = (
-        "[name for name in sys.modules if name.startswith(('opentelemetry', 'shared.otel')) "
+        "[name for name in sys.modules if name.startswith(('opentelemetry', 'shared.telemetry.otel')) "
         "and name not in of_its_own]"
     )
     code = f"import sys\nof_its_own = {{}}\n{role}\nprint(*{ours})"
@@ -76,7 +76,7 @@ def test_without_an_endpoint_there_is_none() -> None:
 
 
 def test_a_missing_library_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "shared.otel", None)
+    monkeypatch.setitem(sys.modules, "shared.telemetry.otel", None)
     with pytest.raises(SettingsError, match=r"otlp_endpoint: .*aios-hrm-fleet\[tracing\]"):
         open_tracing("http://localhost:4318", "api")
 

@@ -7,12 +7,12 @@ from torch import nn
 
 from shared.accelerators import ACCELERATORS, Accelerator
 from shared.plugins import import_target
-from shared.runner_table import RUNNERS
-from shared.settings import ModelEntry, Settings
-from worker.accelerators import prepare
+from shared.settings.settings import ModelEntry, Settings
+from shared.tasks.runner_table import RUNNERS
+from worker.engine.runner import RunnerOptions
+from worker.hardware.shapes import kind_of_weights
 from worker.models.errors import ModelFormatError
-from worker.runners.base import RunnerOptions
-from worker.shapes import kind_of_weights
+from worker.runners.accelerators import prepare
 
 
 def nothing_is_there() -> bool:

@@ -17,7 +17,7 @@ from tests.fixtures.worker.act_fixtures import (
 from tests.fixtures.worker.act_reference import ROW, bundle_of, close, reference, run
 from worker.models.act_bundle import load_act_bundle
 from worker.models.errors import ModelFormatError
-from worker.registry import detect
+from worker.runners.registry import detect
 
 
 @pytest.mark.parametrize(

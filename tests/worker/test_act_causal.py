@@ -7,22 +7,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.train_sample import byte_tokenizer
+from scripts.train.train_sample import byte_tokenizer
 from shared.messages import Generate, Sampling, Score, Scored
 from tests.fixtures.worker.act_fixtures import Net, write_bundle
 from tests.fixtures.worker.act_reference import Weights, reference
 from tests.fixtures.worker.options import options_for
 from tests.fixtures.worker.stepping import Serving, end_of, generate_all, run
+from worker.engine.noise import fold
+from worker.engine.runner import RunnerOptions
+from worker.engine.scheduler import Scheduler
 from worker.models.act_bundle import load_act_bundle
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_act import ActModel
-from worker.noise import fold
-from worker.registry import load_runner
-from worker.runners.base import RunnerOptions
 from worker.runners.hrm_act import ActRunner
 from worker.runners.hrm_act_causal import ActCausalNet
 from worker.runners.paged import PagedRunner
-from worker.scheduler import Scheduler
+from worker.runners.registry import load_runner
 
 PAGE = 4
 COUNT = 8

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.train_sample import byte_tokenizer
+from scripts.train.train_sample import byte_tokenizer
 from shared.messages import Generate, Sampling, Score
 from tests.fixtures.worker.act_fixtures import Net, write_bundle
 from tests.fixtures.worker.options import options_for
 from tests.fixtures.worker.stepping import generate_all, score_all
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_act import ActOutput
-from worker.registry import load_runner
 from worker.runners.hrm_act import ActRunner
+from worker.runners.registry import load_runner
 
 PROMPTS = ["Hello", "x", "Once upon a time", "12 + 7"]
 NET = Net(vocab=264, max_seq_len=64, halt_max_steps=4)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from shared.messages import Sampling
+from worker.engine.sequence import Encoded, Slice, TokenSequence
 from worker.kv.attention import attend, length_groups
 from worker.kv.batch import BatchBuilder
 from worker.kv.store import KVShape, KVStore
-from worker.sequence import Encoded, Slice, TokenSequence
 
 PAGE = 4
 HEADS = 4

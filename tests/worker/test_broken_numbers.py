@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from shared.messages import Done, Failed, Generate, Sampling, Score, Scored, Solve
-from shared.settings import ModelEntry, Settings, SettingsError
+from shared.settings.settings import ModelEntry, Settings, SettingsError
 from tests.fixtures.worker import sapient_fixtures
 from tests.fixtures.worker.broken_models import SICK, sick_all, sick_row, write_model
 from tests.fixtures.worker.stepping import end_of, run
-from worker.engine import Engine
-from worker.loading import load_models
-from worker.registry import load_runner
-from worker.request import Emission, SequenceWork
-from worker.runners.base import Runner, RunnerOptions
+from worker.engine.engine import Engine
+from worker.engine.request import Emission, SequenceWork
+from worker.engine.runner import Runner, RunnerOptions
+from worker.host.loading import load_models
+from worker.runners.registry import load_runner
 
 KINDS = ["causal", "hrm-text", "hrm-act"]
 SOUND = [(20, 21, 22, 23, 24), (30, 31, 32), (40, 41, 42, 43, 44, 45, 46), (50, 51)]

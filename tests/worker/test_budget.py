@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from shared.messages import Done, Failed, ModelInfo
-from shared.metrics import WorkerMetrics
-from shared.queue import QueuePolicy
-from shared.settings import SettingsError
+from shared.queue.leases import QueuePolicy
+from shared.settings.settings import SettingsError
+from shared.telemetry.metrics import WorkerMetrics
 from tests.fixtures.desk import Desk
 from tests.fixtures.polling import until
 from tests.fixtures.slowness import slowness
 from tests.fixtures.worker.services import end_of, task
-from worker.budget import TURN_S, Budget, Evict, Load, Memory, Refuse, Resident, Wait
-from worker.loading import LoadedModel, UnloadedModel
-from worker.runners.base import RunnerOptions
+from worker.engine.runner import RunnerOptions
+from worker.host.budget import TURN_S, Budget, Evict, Load, Memory, Refuse, Resident, Wait
+from worker.host.loading import LoadedModel, UnloadedModel
+from worker.host.service import WorkerService
 from worker.runners.echo import Echo
-from worker.service import WorkerService
 
 GB = 2**30
 UNKNOWN = Memory(0, 0)
@@ -190,7 +190,7 @@ async def test_more_models_than_fit_all_answer(
 ) -> None:
     """Round robin, so that the oldest has always gone: nothing fails, and no more are in memory
     than may be."""
-    monkeypatch.setattr("worker.known_models.LOOK_S", 0.02)
+    monkeypatch.setattr("worker.host.known_models.LOOK_S", 0.02)
     shelf = Shelf()
     names = [f"m{number}" for number in range(12)]
     worker = worker_of(redis, 3, *map(shelf.unloaded, names))
@@ -219,8 +219,8 @@ async def test_a_working_set_that_does_not_fit_takes_turns(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Five models are asked all the time and two fit: each gets its turn, and nothing fails."""
-    monkeypatch.setattr("worker.known_models.LOOK_S", 0.02)
-    monkeypatch.setattr("worker.budget.TURN_S", 0.1)
+    monkeypatch.setattr("worker.host.known_models.LOOK_S", 0.02)
+    monkeypatch.setattr("worker.host.budget.TURN_S", 0.1)
     shelf = Shelf()
     names = [f"m{number}" for number in range(5)]
     worker = worker_of(redis, 2, *map(shelf.unloaded, names[1:]))
@@ -244,7 +244,7 @@ async def test_a_working_set_that_does_not_fit_takes_turns(
 async def test_a_poisoned_model_harms_nobody_else(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.known_models.LOOK_S", 0.02)
+    monkeypatch.setattr("worker.host.known_models.LOOK_S", 0.02)
     shelf = Shelf()
     shelf.poisoned.add("bad")
     worker = worker_of(redis, 2, shelf.unloaded("bad"), shelf.unloaded("good"))

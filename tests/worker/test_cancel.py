@@ -17,8 +17,8 @@ from tests.fixtures.polling import DEADLINE_S
 from tests.fixtures.slowness import slowness
 from tests.fixtures.worker.ghost import Ghost
 from tests.fixtures.worker.services import service, serving
-from worker.sequence import Encoded, Slice, StepResult, TokenSequence
-from worker.service import WorkerService
+from worker.engine.sequence import Encoded, Slice, StepResult, TokenSequence
+from worker.host.service import WorkerService
 
 STEP_S = 0.04
 SLACK_S = 0.05

@@ -9,22 +9,22 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from shared.catalogue import Catalogue
+from shared.fleet.catalogue import Catalogue
+from shared.fleet.presence import Presence
 from shared.messages import Done, Failed
-from shared.presence import Presence
-from shared.queue import QueuePolicy
-from shared.setting_models import ModelEntry
-from shared.settings import Settings
+from shared.queue.leases import QueuePolicy
+from shared.settings.models import ModelEntry
+from shared.settings.settings import Settings
 from tests.fixtures.desk import Desk
 from tests.fixtures.polling import until
 from tests.fixtures.worker.broken_models import write_model
 from tests.fixtures.worker.services import end_of, loaded, task
-from worker.budget import Budget
-from worker.facts import facts_of
-from worker.loading import load_models, survey
-from worker.runners.base import RunnerOptions
+from worker.engine.runner import RunnerOptions
+from worker.host.budget import Budget
+from worker.host.facts import facts_of
+from worker.host.loading import load_models, survey
+from worker.host.service import WorkerService
 from worker.runners.echo import Echo
-from worker.service import WorkerService
 
 SETTINGS = Settings(
     models=(ModelEntry(id="m", path="echo"),), device="cpu", threads=1, context_window=64
@@ -33,7 +33,7 @@ SETTINGS = Settings(
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.known_models.LOOK_S", 0.02)
+    monkeypatch.setattr("worker.host.known_models.LOOK_S", 0.02)
 
 
 @asynccontextmanager

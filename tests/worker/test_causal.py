@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from scripts.train_sample import byte_tokenizer
+from scripts.train.train_sample import byte_tokenizer
 from shared.messages import Generate, Sampling, Score, Scored
 from tests.fixtures.worker.stepping import Serving, end_of, generate_all, run, score_all
 from tests.fixtures.worker.tiny_causal import (
@@ -22,16 +22,16 @@ from tests.fixtures.worker.tiny_causal import (
     mistral,
     write,
 )
-from worker.chat import ChatTemplate
+from worker.engine.noise import fold
+from worker.engine.runner import RunnerOptions
+from worker.engine.scheduler import Scheduler
 from worker.models.weights import start_ids
-from worker.noise import fold
-from worker.registry import load_runner
-from worker.runners.base import RunnerOptions
 from worker.runners.causal import CausalLanguage
 from worker.runners.causal_net import CausalNet
 from worker.runners.paged import PagedRunner
-from worker.scheduler import Scheduler
-from worker.vocabulary import Vocabulary
+from worker.runners.registry import load_runner
+from worker.text.chat import ChatTemplate
+from worker.text.vocabulary import Vocabulary
 
 PROMPTS = ("Hello", "Once upon a time", "x", "The capital of France is")
 COUNT = 12

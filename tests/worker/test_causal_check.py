@@ -53,10 +53,10 @@ from tests.fixtures.worker.tiny_causal import (
     llama,
     write,
 )
+from worker.engine.runner import RunnerOptions
 from worker.models.errors import ModelFormatError
-from worker.registry import load_runner
 from worker.runners import causal, causal_check, causal_net
-from worker.runners.base import RunnerOptions
+from worker.runners.registry import load_runner
 
 Build = Callable[[], PreTrainedModel]
 

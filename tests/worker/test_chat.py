@@ -8,7 +8,7 @@ import pytest
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from scripts.train_sample import byte_tokenizer
+from scripts.train.train_sample import byte_tokenizer
 from shared.errors import ContextExceeded, InvalidRequest
 from shared.messages import (
     Chat,
@@ -21,20 +21,20 @@ from shared.messages import (
     Tokenized,
     Turn,
 )
-from shared.settings import ModelEntry, Settings
+from shared.settings.settings import ModelEntry, Settings
 from tests.fixtures.tiny_hrm_text import write_tiny
 from tests.fixtures.worker.act_fixtures import Net, write_bundle
 from tests.fixtures.worker.options import options_for
 from tests.fixtures.worker.stepping import end_of, generate_all
 from tests.fixtures.worker.tiny_causal import llama, write
-from worker.chat import DIALOGUE, ChatTemplate
-from worker.fingerprint import fingerprint
-from worker.loading import load_models
+from worker.engine.runner import Runner, RunnerOptions
+from worker.engine.sequence import Encoded
+from worker.host.fingerprint import fingerprint
+from worker.host.loading import load_models
 from worker.models.errors import ModelFormatError
-from worker.registry import load_runner
-from worker.runners.base import Runner, RunnerOptions
 from worker.runners.echo import Echo
-from worker.sequence import Encoded
+from worker.runners.registry import load_runner
+from worker.text.chat import DIALOGUE, ChatTemplate
 
 USER = Turn("user", " Hi! ")
 TALK = Chat(

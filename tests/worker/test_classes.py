@@ -17,11 +17,11 @@ from tests.fixtures.worker.services import (
     serving,
     task,
 )
-from worker.engine import Engine
-from worker.request import Emission, SequenceWork
-from worker.runners.base import RunnerOptions
-from worker.scheduler import PATIENCE_STEPS
-from worker.sequence import Encoded
+from worker.engine.engine import Engine
+from worker.engine.request import Emission, SequenceWork
+from worker.engine.runner import RunnerOptions
+from worker.engine.scheduler import PATIENCE_STEPS
+from worker.engine.sequence import Encoded
 
 
 def generate(

@@ -15,9 +15,9 @@ from shared.messages import Generate, Sampling
 from tests.fixtures.logged import fields_of
 from tests.fixtures.tiny_hrm_text import PROMPTS, write_tiny
 from tests.fixtures.worker.stepping import generate_all
+from worker.engine.runner import RunnerOptions
 from worker.kv.attention import AttentionPlan, Span
 from worker.runners import hrm_text
-from worker.runners.base import RunnerOptions
 from worker.runners.hrm_text import HrmTextNet
 
 CPU = torch.device("cpu")

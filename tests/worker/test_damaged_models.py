@@ -16,9 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from shared.settings import ModelEntry, Settings, SettingsError
+from shared.settings.settings import ModelEntry, Settings, SettingsError
 from tests.fixtures.worker.whole_models import WRITERS
-from worker.loading import load_models
+from worker.host.loading import load_models
 from worker.runners import causal
 
 REMEDIES = ("copy", "correct", "serve", "give", "merge", "convert", "name", "let the user")

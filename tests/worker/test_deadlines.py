@@ -9,12 +9,12 @@ from shared.messages import Done, Failed, Sampling, Tokens
 from tests.fixtures.desk import Desk
 from tests.fixtures.worker.ghost import Ghost, answer
 from tests.fixtures.worker.services import Slow, end_of, log_fields_of, long_task, service, serving
-from worker.engine import Engine
-from worker.noise import fold
-from worker.outbox import _add
-from worker.request import Emission, SequenceWork
-from worker.runners.base import RunnerOptions
-from worker.sequence import Encoded
+from worker.engine.engine import Engine
+from worker.engine.noise import fold
+from worker.engine.request import Emission, SequenceWork
+from worker.engine.runner import RunnerOptions
+from worker.engine.sequence import Encoded
+from worker.host.outbox import _add
 
 PROMPT = (1, 2, 2, 1)
 

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from shared.settings import ModelEntry, Settings, SettingsError
+from shared.settings.settings import ModelEntry, Settings, SettingsError
 from tests.fixtures.logged import fields_of
-from worker.device import choose_dtype, device_capabilities, select_device
-from worker.loading import load_models, obstacles
+from worker.hardware.device import choose_dtype, device_capabilities, select_device
+from worker.host.loading import load_models, obstacles
 
 
 def offer(

@@ -25,7 +25,7 @@ from tests.fixtures.worker.services import (
     service,
     serving,
 )
-from worker.runners.base import RunnerOptions
+from worker.engine.runner import RunnerOptions
 from worker.runners.echo import Echo
 
 LONG_LEASE_S = 600.0
@@ -33,11 +33,11 @@ LONG_LEASE_S = 600.0
 
 SLOW_WORKER = """
 import sys, time
-from shared.settings import Settings
+from shared.settings.settings import Settings
 from shared.messages import ModelInfo
 from tests.fixtures.worker.services import loaded
 from worker import __main__ as process
-from worker.runners.base import RunnerOptions
+from worker.engine.runner import RunnerOptions
 from worker.runners.echo import Echo
 
 class Sleeper(Echo):

@@ -8,21 +8,21 @@ import torch
 from torch import Tensor
 from transformers import HrmTextForCausalLM, PreTrainedModel
 
-from scripts.train_sample import byte_tokenizer
+from scripts.train.train_sample import byte_tokenizer
 from shared.errors import ContextExceeded, InvalidRequest
 from shared.messages import Embed, Embedded, Failed, Generate, Sampling, Score
-from shared.vectors import unpack
+from shared.tasks.vectors import unpack
 from tests.fixtures.tiny_hrm_text import write_tiny
 from tests.fixtures.worker.act_fixtures import Net, write_bundle
 from tests.fixtures.worker.options import options_for
 from tests.fixtures.worker.stepping import Serving, embed_all, end_of, run
 from tests.fixtures.worker.tiny_causal import gpt2, mistral, write
-from worker.engine import Engine
-from worker.registry import load_runner
-from worker.request import Emission, SequenceWork
-from worker.runners.base import Runner, RunnerOptions
+from worker.engine.engine import Engine
+from worker.engine.request import Emission, SequenceWork
+from worker.engine.runner import Runner, RunnerOptions
 from worker.runners.hrm_act import ActRunner
 from worker.runners.paged import PagedRunner
+from worker.runners.registry import load_runner
 
 TEXTS = ("Hello", "Once upon a time there was", "x", "Once upon a time", "The capital of France is")
 TASKS = [Embed(text, normalize=False) for text in TEXTS]

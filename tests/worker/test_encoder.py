@@ -43,15 +43,15 @@ from shared.messages import (
     Tokenized,
     Turn,
 )
-from shared.settings import ModelEntry, Settings
-from shared.vectors import unpack
+from shared.settings.settings import ModelEntry, Settings
+from shared.tasks.vectors import unpack
 from tests.fixtures.tiny_encoder import SHARED, SIZE, TEXTS, word_tokenizer, write
 from tests.fixtures.worker.stepping import classify_all, embed_all, end_of, run
-from worker.loading import load_models, warm_up
+from worker.engine.runner import RunnerOptions
+from worker.host.loading import load_models, warm_up
 from worker.models.errors import ModelFormatError
-from worker.registry import detect, load_runner
-from worker.runners.base import RunnerOptions
 from worker.runners.encoder import EncoderRunner
+from worker.runners.registry import detect, load_runner
 
 DISTILBERT: dict[str, Any] = {
     "vocab_size": SIZE,

@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+from shared.fleet.presence import Fleet, Presence
 from shared.messages import Done, Failed, Job, LoadFailure, ModelInfo, WorkerInfo
-from shared.presence import Fleet, Presence
-from shared.settings import ModelEntry, Settings, SettingsError
+from shared.settings.settings import ModelEntry, Settings, SettingsError
 from tests.fixtures.desk import Desk
 from tests.fixtures.polling import DEADLINE_S, until
 from tests.fixtures.unloading import at_work, echo, ended, model, residence, unload
 from tests.fixtures.worker.broken_models import write_model
 from tests.fixtures.worker.services import end_of, long_task, service, task
-from worker import known_models
-from worker.loading import LoadedModel, load_known_models, load_models
-from worker.runners.base import Runner
-from worker.service import WorkerService
+from worker.engine.runner import Runner
+from worker.host import known_models
+from worker.host.loading import LoadedModel, load_known_models, load_models
+from worker.host.service import WorkerService
 
 GONE = SettingsError("model 'm': There is no model at /srv/models/gone: the path does not exist.")
 TOLD = "There is no model at gone: the path does not exist."

@@ -12,17 +12,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from scripts.train_sample import byte_tokenizer
+from scripts.train.train_sample import byte_tokenizer
 from shared.messages import Generate, Sampling, Score
-from shared.runner_options import PagedOptions
-from shared.settings import ModelEntry, Settings
+from shared.settings.settings import ModelEntry, Settings
+from shared.tasks.runner_options import PagedOptions
 from tests.fixtures.logged import fields_of
 from tests.fixtures.tiny_hrm_text import PROMPTS, write_tiny
 from tests.fixtures.worker.options import options_for
 from tests.fixtures.worker.paged_kernel import naive_varlen_attn_out, stand_in
 from tests.fixtures.worker.stepping import generate_all, score_all
 from tests.fixtures.worker.tiny_causal import llama
-from worker import loading
+from worker.engine.sequence import Encoded, Slice, TokenSequence
+from worker.host import loading
 from worker.kv import flash
 from worker.kv.attention import AttentionPlan, Span, attend
 from worker.kv.batch import Batch, BatchBuilder
@@ -30,11 +31,10 @@ from worker.kv.spans import paged_span
 from worker.kv.store import KVShape, KVStore
 from worker.kv.transfer import packed
 from worker.models.errors import ModelFormatError
-from worker.registry import load_runner
 from worker.runners import decode_graphs
 from worker.runners.decode_graphs import DecodeGraphs, batch_sizes
 from worker.runners.paged import PagedRunner
-from worker.sequence import Encoded, Slice, TokenSequence
+from worker.runners.registry import load_runner
 
 CPU = torch.device("cpu")
 

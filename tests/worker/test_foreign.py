@@ -12,9 +12,9 @@ from shared.messages import Chat, Detokenize, Embed, Generate, Sampling, Task, T
 from tests.fixtures.e2e.inside import fleet_inside
 from tests.fixtures.scripted_runner import Scripted
 from tests.fixtures.worker.tokenizer_kinds import SIZE, tokenizer_of
-from worker.chat import ChatTemplate
 from worker.models.errors import ModelFormatError
-from worker.vocabulary import Vocabulary
+from worker.text.chat import ChatTemplate
+from worker.text.vocabulary import Vocabulary
 
 TALK = Chat(
     (

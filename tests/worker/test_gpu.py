@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.train_sample import byte_tokenizer
+from scripts.train.train_sample import byte_tokenizer
 from shared.messages import Generate, Sampling, Score
-from shared.settings import ModelEntry, Settings, SettingsError
+from shared.settings.settings import ModelEntry, Settings, SettingsError
 from tests.fixtures.tiny_hrm_text import write_tiny
 from tests.fixtures.worker.act_fixtures import Net, write_bundle
 from tests.fixtures.worker.stepping import generate_all, score_all
 from tests.fixtures.worker.tiny_causal import llama
-from worker.loading import load_models
-from worker.registry import load_runner
-from worker.runners.base import Runner, RunnerOptions
+from worker.engine.runner import Runner, RunnerOptions
+from worker.host.loading import load_models
+from worker.runners.registry import load_runner
 
 pytestmark = pytest.mark.gpu
 

@@ -14,19 +14,19 @@ from transformers import (
     PreTrainedModel,
 )
 
-from scripts.train_sample import byte_tokenizer
+from scripts.train.train_sample import byte_tokenizer
 from shared.messages import Generate, Sampling, Score
 from tests.fixtures.worker.options import options_for
 from tests.fixtures.worker.stepping import generate_all, score_all
+from worker.engine.sequence import Encoded, Slice, TokenSequence
 from worker.kv import flash
 from worker.kv.attention import AttentionPlan, Span, attend
 from worker.kv.batch import BatchBuilder
 from worker.kv.spans import Kernel, paged_span
 from worker.kv.store import KVShape, KVStore
 from worker.models.hrm_text import HrmTextModel
-from worker.registry import load_runner
 from worker.runners.paged import PagedRunner
-from worker.sequence import Encoded, Slice, TokenSequence
+from worker.runners.registry import load_runner
 
 pytestmark = [
     pytest.mark.gpu,

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from shared.errors import FleetError
 from shared.messages import Done
-from shared.queue import Claim
+from shared.queue.leases import Claim
 from tests.fixtures.desk import Desk
 from tests.fixtures.polling import until
 from tests.fixtures.slowness import within
@@ -23,10 +23,10 @@ from tests.fixtures.worker.services import (
     service,
     serving,
 )
-from worker.heartbeat import heartbeat
-from worker.runners.base import RunnerOptions
+from worker.engine.heartbeat import heartbeat
+from worker.engine.runner import RunnerOptions
+from worker.engine.sequence import Slice, StepResult
 from worker.runners.echo import Echo
-from worker.sequence import Slice, StepResult
 
 
 def echo() -> Echo:

@@ -9,19 +9,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import HrmTextForCausalLM
 
-from scripts.train_sample import byte_tokenizer
+from scripts.train.train_sample import byte_tokenizer
 from shared.errors import InvalidRequest
 from shared.messages import Failed, Generate, Sampling, Score
-from shared.settings import ModelEntry, Settings, SettingsError
+from shared.settings.settings import ModelEntry, Settings, SettingsError
 from tests.fixtures.tiny_hrm_text import PROMPTS, own_logits, write_tiny
 from tests.fixtures.worker.stepping import generate_all, run, score_all
-from worker import scoring
-from worker.loading import load_models
+from worker.engine import scoring
+from worker.engine.runner import RunnerOptions
+from worker.host.loading import load_models
 from worker.models.errors import ModelFormatError
-from worker.registry import detect
 from worker.runners import hrm_text, paged
-from worker.runners.base import RunnerOptions
 from worker.runners.paged import PagedRunner
+from worker.runners.registry import detect
 
 
 @pytest.fixture(scope="module")

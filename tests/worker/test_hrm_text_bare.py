@@ -10,18 +10,18 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import HrmTextForCausalLM, PreTrainedTokenizerFast
 
-from scripts.train_sample import BOQ, CONDITION_TOKENS, EOA, EOQ, PAD
+from scripts.train.train_sample import BOQ, CONDITION_TOKENS, EOA, EOQ, PAD
 from shared.errors import InvalidRequest
 from shared.messages import Chat, Embed, Generate, Sampling, Score, Tokenize, Turn
-from shared.settings import ModelEntry, Settings, SettingsError
+from shared.settings.settings import ModelEntry, Settings, SettingsError
 from tests.fixtures.tiny_hrm_text import own_logits, write_tiny
 from tests.fixtures.worker.hrm_text_raw import raw_weights, save_epoch, write_config
 from tests.fixtures.worker.hrm_text_raw import tiny as tiny_raw
 from tests.fixtures.worker.stepping import embed_all, generate_all, score_all
-from worker.loading import LoadedModel, load_models
+from worker.engine.runner import RunnerOptions
+from worker.host.loading import LoadedModel, load_models
 from worker.models.errors import ModelFormatError
-from worker.registry import load_runner
-from worker.runners.base import RunnerOptions
+from worker.runners.registry import load_runner
 
 Write = Callable[..., Path]
 

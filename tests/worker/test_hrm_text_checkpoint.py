@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import HrmTextForCausalLM
 
-from scripts.train_sample import byte_tokenizer
+from scripts.train.train_sample import byte_tokenizer
 from shared.messages import Generate, Sampling
 from tests.fixtures.worker.hrm_text_raw import (
     HIDDEN,
@@ -21,13 +21,13 @@ from tests.fixtures.worker.hrm_text_raw import (
 )
 from tests.fixtures.worker.options import options_for
 from tests.fixtures.worker.stepping import generate_all
+from worker.engine.runner import RunnerOptions
 from worker.kv.attention import AttentionPlan, Span
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_text import HrmTextModel
 from worker.models.hrm_text_checkpoint import load_checkpoint
-from worker.registry import detect, load_runner
 from worker.runners import hrm_text
-from worker.runners.base import RunnerOptions
+from worker.runners.registry import detect, load_runner
 
 PROMPT = (1, 4, 70, 71, 90, 33, 2)
 RESPONSE = (40, 41, 8, 250)

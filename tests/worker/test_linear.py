@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from worker.accelerators import prepare
+from worker.engine.runner import RunnerOptions
 from worker.models.errors import ModelFormatError
 from worker.models.linear import Int8Linear, PackedLinear
-from worker.runners.base import RunnerOptions
+from worker.runners.accelerators import prepare
 
 ODD_IN = 261
 ODD_OUT = 523

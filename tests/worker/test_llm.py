@@ -31,13 +31,13 @@ from shared.errors import (
     InvalidRequest,
     WorkerFailed,
 )
-from shared.settings import ModelEntry, Settings, SettingsError
+from shared.settings.settings import ModelEntry, Settings, SettingsError
 from tests.fixtures.polling import until, wait_until
 from worker import llm as module
+from worker.engine.runner import RunnerOptions
+from worker.engine.sequence import Slice, StepResult, TokenSequence
 from worker.llm import LLM, ModelSettings, SamplingParams
-from worker.runners.base import RunnerOptions
 from worker.runners.echo import Echo
-from worker.sequence import Slice, StepResult, TokenSequence
 
 LONG = SamplingParams(max_tokens=2000)
 

@@ -24,9 +24,9 @@ from transformers.generation.logits_process import (
 
 from shared.errors import InvalidRequest, WorkerFailed
 from shared.messages import Sampling
-from worker.logits import adjust, token_logprobs
-from worker.sampler import keep_allowed, sample
-from worker.sequence import Encoded, Sampled, TokenSequence
+from worker.engine.logits import adjust, token_logprobs
+from worker.engine.sampler import keep_allowed, sample
+from worker.engine.sequence import Encoded, Sampled, TokenSequence
 
 VOCABULARY = 40
 PROMPT = (3, 9, 9, 20)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from worker import cgroup, machine
-from worker.machine import (
+from worker.hardware import cgroup, machine
+from worker.hardware.machine import (
     cache_bytes,
     count_gpus,
     free_memory_bytes,

@@ -35,16 +35,16 @@ from shared.messages import (
     Tokenized,
     Turn,
 )
-from shared.vectors import unpack
+from shared.tasks.vectors import unpack
 from tests.fixtures.worker.stepping import embed_all, end_of, run, score_all
 from tests.fixtures.worker.tiny_causal import greedy, log_likelihood
 from tests.fixtures.worker.tokenizer_kinds import KINDS, MARKS, SIZE, tokenizer_of
-from worker.chat import ChatTemplate
+from worker.engine.runner import Runner, RunnerOptions
 from worker.models.weights import start_ids
-from worker.registry import load_runner
-from worker.runners.base import Runner, RunnerOptions
 from worker.runners.causal import CausalLanguage
-from worker.vocabulary import Vocabulary
+from worker.runners.registry import load_runner
+from worker.text.chat import ChatTemplate
+from worker.text.vocabulary import Vocabulary
 
 CONTEXT = "hello world"
 CONTINUATIONS = (" paris", " play", " ten", ".", " hello paris")

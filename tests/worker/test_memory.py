@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from shared.settings import ModelEntry, Settings, SettingsError
+from shared.settings.settings import ModelEntry, Settings, SettingsError
 from tests.fixtures.tiny_hrm_text import write_tiny
-from worker import device, loading, memory
+from worker.engine.runner import RunnerOptions
+from worker.hardware import device, memory
+from worker.host import loading
 from worker.kv.store import KVShape
 from worker.models.errors import ModelFormatError
-from worker.runners.base import RunnerOptions
 from worker.runners.paged import _num_pages
 
 CUDA = torch.device("cuda:0")

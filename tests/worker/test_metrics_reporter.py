@@ -8,22 +8,22 @@ from contextlib import asynccontextmanager
 import httpx
 from redis.asyncio import Redis
 
-from shared.broker import Broker
+from shared.fleet.presence import Presence
 from shared.listener import listening
 from shared.messages import Done, Generate, Sampling, Started, Tokens, WorkerInfo
-from shared.metrics import WorkerMetrics
-from shared.presence import Presence
-from shared.queue import QueuePolicy
-from shared.settings import Settings
-from shared.task_table import cost_of
+from shared.queue.broker import Broker
+from shared.queue.leases import QueuePolicy
+from shared.settings.settings import Settings
+from shared.tasks.task_table import cost_of
+from shared.telemetry.metrics import WorkerMetrics
 from tests.fixtures.desk import Desk
 from tests.fixtures.polling import until
 from tests.fixtures.worker.services import LEASE_S, Gated, Slow, end_of, long_task, service, serving
-from worker import health
-from worker.memory_guard import MemoryGuard
-from worker.runners.base import RunnerOptions
+from worker.engine.runner import RunnerOptions
+from worker.hardware.memory_guard import MemoryGuard
+from worker.host import health
+from worker.host.service import WorkerService
 from worker.runners.echo import Echo
-from worker.service import WorkerService
 
 
 def echo() -> Echo:

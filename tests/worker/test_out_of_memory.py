@@ -21,17 +21,17 @@ from tests.fixtures.planned import PLANS, PlannedSequence, Reuse, check, work
 from tests.fixtures.worker.broken_models import write_model
 from tests.fixtures.worker.ghost import Ghost, answer, score
 from tests.fixtures.worker.stepping import end_of, generate_all
-from worker.engine import Engine
+from worker.engine.engine import Engine
+from worker.engine.noise import fold
+from worker.engine.request import Emission, SequenceWork
+from worker.engine.runner import OutOfMemory, RunnerOptions
+from worker.engine.scheduler import Scheduler
+from worker.engine.sequence import Encoded, Slice, StepResult
 from worker.kv.attention import AttentionPlan
 from worker.kv.store import KVStore
-from worker.noise import fold
-from worker.registry import load_runner
-from worker.request import Emission, SequenceWork
 from worker.runners.allocation import tells_out_of_memory
-from worker.runners.base import OutOfMemory, RunnerOptions
 from worker.runners.paged import PagedRunner
-from worker.scheduler import Scheduler
-from worker.sequence import Encoded, Slice, StepResult
+from worker.runners.registry import load_runner
 
 
 class Cramped(Ghost):

@@ -8,17 +8,17 @@ from contextlib import asynccontextmanager
 import pytest
 from redis.asyncio import Redis
 
-from shared.artifacts import ArtifactStore
-from shared.log import LogWriter
+from shared.artifacts.store import ArtifactStore
+from shared.events.log import LogWriter
 from shared.messages import Done, Event, Generate, Job, Sampling, Started, Tokens
-from shared.queue import Claim
+from shared.queue.leases import Claim
 from tests.fixtures.desk import Desk
 from tests.fixtures.polling import DEADLINE_S
 from tests.fixtures.worker.services import Slow, end_of, service, serving
-from worker.ledger import Ledger
-from worker.outbox import GATHERED_S, GATHERED_TOKENS, Outbox
-from worker.request import Emission
-from worker.runners.base import RunnerOptions
+from worker.engine.request import Emission
+from worker.engine.runner import RunnerOptions
+from worker.host.ledger import Ledger
+from worker.host.outbox import GATHERED_S, GATHERED_TOKENS, Outbox
 
 
 @asynccontextmanager

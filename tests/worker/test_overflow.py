@@ -9,9 +9,10 @@ from hypothesis import given, settings
 
 from shared.errors import ContextExceeded, InvalidRequest
 from shared.messages import Generate, Overflow, Sampling, Score, Text
-from worker.runners.base import RunnerOptions, encode_generate
+from worker.engine.runner import RunnerOptions
+from worker.engine.sequence import Encoded
 from worker.runners.echo import Echo
-from worker.sequence import Encoded
+from worker.text.encoding import encode_generate
 
 WINDOW = 16
 VOCABULARY = 1000

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from shared.errors import FleetError
 from shared.messages import Done, Failed, Generate, Sampling, Score, Scored
 from tests.fixtures.worker.stepping import end_of, run
-from worker.engine import Engine
-from worker.request import Emission, SequenceWork
-from worker.runners.base import RunnerOptions
+from worker.engine.engine import Engine
+from worker.engine.request import Emission, SequenceWork
+from worker.engine.runner import RunnerOptions
+from worker.engine.sequence import Encoded, Slice, StepResult
 from worker.runners.echo import Echo
-from worker.sequence import Encoded, Slice, StepResult
-from worker.text import TextStream
+from worker.text.detokenizer import TextStream
 
 
 def utf8(ids: "list[int] | tuple[int, ...]") -> str:

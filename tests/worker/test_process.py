@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from worker.machine import available_processors
+from worker.hardware.machine import available_processors
 
 PREPARE = """
 import json, os, sys, threading
-from shared.settings import Settings
+from shared.settings.settings import Settings
 from worker.__main__ import prepare_process
 prepare_process(Settings(**json.loads(sys.argv[1])))
 found = {"early": "torch" in sys.modules}
@@ -28,7 +28,7 @@ print(json.dumps(found))
 """
 FAULTS = """
 import ctypes, resource, sys, threading
-from worker.device import keep_freed_memory
+from worker.hardware.device import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 libc = ctypes.CDLL(None)
@@ -47,7 +47,7 @@ thread.start(); thread.join()
 """
 GIVES_BACK = """
 import ctypes, os
-from worker.device import give_back_memory, keep_freed_memory
+from worker.hardware.device import give_back_memory, keep_freed_memory
 keep_freed_memory()
 resident = lambda: int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
 libc = ctypes.CDLL(None)

@@ -20,14 +20,14 @@ from tests.fixtures.worker.sapient_fixtures import (
     write_checkpoint,
 )
 from tests.fixtures.worker.stepping import run, solve_all
-from worker.engine import Emission, Engine, SequenceWork
-from worker.loading import warm_up
-from worker.puzzles import ARC, MAZE, SUDOKU
-from worker.registry import load_runner
-from worker.runners.base import RunnerOptions
+from worker.engine.engine import Emission, Engine, SequenceWork
+from worker.engine.runner import RunnerOptions
+from worker.engine.sequence import Slice, StepResult
+from worker.host.loading import warm_up
 from worker.runners.echo import Echo
 from worker.runners.hrm_puzzle import PuzzleRunner
-from worker.sequence import Slice, StepResult
+from worker.runners.registry import load_runner
+from worker.text.puzzles import ARC, MAZE, SUDOKU
 
 NET = Net(halt_max_steps=5)
 PUZZLES = [

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from scripts.train_sample import byte_tokenizer
+from scripts.train.train_sample import byte_tokenizer
 from shared.messages import Done, Generate, Sampling
 from tests.fixtures.worker.stepping import generate_all, run
+from worker.engine.runner import RunnerOptions
 from worker.kv.attention import AttentionPlan, Span
 from worker.models.errors import ModelFormatError
 from worker.models.q_head import find_implant, load_q_head
-from worker.registry import detect, load_runner
 from worker.runners import causal
-from worker.runners.base import RunnerOptions
+from worker.runners.registry import detect, load_runner
 
 HIDDEN = 48
 

@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, HrmTextConfig, HrmTextForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from scripts.train_sample import byte_tokenizer
+from scripts.train.train_sample import byte_tokenizer
 from shared.messages import Generate, Sampling, Score, TokenLogprob
-from shared.settings import Settings, SettingsError, model_entries
+from shared.settings.settings import Settings, SettingsError, model_entries
 from tests.fixtures.worker.act_fixtures import Net, write_bundle
 from tests.fixtures.worker.options import options_for
 from tests.fixtures.worker.stepping import generate_all, run, score_all
-from worker import loading
+from worker.engine.runner import Runner, RunnerOptions
+from worker.host import loading
 from worker.models import linear
 from worker.models.act_bundle import load_act_bundle
 from worker.models.linear import Int8Linear, PackedLinear
-from worker.registry import detect, load_runner
-from worker.runners.base import Runner, RunnerOptions
+from worker.runners.registry import detect, load_runner
 
 VOCABULARY = 264
 LEAST_WEIGHTS = 1 << 16

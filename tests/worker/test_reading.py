@@ -8,7 +8,7 @@ import torch
 from redis.asyncio import Redis
 from torch import Tensor
 
-from scripts.train_sample import byte_tokenizer
+from scripts.train.train_sample import byte_tokenizer
 from shared.errors import ContextExceeded
 from shared.messages import Read, Score, TokenLogprob, Tokens
 from tests.fixtures.e2e.inside import fleet_inside
@@ -16,10 +16,10 @@ from tests.fixtures.scored_models import WINDOW, Model, ids, load, tiny
 from tests.fixtures.tiny_hrm_text import write_tiny
 from tests.fixtures.worker.act_fixtures import Net, write_bundle
 from tests.fixtures.worker.stepping import run, score_all
-from worker.registry import load_runner
-from worker.request import Emission
-from worker.runners.base import Runner, RunnerOptions
+from worker.engine.request import Emission
+from worker.engine.runner import Runner, RunnerOptions
 from worker.runners.echo import Echo
+from worker.runners.registry import load_runner
 
 __all__ = ["tiny"]
 EOQ = 2

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from shared.errors import FleetError
 from shared.messages import Done, Failed, Generate, Generated, Sampling, TokenLogprob, Tokens
 from tests.fixtures.worker.stepping import run
-from worker.engine import Engine
-from worker.outbox import _add
-from worker.request import Emission, SequenceWork
-from worker.runners.base import RunnerOptions
+from worker.engine.engine import Engine
+from worker.engine.request import Emission, SequenceWork
+from worker.engine.runner import RunnerOptions
+from worker.engine.sequence import Encoded, Sampled, Slice, StepResult, TokenSequence
+from worker.host.outbox import _add
 from worker.runners.echo import EOS, Echo
-from worker.sequence import Encoded, Sampled, Slice, StepResult, TokenSequence
 
 
 class Round(Echo):

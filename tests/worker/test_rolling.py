@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel, HrmTextForCausalLM
 
-from scripts.train_sample import byte_tokenizer
+from scripts.train.train_sample import byte_tokenizer
 from shared.errors import InvalidRequest
 from shared.messages import ContinuationScore, Done, Generate, Sampling, Score, Scored
 from tests.fixtures.scored_models import WINDOW, ids, write_causal
@@ -16,14 +16,14 @@ from tests.fixtures.tiny_hrm_text import write_tiny
 from tests.fixtures.worker.act_fixtures import Net, write_bundle
 from tests.fixtures.worker.stepping import end_of, run, score_all
 from tests.fixtures.worker.tiny_causal import gpt2
+from worker.engine.runner import RunnerOptions
+from worker.engine.sequence import Encoded
 from worker.models.hrm_act import ActModel
-from worker.registry import load_runner
-from worker.rolling import encode_rolling, encode_rolling_response, encode_stretches
-from worker.runners.base import RunnerOptions
 from worker.runners.hrm_act import ActRunner
 from worker.runners.hrm_act_causal import ActCausalNet
 from worker.runners.paged import PagedRunner
-from worker.sequence import Encoded
+from worker.runners.registry import load_runner
+from worker.text.rolling import encode_rolling, encode_rolling_response, encode_stretches
 
 Ids = tuple[int, ...]
 START = byte_tokenizer().bos_token_id

@@ -5,14 +5,21 @@ import re
 
 import pytest
 
-from scripts.eval_sample import answers, exact_share
-from scripts.sample_problems import KINDS, REFUSAL, Problem, held_out, is_held_out, training_stream
-from shared.settings import SAMPLE_MODEL
-from worker.registry import load_runner
-from worker.runners.base import Runner, RunnerOptions
+from scripts.train.eval_sample import answers, exact_share
+from scripts.train.sample_problems import (
+    KINDS,
+    REFUSAL,
+    Problem,
+    held_out,
+    is_held_out,
+    training_stream,
+)
+from shared.settings.settings import SAMPLE_MODEL
+from worker.engine.runner import Runner, RunnerOptions
+from worker.runners.registry import load_runner
 
 NUM_PROBLEMS = 40
-"""Of each kind; `python -m scripts.eval_sample` does the 500 that the model card quotes."""
+"""Of each kind; `python -m scripts.train.eval_sample` does the 500 that the model card quotes."""
 
 
 @pytest.fixture(scope="module")

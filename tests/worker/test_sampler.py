@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 
 from shared.messages import Sampling
-from worker.sampler import choose, gumbel_noise
+from worker.engine.sampler import choose, gumbel_noise
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, -1.0, -3.0])
 

@@ -10,9 +10,9 @@ from transformers import HrmTextForCausalLM
 from shared.messages import Done, Generate, Sampling, TokenLogprob
 from tests.fixtures.tiny_hrm_text import PROMPTS, own_logits, write_tiny
 from tests.fixtures.worker.stepping import run
-from worker.request import Emission
+from worker.engine.request import Emission
+from worker.engine.runner import RunnerOptions
 from worker.runners import hrm_text
-from worker.runners.base import RunnerOptions
 from worker.runners.paged import PagedRunner
 
 

@@ -18,7 +18,7 @@ from tests.fixtures.worker.sapient_fixtures import (
 )
 from worker.models.errors import ModelFormatError
 from worker.models.sapient_checkpoint import load_sapient_checkpoint
-from worker.registry import detect
+from worker.runners.registry import detect
 
 NET = Net()
 

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from shared.messages import Done, Sampling
 from tests.fixtures.planned import PLANS, TOKENS, PlannedSequence, Reuse, check, work
 from tests.fixtures.worker.ghost import Ghost, answer
-from worker.engine import Engine
+from worker.engine.engine import Engine
+from worker.engine.noise import fold
+from worker.engine.request import Emission, SequenceWork
+from worker.engine.scheduler import Scheduler
+from worker.engine.sequence import Encoded, TokenSequence
 from worker.kv.cache import Cache
 from worker.kv.pages import PageTable
 from worker.kv.prefix import PrefixTree
-from worker.noise import fold
-from worker.request import Emission, SequenceWork
-from worker.scheduler import Scheduler
-from worker.sequence import Encoded, TokenSequence
 
 
 @settings(max_examples=100, deadline=None)

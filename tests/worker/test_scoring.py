@@ -13,12 +13,12 @@ from shared.messages import ContinuationScore, Done, Generate, Sampling, Score, 
 from tests.fixtures.scored_models import PAGE, WINDOW, Ids, Model, ids, load, tiny
 from tests.fixtures.tiny_hrm_text import write_tiny
 from tests.fixtures.worker.stepping import end_of, generate_all, run, score_all
-from worker import scoring
-from worker.engine import Engine
-from worker.request import Emission, SequenceWork
+from worker.engine import scoring
+from worker.engine.engine import Engine
+from worker.engine.request import Emission, SequenceWork
+from worker.engine.scheduler import Scheduler
+from worker.engine.sequence import Encoded, Scores, Slice, TokenSequence
 from worker.runners.paged import PagedRunner
-from worker.scheduler import Scheduler
-from worker.sequence import Encoded, Scores, Slice, TokenSequence
 
 __all__ = ["tiny"]  # a fixture, which pytest finds by its name here
 

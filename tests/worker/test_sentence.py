@@ -15,10 +15,10 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from scripts.train_sample import byte_tokenizer
+from scripts.train.train_sample import byte_tokenizer
 from shared.messages import Classify, Embed
-from shared.settings import ModelEntry, Settings, SettingsError
-from shared.vectors import unpack
+from shared.settings.settings import ModelEntry, Settings, SettingsError
+from shared.tasks.vectors import unpack
 from tests.fixtures.worker.sentence_models import (
     CASES,
     DENSE,
@@ -30,8 +30,8 @@ from tests.fixtures.worker.sentence_models import (
     write_sentence_model,
 )
 from tests.fixtures.worker.stepping import classify_all, embed_all
-from worker.loading import LoadedModel, load_models
-from worker.registry import detect
+from worker.host.loading import LoadedModel, load_models
+from worker.runners.registry import detect
 
 GOLDEN_VECTORS = json.loads(GOLDEN.read_text())
 FOUND = {

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared.messages import Done, Event, Failed, Generate, Sampling, Score, Tokens
-from shared.queue import Claim, WorkQueue
+from shared.queue.leases import Claim, WorkQueue
 from tests.fixtures.desk import Desk
 from tests.fixtures.polling import DEADLINE_S, until
 from tests.fixtures.worker.services import (
@@ -22,10 +22,10 @@ from tests.fixtures.worker.services import (
     service,
     task,
 )
-from worker.job_span import JobSpan
-from worker.runners.base import RunnerOptions
+from worker.engine.runner import RunnerOptions
+from worker.engine.sequence import Encoded
+from worker.host.job_span import JobSpan
 from worker.runners.echo import Echo
-from worker.sequence import Encoded
 
 
 async def test_a_worker_that_takes_over_its_own_job_says_everything_once(

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from shared.settings import SAMPLE_MODEL, ModelEntry, Settings
-from worker.machine import Machine
-from worker.model_files import num_parameters, weight_bytes
-from worker.shapes import Shape, plan_workers, shape_of
+from shared.settings.settings import SAMPLE_MODEL, ModelEntry, Settings
+from worker.hardware.machine import Machine
+from worker.hardware.shapes import Shape, plan_workers, shape_of
+from worker.models.model_files import num_parameters, weight_bytes
 
 MIB = 2**20
 GIB = 2**30

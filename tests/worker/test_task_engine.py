@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.echo_task import EchoedTask, EchoTask
 from shared.errors import FleetError, InvalidRequest
 from shared.messages import Failed, Priority, Task
-from worker import task_engine
-from worker.request import Emission
-from worker.runners.base import OutOfMemory, RunnerOptions
+from shared.tasks.echo_task import EchoedTask, EchoTask
+from worker.engine import task_engine
+from worker.engine.request import Emission
+from worker.engine.runner import OutOfMemory, RunnerOptions
+from worker.engine.take import Take
+from worker.engine.task_engine import TaskEngine
+from worker.engine.task_runner import BatchProgress, NewFile, TaskOutput, TaskRunnerSpec
 from worker.runners.echo_task import EchoTaskRunner
-from worker.take import Take
-from worker.task_engine import TaskEngine
-from worker.task_runner import BatchProgress, NewFile, TaskOutput, TaskRunnerSpec
 
 
 class Clock:

@@ -30,14 +30,14 @@ from shared.messages import (
     Tokens,
     Turn,
 )
-from shared.submission import Quota
-from shared.vectors import unpack
+from shared.queue.submission import Quota
+from shared.tasks.vectors import unpack
 from tests.fixtures.desk import Desk
 from tests.fixtures.polling import until
 from tests.fixtures.worker.services import Gated, end_of, service, serving
-from worker.runners.base import RunnerOptions
+from worker.engine.runner import RunnerOptions
+from worker.engine.sequence import Encoded, Slice, StepResult
 from worker.runners.echo import HIDDEN, Echo
-from worker.sequence import Encoded, Slice, StepResult
 
 SAMPLING = Sampling(2, seed=0)
 TASKS: dict[str, Task] = {

@@ -16,11 +16,11 @@ from tests.fixtures.e2e.inside import fleet_inside
 from tests.fixtures.scripted_runner import Scripted
 from tests.fixtures.worker.stepping import run
 from tests.fixtures.worker.tokenizer_kinds import KINDS, spelled, tokenizer_of
-from worker.engine import Engine
-from worker.request import Emission, SequenceWork
-from worker.runners.base import RunnerOptions
+from worker.engine.engine import Engine
+from worker.engine.request import Emission, SequenceWork
+from worker.engine.runner import RunnerOptions
 from worker.runners.echo import Echo
-from worker.text import TextStream
+from worker.text.detokenizer import TextStream
 
 CHARACTERS = ("é", "你", "😀", "\u0301")
 

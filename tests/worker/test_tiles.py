@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from shared.messages import Sampling
+from worker.engine.sequence import Encoded, Slice, TokenSequence
 from worker.kv.attention import attend
 from worker.kv.batch import BatchBuilder
 from worker.kv.store import KVShape, KVStore
-from worker.sequence import Encoded, Slice, TokenSequence
 
 PAGE = 16
 HEADS = 8

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+from shared.fleet.presence import Presence
 from shared.messages import Generate, ModelInfo, Sampling, WorkerInfo
-from shared.presence import Presence
-from shared.settings import ModelEntry, Settings
+from shared.settings.settings import ModelEntry, Settings
 from tests.fixtures.desk import Desk
 from tests.fixtures.polling import DEADLINE_S, until
 from tests.fixtures.tiny_hrm_text import write_tiny
 from tests.fixtures.unloading import MAX_BATCH, at_work, echo, ended, model, residence, told, unload
 from tests.fixtures.worker.services import LEASE_S, Gated, log_fields_of, long_task, task
-from worker import known_models
-from worker.loading import LoadedModel, load_models
-from worker.runners.base import Runner, RunnerOptions
+from worker.engine.runner import Runner, RunnerOptions
+from worker.host import known_models
+from worker.host.loading import LoadedModel, load_models
 
 
 async def test_d22_load_infer_unload_infer_again(redis: Redis, tmp_path: Path) -> None:

@@ -8,18 +8,18 @@ import pytest
 from transformers import BertConfig, BertModel
 
 from shared.messages import Generate, Sampling, Solve
-from shared.runner_table import RUNNERS, WITHOUT_FILES
-from shared.settings import ModelEntry, Settings
+from shared.settings.settings import ModelEntry, Settings
+from shared.tasks.runner_table import RUNNERS, WITHOUT_FILES
 from tests.fixtures.tiny_encoder import SHARED, write
 from tests.fixtures.worker import sapient_fixtures
 from tests.fixtures.worker.broken_models import write_model
 from tests.fixtures.worker.options import options_for
-from worker import loading
-from worker.engine import Engine
-from worker.engines import AnyRunner
-from worker.registry import load_runner
-from worker.request import SequenceWork
-from worker.runners.base import RunnerOptions
+from worker.engine.engine import Engine
+from worker.engine.engines import AnyRunner
+from worker.engine.request import SequenceWork
+from worker.engine.runner import RunnerOptions
+from worker.host import loading
+from worker.runners.registry import load_runner
 
 
 @pytest.fixture(scope="module")

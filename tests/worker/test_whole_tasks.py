@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import pytest
 from redis.asyncio import Redis
 
-from shared import keys
-from shared.artifacts import ArtifactStore
-from shared.echo_task import EchoedTask, EchoTask
+from shared.artifacts.store import ArtifactStore
 from shared.errors import FleetError
 from shared.messages import Done, Failed, Progress, Started, Task, Terminal
-from shared.queue import Claim, QueuePolicy
+from shared.queue import keys
+from shared.queue.leases import Claim, QueuePolicy
+from shared.tasks.echo_task import EchoedTask, EchoTask
 from tests.fixtures.desk import Desk
 from tests.fixtures.polling import until
 from tests.fixtures.worker.services import (
@@ -29,11 +29,11 @@ from tests.fixtures.worker.services import (
     service,
     serving,
 )
-from worker.runners.base import RunnerOptions
+from worker.engine.runner import RunnerOptions
+from worker.engine.task_runner import BatchProgress, TaskOutput
+from worker.host.service import WorkerService
 from worker.runners.echo import Echo
 from worker.runners.echo_task import EchoTaskRunner
-from worker.service import WorkerService
-from worker.task_runner import BatchProgress, TaskOutput
 
 BEGUN = Started(1, "w1", 0)
 

@@ -1,0 +1,1 @@
+"""Keys and values: pages, prefixes, and attention over them."""

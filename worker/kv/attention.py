@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worker.heartbeat import heartbeat
+from worker.engine.heartbeat import heartbeat
 from worker.kv.spans import PagedSpan
 from worker.kv.store import KVStore
 from worker.kv.tiles import TiledSpan

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from worker.engine.sequence import Slice, TokenSequence
 from worker.kv.attention import AttentionPlan, Span, length_groups
 from worker.kv.spans import Kernel, PagedSpan, paged_span
 from worker.kv.tiles import TiledSpan, tiles_of
 from worker.kv.transfer import to_device
-from worker.sequence import Slice, TokenSequence
 
 
 @dataclass(frozen=True)

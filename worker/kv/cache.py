@@ -6,10 +6,10 @@ sequences, by the tree, or by both; only its first holder writes to it, and neve
 reads.
 """
 
+from worker.engine.runner import RunnerSpec
+from worker.engine.sequence import Slice, Status, TokenSequence
 from worker.kv.pages import PageTable
 from worker.kv.prefix import PrefixTree
-from worker.runners.base import RunnerSpec
-from worker.sequence import Slice, Status, TokenSequence
 
 
 class Cache:

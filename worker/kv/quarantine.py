@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from worker.engine.sequence import Slice
 from worker.kv.attention import AttentionPlan
 from worker.kv.store import KVStore
-from worker.sequence import Slice
 
 
 def find_broken(

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worker.heartbeat import heartbeat
+from worker.engine.heartbeat import heartbeat
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Attention: takes slot, query, key and value, and returns its output.

@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from shared.logging_setup import fields
+from shared.telemetry.logging_setup import fields
 from worker.models.errors import ModelFormatError
 from worker.models.weights import check_names, read_tensors
 

@@ -14,8 +14,8 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 import yaml
 
-from worker.foreign import is_foreign
 from worker.models.errors import ModelFormatError, is_out_of_memory
+from worker.text.foreign import is_foreign
 
 logger = logging.getLogger("aios.models")
 

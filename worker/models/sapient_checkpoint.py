@@ -19,7 +19,7 @@ from worker.models.hf_directory import is_there
 from worker.models.reading import faulty, read_json, read_yaml
 from worker.models.sapient import SapientConfig, SapientModel
 from worker.models.weights import check_names, matrix_shape, read_tensors, without_prefixes
-from worker.puzzles import KINDS, PuzzleKind
+from worker.text.puzzles import KINDS, PuzzleKind
 
 _CONFIG = "all_config.yaml"
 _IDENTIFIERS = "identifiers.json"

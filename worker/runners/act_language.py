@@ -7,11 +7,11 @@ from transformers import PreTrainedTokenizerBase
 
 from shared.errors import InvalidRequest
 from shared.messages import Detokenize, Embed, Generate, Read, Score, Text, Tokenize
+from worker.engine.sequence import Encoded
 from worker.models.weights import start_ids
-from worker.rolling import Ids
-from worker.runners.base import TextTask, encode_generate, encode_read, encode_score, known_ids
-from worker.sequence import Encoded
-from worker.vocabulary import Vocabulary
+from worker.text.encoding import TextTask, encode_generate, encode_read, encode_score, known_ids
+from worker.text.rolling import Ids
+from worker.text.vocabulary import Vocabulary
 
 
 class ActLanguage:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from shared.errors import FleetError
+from worker.engine.runner import OutOfMemory
+from worker.engine.sequence import Slice, StepResult
 from worker.models.errors import is_out_of_memory
-from worker.runners.base import OutOfMemory
-from worker.sequence import Slice, StepResult
 
 Step = Callable[[Any, Sequence[Slice]], list[StepResult | FleetError]]
 

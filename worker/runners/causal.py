@@ -21,23 +21,15 @@ from transformers import (
 
 from shared.errors import InvalidRequest
 from shared.messages import Detokenize, Embed, Generate, Read, Score, Text, Tokenize
-from shared.runner_options import PagedOptions
-from worker.accelerators import prepare
-from worker.chat import ChatTemplate
+from shared.tasks.runner_options import PagedOptions
+from worker.engine.runner import RunnerOptions
+from worker.engine.sequence import Encoded
 from worker.models.errors import ModelFormatError
 from worker.models.hf_directory import directory_of, read_generation_defaults
 from worker.models.q_head import QHead, find_implant, load_q_head
 from worker.models.reading import reading, reason_of
 from worker.models.weights import NO_NETWORK, load_tokenizer, read_config, start_ids
-from worker.rolling import encode_rolling
-from worker.runners.base import (
-    RunnerOptions,
-    TextTask,
-    encode_generate,
-    encode_read,
-    encode_score,
-    known_ids,
-)
+from worker.runners.accelerators import prepare
 from worker.runners.causal_check import (
     check_against_own_forward,
     check_rows,
@@ -47,8 +39,10 @@ from worker.runners.causal_check import (
 )
 from worker.runners.causal_net import CausalNet
 from worker.runners.paged import PagedRunner
-from worker.sequence import Encoded
-from worker.vocabulary import Ids, Vocabulary
+from worker.text.chat import ChatTemplate
+from worker.text.encoding import TextTask, encode_generate, encode_read, encode_score, known_ids
+from worker.text.rolling import encode_rolling
+from worker.text.vocabulary import Ids, Vocabulary
 
 
 class CausalLanguage:

@@ -19,11 +19,11 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from shared.messages import Sampling
+from worker.engine.sequence import Encoded, Slice, TokenSequence
 from worker.kv.batch import BatchBuilder
 from worker.kv.store import KVShape, KVStore
 from worker.models.errors import ModelFormatError
 from worker.runners.causal_net import CausalNet
-from worker.sequence import Encoded, Slice, TokenSequence
 
 Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """Mask function of transformers: takes broadcast indices of batch, head, query and key, and returns

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shared.logging_setup import fields
+from shared.telemetry.logging_setup import fields
+from worker.engine.runner import RunnerSpec
+from worker.engine.sequence import Slice
 from worker.kv.attention import AttentionPlan
 from worker.kv.spans import Kernel, PagedSpan
 from worker.kv.store import KVStore
-from worker.runners.base import RunnerSpec
 from worker.runners.net import Net
-from worker.sequence import Slice
 
 logger = logging.getLogger("aios.decode_graphs")
 

@@ -23,20 +23,9 @@ from shared.messages import (
     Tokenize,
     TokenLogprob,
 )
-from worker.answers import detokenized, tokenized
-from worker.rolling import encode_rolling
-from worker.runners.base import (
-    TEXT_TASKS,
-    RunnerOptions,
-    RunnerSpec,
-    as_ids,
-    encode_generate,
-    encode_read,
-    encode_score,
-    encode_text,
-    text_task,
-)
-from worker.sequence import (
+from shared.tasks.runner_table import TEXT_TASKS
+from worker.engine.runner import RunnerOptions, RunnerSpec
+from worker.engine.sequence import (
     Classified,
     Encoded,
     EncodedText,
@@ -47,6 +36,16 @@ from worker.sequence import (
     StepResult,
     TokenSequence,
 )
+from worker.text.answers import detokenized, tokenized
+from worker.text.encoding import (
+    as_ids,
+    encode_generate,
+    encode_read,
+    encode_score,
+    encode_text,
+    text_task,
+)
+from worker.text.rolling import encode_rolling
 
 EOS = 0
 HIDDEN = 8

@@ -7,12 +7,12 @@ both.
 import time
 from collections.abc import Hashable, Sequence
 
-from shared.echo_task import EchoedTask, EchoTask
 from shared.errors import FleetError, InvalidRequest
 from shared.messages import Task
-from worker.heartbeat import silent_for
-from worker.runners.base import RunnerOptions
-from worker.task_runner import BatchProgress, NewFile, TaskOutput, TaskRunnerSpec
+from shared.tasks.echo_task import EchoedTask, EchoTask
+from worker.engine.heartbeat import silent_for
+from worker.engine.runner import RunnerOptions
+from worker.engine.task_runner import BatchProgress, NewFile, TaskOutput, TaskRunnerSpec
 
 MOST_STEPS = 10_000
 MOST_STEP_MS = 60_000

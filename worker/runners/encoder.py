@@ -23,21 +23,28 @@ from transformers import (
 
 from shared.errors import FleetError, InvalidRequest
 from shared.messages import Classify, Detokenize, Embed, Label, Task, TaskName, Tokenize, name_of
-from shared.runner_options import TextOptions
-from worker.accelerators import prepare
-from worker.chat import ChatTemplate
+from shared.tasks.runner_options import TextOptions
+from worker.engine.runner import RunnerOptions, RunnerSpec
+from worker.engine.sampler import broken
+from worker.engine.sequence import (
+    Classified,
+    Encoded,
+    EncodedText,
+    Slice,
+    StepResult,
+    TokenSequence,
+)
+from worker.engine.states import pooled
 from worker.kv.attention import length_groups
 from worker.models.errors import ModelFormatError
 from worker.models.hf_directory import directory_of
 from worker.models.reading import reading, reason_of
 from worker.models.sentence import SentenceModules, read_sentence_modules
 from worker.models.weights import NO_NETWORK, load_tokenizer, read_config
+from worker.runners.accelerators import prepare
 from worker.runners.allocation import tells_out_of_memory
-from worker.runners.base import RunnerOptions, RunnerSpec
-from worker.sampler import broken
-from worker.sequence import Classified, Encoded, EncodedText, Slice, StepResult, TokenSequence
-from worker.states import pooled
-from worker.vocabulary import Vocabulary
+from worker.text.chat import ChatTemplate
+from worker.text.vocabulary import Vocabulary
 
 CLASSIFIER = "ForSequenceClassification"
 _TEXT_TASKS: tuple[TaskName, ...] = ("embed", "tokenize", "detokenize")

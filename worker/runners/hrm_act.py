@@ -18,25 +18,26 @@ from torch import Tensor
 
 from shared.errors import FleetError
 from shared.messages import Task
-from shared.runner_options import HrmActOptions
-from worker.accelerators import prepare
-from worker.chat import ChatTemplate
-from worker.engine_stats import count_segments
+from shared.tasks.runner_options import HrmActOptions
+from worker.engine.engine_stats import count_segments
+from worker.engine.runner import RunnerOptions, RunnerSpec
+from worker.engine.sampler import sample
+from worker.engine.scoring import score_slices
+from worker.engine.sequence import Encoded, Slice, StepResult, TokenSequence
+from worker.engine.states import pooled
 from worker.models.act_bundle import load_act_bundle
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_act import ActModel
 from worker.models.weights import load_tokenizer
-from worker.rolling import Ids, encode_rolling, encode_stretches
+from worker.runners.accelerators import prepare
 from worker.runners.act_language import ActLanguage
 from worker.runners.allocation import tells_out_of_memory
-from worker.runners.base import RunnerOptions, RunnerSpec, text_task
 from worker.runners.hrm_act_causal import ActCausalNet
 from worker.runners.paged import PagedRunner
-from worker.sampler import sample
-from worker.scoring import score_slices
-from worker.sequence import Encoded, Slice, StepResult, TokenSequence
-from worker.states import pooled
-from worker.vocabulary import Vocabulary
+from worker.text.chat import ChatTemplate
+from worker.text.encoding import text_task
+from worker.text.rolling import Ids, encode_rolling, encode_stretches
+from worker.text.vocabulary import Vocabulary
 
 _Row = tuple[int, ...]
 """Token ids that are run together."""

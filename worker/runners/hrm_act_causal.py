@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from worker.engine_stats import count_segments
+from worker.engine.engine_stats import count_segments
 from worker.kv.attention import AttentionPlan, attend
 from worker.kv.store import KVShape, KVStore
 from worker.models.hrm_act import ActModel

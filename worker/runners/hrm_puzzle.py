@@ -17,15 +17,15 @@ from torch import Tensor
 
 from shared.errors import FleetError, InvalidRequest
 from shared.messages import Halt, Solution, Solve, Task
-from shared.runner_options import PuzzleOptions
-from worker.engine_stats import count_segments
+from shared.tasks.runner_options import PuzzleOptions
+from worker.engine.engine_stats import count_segments
+from worker.engine.runner import RunnerOptions, RunnerSpec
+from worker.engine.sampler import broken
+from worker.engine.sequence import Encoded, Slice, Solved, StepResult, TokenSequence
 from worker.models.sapient import Carry, SapientModel, SegmentOutput
 from worker.models.sapient_checkpoint import load_sapient_checkpoint
-from worker.puzzles import PuzzleKind
 from worker.runners.allocation import tells_out_of_memory
-from worker.runners.base import RunnerOptions, RunnerSpec
-from worker.sampler import broken
-from worker.sequence import Encoded, Slice, Solved, StepResult, TokenSequence
+from worker.text.puzzles import PuzzleKind
 
 _LONGEST_RUN = 4
 """The most segments that a request may ask for, as a multiple of the trained number: more may help,

@@ -17,11 +17,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from shared.errors import InvalidRequest
-from shared.logging_setup import fields
 from shared.messages import Chat, Detokenize, Embed, Generate, Prompt, Read, Score, Text, Tokenize
-from shared.runner_options import HrmTextOptions
-from worker.accelerators import prepare
-from worker.chat import DIALOGUE, ChatTemplate
+from shared.tasks.runner_options import HrmTextOptions
+from shared.telemetry.logging_setup import fields
+from worker.engine.runner import RunnerOptions
+from worker.engine.sequence import Encoded
 from worker.kv.attention import AttentionPlan, Span, attend
 from worker.kv.store import KVShape, KVStore
 from worker.models.errors import ModelFormatError
@@ -36,18 +36,12 @@ from worker.models.hrm_text import HrmTextModel, HrmTextShape, build_model
 from worker.models.hrm_text_prompt import CONDITIONS, RAW, USUAL, PromptMarks
 from worker.models.reading import Count, Positive, converted, read_json_object
 from worker.models.weights import load_tokenizer, matrix_shape, read_safetensors_dir, start_ids
-from worker.rolling import encode_rolling_response
-from worker.runners.base import (
-    RunnerOptions,
-    TextTask,
-    encode_generate,
-    encode_read,
-    encode_score,
-    encode_text,
-)
+from worker.runners.accelerators import prepare
 from worker.runners.paged import PagedRunner
-from worker.sequence import Encoded
-from worker.vocabulary import Vocabulary
+from worker.text.chat import DIALOGUE, ChatTemplate
+from worker.text.encoding import TextTask, encode_generate, encode_read, encode_score, encode_text
+from worker.text.rolling import encode_rolling_response
+from worker.text.vocabulary import Vocabulary
 
 logger = logging.getLogger("aios.hrm_text")
 

@@ -13,24 +13,25 @@ from torch import Tensor
 
 from shared.accelerators import ACCELERATORS
 from shared.errors import FleetError
-from shared.logging_setup import fields
 from shared.messages import Task
-from shared.runner_options import PagedOptions
+from shared.tasks.runner_options import PagedOptions
+from shared.telemetry.logging_setup import fields
+from worker.engine.runner import RunnerOptions, RunnerSpec
+from worker.engine.sampler import broken, sample
+from worker.engine.scoring import score_slices
+from worker.engine.sequence import Encoded, Sampled, Slice, StepResult, TokenSequence
+from worker.engine.states import pooled
+from worker.hardware.memory import kv_memory
 from worker.kv import flash, quarantine
 from worker.kv.batch import Batch, BatchBuilder
 from worker.kv.spans import Kernel
 from worker.kv.store import KVStore
 from worker.kv.transfer import moved
-from worker.memory import kv_memory
 from worker.models.errors import ModelFormatError
 from worker.runners.allocation import tells_out_of_memory
-from worker.runners.base import RunnerOptions, RunnerSpec, TextTask, text_task
 from worker.runners.decode_graphs import DecodeGraphs, capture_decoding
 from worker.runners.net import Net
-from worker.sampler import broken, sample
-from worker.scoring import score_slices
-from worker.sequence import Encoded, Sampled, Slice, StepResult, TokenSequence
-from worker.states import pooled
+from worker.text.encoding import TextTask, text_task
 
 logger = logging.getLogger("aios.paged")
 
@@ -48,7 +49,7 @@ class Language(Protocol):
 class PagedRunner:
     """A `Net` that is stepped over live sequences whose keys and values lie in pages.
 
-    `kind` is the runner's row in `shared/runner_table.py`, `found` describes the model for people,
+    `kind` is the runner's row in `shared/tasks/runner_table.py`, `found` describes the model for people,
     `window` is the context window in tokens.
     """
 

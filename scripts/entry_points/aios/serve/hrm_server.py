@@ -2,7 +2,7 @@
 
 import sys
 
-from scripts.old_names.commands import hrm_server
+from scripts.cli.old_names.commands import hrm_server
 
 if __name__ == "__main__":
     sys.exit(hrm_server())

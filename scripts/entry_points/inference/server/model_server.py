@@ -2,7 +2,7 @@
 
 import sys
 
-from scripts.old_names.commands import model_server
+from scripts.cli.old_names.commands import model_server
 
 if __name__ == "__main__":
     sys.exit(model_server())

@@ -4,8 +4,8 @@ fleet of one machine."""
 import sys
 
 if __name__ == "__main__":
-    from scripts.old_names.commands import min_server
+    from scripts.cli.old_names.commands import min_server
 
     sys.exit(min_server())
 else:
-    from scripts.old_names.app import app as app
+    from scripts.cli.old_names.app import app as app

@@ -1,0 +1,69 @@
+"""The context of a request for work: all that is known before its body is parsed."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from api.access.caller import Caller, CallerDep
+from api.deps import Front, FrontDep, RequestStateDep
+from api.http.request_state import RequestState
+from api.redis_timeout import redis_answers
+from api.stream.dispatch import Receive
+from api.submit.request_options import RequestOptions, RequestOptionsDep
+from api.submit.request_record import OnDisconnect
+from shared.queue.submission import Key
+
+
+@dataclass(frozen=True)
+class Context:
+    """The parts of this front, the caller, and what the headers of its request say."""
+
+    front: Front
+    caller: Caller
+    options: RequestOptions
+    request_state: RequestState
+    receive: Receive
+
+    @property
+    def key(self) -> Key | None:
+        """The idempotency key. Two requests are one if the key, the path and the bytes of the body
+        are equal."""
+        if not self.options.key:
+            return None
+        state = self.request_state
+        return Key(self.options.key, state.path.encode() + b"\n" + state.body)
+
+    @property
+    def stays(self) -> bool:
+        """True unless the caller wants a 202 at once."""
+        return self.options.wait_s != 0
+
+    @property
+    def on_disconnect(self) -> OnDisconnect:
+        """The fate of the jobs when the caller leaves."""
+        if self.options.on_disconnect is not None:
+            return self.options.on_disconnect
+        # A job that is polled goes on when nobody listens.
+        if self.options.wait_s is not None:
+            return "continue"
+        return self.front.on_disconnect
+
+
+async def _context(
+    front: FrontDep,
+    caller: CallerDep,
+    options: RequestOptionsDep,
+    request_state: RequestStateDep,
+    request: Request,
+) -> Context:
+    """Raise OverQuota for a caller that comes too often, and ProhibitedContent."""
+    async with redis_answers():
+        await front.rate_limiter.keep(
+            caller.id or caller.tenant, caller.rates_of(request.scope["route"].path)
+        )
+    front.prohibited.check(request_state.body)
+    return Context(front, caller, options, request_state, request.receive)
+
+
+ContextDep = Annotated[Context, Depends(_context)]

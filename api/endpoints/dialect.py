@@ -1,0 +1,37 @@
+"""Dialects: groups of routes that belong together, and who may call them."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from fastapi import APIRouter
+
+from api.endpoints.endpoint import Post
+from api.http.error_format import PLAIN, ErrorFormat
+
+
+class Access(Enum):
+    """The callers that may call a route."""
+
+    OPEN = "anybody; keys are not looked at"
+    CALLER = "anybody, or callers with a key where keys are required"
+    KEY = "callers with a key"
+    ADMIN = "callers with an admin key"
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """Routes that ask for work (`posts`), and all other routes (`router`).
+
+    `access` is that of `router`; any caller may ask for work. Probes (`are_probes`) are neither
+    logged nor traced. Bodies of `uploads`, by path, are handed on as they come: routes that store
+    them bound what they keep in memory. Errors at paths that begin with `prefix` have the format
+    `errors`, also where no route is found.
+    """
+
+    posts: tuple[Post, ...] = ()
+    router: APIRouter | None = None
+    access: Access = Access.CALLER
+    are_probes: bool = False
+    uploads: frozenset[str] = frozenset()
+    prefix: str = ""
+    errors: ErrorFormat = PLAIN

@@ -1,0 +1,36 @@
+"""The dialects that ask for work. A new one is a schema file, a file of rows, and a line here."""
+
+from api.endpoints.dialect import Dialect
+from api.endpoints.endpoint import Post
+from api.routes import (
+    chat,
+    echo_task,
+    embeddings,
+    generate,
+    hrm,
+    inference,
+    openai,
+    puzzles,
+    simple_foundation,
+    tgi,
+    tokens,
+)
+from shared import plugins
+
+_BUILT_IN = (
+    generate.DIALECT,
+    openai.DIALECT,
+    hrm.DIALECT,
+    chat.DIALECT,
+    embeddings.DIALECT,
+    tokens.DIALECT,
+    simple_foundation.DIALECT,
+    puzzles.DIALECT,
+    tgi.DIALECT,
+    inference.DIALECT,
+    echo_task.DIALECT,
+)
+DIALECTS: tuple[Dialect, ...] = (*_BUILT_IN, *plugins.load("aios.endpoints").values())
+POSTS: list[Post] = []
+for _dialect in DIALECTS:
+    POSTS += _dialect.posts

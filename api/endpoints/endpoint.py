@@ -1,0 +1,213 @@
+"""The table of endpoints: one row for each way to ask for work. HTTP, `/v1/jobs` and tests read the
+same rows.
+
+The functions of a row are pure: a body becomes tasks, and outcomes become JSON. So every front
+renders the same answer from the same record, at any time and any number of times.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
+from typing import Any, Protocol
+
+from pydantic import BaseModel
+
+from api.http.error_format import PLAIN, ErrorFormat
+from api.http.problem import Problem
+from api.http.request_state import Usage
+from api.stream.request_events import JobEvent, Outcome, OutcomeBuilder
+from api.stream.stream_format import EVENTS, EVENTS_WITH_DONE, StreamFormat
+from api.stream.timings import Timings
+from api.submit.limits import Limits, TokenBudget
+from api.submit.request_record import SubmittedWork
+from shared.errors import JobNotFound
+from shared.messages import ModelInfo, Progress, Task, TaskName
+
+
+class StreamRenderer(Protocol):
+    """Renders the JSON payloads of one stream. The payloads of an event depend on the events of its
+    own job alone."""
+
+    def opening(self) -> Any:
+        """Return the payload that begins the stream, or None in a dialect without one."""
+
+    def of(self, job: int, event: JobEvent) -> Iterable[Any]: ...
+
+    def closing(self, usage: Usage, timings: Timings | None) -> Iterable[Any]:
+        """Return the payloads that follow when all jobs are done. `timings` is None unless the
+        endpoint is timed."""
+
+    def failed(self, problem: Problem) -> Any:
+        """Return the last payload of a stream that ends with an error."""
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """The tasks of a request, of `n` choices each, and notes that rendering will need."""
+
+    tasks: Sequence[Task]
+    budget: TokenBudget | None = None
+    n: int = 1
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def capped_at(self) -> int | None:
+        if self.budget is None or not self.budget.is_clamped:
+            return None
+        return self.budget.max_tokens
+
+
+def _has_stream(body: Any) -> bool:
+    return bool(getattr(body, "stream", False))
+
+
+def _model_of(body: Any) -> str | None:
+    return body.model  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A way to ask for work that workers do.
+
+    `name` stands in the records of requests. `task` must be served by the model. `plan` raises
+    InvalidRequest where the limits or the model forbid the body. `render` returns an `answer`.
+    Without `stream` a stream is the whole answer in one frame. `bare_stream_format` replaces
+    `stream_format` for callers who set `stream` and do not accept events. A timed endpoint tells in
+    its answers how long they took.
+    """
+
+    name: str
+    task: TaskName
+    body: type[BaseModel]
+    answer: Any
+    plan: Callable[[Any, ModelInfo, Limits], TaskPlan]
+    render: Callable[[SubmittedWork, Sequence[Outcome]], BaseModel]
+    stream: Callable[[SubmittedWork], StreamRenderer] | None = None
+    stream_format: StreamFormat = EVENTS_WITH_DONE
+    bare_stream_format: StreamFormat | None = None
+    errors: ErrorFormat = PLAIN
+    is_timed: bool = False
+    model_of: Callable[[Any], str | None] = _model_of
+    is_streamed: Callable[[Any], bool] = _has_stream
+
+    def stream_renderer(self, work: SubmittedWork) -> StreamRenderer:
+        if self.stream is None:
+            return _WholeAnswer(self, work)
+        return self.stream(work)
+
+
+@dataclass(frozen=True)
+class ImmediateEndpoint:
+    """A way to ask that needs no model: the front answers by itself.
+
+    `render` gets the body and the id of the request. `stream` returns the payloads of a stream,
+    from the body and the whole answer.
+    """
+
+    body: type[BaseModel]
+    answer: Any
+    render: Callable[[Any, str], BaseModel]
+    stream: Callable[[Any, Any], Iterable[Any]]
+    stream_format: StreamFormat = EVENTS
+    errors: ErrorFormat = PLAIN
+    is_streamed: Callable[[Any], bool] = _has_stream
+
+
+@dataclass(frozen=True)
+class Post:
+    """A path, and the endpoints that it serves. The type of the parsed body tells several apart.
+
+    `name` and `summary` are for the OpenAPI document. `body` is the union of the endpoints' bodies,
+    with what chooses among them; None for a single endpoint. `by_key` tells dialects apart by a key
+    of the body before it is parsed: errors are in the caller's dialect. `job_task` is the name of
+    this path in `POST /v1/jobs`; "" where it has none.
+    """
+
+    path: str
+    name: str
+    summary: str
+    endpoints: tuple[Endpoint | ImmediateEndpoint, ...]
+    tag: str
+    body: Any = None
+    by_key: Mapping[str, Endpoint] = field(default_factory=dict)
+    always_streams: bool = False
+    job_task: str = ""
+
+    @property
+    def body_type(self) -> Any:
+        if self.body is None:
+            return self.endpoints[0].body
+        return self.body
+
+    @property
+    def answer(self) -> Any:
+        return reduce(or_, dict.fromkeys(endpoint.answer for endpoint in self.endpoints))
+
+    @property
+    def errors(self) -> ErrorFormat:
+        """The format for a body whose dialect is not known."""
+        return self.endpoints[0].errors
+
+    def endpoint_of(self, body: Any) -> Endpoint | ImmediateEndpoint:
+        return next(endpoint for endpoint in self.endpoints if type(body) is endpoint.body)
+
+    def errors_of(self, fields: Mapping[str, Any]) -> ErrorFormat:
+        """Return the format for a body with these fields, which may be wrong."""
+        for key, endpoint in self.by_key.items():
+            if key in fields:
+                return endpoint.errors
+        return self.errors
+
+
+class Endpoints:
+    """The endpoints by name: a record leads back to the one that renders it."""
+
+    def __init__(self, posts: Iterable[Post]) -> None:
+        self._by_name: dict[str, Endpoint] = {}
+        for post in posts:
+            for endpoint in post.endpoints:
+                if isinstance(endpoint, Endpoint):
+                    self._by_name[endpoint.name] = endpoint
+
+    def of(self, work: SubmittedWork) -> Endpoint:
+        """Raise JobNotFound for an endpoint that only another version has."""
+        if work.record.endpoint not in self._by_name:
+            raise JobNotFound("This job was created by another version of the server.")
+        return self._by_name[work.record.endpoint]
+
+
+def progress_payload(request_id: str, job: int, progress: Progress) -> dict[str, Any]:
+    """Return the payload of a stream that tells how far the job with this number has come."""
+    return {
+        "id": request_id,
+        "object": "job.progress",
+        "job": job,
+        "done": progress.done,
+        "total": progress.total,
+        "note": progress.note,
+    }
+
+
+class _WholeAnswer:
+    """The stream of an endpoint that has none of its own."""
+
+    def __init__(self, endpoint: Endpoint, work: SubmittedWork) -> None:
+        self._endpoint = endpoint
+        self._work = work
+        self._builders = [OutcomeBuilder(work.record.n) for _ in work.request.job_ids]
+
+    def opening(self) -> Any:
+        return {"id": self._work.id, "object": "job", "model": self._work.record.model}
+
+    def of(self, job: int, event: JobEvent) -> Iterable[Any]:
+        self._builders[job].add(event)
+        if isinstance(event, Progress):
+            yield progress_payload(self._work.id, job, event)
+
+    def closing(self, usage: Usage, timings: Timings | None) -> Iterable[Any]:
+        outcomes = [builder.outcome() for builder in self._builders]
+        yield self._endpoint.render(self._work, outcomes).model_dump(mode="json")
+
+    def failed(self, problem: Problem) -> Any:
+        return self._endpoint.errors.body(problem)

@@ -1,0 +1,28 @@
+"""Plans that several dialects share."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from api.endpoints.endpoint import TaskPlan
+from api.schemas.fields import SampledRequest
+from api.submit.limits import Limits
+from shared.messages import ModelInfo, Text
+
+
+def text_plan(
+    body: SampledRequest,
+    prompts: Sequence[Text],
+    default_max_tokens: int,
+    model: ModelInfo,
+    limits: Limits,
+    *,
+    notes: Mapping[str, Any] | None = None,
+) -> TaskPlan:
+    """Plan `body.n` completions of each prompt. Raise InvalidRequest for more than one request may
+    ask for."""
+    limits.check_count("n", len(prompts) * body.n, "completions")
+    budget = limits.budget(body.max_tokens, default_max_tokens, model)
+    asked = body.suited(model.prompting)
+    return TaskPlan(
+        [asked.task(prompt, budget.max_tokens) for prompt in prompts], budget, body.n, notes or {}
+    )

@@ -1,0 +1,121 @@
+"""All routes of the front by path: their methods, their access, the format of their errors."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fastapi import APIRouter
+from fastapi.routing import APIRoute
+
+from api.endpoints.dialect import Access, Dialect
+from api.endpoints.endpoint import Post
+from api.endpoints.handler import add_route
+from api.http import document
+from api.http.error_format import PLAIN, ErrorFormat
+
+METRICS = "/metrics"
+_DOCUMENTS = frozenset({"/docs", "/redoc", document.PATH})
+
+
+@dataclass(frozen=True)
+class Entry:
+    route: APIRoute
+    access: Access
+
+
+class RouteTable:
+    """The routes of some dialects, tried in their order."""
+
+    def __init__(self, dialects: Iterable[Dialect]) -> None:
+        self.routers: list[tuple[APIRouter, Access]] = []
+        self.entries: list[Entry] = []
+        self.posts: list[Post] = []
+        self.probe_paths: set[str] = set()
+        self.upload_paths: set[str] = set()
+        self._errors_below: dict[str, ErrorFormat] = {}
+        self._errors_at: dict[str, ErrorFormat] = {}
+        for dialect in dialects:
+            if dialect.router is not None:
+                self._add(dialect.router, dialect.access)
+                if dialect.are_probes:
+                    self.probe_paths.update(route.path for route in _routes_of(dialect.router))
+            self.upload_paths |= dialect.uploads
+            asking = APIRouter()
+            for post in dialect.posts:
+                add_route(asking, post)
+                self._errors_at[post.path] = post.errors
+            self.posts += dialect.posts
+            self._add(asking, Access.CALLER)
+            if dialect.prefix:
+                self._errors_below[dialect.prefix] = dialect.errors
+        # Most requests name a path without parameters: these are looked up, not tried in turn.
+        self._fixed: dict[str, list[Entry]] = {}
+        for entry in self.entries:
+            if not entry.route.param_convertors:
+                self._fixed[entry.route.path] = self._matching(entry.route.path)
+
+    @property
+    def endpoint_paths(self) -> set[str]:
+        """The paths of endpoints: rates may be set for these."""
+        return {post.path for post in self.posts}
+
+    def at(self, path: str) -> list[APIRoute]:
+        """Return the routes at this path, of any method, in the order in which they are tried."""
+        return [entry.route for entry in self._at(path)]
+
+    def find(self, method: str, path: str) -> Entry | None:
+        """Return the route that the router takes for a request; None where there is none."""
+        for entry in self._at(path):
+            if method in (entry.route.methods or ()):
+                return entry
+        return None
+
+    def allowed(self, path: str) -> list[str]:
+        """Return the methods at this path but OPTIONS; empty where there is no route."""
+        if path in _DOCUMENTS:
+            return ["GET", "HEAD"]
+        methods: set[str] = set()
+        for route in self.at(path):
+            methods.update(route.methods or ())
+        if "GET" in methods:
+            methods.add("HEAD")
+        return sorted(methods)
+
+    def is_callers(self, path: str) -> bool:
+        """Return whether the path is for callers, or a document.
+
+        Health, metrics and what is for operators is not.
+        """
+        if path in _DOCUMENTS:
+            return True
+        return {entry.access for entry in self._at(path)} == {Access.CALLER}
+
+    def errors_at(self, path: str) -> ErrorFormat:
+        """Return the format of errors at a path.
+
+        It is that of the endpoint there, else of the dialect with the longest matching prefix.
+        """
+        if path in self._errors_at:
+            return self._errors_at[path]
+        longest = ""
+        for prefix in self._errors_below:
+            if path.startswith(prefix) and len(prefix) > len(longest):
+                longest = prefix
+        return self._errors_below.get(longest, PLAIN)
+
+    def _at(self, path: str) -> list[Entry]:
+        if path in self._fixed:
+            return self._fixed[path]
+        return self._matching(path)
+
+    def _matching(self, path: str) -> list[Entry]:
+        return [entry for entry in self.entries if entry.route.path_regex.match(path)]
+
+    def _add(self, router: APIRouter, access: Access) -> None:
+        routes = _routes_of(router)
+        if routes:
+            self.routers.append((router, access))
+            self.entries += [Entry(route, access) for route in routes]
+
+
+def _routes_of(router: APIRouter) -> list[APIRoute]:
+    return [route for route in router.routes if isinstance(route, APIRoute)]

@@ -1,0 +1,1 @@
+"""The application, its middleware and HTTP itself: paths, methods, headers, errors."""

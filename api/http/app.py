@@ -1,0 +1,159 @@
+"""The front as an ASGI app: its middleware and routes, listed as data, and the life of its Redis
+connections."""
+
+import asyncio
+from collections.abc import AsyncIterator, Set
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Security
+from fastapi.security import APIKeyHeader, HTTPBearer
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from api.access.auth import endpoint_rates
+from api.access.auth_middleware import AuthMiddleware
+from api.deps import Front, build_front
+from api.endpoints.dialect import Access
+from api.endpoints.dialects import DIALECTS
+from api.endpoints.endpoint import Endpoints
+from api.endpoints.route_table import RouteTable
+from api.http import document
+from api.http.errors import HANDLERS
+from api.http.headers import JOB_ID
+from api.http.home import NAME
+from api.http.middleware import REQUEST_ID, AccessLog, BodyLimit, CrashGuard, DefaultSeed, RequestId
+from api.http.paths import Methods, Paths
+from api.http.tracing_middleware import TracingMiddleware
+from api.routes import (
+    artifacts,
+    catalogue,
+    files,
+    fleet,
+    health,
+    home,
+    inference,
+    jobs,
+    submit,
+    unload,
+)
+from api.schemas.errors import PlainErrorBody, errors_of
+from api.submit.cache import CACHE
+from shared.queue.broker import Broker
+from shared.settings.layers import SettingsError
+from shared.settings.settings import Settings
+from shared.telemetry.tracing import NO_TRACING, Tracing
+
+# Tried in this order: what asks for work comes first, since most requests do.
+PARTS = (
+    *DIALECTS,
+    *(home.DIALECT, health.DIALECT, inference.HEALTH),
+    *(submit.DIALECT, jobs.DIALECT, unload.DIALECT, catalogue.DIALECT, fleet.DIALECT),
+    *(files.DIALECT, artifacts.DIALECT),
+)
+TABLE = RouteTable(PARTS)
+# For the OpenAPI document alone: AuthMiddleware reads the headers itself.
+_KEYS = [
+    Security(HTTPBearer(auto_error=False)),
+    Security(APIKeyHeader(name="X-API-Key", auto_error=False)),
+]
+_EXPOSED_HEADERS = (
+    *(REQUEST_ID, JOB_ID, "Location", "Preference-Applied", "Retry-After", "X-Reject-Reason"),
+    *(
+        "X-Effective-Max-Tokens",
+        "X-Truncated-Prompt-Tokens",
+        "Server-Timing",
+        "X-Tokens-Per-Second",
+        CACHE,
+    ),
+    *("WWW-Authenticate", "ETag", "Accept-Ranges", "Content-Range", "Content-Disposition"),
+)
+
+
+def middleware(
+    settings: Settings, front: Front, tracing: Tracing, table: RouteTable
+) -> list[Middleware]:
+    """Outermost first."""
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=settings.cors_origins,
+        allow_methods=("GET", "HEAD", "POST", "DELETE"),
+        allow_headers=("*",),
+        allow_credentials=False,
+        expose_headers=_EXPOSED_HEADERS,
+    )
+    log_bodies = settings.log_bodies or settings.log_level == "debug"
+    return [
+        Middleware(RequestId),
+        Middleware(Paths, table=table, root_path=settings.root_path or ""),
+        *([Middleware(TracingMiddleware, tracing=tracing)] if tracing.is_on else []),
+        Middleware(
+            AccessLog,
+            metrics=front.metrics,
+            work_paths={*table.endpoint_paths, submit.PATH},
+            log_bodies=log_bodies,
+            log_requests=settings.access_log,
+        ),
+        *([Middleware(DefaultSeed, seed=settings.seed)] if settings.seed is not None else []),
+        *([cors] if settings.enable_cors else []),
+        Middleware(CrashGuard),
+        Middleware(Methods, table=table),
+        Middleware(
+            AuthMiddleware, auth=front.auth, table=table, protect_metrics=settings.protect_metrics
+        ),
+        Middleware(
+            BodyLimit,
+            max_body_bytes=settings.max_body_bytes,
+            max_upload_bytes=settings.max_upload_bytes,
+            upload_paths=table.upload_paths,
+            log_bodies=log_bodies,
+        ),
+        Middleware(document.BackgroundOpenApi),
+    ]
+
+
+def create_app(
+    settings: Settings, broker: Broker, tracing: Tracing = NO_TRACING, table: RouteTable = TABLE
+) -> FastAPI:
+    """The app over `broker` and `tracing`, which stay the caller's to close. `app.state.front`
+    holds its parts.
+
+    Raises SettingsError.
+    """
+    _check_endpoints(settings, table.endpoint_paths)
+    front = build_front(settings, broker, Endpoints(table.posts))
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        lagging = asyncio.create_task(front.lag.watch())
+        yield
+        lagging.cancel()
+        await front.close()
+
+    # FastAPI's own telemetry would trace each request once more, with what is in the query of its
+    # URL.
+    app = FastAPI(
+        title=NAME,
+        middleware=middleware(settings, front, tracing, table),
+        exception_handlers=HANDLERS,
+        redirect_slashes=False,
+        lifespan=lifespan,
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+    )
+    app.state.front = front
+    for router, access in table.routers:
+        is_open = access is Access.OPEN
+        app.include_router(
+            router,
+            dependencies=[] if is_open or settings.require_key == "no" else _KEYS,
+            responses={} if is_open else errors_of(PlainErrorBody),
+        )
+    if front.auth.may_be_open:
+        document.say_keys_are_optional(app)
+    return app
+
+
+def _check_endpoints(settings: Settings, paths: Set[str]) -> None:
+    """Raises SettingsError for a rate of another path."""
+    if unknown := sorted(endpoint_rates(settings).keys() - paths):
+        known = ", ".join(sorted(paths))
+        raise SettingsError(f"endpoint_rate_limits: expected one of {known}, got {unknown[0]}")

@@ -1,0 +1,132 @@
+"""From an error to an answer: status, headers, and a body in the dialect of the path.
+
+The one place that knows how FastAPI, Starlette and Redis report trouble. Bodies say which field was
+wrong and what was expected; they never carry a stack or the caller's input.
+"""
+
+import re
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from api.http.problem import Problem, problem_of
+from api.http.request_state import RequestState, request_state_of
+from shared.errors import BrokerUnavailable, ClientGone, FleetError, InvalidRequest
+from shared.queue.broker import UNAVAILABLE
+
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 400: "invalid_request"}
+_SHOWN_PROBLEMS = 3
+_EXPECTED_BODY = "Expected a JSON object as the body"
+_UNREADABLE: dict[type, str] = {
+    UnicodeDecodeError: "this is not UTF-8",
+    RecursionError: "this is nested too deeply",
+    ValueError: "this has a number of too many digits",
+}
+"""What FastAPI tells of a body that it cannot read only by the cause of its error."""
+_EXPECTED = {
+    "missing": "this field is required",
+    "bool_parsing": "expected a boolean",
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "expected an object"),
+}
+"""Where pydantic's own words for a kind of error are about Python."""
+
+
+class ClientDisconnected(ClientGone):
+    """The caller has closed the connection; nobody is left to be told."""
+
+
+def render(problem: Problem, request_state: RequestState) -> JSONResponse:
+    """In the form of the path's dialect, or of the body's where several share a path."""
+    return JSONResponse(request_state.errors.body(problem), problem.status, dict(problem.headers))
+
+
+def invalid_request(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
+    """Return pydantic's errors as `field: what was expected`, joined by semicolons."""
+    if errors[0]["type"] == "json_invalid":
+        where = f"{errors[0]['ctx']['error']} at character {errors[0]['loc'][-1]}"
+        return InvalidRequest(f"{_EXPECTED_BODY}; this is not valid JSON: {where}.")
+    if errors[0]["loc"] == ("body",) and errors[0]["type"] in (
+        "missing",
+        "model_attributes_type",
+        "dict_type",
+    ):
+        return InvalidRequest(f"{_EXPECTED_BODY}, with Content-Type: application/json.")
+    problems = []
+    for error in errors[:_SHOWN_PROBLEMS]:
+        path = _path_of(error)
+        problem = _expectation(error)
+        problems.append(f"{path}: {problem}" if path else problem)
+    field = errors[0].get("ctx", {}).get("field")
+    if not field:
+        field = re.split(r"[.\[]", _path_of(errors[0]), maxsplit=1)[0]
+    return InvalidRequest("; ".join(problems), field=field or None)
+
+
+def _path_of(error: Mapping[str, Any]) -> str:
+    """Return the path of a field in a body: `messages[0].content`."""
+    path = ""
+    for part in error["loc"]:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part != "body":
+            path += f".{part}"
+    return path.removeprefix(".")
+
+
+def _expectation(error: Mapping[str, Any]) -> str:
+    if error["type"] in _EXPECTED:
+        return _EXPECTED[error["type"]]
+    message: str = (
+        error["msg"].removeprefix("Value error, ").removesuffix(" after validation, not 0")
+    )
+    return re.sub(r"^\w+ should (?:be|have) ", "expected ", message)
+
+
+def _answer(request: Request, problem: Problem) -> Response:
+    request_state = request_state_of(request.scope)
+    request_state.error = problem.code
+    return render(problem, request_state)
+
+
+async def _on_fleet_error(request: Request, error: FleetError) -> Response:
+    return _answer(request, problem_of(error))
+
+
+async def _on_invalid_body(request: Request, error: RequestValidationError) -> Response:
+    return _refused(request, invalid_request(error.errors()))
+
+
+def _refused(request: Request, error: InvalidRequest) -> Response:
+    status = request_state_of(request.scope).errors.invalid_body
+    return _answer(request, replace(problem_of(error), status=status))
+
+
+async def _on_http_exception(request: Request, error: HTTPException) -> Response:
+    if (reason := _UNREADABLE.get(type(error.__cause__))) is not None:
+        return _refused(request, InvalidRequest(f"{_EXPECTED_BODY}; {reason}."))
+    is_ours = error.status_code >= FleetError.status
+    code = _HTTP_CODES.get(error.status_code, FleetError.code if is_ours else "http_error")
+    return _answer(
+        request, Problem(error.status_code, code, str(error.detail), None, error.headers or {})
+    )
+
+
+async def _on_redis_away(request: Request, error: Exception) -> Response:
+    return _answer(
+        request, problem_of(BrokerUnavailable("Redis is not reachable.", retry_after_s=1))
+    )
+
+
+Handler = Callable[[Request, Any], Coroutine[Any, Any, Response]]
+
+HANDLERS: dict[int | type[Exception], Handler] = {
+    FleetError: _on_fleet_error,
+    RequestValidationError: _on_invalid_body,
+    HTTPException: _on_http_exception,
+    **dict.fromkeys(UNAVAILABLE, _on_redis_away),
+}

@@ -1,0 +1,165 @@
+"""The page of `GET /`: what this is, which models it serves, and what to try next.
+
+Pure functions of `Home`. The page needs nothing from elsewhere: no script, no font, no image.
+Whatever is named by others is escaped.
+"""
+
+import json
+import shlex
+from html import escape
+
+from pydantic import BaseModel
+
+from api.http import document
+
+NAME = "AI-OS HRM fleet"
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+_PROMPT = "Compute: 347 + 285"
+_PUZZLE = "530070000600195000098000060800060003400803001700020006060000280000419005000080079"
+
+
+class HomeModel(BaseModel):
+    id: str
+    description: str
+    tasks: list[str]
+    is_default: bool
+
+
+class Home(BaseModel):
+    """`models` is None where that is for callers with a key alone, or not known. `links` are by
+    what they lead to."""
+
+    name: str
+    status: str
+    needs_key: bool
+    models: list[HomeModel] | None
+    links: dict[str, str]
+    example: str
+
+
+def links_below(root_path: str) -> dict[str, str]:
+    paths = {
+        "documentation": "/docs",
+        "openapi": document.PATH,
+        "models": "/v1/models",
+        "health": "/healthz",
+        "readiness": "/readyz",
+    }
+    return {name: root_path + path for name, path in paths.items()}
+
+
+def example_of(base_url: str, models: list[HomeModel] | None, *, needs_key: bool) -> str:
+    """Return a command that asks the default model, or the first one, for what it can do."""
+    ordered = sorted(models or [], key=lambda model: not model.is_default)
+    asked: tuple[str, dict[str, str]] | None = None
+    for model in ordered:
+        if "generate" in model.tasks:
+            asked = "/v1/completions", {"model": model.id, "prompt": _PROMPT}
+        elif "solve" in model.tasks:
+            asked = "/v1/puzzles/solve", {"model": model.id, "puzzle": _PUZZLE}
+        elif "embed" in model.tasks:
+            asked = "/v1/embeddings", {"model": model.id, "input": _PROMPT}
+        if asked is not None:
+            break
+    if asked is None and models is None:
+        asked = "/v1/completions", {"prompt": _PROMPT}
+    key = ""
+    if needs_key:
+        key = ' -H "Authorization: Bearer $KEY"'
+    if asked is None:
+        return f"curl {shlex.quote(base_url + '/v1/models')}{key}"
+    path, body = asked
+    url = shlex.quote(base_url + path)
+    return f"curl {url}{key} -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
+
+
+def wants_html(accept: str) -> bool:
+    """Return whether a page is preferred to JSON, by RFC 9110.
+
+    A browser names HTML; curl takes anything, and gets JSON.
+    """
+    return _quality(accept, "text", "html") > _quality(accept, "application", "json")
+
+
+def _quality(accept: str, main: str, sub: str) -> float:
+    """Return the weight of the most specific range that fits a type."""
+    weights: dict[str, float] = {}
+    for part in accept.lower().split(","):
+        name, *parameters = [piece.strip() for piece in part.split(";")]
+        quality = 1.0
+        for parameter in parameters:
+            key, _, value = parameter.partition("=")
+            if key.strip() == "q":
+                quality = _number(value)
+        weights.setdefault(name, quality)
+    for name in (f"{main}/{sub}", f"{main}/*", "*/*"):
+        if name in weights:
+            return weights[name]
+    return 0.0
+
+
+def _number(text: str) -> float:
+    """Return a weight, from 0 to 1. Any other text counts as 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        return 0.0
+    if 0 <= number <= 1:
+        return number
+    return 0.0
+
+
+def page(home: Home) -> str:
+    """Return the page as HTML, in the reader's light or dark."""
+    links = ""
+    for name, url in home.links.items():
+        links += f'<li><a href="{escape(url)}">{escape(name)}</a></li>'
+    key = ""
+    if home.needs_key:
+        key = "<p>Callers need an API key: <code>Authorization: Bearer KEY</code>.</p>"
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(home.name)}</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }}
+pre {{ overflow-x: auto; padding: 1rem; border: 1px solid; }}
+table {{ border-collapse: collapse; }}
+td, th {{ text-align: left; padding: .2rem 1rem .2rem 0; vertical-align: top; }}
+</style>
+</head>
+<body>
+<h1>{escape(home.name)}</h1>
+<p>Serves Hierarchical Reasoning Models, and transformers beside them, over HTTP. Status: {escape(home.status)}.</p>
+{key}
+<h2>Models</h2>
+{_models(home.models)}
+<h2>Try it</h2>
+<pre><code>{escape(home.example)}</code></pre>
+<h2>More</h2>
+<ul>{links}</ul>
+</body>
+</html>
+"""
+
+
+def _models(models: list[HomeModel] | None) -> str:
+    if models is None:
+        return "<p>Not shown here.</p>"
+    if not models:
+        return "<p>No worker serves one yet.</p>"
+    rows = ""
+    for model in models:
+        name = model.id
+        if model.is_default:
+            name += " (default)"
+        rows += f"<tr><td>{escape(name)}</td>"
+        rows += f"<td>{escape(', '.join(model.tasks))}</td>"
+        rows += f"<td>{escape(model.description)}</td></tr>"
+    return f"<table><tr><th>id</th><th>tasks</th><th></th></tr>{rows}</table>"

@@ -1,0 +1,313 @@
+"""The middleware around every request: its id, a log line with metrics, a bounded body, a crash
+guard.
+
+Pure ASGI, so that nothing here buffers an answer or hides a disconnect. Order and arguments are in
+`app.middleware`.
+"""
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from collections.abc import Collection
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.http.access_log import log_fields_of
+from api.http.encodings import HEADER, decoded
+from api.http.errors import render
+from api.http.media_types import is_text
+from api.http.problem import Problem, problem_of
+from api.http.request_state import RequestState, request_state_of
+from api.schemas.fields import fleets_seed
+from shared.errors import ClientGone, Draining, FleetError, PayloadTooLarge, UnsupportedEncoding
+from shared.telemetry.logging_setup import fields
+from shared.telemetry.metrics import Metrics
+
+REQUEST_ID = "X-Request-Id"
+_SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_SHOWN_BODY = 1000
+
+access_log = logging.getLogger("aios.access")
+error_log = logging.getLogger("aios.api")
+
+
+class RequestId:
+    """Give each request its state and each answer an X-Request-Id: the caller's own if it is sane,
+    or a new one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get(REQUEST_ID, "")
+        request_state = RequestState(given if _SANE_ID.fullmatch(given) else str(uuid.uuid4()))
+        scope.setdefault("state", {})["request_state"] = request_state
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[REQUEST_ID] = request_state.request_id
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+class AccessLog:
+    """One log line and one observation per request, when its answer has ended; how the answer
+    began, if bodies are logged. A POST to one of the `work_paths` asks for work."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        work_paths: Collection[str],
+        log_bodies: bool,
+        log_requests: bool = True,
+    ) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._work_paths = work_paths
+        self._log_requests = log_requests
+        self._log_bodies = log_bodies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started_s = time.perf_counter()
+        status, answer = ClientGone.status, b""  # unless an answer begins
+        is_shown = False
+
+        async def send_noting_status(message: Message) -> None:
+            nonlocal status, answer, is_shown
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                media_type = Headers(raw=message["headers"]).get("content-type", "")
+                is_shown = self._log_bodies and is_text(media_type)
+            elif is_shown and len(answer) < _SHOWN_BODY:
+                answer += message.get("body", b"")[:_SHOWN_BODY]
+            await send(message)
+
+        self._metrics.in_progress.inc()
+        try:
+            await self._app(scope, receive, send_noting_status)
+        finally:
+            self._metrics.in_progress.dec()
+            self._record(scope, status, time.perf_counter() - started_s, answer)
+
+    def _record(self, scope: Scope, status: int, seconds: float, answer: bytes) -> None:
+        request_state = request_state_of(scope)
+        route = getattr(scope.get("route"), "path", "unmatched")
+        method = scope["method"]
+        if method not in METHODS:
+            method = "other"
+        self._metrics.requests.labels(route, method, status).inc()
+        self._metrics.latency.labels(route).observe(seconds)
+        if request_state.error is not None:
+            self._metrics.errors.labels(request_state.error).inc()
+        is_work = method == "POST" and route in self._work_paths
+        if request_state.error is not None and is_work and request_state.told_id is None:
+            self._metrics.rejections.labels(request_state.error).inc()
+        line = {
+            "method": method,
+            "route": route,
+            "status": status,
+            "total_ms": round(seconds * 1000, 1),
+        }
+        line |= log_fields_of(request_state)
+        if self._log_bodies:
+            line["answer"] = _shown(answer)
+        is_news = self._log_requests and not request_state.is_probe
+        access_log.log(logging.INFO if is_news else logging.DEBUG, "request", extra=fields(**line))
+
+
+class DefaultSeed:
+    """Gives requests that name no seed the fleet's."""
+
+    def __init__(self, app: ASGIApp, *, seed: int) -> None:
+        self._app = app
+        self._seed = seed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        token = fleets_seed.set(self._seed)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            fleets_seed.reset(token)
+
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class CrashGuard:
+    """The seam where a bug becomes a 500 without a stack in the body; the stack goes to the log.
+
+    A server that stops cancels what it cannot wait for, such as a look into a Redis that is mute:
+    whoever has no answer by then is sent to another front.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def send_noting_start(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noting_start)
+        except asyncio.CancelledError:
+            if scope["type"] != "http" or has_begun:
+                raise
+            request_state_of(scope).error = Draining.code
+            problem = problem_of(Draining("This server is shutting down.", retry_after_s=1))
+            await render(problem, request_state_of(scope))(scope, receive, send)
+        except Exception:
+            if scope["type"] != "http":
+                raise
+            request_state = request_state_of(scope)
+            request_state.error = "internal_error"
+            said = fields(request_id=request_state.request_id, trace_id=request_state.trace_id)
+            error_log.exception("unhandled error", extra=said)
+            if not has_begun:
+                problem = Problem(
+                    500,
+                    "internal_error",
+                    f"Internal error; request id {request_state.request_id}.",
+                    None,
+                    {},
+                )
+                await render(problem, request_state)(scope, receive, send)
+
+
+class BodyLimit:
+    """Reads the whole body and hands it on in one piece, unpacked. Refuses one that is too large,
+    announced or not, packed or unpacked. Its beginning is logged if bodies are.
+
+    A body that is posted to one of the `upload_paths` is handed on as it comes, and refused as soon
+    as it is too large.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        max_body_bytes: int,
+        log_bodies: bool,
+        max_upload_bytes: int = 0,
+        upload_paths: Collection[str] = (),
+    ) -> None:
+        self._app = app
+        self._log_bodies = log_bodies
+        self._max_body_bytes = max_body_bytes
+        self._max_upload_bytes = max_upload_bytes
+        self._upload_paths = upload_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        is_upload = scope["method"] == "POST" and request_state_of(scope).path in self._upload_paths
+        max_bytes = self._max_upload_bytes if is_upload else self._max_body_bytes
+        announced = headers.get("content-length", "")
+        if announced.isdigit() and int(announced) > max_bytes:
+            await self._refuse(_too_large(max_bytes), scope, receive, send)
+            return
+        if is_upload:
+            await self._hand_on(scope, receive, send)
+            return
+        body = await self._read(receive)
+        if body is None:
+            return
+        if len(body) > max_bytes:
+            await self._refuse(_too_large(max_bytes), scope, receive, send)
+            return
+        codings = ",".join(headers.getlist(HEADER))
+        try:
+            body = decoded(body, codings, max_bytes=self._max_body_bytes)
+        except PayloadTooLarge:
+            await self._refuse(_too_large(max_bytes, "unpacked, "), scope, receive, send)
+            return
+        except FleetError as error:
+            await self._refuse(error, scope, receive, send)
+            return
+        request_state = request_state_of(scope)
+        request_state.body = body
+        if self._log_bodies and body:
+            said = fields(request_id=request_state.request_id, trace_id=request_state.trace_id)
+            access_log.info("Processing request: %s", _shown(body), extra=said)
+        await self._app(scope, _replay(body, receive), send)
+
+    async def _read(self, receive: Receive) -> bytes | None:
+        """The body, or its first part that is too large; None if the caller left meanwhile."""
+        body, has_more = b"", True
+        while has_more and len(body) <= self._max_body_bytes:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            body += message.get("body", b"")
+            has_more = message.get("more_body", False)
+        return body
+
+    async def _hand_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Whoever reads more than the bound is told so by an error, which becomes the answer."""
+        headers = Headers(scope=scope)
+        request_state = request_state_of(scope)
+        coding = ",".join(headers.getlist(HEADER)).strip().lower()
+        if coding not in ("", "identity"):
+            words = f"{HEADER}: expected none; what is uploaded is kept as it comes."
+            await self._refuse(UnsupportedEncoding(words, field=HEADER), scope, receive, send)
+            return
+        request_state.num_uploaded = 0
+        if self._log_bodies:
+            said = fields(request_id=request_state.request_id, trace_id=request_state.trace_id)
+            shown = f"an upload of {headers.get('content-length', 'some')} bytes"
+            access_log.info("Processing request: %s", shown, extra=said)
+
+        async def receive_bounded() -> Message:
+            message = await receive()
+            request_state.num_uploaded = (request_state.num_uploaded or 0) + len(
+                message.get("body", b"")
+            )
+            if request_state.num_uploaded > self._max_upload_bytes:
+                raise _too_large(self._max_upload_bytes)
+            return message
+
+        await self._app(scope, receive_bounded, send)
+
+    @staticmethod
+    async def _refuse(error: FleetError, scope: Scope, receive: Receive, send: Send) -> None:
+        request_state_of(scope).error = error.code
+        await render(problem_of(error), request_state_of(scope))(scope, receive, send)
+
+
+def _too_large(max_bytes: int, how: str = "") -> PayloadTooLarge:
+    return PayloadTooLarge(f"Expected a body of at most {max_bytes} bytes; {how}this is larger.")
+
+
+def _shown(body: bytes) -> str:
+    return body[:_SHOWN_BODY].decode(errors="replace")
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body once and then whatever comes."""
+    is_given = False
+
+    async def replay() -> Message:
+        nonlocal is_given
+        if is_given:
+            return await receive()
+        is_given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay

@@ -1,0 +1,127 @@
+"""Finds the route that a request means: below a proxy's prefix, with a slash at its end, by HEAD.
+
+Pure ASGI around the app. Nothing here redirects: what is meant is served, anything else is a plain
+404 or 405.
+"""
+
+from starlette.datastructures import MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.endpoints.route_table import RouteTable
+from api.http.request_state import request_state_of
+
+
+class Paths:
+    """Takes the prefix `root_path` from the path, whether or not a proxy has done so, and a slash
+    from its end.
+
+    What is left is `RequestState.path`. For those inside, the scope says it as ASGI wants it: a
+    path that begins with `root_path`.
+    """
+
+    def __init__(self, app: ASGIApp, *, table: RouteTable, root_path: str) -> None:
+        self._app = app
+        self._table = table
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = self._meant(scope["path"])
+        request_state = request_state_of(scope)
+        request_state.path = path
+        request_state.errors = self._table.errors_at(path)
+        request_state.is_probe = path in self._table.probe_paths
+        scope["path"] = self._root_path + path
+        scope["root_path"] = self._root_path
+
+        if not self._root_path:
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_prefix(message: Message) -> None:
+            # Answers name other paths of ours by `Location` alone.
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                if headers.get("location", "").startswith("/"):
+                    headers["location"] = self._root_path + headers["location"]
+            await send(message)
+
+        await self._app(scope, receive, send_with_prefix)
+
+    def _meant(self, path: str) -> str:
+        """Return the path below the prefix.
+
+        A path that begins with the prefix may be one from which it was taken already: `/api` begins
+        some of ours.
+        """
+        as_it_is = self._without_slash(path)
+        if not self._root_path or not f"{path}/".startswith(f"{self._root_path}/"):
+            return as_it_is
+        inner = self._without_slash(path[len(self._root_path) :] or "/")
+        if self._table.at(as_it_is) and not self._table.at(inner):
+            return as_it_is
+        return inner
+
+    def _without_slash(self, path: str) -> str:
+        """Return the path without a slash at its end, where callers may use it so."""
+        shorter = path[:-1]
+        if not path.endswith("/") or not shorter or shorter.endswith("/"):
+            return path
+        # A proxy may deny `/metrics` by its exact path; that must not be had by another name.
+        if not self._table.is_callers(shorter):
+            return path
+        return shorter
+
+
+class Methods:
+    """HEAD is answered wherever GET is, without a body; OPTIONS says what there is, and so does
+    every 405."""
+
+    def __init__(self, app: ASGIApp, *, table: RouteTable) -> None:
+        self._app = app
+        self._table = table
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = request_state_of(scope).path
+        if scope["method"] == "HEAD" and "GET" in self._table.allowed(path):
+            await self._head(scope, receive, send)
+            return
+        if scope["method"] == "OPTIONS" and self._table.allowed(path):
+            routes = self._table.at(path)
+            if routes:  # for the log line
+                scope["route"] = routes[0]
+            allowed = [*self._table.allowed(path), "OPTIONS"]
+            answer = Response(status_code=204, headers={"Allow": ", ".join(allowed)})
+            await answer(scope, receive, send)
+            return
+
+        async def send_with_allow(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 405:
+                allowed = self._table.allowed(path)
+                if allowed:
+                    MutableHeaders(scope=message)["Allow"] = ", ".join(allowed)
+            await send(message)
+
+        await self._app(scope, receive, send_with_allow)
+
+    async def _head(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As GET, to the routes; to the log and the server it stays HEAD."""
+        request_state_of(scope).is_head = True
+        asked = {**scope, "method": "GET"}
+
+        async def send_without_body(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        try:
+            await self._app(asked, receive, send_without_body)
+        finally:
+            if "route" in asked:
+                scope["route"] = asked["route"]

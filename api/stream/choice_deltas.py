@@ -1,0 +1,39 @@
+"""Deltas of choices: what each event adds to a completion, and each completion's end once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from api.stream.request_events import JobEvent, finish_reasons
+from shared.messages import Done, TokenLogprob, Tokens
+
+
+@dataclass(frozen=True)
+class ChoiceDelta:
+    """New tokens and text of the completion at `index`, counted over all jobs; `finish_reason` is
+    in its last piece, which may have nothing else."""
+
+    index: int
+    text: str = ""
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: str | None = None
+
+
+class ChoiceDeltas:
+    """Remembers which of the completions, `n` of each job, have ended."""
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._ended: set[int] = set()
+
+    def of(self, job: int, event: JobEvent) -> Iterator[ChoiceDelta]:
+        if isinstance(event, Tokens):
+            index = job * self._n + event.choice
+            if event.finish_reason is not None:
+                self._ended.add(index)
+            yield ChoiceDelta(index, event.text, event.ids, event.logprobs, event.finish_reason)
+        elif isinstance(event, Done):
+            for index, reason in enumerate(finish_reasons(event), job * self._n):
+                if index not in self._ended:
+                    self._ended.add(index)
+                    yield ChoiceDelta(index, finish_reason=reason)

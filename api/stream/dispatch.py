@@ -1,0 +1,295 @@
+"""Follows the jobs of a request to their ends, and ends those that nobody waits for any more.
+
+Every way out of `Dispatcher.follow` says what becomes of jobs that had not ended by themselves.
+They are ended in Redis when time has run out, a sibling has failed or the caller has left (and
+wanted it so); they go on when this front drains or the caller will ask again. Knows no dialect; of
+HTTP only the ASGI `receive`.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from api.access.caller import Caller
+from api.access.revocations import Revocations
+from api.http.errors import ClientDisconnected
+from api.http.request_state import RequestState
+from api.stream.cancellation import CancellationQueue
+from api.stream.request_events import Outcome, RequestEvents
+from api.stream.stopwatch import Stopwatch
+from api.submit.request_record import SubmittedWork
+from shared.errors import (
+    ClientGone,
+    DeadlineExceeded,
+    Draining,
+    FleetError,
+    Forbidden,
+    QueueTimeout,
+    Unauthorized,
+)
+from shared.events.log import LogReader
+from shared.messages import Cancelled
+from shared.queue.broker import UNAVAILABLE
+from shared.telemetry.metrics import Metrics
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+_REDIS_AWAY_S = 0.5
+_LEFT = (ClientDisconnected, Unauthorized, Forbidden)
+"""By its own will or because it may not call any more: the caller is not there, and its jobs are as
+they were."""
+_LATE_S = 1.0  # a worker has that long to stop at the deadline with what it has
+
+
+class StillRunning(Exception):
+    """The caller has waited as long as it wanted to."""
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
+
+
+@dataclass(frozen=True)
+class RequestFollower:
+    """One who follows a request. Times in seconds from `since_s` on, which is now.
+
+    `follower_id` is its mark, if its leaving may end the request; "" if not. `is_first`: by the
+    front that took it, so that each job is counted in the metrics once. `cache`: "hit" for one that
+    had been answered before, "miss" where none was found, "" where none was looked for. `watch`
+    takes the jobs' times, for the front that took the request.
+    """
+
+    work: SubmittedWork
+    queue_s: float
+    deadline_s: float
+    follower_id: str = ""
+    is_first: bool = True
+    cache: str = ""
+    watch: Stopwatch | None = None
+    caller: Caller | None = None
+    since_s: float = field(default_factory=_now_s)
+
+    def leave_in(self, request_state: RequestState) -> None:
+        """Note the work in the state of the caller's request, for its log line.
+
+        Times are noted only by the front that took the request.
+        """
+        request_state.told_id, request_state.job_ids, request_state.model = (
+            self.work.id,
+            self.work.request.job_ids,
+            self.work.record.model,
+        )
+        request_state.watch = self.watch
+
+
+class Dispatcher:
+    def __init__(
+        self,
+        cancellations: CancellationQueue,
+        log: LogReader,
+        metrics: Metrics,
+        revocations: Revocations,
+        *,
+        disconnect_grace_s: float,
+    ) -> None:
+        self._cancellations = cancellations
+        self._log = log
+        self._revocations = revocations
+        self._metrics = metrics
+        self._disconnect_grace_s = disconnect_grace_s
+        self._followed: dict[RequestEvents, str] = {}
+        self._drained: Callable[[str], FleetError] | None = None
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def gather(
+        self, follower: RequestFollower, receive: Receive, wait_s: float | None = None
+    ) -> list[Outcome]:
+        """The outcome of each job, in order. Raises the FleetError of the first that fails,
+        StillRunning."""
+        async with self.follow(follower, receive, wait_s) as events:
+            return await events.outcomes()
+
+    @asynccontextmanager
+    async def follow(
+        self, follower: RequestFollower, receive: Receive | None, wait_s: float | None = None
+    ) -> AsyncIterator[RequestEvents]:
+        """Follow the jobs from the beginning for the caller behind `receive`, or for nobody."""
+        events = RequestEvents(follower.work.request.job_ids, follower.work.record.n)
+        timers = self._set_timers(events, follower, wait_s)
+        watchers = self._watch(events, follower, receive)
+        self._followed[events] = follower.work.id
+        if self._drained is not None:
+            events.fail(self._drained(follower.work.id))
+        error: BaseException | None = None
+        try:
+            yield events
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            for timer in timers:
+                timer.cancel()
+            del self._followed[events]
+            self._leave(events, follower, error)
+            for watcher in watchers:
+                watcher.cancel()
+            await asyncio.gather(*watchers, return_exceptions=True)
+
+    def follow_in_background(self, follower: RequestFollower) -> None:
+        """Follow a request that nobody waits for: its time to queue, its deadline, jobs whose
+        sibling has failed."""
+        task = asyncio.create_task(
+            self._follow_in_background(replace(follower, follower_id="", caller=None)),
+            name="mind-request",
+        )
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    @property
+    def num_followed(self) -> int:
+        """Requests that are followed, by callers or for nobody."""
+        return len(self._followed)
+
+    @property
+    def num_in_background(self) -> int:
+        """Those of them that nobody waits for."""
+        return len(self._background)
+
+    def drain(self, error: Callable[[str], FleetError] | None = None) -> None:
+        """Send everybody who waits away, now and from now on: to another front, as their jobs go
+        on, or with the error that is made of their request's id."""
+        self._drained = error or _draining
+        for events, request_id in self._followed.items():
+            events.fail(self._drained(request_id))
+
+    async def close(self) -> None:
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self._cancellations.close()
+
+    async def _follow_in_background(self, follower: RequestFollower) -> None:
+        with suppress(FleetError):
+            async with self.follow(follower, None) as events:
+                async for _ in events.progress():
+                    pass
+
+    def _leave(
+        self, events: RequestEvents, follower: RequestFollower, error: BaseException | None
+    ) -> None:
+        """Say what becomes of open jobs, when following them ended with `error`."""
+        open_ids = list(events.unfinished.values())
+        left = (follower.work.id, follower.follower_id)
+        if isinstance(error, Draining | StillRunning):
+            if follower.follower_id:
+                self._cancellations.leave(*left)
+            return
+
+        if isinstance(error, DeadlineExceeded):
+            self._cancellations.cancel(open_ids, error.as_event())
+        elif isinstance(error, FleetError) and not isinstance(error, _LEFT):
+            self._cancellations.cancel(open_ids, Cancelled("sibling"))
+        elif follower.follower_id:
+            grace_s = 0.0
+            if follower.work.record.on_disconnect == "grace":
+                grace_s = self._disconnect_grace_s
+            self._cancellations.cancel(open_ids, Cancelled("client"), after_s=grace_s, left=left)
+
+        if follower.is_first and open_ids and isinstance(error, _LEFT):
+            # Whether its jobs end, and how, is not the caller's to say: others may follow them.
+            self.follow_in_background(follower)
+        elif follower.is_first:
+            self._count(events, follower, error)
+
+    def _count(
+        self, events: RequestEvents, follower: RequestFollower, error: BaseException | None
+    ) -> None:
+        model = follower.work.record.model
+        has_failed = any(result != "done" for result in events.results.values())
+        otherwise = ClientGone.code
+        if isinstance(error, FleetError) and not has_failed:
+            otherwise = error.code  # else one has failed, and its siblings were called off
+        for job in range(len(follower.work.request.job_ids)):
+            self._metrics.jobs.labels(model, events.results.get(job, otherwise)).inc()
+        self._metrics.prompt_tokens.labels(model).inc(events.usage.prompt_tokens)
+        self._metrics.cached_prompt_tokens.labels(model).inc(events.usage.cached_prompt_tokens)
+        self._metrics.completion_tokens.labels(model).inc(events.usage.completion_tokens)
+
+    def _set_timers(
+        self, events: RequestEvents, follower: RequestFollower, wait_s: float | None
+    ) -> list[asyncio.TimerHandle]:
+        loop = asyncio.get_running_loop()
+        late = DeadlineExceeded("The request took longer than its deadline allows.")
+        late_at_s = follower.since_s + follower.deadline_s + _LATE_S
+        timers = [loop.call_at(late_at_s, events.fail, late)]
+        if wait_s is not None:
+            timers.append(loop.call_later(wait_s, events.fail, StillRunning()))
+        return timers
+
+    def _watch(
+        self, events: RequestEvents, follower: RequestFollower, receive: Receive | None
+    ) -> list["asyncio.Task[None]"]:
+        """Start tasks for each job, for the caller's leaving and for the time to queue.
+
+        Whatever they raise fails `events`.
+        """
+        watching: list[Coroutine[Any, Any, None]] = []
+        for job, job_id in events.unfinished.items():
+            watching.append(self._follow_job(job, job_id, events, follower.watch))
+        watching.append(self._expire(events, follower.since_s + follower.queue_s))
+        if receive is not None:
+            watching.append(_notice_disconnect(events, receive))
+        if follower.caller is not None and self._revocations.concerns(follower.caller):
+            watching.append(
+                self._notice_revocation(events, follower.caller, follower.work.record.model)
+            )
+        watchers = [asyncio.create_task(watch) for watch in watching]
+        for watcher in watchers:
+            watcher.add_done_callback(lambda task: _pass_on(task, events))
+        return watchers
+
+    async def _follow_job(
+        self, job: int, job_id: str, events: RequestEvents, watch: Stopwatch | None
+    ) -> None:
+        """Hand over the job's events; while Redis is away, wait for it and go on from the
+        cursor."""
+        after = 0
+        while True:
+            try:
+                async for cursor, event in self._log.follow(job_id, after):
+                    after = cursor
+                    events.put(job, cursor, event)
+                    if watch is not None:
+                        watch.note(job, cursor, event)
+                return
+            except UNAVAILABLE:
+                await asyncio.sleep(_REDIS_AWAY_S)
+
+    async def _notice_revocation(self, events: RequestEvents, caller: Caller, model: str) -> None:
+        events.fail(await self._revocations.told(caller, model))
+
+    async def _expire(self, events: RequestEvents, at_s: float) -> None:
+        """When the time to queue is over, end what no worker has taken: there may be no worker left
+        to do so."""
+        await asyncio.sleep(max(0.0, at_s - _now_s()))
+        event = QueueTimeout("No worker took the request in time.").as_event()
+        await self._cancellations.expire(list(events.unstarted.values()), event)
+
+
+def _draining(request_id: str) -> Draining:
+    return Draining(
+        "This server is shutting down; the job goes on.", retry_after_s=1, job_id=request_id
+    )
+
+
+async def _notice_disconnect(events: RequestEvents, receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    events.fail(ClientDisconnected("The client has left."))
+
+
+def _pass_on(task: "asyncio.Task[None]", events: RequestEvents) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        events.fail(error)

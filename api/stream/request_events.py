@@ -1,0 +1,217 @@
+"""The jobs of one request while they are followed: their events merged in order of arrival, and
+what is still open.
+
+Fed by the dispatcher, read by one route. Knows neither Redis nor HTTP.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from api.http.request_state import Usage
+from shared.errors import ClientGone, FleetError, WorkerFailed, from_event
+from shared.messages import (
+    ArtifactRef,
+    Cancelled,
+    Done,
+    Event,
+    Failed,
+    Generated,
+    Progress,
+    Result,
+    Started,
+    TokenLogprob,
+    Tokens,
+)
+
+SomeResult = TypeVar("SomeResult", bound=Result)
+JobEvent = Started | Tokens | Progress | Done
+"""What a job that has not failed may say."""
+
+_FIRST_TOKEN_S = 2.0
+
+
+@dataclass
+class Choice:
+    """One completion of a prompt, as far as it is known. `logprobs` are one for each id, or none at
+    all.
+
+    `q_values` are q_halt and q_continue at its last token, of a model with a q head.
+    """
+
+    text: str = ""
+    finish_reason: str = ""
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    q_values: tuple[float, float] | None = None
+
+    def add(self, event: Tokens) -> None:
+        self.text += event.text
+        self.ids += event.ids
+        self.logprobs += event.logprobs
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The outcome of a job that ended well.
+
+    `num_truncated` and `max_tokens` are those of `Started`, `result` and `artifacts` those of
+    `Done`.
+    """
+
+    choices: tuple[Choice, ...]
+    usage: Usage
+    result: Result | None = None
+    num_truncated: int = 0
+    max_tokens: int | None = None
+    artifacts: tuple[ArtifactRef, ...] = ()
+
+    def as_a(self, kind: type[SomeResult]) -> SomeResult:
+        """Return the result, which is of this kind. Raise WorkerFailed if a worker of another
+        version gave none."""
+        if not isinstance(self.result, kind):
+            raise WorkerFailed("The worker that did this speaks another version of the protocol.")
+        return self.result
+
+    @property
+    def num_amended(self) -> int:
+        if isinstance(self.result, Generated):
+            return self.result.num_amended
+        return 0
+
+
+class OutcomeBuilder:
+    """Builds the outcome of one job of `n` choices from its events."""
+
+    def __init__(self, n: int) -> None:
+        self._choices = [Choice() for _ in range(n)]
+        self._started: Started | None = None
+        self._done: Done | None = None
+
+    def add(self, event: Event) -> None:
+        if isinstance(event, Tokens):
+            self._choices[event.choice].add(event)
+        elif isinstance(event, Started):
+            self._started = event
+        elif isinstance(event, Done):
+            self._done = event
+
+    def outcome(self, otherwise: str = "") -> Outcome:
+        """Return the outcome as it stands. Choices that have not ended get the reason
+        `otherwise`."""
+        reasons = (otherwise,) * len(self._choices)
+        q_values: Sequence[tuple[float, float] | None] = ()
+        outcome = Outcome(tuple(self._choices), Usage())
+        if self._started is not None:
+            outcome = replace(
+                outcome,
+                num_truncated=self._started.num_truncated,
+                max_tokens=self._started.max_tokens,
+            )
+        if self._done is not None:
+            reasons = finish_reasons(self._done)
+            q_values = self._done.generated.q_values
+            outcome = replace(
+                outcome,
+                usage=usage_of(self._done),
+                result=self._done.result,
+                artifacts=self._done.artifacts,
+            )
+        if not q_values:
+            q_values = (None,) * len(self._choices)
+        for choice, reason, values in zip(self._choices, reasons, q_values, strict=True):
+            choice.finish_reason = choice.finish_reason or reason
+            choice.q_values = values
+        return outcome
+
+
+@dataclass(frozen=True)
+class RequestEvent:
+    """An event of a job, with the job's number in its request and the event's index in its log."""
+
+    job: int
+    index: int
+    event: JobEvent
+
+
+class RequestEvents:
+    """Jobs go by their number in the request."""
+
+    def __init__(self, job_ids: Sequence[str], n: int = 1) -> None:
+        self.unfinished = dict(enumerate(job_ids))
+        self.unstarted = dict(enumerate(job_ids))
+        self.results: dict[int, str] = {}  # "done" or an error code, of the jobs that have ended
+        self.usage = Usage()
+        self._builders = [OutcomeBuilder(n) for _ in job_ids]
+        self._inbox: asyncio.Queue[tuple[int, int, Event] | BaseException] = asyncio.Queue()
+
+    def put(self, job: int, index: int, event: Event) -> None:
+        self._inbox.put_nowait((job, index, event))
+
+    def fail(self, error: BaseException) -> None:
+        """Make `progress` raise."""
+        self._inbox.put_nowait(error)
+
+    async def progress(self, quiet_s: float | None = None) -> AsyncIterator[RequestEvent | None]:
+        """Events of all jobs as they come, until the last is done; None whenever nothing came for
+        `quiet_s`.
+
+        Waits are shorter before the first token, so that a stream can begin. Raises the FleetError
+        of the first job that fails.
+        """
+        wait_s = None if quiet_s is None else min(quiet_s, _FIRST_TOKEN_S)
+        while self.unfinished:
+            try:
+                async with asyncio.timeout(wait_s):
+                    item = await self._inbox.get()
+            except TimeoutError:
+                yield None
+                wait_s = quiet_s
+            else:
+                if isinstance(item, BaseException):
+                    raise item
+                job, index, event = item
+                yield RequestEvent(job, index, self._note(job, event))
+                wait_s = wait_s if isinstance(event, Started) else quiet_s
+
+    async def outcomes(self) -> list[Outcome]:
+        """Return the outcome of each job, in order. Raise the FleetError of the first that
+        fails."""
+        async for arrived in self.progress():
+            assert arrived is not None
+            self._builders[arrived.job].add(arrived.event)
+        return [builder.outcome() for builder in self._builders]
+
+    def _note(self, job: int, event: Event) -> JobEvent:
+        self.unstarted.pop(job, None)
+        if isinstance(event, Started | Tokens | Progress):
+            return event
+        del self.unfinished[job]
+        if isinstance(event, Done):
+            self.results[job] = "done"
+            self.usage += usage_of(event)
+            return event
+        error = error_of(event)
+        self.results[job] = error.code
+        raise error
+
+
+def error_of(event: Failed | Cancelled) -> FleetError:
+    """Return the error of a job that ended without a result, for whoever waits for it."""
+    return (
+        from_event(event) if isinstance(event, Failed) else ClientGone("The request was cancelled.")
+    )
+
+
+def total_usage(outcomes: Iterable[Outcome]) -> Usage:
+    return sum((outcome.usage for outcome in outcomes), Usage())
+
+
+def usage_of(done: Done) -> Usage:
+    return Usage(done.num_prompt_tokens, done.num_completion_tokens, done.num_cached_tokens)
+
+
+def finish_reasons(done: Done) -> tuple[str, ...]:
+    """Why each choice ended."""
+    return done.generated.finish_reasons or (done.finish_reason,)

@@ -1,0 +1,79 @@
+"""Times of a request's jobs by the clock of the front that took it, with no question to Redis.
+
+They are for the histograms, and for the request's log line. One who follows a job again sees its
+events again, all at once; only the first look at each counts.
+"""
+
+import time
+
+from api.stream.timings import Timings, timings_of
+from shared.messages import Done, Event, Started, Terminal, Tokens
+from shared.queue.requests import JobTimes
+from shared.telemetry.metrics import Metrics
+
+
+class Stopwatch:
+    """Runs from its making, which is when the request was queued. `worker` is the one that began a
+    job last, `attempts` how often one was begun. Of an answer that is not streamed the first token
+    is seen with what was gathered behind it, up to half a second late.
+    """
+
+    def __init__(self, metrics: Metrics, model: str, num_jobs: int) -> None:
+        self.worker: str | None = None
+        self.attempts = 0
+        self._metrics, self._model = metrics, model
+        self._gaps = metrics.token_gaps(model)
+        self._queued_s = time.monotonic()
+        self._seen = [0] * num_jobs
+        self._started_s: list[float | None] = [None] * num_jobs
+        self._first_s: list[float | None] = [None] * num_jobs
+        self._last_s = [0.0] * num_jobs
+        self._ended_s: list[float | None] = [None] * num_jobs
+
+    def note(self, job: int, index: int, event: Event) -> None:
+        """An event of the job with this number in its request; `index` is its place in the job's
+        log."""
+        if index <= self._seen[job]:
+            return
+        self._seen[job] = index
+        now_s = time.monotonic()
+        if isinstance(event, Tokens):
+            self._tokens(job, now_s, len(event.ids))
+        elif isinstance(event, Started):
+            self.worker, self.attempts = event.worker, max(self.attempts, event.epoch)
+            self._start(job, now_s)
+        elif isinstance(event, Terminal):
+            self._end(job, now_s, is_done=isinstance(event, Done))
+
+    def timings(self, num_completion_tokens: int) -> Timings:
+        """Return the timings of the request, as far as it has got."""
+        parts = zip(self._started_s, self._first_s, self._ended_s, strict=True)
+        return timings_of(
+            [JobTimes(self._queued_s, *times) for times in parts], num_completion_tokens
+        )
+
+    def _start(self, job: int, now_s: float) -> None:
+        """The first time; who takes the job over later starts in the middle of it."""
+        if self._started_s[job] is None:
+            self._started_s[job] = now_s
+            self._metrics.queue_wait.labels(self._model).observe(now_s - self._queued_s)
+
+    def _tokens(self, job: int, now_s: float, count: int) -> None:
+        if self._first_s[job] is None:
+            self._first_s[job] = now_s
+            self._metrics.first_token.labels(self._model).observe(now_s - self._queued_s)
+            started_s = self._started_s[job]
+            if started_s is not None:
+                self._metrics.prefill.labels(self._model).observe(now_s - started_s)
+        elif count:
+            self._gaps.add((now_s - self._last_s[job]) / count)
+        self._last_s[job] = now_s
+
+    def _end(self, job: int, now_s: float, *, is_done: bool) -> None:
+        self._ended_s[job] = now_s
+        if not is_done:
+            return
+        self._metrics.job_time.labels(self._model).observe(now_s - self._queued_s)
+        first_s = self._first_s[job]
+        if first_s is not None:
+            self._metrics.decode.labels(self._model).observe(now_s - first_s)

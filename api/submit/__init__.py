@@ -1,0 +1,1 @@
+"""The way into the queue: options, limits, admission, inputs that are bytes."""

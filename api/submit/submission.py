@@ -1,0 +1,140 @@
+"""Submit the work that a body asks for, or find it: by its key, or among answers given before."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from api.endpoints.context import Context
+from api.endpoints.endpoint import Endpoint, TaskPlan
+from api.redis_timeout import redis_answers
+from api.stream.answers import attached
+from api.stream.dispatch import RequestFollower
+from api.stream.stopwatch import Stopwatch
+from api.submit.cache import AnswerCache, digest_of
+from api.submit.request_record import RequestRecord, SubmittedWork, encode_record
+from shared.errors import (
+    DeviceUnavailable,
+    Draining,
+    InvalidRequest,
+    ModelFailed,
+    ModelNotFound,
+    NoWorker,
+)
+from shared.messages import ModelInfo, Task
+from shared.queue.requests import new_follower_id
+from shared.queue.submission import SubmitRequest
+from shared.telemetry.tracing import Attributes
+
+
+async def submit(
+    context: Context, endpoint: Endpoint, body: Any, *, is_streamed: bool
+) -> RequestFollower:
+    """Queue the tasks of the body, or find the request that came before with the same key.
+
+    The script that queues looks for the key. Where no model is found the key is looked up here:
+    work that the caller comes back to needs no model any more.
+    """
+    front = context.front
+    try:
+        model = await front.admission.resolve(endpoint.model_of(body), endpoint.task)
+        plan = endpoint.plan(body, model, front.admission.limits)
+    except (DeviceUnavailable, Draining, InvalidRequest, ModelFailed, ModelNotFound, NoWorker):
+        async with redis_answers():
+            known = await front.submissions.known(context.caller.tenant, context.key)
+        if known is None:
+            raise
+        return await attached(front, known, context.caller, stays=context.stays)
+    return await _submit(context, endpoint, model, plan, is_streamed=is_streamed)
+
+
+async def _submit(
+    context: Context, endpoint: Endpoint, model: ModelInfo, plan: TaskPlan, *, is_streamed: bool
+) -> RequestFollower:
+    front = context.front
+    caller = context.caller
+    options = context.options
+    caller.check_model(model.id)
+    on_disconnect = context.on_disconnect
+    times = front.admission.limits.times(options.deadline_s)
+    record = RequestRecord(
+        endpoint=endpoint.name,
+        model=model.id,
+        created=int(time.time()),
+        n=plan.n,
+        capped_at=plan.capped_at,
+        on_disconnect=on_disconnect,
+        notes=dict(plan.notes),
+    )
+    follower_id = ""
+    if context.stays and on_disconnect != "continue":
+        follower_id = new_follower_id()
+    submit_request = SubmitRequest(
+        model=model.id,
+        tasks=tuple(plan.tasks),
+        tenant=caller.tenant,
+        priority=caller.clamped(options.priority),
+        queue_timeout_s=times.queue_s,
+        deadline_s=times.deadline_s,
+        is_urgent=options.deadline_s is not None,
+        request_id=context.request_state.request_id,
+        is_streamed=is_streamed,
+        key=context.key,
+        record=encode_record(record),
+        follower_id=follower_id,
+    )
+
+    cache = front.cache
+    digest = _digest(context, model, record, plan.tasks)
+    if cache and digest:
+        before = await _answered(context, cache, digest, model)
+        if before is not None:
+            return before
+
+    attributes: Attributes = {
+        "aios.model": model.id,
+        "aios.num_jobs": len(submit_request.tasks),
+        "aios.class": submit_request.priority,
+    }
+    with context.request_state.span.child("submit", "producer", attributes) as span:
+        submit_request = replace(submit_request, trace=span.trace)
+        request, jobs = await front.admission.submit(submit_request, caller.quota)
+    if not jobs:
+        return await attached(front, request, caller, stays=context.stays)
+    if cache and digest:
+        await cache.note(caller.tenant, digest, request)
+    front.metrics.admissions.labels(model.id, submit_request.priority).inc()
+    return RequestFollower(
+        SubmittedWork(request, record),
+        queue_s=times.queue_s,
+        deadline_s=times.deadline_s,
+        follower_id=follower_id,
+        cache="miss" if digest else "",
+        watch=Stopwatch(front.metrics, model.id, len(jobs)),
+        caller=caller,
+    )
+
+
+def _digest(
+    context: Context, model: ModelInfo, record: RequestRecord, tasks: Sequence[Task]
+) -> str | None:
+    """Return the digest by which an answer given before is found; None where none may be used.
+
+    A request with an idempotency key says by the key which answer it wants.
+    """
+    if context.front.cache is None or context.options.cache == "no-store" or context.options.key:
+        return None
+    if not model.fingerprint:
+        return None
+    return digest_of(record, tasks)
+
+
+async def _answered(
+    context: Context, cache: AnswerCache, digest: str, model: ModelInfo
+) -> RequestFollower | None:
+    if context.options.cache == "no-cache":
+        return None
+    request = await cache.find(context.caller.tenant, digest, model.fingerprint)
+    if request is None:
+        return None
+    return replace(await attached(context.front, request, context.caller, stays=False), cache="hit")

@@ -1,0 +1,440 @@
+"""The `aios` command: `aios serve hrm` runs a whole fleet on this machine, the others run one role
+or are tools.
+
+A fleet is an embedded Redis (unless `--redis-url` names one), a front, some workers and a janitor
+under a supervisor. The children get the resolved settings through their environment, so that each
+setting is resolved once.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import sysconfig
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+from scripts.cli.embedded_redis import EmbeddedRedis, EmbeddedRedisError
+from scripts.cli.local_fleet import LocalFleet, announced
+from scripts.cli.placement import place_workers
+from scripts.cli.supervisor import MOST_FAILED_STARTS, Role, Supervisor
+from shared.access import Keyring
+from shared.artifacts.files import check_place
+from shared.fleet.presence import Fleet, Presence
+from shared.listener import open_port, port_of
+from shared.messages import ModelInfo
+from shared.queue import keys
+from shared.queue.broker import UNAVAILABLE, open_broker
+from shared.settings.command_line import CONFIG_ENV, redis_url, run_role, tell_of_variables
+from shared.settings.layers import ORIGINS_ENV, env_name, general_names
+from shared.settings.paths import check_model_paths, read_text
+from shared.settings.settings import FINISH_S, HAND_OVER_S, SAMPLE_MODEL, Settings, SettingsError
+from shared.settings.types import SECRETS
+from shared.shipped import REPO_ROOT
+from shared.supervised import REDIS_ENDS_ENV
+from shared.telemetry.logging_setup import chosen_style, configure_logging, fields
+
+USAGE = """\
+usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers, janitor
+       aios api [flags]         one front (needs --redis-url)
+       aios worker [flags]      one worker (needs --redis-url)
+       aios jobs [flags]        the background role, which tidies up (--once, --dry-run)
+       aios status [--json]     the fleet now; exits with 0 if a worker is ready
+       aios top [--front URL]   the fleet as it works, in place
+       aios dead list | show ID | retry ID | drop ID
+                                jobs that were given up because their workers crashed
+       aios models list | add ID PATH | remove ID | pin ID | unpin ID | load ID | unload ID
+                                the models that the fleet knows
+       aios keys create NAME | list | revoke ID
+                                who may call, and how much
+       aios --version
+Without --redis-url the last five, and aios jobs, find the fleet that `aios serve hrm` runs on this machine; where
+several run, --port chooses one.
+Each command lists its flags with --help."""
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130  # as a shell says it
+EXTRAS = {
+    "api": ("fastapi", "uvicorn", "python_multipart"),
+    "worker": ("torch", "transformers", "tokenizers", "safetensors", "numpy", "jinja2"),
+}
+# A child that still runs this long after the end of its drain never will end.
+KILL_AFTER_DRAIN_S = 10.0
+REDIS_CHECK_S = 0.5
+# A Redis that dies sooner did not really start.
+REDIS_LIVES_S = 10.0
+READY_CHECK_S = 0.2
+HIGHEST_PORT = 65_535
+FRONT_ELSEWHERE_ENV = "AIOS_FRONT_ELSEWHERE"
+"""Set where the process that starts this fleet is its front (`scripts/cli/old_names/app.py`)."""
+
+log = logging.getLogger("aios.serve")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command named by `argv` and return its exit status."""
+    try:
+        return run(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:  # before a role has its own way to end
+        return EXIT_INTERRUPTED
+
+
+def run(argv: list[str]) -> int:
+    """Run the command named by `argv` and return its exit status. Raise KeyboardInterrupt."""
+    match argv:
+        case ["serve", "hrm", *flags]:
+            return run_role("aios serve hrm", serve_hrm, flags, dry_run_worker)
+        case ["api", *flags]:
+            return run_role("aios api", run_api, flags)
+        case ["worker", *flags]:
+            return run_role("aios worker", run_worker, flags, dry_run_worker)
+        case [("jobs" | "status" | "top" | "dead" | "keys" | "models") as name, *words]:
+            return int(import_module(f"scripts.cli.{name}").main(words))
+        case ["-V" | "--version"]:
+            print(f"aios {_version()}")
+            return 0
+        case ["-h" | "--help"]:
+            print(USAGE)
+            return 0
+        case _:
+            print(USAGE, file=sys.stderr)
+            return EXIT_USAGE
+
+
+def run_api(settings: Settings) -> int:
+    """Run a front in this process and return its exit status."""
+    require_extras("api")
+    redis_url(settings)
+    from api.__main__ import run
+
+    return run(settings)
+
+
+def run_worker(settings: Settings) -> int:
+    """Run a worker in this process and return its exit status."""
+    require_extras("worker")
+    redis_url(settings)
+    from worker.__main__ import run
+
+    return run(settings)
+
+
+def dry_run_worker(settings: Settings) -> int:
+    """Load what a worker would load, and serve nothing."""
+    require_extras("worker")
+    from worker.__main__ import dry_run
+
+    return dry_run(settings)
+
+
+def serve_hrm(settings: Settings) -> int:
+    """Run the fleet: start everything, restart what dies, and drain on SIGTERM or Ctrl-C.
+
+    Return the exit status, 0 after a clean stop.
+    """
+    require_extras("api", "worker")
+    configure_logging(settings.log_level, settings.log_format)
+    tell_of_variables(settings)
+    if settings.redis_url is not None:
+        redis_url(settings)
+    if settings.prohibited_terms is not None:
+        read_text(settings, "prohibited_terms")
+    check_place(settings)
+    check_model_paths(settings)
+
+    settings, worker_envs = place_workers(settings)
+    port = bindable_port(settings, len(worker_envs))
+    settings = settings.model_copy(
+        update={"port": port, "log_format": chosen_style(settings.log_format)}
+    )
+
+    # The fleet is withdrawn before its Redis ends: no tool finds one without a Redis.
+    with ExitStack() as stack:
+        redis = None
+        if settings.redis_url is None:
+            try:
+                redis = stack.enter_context(EmbeddedRedis())
+            except EmbeddedRedisError as error:
+                log.error("embedded redis failed", extra=fields(error=str(error)))
+                return 1
+            drain_s = settings.drain_timeout_s or FINISH_S
+            settings = with_embedded(settings, redis).model_copy(
+                update={"drain_timeout_s": drain_s}
+            )
+        stack.enter_context(announced(_local_fleet(settings)))
+        return asyncio.run(_supervise(settings, redis, worker_envs))
+
+
+def with_embedded(settings: Settings, redis: EmbeddedRedis) -> Settings:
+    """Return the settings of a fleet with a Redis of its own."""
+    artifact_url = settings.artifact_url or redis.artifact_url
+    return settings.model_copy(update={"redis_url": redis.url, "artifact_url": artifact_url})
+
+
+def _local_fleet(settings: Settings) -> LocalFleet:
+    has_front = FRONT_ELSEWHERE_ENV not in os.environ
+    return LocalFleet(
+        pid=os.getpid(),
+        port=settings.port if has_front else 0,
+        url=local_url(settings) if has_front else "another server's front",
+        redis_url=redis_url(settings),
+        redis_shards=settings.redis_shards,
+        has_open_metrics=has_front and not settings.protect_metrics,
+        artifact_url=settings.artifact_url,
+    )
+
+
+def local_url(settings: Settings) -> str:
+    """Return the URL at which the front answers on this machine."""
+    host = _local_host(settings)
+    if ":" in host:
+        host = f"[{host}]"
+    return f"http://{host}:{settings.port}"
+
+
+def _local_host(settings: Settings) -> str:
+    """Return the address to connect to: a front that listens at every address has a loopback
+    one."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+
+
+def fleet_roles(
+    settings: Settings, worker_envs: Sequence[Mapping[str, str]], *, redis_ends: bool = False
+) -> list[Role]:
+    """Return the roles of a fleet in the order in which they stop: the front drains before the
+    workers that feed it.
+
+    There is a worker for each of `worker_envs`, which is added to its environment. Only the front
+    knows the keys. `redis_ends` says that Redis ends with the fleet.
+    """
+    env = child_env(settings)
+    keyless = env.copy()
+    for secret in SECRETS:
+        keyless.pop(env_name(secret), None)
+    keyless[env_name("metrics_port")] = "none"  # that port is the front's
+
+    grace_s = settings.drain_s + KILL_AFTER_DRAIN_S
+    others_grace_s = grace_s
+    # Where Redis ends with the fleet, the front has all the time there is to finish what is in
+    # flight. When it has gone, there is nothing left for the others to wait for.
+    if redis_ends:
+        env[REDIS_ENDS_ENV] = "1"
+        keyless[env_name("drain_timeout_s")] = str(HAND_OVER_S)
+        others_grace_s = HAND_OVER_S + KILL_AFTER_DRAIN_S
+
+    copies = []
+    for number, worker_env in enumerate(worker_envs):
+        copy = dict(worker_env)
+        # Workers have the port of the settings and the next ones; 0 is a free one for each.
+        if settings.worker_port:
+            copy[env_name("worker_port")] = str(settings.worker_port + number)
+        copies.append(copy)
+
+    # -P: an `api` folder in the current directory is not ours.
+    python = (sys.executable, "-P", "-m")
+    roles = [
+        Role("api", (*python, "api"), env, grace_s=grace_s),
+        Role("worker", (*python, "worker"), keyless, copies, grace_s=others_grace_s),
+        Role("jobs", (*python, "scripts.cli.jobs"), keyless, grace_s=others_grace_s),
+    ]
+    if FRONT_ELSEWHERE_ENV in os.environ:
+        return roles[1:]
+    return roles
+
+
+def child_env(settings: Settings) -> dict[str, str]:
+    """Return the environment of a process that is to have these settings.
+
+    The process reads no settings file, and knows where its settings came from.
+    """
+    env = dict(os.environ)
+    for name in general_names():
+        env.pop(name, None)
+    env |= settings.to_env()
+
+    origins = {name: settings.origin(name) for name in Settings.model_fields}
+    env[CONFIG_ENV] = os.devnull
+    env[ORIGINS_ENV] = json.dumps(origins)
+    env["PYTHONPATH"] = _python_path()
+    return env
+
+
+def _python_path() -> str:
+    """Return the PYTHONPATH that lets children find our packages in a checkout, from any
+    directory."""
+    paths = []
+    # Installed packages are found anyway, and must not come before Python's own modules.
+    if str(REPO_ROOT) != sysconfig.get_path("purelib"):
+        paths.append(str(REPO_ROOT))
+    inherited = os.environ.get("PYTHONPATH")
+    if inherited:
+        paths.append(inherited)
+    return os.pathsep.join(paths)
+
+
+def bindable_port(settings: Settings, workers: int = 1) -> int:
+    """Return the front's port, or a free one for 0.
+
+    Raise SettingsError where a process of the fleet could not listen at a port that it is given.
+    """
+    # All are held at once, as two of them may be the same.
+    with ExitStack() as stack:
+        port = port_of(stack.enter_context(open_port(settings, "port")))
+        if settings.metrics_port:
+            stack.enter_context(open_port(settings, "metrics_port"))
+        if settings.worker_port:
+            for number in range(settings.worker_port, settings.worker_port + workers):
+                if number > HIGHEST_PORT:
+                    problem = (
+                        f"{workers} workers have the ports {settings.worker_port} and up, beyond "
+                        f"{HIGHEST_PORT}"
+                    )
+                    raise settings.refusal(
+                        "worker_port", problem, "name a lower one, or 0 for free ones"
+                    )
+                of_worker = settings.model_copy(update={"worker_port": number})
+                stack.enter_context(open_port(of_worker, "worker_port"))
+    return port
+
+
+def require_extras(*names: str) -> None:
+    """Raise SettingsError, with what to install, if a package of these extras is not there."""
+    missing = []
+    for name in names:
+        for module in EXTRAS[name]:
+            if find_spec(module) is None:
+                missing.append(module)
+    if missing:
+        wanted = "all" if len(names) > 1 else names[0]
+        raise SettingsError(
+            f"not installed: {', '.join(missing)}; pip install 'aios-hrm-fleet[{wanted}]'"
+            " (on a CPU torch==2.13.0 first, from https://download.pytorch.org/whl/cpu)"
+        )
+
+
+async def _supervise(
+    settings: Settings, redis: EmbeddedRedis | None, worker_envs: Sequence[Mapping[str, str]]
+) -> int:
+    """Run the fleet's processes and what watches them; return the exit status."""
+    supervisor = Supervisor(fleet_roles(settings, worker_envs, redis_ends=redis is not None))
+    watches = []
+    if FRONT_ELSEWHERE_ENV not in os.environ:
+        watches.append(asyncio.create_task(_announce(settings)))
+    if redis is not None:
+        watches.append(asyncio.create_task(watch_redis(redis, supervisor)))
+    try:
+        return await supervisor.run()
+    finally:
+        for watch in watches:
+            watch.cancel()
+
+
+async def watch_redis(redis: EmbeddedRedis, supervisor: Supervisor) -> None:
+    """Start Redis again when it dies; its append-only file brings the queue back.
+
+    Stop the fleet when Redis dies again and again soon after its start, of a full disk say.
+    """
+    quick_deaths = 0
+    started_s = time.monotonic()
+    while True:
+        await asyncio.sleep(REDIS_CHECK_S)
+        try:
+            if not redis.revive():
+                continue
+        except EmbeddedRedisError as error:
+            log.error("embedded redis failed", extra=fields(error=str(error)))
+            return supervisor.stop(exit_code=1)
+        log.warning("embedded redis restarted", extra=fields(pid=redis.pid))
+        if time.monotonic() - started_s < REDIS_LIVES_S:
+            quick_deaths += 1
+        else:
+            quick_deaths = 0
+        started_s = time.monotonic()
+        if quick_deaths >= MOST_FAILED_STARTS:
+            log.error(
+                "embedded redis failed",
+                extra=fields(error="it died again and again soon after its start"),
+            )
+            return supervisor.stop(exit_code=1)
+
+
+async def _announce(settings: Settings) -> None:
+    """Print one line for people once the fleet answers."""
+    host = _local_host(settings)
+    while (fleet := await _ready_fleet(settings, host)) is None:  # noqa: ASYNC110 - it is in other processes
+        await asyncio.sleep(READY_CHECK_S)
+    needs_key = await callers_need_key(settings)
+    print(ready_line(settings, fleet, needs_key=needs_key), flush=True)
+
+
+async def callers_need_key(settings: Settings) -> bool:
+    """Return whether callers need a key now: one of the settings, or one made with `aios keys`."""
+    if settings.require_key != "auto":
+        return settings.require_key == "yes"
+    if settings.api_keys or settings.admin_keys:
+        return True
+    try:
+        async with open_broker(redis_url(settings), settings.redis_shards) as broker:
+            return await Keyring(broker).has_made_keys()
+    except UNAVAILABLE:
+        return True  # without Redis a front lets nobody in without a key
+
+
+def ready_line(settings: Settings, fleet: Fleet, *, needs_key: bool) -> str:
+    """Return the line that tells where the fleet answers, its models and documentation, and what
+    to type next."""
+    url = local_url(settings)
+    default = str(settings.default_model or fleet.default_model)
+    models = default
+    others = [name for name in fleet.models if name != default]
+    if others:
+        models = ", ".join([f"{default} (default)", *others])
+    key = " -H 'Authorization: Bearer YOUR-KEY'" if needs_key else ""
+    example = _example(url, key, fleet.models.get(default))
+    return f"ready at {url}  model: {models}  docs: {url}/docs  try: {example}"
+
+
+def _example(url: str, key: str, model: ModelInfo | None) -> str:
+    """Return a command that can be pasted and that the default model can answer."""
+    if model is None or "generate" not in model.tasks:
+        return f"curl -s {url}/v1/models{key}"
+    prompt = "Solve for x: 3x + 5 = 20" if model.id == SAMPLE_MODEL.name else "Hello"
+    body = json.dumps({"prompts": [prompt], "max_tokens": 128})
+    return f"curl -s {url}/generate{key} -H 'Content-Type: application/json' -d '{body}'"
+
+
+async def _ready_fleet(settings: Settings, host: str) -> Fleet | None:
+    """Return the fleet's workers and models, or None if new work would not find a worker yet."""
+    if not await _is_ready(host, settings.port):
+        return None
+    try:
+        async with open_broker(redis_url(settings), settings.redis_shards) as broker:
+            return await Presence(broker.client(keys.PRESENCE)).fleet()
+    except UNAVAILABLE:
+        return None
+
+
+async def _is_ready(host: str, port: int) -> bool:
+    try:
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        status = await asyncio.wait_for(reader.readline(), timeout=2.0)
+        writer.close()
+    except (OSError, TimeoutError):
+        return False
+    return b" 200 " in status
+
+
+def _version() -> str:
+    try:
+        return version("aios-hrm-fleet")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

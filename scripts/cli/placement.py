@@ -1,0 +1,95 @@
+"""Placement of a fleet's workers: how many there are, and the cores or the GPU of each.
+
+The supervisor's children get this through their environment, copy by copy, and keep it when they
+are started again.
+"""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+
+from shared.fleet.advice import advise, on_threads
+from shared.settings.settings import Settings
+from shared.telemetry.logging_setup import fields
+from worker.hardware.device import CORES_ENV
+from worker.hardware.machine import Machine, survey
+from worker.hardware.shapes import Shape, shape_of
+
+log = logging.getLogger("aios.serve")
+
+
+def place_workers(settings: Settings) -> tuple[Settings, list[dict[str, str]]]:
+    """Return the settings with `workers` and `threads` as numbers, and the variables to add to
+    each worker's environment."""
+    machine = survey(settings.device)
+    shape = shape_of(settings, machine)
+    settings = settings.model_copy(update={"workers": shape.workers, "threads": shape.threads})
+    if settings.pin_cores or machine.num_gpus:
+        envs = worker_envs(shape, machine, os.environ)
+    else:
+        envs = [{} for _ in range(shape.workers)]
+
+    log.info(
+        "workers placed",
+        extra=fields(
+            shape=str(shape),
+            why=shape.why,
+            num_cores=machine.num_cores,
+            num_gpus=machine.num_gpus,
+        ),
+    )
+    advise(on_threads(shape.workers, shape.threads, machine.num_cores))
+    return settings, envs
+
+
+def worker_envs(shape: Shape, machine: Machine, env: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return the variables that give each worker a GPU, taken in turn, or cores of its own.
+
+    Cores are given only where there are enough for the threads of all workers.
+    """
+    envs: list[dict[str, str]] = []
+    if machine.num_gpus:
+        variable = "CUDA_VISIBLE_DEVICES"
+        if env.get("HIP_VISIBLE_DEVICES"):
+            variable = "HIP_VISIBLE_DEVICES"
+        gpus = _visible_gpus(env.get(variable, ""), machine.num_gpus)
+        for copy in range(shape.workers):
+            envs.append({variable: gpus[copy % len(gpus)]})
+        return envs
+
+    # Under a quota of processor time, other containers may run, and pin, on the same cores.
+    has_quota = machine.num_cores < len(machine.cores)
+    if shape.workers == 1 or has_quota or shape.workers * shape.threads > machine.num_cores:
+        return [{} for _ in range(shape.workers)]
+    for processors in core_shares(machine.cores, shape.workers):
+        envs.append({CORES_ENV: ",".join(map(str, processors))})
+    return envs
+
+
+def _visible_gpus(text: str, num_gpus: int) -> list[str]:
+    """Return the names of the first `num_gpus` GPUs in a comma-separated list, or their numbers
+    where it is empty."""
+    names = []
+    for part in text.split(","):
+        name = part.strip()
+        if name:
+            names.append(name)
+    if not names:
+        return [str(number) for number in range(num_gpus)]
+    return names[:num_gpus]
+
+
+def core_shares(cores: Sequence[tuple[int, ...]], workers: int) -> list[tuple[int, ...]]:
+    """Return the logical processors of each worker.
+
+    A worker has whole cores that are neighbours. The numbers of cores differ by one at most.
+    """
+    shares = []
+    for copy in range(workers):
+        start = len(cores) * copy // workers
+        end = len(cores) * (copy + 1) // workers
+        processors: list[int] = []
+        for core in cores[start:end]:
+            processors += core
+        shares.append(tuple(processors))
+    return shares

@@ -1,1 +1,0 @@
-"""Builds the images of the Dockerfile and tries each of them: `python -m scripts.images`."""

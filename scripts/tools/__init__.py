@@ -1,0 +1,1 @@
+"""Tools for whoever works on this project: generated files, images, mutations."""

@@ -1,0 +1,1 @@
+"""The log of a job, and how it is followed."""

@@ -1,0 +1,209 @@
+"""The event log of a job: fenced appends by its owner, and reading and following by anyone.
+
+The log is the truth; pub/sub only makes it fast. An event's index is its entry id, so a cursor
+means the same to every front and survives workers. Exactly one terminal event ends a log.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+
+from shared.errors import BrokerUnavailable
+from shared.events.subscriptions import Subscriptions
+from shared.messages import (
+    STATE_OF,
+    Done,
+    Event,
+    Job,
+    Progress,
+    Started,
+    Terminal,
+    Tokens,
+    decode_event,
+    encode,
+)
+from shared.queue import keys
+from shared.queue.broker import Broker
+from shared.queue.script import Script, raw
+
+_CAME_FURTHER = 1
+_SAID = 2
+"""Ways in which a job has got on, for `append.lua`."""
+_NEWEST = 4
+"""Number of events among which the newest progress is looked for.
+
+Behind the progress there may be a start, after a takeover.
+"""
+
+
+@dataclass(frozen=True)
+class Append:
+    """Events to add behind index `after`, by the owner of `epoch`. The last may be terminal.
+
+    The first of them happened at `since_s` of the event loop's clock (None: now).
+    """
+
+    job: Job
+    epoch: int
+    after: int
+    events: tuple[Event, ...]
+    since_s: float | None = None
+
+
+class LogWriter:
+    """Appends events for a worker."""
+
+    def __init__(self, broker: Broker, *, result_ttl_s: float = 600.0) -> None:
+        self._append = Script(broker, "append")
+        self._ttl_ms = int(result_ttl_s * 1000)
+
+    async def append(self, appends: Sequence[Append]) -> list[bool]:
+        """Write all appends, in one round trip for each server.
+
+        Return for each whether it landed; it did not where another epoch owns the job by now, or
+        the job has ended. Safe to repeat after a lost connection: an append that had landed answers
+        True again.
+        """
+        indices_of: dict[str, list[int]] = {}
+        for index, append in enumerate(appends):
+            indices_of.setdefault(keys.shard_of(append.job.id), []).append(index)
+
+        now_s = asyncio.get_running_loop().time()
+        calls = {}
+        for shard, indices in indices_of.items():
+            packed = [_packed(appends[index], now_s) for index in indices]
+            calls[shard] = {"ttl_ms": self._ttl_ms, "appends": packed}
+
+        landed = [False] * len(appends)
+        replies_of_shards = await self._append.call_all(calls)
+        for indices, replies in zip(indices_of.values(), replies_of_shards, strict=True):
+            for index, reply in zip(indices, replies, strict=True):
+                landed[index] = bool(reply)
+        return landed
+
+
+class LogReader:
+    """Reads and follows logs. Without `subscriptions` it can only read.
+
+    With them it looks at the log after `poll_s` of silence, in case a message was lost.
+    """
+
+    def __init__(
+        self, broker: Broker, subscriptions: Subscriptions | None = None, *, poll_s: float = 1.0
+    ) -> None:
+        self._broker = broker
+        self._subscriptions = subscriptions
+        self._poll_s = poll_s
+
+    async def read(self, job_id: str, after: int = 0) -> list[tuple[int, Event]]:
+        """Return the events behind index `after`, each with its index."""
+        entries = await self._client(job_id).xrange(keys.log(job_id), min=f"({after}-0")
+        events = []
+        for entry, fields in entries:
+            index = int(entry.partition(b"-")[0])
+            events.append((index, decode_event(fields[b"e"])))
+        return events
+
+    async def newest_progress(self, job_id: str) -> Progress | None:
+        """Return the last progress that was logged.
+
+        None means that there is none among the last events.
+        """
+        entries = await self._client(job_id).xrevrange(keys.log(job_id), count=_NEWEST)
+        for _, fields in entries:
+            event = decode_event(fields[b"e"])
+            if isinstance(event, Progress):
+                return event
+        return None
+
+    async def follow(self, job_id: str, after: int = 0) -> AsyncIterator[tuple[int, Event]]:
+        """Yield every event behind `after` in order, each once, up to and with the terminal one.
+
+        Raise BrokerUnavailable when the job and its log have vanished, as after a restart of Redis
+        without its data.
+        """
+        assert self._subscriptions is not None, "following needs subscriptions"
+        # Redis confirms the subscription before the log is read, so nothing falls in between.
+        async with self._subscriptions.listen(keys.channel(job_id)) as inbox:
+            while True:
+                for index, event in await self.read(job_id, after):
+                    yield index, event
+                    after = index
+                    if isinstance(event, Terminal):
+                        return
+                # Where the job is gone no terminal event will ever come.
+                if not await self._client(job_id).exists(keys.job(job_id)):
+                    raise BrokerUnavailable("Redis has lost the request.", retry_after_s=1)
+                async for index, event in self._live(inbox, after):
+                    yield index, event
+                    after = index
+                    if isinstance(event, Terminal):
+                        return
+
+    def _client(self, job_id: str) -> Redis:
+        return self._broker.client(keys.shard_of(job_id))
+
+    async def _live(
+        self, inbox: "asyncio.Queue[bytes]", after: int
+    ) -> AsyncIterator[tuple[int, Event]]:
+        """Yield published events while they join up with `after`.
+
+        End at a gap, or when nothing came for a while: the log must be looked at then.
+        """
+        while True:
+            try:
+                # Not `wait_for`, which can swallow a cancellation in Python 3.11.
+                async with asyncio.timeout(self._poll_s):
+                    message = await inbox.get()
+            except TimeoutError:
+                return
+            number, _, payload = message.partition(b":")
+            index = int(number)
+            # A message was lost: the log has what is missing.
+            if index > after + 1:
+                return
+            # Others have been read from the log already.
+            if index == after + 1:
+                yield index, decode_event(payload)
+                after = index
+
+
+def _packed(append: Append, now_s: float) -> tuple[object, ...]:
+    """Return an append as `append.lua` reads it.
+
+    The last values are the state that it ends in ("": none), the tokens that the job took in all,
+    and the milliseconds since the first event happened.
+    """
+    last = append.events[-1]
+    has_begun = False
+    advance = 0
+    for event in append.events:
+        if isinstance(event, Tokens):
+            advance = _SAID
+        elif isinstance(event, Progress):
+            advance = max(advance, _CAME_FURTHER)
+        elif isinstance(event, Started):
+            has_begun = True
+    state = ""
+    if isinstance(last, Terminal):
+        state = STATE_OF[type(last)]
+    num_tokens = None
+    if isinstance(last, Done):
+        num_tokens = last.num_prompt_tokens + last.num_completion_tokens
+    age_ms = 0
+    if append.since_s is not None:
+        age_ms = max(0, int((now_s - append.since_s) * 1000))
+    events = [raw(encode(event)) for event in append.events]
+    return (
+        append.job.id,
+        append.epoch,
+        append.after,
+        events,
+        has_begun,
+        advance,
+        state,
+        num_tokens,
+        age_ms,
+    )

@@ -1,0 +1,114 @@
+"""One pub/sub connection of a process, shared by everybody who follows a job.
+
+Delivery here is best effort: a listener that must not miss anything reads the job's log as well
+(`shared.events.log`).
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from redis.asyncio import Redis
+
+from shared.queue.broker import UNAVAILABLE
+
+Message = bytes
+
+
+@dataclass
+class _Channel:
+    """The listeners of one channel, and whether Redis has confirmed the subscription."""
+
+    confirmed: asyncio.Event = field(default_factory=asyncio.Event)
+    inboxes: set["asyncio.Queue[Message]"] = field(default_factory=set)
+
+
+class Subscriptions:
+    """Subscribes to a channel with its first listener and unsubscribes with its last."""
+
+    def __init__(self, redis: Redis, *, confirm_timeout_s: float = 2.0) -> None:
+        self._pubsub = redis.pubsub()
+        self._channels: dict[str, _Channel] = {}
+        self._confirm_timeout_s = confirm_timeout_s
+        self._reader: asyncio.Task[None] | None = None
+        # Two at once would open two connections and lose one's subscriptions.
+        self._connecting = asyncio.Lock()
+
+    @asynccontextmanager
+    async def listen(self, name: str) -> AsyncIterator["asyncio.Queue[Message]"]:
+        """Yield a queue of the channel's messages, once Redis has confirmed the subscription.
+
+        When no confirmation comes in time (Redis is away), yield it all the same: the log closes
+        the gap.
+        """
+        inbox: asyncio.Queue[Message] = asyncio.Queue()
+        channel = self._channels.get(name)
+        is_first = channel is None
+        if channel is None:
+            channel = self._channels[name] = _Channel()
+        channel.inboxes.add(inbox)
+        try:
+            if is_first:
+                await self._subscribe(name)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._confirm_timeout_s):
+                    await channel.confirmed.wait()
+            yield inbox
+        finally:
+            channel.inboxes.discard(inbox)
+            if not channel.inboxes and self._channels.get(name) is channel:
+                del self._channels[name]
+                await self._unsubscribe(name)
+
+    async def close(self) -> None:
+        """Stop listening. No queue gets a message any more."""
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+        # A connection that does not close in time is given up all the same.
+        with suppress(*UNAVAILABLE):
+            await self._pubsub.aclose()  # type: ignore[no-untyped-call]
+
+    async def _subscribe(self, name: str) -> None:
+        try:
+            async with self._connecting:
+                await self._pubsub.subscribe(name)
+        except UNAVAILABLE:
+            # Redis is away: nothing comes by this channel, and its listeners live by the log.
+            return
+        if self._reader is None or self._reader.done():
+            self._reader = asyncio.create_task(self._read(), name="subscriptions")
+
+    async def _unsubscribe(self, name: str) -> None:
+        with suppress(*UNAVAILABLE):
+            async with self._connecting:
+                await self._pubsub.unsubscribe(name)
+
+    async def _read(self) -> None:
+        while True:
+            try:
+                message = await self._pubsub.get_message(timeout=None)
+            except UNAVAILABLE:
+                await asyncio.sleep(0.2)
+                await self._reconnect()
+                continue
+            if message is not None:
+                self._dispatch(message)
+
+    async def _reconnect(self) -> None:
+        """Connect again. redis-py then subscribes to all channels again."""
+        with suppress(*UNAVAILABLE):
+            async with self._connecting:
+                await self._pubsub.connect()  # type: ignore[no-untyped-call]
+
+    def _dispatch(self, message: dict[str, Any]) -> None:
+        channel = self._channels.get(message["channel"].decode())
+        if channel is None:
+            return
+        if message["type"] == "subscribe":
+            channel.confirmed.set()
+        elif message["type"] == "message":
+            for inbox in channel.inboxes:
+                inbox.put_nowait(message["data"])

@@ -1,0 +1,1 @@
+"""The queue in Redis: connections, keys, scripts, and what they keep."""

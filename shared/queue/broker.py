@@ -1,0 +1,203 @@
+"""Connections of every process to Redis, and the errors that mean that Redis is away.
+
+Connecting is tried again by itself, and so are our scripts (`shared.queue.script`): another command whose
+answer was lost may have run, and only its caller knows whether it is safe to repeat. Reads have no
+time limit: blocking reads and subscriptions wait as long as they like.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import cast
+from urllib.parse import urlsplit
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from shared.queue import keys
+from shared.queue.cluster import ELSEWHERE, Cluster
+from shared.settings.layers import SettingsError
+from shared.settings.paths import fault_of
+from shared.telemetry.histogram import BucketHistogram
+from shared.telemetry.logging_setup import fields
+
+logger = logging.getLogger("aios.redis")
+
+
+class CannotWrite(RedisError):
+    """Redis answers, but refuses to write just now.
+
+    It has no memory left, is a replica until a failover, or is still loading.
+    """
+
+
+UNAVAILABLE = (RedisConnectionError, RedisTimeoutError, CannotWrite, *ELSEWHERE)
+"""Errors that pass by themselves: the command may be tried again, if repeating it is safe."""
+
+CONNECT_TIMEOUT_S = 2.0
+# A connection that does not close in this time is given up all the same.
+_CLOSE_S = 0.2
+_FILES_OF_TLS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+
+
+class Broker:
+    """Redis as this process sees it, divided into `shards`.
+
+    It knows the client for each hash tag. `calls` are the round trips of each script, in seconds.
+    """
+
+    publish = "PUBLISH"
+
+    def __init__(self, redis: Redis | Cluster, shards: int = 1) -> None:
+        self._redis = redis
+        self.shards = keys.shards(shards)
+        self.calls: dict[str, BucketHistogram] = {}
+
+    def client(self, tag: str) -> Redis:
+        """Return the client for keys with this hash tag, a shard or `keys.PRESENCE`."""
+        if isinstance(self._redis, Cluster):
+            return self._redis.client(tag)
+        return self._redis
+
+    def together(self, shards: Sequence[str]) -> list[list[str]]:
+        """Return the shards in parts of which one command may name all keys.
+
+        There is one part where there is one server.
+        """
+        parts: dict[Redis, list[str]] = {}
+        for shard in shards:
+            parts.setdefault(self.client(shard), []).append(shard)
+        return list(parts.values())
+
+    async def by_server(self, shards: Sequence[str]) -> list[list[str]]:
+        """Return the shards parted by server, for pipelines that name keys of a whole part.
+
+        Unlike with `together`, such a pipeline is refused while a slot moves, and has to be sent
+        again.
+        """
+        if isinstance(self._redis, Cluster):
+            return await self._redis.by_server(shards)
+        if not shards:
+            return []
+        return [list(shards)]
+
+    async def nodes(self) -> list[Redis]:
+        """Return a client for each server that has keys of a shard."""
+        if isinstance(self._redis, Cluster):
+            return await self._redis.nodes(self.shards)
+        return [self._redis]
+
+    async def as_settled(self) -> "Broker":
+        """Return the same Redis, divided as its fleet has settled.
+
+        Return this broker if there has been no fleet yet.
+        """
+        theirs = await cast(Awaitable[bytes | None], self.client(keys.PRESENCE).get(keys.LAYOUT))
+        if not theirs:
+            return self
+        return Broker(self._redis, int(theirs))
+
+    async def settle(self) -> None:
+        """Make sure that all processes divide Redis alike.
+
+        Raise SettingsError where it is divided otherwise.
+        """
+        client = self.client(keys.PRESENCE)
+        ours = len(self.shards)
+        # The first process to come writes the number, and all others compare theirs with it.
+        await cast(Awaitable[object], client.set(keys.LAYOUT, ours, nx=True))
+        theirs = int(await cast(Awaitable[bytes | None], client.get(keys.LAYOUT)) or ours)
+        if theirs != ours:
+            raise SettingsError(
+                f"redis_shards: this Redis is divided into {theirs}, got {ours}; to change that, "
+                f"let the queues run empty, stop the fleet and delete the key {keys.LAYOUT}"
+            )
+
+
+@asynccontextmanager
+async def open_broker(url: str, shards: int = 1) -> AsyncIterator[Broker]:
+    """Open the broker of a process, to a single server or a cluster, and close it at the end.
+
+    Raise SettingsError where others divide the same Redis otherwise. While Redis is away nothing is
+    compared.
+    """
+    async with open_unsettled(url, shards) as broker:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await broker.settle()
+        except (TimeoutError, *UNAVAILABLE) as error:
+            reason = f"{error}" or "it does not answer"
+            logger.warning("redis away at start", extra=fields(error=reason))
+        yield broker
+
+
+@asynccontextmanager
+async def open_unsettled(url: str, shards: int = 1) -> AsyncIterator[Broker]:
+    """Open a broker for those who only look: the number of shards is not compared or written."""
+    redis = connect(url)
+    source = redis if url.startswith("unix://") else Cluster(redis)
+    try:
+        yield Broker(source, shards)
+    finally:
+        # What has not been sent by now will not be.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_S):
+                await source.aclose()
+
+
+def fault_of_url(url: str) -> str | None:
+    """Return what is wrong with a Redis URL, None if nothing is. Nothing connects."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        # The error's own words could hold a piece of a password.
+        return (
+            "its host or port cannot be read (in a password, write / as %2F, # as %23, ? as "
+            "%3F and % as %25)"
+        )
+    database = parts.path.strip("/")
+    if parts.scheme == "unix":
+        if not parts.path:
+            return "no path of a socket"
+    elif not parts.hostname or port == 0:
+        return "no host and port"
+    elif database and not database.isdecimal():
+        return f"the database is a number, not {database!r}"
+    try:
+        pool = connect(url).connection_pool
+        pool.connection_class(**pool.connection_kwargs)
+    except ValueError as error:
+        return str(error)
+    except TypeError as error:
+        # redis-py raises it for an option that it does not know.
+        return str(error).rpartition(") ")[2]
+    for option in _FILES_OF_TLS:
+        path = pool.connection_kwargs.get(option)
+        fault = fault_of(path, may_be_directory=False) if path else None
+        if fault is not None:
+            return f"cannot read {option} {path!r}: {fault}"
+    return None
+
+
+def connect(url: str) -> Redis:
+    """Return a client, a pool that connects on first use. Its replies are bytes.
+
+    Close it with `aclose`.
+    """
+    over_tcp = {}
+    if not url.startswith("unix://"):
+        over_tcp["socket_keepalive"] = True
+    client: Redis = Redis.from_url(
+        url,
+        decode_responses=False,
+        socket_connect_timeout=CONNECT_TIMEOUT_S,
+        retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 2),
+        **over_tcp,
+    )
+    return client

@@ -1,0 +1,262 @@
+"""Limits of the whole fleet where its queues lie on several shards, which no script sees together.
+
+One script, which counts for all shards (`reserve.lua`), lets a request in. Then it is queued on its
+own shard. When a job leaves its line or ends, its shard notes that in the same script, and the note
+is settled later: by a front that is about to refuse a request, by one that submits, once a second,
+and by the janitor. So never less is counted than there is, and no request is refused for the sake
+of jobs that have already left.
+
+A front that dies between the two steps leaves a reservation that nobody confirms. After a while it
+is looked up on its shard. If its request is not there, the reservation is given back, and the
+request cannot come any more.
+"""
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from shared.queue import keys
+from shared.queue.broker import UNAVAILABLE, Broker
+from shared.queue.script import Script
+
+Answer = TypeVar("Answer")
+
+_PAGE = 1000
+_MOST_PAGES = 100
+_EVERY_S = 1.0
+_ANSWER_S = 1.0
+"""Time for one server to tell what has left; after that its jobs count as if they waited."""
+_UNCONFIRMED_MS = 5_000
+"""Longer than a front waits for Redis to take a request."""
+_VOID_MS = 600_000
+
+
+@dataclass(frozen=True)
+class Departure:
+    """A job that has left its line.
+
+    `tenant` is "" unless the job has ended, and `model` "" unless it ran before.
+    """
+
+    job_id: str
+    tenant: str = ""
+    model: str = ""
+    cost: int = 0
+    at_ms: int = 0
+
+
+class Reservations:
+    """Counts the fleet's limits, for one process.
+
+    All methods but `reserve` are safe at any time, in many processes, and to repeat.
+    """
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._reserve = Script(broker, "reserve", needs=("limits",))
+        self._settle = Script(broker, "settle")
+        self._void = Script(broker, "void")
+        self._confirmed: list[str] = []
+        self._settling: asyncio.Task[None] | None = None
+        self._next: asyncio.Task[None] | None = None
+        self._settled_s = 0.0
+
+    @property
+    def are_needed(self) -> bool:
+        """False with a single shard, which counts by itself."""
+        return len(self._broker.shards) > 1
+
+    async def reserve(self, request_id: str, **asked: Any) -> list[Any] | None:
+        """Let a request in, whose jobs and limits are `asked`.
+
+        Return None, or what `reserve.lua` says against it.
+        """
+        answer = await self._try(request_id, asked)
+        # Settling frees the places of jobs that have left. A rate recovers by the clock alone.
+        if answer[0] == b"refused" and answer[1] != b"rate":
+            await self.settle()
+            answer = await self._try(request_id, asked)
+        if answer[0] == b"refused":
+            return answer
+        return None
+
+    def confirm(self, request_id: str) -> None:
+        """Note that the request is queued. Redis is told with the next question to it."""
+        self._confirmed.append(request_id)
+        if time.monotonic() - self._settled_s > _EVERY_S and self._next is None:
+            self._settled_s = time.monotonic()
+            self._next = asyncio.create_task(self._settle_after(self._settling))
+
+    async def void(self, request_id: str) -> None:
+        """Give back what a request took that will not come."""
+        # Where Redis cannot be reached it stays unconfirmed, and is found by that.
+        with suppress(*UNAVAILABLE):
+            await self._call_settle(voided=[request_id])
+
+    async def settle(self) -> None:
+        """Give back what has left until now, as far as Redis can be reached.
+
+        Those who ask at once share one look.
+        """
+        if self._next is None:
+            self._next = asyncio.create_task(self._settle_after(self._settling))
+        await asyncio.shield(self._next)
+
+    async def _settle_after(self, before: "asyncio.Task[None] | None") -> None:
+        """Settle once the task `before`, which settles already, is done."""
+        if before is not None:
+            await asyncio.wait([before])
+        # Whoever asks from here on gets a later look: this one may miss what leaves meanwhile.
+        self._settling = self._next
+        self._next = None
+        with suppress(*UNAVAILABLE):
+            await self.settle_all()
+        self._settled_s = time.monotonic()
+
+    async def settle_all(self) -> None:
+        """Settle as `settle` does, at once.
+
+        Raise redis-py's errors when Redis cannot be reached.
+        """
+        for _ in range(_MOST_PAGES):
+            by_shard = await self.departures()
+            departures: list[Departure] = []
+            is_last_page = True
+            for entries in by_shard.values():
+                departures += entries.values()
+                is_last_page = is_last_page and len(entries) < _PAGE
+            overdue = await self._call_settle(left=departures)
+
+            # The notes go only when they are settled: whoever dies in between settles them again.
+            await self._strike(by_shard)
+
+            confirmed = []
+            voided = []
+            for request_id, has_come in (await self._have_come(overdue)).items():
+                if has_come:
+                    confirmed.append(request_id)
+                else:
+                    voided.append(request_id)
+            if confirmed or voided:
+                await self._call_settle(confirmed=confirmed, voided=voided)
+            elif is_last_page:
+                return
+
+    async def settle_departures(self, departures: Sequence[Departure]) -> None:
+        """Give back what these jobs took: they have left, though no shard has noted it."""
+        await self._call_settle(left=departures)
+
+    async def departures(self) -> dict[str, dict[bytes, Departure]]:
+        """Return what each shard has noted and nobody has settled, by the note's id.
+
+        Nothing is returned of a server that does not answer.
+        """
+
+        async def read(shards: Sequence[str]) -> dict[str, dict[bytes, Departure]]:
+            pipe = self._broker.client(shards[0]).pipeline(transaction=False)
+            for shard in shards:
+                pipe.xrange(keys.left(shard), count=_PAGE)
+            notes = {}
+            for shard, entries in zip(shards, await pipe.execute(), strict=True):
+                if entries:
+                    notes[shard] = {entry: _departure(entry, fields) for entry, fields in entries}
+            return notes
+
+        notes: dict[str, dict[bytes, Departure]] = {}
+        for part in await self._at_each_server(self._broker.shards, read):
+            notes |= part
+        return notes
+
+    async def _strike(self, notes: dict[str, dict[bytes, Departure]]) -> None:
+        """Remove notes that are settled."""
+
+        async def strike(shards: Sequence[str]) -> None:
+            pipe = self._broker.client(shards[0]).pipeline(transaction=False)
+            for shard in shards:
+                pipe.xdel(keys.left(shard), *notes[shard])
+            await pipe.execute()
+
+        await self._at_each_server(list(notes), strike)
+
+    async def _have_come(self, request_ids: Sequence[str]) -> dict[str, bool]:
+        """Return for each request whether it is on its shard. One that is not will never be."""
+        by_shard: dict[str, list[str]] = {}
+        for request_id in request_ids:
+            by_shard.setdefault(keys.shard_of(request_id), []).append(request_id)
+
+        async def look(shards: Sequence[str]) -> dict[str, bool]:
+            calls = {shard: {"requests": by_shard[shard], "keep_ms": _VOID_MS} for shard in shards}
+            have_come = {}
+            for shard, came in zip(shards, await self._void.call_all(calls), strict=True):
+                for request_id, has_come in zip(by_shard[shard], came, strict=True):
+                    have_come[request_id] = bool(has_come)
+            return have_come
+
+        have_come: dict[str, bool] = {}
+        for part in await self._at_each_server(list(by_shard), look):
+            have_come |= part
+        return have_come
+
+    async def _at_each_server(
+        self, shards: Sequence[str], ask: Callable[[Sequence[str]], Awaitable[Answer]]
+    ) -> list[Answer]:
+        """Ask all servers about their shards, at once. Return the answers of those that answer."""
+        answers: list[Answer] = []
+
+        async def ask_one(part: Sequence[str]) -> None:
+            with suppress(TimeoutError, *UNAVAILABLE):
+                async with asyncio.timeout(_ANSWER_S):
+                    answers.append(await ask(part))
+
+        parts = await self._broker.by_server(shards)
+        await asyncio.gather(*map(ask_one, parts))
+        return answers
+
+    async def _try(self, request_id: str, asked: dict[str, Any]) -> list[Any]:
+        confirmed = self._take_confirmed()
+        answer: list[Any] = await self._reserve.call(
+            keys.ADMISSION,
+            request=request_id,
+            confirmed=confirmed,
+            **asked,
+        )
+        return answer
+
+    def _take_confirmed(self) -> list[str]:
+        """Take the confirmed requests that Redis has not been told of."""
+        # If telling Redis fails, these requests are overdue some day, and are looked up.
+        confirmed = self._confirmed
+        self._confirmed = []
+        return confirmed
+
+    async def _call_settle(
+        self,
+        *,
+        left: Sequence[Departure] = (),
+        confirmed: Sequence[str] = (),
+        voided: Sequence[str] = (),
+    ) -> list[str]:
+        """Return the requests that have been unconfirmed for too long."""
+        overdue = await self._settle.call(
+            keys.ADMISSION,
+            left=[dataclasses.astuple(departure) for departure in left],
+            confirmed=[*self._take_confirmed(), *confirmed],
+            voided=voided,
+            unconfirmed_ms=_UNCONFIRMED_MS,
+        )
+        return [request_id.decode() for request_id in overdue]
+
+
+def _departure(entry: bytes, fields: dict[bytes, bytes]) -> Departure:
+    values = {name.decode(): value.decode() for name, value in fields.items()}
+    return Departure(
+        job_id=values["job"],
+        tenant=values.get("tenant", ""),
+        model=values.get("model", ""),
+        cost=int(values.get("cost", 0)),
+        at_ms=int(entry.partition(b"-")[0]),
+    )

@@ -1,0 +1,406 @@
+"""The work queue as a front sees it: submit requests, and end them.
+
+Only the scripts in `lua/` change the state of a job. A request is one job or several on one shard,
+and either all of them are queued or none. Limits are those of the whole fleet: with a single shard
+the script that queues checks them, with several `shared.queue.reservations` does so before.
+"""
+
+import asyncio
+import hashlib
+import math
+import secrets
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from shared.errors import (
+    BrokerUnavailable,
+    FleetError,
+    IdempotencyConflict,
+    InvalidRequest,
+    JobNotFound,
+    OverQuota,
+    QueueFull,
+    TooSlow,
+)
+from shared.messages import PRIORITIES, STATE_OF, Cancelled, Failed, Job, Priority, Task, encode
+from shared.queue import keys
+from shared.queue.broker import Broker
+from shared.queue.requests import Request, Requests
+from shared.queue.reservations import Reservations
+from shared.queue.script import Script, raw
+from shared.tasks.task_table import cost_of, places_of
+from shared.telemetry.tracing import NO_TRACE, Trace
+
+_OPEN = (b"queued", b"running")
+_WHOLE = {
+    b"depth": "The request takes {asked} places in the queue, which has {limit}.",
+    b"bytes": "The request has {asked} bytes for the queue, which holds {limit}.",
+    b"concurrency": "The request opens {asked} at once, and {limit} may be open.",
+}
+"""Messages for a request that no waiting would let in, by the limit that it exceeds alone."""
+# Keys that one call of SCAN looks at; Redis serves nobody else meanwhile.
+_SCANNED = 1000
+
+
+@dataclass(frozen=True)
+class Quota:
+    """The most that a tenant may do at once, in the whole fleet. 0 is no limit.
+
+    `rate_per_s` counts requests; `burst` of them may come at once after a rest.
+    """
+
+    concurrency: int = 0
+    rate_per_s: float = 0.0
+    burst: int = 1
+
+
+@dataclass(frozen=True)
+class QueueLimits:
+    """The most that may wait for one model in the whole fleet: jobs of one class, and bytes.
+
+    0 bytes is no limit.
+    """
+
+    max_jobs: int
+    max_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Key:
+    """An idempotency key, which is the caller's own text.
+
+    Requests of one tenant with the same key and the same `body` are one request.
+    """
+
+    text: str
+    body: bytes = b""
+
+    @property
+    def name(self) -> str:
+        return _hashed(self.text.encode())
+
+    @property
+    def digest(self) -> str:
+        return _hashed(self.body)
+
+
+@dataclass(frozen=True)
+class SubmitRequest:
+    """A request on its way into the queue. Times are seconds from now.
+
+    One that `is_urgent` is refused when what waits before it would take longer than its deadline.
+    `follower_id` follows it from the start; "" is nobody. `trace` is as in `Job`.
+    """
+
+    model: str
+    tasks: tuple[Task, ...]
+    tenant: str = "public"
+    priority: Priority = "default"
+    queue_timeout_s: float = 60.0
+    deadline_s: float = 300.0
+    is_urgent: bool = False
+    request_id: str = ""
+    is_streamed: bool = False
+    key: Key | None = None
+    record: bytes = b""
+    follower_id: str = ""
+    trace: Trace = NO_TRACE
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Jobs waiting to be taken, by class, and jobs taken and not yet ended."""
+
+    waiting: dict[Priority, int]
+    running: int
+
+    @property
+    def queued(self) -> int:
+        return sum(self.waiting.values())
+
+
+class Submissions:
+    """Submits requests, finds them again by their keys, and ends their jobs.
+
+    An idempotency key is remembered for `key_ttl_s`; an ended request can be read for
+    `result_ttl_s`.
+    """
+
+    def __init__(
+        self, broker: Broker, *, result_ttl_s: float = 600.0, key_ttl_s: float = 86_400.0
+    ) -> None:
+        self._broker = broker
+        self._requests = Requests(broker, result_ttl_s=result_ttl_s)
+        self._reservations = Reservations(broker)
+        self._submit = Script(broker, "submit", needs=("limits",))
+        self._end = Script(broker, "end")
+        self._ttl_ms = int(result_ttl_s * 1000)
+        self._key_ttl_ms = int(key_ttl_s * 1000)
+
+    def jobs_of(self, submit_request: SubmitRequest) -> tuple[str, list[Job]]:
+        """Return the id of the request that `submit_request` becomes, and its jobs."""
+        shard = self._shard(submit_request.tenant, submit_request.key)
+        jobs = []
+        for task in submit_request.tasks:
+            job = Job(
+                id=keys.new_id(shard),
+                model=submit_request.model,
+                task=task,
+                tenant=submit_request.tenant,
+                priority=submit_request.priority,
+                request_id=submit_request.request_id,
+                is_streamed=submit_request.is_streamed,
+                trace=submit_request.trace,
+            )
+            jobs.append(job)
+        return keys.new_id(shard), jobs
+
+    async def submit(
+        self,
+        submit_request: SubmitRequest,
+        request_id: str,
+        jobs: Sequence[Job],
+        quota: Quota,
+        queue_limits: QueueLimits,
+    ) -> Request:
+        """Queue all `jobs`, or find the request that came before with the same idempotency key.
+
+        Raise QueueFull, OverQuota or TooSlow (each with a Retry-After where there is one),
+        IdempotencyConflict, and InvalidRequest for one that takes more than there is.
+        """
+        limits = {
+            "max_jobs": queue_limits.max_jobs,
+            "max_bytes": queue_limits.max_bytes,
+            "concurrency": quota.concurrency,
+            "rate": quota.rate_per_s,
+            "burst": quota.burst,
+            "is_urgent": submit_request.is_urgent,
+        }
+        about = {
+            "model": submit_request.model,
+            "class": submit_request.priority,
+            "tenant": submit_request.tenant,
+            "classes": PRIORITIES,
+            "deadline_ms": int(submit_request.deadline_s * 1000),
+        }
+        specs = [encode(job) for job in jobs]
+        costs = [cost_of(job.task) for job in jobs]
+
+        # With several shards the limits are counted apart, before the request is queued.
+        is_reserved = self._reservations.are_needed
+        if is_reserved:
+            needs = []
+            for job, cost, spec in zip(jobs, costs, specs, strict=True):
+                needs.append({"id": job.id, "cost": cost, "bytes": len(spec)})
+            refused = await self._reservations.reserve(request_id, jobs=needs, **about, **limits)
+            if refused is not None:
+                # The same request may have come before: it is found although there is no room.
+                before = await self.known(submit_request.tenant, submit_request.key)
+                if before is not None:
+                    return before
+                raise _refusal(quota, refused[1:])
+
+        key = submit_request.key
+        entries = []
+        for job, cost, spec in zip(jobs, costs, specs, strict=True):
+            entry = {"id": job.id, "places": places_of(job.task), "cost": cost, "spec": raw(spec)}
+            entries.append(entry)
+        answer = await self._submit.call(
+            keys.shard_of(request_id),
+            request={
+                "id": request_id,
+                "key": key.name if key else "",
+                "body": key.digest if key else "",
+                "key_ttl_ms": self._key_ttl_ms,
+                "record": raw(submit_request.record),
+                "follower_id": submit_request.follower_id,
+            },
+            jobs=entries,
+            queue_ms=int(submit_request.queue_timeout_s * 1000),
+            ttl_ms=self._ttl_ms,
+            is_reserved=is_reserved,
+            **about,
+            # The script looks at no limits where they have been reserved.
+            **({} if is_reserved else limits),
+        )
+        if is_reserved and answer[0] == b"queued":
+            self._reservations.confirm(request_id)
+        elif is_reserved:
+            await self._reservations.void(request_id)
+
+        match answer[0]:
+            case b"queued":
+                return Request(
+                    request_id,
+                    submit_request.tenant,
+                    tuple(job.id for job in jobs),
+                    submit_request.record,
+                )
+            case b"known":
+                return await self._known(answer[1].decode(), submit_request.tenant)
+            case b"conflict":
+                raise _conflict("This key came before with another body.")
+            case b"void":
+                raise BrokerUnavailable("Redis took too long to take the request.", retry_after_s=1)
+            case _:
+                raise _refusal(quota, answer[1:])
+
+    async def known(self, tenant: str, key: Key | None) -> Request | None:
+        """Return the request that came before with this key, None if none did.
+
+        Raise IdempotencyConflict for one with another body.
+        """
+        if key is None:
+            return None
+        shard = self._shard(tenant, key)
+        asked = self._broker.client(shard).hmget(
+            keys.idempotency(shard, tenant, key.name), ["body", "request"]
+        )
+        body, request_id = await cast(Awaitable[list[bytes | None]], asked)
+        if body is None or request_id is None:
+            return None
+        if body.decode() != key.digest:
+            raise _conflict("This key came before with another body.")
+        return await self._known(request_id.decode(), tenant)
+
+    async def _known(self, request_id: str, tenant: str) -> Request:
+        """Return the request that a key stands for. Raise IdempotencyConflict if it has expired."""
+        try:
+            return await self._requests.find(request_id, tenant)
+        except JobNotFound:
+            raise _conflict(
+                "The request with this key has ended, and its result has expired."
+            ) from None
+
+    async def end(
+        self,
+        jobs: Sequence[Job] | Sequence[str],
+        event: Failed | Cancelled,
+        *,
+        if_waiting: bool = False,
+        left: tuple[str, str] | None = None,
+    ) -> int:
+        """End jobs of one request from outside, whatever their phase.
+
+        Return how many had not ended before. `if_waiting` spares those that run. `left` is the
+        request id and the id of a follower who has left: others that follow spare all jobs.
+        """
+        ids = [job if isinstance(job, str) else job.id for job in jobs]
+        if not ids:
+            return 0
+        request, follower_id = left or ("", "")
+        ended = await self._end.call(
+            keys.shard_of(ids[0]),
+            jobs=ids,
+            state=STATE_OF[type(event)],
+            event=raw(encode(event)),
+            ttl_ms=self._ttl_ms,
+            if_waiting=if_waiting,
+            request=request,
+            follower_id=follower_id,
+        )
+        return sum(ended)
+
+    async def open_jobs(self) -> list[str]:
+        """Return the ids of all jobs in Redis that have not ended, whoever submitted them."""
+        open_ids: list[str] = []
+        for client in await self._broker.nodes():
+            async for name in client.scan_iter(match=keys.pattern("held"), count=_SCANNED):
+                ids = [job_id.decode() for job_id in await client.zrange(name, 0, -1)]
+                pipe = client.pipeline(transaction=False)
+                for job_id in ids:
+                    pipe.hget(keys.job(job_id), "state")
+                states = await pipe.execute()
+                for job_id, state in zip(ids, states, strict=True):
+                    if state in _OPEN:
+                        open_ids.append(job_id)
+        return open_ids
+
+    async def end_all(self, job_ids: Sequence[str], event: Failed | Cancelled) -> int:
+        """End jobs of any requests, as `end` does. Return how many had not ended before."""
+        by_shard: dict[str, list[str]] = {}
+        for job_id in job_ids:
+            by_shard.setdefault(keys.shard_of(job_id), []).append(job_id)
+        ended = 0
+        for shard_ids in by_shard.values():
+            ended += await self.end(shard_ids, event)
+        return ended
+
+    async def depth(self, model: str) -> Depth:
+        """Return how many jobs of a model wait, by class, and how many are in workers' hands."""
+
+        async def read(shards: Sequence[str]) -> list[Any]:
+            pipe = self._broker.client(shards[0]).pipeline(transaction=False)
+            for shard in shards:
+                pipe.hmget(keys.depth(shard, model), [f"jobs:{name}" for name in PRIORITIES])
+                pipe.zcard(keys.leases(shard, model))
+            return await pipe.execute()
+
+        parts = self._broker.together(self._broker.shards)
+        waiting = dict.fromkeys(PRIORITIES, 0)
+        running = 0
+        for answers in await asyncio.gather(*map(read, parts)):
+            # Each shard answers twice: its counts by class, and its number of leases.
+            for counts in answers[::2]:
+                for name, count in zip(PRIORITIES, counts, strict=True):
+                    waiting[name] += int(count or 0)
+            running += sum(answers[1::2])
+        return Depth(waiting, running)
+
+    def _shard(self, tenant: str, key: Key | None) -> str:
+        """Return any shard; requests with the same idempotency key meet on the same one."""
+        if key is not None:
+            return keys.shard_for(f"{tenant}/{key.text}", len(self._broker.shards))
+        return secrets.choice(self._broker.shards)
+
+
+def _hashed(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _conflict(words: str) -> IdempotencyConflict:
+    return IdempotencyConflict(words, field="Idempotency-Key")
+
+
+def _refusal(quota: Quota, values: Sequence[Any]) -> FleetError:
+    """Return the error of a refused request from what the scripts answer.
+
+    The request takes `asked`, and `number` of `limit` are taken. It may fit later, unless it takes
+    more than the whole limit.
+    """
+    reason, retry_ms, number, limit, asked = values
+    if 0 < limit < asked and reason in _WHOLE:
+        return InvalidRequest(
+            f"{_WHOLE[reason].format(limit=limit, asked=asked)} Ask for less at once."
+        )
+    retry_after_s = 5
+    if retry_ms:
+        retry_after_s = min(60, max(1, math.ceil(retry_ms / 1000)))
+    match reason:
+        case b"depth":
+            words = (
+                f"The queue is full: {number} of {limit} places are taken, and the request "
+                f"takes {asked}."
+            )
+            return QueueFull(words, retry_after_s=retry_after_s)
+        case b"bytes":
+            words = (
+                f"The queue is full: {number} of {limit} bytes wait, and the request has {asked}."
+            )
+            return QueueFull(words, retry_after_s=retry_after_s)
+        case b"concurrency":
+            words = (
+                f"{number} of the {limit} requests that may be open at once are, and this is "
+                f"{asked} more."
+            )
+            return OverQuota(words, retry_after_s=retry_after_s)
+        case b"rate":
+            return OverQuota(
+                f"More than {quota.rate_per_s:g} requests a second.", retry_after_s=retry_after_s
+            )
+        case _:
+            words = (
+                f"The wait is about {number / 1000:.1f} s, and the deadline {limit / 1000:.1f} s."
+            )
+            return TooSlow(words, retry_after_s=retry_after_s)

@@ -1,0 +1,1 @@
+"""The settings: their types, where they come from, and the command line."""

@@ -1,0 +1,87 @@
+"""Checks of files and directories that settings name, so that a wrong one is one sentence."""
+
+import os
+import re
+import stat
+
+from shared.settings.layers import env_name, flag_name
+from shared.settings.settings import ModelEntry, Settings, SettingsError, model_entries
+from shared.settings.text import reason
+from shared.tasks.runner_table import WITHOUT_FILES
+
+_MODEL_PATHS = {
+    "path": "directory or file",
+    "tokenizer_path": "directory or file",
+    "chat_template": "file",
+}
+"""The paths of a model's entry, and what each of them may be."""
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def read_text(settings: Settings, name: str) -> str:
+    """Return the text of the file that setting `name` names. Raise SettingsError."""
+    path = str(getattr(settings, name))
+    try:
+        with open(os.path.expanduser(path), encoding="utf-8") as stream:
+            return stream.read()
+    except (OSError, ValueError) as error:
+        problem = f"cannot read {path!r}: {reason(error)}"
+        raise settings.refusal(name, problem, _remedy(name, "text file")) from None
+
+
+def check_model_paths(settings: Settings) -> None:
+    """Look at every path of the models. Raise SettingsError for the first that cannot be read.
+
+    A model that requires a GPU may lie on another machine, and is left to a worker that has one.
+    """
+    for entry in model_entries(settings):
+        if entry.gpu_required:
+            continue
+        for field, kind in _MODEL_PATHS.items():
+            path = getattr(entry, field)
+            if path is None or (field == "path" and entry.runner in WITHOUT_FILES):
+                continue
+            fault = fault_of(path, may_be_directory=kind != "file")
+            if fault is not None:
+                raise _path_refusal(settings, entry, field, fault)
+
+
+def fault_of(path: str, *, may_be_directory: bool) -> str | None:
+    """Return why a path cannot be read, None if it can."""
+    expanded = os.path.expanduser(path)
+    try:
+        mode = os.stat(expanded).st_mode
+        if stat.S_ISDIR(mode):
+            if not may_be_directory:
+                return "it is a directory"
+            os.scandir(expanded).close()
+        elif stat.S_ISREG(mode):
+            # Anything else is not opened: a pipe may wait for a writer, or be read only once.
+            open(expanded, "rb").close()
+    except (OSError, ValueError) as error:
+        return reason(error)
+    return None
+
+
+def _path_refusal(settings: Settings, entry: ModelEntry, field: str, fault: str) -> SettingsError:
+    name = "model_path" if field == "path" else field
+    for given in settings.models:
+        if given.id == entry.id and getattr(given, field) is not None:
+            name = "models"
+            break
+    shown = ""
+    if field not in (name, "path"):
+        shown = f"the {field.replace('_', ' ')} "
+    path = getattr(entry, field)
+    problem = f"model {entry.id!r}: cannot read {shown}{path!r}: {fault}"
+    remedy = _remedy(name, _MODEL_PATHS[field])
+    if _HUB_NAME.fullmatch(path):
+        remedy += (
+            f"; nothing is fetched from a hub here: `hf download {path} --local-dir DIRECTORY` "
+            "does that beforehand"
+        )
+    return settings.refusal(name, problem, remedy)
+
+
+def _remedy(name: str, kind: str) -> str:
+    return f"name a {kind} that this process may read by {flag_name(name)} or {env_name(name)}"

@@ -1,0 +1,620 @@
+"""The settings of the fleet, read once when a process starts, and frozen.
+
+A command-line flag outranks the environment, which outranks YAML (`serve.hrm`) and the default.
+
+This module knows names, defaults, ranges and ranks, and remembers where each value came from. It
+does not know whether a model's directory or a device exists: that is the worker's business.
+"""
+
+import json
+import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from shared.settings.layers import Layer, LayerSource, cli_layer, env_layer, env_name, yaml_layer
+from shared.settings.layers import SettingsError as SettingsError
+from shared.settings.models import GivenOption
+from shared.settings.models import ModelEntry as ModelEntry
+from shared.settings.text import env_text, mask_secrets, plain
+from shared.settings.types import (
+    MOST_ABSENT_S,
+    SECRETS,
+    ApiKey,
+    Count,
+    CountOrAuto,
+    Dtype,
+    EndpointRate,
+    Gigabytes,
+    Milliseconds,
+    Name,
+    PathPrefix,
+    Port,
+    Proxy,
+    Quantize,
+    RateText,
+    Seconds,
+    Share,
+    Text,
+)
+from shared.shipped import shipped
+from shared.tasks.model_options import check_options, with_options
+from shared.tasks.runner_options import (
+    Attention,
+    HrmActOptions,
+    HrmTextOptions,
+    PagedOptions,
+    Scoring,
+    Segments,
+    TextOptions,
+    setting_of,
+)
+from shared.tasks.runner_table import WITHOUT_FILES
+
+SAMPLE_MODEL = shipped("models/sample-hrm-text")
+
+# A process that is told to stop waits so long for its step, where others go on with the work.
+HAND_OVER_S = 1.0
+# It waits so long for all that is in flight, where nobody would go on with it.
+FINISH_S = 20.0
+
+_FOUR_BITS = ("4bit", "int4", "nf4", "fp4")
+_layers: ContextVar[Sequence[Layer]] = ContextVar("aios_settings_layers", default=())
+
+
+class Settings(BaseSettings):
+    """Frozen settings of one process.
+
+    The fields have the order of `--help`, `--print-config` and config/default.yaml. Two settings
+    are equal when their values are, wherever these come from.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    _origins: Mapping[str, str] = PrivateAttr(default_factory=dict)
+
+    host: Text = Field(default="0.0.0.0", description="address the api listens on")
+    port: Port = Field(default=8000, description="port the api listens on; 0 picks a free one")
+    root_path: PathPrefix | None = Field(
+        default=None, description="path under which a proxy shows the api, as /hrm"
+    )
+    forwarded_allow_ips: tuple[Proxy, ...] = Field(
+        default=("127.0.0.1", "::1"),
+        description="proxies whose X-Forwarded headers are believed, comma-separated",
+    )
+    keep_alive_s: Seconds = Field(
+        default=100.0, description="seconds before the api closes an idle connection"
+    )
+    model_path: Text | None = Field(
+        default=None, description="model directory or file, or 'echo' (none: the sample)"
+    )
+    tokenizer_path: Text | None = Field(
+        default=None, description="tokenizer directory or file (none: the model's own)"
+    )
+    models: tuple[ModelEntry, ...] = Field(
+        default=(), description="model to serve as id=path, repeatable"
+    )
+    default_model: Text | None = Field(
+        default=None, description="id used when a request names no model"
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        default="auto", description="device; cuda also means ROCm"
+    )
+    dtype: Dtype = Field(default="auto", description="dtype of weights and activations")
+    quantize: Quantize = Field(
+        default="none", description="round the weights of linear layers, on a CPU"
+    )
+    max_batch_size: Count = Field(
+        default=16, description="sequences decoded together by one worker"
+    )
+    max_new_tokens: Count = Field(default=256, description="most tokens one answer may have")
+    cap_policy: Literal["clamp", "reject"] = Field(
+        default="clamp", description="what to do with a request over a cap"
+    )
+    context_window: Count = Field(
+        default=2048, description="most tokens of prompt and answer together"
+    )
+    enable_cors: bool = Field(default=False, description="answer CORS requests")
+    cors_origins: tuple[Text, ...] = Field(
+        default=("*",), min_length=1, description="allowed origins, comma-separated"
+    )
+    api_keys: tuple[ApiKey, ...] = Field(
+        default=(), description="keys that may call, comma-separated: key or name:key"
+    )
+    admin_keys: tuple[ApiKey, ...] = Field(
+        default=(), description="keys for admin routes too, like api_keys"
+    )
+    require_key: Literal["auto", "yes", "no"] = Field(
+        default="auto",
+        description="whether callers need a key (auto: once there is one, here or of `aios keys`)",
+    )
+    key_style: Literal["bearer", "x-api-key"] = Field(
+        default="bearer",
+        description="a key missing or wrong is 401, or in the style x-api-key 403 Invalid API Key",
+    )
+    protect_metrics: bool = Field(default=False, description="/metrics only with a key")
+    metrics_port: Port | None = Field(
+        default=None, description="second port for the metrics of a front, or of jobs"
+    )
+    worker_port: Port | None = Field(
+        default=None, description="port for a worker's metrics and health"
+    )
+    prohibited_terms: Text | None = Field(
+        default=None, description="file of terms, one a line, to refuse in requests"
+    )
+    log_level: Literal["critical", "error", "warning", "info", "debug"] = Field(
+        default="info", description="log level"
+    )
+    log_format: Literal["auto", "json", "console", "classic"] = Field(
+        default="auto",
+        description="log lines for machines or people (auto: console on a terminal, else json)",
+    )
+    access_log: bool = Field(default=True, description="log a line for each request")
+    log_bodies: bool = Field(
+        default=False, description="log the beginnings of requests and answers (debug does, too)"
+    )
+    otlp_endpoint: Text | None = Field(
+        default=None, description="OTLP collector to send traces to (none: no tracing)"
+    )
+    redis_url: Text | None = Field(
+        default=None, description="Redis URL (none: `aios serve hrm` embeds one)"
+    )
+    redis_shards: int = Field(
+        default=1, ge=1, le=256, description="parts of the queues, to spread over a Redis Cluster"
+    )
+    workers: CountOrAuto = Field(default=1, description="worker processes of `aios serve hrm`")
+    pool: Name = Field(
+        default="default", description="what workers of this kind are called, in metrics"
+    )
+    threads: CountOrAuto = Field(default="auto", description="torch threads of one worker")
+    pin_cores: bool = Field(
+        default=True, description="give each of several workers cores of its own"
+    )
+    max_queue_depth: int = Field(default=256, ge=0, description="waiting requests before 429")
+    max_queue_bytes: int = Field(
+        default=0, ge=0, description="bytes of waiting requests before 429 (0: any number)"
+    )
+    tenant_concurrency: int = Field(
+        default=0, ge=0, description="open jobs of one tenant before 429 (0: any number)"
+    )
+    tenant_rate_per_s: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="requests a second of one tenant before 429 (0: any number)",
+    )
+    tenant_burst: Count = Field(
+        default=20, description="requests a tenant may send at once after a rest"
+    )
+    rate_limit: RateText | None = Field(
+        default=None, description="requests of one key before 429, as times/seconds"
+    )
+    endpoint_rate_limits: tuple[EndpointRate, ...] = Field(
+        default=(), description="the same on one endpoint, as /path=times/seconds, comma-separated"
+    )
+    idempotency_ttl_s: Seconds = Field(
+        default=86_400.0, description="how long an Idempotency-Key is remembered"
+    )
+    response_cache_ttl_s: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="how long answers are given again (0: never)",
+    )
+    max_prompts_per_request: Count = Field(default=64, description="most prompts in one request")
+    max_body_bytes: Count = Field(
+        default=1 << 20, description="largest request body, but for uploads"
+    )
+    max_upload_bytes: Count = Field(
+        default=1 << 28, description="largest upload, and largest artifact"
+    )
+    artifact_url: Text | None = Field(
+        default=None,
+        description=(
+            "directory, or URL as s3://bucket/folder, for artifacts above 256 KiB (none: `aios "
+            "serve hrm` with its own Redis makes one, other fleets keep none)"
+        ),
+    )
+    artifact_ttl_s: Seconds = Field(default=86_400.0, description="how long artifacts are kept")
+    artifact_quota_bytes: int = Field(
+        default=1 << 30,
+        ge=0,
+        description="bytes of artifacts that one tenant may keep (0: any number)",
+    )
+    queue_timeout_s: Seconds = Field(default=60.0, description="longest wait in the queue")
+    request_timeout_s: Seconds = Field(default=300.0, description="longest life of a request")
+    absent_grace_s: float = Field(
+        default=30.0,
+        ge=0,
+        le=MOST_ABSENT_S,
+        description=(
+            "how long work is queued for a model that no worker serves any more, before 503"
+        ),
+    )
+    drain_timeout_s: Seconds | None = Field(
+        default=None,
+        description=(
+            "longest wait at shutdown for what is in flight (none: 20 in a fleet with its own "
+            "Redis, else 1)"
+        ),
+    )
+    on_disconnect: Literal["cancel", "continue", "grace"] = Field(
+        default="cancel", description="what becomes of work whose caller has left"
+    )
+    disconnect_grace_s: Seconds = Field(
+        default=10.0, description="time to come back in, before `grace` cancels"
+    )
+    lease_s: Seconds = Field(
+        default=3.0, description="silence after which a worker's jobs are taken over"
+    )
+    ageing_s: Seconds = Field(
+        default=10.0, ge=0.01, description="time in the queue that lifts a job by one class"
+    )
+    result_ttl_s: Seconds = Field(default=600.0, description="how long finished results are kept")
+    keepalive_s: Seconds = Field(
+        default=10.0, description="seconds between SSE keep-alive comments"
+    )
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        lt=2**63,
+        description="seed of requests that name none (none: another one for each)",
+    )
+    healthz_mode: Literal["live", "ready"] = Field(
+        default="live", description="/healthz: process up, or also warm"
+    )
+    scoring: Scoring = setting_of(HrmActOptions, "scoring")
+    segments: Segments = setting_of(HrmActOptions, "segments")
+    attention: Attention | None = setting_of(HrmActOptions, "attention")
+    condition: Text | None = setting_of(HrmTextOptions, "condition")
+    chat_template: Text | None = setting_of(TextOptions, "chat_template")
+    use_ema: bool = setting_of(HrmTextOptions, "use_ema")
+    options: tuple[GivenOption, ...] = Field(
+        default=(),
+        description="option of a model's runner as name=value or model:name=value, repeatable",
+    )
+    kv_memory_mib: CountOrAuto = Field(
+        default="auto", description="memory for KV pages of one model (auto: 512)"
+    )
+    kv_memory_fraction: Share | None = Field(
+        default=None, description="share of free GPU memory for KV (none: 0.9)"
+    )
+    max_gpu_memory_gb: Gigabytes | None = Field(
+        default=None, description="most GPU memory of one worker (none: all)"
+    )
+    memory_high_water: Share | None = Field(
+        default=None,
+        description="share of memory in use above which a worker takes nothing new (none: any)",
+    )
+    max_loaded_models: Count | None = Field(
+        default=None,
+        description="models that one worker holds in memory at once (none: as many as fit)",
+    )
+    memory_watermark: Share = Field(
+        default=0.85,
+        description=(
+            "share of the memory that may be in use when a model is loaded for work that waits"
+        ),
+    )
+    page_size: Count | None = Field(
+        default=None,
+        description=(
+            "tokens in a KV page (none: 16; on cuda in half precision 256, as flash attention asks)"
+        ),
+    )
+    flash_attention: bool = setting_of(PagedOptions, "flash_attention")
+    cuda_graphs: bool = setting_of(PagedOptions, "cuda_graphs")
+    compile_layers: bool = setting_of(HrmTextOptions, "compile_layers")
+    prefix_cache: bool = Field(
+        default=True, description="let requests of one tenant share what was computed"
+    )
+    step_tokens: Count | None = Field(
+        default=None, description="tokens of one step (none: 256 on cpu, else 4096)"
+    )
+    batch_wait_ms: Milliseconds = Field(
+        default=5.0,
+        description="how long a batch of tasks that are done whole waits for more of them",
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        return plain(value, cls.model_fields[info.field_name or ""])
+
+    @field_validator("forwarded_allow_ips", mode="before")
+    @classmethod
+    def _nobody(cls, value: Any) -> Any:
+        """Return an empty list of proxies for `none`."""
+        if isinstance(value, str) and value.lower() == "none":
+            return ()
+        return value
+
+    @field_validator(
+        "cors_origins",
+        "api_keys",
+        "admin_keys",
+        "endpoint_rate_limits",
+        "forwarded_allow_ips",
+        mode="before",
+    )
+    @classmethod
+    def _split_list(cls, value: Any) -> Any:
+        if not isinstance(value, str) or value.lower() == "none":
+            return value
+        if re.fullmatch(r"\s*\[.*\]\s*", value):
+            raise ValueError("expected values with commas between them, not a JSON list")
+        return [part.strip() for part in value.split(",") if part.strip()]
+
+    @field_validator("quantize", mode="before")
+    @classmethod
+    def _enough_bits(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.lower() in _FOUR_BITS:
+            raise ValueError(
+                "weights of 4 bits are not served yet; expected int8 (--quantize int8, "
+                "LOAD_IN_8BIT=true), which takes a quarter of float32's memory on a CPU, or "
+                "bfloat16 on a GPU (--dtype bfloat16), which takes half"
+            )
+        return value
+
+    @field_validator("require_key", mode="before")
+    @classmethod
+    def _yes_or_no(cls, value: Any) -> Any:
+        # YAML reads a bare yes as true.
+        if value is True:
+            return "yes"
+        if value is False:
+            return "no"
+        return value
+
+    @field_validator("models", "options", mode="before")
+    @classmethod
+    def _split_entries(cls, value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, str) or value.lower() == "none":
+            return value
+        if not value.lstrip().startswith("["):
+            return value.split(",")
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError as error:
+            form = "id=path" if info.field_name == "models" else "name=value"
+            raise ValueError(f"expected a JSON list or {form},{form} ({error})") from error
+
+    @field_validator("models")
+    @classmethod
+    def _distinct(cls, value: tuple[ModelEntry, ...]) -> tuple[ModelEntry, ...]:
+        counts = Counter(entry.id for entry in value)
+        repeated = sorted(name for name, count in counts.items() if count > 1)
+        if repeated:
+            raise ValueError(f"expected distinct ids, got {', '.join(repeated)} more than once")
+        return value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _web_address(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("expected http:// or https://")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _known_scheme(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("expected redis://, rediss:// or unix://")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return the arguments, then the layers that `resolve` is merging. Nothing else is read."""
+        layers = [LayerSource(settings_cls, layer) for layer in _layers.get()]
+        return (init_settings, *layers)
+
+    @property
+    def drain_s(self) -> float:
+        """Seconds for which a process that is told to stop waits for what is in flight."""
+        if self.drain_timeout_s is None:
+            return HAND_OVER_S
+        return self.drain_timeout_s
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Settings) and dict(self) == dict(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(dict(self).items()))
+
+    def origin(self, name: str) -> str:
+        """Return where a setting comes from.
+
+        It is `--port`, `AIOS_PORT`, `FILE: serve.hrm.port` or `default`.
+        """
+        return self._origins.get(name, "default")
+
+    def refusal(self, name: str, problem: str, remedy: str) -> SettingsError:
+        """Return the error for a setting that only turns out to be unusable when it is used."""
+        return SettingsError(f"{name}: {problem} (from {self.origin(name)}); {remedy}")
+
+    def to_env(self) -> dict[str, str]:
+        """Return the AIOS_* variables from which `resolve` builds these same settings.
+
+        `none` stands for None.
+        """
+        return {env_name(name): env_text(getattr(self, name)) for name in type(self).model_fields}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Settings, and the origin of each field as `Settings.origin` tells it."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+
+
+def resolve(
+    argv_values: Mapping[str, Any],
+    env: Mapping[str, str],
+    yaml_path: Path | None,
+    *,
+    flags: Mapping[str, str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> Resolved:
+    """Merge the layers of command line, environment and YAML, and validate the result.
+
+    `argv_values` are by field name; None means not given. `flags` are the names by which values
+    were given, where these are not the usual ones; `defaults` are a command's own. Raise
+    SettingsError, whose message has one line for each bad field.
+    """
+    known = tuple(Settings.model_fields)
+    layers = _without_outranked_models(
+        [cli_layer(argv_values, flags), env_layer(env, known), yaml_layer(yaml_path, known)]
+    )
+    layers.append({name: (value, "default") for name, value in (defaults or {}).items()})
+
+    origins = dict.fromkeys(known, "default")
+    for layer in reversed(layers):
+        for name, (_, origin) in layer.items():
+            origins[name] = origin
+    token = _layers.set(layers)
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        raise SettingsError(_explain_all(error, origins)) from None
+    finally:
+        _layers.reset(token)
+    settings._origins = origins
+    _check_models(settings, origins)
+    return Resolved(settings, origins)
+
+
+def settings_of(values: Mapping[str, Any]) -> Settings:
+    """Return settings from values by name, and defaults. No file or variable is read.
+
+    Raise SettingsError.
+    """
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        raise SettingsError(_explain_all(error, {})) from None
+
+
+def _without_outranked_models(layers: Sequence[Layer]) -> list[Layer]:
+    """Return the layers without lists of models that a model path outranks."""
+    kept = []
+    has_path = False
+    for layer in layers:
+        if has_path:
+            kept.append({name: value for name, value in layer.items() if name != "models"})
+        else:
+            kept.append(layer)
+        has_path = has_path or "model_path" in layer
+    return kept
+
+
+def model_entries(settings: Settings) -> tuple[ModelEntry, ...]:
+    """Return the models to load, completed from fleet-wide settings.
+
+    Without `models` it is one entry for `model_path`, named after its directory. Raise
+    SettingsError if the name of that directory cannot serve as a model id, and for an option that
+    is for no model.
+    """
+    entries = with_options(settings.models or (_entry_of_path(settings),), settings.options)
+    return tuple(completed(entry, settings) for entry in entries)
+
+
+def completed(entry: ModelEntry, settings: Settings) -> ModelEntry:
+    """Return the entry, with fleet-wide settings where it leaves a field of that name open."""
+    fleet_wide = (
+        "dtype",
+        "quantize",
+        "context_window",
+        "tokenizer_path",
+        "condition",
+        "chat_template",
+    )
+    update = {}
+    for name in fleet_wide:
+        if getattr(entry, name) is None:
+            update[name] = getattr(settings, name)
+    return entry.model_copy(update=update)
+
+
+def _explain_all(error: ValidationError, origins: Mapping[str, str]) -> str:
+    return "\n".join(_explain(problem, origins) for problem in error.errors())
+
+
+def _explain(problem: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+    """Return a problem of pydantic's as one line, with its setting and the origin of that."""
+    location = [str(part) for part in problem["loc"]]
+    setting = location[0]
+    message = problem["msg"].removeprefix("Value error, ")
+    message = re.sub(r"^\w+ should (be|have) ", "expected ", message)
+    value = problem["input"]
+    is_plain = isinstance(value, str | int | float)
+    if is_plain and setting not in SECRETS and "got" not in message:
+        message += f", got {value!r}"
+    origin = origins.get(setting, "arguments")
+    return mask_secrets(f"{'.'.join(location)}: {message} (from {origin})")
+
+
+def _check_models(settings: Settings, origins: Mapping[str, str]) -> None:
+    """Raise SettingsError for a default that is no model, and for options of no model."""
+    try:
+        entries = model_entries(settings)
+        check_options(entries, dict(settings))
+    except SettingsError as error:
+        given = [origins[name] for name in ("options", "models") if origins[name] != "default"]
+        if "(from " in str(error) or not given:
+            raise
+        raise SettingsError(f"{error} (from {' and '.join(given)})") from None
+
+    ids = [entry.id for entry in entries]
+    if settings.default_model is not None and settings.default_model not in ids:
+        known = ", ".join(ids)
+        origin = origins["default_model"]
+        raise SettingsError(
+            f"default_model: expected one of {known}, got {settings.default_model!r} (from "
+            f"{origin})"
+        )
+
+
+_WEIGHT_SUFFIXES = {".pt", ".pth", ".bin", ".safetensors"}
+
+
+def _entry_of_path(settings: Settings) -> ModelEntry:
+    """Return the entry of `model_path`, named after its directory, also if that is not there."""
+    path = settings.model_path or str(SAMPLE_MODEL)
+    if path in WITHOUT_FILES:
+        return ModelEntry(id=path, path=path)
+    try:
+        # Path.expanduser would raise for a user who is not there.
+        location = Path(os.path.expanduser(path)).absolute()
+    except FileNotFoundError:
+        problem = f"{path!r} lies in this process's directory, which is gone"
+        raise settings.refusal(
+            "model_path", problem, "change to one that is there, or name a whole path"
+        ) from None
+
+    is_file = os.path.isfile(location) or location.suffix in _WEIGHT_SUFFIXES
+    name = location.parent.name if is_file else location.name
+    try:
+        return ModelEntry(id=name, path=path)
+    except ValidationError:
+        named = shlex.quote(f"{_as_model_id(name)}={path}")
+        problem = f"{name!r} cannot serve as a model id"
+        raise settings.refusal("model_path", problem, f"name it with --model {named}") from None
+
+
+def _as_model_id(name: str) -> str:
+    """Return a name as a model's id: `my-model` of `my model`."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "model"

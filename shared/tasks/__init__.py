@@ -1,0 +1,1 @@
+"""The tasks: inputs, options, results, and the runners that can do them."""

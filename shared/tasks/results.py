@@ -1,0 +1,107 @@
+"""Results of tasks: the `result` of a job's `Done`, written by workers and read by fronts.
+
+Part of `shared.messages`, which has the rules of the wire. The tag of each is its task's name.
+`Read` has none: it says nothing but tokens.
+"""
+
+import msgspec
+
+from shared.tasks.specs import Grid
+
+
+class ArtifactRef(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A reference to an artifact, in inputs, results and events of tasks.
+
+    `digest` is the SHA-256 of its bytes, in hex.
+    """
+
+    id: str
+    media_type: str
+    num_bytes: int
+    digest: str = ""
+    name: str = ""
+
+
+class Generated(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
+    """An answer in tokens, besides the tokens themselves. It is left out where all is default.
+
+    `finish_reasons` are those of several choices. `q_values` are (q_halt, q_continue) of the state
+    that gave each choice its last token, for a model with a q head. Where a prompt ends in the
+    middle of a character, the first choice completes it: the last `num_amended` characters of the
+    prompt's own text stand for that character.
+    """
+
+    finish_reasons: tuple[str, ...] = ()
+    q_values: tuple[tuple[float, float] | None, ...] = ()
+    num_amended: int = 0
+
+
+class ContinuationScore(msgspec.Struct, frozen=True):
+    """The score of a continuation: the sum of its tokens' log-probabilities, in nats.
+
+    `is_greedy` tells whether greedy decoding would have said it.
+    """
+
+    log_likelihood: float
+    num_tokens: int
+    is_greedy: bool
+
+
+class Scored(msgspec.Struct, frozen=True, tag="score"):
+    """One score for each continuation, in order."""
+
+    scores: tuple[ContinuationScore, ...]
+
+
+class Solution(msgspec.Struct, frozen=True, tag="solve"):
+    """The answer to a puzzle after `steps` ACT segments, and the judgement of the q head.
+
+    `confidence` is sigmoid(q_halt), the network's own probability that the grid is right;
+    `is_halted` tells whether it wanted to stop there (q_halt > q_continue).
+    """
+
+    grid: Grid
+    confidence: float
+    steps: int
+    is_halted: bool
+
+
+class Tokenized(msgspec.Struct, frozen=True, omit_defaults=True, tag="tokenize"):
+    """The ids of a prompt and, if asked for, the vocabulary's spelling of each."""
+
+    ids: tuple[int, ...]
+    texts: tuple[str, ...] = ()
+
+
+class Detokenized(msgspec.Struct, frozen=True, tag="detokenize"):
+    text: str
+
+
+class Embedded(msgspec.Struct, frozen=True, tag="embed"):
+    """A vector, as little-endian float32 (`shared.tasks.vectors`)."""
+
+    vector: bytes
+
+
+class Label(msgspec.Struct, frozen=True):
+    """A class that a text may belong to.
+
+    `score` is its probability, or the value itself where the network estimates one.
+    """
+
+    name: str
+    score: float
+
+
+class Labelled(msgspec.Struct, frozen=True, tag="classify"):
+    """The classes of a text, likeliest first."""
+
+    labels: tuple[Label, ...]
+
+
+class OtherResult(msgspec.Struct, frozen=True):
+    """Base of the results of plugins. The tag of each is its task's name."""
+
+
+Result = Generated | Scored | Solution | Tokenized | Detokenized | Embedded | Labelled | OtherResult
+BUILT_IN = (Generated, Scored, Solution, Tokenized, Detokenized, Embedded, Labelled)

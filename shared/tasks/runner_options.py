@@ -1,0 +1,117 @@
+"""The options that runners declare: name, type, default and help.
+
+A new option is a field here, and its runner's use of it. Nothing here needs torch: `--option`, a
+model's entry in YAML, the chart's schema, docs/settings.md and workers read the same declarations.
+A setting of the same name gives an option its value where the model's entry does not.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from shared.settings.text import plain
+from shared.settings.types import Text
+
+Scoring = Literal["strict", "aios_compat"]
+Segments = Literal["compat", "max", "q_halt"]
+Attention = Literal["bidirectional", "causal"]
+
+
+class OptionError(ValueError):
+    """An option that a runner does not have, or a value that it cannot take."""
+
+
+class Options(BaseModel):
+    """Base of all declarations, and the one of a runner without options.
+
+    `files` are the options that name a file. The contents of the file decide what a model answers,
+    and not its name.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    files: ClassVar[tuple[str, ...]] = ()
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[info.field_name or ""]
+        return plain(value, field)
+
+
+class TextOptions(Options):
+    """Options of every model that reads prompts."""
+
+    files: ClassVar[tuple[str, ...]] = ("chat_template",)
+
+    chat_template: Text | None = Field(
+        default=None,
+        description="Jinja file for dialogues (none: the tokenizer's own, else Llama 3's marks)",
+    )
+
+
+class PagedOptions(TextOptions):
+    """Options of every model with keys and values."""
+
+    flash_attention: bool = Field(
+        default=True,
+        description="attend by a flash attention kernel on cuda, if one fits",
+    )
+    cuda_graphs: bool = Field(
+        default=True,
+        description="replay decoding steps as CUDA graphs where attention allows",
+    )
+
+
+class HrmTextOptions(PagedOptions):
+    condition: Text | None = Field(
+        default=None,
+        description=(
+            "HRM-Text condition of a prompt that names none (none: direct, or raw without it)"
+        ),
+    )
+    use_ema: bool = Field(
+        default=True,
+        description="averaged weights (EMA) of raw HRM-Text checkpoints",
+    )
+    compile_layers: bool = Field(
+        default=True,
+        description="compile HRM-Text's layers on cuda (needs a C compiler)",
+    )
+
+
+class HrmActOptions(PagedOptions):
+    scoring: Scoring = Field(default="strict", description="how log-likelihoods are computed")
+    segments: Segments = Field(default="compat", description="how ACT segments halt")
+    attention: Attention | None = Field(default=None, description="override of the model's own")
+
+
+class PuzzleOptions(Options):
+    segments: Segments = Field(default="compat", description="how ACT segments halt")
+
+
+def setting_of(declared: type[Options], name: str) -> Any:
+    """Return the field of a setting for all models: default and help are those of the option."""
+    field = declared.model_fields[name]
+    return Field(default=field.default, description=field.description)
+
+
+def validated(declared: type[Options], values: Mapping[str, Any]) -> Options:
+    """Return the options with these values.
+
+    Raise OptionError for the first that cannot be; it names the option and what is expected.
+    """
+    for name in values:
+        if name not in declared.model_fields:
+            known = ", ".join(declared.model_fields)
+            expected = f"one of {known}" if known else "none at all"
+            raise OptionError(f"option {name!r}: there is none of that name; expected {expected}")
+    try:
+        return declared(**values)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+    name = ".".join(map(str, problem["loc"]))
+    message = problem["msg"].removeprefix("Value error, ")
+    message = re.sub(r"^\w+ should (be|have) ", "expected ", message)
+    raise OptionError(f"option {name!r}: {message}, got {problem['input']!r}")

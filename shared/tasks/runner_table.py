@@ -1,0 +1,111 @@
+"""The table of runners, which serve models, and of the options that each declares.
+
+A new runner is a file and a row here. A package adds rows by the entry points `aios.runners` and,
+for options, `aios.runner_options` (docs/plugins.md).
+"""
+
+from dataclasses import dataclass
+
+from shared import plugins
+from shared.plugins import PluginError
+from shared.tasks.runner_options import (
+    HrmActOptions,
+    HrmTextOptions,
+    Options,
+    PagedOptions,
+    PuzzleOptions,
+    TextOptions,
+)
+from shared.tasks.specs import TaskName
+
+AUTO = "auto"
+"""The name that stands for the runner that a model's files ask for."""
+
+
+@dataclass(frozen=True)
+class RunnerInfo:
+    """One runner. `target` names the function (module:attribute) that loads a model.
+
+    Workers import it when they are asked for it. A runner without `has_files` needs no model: its
+    name stands in place of a path.
+
+    `tasks` and `keeps_kv` (keys and values) tell what is known of its models before one is loaded;
+    a loaded model tells for itself. Of a plugin's runner nothing is known before.
+    """
+
+    target: str
+    options: type[Options] = Options
+    tasks: tuple[TaskName, ...] = ()
+    keeps_kv: bool = False
+    has_files: bool = True
+
+
+TEXT_TASKS: tuple[TaskName, ...] = (
+    "generate",
+    "score",
+    "read",
+    "tokenize",
+    "detokenize",
+    "embed",
+)
+"""The tasks of every language model."""
+
+RUNNERS = {
+    "hrm-text": RunnerInfo(
+        "worker.runners.hrm_text:load",
+        HrmTextOptions,
+        tasks=TEXT_TASKS,
+        keeps_kv=True,
+    ),
+    "hrm-act": RunnerInfo("worker.runners.hrm_act:load", HrmActOptions, tasks=TEXT_TASKS),
+    "hrm-puzzle": RunnerInfo("worker.runners.hrm_puzzle:load", PuzzleOptions, tasks=("solve",)),
+    "causal": RunnerInfo(
+        "worker.runners.causal:load",
+        PagedOptions,
+        tasks=TEXT_TASKS,
+        keeps_kv=True,
+    ),
+    "encoder": RunnerInfo(
+        "worker.runners.encoder:load",
+        TextOptions,
+        tasks=("embed", "tokenize", "detokenize"),
+    ),
+    "echo": RunnerInfo(
+        "worker.runners.echo:Echo",
+        tasks=(*TEXT_TASKS, "classify"),
+        has_files=False,
+    ),
+    "echo-task": RunnerInfo(
+        "worker.runners.echo_task:EchoTaskRunner",
+        tasks=("echo_task",),
+        has_files=False,
+    ),
+}
+
+WITHOUT_FILES = tuple(name for name, info in RUNNERS.items() if not info.has_files)
+"""The runners that need no model."""
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all runners, those of plugins behind our own."""
+    return (*RUNNERS, *plugins.entries("aios.runners"))
+
+
+def info_of(name: str) -> RunnerInfo:
+    """Return the row of a runner. Raise PluginError for a plugin whose options are none."""
+    if name in RUNNERS:
+        return RUNNERS[name]
+    entry = plugins.entries("aios.runners")[name]
+    options = plugins.load("aios.runner_options").get(name, Options)
+    if not (isinstance(options, type) and issubclass(options, Options)):
+        expected = "a subclass of shared.tasks.runner_options.Options"
+        raise PluginError(f"aios.runner_options: {name!r}: expected {expected}, got {options!r}.")
+    return RunnerInfo(entry.value, options)
+
+
+def known_options() -> set[str]:
+    """Return the names of all options that some runner declares."""
+    options: set[str] = set()
+    for name in names():
+        options |= info_of(name).options.model_fields.keys()
+    return options

@@ -1,0 +1,181 @@
+"""The table of tasks, with all that fronts and workers must know of each.
+
+Endpoints ask for tasks, and runners do them. A new task is its structs and a row here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+
+from shared import plugins
+from shared.messages import (
+    Chat,
+    Classify,
+    Detokenize,
+    Detokenized,
+    Embed,
+    Embedded,
+    Generate,
+    Generated,
+    Labelled,
+    Prompt,
+    Read,
+    Result,
+    Score,
+    Scored,
+    Solution,
+    Solve,
+    Task,
+    TaskName,
+    Tokenize,
+    Tokenized,
+    name_of,
+    register_task,
+)
+from shared.plugins import PluginError
+from shared.tasks.echo_task import EchoedTask, EchoTask
+
+# Rough costs will do: tenants share by them, and a worker corrects them when a job ends.
+_CHARACTERS_A_TOKEN = 4
+_PUZZLE_COST = 256
+_NO_STEP_COST = 1
+
+AnyTask = TypeVar("AnyTask", bound=Task)
+
+
+def _one(task: Task) -> int:
+    return 1
+
+
+def _itself(task: AnyTask) -> AnyTask:
+    return task
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """One task. `spec` is the struct of its inputs and options, `result` that of its result.
+
+    A task without a `result` yields tokens only. `cost` estimates its tokens before a tokenizer has
+    seen it: tenants share by it, and waits are estimated from it. `places` is the number of rows
+    that it takes in a worker's batch. `repeated` is for the cache: it returns the task without what
+    makes no difference to its answer, or None if two runs may answer differently. `pipeline_tags`
+    are Hugging Face's names of the task.
+    """
+
+    spec: type[Task]
+    result: type[Result] | None
+    cost: Callable[[Any], int]
+    places: Callable[[Any], int] = _one
+    repeated: Callable[[Any], Task | None] = _itself
+    pipeline_tags: tuple[str, ...] = ()
+
+
+def _length(text: Prompt) -> int:
+    """Return the tokens of a prompt, estimated where it is text."""
+    if isinstance(text, Chat):
+        return sum(_length(turn.content) for turn in text.messages)
+    if isinstance(text, str):
+        return len(text) // _CHARACTERS_A_TOKEN + 1
+    return len(text)
+
+
+def _cost_of_answer(task: Generate) -> int:
+    return _length(task.prompt) + task.sampling.max_tokens * task.sampling.n
+
+
+def _cost_of_scores(task: Score) -> int:
+    return _length(task.context) + sum(map(_length, task.continuations))
+
+
+def _cost_of_prompt(task: Read) -> int:
+    return _length(task.prompt)
+
+
+def _cost_of_text(task: Embed | Classify) -> int:
+    return _length(task.text)
+
+
+def _cost_without_steps(task: Task) -> int:
+    return _NO_STEP_COST
+
+
+def _cost_of_puzzle(task: Solve) -> int:
+    return _PUZZLE_COST
+
+
+def _cost_of_steps(task: EchoTask) -> int:
+    return task.steps
+
+
+def _num_choices(task: Generate) -> int:
+    return task.sampling.n
+
+
+def _greedy(task: Generate) -> Generate | None:
+    """Return the task with seed 0 if it is greedy, else None."""
+    if task.sampling.temperature != 0:
+        return None
+    # A seed that nobody asked for is another one for each request, and changes nothing here.
+    sampling = msgspec.structs.replace(task.sampling, seed=0)
+    return msgspec.structs.replace(task, sampling=sampling)
+
+
+TASKS: dict[TaskName, TaskInfo] = {
+    "generate": TaskInfo(
+        Generate,
+        Generated,
+        cost=_cost_of_answer,
+        places=_num_choices,
+        repeated=_greedy,
+        pipeline_tags=("text-generation", "text2text-generation", "conversational"),
+    ),
+    "score": TaskInfo(Score, Scored, cost=_cost_of_scores),
+    "read": TaskInfo(Read, None, cost=_cost_of_prompt),
+    "solve": TaskInfo(Solve, Solution, cost=_cost_of_puzzle),
+    "tokenize": TaskInfo(Tokenize, Tokenized, cost=_cost_without_steps),
+    "detokenize": TaskInfo(Detokenize, Detokenized, cost=_cost_without_steps),
+    "embed": TaskInfo(
+        Embed,
+        Embedded,
+        cost=_cost_of_text,
+        pipeline_tags=("feature-extraction", "sentence-similarity"),
+    ),
+    "classify": TaskInfo(
+        Classify,
+        Labelled,
+        cost=_cost_of_text,
+        pipeline_tags=("text-classification", "sentiment-analysis"),
+    ),
+    "echo_task": TaskInfo(EchoTask, EchoedTask, cost=_cost_of_steps),
+}
+for _info in TASKS.values():
+    register_task(_info.spec, _info.result)
+
+
+def _add(name: TaskName, info: TaskInfo) -> None:
+    """Add the row of a plugin.
+
+    Raise PluginError if the name is taken, or is not the tag of its struct.
+    """
+    if name in TASKS or info.spec.__struct_config__.tag != name:
+        raise PluginError(f"aios.tasks: {name!r} is taken, or is not the tag of its own task.")
+    TASKS[name] = info
+    register_task(info.spec, info.result)
+
+
+for _name, _info in plugins.load("aios.tasks").items():
+    _add(_name, _info)
+
+
+def info_of(task: Task) -> TaskInfo:
+    return TASKS[name_of(task)]
+
+
+def cost_of(task: Task) -> int:
+    return info_of(task).cost(task)
+
+
+def places_of(task: Task) -> int:
+    return info_of(task).places(task)

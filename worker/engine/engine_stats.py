@@ -1,0 +1,65 @@
+"""Plain numbers of what one engine has done. Its thread adds to them; others read them at any time.
+
+Runners add to the counts of the engine that is stepping them, which they need not know.
+"""
+
+from contextvars import ContextVar
+
+from shared.telemetry.histogram import BucketHistogram
+
+_STEP_BOUNDS_S = (
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    10.0,
+)
+_ROW_BOUNDS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 128, 256)
+
+
+class EngineStats:
+    """The counts of one engine since it was made.
+
+    `num_segments` counts ACT segments, one a row, and `num_settled` the rows that they brought to
+    an end.
+    """
+
+    def __init__(self) -> None:
+        self.rows = BucketHistogram(_ROW_BOUNDS)
+        self.steps_s = BucketHistogram(_STEP_BOUNDS_S)
+        self.last_step_s = 0.0
+        self.num_tokens = 0
+        self.num_prompt_tokens = 0
+        self.num_failures = 0
+        self.num_segments = 0
+        self.num_settled = 0
+
+    def note_step(self, num_rows: int, seconds: float) -> None:
+        self.rows.add(num_rows)
+        self.steps_s.add(seconds)
+        self.last_step_s = seconds
+
+
+_own = ContextVar("counts", default=EngineStats())  # noqa: B039 - what no engine steps is counted for nobody
+
+
+def count_for(stats: EngineStats) -> None:
+    """Add what this thread's runners count from now on to `stats`."""
+    _own.set(stats)
+
+
+def count_segments(num_segments: int, num_settled: int) -> None:
+    """Count ACT segments, one a row, and those of them that were their row's last."""
+    stats = _own.get()
+    stats.num_segments += num_segments
+    stats.num_settled += num_settled

@@ -1,0 +1,124 @@
+"""The interface between the engine and a model: `Runner`, the facts of its `RunnerSpec`, and the
+`RunnerOptions` that it is loaded with.
+
+Capabilities are data of the spec; nobody asks which model it is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
+
+from shared.accelerators import ACCELERATORS
+from shared.errors import FleetError
+from shared.messages import Generate, Sampling, Task, TaskName
+from shared.tasks.runner_options import Options
+from shared.tasks.runner_table import TEXT_TASKS
+from worker.engine.sequence import Encoded, Slice, StepResult, TokenSequence
+
+SomeOptions = TypeVar("SomeOptions", bound=Options)
+
+
+@dataclass(frozen=True)
+class RunnerOptions:
+    """Options to load and run one model.
+
+    Sizes are in tokens, `kv_bytes` in bytes. A `tokenizer_path` or `context_window` of None is the
+    model's own. On a GPU `kv_fraction`, a share of what the weights leave free, goes before
+    `kv_bytes`. `max_device_bytes` is the most that this process may allocate there; None is all
+    there is. `quantize` is a row of `shared/accelerators.py`. `own` are the options that the runner
+    declares (`shared/tasks/runner_options.py`); all others are for every runner.
+    """
+
+    path: str
+    name: str = "model"
+    tokenizer_path: str | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+    quantize: str = "none"
+    max_batch: int = 16
+    context_window: int | None = None
+    kv_bytes: int = 512 * 2**20
+    kv_fraction: float | None = None
+    max_device_bytes: int | None = None
+    page_size: int = 16
+    prefix_cache: bool = True
+    step_tokens: int = 256
+    own: Options | None = None
+
+    def declared(self, kind: type[SomeOptions]) -> SomeOptions:
+        """Return the options that the runner has declared, of type `kind`; their defaults if none
+        are given."""
+        if self.own is None:
+            return kind()
+        problem = f"{type(self.own).__name__} for a runner with {kind.__name__}"
+        assert isinstance(self.own, kind), problem
+        return self.own
+
+    @property
+    def precision(self) -> str:
+        """Description of the weights' and activations' precision, for people."""
+        precision = ACCELERATORS[self.quantize].precision
+        return f"{self.dtype} with {precision}" if precision else self.dtype
+
+
+_ONE_TOKEN = Generate("1", Sampling(max_tokens=1, seed=0, temperature=0.0))
+
+
+@dataclass(frozen=True)
+class RunnerSpec:
+    """Plain facts of a loaded model, and what its mechanism allows.
+
+    `name` is the model's id, `found` a description for people. `step_tokens` is the most that one
+    step should compute. A model with `num_pages` 0 keeps no keys and values. `reuse` says what of a
+    computed sequence may serve another one: any `prefix`, only a whole identical `prompt`, or
+    nothing. With `chunk_prefill` a prompt may be computed in parts. `tasks` are the names of the
+    tasks it serves, and `trial` is a cheap one that shows whether the model works.
+    """
+
+    runner: str
+    name: str
+    found: str
+    context_window: int
+    max_batch: int
+    step_tokens: int = 256
+    num_pages: int = 0
+    page_size: int = 1
+    reuse: Literal["prefix", "prompt", "none"] = "none"
+    chunk_prefill: bool = True
+    tasks: tuple[TaskName, ...] = TEXT_TASKS
+    trial: Task = _ONE_TOKEN
+    mechanism: Literal["sequence"] = "sequence"
+
+
+class OutOfMemory(Exception):
+    """Error of a step for which the device has no memory; a step with less in it may fit."""
+
+
+class Runner(Protocol):
+    """A model that is stepped over live sequences.
+
+    `encode` may be called from another thread than `step` and `release`.
+    """
+
+    spec: RunnerSpec
+    eos_ids: frozenset[int]
+
+    def encode(self, task: Task) -> Encoded:
+        """Return a task's token ids, or its answer if it needs no step.
+
+        Raise InvalidRequest, also for a task that the model does not serve.
+        """
+
+    def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
+        """Compute every slice; return one result per slice, in order.
+
+        The result of a slice that fails alone is a FleetError. Raise OutOfMemory where fewer or
+        smaller slices could help. A step that raised may be repeated with fewer slices, so it must
+        leave the state that it started from as it was.
+        """
+
+    def release(self, sequence: TokenSequence) -> None:
+        """Forget what is kept for a sequence that has ended."""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of response tokens, special tokens left out."""

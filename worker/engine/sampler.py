@@ -1,0 +1,174 @@
+"""The choice of tokens: Gumbel-max in float64, with noise that is a hash of (seed, position, token
+id) and nothing else.
+
+A row's choice depends neither on its batch mates nor on the worker: it can only change where two
+tokens nearly tie. Greedy is temperature 0. Gumbel-max: argmax(logits / T + g) with g =
+-log(-log(u)) draws from softmax(logits / T) (Gumbel 1954; Maddison et al. 2014).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from shared.errors import FleetError, InvalidRequest, WorkerFailed
+from shared.messages import Sampling
+from worker.engine.logits import adjust, token_logprobs
+from worker.engine.noise import GOLDEN, MIX1, MIX2, position_key
+from worker.engine.sequence import Sampled, StepResult, TokenSequence
+
+
+def sample(
+    logits: Tensor, sequences: Sequence[TokenSequence], eos_ids: frozenset[int], model: str
+) -> list[StepResult | FleetError]:
+    """Return the next token of each sequence by its row of `logits` [B, V].
+
+    A row that can have none gets a FleetError instead: InvalidRequest for a bias on no token of the
+    vocabulary, WorkerFailed naming `model` for logits that are no numbers.
+    """
+    samplings: list[Sampling] = []
+    positions: list[int] = []
+    for sequence in sequences:
+        if sequence.sampling is not None:
+            samplings.append(sequence.sampling)
+        positions.append(len(sequence.output_ids))
+
+    # The draw sees penalties, bias and withheld ends; log-probabilities are the model's own.
+    chosen = choose(adjust(logits, sequences, eos_ids), samplings, positions)
+    logprobs = token_logprobs(logits, chosen, samplings)
+
+    vocab_size = logits.shape[1]
+    results: list[StepResult | FleetError] = []
+    for row, is_finite in enumerate(torch.isfinite(logits).all(dim=-1).tolist()):
+        if not is_finite:
+            results.append(broken(model))
+        elif any(token >= vocab_size for token, _ in samplings[row].logit_bias):
+            problem = f"logit_bias: token ids from 0 to {vocab_size - 1} are expected."
+            results.append(InvalidRequest(problem, field="logit_bias"))
+        else:
+            results.append(Sampled(chosen[row], logprobs[row]))
+    return results
+
+
+def broken(model: str) -> WorkerFailed:
+    """Return the failure of a sequence whose logits are not numbers."""
+    return WorkerFailed(
+        f"Logits of {model!r} are not finite: its weights are broken or overflow in this dtype."
+    )
+
+
+def choose(logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[int]) -> list[int]:
+    """Return one token id per row of `logits` [B, V].
+
+    `positions` counts the response tokens that each row has already.
+    """
+    chosen = logits.argmax(dim=-1)
+    drawn: list[int] = []
+    drawn_samplings: list[Sampling] = []
+    keys: list[int] = []
+    for row, sampling in enumerate(samplings):
+        if sampling.temperature > 0:
+            drawn.append(row)
+            drawn_samplings.append(sampling)
+            keys.append(position_key(sampling.seed, positions[row]))
+    if drawn:
+        chosen[drawn] = _draw(logits[drawn].double(), drawn_samplings, keys)
+    return [int(token) for token in chosen.tolist()]
+
+
+def _draw(logits: Tensor, samplings: Sequence[Sampling], keys: Sequence[int]) -> Tensor:
+    temperatures = [sampling.temperature for sampling in samplings]
+    temperature = torch.tensor(temperatures, dtype=torch.float64, device=logits.device)
+    scaled = (logits - logits.amax(dim=-1, keepdim=True)) / temperature[:, None]
+    scaled = keep_allowed(scaled, samplings)
+    return (scaled + gumbel_noise(keys, logits.shape[1], logits.device)).argmax(dim=-1)
+
+
+def keep_allowed(scaled: Tensor, samplings: Sequence[Sampling]) -> Tensor:
+    """Return `scaled` [B, V] with the tokens that top-k, top-p or min-p forbid at -inf.
+
+    The rows of `scaled` have their maximum at 0. Top-p counts the mass of what top-k leaves. Min-p
+    forbids what is less likely than that share of the likeliest token.
+    """
+    cut_rows: list[int] = []
+    cut_samplings: list[Sampling] = []
+    floor_rows: list[int] = []
+    floors: list[float] = []
+    for row, sampling in enumerate(samplings):
+        if sampling.top_k or sampling.top_p < 1.0:
+            cut_rows.append(row)
+            cut_samplings.append(sampling)
+        if sampling.min_p:
+            floor_rows.append(row)
+            # The likeliest token stands at 0, so a share of it is a difference of logarithms.
+            floors.append(math.log(sampling.min_p))
+    if not cut_rows and not floor_rows:
+        return scaled
+
+    allowed = scaled.clone()
+    if cut_rows:
+        forbidden = _cut(scaled[cut_rows], cut_samplings)
+        allowed[cut_rows] = allowed[cut_rows].masked_fill(forbidden, -torch.inf)
+    if floor_rows:
+        floor = torch.tensor(floors, dtype=scaled.dtype, device=scaled.device)[:, None]
+        is_below = scaled[floor_rows] < floor
+        allowed[floor_rows] = allowed[floor_rows].masked_fill(is_below, -torch.inf)
+    return allowed
+
+
+def _cut(scaled: Tensor, samplings: Sequence[Sampling]) -> Tensor:
+    """Return a mask [B, V] that is True where top-k or top-p forbids a token.
+
+    Top-p keeps the smallest set of likeliest tokens that reaches p.
+    """
+    size = scaled.shape[1]
+    top_ks: list[int] = []
+    top_ps: list[float] = []
+    for sampling in samplings:
+        top_ks.append(sampling.top_k or size)
+        top_ps.append(sampling.top_p)
+    top_k = torch.tensor(top_ks, device=scaled.device)[:, None]
+    top_p = torch.tensor(top_ps, dtype=torch.float64, device=scaled.device)[:, None]
+
+    order = scaled.sort(dim=-1, descending=True, stable=True)
+    rank = torch.arange(size, device=scaled.device)[None, :]
+    kept = order.values.masked_fill(rank >= top_k, -torch.inf).softmax(dim=-1)
+    mass_before = kept.cumsum(dim=-1) - kept
+    # Rounding may let the mass reach 1 early, where a top_p of 1 must forbid nothing.
+    by_top_p = (mass_before >= top_p) & (rank > 0) & (top_p < 1.0)
+    forbidden = (rank >= top_k) | by_top_p
+    return torch.zeros_like(forbidden).scatter(1, order.indices, forbidden)
+
+
+def gumbel_noise(keys: Sequence[int], size: int, device: torch.device) -> Tensor:
+    """Return standard Gumbel draws [len(keys), size].
+
+    The entry (b, v) depends on `keys[b]` and v alone.
+    """
+    signed_keys = [_signed(key) for key in keys]
+    start = torch.tensor(signed_keys, dtype=torch.int64, device=device)[:, None]
+    tokens = torch.arange(1, size + 1, dtype=torch.int64, device=device)[None, :]
+    bits = _mix_tensor(start + tokens * _signed(GOLDEN))
+    # The half keeps the draw off 0 and 1, whose logarithms are not finite.
+    uniform = (_shift_right(bits, 12).double() + 0.5) * 2.0**-52
+    return -(-uniform.log()).log()
+
+
+def _mix_tensor(value: Tensor) -> Tensor:
+    """Return what `noise.mix` makes of each entry."""
+    value = (value ^ _shift_right(value, 30)) * _signed(MIX1)
+    value = (value ^ _shift_right(value, 27)) * _signed(MIX2)
+    return value ^ _shift_right(value, 31)
+
+
+def _shift_right(value: Tensor, count: int) -> Tensor:
+    """Shift without the sign: int64 tensors shift arithmetically."""
+    return (value >> count) & ((1 << (64 - count)) - 1)
+
+
+def _signed(value: int) -> int:
+    """Return the int64 of the same 64 bits."""
+    if value >> 63:
+        return value - (1 << 64)
+    return value

@@ -1,0 +1,321 @@
+"""The engine of tasks that are done whole: it gathers those that may share a batch, and does one
+batch in a step.
+
+It knows neither Redis nor HTTP, and no tensor. `step` is called from one thread; `submit` and
+`abort` from any.
+"""
+
+import logging
+import math
+import queue
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+from shared.errors import DeadlineExceeded, FleetError, NoMemory, WorkerFailed
+from shared.messages import Done, Failed, Progress, name_of
+from shared.telemetry.logging_setup import fields
+from worker.engine.engine_stats import EngineStats, count_for
+from worker.engine.heartbeat import heartbeat
+from worker.engine.request import Emission
+from worker.engine.runner import OutOfMemory
+from worker.engine.scheduler import Load
+from worker.engine.take import Take
+from worker.engine.task_runner import NewFile, TaskOutput, TaskRunner
+
+logger = logging.getLogger("aios.engine")
+
+_REPORT_EVERY_S = 0.05
+"""The shortest time between two reports of progress to a caller, but for the last step."""
+_CALM_BATCHES = 64
+"""Batches without trouble after which a halved limit is doubled again."""
+
+
+@dataclass(frozen=True)
+class TaskWork:
+    """A task for the engine. Those with one `group` may share a batch."""
+
+    take: Take
+    group: Hashable = None
+    num_prompt_tokens: int = 0
+    num_truncated: int = 0
+    max_tokens: int | None = None
+    answer: Done | None = None
+
+    @property
+    def key(self) -> str:
+        return self.take.key
+
+
+@dataclass(eq=False)
+class _TaskInHand:
+    """A task in hand. It is open until its end was emitted, or nobody wants it any more."""
+
+    work: TaskWork
+    arrived_s: float
+    is_open: bool = True
+    reported_s: float = -math.inf
+    progress: Progress | None = None
+
+
+class TaskEngine:
+    """The engine of one model whose tasks are done whole.
+
+    `emit` is called from the thread that steps, and `wake` whenever there is new work. A batch that
+    is not full begins `batch_wait_s` after its first task has come. `now` is the clock of
+    deadlines.
+    """
+
+    def __init__(
+        self,
+        runner: TaskRunner,
+        emit: Callable[[list[Emission]], None],
+        wake: Callable[[], None] = lambda: None,
+        now: Callable[[], float] = time.monotonic,
+        *,
+        batch_wait_s: float = 0.0,
+    ) -> None:
+        self._runner = runner
+        self._emit = emit
+        self._wake = wake
+        self._now = now
+        self._batch_wait_s = batch_wait_s
+        self.stats = EngineStats()
+        self._inbox: queue.SimpleQueue[TaskWork | str] = queue.SimpleQueue()
+        self._waiting: list[_TaskInHand] = []
+        self._running: list[_TaskInHand] = []
+        self._max_batch = runner.spec.max_batch
+        self._calm_batches = 0
+
+    def prepare(self, take: Take) -> TaskWork:
+        """Check a task that was taken. Raise InvalidRequest for one that the model cannot do."""
+        self._runner.check(take.task)
+        return TaskWork(take, self._runner.group_key(take.task))
+
+    def submit(self, work: TaskWork) -> None:
+        self._inbox.put(work)
+        self._wake()
+
+    def abort(self, key: str) -> None:
+        """Drop a task, whatever its phase; nothing more is emitted for it."""
+        self._inbox.put(key)
+        self._wake()
+
+    @property
+    def load(self) -> Load:
+        """Return the numbers of now. Any thread may ask."""
+        running = list(self._running)
+        steps_done = 0
+        steps_total = 0
+        for item in running:
+            # A task that does not know its own total is left out of both.
+            if item.progress is not None and item.progress.total is not None:
+                steps_done += item.progress.done
+                steps_total += item.progress.total
+        return Load(
+            running=len(running),
+            waiting=len(self._waiting) + self._inbox.qsize(),
+            num_preempted=0,
+            steps_done=steps_done,
+            steps_total=steps_total,
+        )
+
+    @property
+    def accepts(self) -> bool:
+        """Return False while a batch is at work: what came now would wait, and others may be
+        free."""
+        return not any(item.is_open for item in self._running)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._waiting) or not self._inbox.empty()
+
+    @property
+    def due_in_s(self) -> float | None:
+        if not self._inbox.empty():
+            return 0.0
+        return self._next_batch_in_s()
+
+    def _next_batch_in_s(self) -> float | None:
+        """Return the seconds for which the tasks that were admitted wait for more, None for none of
+        them."""
+        if not self._waiting:
+            return None
+        now_s = self._now()
+        first = self._first()
+        if len(self._mates_of(first)) >= self._max_batch:
+            return 0.0
+        batch_begins_s = first.arrived_s + self._batch_wait_s
+        # A task whose deadline comes before that is to be ended in time, too.
+        next_deadline_s = min(item.work.take.deadline_s for item in self._waiting)
+        return max(0.0, min(batch_begins_s, next_deadline_s) - now_s)
+
+    def step(self) -> None:
+        """Admit what has come, and do one batch if it is time for that."""
+        self._admit()
+        # What comes from here on is admitted in the next step: it must not end the wait of those
+        # that are here.
+        if self._next_batch_in_s() != 0:
+            return
+        batch = self._mates_of(self._first())[: self._max_batch]
+        self._waiting = [item for item in self._waiting if item not in batch]
+        self._running = batch
+        try:
+            self._run(batch)
+        finally:
+            self._running = []
+
+    def _admit(self) -> None:
+        """Take in what came, drop what nobody wants, and end what is late; also in the middle of a
+        batch."""
+        while not self._inbox.empty():
+            arrival = self._inbox.get()
+            if isinstance(arrival, TaskWork):
+                self._waiting.append(_TaskInHand(arrival, self._now()))
+                continue
+            # A key alone is one to be dropped.
+            for item in (*self._waiting, *self._running):
+                if item.work.key == arrival:
+                    item.is_open = False
+
+        late = DeadlineExceeded("The deadline passed before there was an answer.").as_event()
+        now_s = self._now()
+        for item in (*self._waiting, *self._running):
+            if item.is_open and item.work.take.deadline_s <= now_s:
+                self._end(item, late)
+        self._waiting = [item for item in self._waiting if item.is_open]
+
+    def _first(self) -> _TaskInHand:
+        """Return the task whose turn it is: of the best class the one that came first."""
+        return min(self._waiting, key=_turn)
+
+    def _mates_of(self, first: _TaskInHand) -> list[_TaskInHand]:
+        """Return a task and those that may share its batch, in the order of their turns."""
+        mates = [item for item in self._waiting if item.work.group == first.work.group]
+        mates.sort(key=_turn)
+        return mates
+
+    def _run(self, batch: Sequence[_TaskInHand]) -> None:
+        """Do a batch and emit what came of it.
+
+        If it fails, each half is tried again: only the culprit fails, and a batch with too little
+        memory becomes smaller ones.
+        """
+        # Some may have been dropped, or have ended, while the other half was at work.
+        batch = [item for item in batch if item.is_open]
+        if not batch:
+            return
+        failure: FleetError
+        try:
+            results = self._timed(batch)
+        except OutOfMemory as error:
+            failure = self._lack(batch, error)
+        except Exception as error:
+            # The seam to foreign code: whatever a model raises becomes that task's failure.
+            failure = self._failure(batch, error)
+        else:
+            self._grow()
+            for item, result in zip(batch, results, strict=True):
+                self._commit(item, result)
+            return
+
+        if len(batch) == 1:
+            self._commit(batch[0], failure)
+            return
+        half = len(batch) // 2
+        self._run(batch[:half])
+        self._run(batch[half:])
+
+    def _timed(self, batch: Sequence[_TaskInHand]) -> list[TaskOutput | FleetError]:
+        count_for(self.stats)
+        tasks = [item.work.take.task for item in batch]
+        begun_s = time.perf_counter()
+        try:
+            return self._runner.run(tasks, _Progress(self, batch))
+        finally:
+            self.stats.note_step(len(batch), time.perf_counter() - begun_s)
+
+    def _lack(self, batch: Sequence[_TaskInHand], error: OutOfMemory) -> NoMemory:
+        """Let the next batches be smaller. Return the failure of a task that cannot be."""
+        name = self._runner.spec.name
+        logger.warning(
+            "no memory for batch", extra=fields(model=name, batch=len(batch), error=str(error))
+        )
+        self._max_batch = max(1, len(batch) // 2)
+        self._calm_batches = 0
+        return NoMemory(f"{name!r} has no memory for this task: a smaller input may fit.")
+
+    def _grow(self) -> None:
+        """Let batches be larger again after a while without trouble."""
+        self._calm_batches += 1
+        if self._calm_batches >= _CALM_BATCHES:
+            self._calm_batches = 0
+            self._max_batch = min(self._runner.spec.max_batch, 2 * self._max_batch)
+
+    def _failure(self, batch: Sequence[_TaskInHand], error: Exception) -> FleetError:
+        """Log an error that a batch has raised. Return it as the failure of a task."""
+        # A key is a job's id, a colon and the epoch of the take.
+        job_ids = sorted(item.work.key.partition(":")[0] for item in batch)
+        logger.exception(
+            "step failed",
+            extra=fields(model=self._runner.spec.name, batch=len(batch), job_ids=job_ids),
+        )
+        if isinstance(error, FleetError):
+            return error
+        return WorkerFailed(f"The model failed: {error}")
+
+    def _commit(self, item: _TaskInHand, result: TaskOutput | FleetError) -> None:
+        # First, because the task may have been dropped, or its deadline have passed, meanwhile.
+        self._admit()
+        if not item.is_open:
+            return
+        if isinstance(result, FleetError):
+            self.stats.num_failures += 1
+            self._end(item, result.as_event())
+            return
+        work = item.work
+        done: Done = Done(name_of(work.take.task), work.num_prompt_tokens, 0, result=result.result)
+        self._end(item, done, result.files)
+
+    def _end(
+        self, item: _TaskInHand, ended: Done | Failed, files: tuple[NewFile, ...] = ()
+    ) -> None:
+        item.is_open = False
+        self._emit([Emission(item.work.key, ended=ended, files=files)])
+
+    def report(self, item: _TaskInHand, progress: Progress) -> None:
+        """Emit a task's progress, unless it has reported just now."""
+        heartbeat()
+        item.progress = progress
+        now_s = time.monotonic()
+        is_last = progress.done == progress.total
+        if item.is_open and (is_last or now_s - item.reported_s >= _REPORT_EVERY_S):
+            item.reported_s = now_s
+            self._emit([Emission(item.work.key, progress=progress)])
+
+    def is_wanted(self, item: _TaskInHand) -> bool:
+        heartbeat()
+        self._admit()
+        return item.is_open
+
+
+def _turn(item: _TaskInHand) -> tuple[int, float]:
+    """Sort the better class first, then what came first."""
+    return item.work.take.rank, item.arrived_s
+
+
+class _Progress:
+    """The `BatchProgress` of one batch."""
+
+    def __init__(self, engine: TaskEngine, batch: Sequence[_TaskInHand]) -> None:
+        self._engine = engine
+        self._batch = batch
+
+    def heartbeat(self) -> None:
+        heartbeat()
+
+    def report(self, item: int, done: int, total: int | None = None, note: str = "") -> None:
+        self._engine.report(self._batch[item], Progress(done, total, note))
+
+    def is_wanted(self, item: int) -> bool:
+        return self._engine.is_wanted(self._batch[item])

@@ -1,0 +1,1 @@
+"""The machine: its cores, memory and devices, and what fits them."""

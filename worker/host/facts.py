@@ -1,0 +1,88 @@
+"""The facts of a model that its files alone tell, before it is loaded: its kind, size, context
+window and tasks.
+
+They are read without torch. Loading tells the rest, and is right where the two differ.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.messages import ModelInfo
+from shared.settings.settings import ModelEntry, Settings
+from shared.tasks.runner_table import AUTO, info_of
+from worker.hardware.shapes import DEFAULT_KV_BYTES, kind_of_weights
+from worker.models.model_files import weight_bytes
+from worker.models.reading import read_json_object
+from worker.runners.registry import detect
+
+_CLASSIFIER = "ForSequenceClassification"
+_WINDOWS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_len")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A model as its files describe it. `num_bytes` is the memory of the weights, and of keys and
+    values where the mechanism keeps them."""
+
+    info: ModelInfo
+    num_bytes: int
+
+
+def facts_of(entry: ModelEntry, settings: Settings) -> Facts:
+    """Read a model's files. Raise ModelFormatError where no model lies there."""
+    kind = entry.runner
+    if kind == AUTO:
+        kind = detect(entry.path)
+    window = entry.context_window or settings.context_window
+    runner = info_of(kind)
+    tasks = runner.tasks
+    num_bytes = 0
+    if runner.has_files:
+        path = Path(entry.path).expanduser()
+        config = _config(path)
+        window = min([window, *_windows(config)])
+        architectures = config.get("architectures") or ()
+        if kind == "encoder" and any(str(name).endswith(_CLASSIFIER) for name in architectures):
+            tasks = ("classify", *tasks)
+        num_bytes = weight_bytes(path, kind_of_weights(entry))
+        if runner.keeps_kv:
+            kv_bytes = DEFAULT_KV_BYTES
+            if settings.kv_memory_mib != "auto":
+                kv_bytes = settings.kv_memory_mib * 2**20
+            num_bytes += kv_bytes
+
+    info = ModelInfo(
+        entry.id,
+        kind,
+        found=f"{kind}, not loaded yet",
+        context_window=window,
+        max_new_tokens=settings.max_new_tokens,
+        max_batch=settings.max_batch_size,
+        tasks=tasks,
+    )
+    return Facts(info, num_bytes)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """Return the config of a Hugging Face directory or of a brain, {} where there is none."""
+    directory = path if path.is_dir() else path.parent
+    for name in ("config.json", "brain.json"):
+        file = directory / name
+        if file.is_file():
+            return read_json_object(file)
+    return {}
+
+
+def _windows(config: dict[str, Any]) -> list[int]:
+    """Return the longest sequences that a config names, also for the text part of a larger
+    model."""
+    windows: list[int] = []
+    for part in (config, config.get("text_config") or {}, config.get("config") or {}):
+        if not isinstance(part, dict):
+            continue
+        for name in _WINDOWS:
+            value = part.get(name)
+            if isinstance(value, int) and value > 0:
+                windows.append(value)
+    return windows

@@ -1,0 +1,85 @@
+"""The fingerprint of a model: a short text of all that decides which tokens come out of a request.
+
+Workers with equal fingerprints can go on for each other. Weights are sampled, not read whole: of
+each file its name, its size, and some blocks spread over it.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from shared.tasks.runner_options import Options
+from worker.engine.runner import RunnerOptions
+
+SAMPLER_VERSION = 2
+"""To be raised with every change after which the same seed draws other tokens."""
+
+_BLOCKS = 8
+_BLOCK_BYTES = 1 << 16
+_IRRELEVANT = (
+    "path",
+    "tokenizer_path",
+    "name",
+    "own",
+    "max_batch",
+    "kv_bytes",
+    "kv_fraction",
+    "max_device_bytes",
+    "page_size",
+    "prefix_cache",
+    "step_tokens",
+)
+"""Options that name, move and size things, and change no token. The runner's own options are read
+by themselves."""
+
+
+def fingerprint(runner: str, options: RunnerOptions) -> str:
+    """Return the fingerprint of a runner over the files and options given."""
+    own_options = options.own or Options()
+    facts: dict[str, Any] = {}
+    for name, value in vars(options).items():
+        if name not in _IRRELEVANT:
+            facts[name] = value
+    # Files that options name count by what is in them, not by where they lie.
+    facts |= own_options.model_dump(exclude=set(own_options.files))
+    sources = [options.path, options.tokenizer_path]
+    for name in own_options.files:
+        sources.append(getattr(own_options, name))
+
+    digest = hashlib.sha256()
+    digest.update(repr((SAMPLER_VERSION, runner, sorted(facts.items()))).encode())
+    for source in sources:
+        for file in _files(source):
+            digest.update(f"{file.name}:{file.stat().st_size}".encode())
+            for block in _blocks(file):
+                digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def _files(source: str | None) -> list[Path]:
+    """Return a file, or the files of a directory in a fixed order, but hidden ones."""
+    if not source:
+        return []
+    path = Path(source).expanduser()
+    if not path.exists():
+        return []
+    candidates = [path]
+    if not path.is_file():
+        candidates = list(path.rglob("*"))
+
+    files: list[Path] = []
+    for file in candidates:
+        if file.is_file() and not file.name.startswith("."):
+            files.append(file)
+    files.sort()
+    return files
+
+
+def _blocks(file: Path) -> Iterator[bytes]:
+    """Yield blocks of a file, the first and the last among them."""
+    size = file.stat().st_size
+    with file.open("rb") as handle:
+        for number in range(_BLOCKS):
+            handle.seek(max(0, size - _BLOCK_BYTES) * number // (_BLOCKS - 1))
+            yield handle.read(_BLOCK_BYTES)

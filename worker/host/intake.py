@@ -1,0 +1,233 @@
+"""The worker's way in: jobs are taken until they fill the free places of one engine, one place for
+each choice.
+
+The last job taken may have more choices than places are left: no other is taken until they have
+places too. Only jobs of the best class are taken all the same while worse ones hold places: the
+engine pauses these for them. If a lost worker had begun a job, the logged tokens are replayed,
+never sampled again.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from functools import partial
+
+from redis.exceptions import RedisError
+
+from shared.errors import FleetError, WorkerFailed
+from shared.events.log import LogReader
+from shared.messages import PRIORITIES, Priority, Progress, Started, Tokens
+from shared.queue.leases import Claim, WorkQueue
+from shared.telemetry.logging_setup import job_fields
+from shared.telemetry.tracing import NO_TRACING, Tracing
+from worker.engine.engines import AnyEngine
+from worker.engine.take import Take
+from worker.host.doorbells import Doorbells
+from worker.host.job_span import JobSpan, begin
+from worker.host.ledger import Ledger
+from worker.host.outbox import Outbox
+
+logger = logging.getLogger("aios.intake")
+
+_WAIT_S = 0.5
+"""The time between two looks for jobs of lost workers, for which no bell rings."""
+_LOOK_S = 0.1
+"""The time between two looks for urgent jobs of a worker that is full, which hears no bell."""
+_URGENT = PRIORITIES[:1]
+
+
+class Intake:
+    """One model's way in, from all `shards`.
+
+    `num_taken_over` jobs had been in other hands, or in this worker's before. `num_convicted` jobs
+    were given up because workers had crashed on them.
+    """
+
+    def __init__(
+        self,
+        queue: WorkQueue,
+        reader: LogReader,
+        ledger: Ledger,
+        outbox: Outbox,
+        engine: AnyEngine,
+        *,
+        max_batch: int,
+        worker_id: str,
+        shards: tuple[str, ...],
+        tracing: Tracing = NO_TRACING,
+    ) -> None:
+        self._queue = queue
+        self._reader = reader
+        self._ledger = ledger
+        self._outbox = outbox
+        self._engine = engine
+        self._worker_id = worker_id
+        self._tracing = tracing
+        self._shards = list(shards)
+        self._doorbells = Doorbells(queue, _WAIT_S)
+        self._most = max_batch
+        self._free = max_batch
+        # Places without jobs of the best class: what an urgent job may still have.
+        self._urgent_free = max_batch
+        self._freed = asyncio.Event()
+        self._should_empty = False
+        self.num_taken_over = 0
+        self.num_convicted = 0
+
+    def closed(self, claim: Claim) -> None:
+        """Free the places of a job of this intake that has ended."""
+        self._count(claim, -1)
+        self._freed.set()
+
+    async def turn(self) -> None:
+        """Take what can be taken now. Return after a short while without work."""
+        if self._places(PRIORITIES) > 0:
+            if not await self._take_any(PRIORITIES):
+                for shard in await self._doorbells.wait(self._shards):
+                    self._move(shard, 0)
+            return
+
+        # A full worker hears no bell: it looks for urgent jobs, or waits for a place.
+        await self._doorbells.pass_on()
+        if not await self._take_any(_URGENT):
+            self._freed.clear()
+            wait_s = _WAIT_S
+            if self._places(_URGENT) > 0:
+                wait_s = _LOOK_S
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._freed.wait(), wait_s)
+
+    async def close(self) -> None:
+        """Wait for the last bell, and pass on what it rang for."""
+        await self._doorbells.close()
+
+    def drop(self) -> None:
+        """Cut the wait for bells off, where there is no time to close."""
+        self._doorbells.drop()
+
+    def _places(self, priorities: tuple[Priority, ...]) -> int:
+        """Return the number of places that are free for jobs of these classes."""
+        # A suspect waits for this worker to have nothing else in hand.
+        if self._should_empty and self._free < self._most:
+            return 0
+        if not self._engine.accepts:
+            return 0
+        if priorities == _URGENT:
+            return self._urgent_free
+        return self._free
+
+    def _count(self, claim: Claim, jobs: int) -> None:
+        self._free -= jobs * claim.places
+        if claim.job.priority in _URGENT:
+            self._urgent_free -= jobs * claim.places
+
+    async def _take_any(self, priorities: tuple[Priority, ...]) -> bool:
+        """Take from the first shard that has anything, and return whether one had. The others come
+        first the next time."""
+        for shard in await self._queue.shards_with_work(self._shards, priorities=priorities):
+            if self._places(priorities) > 0 and await self._take(shard, priorities):
+                self._move(shard, len(self._shards))
+                return True
+        return False
+
+    def _move(self, shard: str, index: int) -> None:
+        self._shards.remove(shard)
+        self._shards.insert(index, shard)
+
+    async def _take(self, shard: str, priorities: tuple[Priority, ...]) -> bool:
+        # Deadlines count from before the question: the time for its answer must not add to them.
+        asked_s = time.monotonic()
+        places = self._places(priorities)
+        is_empty = self._free == self._most
+        taken = await self._queue.take(shard, places, is_empty=is_empty, priorities=priorities)
+        self._should_empty = taken.should_empty
+        self.num_convicted += taken.num_convicted
+
+        # All are in hand, and so renewed, before the first is encoded, which may take long.
+        job_spans: list[JobSpan] = []
+        for claim in taken.claims:
+            job_span = begin(
+                self._tracing,
+                claim.job,
+                epoch=claim.epoch,
+                waited_s=claim.waited_s,
+                worker_id=self._worker_id,
+            )
+            self._ledger.open(claim, job_span)
+            self._count(claim, 1)
+            job_spans.append(job_span)
+        for claim, job_span in zip(taken.claims, job_spans, strict=True):
+            await self._accept(claim, job_span, asked_s + claim.time_left_s)
+        return bool(taken.claims)
+
+    async def _accept(self, claim: Claim, job_span: JobSpan, deadline_s: float) -> None:
+        """Turn a job in hand into a work for the engine, or into its end where no step is
+        needed."""
+        job = claim.job
+        if claim.epoch > 1:
+            self.num_taken_over += 1
+            logger.warning(
+                "job taken over",
+                extra=job_fields(claim.job, epoch=claim.epoch, worker=self._worker_id),
+            )
+
+        replayed_ids: tuple[tuple[int, ...], ...] = ()
+        try:
+            if claim.last_index:
+                replayed_ids = await self._replay(claim, job_span)
+            take = Take(
+                claim.key,
+                job.task,
+                tenant=job.tenant,
+                deadline_s=deadline_s,
+                priority=job.priority,
+                replayed_ids=replayed_ids,
+            )
+            # In a thread: a long prompt must not hold up the renewal of leases.
+            work = await asyncio.to_thread(self._engine.prepare, take)
+        except RedisError as error:
+            logger.warning("job not replayed", extra=job_fields(claim.job, error=str(error)))
+            # Its lease lapses, and somebody takes it again.
+            self._ledger.close(claim, "not_replayed")
+            return
+        except FleetError as error:
+            self._outbox.add(claim, error.as_event())
+            return
+        except Exception as error:
+            # The seam to a tokenizer: whatever it raises is that job's failure.
+            logger.exception("job not encoded", extra=job_fields(claim.job))
+            failure = WorkerFailed(f"The request could not be tokenized: {error}")
+            self._outbox.add(claim, failure.as_event())
+            return
+
+        job_span.encoded(work.num_prompt_tokens, sum(map(len, replayed_ids)))
+        started = Started(
+            claim.epoch,
+            self._worker_id,
+            num_prompt_tokens=work.num_prompt_tokens,
+            num_truncated=work.num_truncated,
+            max_tokens=work.max_tokens,
+            trace=job_span.trace,
+        )
+        if work.answer is not None:
+            self._outbox.add(claim, started)
+            self._outbox.add(claim, work.answer)
+            return
+        # Only what is known to have begun is blamed if this worker dies of it.
+        self._outbox.add(claim, started, then=partial(self._engine.submit, work))
+
+    async def _replay(self, claim: Claim, job_span: JobSpan) -> tuple[tuple[int, ...], ...]:
+        """Return the logged tokens of each choice. Link `job_span` to the attempts that logged
+        them."""
+        replayed: list[list[int]] = []
+        for _, event in await self._reader.read(claim.job.id):
+            if isinstance(event, Started):
+                job_span.follows(event.trace)
+            elif isinstance(event, Tokens):
+                while len(replayed) <= event.choice:
+                    replayed.append([])
+                replayed[event.choice] += event.ids
+            elif isinstance(event, Progress):
+                self._ledger.note_progress(claim, event)
+        return tuple(map(tuple, replayed))

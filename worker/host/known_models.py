@@ -1,0 +1,464 @@
+"""The models that a worker can serve, in memory or not: they are loaded for work that waits, and
+their memory is given back.
+
+One loop looks after all that are not in memory: it asks once for all of them whether jobs wait. A
+model is loaded where no other worker has it, or those that have it let its work wait for long, and
+when the budget has room for it.
+
+A model that cannot be loaded concerns nobody else: its worker announces why, ends the jobs that
+wait for it where no other worker could answer them, and tries again later and later.
+"""
+
+import asyncio
+import contextlib
+import logging
+import math
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from shared.errors import ModelFailed
+from shared.fleet.catalogue import Catalogue, Listing
+from shared.fleet.presence import Fleet
+from shared.messages import LoadFailure, ModelInfo, Residence
+from shared.queue import keys
+from shared.queue.leases import WorkQueue
+from shared.queue.queue_stats import WaitingModels
+from shared.settings.models import ModelEntry
+from shared.settings.settings import SettingsError
+from shared.telemetry.logging_setup import fields
+from worker.hardware.device import give_back_memory
+from worker.host.budget import Budget, Evict, Load, Memory, Refuse, Resident
+from worker.host.job_span import begin
+from worker.host.loading import LoadedModel, UnloadedModel
+from worker.host.model_host import HostContext, ModelHost, rest_all
+from worker.models.reading import reason_of
+
+logger = logging.getLogger("aios.host")
+
+LOOK_S = 0.5
+"""The time between two looks for work of models that are not in memory."""
+_PATIENCE_S = 10.0
+"""The time for which others that have the model may let work wait before one more worker loads
+it."""
+_RESTART_S = 30.0
+"""The time for which a worker that has gone is waited for: a supervisor starts it again, and it
+loads its models."""
+_FIRST_RETRY_S = 1.0
+_LONGEST_RETRY_S = 60.0
+"""A model that could not be loaded is tried again after 1, 2, 4 ... seconds."""
+_REFUSED_AT_ONCE = 64
+"""The places of jobs that are taken from a shard at once only to be ended."""
+
+_ABSOLUTE_PATH = re.compile(r"(?<![\w.])/(?:[^\s/:,;'\"()]+/)+(?=[^\s/:,;'\"()])")
+"""Directories before a name: callers are told of the file, not where it lies on the machine."""
+
+
+@dataclass(eq=False)
+class KnownModel:
+    """One model. `host` is there while it is in memory; only `KnownModels` moves it.
+
+    Loading takes `num_bytes` of memory, as far as is known. `order` is the last order to unload it,
+    and `obeyed` the last one that was carried out, 0 before any. `load_order` is an order to load
+    it that was not tried yet. A model that `must_go` takes nothing more. A model of the catalogue
+    has its `entry`, one of the worker's own settings None.
+
+    `able_others` are the workers that served it without a failure at `able_at_s`.
+    """
+
+    info: ModelInfo
+    again: Callable[[], LoadedModel]
+    queue: WorkQueue
+    num_bytes: int = 0
+    host: ModelHost | None = None
+    residence: Residence = "unloaded"
+    order: int = 0
+    obeyed: int = 0
+    is_evicted: bool = False
+    loaded_s: float = 0.0
+    used_s: float = 0.0
+    waiting_since_s: float | None = None
+    num_failures: int = 0
+    reason: str = ""
+    retry_at_s: float = 0.0
+    able_others: set[str] = field(default_factory=set)
+    able_at_s: float = 0.0
+    entry: ModelEntry | None = None
+    is_pinned: bool = False
+    is_removed: bool = False
+    load_order: int = 0
+
+    @property
+    def must_go(self) -> bool:
+        return self.order != self.obeyed or self.is_evicted or self.is_removed
+
+    @property
+    def failure(self) -> LoadFailure | None:
+        """Return why the model could not be loaded, for callers; None while there is nothing
+        wrong."""
+        if not self.num_failures:
+            return None
+        left_s = math.ceil(self.retry_at_s - time.monotonic())
+        reason = self.reason.removeprefix(f"model {self.info.id!r}: ")
+        return LoadFailure(_ABSOLUTE_PATH.sub("", reason), max(1, left_s))
+
+    def note_failure(self, reason: str) -> None:
+        """Note why the model could not be loaded. It is tried again after a while, and each time
+        after a longer one."""
+        self.num_failures += 1
+        self.reason = reason
+        num_doublings = min(self.num_failures - 1, 32)  # no overflow, however long it fails
+        wait_s = min(_LONGEST_RETRY_S, _FIRST_RETRY_S * 2**num_doublings)
+        self.retry_at_s = time.monotonic() + wait_s
+        logger.error(
+            "model not loaded", extra=fields(model=self.info.id, error=reason, retry_in_s=wait_s)
+        )
+
+
+class KnownModels:
+    """The models of one worker, by id.
+
+    `survey` describes a model of the catalogue by its files. It raises SettingsError where they
+    cannot be read. `memory` reads the memory. `on_loaded` is called for each model that has come
+    into memory, to have it serve. `num_evicted` models had to make room for others.
+    """
+
+    def __init__(
+        self,
+        context: HostContext,
+        models: Sequence[LoadedModel | UnloadedModel],
+        budget: Budget,
+        *,
+        survey: Callable[[ModelEntry], UnloadedModel],
+        memory: Callable[[], Memory],
+        on_loaded: Callable[[KnownModel], None],
+    ) -> None:
+        self._context = context
+        self._budget = budget
+        self._survey = survey
+        self._memory = memory
+        self._on_loaded = on_loaded
+        self._waiting = WaitingModels(context.broker)
+        self._freed = asyncio.Event()
+        self._catalogue = Catalogue(context.broker.client(keys.PRESENCE))
+        self._listing: Listing | None = None
+        self.by_id: dict[str, KnownModel] = {}
+        self.num_evicted = 0
+        for model in models:
+            self.by_id[model.info.id] = self._known(model)
+
+    async def serve(self, known: KnownModel, is_over: Callable[[], bool]) -> None:
+        """End what a model has in hand once it is to go, and free it.
+
+        To be called when nothing takes for it any more. Returns at once when the worker is over:
+        then others get what is in hand.
+        """
+        if is_over() or known.host is None:
+            return
+        # One that comes from here on is a later order.
+        order = known.order
+        known.residence = "unloading"
+        await known.host.end_jobs()
+        await self._free(known)
+        known.obeyed = order
+        await self._context.tell()
+
+    async def changed(self) -> None:
+        """Wait until a model has gone, which makes room for another one, or for a while."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._freed.wait(), LOOK_S)
+        self._freed.clear()
+
+    async def look(self) -> None:
+        """Look after all models that are not in memory, once."""
+        await self._read_catalogue()
+        await self._forget_removed()
+        unloaded = [known for known in self.by_id.values() if known.residence == "unloaded"]
+        if not unloaded:
+            return
+        for known in unloaded:
+            if known.order != known.obeyed:
+                # A model that could not be loaded is tried again for the next work, not before.
+                known.obeyed = known.order
+                known.num_failures = 0
+                await self._context.tell()
+        waiting = await self._waiting.among([known.info.id for known in unloaded])
+        fleet: Fleet | None = None
+        for known in unloaded:
+            has_work = known.info.id in waiting
+            if not has_work:
+                known.waiting_since_s = None
+            if not (has_work or known.num_failures or known.load_order):
+                continue
+            if fleet is None:
+                fleet = await self._context.presence.fleet()
+            await self._look_at(known, fleet, has_work=has_work)
+
+    async def _look_at(self, known: KnownModel, fleet: Fleet, *, has_work: bool) -> None:
+        """Load a model that has work, was ordered, or could not be loaded before."""
+        if known.load_order:
+            known.load_order = 0
+            await self._load_if_fits(known, may_evict=True)
+        elif known.num_failures:
+            await self._bear_failure(known, fleet, has_work=has_work)
+        elif self._is_ours(known, fleet):
+            await self._load_if_fits(known, may_evict=True)
+
+    async def _read_catalogue(self) -> None:
+        """Learn what has changed in the catalogue."""
+        if self._listing is not None and await self._catalogue.version() == self._listing.version:
+            return
+        before = self._listing or Listing()
+        listing = await self._catalogue.listing()
+        for name, entry in listing.entries.items():
+            if before.entries.get(name) != entry:
+                await self._learn(entry)
+        for name, known in self.by_id.items():
+            known.is_pinned = name in listing.pinned
+            if known.entry is not None and name not in listing.entries:
+                known.is_removed = True
+            # Orders that were given before this worker's first look are not its own.
+            order = listing.loads.get(name, 0)
+            is_new = order != before.loads.get(name, 0) and self._listing is not None
+            if is_new and known.residence == "unloaded":
+                known.load_order = order
+        self._listing = listing
+        await self._context.tell()
+
+    async def _learn(self, entry: ModelEntry) -> None:
+        """Take in a model of the catalogue as its entry is now."""
+        known = self.by_id.get(entry.id)
+        if known is not None and known.entry is None:
+            logger.warning(
+                "catalogue passed over",
+                extra=fields(model=entry.id, reason="the settings name it too"),
+            )
+            return
+        try:
+            model = await asyncio.to_thread(self._survey, entry)
+        except SettingsError as error:
+            logger.warning("catalogue passed over", extra=fields(model=entry.id, reason=str(error)))
+            return
+        if known is None:
+            known = self._known(model)
+            self.by_id[entry.id] = known
+        elif known.host is None:
+            known.info = model.info
+        else:
+            known.is_evicted = True  # what is in memory was loaded as the entry was before
+        known.entry = entry
+        known.again = model.again
+        known.num_bytes = model.num_bytes
+        known.num_failures = 0
+        known.is_removed = False
+
+    async def _forget_removed(self) -> None:
+        """Let go of what was removed from the catalogue, once it is not in memory and nothing of it
+        is in hand."""
+        in_hand = self._context.ledger.by_model()
+        for name, known in list(self.by_id.items()):
+            if known.is_removed and known.residence == "unloaded" and name not in in_hand:
+                del self.by_id[name]
+                await self._context.presence.forget_model(name)
+
+    def _known(self, model: LoadedModel | UnloadedModel) -> KnownModel:
+        queue = self._context.queue_of(model.info.id, model.info.fingerprint)
+        known = KnownModel(model.info, model.again, queue, num_bytes=model.num_bytes)
+        if isinstance(model, LoadedModel):
+            self._install(known, model)
+        elif model.reason:
+            known.note_failure(model.reason)
+        return known
+
+    def _install(self, known: KnownModel, model: LoadedModel) -> None:
+        known.info = model.info
+        known.again = model.again
+        known.queue = self._context.queue_of(model.info.id, model.fingerprint)
+        known.host = ModelHost(model, known.queue, self._context)
+        known.residence = "loaded"
+        known.num_bytes = model.num_bytes or known.num_bytes
+        known.loaded_s = time.monotonic()
+        known.used_s = known.loaded_s
+        known.num_failures = 0
+
+    async def _free(self, known: KnownModel) -> None:
+        host = known.host
+        assert host is not None
+        known.host = None
+        await host.free()
+        known.is_evicted = False
+        known.residence = "unloaded"
+        self._freed.set()
+        logger.info("model unloaded", extra=fields(model=known.info.id))
+
+    def _is_ours(self, known: KnownModel, fleet: Fleet) -> bool:
+        """Return whether to load for work that waits: nobody else has the model, or those who have
+        it are too slow."""
+        now_s = time.monotonic()
+        if known.waiting_since_s is None:
+            known.waiting_since_s = now_s
+        if now_s - known.waiting_since_s >= _PATIENCE_S:
+            return True
+        for other in fleet.serving(known.info.id):
+            if other.id == self._context.worker_id:
+                continue
+            # A model without a residence is in memory.
+            if other.residences.get(known.info.id) in (None, "loading"):
+                return False
+        return True
+
+    async def _load_if_fits(self, known: KnownModel, *, may_evict: bool) -> None:
+        """Load a model if there is room. Else let others go first, if it may evict."""
+        residents = await self._residents()
+        verdict = self._budget.room_for(
+            known.info.id,
+            known.num_bytes,
+            residents=residents,
+            memory=self._memory(),
+            now_s=time.monotonic(),
+        )
+        if isinstance(verdict, Load):
+            await self._load(known)
+        elif isinstance(verdict, Evict) and may_evict:
+            for model_id in verdict.ids:
+                self.by_id[model_id].is_evicted = True
+                self.num_evicted += 1
+                await self._wake(self.by_id[model_id])
+            logger.info(
+                "models make room", extra=fields(model=known.info.id, evicted=list(verdict.ids))
+            )
+        elif isinstance(verdict, Refuse):
+            known.note_failure(verdict.reason)
+
+    async def _wake(self, known: KnownModel) -> None:
+        """End the wait for work of a model that is to go, by a ring of its bell."""
+        # Another worker may hear it instead, but then this one's wait ends by itself in a while.
+        for part in self._context.broker.together(self._context.broker.shards):
+            await known.queue.ring(part[0])
+
+    async def _residents(self) -> list[Resident]:
+        wanted = await self._waiting.among(list(self.by_id))
+        # Only now, for one may have gone while Redis was asked, and must not be counted as there.
+        in_hand = self._context.ledger.by_model()
+        residents: list[Resident] = []
+        for name, known in self.by_id.items():
+            if known.residence == "unloaded":
+                continue
+            residents.append(
+                Resident(
+                    name,
+                    known.num_bytes,
+                    loaded_s=known.loaded_s,
+                    used_s=known.used_s,
+                    is_pinned=known.is_pinned,
+                    is_busy=bool(in_hand.get(name)),
+                    is_wanted=name in wanted,
+                    is_leaving=known.must_go,
+                )
+            )
+        return residents
+
+    async def _load(self, known: KnownModel) -> None:
+        """Load a model in a thread of its own, or note why it cannot be loaded."""
+        known.residence = "loading"
+        known.waiting_since_s = None
+        await self._context.tell()
+        begun_s = time.monotonic()
+        # Other models go on meanwhile, unless loading touches what they compute with: a GPU, or
+        # torch's default dtype.
+        done = threading.Event()
+        stands: list[threading.Event] = []
+        is_apart = known.info.device in ("", "cpu") and known.info.dtype in ("", "float32")
+        if not is_apart:
+            stands = rest_all(self._context.threads, done)
+        try:
+            model = await asyncio.to_thread(_loaded, known.again, stands)
+        except Exception as error:  # whatever is wrong with one model must not end the others
+            known.residence = "unloaded"
+            known.note_failure(_reason(known.info.id, error))
+            await asyncio.to_thread(give_back_memory)
+            await self._context.tell()
+            return
+        finally:
+            done.set()
+        self._install(known, model)
+        took_s = round(time.monotonic() - begun_s, 1)
+        logger.info("model loaded again", extra=fields(model=known.info.id, took_s=took_s))
+        self._on_loaded(known)
+        await self._context.tell()
+
+    async def _bear_failure(self, known: KnownModel, fleet: Fleet, *, has_work: bool) -> None:
+        """Try again when it is time. Until then end the jobs that wait for this worker in vain."""
+        # Jobs that are being refused come first; see `_refuse_waiting`.
+        if self._context.ledger.claims_of(known.info.id):
+            return
+        if known.retry_at_s <= time.monotonic():
+            num_before = known.num_failures
+            await self._load_if_fits(known, may_evict=has_work)
+            is_waiting_for_room = known.num_failures == num_before
+            if known.host is not None or is_waiting_for_room:
+                return
+        if not self._can_others(known, fleet) and has_work:
+            await self._refuse_waiting(known)
+
+    def _can_others(self, known: KnownModel, fleet: Fleet) -> bool:
+        """Return whether another worker has the model, or has not failed to load it."""
+        name = known.info.id
+        others: set[str] = set()
+        able: set[str] = set()
+        for other in fleet.serving(name):
+            if other.id == self._context.worker_id:
+                continue
+            others.add(other.id)
+            if name not in other.failures:
+                able.add(other.id)
+
+        now_s = time.monotonic()
+        if able:
+            known.able_others = able
+            known.able_at_s = now_s
+            return True
+        # One that could and has gone may have died: it is started again, and goes on with what it
+        # had.
+        has_gone = not known.able_others <= others
+        return has_gone and now_s - known.able_at_s < _RESTART_S
+
+    async def _refuse_waiting(self, known: KnownModel) -> None:
+        """Take what waits and end it with the reason. Nothing else is taken until that is
+        logged."""
+        failure = known.failure
+        assert failure is not None
+        error = ModelFailed(f"The model {known.info.id!r} cannot be loaded: {failure.reason}")
+        context = self._context
+        for shard in context.broker.shards:
+            taken = await known.queue.take(shard, _REFUSED_AT_ONCE, is_empty=True)
+            for claim in taken.claims:
+                job_span = begin(
+                    context.tracing,
+                    claim.job,
+                    epoch=claim.epoch,
+                    waited_s=claim.waited_s,
+                    worker_id=context.worker_id,
+                )
+                context.ledger.open(claim, job_span)
+                context.outbox.add(claim, error.as_event())
+
+
+def _reason(model_id: str, error: Exception) -> str:
+    """Return a sentence on why loading failed."""
+    if isinstance(error, SettingsError):
+        return str(error)
+    # It is no fault of the files, so it may be ours: it is logged whole.
+    logger.error("model loader broke", exc_info=error, extra=fields(model=model_id))
+    return f"model {model_id!r}: {reason_of(error)}"
+
+
+def _loaded(again: Callable[[], LoadedModel], stands: Sequence[threading.Event]) -> LoadedModel:
+    """Load a model once the threads stand still that are to."""
+    for event in stands:
+        event.wait()
+    model = again()
+    give_back_memory()
+    return model

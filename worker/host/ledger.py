@@ -1,0 +1,102 @@
+"""The jobs that a worker has in hand, from the take to their end. Belongs to the event loop."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from shared.messages import Event, Progress
+from shared.queue.leases import Claim
+from worker.host.job_span import UNTRACED, JobSpan
+
+
+@dataclass(eq=False)
+class Entry:
+    """A job in hand: the last index of its log, and the news that the outbox is to append.
+
+    The oldest of the news came at `since_s`. `then` is called once they are in the log. `num_done`
+    is the farthest progress that was logged or is among the news.
+    """
+
+    claim: Claim
+    index: int
+    job_span: JobSpan
+    news: list[Event] = field(default_factory=list)
+    since_s: float = 0.0
+    then: Callable[[], None] | None = None
+    num_done: int = 0
+
+    def note_progress(self, progress: Progress) -> None:
+        """Add a progress to the news, in place of an older one."""
+        # A run that begins again, after a takeover, repeats what is known for a while.
+        if progress.done <= self.num_done:
+            return
+        self.num_done = progress.done
+        if self.news and isinstance(self.news[-1], Progress):
+            self.news.pop()
+        self.news.append(progress)
+
+
+class Ledger:
+    """The jobs in hand by the keys of their claims.
+
+    `on_closed(claim, was_stale)` is called once for every job that was opened, when its end is
+    logged or its epoch is over.
+    """
+
+    def __init__(self, on_closed: Callable[[Claim, bool], None]) -> None:
+        self._on_closed = on_closed
+        self._entries: dict[str, Entry] = {}
+
+    @property
+    def entries(self) -> Collection[Entry]:
+        return self._entries.values()
+
+    @property
+    def claims(self) -> list[Claim]:
+        """Return every job in hand."""
+        return [entry.claim for entry in self._entries.values()]
+
+    def claims_of(self, model: str) -> list[Claim]:
+        """Return the jobs in hand of one model."""
+        return [claim for claim in self.claims if claim.job.model == model]
+
+    def by_model(self) -> dict[str, list[Claim]]:
+        """Return the jobs in hand of each model that has any."""
+        claims: dict[str, list[Claim]] = {}
+        for claim in self.claims:
+            claims.setdefault(claim.job.model, []).append(claim)
+        return claims
+
+    def get(self, key: str) -> Entry | None:
+        """Return the job of a claim with this key, None if it is no longer in hand."""
+        return self._entries.get(key)
+
+    def open(self, claim: Claim, job_span: JobSpan = UNTRACED) -> None:
+        """Take a job in hand."""
+        # An earlier take of it by this same worker has another key. It is stale now, and closes
+        # when its next append is refused.
+        self._entries[claim.key] = Entry(claim, claim.last_index, job_span)
+
+    def note_progress(self, claim: Claim, progress: Progress) -> None:
+        """Note the progress that a job had made in other hands."""
+        entry = self._entries.get(claim.key)
+        if entry is not None:
+            entry.num_done = max(entry.num_done, progress.done)
+
+    def finish(self, entry: Entry) -> None:
+        """Let go of a job whose end is in the log."""
+        del self._entries[entry.claim.key]
+        entry.job_span.published()
+        self._on_closed(entry.claim, False)
+
+    def close(self, claim: Claim, why: str) -> None:
+        """Forget a job that is no longer this worker's; `why` is for its trace."""
+        entry = self._entries.pop(claim.key, None)
+        if entry is not None:
+            entry.job_span.dropped(why)
+            self._on_closed(claim, True)
+
+    def ended(self, job_id: str) -> None:
+        """Forget every take of a job that somebody else has ended."""
+        for claim in self.claims:
+            if claim.job.id == job_id:
+                self.close(claim, "ended_elsewhere")

@@ -1,0 +1,216 @@
+"""A worker's report of itself: its record in presence once a second, and its metrics when they are
+scraped.
+
+It reads what the parts of the worker count anyway; nothing here is called by a step.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, get_args
+
+from shared.messages import ModelInfo, ModelLoad, WorkerInfo, WorkerState
+from shared.queue.broker import Broker
+from shared.queue.leases import Claim
+from shared.tasks.task_table import cost_of
+from shared.telemetry.histogram import BucketHistogram
+from shared.telemetry.memory import resident_bytes
+from shared.telemetry.metric_kinds import Values
+from shared.telemetry.metrics import WorkerMetrics
+from shared.telemetry.model_load import NUMBERS
+from shared.telemetry.process import LoopLag, tell
+from worker.engine.engines import AnyEngine
+from worker.hardware.device import device_memory
+from worker.hardware.memory_guard import MemoryGuard
+from worker.host.intake import Intake
+from worker.host.ledger import Ledger
+from worker.host.loading import LoadedModel
+from worker.host.outbox import Outbox
+
+STATES = (*get_args(WorkerState), "full")
+_LATELY = 10
+"""The announcements, and so seconds, over which tokens are measured."""
+_WORK_LATELY = 60
+"""The announcements over which work is measured."""
+_ENOUGH_S = 0.2
+"""The least time of stepping that a rate of work is measured from."""
+
+
+@dataclass
+class _ReportedModel:
+    """One model. `num_jobs` were done here, and cost `work` in all.
+
+    `tokens` holds (clock in seconds, tokens) of the last announcements, and `works` (seconds of
+    stepping, work).
+    """
+
+    model: LoadedModel
+    engine: AnyEngine
+    intake: Intake
+    num_jobs: int = 0
+    work: int = 0
+    tokens: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=_LATELY + 1))
+    works: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=_WORK_LATELY + 1))
+    work_per_s: float = 0.0
+
+    def sample(self, now_s: float) -> None:
+        stats = self.engine.stats
+        self.tokens.append((now_s, stats.num_tokens))
+        self.works.append((stats.steps_s.total, self.work))
+        first_s, first_work = self.works[0]
+        last_s, last_work = self.works[-1]
+        done = last_work - first_work
+        stepped_s = last_s - first_s
+        # Without work the last rate stays: it is what queued work is divided by.
+        if done > 0 and stepped_s > _ENOUGH_S:
+            self.work_per_s = done / stepped_s
+
+    @property
+    def tokens_per_s(self) -> float:
+        first_s, first_count = self.tokens[0]
+        last_s, last_count = self.tokens[-1]
+        if last_s <= first_s:
+            return 0.0
+        return (last_count - first_count) / (last_s - first_s)
+
+    def load(self) -> ModelLoad:
+        values: dict[str, Any] = {}
+        for name in NUMBERS:
+            values[name] = _MEASURES[name](self)
+        return ModelLoad(self.model.info.id, **values)
+
+
+class MetricsReporter:
+    """The reports of one worker. `pool` is the operator's name for workers of this kind."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        outbox: Outbox,
+        silence_s: Callable[[], float],
+        memory_guard: MemoryGuard,
+        *,
+        pool: str,
+    ) -> None:
+        self._ledger = ledger
+        self._outbox = outbox
+        self._silence_s = silence_s
+        self._memory_guard = memory_guard
+        self._pool = pool
+        self._began_s = time.monotonic()
+        self._reported: dict[str, _ReportedModel] = {}
+
+    def add(self, model: LoadedModel, engine: AnyEngine, intake: Intake) -> None:
+        self._reported[model.info.id] = _ReportedModel(model, engine, intake)
+
+    def remove(self, model_id: str) -> None:
+        """Forget a model that is no longer in memory. Its series end, and begin again at 0 with the
+        next `add`."""
+        del self._reported[model_id]
+
+    def closed(self, claim: Claim) -> None:
+        """Count a job that was done here."""
+        reported = self._reported[claim.job.model]
+        reported.num_jobs += 1
+        # The cost that was expected of it, because waiting work is counted so, too.
+        reported.work += cost_of(claim.job.task)
+
+    def info(self, worker_id: str, state: WorkerState, models: tuple[ModelInfo, ...]) -> WorkerInfo:
+        """Return the record in presence. To be called about once a second: rates are measured from
+        one call to another."""
+        now_s = time.monotonic()
+        loads: list[ModelLoad] = []
+        for reported in self._reported.values():
+            reported.sample(now_s)
+            loads.append(reported.load())
+        return WorkerInfo(
+            worker_id,
+            state,
+            models,
+            in_flight=len(self._ledger.claims),
+            memory_bytes=resident_bytes(),
+            pool=self._pool,
+            is_full=self._memory_guard.is_over,
+            uptime_s=round(now_s - self._began_s, 1),
+            device_bytes=device_memory()[0] if self._reported else 0,
+            stale_appends=self._outbox.num_stale,
+            loads=tuple(loads),
+        )
+
+    def tell(
+        self,
+        metrics: WorkerMetrics,
+        broker: Broker,
+        lag: LoopLag,
+        state_of: Callable[[], WorkerState],
+    ) -> None:
+        """Let the metrics of the worker be read."""
+        tell(metrics.process, broker, lag)
+        metrics.state.read = lambda: {(name,): name == self._shown(state_of()) for name in STATES}
+        metrics.silence.read = lambda: {(): self._silence_s()}
+        metrics.memory_share.read = lambda: {(): self._memory_guard.share}
+        metrics.stale_appends.read = lambda: {(): self._outbox.num_stale}
+        metrics.device_memory.read = self._device_memory
+        metrics.batch.read = self._batches
+        metrics.step.read = self._steps
+        for name, metric in metrics.by_model.items():
+            metric.read = partial(self._each, _MEASURES[name])
+
+    def _each(self, measure: Callable[[_ReportedModel], float]) -> Values:
+        values: dict[tuple[str, ...], float] = {}
+        for name, reported in self._models():
+            values[(name,)] = measure(reported)
+        return values
+
+    def _batches(self) -> dict[tuple[str, ...], BucketHistogram]:
+        return {(name,): reported.engine.stats.rows for name, reported in self._models()}
+
+    def _steps(self) -> dict[tuple[str, ...], BucketHistogram]:
+        return {(name,): reported.engine.stats.steps_s for name, reported in self._models()}
+
+    def _models(self) -> list[tuple[str, _ReportedModel]]:
+        return list(self._reported.items())
+
+    def _shown(self, state: WorkerState) -> str:
+        if state == "ready" and self._memory_guard.is_over:
+            return "full"
+        return state
+
+    def _device_memory(self) -> Values:
+        if not self._reported:
+            return {}
+        allocated, total = device_memory()
+        if not total:
+            return {}
+        return {("allocated",): allocated, ("total",): total}
+
+
+_MEASURES: dict[str, Callable[[_ReportedModel], float]] = {
+    "running": lambda item: item.engine.load.running,
+    "steps_done": lambda item: item.engine.load.steps_done,
+    "steps_total": lambda item: item.engine.load.steps_total,
+    "waiting": lambda item: item.engine.load.waiting,
+    "kv_used": lambda item: item.engine.load.pages_held,
+    "kv_pages": lambda item: item.engine.load.num_pages,
+    "kv_cached": lambda item: item.engine.load.pages_cached,
+    "prefix_lookups": lambda item: item.engine.load.num_started,
+    "prefix_hits": lambda item: item.engine.load.num_hits,
+    "prefix_tokens": lambda item: item.engine.load.num_hit_tokens,
+    "preemptions": lambda item: item.engine.load.num_preempted,
+    "tokens": lambda item: item.engine.stats.num_tokens,
+    "prompt_tokens": lambda item: item.engine.stats.num_prompt_tokens,
+    "errors": lambda item: item.engine.stats.num_failures,
+    "segments": lambda item: item.engine.stats.num_segments,
+    "settled": lambda item: item.engine.stats.num_settled,
+    "step_s": lambda item: round(item.engine.stats.last_step_s, 6),
+    "tokens_per_s": lambda item: round(item.tokens_per_s, 3),
+    "work_per_s": lambda item: round(item.work_per_s, 3),
+    "load_s": lambda item: round(item.model.load_s, 3),
+    "warm_up_s": lambda item: round(item.model.warm_up_s, 3),
+    "takeovers": lambda item: item.intake.num_taken_over,
+    "convictions": lambda item: item.intake.num_convicted,
+    "jobs": lambda item: item.num_jobs,
+}
+"""The measurement of each number of `ModelLoad`."""

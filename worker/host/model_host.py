@@ -1,0 +1,121 @@
+"""A model in a worker's memory, with its queue, its engine and its intake."""
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from shared.events.log import LogReader
+from shared.fleet.presence import Presence
+from shared.queue.broker import Broker
+from shared.queue.leases import Claim, QueuePolicy, WorkQueue
+from shared.telemetry.tracing import Tracing
+from worker.engine.engine_thread import EngineThread
+from worker.engine.engines import AnyEngine, engine_for
+from worker.hardware.device import give_back_memory
+from worker.host.intake import Intake
+from worker.host.ledger import Ledger
+from worker.host.loading import LoadedModel
+from worker.host.metrics_reporter import MetricsReporter
+from worker.host.outbox import Outbox
+
+logger = logging.getLogger("aios.host")
+
+_LOOK_S = 0.5
+"""The longest wait for the end of a job before the ledger is asked again whether any is left."""
+
+
+@dataclass(frozen=True)
+class HostContext:
+    """The parts of a worker that all its models share.
+
+    `threads` are those that compute, by mechanism. A batch of tasks that are done whole waits
+    `batch_wait_s` for more. `tell` announces the worker as it is now.
+    """
+
+    broker: Broker
+    policy: QueuePolicy
+    worker_id: str
+    presence: Presence
+    reader: LogReader
+    ledger: Ledger
+    outbox: Outbox
+    reporter: MetricsReporter
+    tracing: Tracing
+    threads: Mapping[str, EngineThread]
+    batch_wait_s: float
+    tell: Callable[[], Awaitable[None]]
+
+    def queue_of(self, model_id: str, fingerprint: str) -> WorkQueue:
+        """Return the queue of a model as this worker sees it."""
+        return WorkQueue(
+            self.broker, self.policy, model=model_id, worker=self.worker_id, fingerprint=fingerprint
+        )
+
+
+class ModelHost:
+    """The host of one model, from its load to its end. `thread` computes for the model."""
+
+    def __init__(self, model: LoadedModel, queue: WorkQueue, context: HostContext) -> None:
+        spec = model.runner.spec
+        self.id = model.info.id
+        self.thread = context.threads[spec.mechanism]
+        self.engine: AnyEngine = engine_for(
+            model.runner, context.outbox.put, self.thread.wake, batch_wait_s=context.batch_wait_s
+        )
+        self.intake = Intake(
+            queue,
+            context.reader,
+            context.ledger,
+            context.outbox,
+            self.engine,
+            max_batch=spec.max_batch,
+            worker_id=context.worker_id,
+            shards=context.broker.shards,
+            tracing=context.tracing,
+        )
+        self._ledger = context.ledger
+        self._reporter = context.reporter
+        self._ended = asyncio.Event()
+        # A task that takes long must delay no token.
+        if spec.mechanism == "sequence":
+            context.threads["task"].give_way()
+        context.reporter.add(model, self.engine, self.intake)
+        self.thread.add(self.engine)
+
+    def closed(self, claim: Claim, was_stale: bool) -> None:
+        """Note that a job in hand has ended, or is another worker's."""
+        self._ended.set()
+        if was_stale:
+            self.engine.abort(claim.key)
+        else:
+            self._reporter.closed(claim)
+        self.intake.closed(claim)
+
+    async def end_jobs(self) -> None:
+        """Take nothing more, and return when nothing is in hand."""
+        await self.intake.close()
+        while self._ledger.claims_of(self.id):
+            self._ended.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), _LOOK_S)
+
+    async def free(self) -> None:
+        """Give the model's memory back. Nothing may be in hand, and no other name may hold its
+        engine."""
+        self._reporter.remove(self.id)
+        loop = asyncio.get_running_loop()
+        gone = asyncio.Event()
+        self.thread.remove(self.engine, partial(loop.call_soon_threadsafe, gone.set))
+        await gone.wait()
+        # The last names that hold the engine, and with it the weights.
+        del self.engine, self.intake
+        await asyncio.to_thread(give_back_memory)
+
+
+def rest_all(threads: Mapping[str, EngineThread], done: threading.Event) -> list[threading.Event]:
+    """Let all threads stand still until `done`; each event is set when its thread does."""
+    return [thread.rest_until(done) for thread in threads.values()]

@@ -1,0 +1,102 @@
+"""Dialogues as text: by a template of the operator's, else the tokenizer's own, else a built-in
+one."""
+
+from pathlib import Path
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from shared.errors import InvalidRequest
+from shared.messages import Chat, Turn
+from worker.models.errors import ModelFormatError
+from worker.text.bounded_template import BoundedTemplate
+from worker.text.foreign import blamed, is_foreign, words_of
+
+LLAMA_3 = """\
+{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message.role }}<|end_header_id|>
+
+{{ message.content | trim }}<|eot_id|>{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant\
+<|end_header_id|>
+
+{{ '' }}{% endif %}"""
+"""Turns between the marks of Llama 3, behind the tokenizer's start token, if it has one."""
+
+DIALOGUE = """\
+{% set turns = messages | rejectattr('role', 'equalto', 'system') | list %}\
+{% for message in messages if message.role == 'system' %}{{ message.content | trim ~ '\\n\\n' }}{% endfor %}\
+{% for turn in turns %}{{ turn.content | trim if turns | length == 1 else \
+turn.role | capitalize ~ ': ' ~ turn.content | trim ~ '\\n\\n' }}{% endfor %}\
+{% if turns | length > 1 %}Assistant:{% endif %}"""
+"""Words alone, for models that know no turns: the system's text, then the only turn as it is, or
+several turns by name."""
+
+_TRIAL = Chat((Turn("user", "hi"),))
+
+
+class ChatTemplate:
+    """The chat template of a model.
+
+    `path` is a Jinja file that outranks the tokenizer's own template; `default` serves where there
+    is neither. Raises ModelFormatError for a template that cannot be used.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, path: str | None = None, default: str = LLAMA_3
+    ) -> None:
+        self._tokenizer = tokenizer
+        source = None
+        if path:
+            source = _read(path)
+        elif not tokenizer.chat_template:
+            source = default
+        try:
+            self._template = BoundedTemplate(source or tokenizer.get_chat_template())
+            self.trial = self._apply(_TRIAL)
+        except BaseException as error:
+            if not is_foreign(error):
+                raise
+            # One that refuses the trial may take other dialogues.
+            if not _is_refusal(error):
+                problem = f"The chat template cannot be used: {words_of(error)}"
+                raise ModelFormatError(
+                    f"{problem}; correct it, or give another as chat_template."
+                ) from error
+            self.trial = ""
+
+    def write(self, chat: Chat) -> str:
+        """Write a dialogue up to where the answer begins. Raise InvalidRequest with the template's
+        own words where it refuses the dialogue."""
+        if not chat.messages:
+            raise InvalidRequest("messages: at least one is expected.", field="messages")
+        with blamed("messages", "the model's chat template refuses them"):
+            return self._apply(chat)
+
+    def _apply(self, chat: Chat) -> str:
+        turns: list[dict[str, str]] = []
+        num_characters = 0
+        for turn in chat.messages:
+            turns.append({"role": turn.role, "content": turn.content})
+            num_characters += len(turn.content)
+        return self._template.render(
+            num_characters,
+            messages=turns,
+            tools=None,
+            documents=None,
+            add_generation_prompt=True,
+            **self._tokenizer.special_tokens_map,
+        )
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Return whether the template itself refuses a dialogue."""
+    # What Jinja finds wrong with a template has a class of its own.
+    return type(error) is TemplateError
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelFormatError(
+            f"The chat template {path} cannot be read: {error}; correct chat_template."
+        ) from None
