@@ -34,7 +34,7 @@ POLICY = (
     "worker.text.answers",
     "worker.host.budget",
     "worker.engine.engine_stats",
-    "worker.engine.pooling",
+    "worker.engine.request",
     "worker.text.puzzles",
     "worker.text.detokenizer",
     "worker.engine.take",
@@ -45,7 +45,7 @@ POLICY = (
 REACH_REDIS = (
     "worker.host.intake",
     "worker.host.metrics_reporter",
-    "worker.host.doorbells",
+    "worker.host.intake",
     "worker.host.ledger",
     "worker.host.outbox",
     "worker.host.known_models",

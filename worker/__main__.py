@@ -1,17 +1,18 @@
 """`python -m worker` and `aios worker`: one worker process, its signals and its exit status."""
 
 import asyncio
+import json
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import NoReturn
 
 from shared.artifacts.store import open_artifacts
 from shared.fleet.advice import advise, on_threads
-from shared.listener import listening
+from shared.listener import Answer, Routes, listening
 from shared.queue.broker import open_broker
 from shared.queue.leases import QueuePolicy
 from shared.settings.command_line import redis_url, run_role, tell_of_variables
@@ -20,13 +21,12 @@ from shared.settings.settings import Settings
 from shared.signals import signals_call
 from shared.supervised import report_ready
 from shared.telemetry.logging_setup import configure_logging, fields
-from shared.telemetry.metrics import WorkerMetrics
+from shared.telemetry.metrics import CONTENT_TYPE, WorkerMetrics
 from shared.telemetry.tracing import open_tracing
 from worker.hardware import machine
 from worker.hardware.device import CORES_ENV, keep_freed_memory, use_cores, use_threads
 from worker.hardware.memory_guard import MemoryGuard
 from worker.hardware.shapes import shape_of
-from worker.host import health
 from worker.host.budget import Budget
 from worker.host.loading import (
     LoadedModel,
@@ -147,9 +147,40 @@ async def _telling(settings: Settings, service: WorkerService) -> AsyncIterator[
         return
     metrics = WorkerMetrics()
     service.tell(metrics)
-    routes = health.routes(metrics, service.hangs, service.not_ready)
+    routes = health_routes(metrics, service.hangs, service.not_ready)
     async with listening(settings, "worker_port", routes):
         yield
+
+
+_Trouble = Callable[[], str | None]
+"""Returns a sentence on what is wrong, None when nothing is."""
+
+
+def health_routes(metrics: WorkerMetrics, hangs: _Trouble, not_ready: _Trouble) -> Routes:
+    """Return the routes of the worker's own port, for probes and scrapers.
+
+    `/healthz` is 503 when the worker does not get on, `/readyz` unless it takes work.
+    """
+
+    async def healthz() -> Answer:
+        return _health("ok", hangs())
+
+    async def readyz() -> Answer:
+        return _health("ready", not_ready())
+
+    async def rendered() -> Answer:
+        return 200, CONTENT_TYPE, metrics.render()
+
+    return {"/healthz": healthz, "/readyz": readyz, "/metrics": rendered}
+
+
+def _health(fine: str, trouble: str | None) -> Answer:
+    status = 200
+    body = {"status": fine}
+    if trouble is not None:
+        status = 503
+        body = {"status": f"not {fine}", "reason": trouble}
+    return status, "application/json", json.dumps(body).encode()
 
 
 if __name__ == "__main__":

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from pydantic import BaseModel
+
 from api.endpoints.endpoint import Endpoint, ImmediateEndpoint, TaskPlan
 from api.endpoints.plans import text_plan
 from api.http.error_format import API
+from api.http.problem import Problem
 from api.http.request_state import Usage
-from api.routes.inference_events import InferenceEvents
 from api.schemas.fields import refuse
 from api.schemas.inference import (
     DEFAULT_MAX_TOKENS,
@@ -31,7 +33,8 @@ from api.schemas.inference import (
     times_body,
 )
 from api.schemas.usage import usage_body
-from api.stream.request_events import Outcome, total_usage
+from api.stream.choice_deltas import ChoiceDeltas
+from api.stream.request_events import JobEvent, Outcome, OutcomeBuilder, total_usage
 from api.stream.stream_format import EVENTS, NamedEvent
 from api.stream.timings import Timings
 from api.submit.limits import Limits
@@ -39,6 +42,43 @@ from api.submit.request_record import SubmittedWork
 from shared.messages import Classify, Embed, Embedded, Labelled, ModelInfo, TaskName
 from shared.tasks.task_table import TASKS as INFOS
 from shared.tasks.vectors import unpack
+
+Render = Callable[[Sequence[Outcome], Timings | None], BaseModel]
+
+
+class InferenceEvents:
+    """Renders the events of one job: `token`s, then `done` with the whole answer, or `error`.
+
+    `finish` makes the whole answer of its outcome and timings.
+    """
+
+    def __init__(self, correlation_id: str, finish: Render) -> None:
+        self._correlation_id = correlation_id
+        self._finish = finish
+        self._deltas = ChoiceDeltas(1)
+        self._builder = OutcomeBuilder(1)
+        self._count = 0
+
+    def opening(self) -> None:
+        return None
+
+    def of(self, job: int, event: JobEvent) -> Iterator[NamedEvent]:
+        self._builder.add(event)
+        for delta in self._deltas.of(job, event):
+            if delta.text:
+                yield self._named("token", {"index": self._count, "token": delta.text})
+                self._count += 1
+
+    def closing(self, usage: Usage, timings: Timings | None) -> Iterator[NamedEvent]:
+        answer = self._finish([self._builder.outcome()], timings)
+        yield self._named("done", answer.model_dump(mode="json"))
+
+    def failed(self, problem: Problem) -> NamedEvent:
+        return self._named("error", API.body(problem))
+
+    def _named(self, name: str, body: dict[str, Any]) -> NamedEvent:
+        return NamedEvent(name, {"correlation_id": self._correlation_id} | body)
+
 
 _ECHO = "echo"
 

@@ -1,28 +1,114 @@
 """text-generation-inference's way to ask: `inputs` and `parameters`, at `/` and at the paths that
 dialects share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import msgspec
 
 from api.endpoints.dialect import Dialect
 from api.endpoints.endpoint import Endpoint, Post, TaskPlan
 from api.http.error_format import TGI
-from api.routes.tgi_frames import TgiFrames
+from api.http.problem import Problem
+from api.http.request_state import Usage
 from api.schemas.tgi import (
     DEFAULT_MAX_TOKENS,
     TgiNotes,
     TgiRequest,
     TgiResponse,
     TgiResponses,
+    TgiToken,
+    finish_reason,
     notes_of,
     response,
+    token_bodies,
+    top_bodies,
 )
-from api.stream.request_events import Outcome
+from api.stream.choice_deltas import ChoiceDelta, ChoiceDeltas
+from api.stream.request_events import JobEvent, Outcome
 from api.stream.stream_format import EVENTS
+from api.stream.timings import Timings
 from api.submit.limits import Limits
 from api.submit.request_record import SubmittedWork
-from shared.messages import ModelInfo
+from shared.messages import ModelInfo, Started
+
+_NO_TOKEN = TgiToken(id=0, text="", logprob=0.0, special=True)
+
+
+class TgiFrames:
+    """Renders the frames of one job with one completion: one for each token, the last with the
+    whole text."""
+
+    def __init__(self, notes: TgiNotes) -> None:
+        self._notes = notes
+        self._deltas = ChoiceDeltas(1)
+        self._num_prompt_tokens = 0
+        self._num_tokens = 0
+        self._text = notes.prefix
+        self._last = _NO_TOKEN
+        self._last_text = ""
+
+    def opening(self) -> None:
+        return None
+
+    def of(self, job: int, event: JobEvent) -> Iterator[dict[str, Any]]:
+        if isinstance(event, Started):
+            self._num_prompt_tokens = event.num_prompt_tokens
+        for delta in self._deltas.of(job, event):
+            yield from self._frames(delta)
+
+    def closing(self, usage: Usage, timings: Timings | None) -> Iterator[Any]:
+        return iter(())
+
+    def failed(self, problem: Problem) -> dict[str, Any]:
+        return TGI.body(problem)
+
+    def _frames(self, delta: ChoiceDelta) -> Iterator[dict[str, Any]]:
+        """Yield a frame for each token. The delta's end comes with its last one."""
+        self._text += delta.text
+        if delta.logprobs:
+            self._last_text = delta.logprobs[-1].token
+        tokens = self._tokens(delta)
+        for index, token in enumerate(tokens):
+            self._last = token
+            self._num_tokens += bool(delta.ids)
+            frame: dict[str, Any] = {"index": self._num_tokens, "token": token.model_dump()}
+            if self._notes.top_n and index < len(delta.logprobs):
+                tops = top_bodies(delta.logprobs[index])
+                frame["top_tokens"] = [top.model_dump() for top in tops]
+            is_last = index + 1 == len(tokens)
+            if is_last and delta.finish_reason:
+                frame |= self._end(delta.finish_reason)
+            else:
+                frame |= _NO_END
+            yield frame
+
+    def _tokens(self, delta: ChoiceDelta) -> list[TgiToken]:
+        """Return the tokens of a delta, whose texts are what each adds.
+
+        A token that may begin a stop string adds nothing until that is certain.
+        """
+        tokens = token_bodies(delta.ids, delta.logprobs, is_end=delta.finish_reason == "stop")
+        if "".join(token.text for token in tokens) != delta.text:
+            # The whole text stands with the last token.
+            tokens = [token.model_copy(update={"text": ""}) for token in tokens]
+            if tokens:
+                tokens[-1] = tokens[-1].model_copy(update={"text": delta.text})
+        if tokens or not (delta.text or delta.finish_reason):
+            return tokens
+        return [self._last.model_copy(update={"text": delta.text, "special": not delta.text})]
+
+    def _end(self, reason: str) -> dict[str, Any]:
+        details = {
+            "finish_reason": finish_reason(reason, self._notes, self._last_text),
+            "generated_tokens": self._num_tokens,
+            "seed": self._notes.seed,
+            "input_length": self._num_prompt_tokens,
+        }
+        return {"generated_text": self._text, "details": details}
+
+
+_NO_END: dict[str, Any] = {"generated_text": None, "details": None}
 
 
 def _plan(body: TgiRequest, model: ModelInfo, limits: Limits) -> TaskPlan:

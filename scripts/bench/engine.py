@@ -11,13 +11,11 @@ from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
-from scripts.bench.cost import cost
 from scripts.bench.generation import decode, prefill, single, staggered
 from scripts.bench.measure import header
 from scripts.bench.options import options
-from scripts.bench.prefix import prefix
 from scripts.bench.rig import QUICK, Load, Rig
-from scripts.bench.scoring import scoring
+from scripts.bench.rows import cost, prefix, scoring
 
 ROWS: dict[str, Callable[[Rig], list[str]]] = {
     "decode": decode,

@@ -11,6 +11,9 @@ from shared.telemetry.histogram import BucketHistogram
 from shared.telemetry.metric_kinds import CollectedMetric, MetricInfo, MetricSheet
 from shared.telemetry.model_load import NUMBERS
 
+PROBES = ("/healthz", "/health", "/api/health", "/readyz", "/metrics")
+"""Paths of probes and scrapers. Logs, traces, rates and dashboards leave them out."""
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _LATENCY_BOUNDS_S = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _TOKEN_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

@@ -3,7 +3,7 @@ once, held-back text."""
 
 import pytest
 
-from api.routes.tgi_frames import TgiFrames
+from api.routes.tgi import TgiFrames
 from api.schemas.tgi import TgiNotes
 from api.stream.request_events import JobEvent
 from shared.messages import Done, Started, TokenLogprob, Tokens

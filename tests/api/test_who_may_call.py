@@ -13,7 +13,7 @@ from api.http.app import TABLE, create_app
 from shared.queue.broker import Broker
 from shared.settings.settings import Settings
 from shared.shipped import REPO_ROOT
-from shared.telemetry.probes import PROBES
+from shared.telemetry.metrics import PROBES
 from tests.fixtures.api.fronts import in_memory
 
 OPEN = "open"

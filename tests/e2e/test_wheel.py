@@ -161,7 +161,7 @@ def contents(wheel: Path) -> dict[str, int]:
 def test_what_is_not_installed_is_named(installed: Path, tmp_path: Path) -> None:
     """Without the extras there is a sentence, and no traceback."""
     code = (
-        "import sys\nfrom scripts import aios\naios.find_spec = lambda name: "
+        "import sys\nfrom scripts.cli import aios\naios.find_spec = lambda name: "
         "None\nsys.exit(aios.main(sys.argv[1:]))\n"
     )
     command = [str(installed / "bin" / "python"), "-c", code, "serve", "hrm"]

@@ -23,7 +23,7 @@ from tests.fixtures.polling import is_running, wait_until
 
 OWNER = """
 import sys
-from scripts import embedded_redis
+from scripts.cli import embedded_redis
 from scripts.cli.embedded_redis import EmbeddedRedis
 with EmbeddedRedis() as server:
     print(server.pid, server.directory, flush=True)

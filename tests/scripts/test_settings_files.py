@@ -2,15 +2,17 @@
 
 import pytest
 
-from scripts.tools.chart_schema import SCHEMA, options_schema, schema_with
 from scripts.tools.generated_pages import page_with
 from scripts.tools.settings_files import (
     PAGE,
+    SCHEMA,
     YAML,
     chart_schema,
     default_yaml,
+    options_schema,
     options_table,
     page,
+    schema_with,
     table,
 )
 from shared.settings.settings import Settings

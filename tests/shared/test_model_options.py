@@ -9,8 +9,7 @@ from pydantic import Field
 
 from scripts.cli import models
 from scripts.cli.fleet_tool import ToolError
-from scripts.tools.chart_schema import options_schema
-from scripts.tools.settings_files import options_table
+from scripts.tools.settings_files import options_schema, options_table
 from shared import plugins
 from shared.plugins import PluginError
 from shared.settings.command_line import render_config, run_role

@@ -15,7 +15,7 @@ from shared.queue import keys
 from shared.queue.broker import Broker, open_broker
 from shared.queue.submission import Key
 from tests.fixtures.desk import Desk
-from worker.host.doorbells import Doorbells
+from worker.host.intake import Doorbells
 
 SHARDS = 64
 

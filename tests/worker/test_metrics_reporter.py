@@ -19,9 +19,9 @@ from shared.telemetry.metrics import WorkerMetrics
 from tests.fixtures.desk import Desk
 from tests.fixtures.polling import until
 from tests.fixtures.worker.services import LEASE_S, Gated, Slow, end_of, long_task, service, serving
+from worker.__main__ import health_routes
 from worker.engine.runner import RunnerOptions
 from worker.hardware.memory_guard import MemoryGuard
-from worker.host import health
 from worker.host.service import WorkerService
 from worker.runners.echo import Echo
 
@@ -34,7 +34,7 @@ def echo() -> Echo:
 async def port_of(worker: WorkerService) -> AsyncIterator[httpx.AsyncClient]:
     metrics = WorkerMetrics()
     worker.tell(metrics)
-    routes = health.routes(metrics, worker.hangs, worker.not_ready)
+    routes = health_routes(metrics, worker.hangs, worker.not_ready)
     async with (
         listening(Settings(host="127.0.0.1", worker_port=0), "worker_port", routes) as port,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,

@@ -7,8 +7,10 @@ sequence, too.
 
 import itertools
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import add
 from typing import assert_never
 
 import msgspec
@@ -28,8 +30,8 @@ from shared.messages import (
     Scored,
     TokenLogprob,
 )
+from shared.tasks.vectors import pack
 from worker.engine.noise import fold
-from worker.engine.pooling import joined, mean_of
 from worker.engine.runner import Runner
 from worker.engine.sequence import (
     Classified,
@@ -410,3 +412,20 @@ def _total(scores: Sequence[ContinuationScore]) -> ContinuationScore:
         sum(score.num_tokens for score in scores),
         all(score.is_greedy for score in scores),
     )
+
+
+def joined(one: Pooled | None, other: Pooled) -> Pooled:
+    """Return the sum of the states of some tokens and of the tokens behind them."""
+    if one is None:
+        return other
+    return Pooled(array("d", map(add, one.sums, other.sums)), one.num_tokens + other.num_tokens)
+
+
+def mean_of(pooled: Pooled, *, normalize: bool) -> bytes:
+    """Return the mean state in the form of the wire, of length 1 if `normalize`, unless it is
+    zero."""
+    mean = [value / pooled.num_tokens for value in pooled.sums]
+    length = 1.0
+    if normalize:
+        length = math.hypot(*mean) or 1.0
+    return pack(value / length for value in mean)

@@ -10,7 +10,7 @@ from http.client import HTTPException
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from shared.telemetry.probes import PROBES
+from shared.telemetry.metrics import PROBES
 
 TIMES = ("ttft", "inter_token", "queue", "job")
 """The histograms `aios_*_seconds`, by model."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from shared.telemetry.probes import PROBES
+from shared.telemetry.metrics import PROBES
 
 OF_MODEL = 'model=~"$model"'
 NOT_PROBES = f'route!~"{"|".join(PROBES)}"'

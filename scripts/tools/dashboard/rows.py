@@ -57,11 +57,9 @@ LATENCY = (
     latency(
         "Time to first token",
         "aios_ttft_seconds",
-        "D98: from a job's submission to its first token.",
+        "From a job's submission to its first token.",
     ),
-    latency(
-        "Between tokens", "aios_inter_token_seconds", "D102: a takeover shows as one long gap."
-    ),
+    latency("Between tokens", "aios_inter_token_seconds", "A takeover shows as one long gap."),
     latency("Queue", "aios_queue_seconds", "From a job's submission to a worker's start."),
     latency("Prefill", "aios_prefill_seconds", "From a worker's start to the first token."),
     latency("Decode", "aios_decode_seconds", "From the first token to the end."),
@@ -69,7 +67,7 @@ LATENCY = (
     Panel(
         "Over HTTP",
         "s",
-        "D97: what callers see, waits for bodies included; 95th percentile by route.",
+        "What callers see, waits for bodies included; 95th percentile by route.",
         {
             "{{route}}": "histogram_quantile(0.95, "
             + rate("aios_http_request_seconds_bucket", "le, route", NOT_PROBES)
@@ -79,7 +77,7 @@ LATENCY = (
     Panel(
         "Loading a model",
         "s",
-        "D98: the slowest worker's time to load, and its first try, which compiles.",
+        "The slowest worker's time to load, and its first try, which compiles.",
         {
             "load {{model}}": f"max by (model) (aios_model_load_seconds{{{OF_MODEL}}})",
             "first try {{model}}": f"max by (model) (aios_model_warm_up_seconds{{{OF_MODEL}}})",
@@ -188,7 +186,7 @@ WORKERS = (
     Panel(
         "Memory in use",
         "percentunit",
-        "D99: of the worker's control group or machine; it should stay below 85 %.",
+        "Of the worker's control group or machine; it should stay below 85 %.",
         {"{{instance}}": "max by (instance) (aios_worker_memory_share)"},
     ),
     Panel(
@@ -219,7 +217,7 @@ RELIABILITY = (
         "Error rate",
         "percentunit",
         (
-            "D101: requests that ended in an error of ours, of all; below 2 %. Callers' own "
+            "Requests that ended in an error of ours, of all; below 2 %. Callers' own "
             "and cancelled are left out."
         ),
         {"errors": "aios:errors:ratio5m", "no room": "aios:rejections:ratio5m"},
