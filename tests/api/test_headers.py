@@ -80,8 +80,8 @@ async def test_a_deadline_is_kept_and_capped(redis: Redis, worker: EchoWorker) -
 
     durations_ms = []
     for job in worker.jobs:
-        name = keys.job(job.id)
-        queued_ms, deadline_ms = await redis.hmget(name, "queued_ms", "deadline_ms")  # type: ignore[misc]
+        times = ["queued_ms", "deadline_ms"]
+        queued_ms, deadline_ms = await redis.hmget(keys.job(job.id), times)  # type: ignore[misc]
         durations_ms.append(int(deadline_ms) - int(queued_ms))
     assert durations_ms == [50_000, 20_000, 50_000]
 
