@@ -50,7 +50,7 @@ async def test_what_never_fits_is_no_matter_of_waiting(
 ) -> None:
     """A request that is larger than the limit is refused with the limit, and no Retry-After.
 
-    A client that were told to come again would do so for ever.
+    A client that is told to retry would retry for ever.
     """
     await announce(redis, "echo")
     [most] = limit.values()
@@ -159,6 +159,7 @@ async def test_work_that_redis_takes_when_its_caller_was_refused_is_called_off(
         return await states(redis) == [expected]
 
     monkeypatch.setattr(Submissions, "submit", submit_late)
+    # The front gives Redis a number of ticks; short ones make it give up soon.
     monkeypatch.setattr("api.redis_timeout._TICK_S", 0.01)
 
     async with in_memory(redis) as client:

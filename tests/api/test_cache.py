@@ -35,7 +35,7 @@ DETERMINED: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.fixture
-async def marked(redis_url: str) -> AsyncIterator[EchoWorker]:
+async def worker(redis_url: str) -> AsyncIterator[EchoWorker]:
     """Yield a worker for every endpoint, whose weights have a fingerprint."""
     model = model_info(tasks=("generate", "score", "solve"), fingerprint="f1")
     async with EchoWorker(redis_url, model) as worker:
@@ -43,7 +43,7 @@ async def marked(redis_url: str) -> AsyncIterator[EchoWorker]:
 
 
 @pytest.fixture
-async def cached(redis: Redis, marked: EchoWorker) -> AsyncIterator[httpx.AsyncClient]:
+async def cached(redis: Redis, worker: EchoWorker) -> AsyncIterator[httpx.AsyncClient]:
     async with in_memory(redis, response_cache_ttl_s=TTL_S) as client:
         yield client
 
@@ -74,7 +74,7 @@ async def is_done(client: httpx.AsyncClient, location: str) -> bool:
 
 @pytest.mark.parametrize(("path", "body"), DETERMINED)
 async def test_the_same_question_is_answered_once(
-    redis: Redis, marked: EchoWorker, path: str, body: dict[str, Any]
+    redis: Redis, worker: EchoWorker, path: str, body: dict[str, Any]
 ) -> None:
     """A second front gives the same answer to the byte: choices, usage, frames."""
     async with (
@@ -82,17 +82,17 @@ async def test_the_same_question_is_answered_once(
         in_memory(redis, response_cache_ttl_s=TTL_S) as two,
     ):
         first = await one.post(path, json=body)
-        num_jobs = len(marked.jobs)
+        num_jobs = len(worker.jobs)
         again = await two.post(path, json=body)
 
     assert first.headers["X-Cache"] == "miss"
     assert again.headers["X-Cache"] == "hit"
     assert first.content == again.content
-    assert len(marked.jobs) == num_jobs
+    assert len(worker.jobs) == num_jobs
 
 
 async def test_a_stream_and_a_whole_answer_share_what_was_said(
-    cached: httpx.AsyncClient, marked: EchoWorker
+    cached: httpx.AsyncClient, worker: EchoWorker
 ) -> None:
     whole = (await cached.post("/v1/completions", json=GREEDY)).json()
     stream = await cached.post("/v1/completions", json=GREEDY | {"stream": True})
@@ -100,22 +100,22 @@ async def test_a_stream_and_a_whole_answer_share_what_was_said(
     assert stream.headers["X-Cache"] == "hit"
     *chunks, _done = frames(stream)
     assert "".join(chunk.text for chunk in chunks) == whole["choices"][0]["text"]
-    assert len(marked.jobs) == 1
+    assert len(worker.jobs) == 1
 
 
-async def test_without_the_setting_nothing_is_kept(redis: Redis, marked: EchoWorker) -> None:
+async def test_without_the_setting_nothing_is_kept(redis: Redis, worker: EchoWorker) -> None:
     async with in_memory(redis) as client:
         assert await ask_twice(client) == (None, None)
-    assert len(marked.jobs) == 2
+    assert len(worker.jobs) == 2
     assert await redis.keys("aios:{00}:asked:*") == []
 
 
 @pytest.mark.parametrize("body", [{"prompt": "a"}, {"prompt": "a", "temperature": 0.5, "seed": 3}])
 async def test_what_is_sampled_is_drawn_anew(
-    cached: httpx.AsyncClient, marked: EchoWorker, body: dict[str, Any]
+    cached: httpx.AsyncClient, worker: EchoWorker, body: dict[str, Any]
 ) -> None:
     assert await ask_twice(cached, body) == (None, None)
-    assert len(marked.jobs) == 2
+    assert len(worker.jobs) == 2
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ async def test_a_seed_makes_no_difference_to_greedy_text(cached: httpx.AsyncClie
 
 
 async def test_the_caller_may_refuse_what_is_kept(
-    cached: httpx.AsyncClient, marked: EchoWorker
+    cached: httpx.AsyncClient, worker: EchoWorker
 ) -> None:
     """RFC 9111: no-store neither reads the cache nor writes it; no-cache only writes it."""
     x_cache, _ = await ask(cached, headers={"Cache-Control": "no-store"})
@@ -161,28 +161,28 @@ async def test_the_caller_may_refuse_what_is_kept(
         kept = await ask(cached, headers={"Cache-Control": "no-transform"})
         assert kept == ("hit", newest)
 
-    assert len(marked.jobs) == 5
+    assert len(worker.jobs) == 5
 
 
 async def test_a_key_says_which_answer_is_wanted(
-    cached: httpx.AsyncClient, marked: EchoWorker
+    cached: httpx.AsyncClient, worker: EchoWorker
 ) -> None:
     """A request with an Idempotency-Key takes no answer from the cache."""
     await ask(cached)
     x_cache, _ = await ask(cached, headers={"Idempotency-Key": "k"})
     assert x_cache is None
-    assert len(marked.jobs) == 2
+    assert len(worker.jobs) == 2
 
 
 async def test_other_weights_answer_for_themselves(
-    redis: Redis, cached: httpx.AsyncClient, marked: EchoWorker
+    redis: Redis, cached: httpx.AsyncClient, worker: EchoWorker
 ) -> None:
     """A new checkpoint under the same name does not get the old one's answers.
 
     While workers of both are there, an answer by the old weights is not kept for the new ones.
     """
     _, old_id = await ask(cached)
-    new_model = msgspec.structs.replace(marked.model, fingerprint="f2")
+    new_model = msgspec.structs.replace(worker.model, fingerprint="f2")
     await Presence(redis, ttl_s=ALL_DAY_S).announce(WorkerInfo("w2", "ready", (new_model,)))
 
     async with in_memory(redis, response_cache_ttl_s=TTL_S) as client:
@@ -204,26 +204,26 @@ async def test_unknown_weights_answer_each_time(redis: Redis, able: EchoWorker) 
 
 
 @pytest.mark.parametrize("fate", ["failed", "cancelled"])
-async def test_what_ended_badly_is_no_answer(redis: Redis, marked: EchoWorker, fate: str) -> None:
-    marked.gate.clear()
+async def test_what_ended_badly_is_no_answer(redis: Redis, worker: EchoWorker, fate: str) -> None:
+    worker.gate.clear()
 
     async with live(redis, response_cache_ttl_s=TTL_S) as (client, front):
         submitted = await client.post("/v1/completions", json=GREEDY, headers=LATER)
         assert submitted.headers["X-Cache"] == "miss"
-        await until(lambda: len(marked.jobs) == 1, "it runs")
+        await until(lambda: len(worker.jobs) == 1, "it runs")
         if fate == "cancelled":
             await client.delete(submitted.headers["Location"])
         else:
-            await front.submissions.end([marked.jobs[0]], Failed("worker_failed", "It broke."))
-        marked.gate.set()
+            await front.submissions.end([worker.jobs[0]], Failed("worker_failed", "It broke."))
+        worker.gate.set()
 
         x_cache, id = await ask(client)
         assert x_cache == "miss"
         assert await ask(client) == ("hit", id)
 
 
-async def test_what_runs_is_no_answer_yet(redis: Redis, marked: EchoWorker) -> None:
-    marked.gate.clear()
+async def test_what_runs_is_no_answer_yet(redis: Redis, worker: EchoWorker) -> None:
+    worker.gate.clear()
 
     async with in_memory(redis, response_cache_ttl_s=TTL_S) as client:
         first = await client.post("/v1/completions", json=GREEDY, headers=LATER)
@@ -231,7 +231,7 @@ async def test_what_runs_is_no_answer_yet(redis: Redis, marked: EchoWorker) -> N
         assert first.headers["X-Cache"] == "miss"
         assert second.headers["X-Cache"] == "miss"
 
-        marked.gate.set()
+        worker.gate.set()
         location = second.headers["Location"]
         await until(lambda: is_done(client, location), "it ends")
 
@@ -282,7 +282,7 @@ async def test_an_answer_that_has_expired_is_asked_for_again(
     assert x_cache == "miss"
 
 
-async def test_a_hit_takes_nothing_of_a_quota(redis: Redis, marked: EchoWorker) -> None:
+async def test_a_hit_takes_nothing_of_a_quota(redis: Redis, worker: EchoWorker) -> None:
     # A burst of one, and the next token after 1,000 s.
     async with in_memory(
         redis, response_cache_ttl_s=TTL_S, tenant_rate_per_s=0.001, tenant_burst=1
@@ -299,7 +299,7 @@ async def test_a_hit_takes_nothing_of_a_quota(redis: Redis, marked: EchoWorker) 
     assert await Desk(redis, "echo").counts() == (0, 0)
 
 
-async def test_tenants_share_nothing(redis: Redis, marked: EchoWorker) -> None:
+async def test_tenants_share_nothing(redis: Redis, worker: EchoWorker) -> None:
     async def caller(request: Request) -> Caller:
         return Caller(request.headers["X-Tenant"])
 
@@ -314,7 +314,7 @@ async def test_tenants_share_nothing(redis: Redis, marked: EchoWorker) -> None:
                 assert x_cache == expected
 
 
-async def test_the_tokens_of_a_hit_are_counted_once(redis: Redis, marked: EchoWorker) -> None:
+async def test_the_tokens_of_a_hit_are_counted_once(redis: Redis, worker: EchoWorker) -> None:
     async with live(redis, response_cache_ttl_s=TTL_S) as (client, _):
         await ask(client)
         before = (await client.get("/metrics")).text

@@ -37,8 +37,10 @@ async def read_until_closed(reader: asyncio.StreamReader) -> bytes:
 
 
 async def test_an_idle_connection_is_closed_when_its_setting_says_so(redis_url: str) -> None:
-    """A connection serves several requests and is closed after its idle time, long before the
-    default."""
+    """A connection serves several requests and is closed after its idle time.
+
+    Without the setting it would be kept far longer.
+    """
     async with process(redis_url, keep_alive_s=0.5) as (_, client):
         reader, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
         try:

@@ -60,7 +60,7 @@ async def test_a_key_is_optional_where_a_fleet_may_be_open(
     num_empty = 1 if may_be_without else 0
 
     async with in_memory(redis, require_key=require_key, api_keys=api_keys) as client:
-        # The second document comes from the app's own cache.
+        # Twice: the app keeps the document that it has made.
         for _ in range(2):
             document = (await client.get("/openapi.json")).json()
             security = document["paths"]["/v1/completions"]["post"]["security"]

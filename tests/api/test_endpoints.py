@@ -152,8 +152,8 @@ DIALECT = Dialect((SAY_POST,), prefix="/odd/", errors=ODD)
 async def test_a_dialect_with_errors_of_its_own_is_its_rows(
     redis: Redis, worker: EchoWorker
 ) -> None:
-    """Refusals before its handler, in it and behind it have its own shape, and so have paths that
-    are not there."""
+    """Every refusal has the dialect's own shape: before its handler, in it and behind it, and for
+    paths that are not there."""
     settings = Settings(api_keys="k", max_body_bytes=200)  # type: ignore[arg-type]
     table = RouteTable((*PARTS, DIALECT))
     app = create_app(settings, Broker(redis), table=table)

@@ -74,7 +74,7 @@ def test_code(solution: str, code: str | None) -> None:
     ["\\boxed{", "{", "the answer is ", "answer to ", "x = ", "= ", "```\n", "$", "**", "\n"],
 )
 def test_long_texts_take_no_long_time(part: str) -> None:
-    """A model may write anything: the time may not grow much faster than the text."""
+    """A model may write anything, so the time may not grow far faster than the text."""
     # Of this thread alone: other work on the machine does not count.
     started_s = time.thread_time()
     answer_in(part * 2000)
@@ -84,7 +84,10 @@ def test_long_texts_take_no_long_time(part: str) -> None:
 
 @pytest.mark.parametrize("text", ["={0}=", "= {1}a", "answer to{0}\n", "x{0}= a{0}=", "= **{0}a"])
 def test_long_runs_of_one_sign_take_no_long_time(text: str) -> None:
-    """The time grows with the text alone: no two parts of a pattern may match the same sign."""
+    """The computing time is in proportion to the text.
+
+    No sign may match two parts of a pattern in turn.
+    """
     long = text.format(" " * 1200, "$" * 1200)
     started_s = time.process_time()
     answer_in(long)

@@ -129,7 +129,7 @@ async def test_a_file_is_kept_told_of_sent_and_deleted(
         "media_type": "text/plain",
         "digest": hashlib.sha256(data).hexdigest(),
     }
-    # A day; the second may change between the two clock readings.
+    # A day, give or take the rounding to seconds.
     assert file["expires_at"] - file["created_at"] in (86_400, 86_401)
 
     id = file["id"]
@@ -327,7 +327,7 @@ async def test_a_form_that_is_none(
 ) -> None:
     code = {400: "invalid_request", 413: "payload_too_large"}[status]
 
-    # Whole, and in pieces that cut every delimiter.
+    # Whole, and in pieces of a few bytes.
     for size in (1 << 20, 7):
         pieces = in_pieces(body.encode(), size)
         answer = await client.post("/v1/files", content=pieces, headers=HEAD)

@@ -38,7 +38,7 @@ async def test_a_listener_that_is_cancelled_leaves_no_subscription(redis: Redis)
         async with subscriptions.listen("left"):
             await asyncio.Event().wait()
 
-    # Cancelled after so many turns of the loop, to meet every step of a subscription.
+    # Each one is cancelled a turn of the loop later, in another step of its subscription.
     for num_turns in range(6):
         listening = asyncio.create_task(listen_for_ever())
         for _ in range(num_turns):
@@ -46,7 +46,7 @@ async def test_a_listener_that_is_cancelled_leaves_no_subscription(redis: Redis)
         listening.cancel()
         await asyncio.gather(listening, return_exceptions=True)
 
-    # A listener that comes later does not keep the old subscriptions.
+    # The next listener gets its subscription all the same, and leaves none either.
     async with subscriptions.listen("other"):
         pass
 

@@ -137,7 +137,8 @@ async def test_the_models_own_cap_counts_too(redis: Redis, redis_url: str) -> No
 
 
 async def test_truncation_is_told(client: httpx.AsyncClient, worker: EchoWorker) -> None:
-    # Of each prompt.
+    # The worker cuts so many tokens off each prompt.
     worker.num_truncated = 5
+
     answer = await client.post("/generate", json={"prompts": ["a", "b"]})
     assert answer.headers["X-Truncated-Prompt-Tokens"] == "10"

@@ -33,8 +33,8 @@ async def all_are(redis: Redis, expected: list[str]) -> bool:
     return await states(redis) == expected
 
 
-async def has_said(redis: Redis, worker: EchoWorker, count: int) -> bool:
-    """Return whether the worker has so many jobs, each with two events: its start and a word."""
+async def have_begun(redis: Redis, worker: EchoWorker, count: int) -> bool:
+    """Return whether the worker has `count` jobs, each with two events: its start and a word."""
     if len(worker.jobs) != count:
         return False
     for job in worker.jobs:
@@ -125,7 +125,7 @@ async def test_cancelling_is_idempotent_and_keeps_what_was_said(
 
     async with in_memory(redis) as client:
         id = await submit(client, "/generate", body)
-        await until(lambda: has_said(redis, worker, num_jobs), "each job has said its first word")
+        await until(lambda: have_begun(redis, worker, num_jobs), "each job has said its first word")
 
         for _ in range(2):
             cancelled = await client.delete(f"/v1/jobs/{id}")
@@ -151,7 +151,7 @@ async def test_who_follows_a_job_hears_that_it_was_called_off(
     async with live(redis) as (client, _):
         id = await submit(client, "/v1/completions", {"prompt": "a b", "stream": True})
         following = asyncio.create_task(client.get(f"/v1/jobs/{id}/events"))
-        await until(lambda: has_said(redis, worker, 1), "the job has said its first word")
+        await until(lambda: have_begun(redis, worker, 1), "the job has said its first word")
 
         await client.delete(f"/v1/jobs/{id}")
         followed = await following

@@ -30,7 +30,7 @@ def bearer(key: str) -> dict[str, str]:
 
 
 async def create_key(redis: Redis, lives_s: int | None = None, **fields: object) -> str:
-    """Create a key of the tenant cy, or of what `fields` say, and return it."""
+    """Create a key and return it. `fields` replace those of its grant, whose tenant is cy."""
     grant = Grant(**{"name": "cy", "tenant": "cy", **fields})  # type: ignore[arg-type]
     key, _, _ = await Keyring(Broker(redis)).create(grant, lives_s=lives_s)
     return key
@@ -44,7 +44,7 @@ async def models_status(client: httpx.AsyncClient, key: str) -> int:
 async def generate_statuses(
     client: httpx.AsyncClient, headers: dict[str, str], count: int
 ) -> list[int]:
-    """Ask for the same work so many times, one after another, and return the statuses."""
+    """Send the same request `count` times, one after another, and return the statuses."""
     statuses = []
     for _ in range(count):
         answer = await client.post("/generate", json=ASK, headers=headers)
@@ -122,10 +122,10 @@ async def test_a_foreign_job_is_not_there_on_any_route(redis: Redis, worker: Ech
             ("DELETE", "/v1/jobs/{}"),
             ("POST", "/api/inference/cancel/{}"),
         ):
-            own = await client.request(method, path.format(job_id), headers=ANN)
+            owners = await client.request(method, path.format(job_id), headers=ANN)
             foreign = await client.request(method, path.format(job_id), headers=BOB)
             unknown = await client.request(method, path.format(unknown_id), headers=BOB)
-            assert own.status_code == 200, path
+            assert owners.status_code == 200, path
             assert foreign.status_code == 404, path
             assert unknown.status_code == 404, path
             assert foreign.content == unknown.content

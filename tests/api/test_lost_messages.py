@@ -62,7 +62,7 @@ class Killer(asyncio.Event):
         if self.num_killed < NUM_KILLS:
             await until(self._is_there, "the subscriber is back")
         num_killed = await self._redis.client_kill_filter(_type="pubsub")
-        self.num_killed += int(num_killed)  # type: ignore[arg-type]
+        self.num_killed += int(num_killed)
         return True
 
     async def _is_there(self) -> bool:
@@ -115,7 +115,9 @@ async def has_subscriptions(redis: Redis, count: int) -> bool:
 async def is_done(client: httpx.AsyncClient, location: str) -> bool:
     """Return whether the job is done. Its result is then the whole text."""
     job = (await client.get(location)).json()
-    return job["state"] == "done" and job["result"]["completions"] == [BODY["prompt"]]
+    if job["state"] != "done":
+        return False
+    return bool(job["result"]["completions"] == [BODY["prompt"]])
 
 
 @pytest.mark.parametrize("lossy", [never_published, killed, held_up])
