@@ -36,9 +36,9 @@ class Page(HTMLParser):
         # `<meta>` has no end tag.
         if tag != "meta":
             self.open.append(tag)
-        for name, value in attrs:
-            if tag == "a" and name == "href":
-                self.links.append(value or "")
+        if tag == "a":
+            self.links.append(dict(attrs)["href"] or "")
+        for name, _ in attrs:
             if name in ("src", "srcset") or name.startswith("on"):
                 self.sources.append(name)
 
