@@ -1,5 +1,4 @@
-"""What is refused at the door: a full queue, unknown models, no worker; and that nothing is queued
-then."""
+"""Refusals before the queue: a full one, an unknown model, no worker; nothing is queued then."""
 
 import asyncio
 from typing import Any
@@ -18,22 +17,26 @@ from tests.fixtures.api.fronts import in_memory, states
 from tests.fixtures.desk import Desk
 from tests.fixtures.polling import until
 
+LATER = {"Prefer": "respond-async"}
+
 
 async def test_a_full_queue_takes_all_jobs_of_a_request_or_none(redis: Redis) -> None:
     await announce(redis, "echo")
+    body = {"prompts": ["a", "a"]}
+
     async with in_memory(redis, max_queue_depth=3) as client:
-        later = await client.post(
-            "/generate", json={"prompts": ["a"] * 2}, headers={"Prefer": "respond-async"}
+        accepted = await client.post("/generate", json=body, headers=LATER)
+        refused = await client.post("/generate", json=body)
+        openai_refused = await client.post(
+            "/v1/completions", json={"prompt": ["a", "a"], "stream": True}
         )
-        answer = await client.post("/generate", json={"prompts": ["a"] * 2})
-        openai_answer = await client.post(
-            "/v1/completions", json={"prompt": ["a"] * 2, "stream": True}
-        )
-    assert later.status_code == 202
-    assert answer.status_code == openai_answer.status_code == 429
-    assert int(answer.headers["Retry-After"]) >= 1
-    assert answer.json()["error"]["code"] == "queue_full"
-    assert openai_answer.json()["error"]["type"] == "rate_limit_error"
+
+    assert accepted.status_code == 202
+    assert refused.status_code == 429
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert refused.json()["error"]["code"] == "queue_full"
+    assert openai_refused.status_code == 429
+    assert openai_refused.json()["error"]["type"] == "rate_limit_error"
     assert await Desk(redis, "echo").counts() == (2, 0)
     assert await states(redis) == ["queued", "queued"]
 
@@ -45,34 +48,39 @@ async def test_a_full_queue_takes_all_jobs_of_a_request_or_none(redis: Redis) ->
 async def test_what_never_fits_is_no_matter_of_waiting(
     redis: Redis, shards: int, limit: dict[str, int]
 ) -> None:
-    """A client that is told to come again would do so for ever; it is told what there is
-    instead."""
+    """A request that is larger than the limit is refused with the limit, and no Retry-After.
+
+    A client that is told to retry would retry for ever.
+    """
     await announce(redis, "echo")
+    [most] = limit.values()
+
     async with in_memory(Broker(redis, shards), **limit) as client:
-        answer = await client.post("/generate", json={"prompts": ["a"] * 4})
-        fits = await client.post(
-            "/generate", json={"prompts": ["a"]}, headers={"Prefer": "respond-async"}
-        )
-    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
-    assert str(next(iter(limit.values()))) in answer.json()["error"]["message"]
-    assert "Retry-After" not in answer.headers
+        refused = await client.post("/generate", json={"prompts": ["a"] * 4})
+        fits = await client.post("/generate", json={"prompts": ["a"]}, headers=LATER)
+
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_request")
+    assert str(most) in refused.json()["error"]["message"]
+    assert "Retry-After" not in refused.headers
     assert fits.status_code == 202
     assert len(await redis.keys("aios:*:job:*")) == 1
 
 
 @pytest.mark.parametrize("shards", [1, 64])
 async def test_a_queue_in_many_parts_is_one_queue(redis: Redis, shards: int) -> None:
-    """What fits is taken although no part alone would have room for it; one more is not, and is
-    told the numbers."""
+    """A request is taken if the whole queue has room for it, although no shard alone has.
+
+    One more is refused with the numbers.
+    """
     await announce(redis, "echo")
+
     async with in_memory(Broker(redis, shards), max_queue_depth=6) as client:
-        body = {"prompts": ["a"] * 5}
-        later = {"Prefer": "respond-async"}
-        assert (await client.post("/generate", json=body, headers=later)).status_code == 202
-        assert (
-            await client.post("/generate", json={"prompts": ["a"]}, headers=later)
-        ).status_code == 202
-        full = await client.post("/generate", json={"prompts": ["a"]}, headers=later)
+        five = await client.post("/generate", json={"prompts": ["a"] * 5}, headers=LATER)
+        one = await client.post("/generate", json={"prompts": ["a"]}, headers=LATER)
+        full = await client.post("/generate", json={"prompts": ["a"]}, headers=LATER)
+
+    assert five.status_code == 202
+    assert one.status_code == 202
     assert (full.status_code, full.json()["error"]["code"]) == (429, "queue_full")
     assert "6 of 6 places are taken, and the request takes 1" in full.json()["error"]["message"]
     assert int(full.headers["Retry-After"]) >= 1
@@ -81,7 +89,9 @@ async def test_a_queue_in_many_parts_is_one_queue(redis: Redis, shards: int) -> 
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
 async def test_an_unknown_model(client: httpx.AsyncClient, worker: EchoWorker, path: str) -> None:
     body = {"prompts": ["a"]} if path == "/generate" else {"prompt": "a"}
+
     answer = await client.post(path, json=body | {"model": "other"})
+
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "model_not_found"
     assert "other" in answer.json()["error"]["message"]
@@ -107,11 +117,13 @@ async def test_the_default_model_is_the_configured_one_else_the_marked_one(
     redis: Redis, redis_url: str
 ) -> None:
     body = {"prompts": ["a"], "max_tokens": 1}
+
     async with EchoWorker(redis_url, model_info("zz", is_default=True)) as marked:
         await announce(redis, "aa")
         async with in_memory(redis) as client:
             assert (await client.post("/generate", json=body)).status_code == 200
     assert [job.model for job in marked.jobs] == ["zz"]
+
     configured = EchoWorker(redis_url, model_info("mm"))
     async with configured, in_memory(redis, models="mm=echo", default_model="mm") as client:
         assert (await client.post("/generate", json=body)).status_code == 200
@@ -123,7 +135,9 @@ async def test_a_view_of_the_fleet_is_kept_for_a_while(redis: Redis) -> None:
     fresh = FleetView(Presence(redis), max_age_s=0)
     assert not (await kept.now()).is_ready
     assert not (await fresh.now()).is_ready
+
     await announce(redis, "echo")
+
     assert not (await kept.now()).is_ready
     assert (await fresh.now()).is_ready
 
@@ -131,24 +145,27 @@ async def test_a_view_of_the_fleet_is_kept_for_a_while(redis: Redis) -> None:
 async def test_work_that_redis_takes_when_its_caller_was_refused_is_called_off(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody would follow it."""
+    """A job whose submission is answered too late is cancelled, because nobody follows it."""
     await announce(redis, "echo")
     submit = Submissions.submit
     may_answer = asyncio.Event()
 
-    async def late(submissions: Submissions, *order: Any) -> Request:
-        request = await submit(submissions, *order)
+    async def submit_late(submissions: Submissions, *arguments: Any) -> Request:
+        request = await submit(submissions, *arguments)
         await may_answer.wait()
         return request
 
-    async def are(state: str) -> bool:
-        return await states(redis) == [state]
+    async def is_state(expected: str) -> bool:
+        return await states(redis) == [expected]
 
-    monkeypatch.setattr(Submissions, "submit", late)
+    monkeypatch.setattr(Submissions, "submit", submit_late)
+    # The front gives Redis a number of ticks; short ones make it give up soon.
     monkeypatch.setattr("api.redis_timeout._TICK_S", 0.01)
+
     async with in_memory(redis) as client:
         answer = await client.post("/generate", json={"prompts": ["a"]})
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "broker_unavailable")
-        await until(lambda: are("queued"), "Redis has taken it")
+
+        await until(lambda: is_state("queued"), "Redis has taken it")
         may_answer.set()
-        await until(lambda: are("cancelled"), "it is called off")
+        await until(lambda: is_state("cancelled"), "it is called off")

@@ -39,23 +39,26 @@ def test_an_id() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *(
-            "https://example.com/cat.png",
-            "HTTP://169.254.169.254/",
-            "ftp://a/b",
-            "s3://bucket/key",
-            "gopher:x",
-        ),
-        *(
-            "file:///etc/passwd",
-            "/etc/passwd",
-            "../secret",
-            "./cat.png",
-            "~/cat.png",
-            r"C:\cat.png",
-            "cat.png",
-        ),
-        *("file-" + "0" * 31, "a", "not base64!", "aGk=aGk=", "=" * 4),
+        # URLs
+        "https://example.com/cat.png",
+        "HTTP://169.254.169.254/",
+        "ftp://a/b",
+        "s3://bucket/key",
+        "gopher:x",
+        # Paths
+        "file:///etc/passwd",
+        "/etc/passwd",
+        "../secret",
+        "./cat.png",
+        "~/cat.png",
+        r"C:\cat.png",
+        "cat.png",
+        # Neither an artifact's id nor base64
+        "file-" + "0" * 31,
+        "a",
+        "not base64!",
+        "aGk=aGk=",
+        "=" * 4,
     ],
 )
 def test_what_would_be_fetched_or_opened_is_neither(text: str) -> None:
@@ -71,7 +74,8 @@ def test_what_would_be_fetched_or_opened_is_neither(text: str) -> None:
 def test_a_broken_data_url(text: str) -> None:
     with pytest.raises(FleetError) as refused:
         byte_input_of(text, name="image", max_bytes=256)
-    assert (refused.value.status, refused.value.field) == (400, "image")
+    assert refused.value.status == 400
+    assert refused.value.field == "image"
 
 
 @pytest.mark.parametrize("text", [PACKED, f"data:image/png;base64,{PACKED}", "data:," + "a" * 256])

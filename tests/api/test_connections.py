@@ -1,4 +1,4 @@
-"""How long a connection is kept that carries no request."""
+"""Connections: idle ones, those that offer HTTP/2, and heads without end."""
 
 import asyncio
 import time
@@ -17,22 +17,37 @@ WITHOUT_THE_SETTING_S = 5.0
 ANSWERED_S = 20.0
 
 
-async def answer(reader: asyncio.StreamReader) -> bytes:
-    """One whole answer, whose head says how long it is."""
+async def read_answer(reader: asyncio.StreamReader) -> bytes:
+    """Read one whole answer: its head, and as many bytes as the head announces."""
     head = await reader.readuntil(b"\r\n\r\n")
     length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
     return head + await reader.readexactly(length)
 
 
+async def read_until_closed(reader: asyncio.StreamReader) -> bytes:
+    """Read until the connection ends. A server that closes it in the middle of a request resets
+    it."""
+    received = b""
+    try:
+        while part := await reader.read(4096):
+            received += part
+    except ConnectionResetError:
+        pass
+    return received
+
+
 async def test_an_idle_connection_is_closed_when_its_setting_says_so(redis_url: str) -> None:
-    """Requests on one connection follow each other; then the server closes it, long before it would
-    by itself."""
+    """A connection serves several requests and is closed after its idle time.
+
+    Without the setting it would be kept far longer.
+    """
     async with process(redis_url, keep_alive_s=0.5) as (_, client):
         reader, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
         try:
             for _ in range(3):
                 writer.write(REQUEST)
-                assert (await answer(reader)).startswith(b"HTTP/1.1 200")
+                assert (await read_answer(reader)).startswith(b"HTTP/1.1 200")
+
             idle_since_s = time.monotonic()
             assert await asyncio.wait_for(reader.read(), WITHOUT_THE_SETTING_S) == b""
             assert 0.4 < time.monotonic() - idle_since_s < WITHOUT_THE_SETTING_S
@@ -41,7 +56,7 @@ async def test_an_idle_connection_is_closed_when_its_setting_says_so(redis_url: 
 
 
 def test_by_default_it_is_kept_longer_than_proxies_keep_theirs(redis: Redis) -> None:
-    """Sixty seconds is what most of them do; Traefik has ninety."""
+    """Most proxies keep a connection for 60 s, and Traefik for 90 s."""
     for settings in (Settings(), Settings(keep_alive_s=7.5)):
         config = server_config(create_app(settings, Broker(redis)), settings)
         assert config.timeout_keep_alive == settings.keep_alive_s
@@ -49,21 +64,33 @@ def test_by_default_it_is_kept_longer_than_proxies_keep_theirs(redis: Redis) -> 
 
 
 async def test_a_client_that_offers_http2_is_answered_in_http_1(redis_url: str) -> None:
-    """As Java's HttpClient does with its first request: its body is read, and what follows on the
-    connection."""
+    """The body of a request with an offer is read, and so is the next request on its connection.
+
+    Java's HttpClient offers HTTP/2 with its first request.
+    """
     body = b'{"prompts": 7}'
-    offers = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAA\r\n"
-    head = b"POST /generate HTTP/1.1\r\nHost: front\r\nContent-Type: application/json\r\n"
+    head = (
+        b"POST /generate HTTP/1.1\r\n"
+        b"Host: front\r\n"
+        b"Content-Type: application/json\r\n"
+        b"Connection: Upgrade, HTTP2-Settings\r\n"
+        b"Upgrade: h2c\r\n"
+        b"HTTP2-Settings: AAMAAABkAAQAoAAA\r\n"
+        b"Content-Length: %d\r\n\r\n" % len(body)
+    )
+
     async with process(redis_url) as (_, client):
         reader, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
         try:
-            writer.write(head + offers + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-            refused = await asyncio.wait_for(answer(reader), ANSWERED_S)
-            # It has read what is wrong.
-            assert refused.startswith(b"HTTP/1.1 400") and b"prompts" in refused
+            writer.write(head + body)
+            refused = await asyncio.wait_for(read_answer(reader), ANSWERED_S)
+            assert refused.startswith(b"HTTP/1.1 400")
+            # The front names the wrong field, so it has read the body.
+            assert b"prompts" in refused
+
             writer.write(REQUEST)
-            answered = await asyncio.wait_for(answer(reader), ANSWERED_S)
-            assert answered.startswith(b"HTTP/1.1 200")
+            health = await asyncio.wait_for(read_answer(reader), ANSWERED_S)
+            assert health.startswith(b"HTTP/1.1 200")
         finally:
             writer.close()
 
@@ -73,42 +100,29 @@ def test_no_byte_of_a_body_is_taken_for_an_offer() -> None:
     head = b"POST / HTTP/1.1\r\nHost: front\r\nContent-Length: %d\r\n\r\n" % len(body)
     assert without_offer(head + body) == head + body
     assert without_offer(body) == body
-    assert (
-        without_offer(b"GET / HTTP/1.1\r\nUPGRADE: h2c\r\nHost: x\r\n\r\n")
-        == b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-    )
+
+    offer = b"GET / HTTP/1.1\r\nUPGRADE: h2c\r\nHost: x\r\n\r\n"
+    assert without_offer(offer) == b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 async def test_a_head_without_end_is_refused(redis_url: str) -> None:
-    """However it is spread: one header, many, or the path. Memory and time of the front are
-    everybody's."""
-    beginnings = {
-        b"GET /healthz HTTP/1.1\r\nX-Long: ": b"a" * 1024,
-        b"GET /healthz HTTP/1.1\r\n": b"X-Many: b\r\n" * 100,
-        b"GET /": b"a" * 1024,
-    }
+    """One endless header, many headers and an endless path are all refused, because all callers
+    share the front's memory and time."""
+    one_header = (b"GET /healthz HTTP/1.1\r\nX-Long: ", b"a" * 1024)
+    many_headers = (b"GET /healthz HTTP/1.1\r\n", b"X-Many: b\r\n" * 100)
+    long_path = (b"GET /", b"a" * 1024)
+
     async with process(redis_url) as (_, client):
-        for beginning, more in beginnings.items():
+        for beginning, more in (one_header, many_headers, long_path):
             reader, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
             try:
+                # The limit holds for later requests of a connection, too.
                 writer.write(REQUEST)
-                await answer(reader)
+                await read_answer(reader)
+
                 writer.write(beginning + more * (4 * MAX_HEAD_BYTES // len(more)))
-                assert b"HTTP/1.1 431" in await asyncio.wait_for(
-                    said_before_the_end(reader), ANSWERED_S
-                )
+                refused = await asyncio.wait_for(read_until_closed(reader), ANSWERED_S)
+                assert b"HTTP/1.1 431" in refused
             finally:
                 writer.close()
         assert (await client.get("/healthz")).status_code == 200
-
-
-async def said_before_the_end(reader: asyncio.StreamReader) -> bytes:
-    """What comes until the connection ends; a server that closes it in the middle of a request
-    resets it."""
-    said = b""
-    try:
-        while part := await reader.read(4096):
-            said += part
-    except ConnectionResetError:
-        pass
-    return said

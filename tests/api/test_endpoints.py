@@ -46,7 +46,14 @@ from shared.tasks.vectors import pack
 from tests.fixtures.api.echo_worker import ALL_TASKS, EchoWorker, model_info
 from tests.fixtures.posts import POSTS as BODIES
 
-LIMITS = Limits(64, "clamp", 8, QueueLimits(8), 1.0, 2.0)
+LIMITS = Limits(
+    max_new_tokens=64,
+    cap_policy="clamp",
+    max_prompts=8,
+    queue_limits=QueueLimits(8),
+    queue_timeout_s=1.0,
+    request_timeout_s=2.0,
+)
 RESULTS: dict[str, Result] = {
     "generate": Generated(),
     "score": Scored((ContinuationScore(-1.0, 1, True),)),
@@ -59,32 +66,46 @@ RESULTS: dict[str, Result] = {
 }
 
 
+def post_of(path: str) -> Post:
+    """Return the only row of the table with this path."""
+    [post] = [post for post in POSTS if post.path == path]
+    return post
+
+
 @pytest.mark.parametrize(("path", "fields"), BODIES)
 def test_a_row_plans_and_renders_without_a_request(path: str, fields: dict[str, Any]) -> None:
-    """From fields to tasks, and from outcomes to the endpoint's own answer: no app, no Redis, no
+    """A row turns fields into tasks, and outcomes into its own answer, without an app, Redis or a
     loop."""
-    [post] = [post for post in POSTS if post.path == path]
+    post = post_of(path)
     body = TypeAdapter(post.body_type).validate_python(fields)
     endpoint = post.endpoint_of(body)
     assert isinstance(endpoint, Endpoint)
+
     plan = endpoint.plan(body, model_info(tasks=ALL_TASKS), LIMITS)
     assert len(plan.tasks) == 1
-    record = RequestRecord(endpoint.name, "echo", 0, plan.n, notes=dict(plan.notes))
-    made = (ArtifactRef("file-1", "text/plain", 3),)
+
+    record = RequestRecord(endpoint.name, "echo", 0, n=plan.n, notes=dict(plan.notes))
+    work = SubmittedWork(Request("id", "tenant", ("job",)), record)
     outcome = Outcome(
-        (Choice("said", "stop", (5,)),), Usage(1, 1), RESULTS[endpoint.task], artifacts=made
+        choices=(Choice("said", "stop", (5,)),),
+        usage=Usage(1, 1),
+        result=RESULTS[endpoint.task],
+        artifacts=(ArtifactRef("file-1", "text/plain", 3),),
     )
-    whole = endpoint.render(SubmittedWork(Request("id", "tenant", ("job",)), record), [outcome])
-    assert isinstance(whole, endpoint.answer)
+    assert isinstance(endpoint.render(work, [outcome]), endpoint.answer)
 
 
 def test_no_two_rows_have_a_name_or_a_path() -> None:
-    assert len({post.path for post in POSTS}) == len(POSTS)
-    names: dict[str, Any] = {}
+    paths = {post.path for post in POSTS}
+    assert len(paths) == len(POSTS)
+
+    # An endpoint may stand under several paths, as one and the same object.
+    endpoints: dict[str, Any] = {}
     for post in POSTS:
         for endpoint in post.endpoints:
             if isinstance(endpoint, Endpoint):
-                assert names.setdefault(endpoint.name, endpoint) is endpoint
+                first = endpoints.setdefault(endpoint.name, endpoint)
+                assert first is endpoint
 
 
 class OddRequest(SampledRequest):
@@ -115,42 +136,55 @@ def _render(work: SubmittedWork, outcomes: Sequence[Outcome]) -> OddAnswer:
 
 
 ODD = ErrorFormat(_odd, OddError, invalid_body=418)
-SAY = Endpoint("odd", "generate", OddRequest, OddAnswer, _plan, _render, errors=ODD)
-DIALECT = Dialect(
-    (Post("/odd/say", "say", "Say it.", (SAY,), tag="odd"),), prefix="/odd/", errors=ODD
+SAY = Endpoint(
+    name="odd",
+    task="generate",
+    body=OddRequest,
+    answer=OddAnswer,
+    plan=_plan,
+    render=_render,
+    errors=ODD,
 )
+SAY_POST = Post("/odd/say", "say", "Say it.", (SAY,), tag="odd")
+DIALECT = Dialect((SAY_POST,), prefix="/odd/", errors=ODD)
 
 
 async def test_a_dialect_with_errors_of_its_own_is_its_rows(
     redis: Redis, worker: EchoWorker
 ) -> None:
-    """What comes before its handler, in it and behind it, and paths that are not there, all speak
-    it."""
+    """Every refusal has the dialect's own shape: before its handler, in it and behind it, and for
+    paths that are not there."""
+    settings = Settings(api_keys="k", max_body_bytes=200)  # type: ignore[arg-type]
     table = RouteTable((*PARTS, DIALECT))
-    app = create_app(Settings(api_keys="k", max_body_bytes=200), Broker(redis), table=table)  # type: ignore[arg-type]
+    app = create_app(settings, Broker(redis), table=table)
     key = {"X-API-Key": "k"}
+    unknown_model = {"say": "a b", "model": "nobody"}
+
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app), base_url="http://front"
     ) as client:
         answer = await client.post("/odd/say", json={"say": "a b", "temperature": 0}, headers=key)
-        assert (answer.status_code, list(answer.json())) == (200, ["said"])
-        asked_later = await client.get(f"/v1/jobs/{answer.headers['X-Job-Id']}", headers=key)
-        assert asked_later.json()["result"] == answer.json()
-        refusals = [
-            await client.post("/odd/say", json={"say": "a b"}),
-            await client.post("/odd/say", json={"say": 3}, headers=key),
-            await client.post("/odd/say", json={"say": "nothing"}, headers=key),
-            await client.post("/odd/say", json={"say": "a b", "model": "nobody"}, headers=key),
-            await client.post("/odd/say", json={"say": "a" * 300}, headers=key),
-            await client.put("/odd/say", headers=key),
-            await client.get("/odd/else", headers=key),
-        ]
+        assert answer.status_code == 200
+        assert list(answer.json()) == ["said"]
+        job = await client.get(f"/v1/jobs/{answer.headers['X-Job-Id']}", headers=key)
+        assert job.json()["result"] == answer.json()
+
+        refusals = (
+            (401, await client.post("/odd/say", json={"say": "a b"})),
+            (418, await client.post("/odd/say", json={"say": 3}, headers=key)),
+            (400, await client.post("/odd/say", json={"say": "nothing"}, headers=key)),
+            (404, await client.post("/odd/say", json=unknown_model, headers=key)),
+            (413, await client.post("/odd/say", json={"say": "a" * 300}, headers=key)),
+            (405, await client.put("/odd/say", headers=key)),
+            (404, await client.get("/odd/else", headers=key)),
+        )
+        for status, refusal in refusals:
+            assert refusal.status_code == status
+            assert refusal.json().keys() == {"wrong", "where"}, refusal.text
+
         document = (await client.get("/openapi.json")).json()
     await app.state.front.close()
-    assert [refusal.status_code for refusal in refusals] == [401, 418, 400, 404, 413, 405, 404]
-    for refusal in refusals:
-        assert refusal.json().keys() == {"wrong", "where"}, refusal.text
-    told = document["paths"]["/odd/say"]["post"]["responses"]["4XX"]["content"]["application/json"][
-        "schema"
-    ]
-    assert told == {"$ref": "#/components/schemas/OddError"}
+
+    responses = document["paths"]["/odd/say"]["post"]["responses"]
+    schema = responses["4XX"]["content"]["application/json"]["schema"]
+    assert schema == {"$ref": "#/components/schemas/OddError"}

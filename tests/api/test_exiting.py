@@ -14,13 +14,12 @@ from tests.fixtures.slowness import within
 LATER = {"Prefer": "respond-async"}
 
 
-async def running(client: httpx.AsyncClient, worker: EchoWorker) -> str:
-    """Where to ask for a job that has begun and is held."""
+async def submit_held(client: httpx.AsyncClient, worker: EchoWorker) -> str:
+    """Submit a job that begins and is held there. Return its path."""
     worker.gate.clear()
-    location: str = (
-        await client.post("/generate", json={"prompts": ["a b"]}, headers=LATER)
-    ).headers["Location"]
+    submitted = await client.post("/generate", json={"prompts": ["a b"]}, headers=LATER)
     await until(lambda: len(worker.jobs) == 1, "the job runs")
+    location: str = submitted.headers["Location"]
     return location
 
 
@@ -28,18 +27,23 @@ async def test_redis_hangs_while_it_is_asked_and_jobs_are_called_off(
     own_redis: RedisServer,
 ) -> None:
     async with EchoWorker(own_redis.url) as worker, process(own_redis.url) as (front, client):
-        location = await running(client, worker)
+        location = await submit_held(client, worker)
         waiting = asyncio.create_task(client.post("/generate", json={"prompts": ["c d"]}))
         await until(lambda: len(worker.jobs) == 2, "the second job runs")
+
         with own_redis.hanging():
+            # The front has to cancel one job and to read another.
             waiting.cancel()
-            asking = asyncio.create_task(client.get(location))
+            reading = asyncio.create_task(client.get(location))
             await until(lambda: has_left(client), "the front has noticed that the caller left")
+
             with within(2, "the front exits"):
                 front.send_signal(signal.SIGTERM)
                 assert await front.wait() == 0
-        await asyncio.gather(asking, return_exceptions=True)
+
+        await asyncio.gather(reading, return_exceptions=True)
 
 
 async def has_left(client: httpx.AsyncClient) -> bool:
+    """Return whether the front has noticed that a caller left."""
     return 'aios_errors_total{code="cancelled"}' in (await client.get("/metrics")).text

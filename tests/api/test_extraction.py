@@ -74,8 +74,9 @@ def test_code(solution: str, code: str | None) -> None:
     ["\\boxed{", "{", "the answer is ", "answer to ", "x = ", "= ", "```\n", "$", "**", "\n"],
 )
 def test_long_texts_take_no_long_time(part: str) -> None:
-    """What a model says is no friend: nothing here may grow with the square of it beyond reason."""
-    started_s = time.thread_time()  # what others do on the machine meanwhile does not count
+    """A model may write anything, so the time may not grow far faster than the text."""
+    # Of this thread alone: other work on the machine does not count.
+    started_s = time.thread_time()
     answer_in(part * 2000)
     code_in(part * 2000)
     assert time.thread_time() - started_s < 2
@@ -83,8 +84,10 @@ def test_long_texts_take_no_long_time(part: str) -> None:
 
 @pytest.mark.parametrize("text", ["={0}=", "= {1}a", "answer to{0}\n", "x{0}= a{0}=", "= **{0}a"])
 def test_long_runs_of_one_sign_take_no_long_time(text: str) -> None:
-    """Of computing, in proportion to the text: no sign may be given to two parts of a pattern in
-    turn."""
+    """The computing time is in proportion to the text.
+
+    No sign may match two parts of a pattern in turn.
+    """
     long = text.format(" " * 1200, "$" * 1200)
     started_s = time.process_time()
     answer_in(long)

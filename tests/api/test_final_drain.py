@@ -1,4 +1,4 @@
-"""A front that ends with its Redis: how long it stays, and what becomes of what is open then."""
+"""A front that ends with its Redis: it stays for what was accepted, and ends the rest in time."""
 
 import asyncio
 from pathlib import Path
@@ -34,52 +34,64 @@ async def test_who_has_nothing_in_flight_leaves_at_once(redis: Redis, worker: Ec
 
 async def test_it_stays_for_a_request_that_was_let_in_and_is_not_queued_yet(redis: Redis) -> None:
     async with live(redis) as (_, front):
-        is_asked = True
-        finishing = asyncio.create_task(FinalDrain(front, lambda: is_asked).run(300))
+        is_in_flight = True
+        finishing = asyncio.create_task(FinalDrain(front, lambda: is_in_flight).run(300))
         _, pending = await asyncio.wait({finishing}, timeout=0.3)
         assert pending
-        is_asked = False
+
+        is_in_flight = False
         await asyncio.wait_for(finishing, DEADLINE_S)
 
 
 async def test_it_stays_for_jobs_that_another_front_took(
     redis: Redis, redis_url: str, worker: EchoWorker
 ) -> None:
-    """That front may have crashed: nobody follows them, but they were accepted."""
+    """Jobs of a front that may have crashed have no follower, but they were accepted."""
     worker.gate.clear()
-    other = connect(redis_url)
+    other_redis = connect(redis_url)
+
     async with live(redis) as (_, front):
-        async with live(other) as (client, _):
+        async with live(other_redis) as (client, _):
             await client.post("/generate", json={"prompts": ["a b", "c d"]}, headers=LATER)
             await until(lambda: len(worker.jobs) == 2, "the jobs run")
+
         finishing = asyncio.create_task(FinalDrain(front, nobody).run(300))
         _, pending = await asyncio.wait({finishing}, timeout=0.3)
         assert pending
+
         worker.gate.set()
         await asyncio.wait_for(finishing, DEADLINE_S)
         assert await states(redis) == ["done", "done"]
-    await other.aclose()
+
+    await other_redis.aclose()
 
 
 async def test_what_is_open_at_the_end_of_the_time_ends_once_whoever_took_it(
     redis: Redis, redis_url: str, worker: EchoWorker
 ) -> None:
     worker.gate.clear()
-    other = connect(redis_url)
-    async with live(redis) as (one, front), live(other) as (two, _):
-        asking = asyncio.create_task(one.post("/generate", json={"prompts": ["a b", "c d"]}))
-        id = (await two.post("/v1/completions", json={"prompt": "e f"}, headers=LATER)).json()["id"]
+    other_redis = connect(redis_url)
+
+    async with live(redis) as (one, front), live(other_redis) as (two, _):
+        waiting = asyncio.create_task(one.post("/generate", json={"prompts": ["a b", "c d"]}))
+        submitted = await two.post("/v1/completions", json={"prompt": "e f"}, headers=LATER)
         await until(lambda: len(worker.jobs) == 3, "the jobs run")
+
         await asyncio.wait_for(FinalDrain(front, nobody).run(0.1), DEADLINE_S)
-        answer = await asking
+
+        answer = await waiting
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shut_down")
         assert int(answer.headers["Retry-After"]) == 1
-        told = (await two.get(f"/v1/jobs/{id}")).json()
-        assert (told["state"], told["error"]["code"]) == ("failed", "shut_down")
+        job = (await two.get(f"/v1/jobs/{submitted.json()['id']}")).json()
+        assert (job["state"], job["error"]["code"]) == ("failed", "shut_down")
+
         worker.gate.set()
         await until(lambda: len(worker.stale) == 3, "the worker hears of it and can add nothing")
-        assert [await state(redis, job.id) for job in worker.jobs] == ["failed"] * 3
-    await other.aclose()
+        assert len(worker.jobs) == 3
+        for taken in worker.jobs:
+            assert await state(redis, taken.id) == "failed"
+
+    await other_redis.aclose()
 
 
 async def test_it_does_not_wait_for_a_redis_that_stays_away(

@@ -1,5 +1,5 @@
-"""What the headers of a POST ask for: class, deadline, key, patience; what is refused, by name and
-with a reason."""
+"""Headers of a POST: class, deadline, key and patience; a bad one is refused by name and with a
+reason."""
 
 import httpx
 import pytest
@@ -33,18 +33,19 @@ BAD = [
 async def test_the_class_of_every_post(
     client: httpx.AsyncClient, able: EchoWorker, path: str, body: dict[str, object], priority: str
 ) -> None:
-    assert (await client.post(path, json=body, headers={"X-Priority": priority})).status_code == 200
-    assert (await client.post(path, json=body)).status_code == 200
+    with_class = await client.post(path, json=body, headers={"X-Priority": priority})
+    without_class = await client.post(path, json=body)
+
+    assert with_class.status_code == 200
+    assert without_class.status_code == 200
     assert [job.priority for job in able.jobs] == [priority, "default"]
 
 
 def test_a_class_is_clamped_to_the_callers_best() -> None:
     caller = Caller(best_priority="default")
-    assert [caller.clamped(asked) for asked in ("interactive", "default", "bulk")] == [
-        "default",
-        "default",
-        "bulk",
-    ]
+    assert caller.clamped("interactive") == "default"
+    assert caller.clamped("default") == "default"
+    assert caller.clamped("bulk") == "bulk"
 
 
 @pytest.mark.parametrize(("header", "value"), BAD)
@@ -55,26 +56,34 @@ async def test_a_bad_header_is_named(
         answer = await client.post(path, json=body, headers={header: value})
         assert answer.status_code == 400, (path, answer.text)
         error = answer.json()["error"]
-        if isinstance(error, str):  # as TGI has it
+
+        # TGI's error is its message.
+        if isinstance(error, str):
             assert error.startswith(header)
             continue
+
         assert header in (
             error.get("field"),
             error.get("param"),
             error.get("details", {}).get("field"),
         )
         assert error["message"].startswith(header)
+
     assert worker.jobs == []
 
 
 async def test_a_deadline_is_kept_and_capped(redis: Redis, worker: EchoWorker) -> None:
     async with in_memory(redis, request_timeout_s=50) as client:
-        for given in ({}, {"X-Deadline-Ms": "20000"}, {"X-Deadline-Ms": "99999999"}):
-            assert (
-                await client.post("/generate", json={"prompts": ["a"]}, headers=given)
-            ).status_code == 200
-    times = [await redis.hmget(keys.job(job.id), "queued_ms", "deadline_ms") for job in worker.jobs]  # type: ignore[misc]
-    assert [int(deadline) - int(queued) for queued, deadline in times] == [50_000, 20_000, 50_000]
+        for headers in ({}, {"X-Deadline-Ms": "20000"}, {"X-Deadline-Ms": "99999999"}):
+            answer = await client.post("/generate", json={"prompts": ["a"]}, headers=headers)
+            assert answer.status_code == 200
+
+    durations_ms = []
+    for job in worker.jobs:
+        times = ["queued_ms", "deadline_ms"]
+        queued_ms, deadline_ms = await redis.hmget(keys.job(job.id), times)  # type: ignore[misc]
+        durations_ms.append(int(deadline_ms) - int(queued_ms))
+    assert durations_ms == [50_000, 20_000, 50_000]
 
 
 async def test_a_deadline_that_passes_is_504(redis: Redis) -> None:
@@ -83,6 +92,7 @@ async def test_a_deadline_that_passes_is_504(redis: Redis) -> None:
         answer = await client.post(
             "/generate", json={"prompts": ["a"]}, headers={"X-Deadline-Ms": "50"}
         )
+
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
     assert await states(redis) == ["failed"]
 
@@ -102,31 +112,35 @@ async def test_each_limit_refuses_with_its_reason(
     await announce(redis, "echo")
     later = {"Prefer": "respond-async"}
     async with in_memory(redis, **limits) as client:
-        assert (
-            await client.post("/generate", json={"prompts": ["a"]}, headers=later)
-        ).status_code == 202
+        first = await client.post("/generate", json={"prompts": ["a"]}, headers=later)
+        assert first.status_code == 202
+
         for path, body in (("/generate", {"prompts": ["a"]}), ("/v1/completions", {"prompt": "a"})):
             answer = await client.post(path, json=body, headers=later)
             assert (answer.status_code, answer.json()["error"]["code"]) == (429, code)
             assert answer.headers["X-Reject-Reason"] == code
             assert 1 <= int(answer.headers["Retry-After"]) <= 60
+
     assert await states(redis) == ["queued"]
 
 
 async def test_a_deadline_that_cannot_be_kept_is_refused(redis: Redis, worker: EchoWorker) -> None:
-    """The rate is measured on what has ended; then the queue is made too long for it, and to have
-    been there always."""
+    """A request is refused if the queue is too long for the rate at which work has ended."""
     async with in_memory(redis) as client:
+        # Three requests to measure the rate on.
         for _ in range(3):
             await client.post("/generate", json={"prompts": ["a b c"]})
         worker.gate.clear()
-        await redis.hset(
-            keys.depth("00", "echo"), mapping={"cost:default": 10_000_000, "jobs:default": 1}
-        )  # type: ignore[misc]
+
+        # Then a queue that is far too long for that rate, and has been there since 1970.
+        depth = {"cost:default": 10_000_000, "jobs:default": 1}
+        await redis.hset(keys.depth("00", "echo"), mapping=depth)  # type: ignore[misc]
         await redis.set("aios:{00}:busy:echo", 1)
+
         answer = await client.post(
             "/generate", json={"prompts": ["a"]}, headers={"X-Deadline-Ms": "500"}
         )
+
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "deadline_infeasible")
     assert answer.headers["X-Reject-Reason"] == "deadline_infeasible"
     assert int(answer.headers["Retry-After"]) >= 1

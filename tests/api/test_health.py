@@ -10,19 +10,22 @@ async def test_without_a_worker(redis: Redis) -> None:
     async with in_memory(redis) as client:
         health = await client.get("/healthz")
         ready = await client.get("/readyz")
-    assert (health.status_code, health.json()) == (200, {"status": "ok", "ready": False})
-    assert (ready.status_code, ready.json()) == (
-        503,
-        {"status": "not ready", "reason": "no worker is ready"},
-    )
+
+    assert health.status_code == 200
+    assert health.json() == {"status": "ok", "ready": False}
+    assert ready.status_code == 503
+    assert ready.json() == {"status": "not ready", "reason": "no worker is ready"}
 
 
 async def test_with_a_worker(redis: Redis, worker: EchoWorker) -> None:
     async with in_memory(redis, healthz_mode="ready") as client:
         health = await client.get("/healthz")
         ready = await client.get("/readyz")
-    assert (health.status_code, health.json()) == (200, {"status": "ok", "ready": True})
-    assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
+
+    assert health.status_code == 200
+    assert health.json() == {"status": "ok", "ready": True}
+    assert ready.status_code == 200
+    assert ready.json() == {"status": "ready"}
 
 
 async def test_healthz_in_mode_ready(redis: Redis) -> None:
@@ -37,6 +40,7 @@ async def test_metrics(redis: Redis, worker: EchoWorker) -> None:
         await client.post("/generate", json={})
         await client.get("/no/such/path")
         lines = (await client.get("/metrics")).text.splitlines()
+
     for line in (
         'aios_http_requests_total{method="POST",route="/generate",status="200"} 1.0',
         'aios_http_requests_total{method="POST",route="/generate",status="400"} 1.0',

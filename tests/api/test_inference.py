@@ -1,5 +1,4 @@
-"""Local inference: every task by its name, named events under one id, and what the status routes
-tell."""
+"""Local inference: every task by its name, named events under one id, and the status routes."""
 
 import json
 from typing import Any
@@ -21,24 +20,49 @@ NO_USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 
 
 def events(text: str) -> list[tuple[str, Any]]:
-    """The names and payloads of a stream's events."""
-    told = []
+    """Return the names and payloads of a stream's events."""
+    parsed = []
     for block in text.split("\n\n"):
-        fields = dict(
-            line.partition(": ")[::2]
-            for line in block.splitlines()
-            if line and not line.startswith(":")
-        )
+        fields = {}
+        for line in block.splitlines():
+            # A line that begins with a colon is a comment.
+            if line and not line.startswith(":"):
+                name, _, value = line.partition(": ")
+                fields[name] = value
         if "data" in fields:
-            told.append((fields["event"], json.loads(fields["data"])))
-    return told
+            parsed.append((fields["event"], json.loads(fields["data"])))
+    return parsed
+
+
+def names_of(parsed_events: list[tuple[str, Any]]) -> list[str]:
+    return [name for name, _ in parsed_events]
+
+
+def first_event_id(text: str) -> str:
+    """Return the id of a stream's first event."""
+    for line in text.splitlines():
+        if line.startswith("id: "):
+            return line.removeprefix("id: ")
+    raise AssertionError("the stream has no event with an id")
+
+
+async def is_served(client: httpx.AsyncClient, name: str) -> bool:
+    status = await client.get(f"/api/models/status/{name}")
+    return bool(status.json().get("status") == "ready")
+
+
+async def is_cancelled(redis: Redis) -> bool:
+    return await states(redis) == ["cancelled"]
 
 
 async def test_a_text_is_generated(client: httpx.AsyncClient, able: EchoWorker) -> None:
-    options = {"max_new_tokens": 2, "temperature": 0.5, "top_p": 0.8}
-    answer = await client.post(
-        PATH, json={"task": "text-generation", "inputs": "a b c", "options": options}
-    )
+    request = {
+        "task": "text-generation",
+        "inputs": "a b c",
+        "options": {"max_new_tokens": 2, "temperature": 0.5, "top_p": 0.8},
+    }
+    answer = await client.post(PATH, json=request)
+
     body = answer.json()
     assert body.pop("metrics").keys() == {
         "runtime_ms",
@@ -52,21 +76,23 @@ async def test_a_text_is_generated(client: httpx.AsyncClient, able: EchoWorker) 
         "result": {"text": "a b ", "finish_reason": "length"},
         "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
     }
+
     task = able.jobs[0].task
     assert isinstance(task, Generate)
-    assert (task.sampling.temperature, task.sampling.top_p, task.sampling.n) == (0.5, 0.8, 1)
+    assert task.sampling.temperature == 0.5
+    assert task.sampling.top_p == 0.8
+    assert task.sampling.n == 1
 
 
 async def test_the_familys_defaults(client: httpx.AsyncClient, able: EchoWorker) -> None:
-    """X2: 50, 1.0, 1.0."""
+    """X2: 50 tokens at temperature 1.0 and top_p 1.0."""
     assert (await client.post(PATH, json=TEXT)).status_code == 200
+
     task = able.jobs[0].task
     assert isinstance(task, Generate)
-    assert (task.sampling.max_tokens, task.sampling.temperature, task.sampling.top_p) == (
-        50,
-        1.0,
-        1.0,
-    )
+    assert task.sampling.max_tokens == 50
+    assert task.sampling.temperature == 1.0
+    assert task.sampling.top_p == 1.0
 
 
 @pytest.mark.parametrize(
@@ -96,15 +122,18 @@ async def test_other_tasks(
     answer = (await client.post(PATH, json={"inputs": "a b"} | body)).json()
     assert answer["result"] == result
     assert able.jobs[0].task == task
-    told = events((await client.post(STREAM, json={"inputs": "a b"} | body)).text)
-    assert [(name, payload["result"]) for name, payload in told] == [("done", result)]
+
+    streamed = await client.post(STREAM, json={"inputs": "a b"} | body)
+    [(name, payload)] = events(streamed.text)
+    assert name == "done"
+    assert payload["result"] == result
 
 
 @pytest.mark.parametrize("body", [{}, {"task": "echo"}, {"pipeline_tag": "echo"}, {"task": None}])
 async def test_x24_without_a_task_the_inputs_come_back(
     client: httpx.AsyncClient, body: dict[str, Any]
 ) -> None:
-    """No worker is needed."""
+    """The front answers by itself: there is no worker in this test."""
     answer = await client.post(PATH, json={"inputs": "a b", "model_id": "any"} | body)
     assert answer.json() == {
         "correlation_id": answer.headers["X-Request-Id"],
@@ -114,14 +143,13 @@ async def test_x24_without_a_task_the_inputs_come_back(
         "usage": NO_USAGE,
         "metrics": {"runtime_ms": 0.0, "first_token_latency_ms": None, "tokens_per_second": None},
     }
+
     streamed = await client.post(STREAM, json={"inputs": "a b"} | body)
-    [(first, token), (last, done)] = events(streamed.text)
-    assert (first, token["token"], last, done["result"]) == (
-        "token",
-        "a b",
-        "done",
-        {"echo": "a b"},
-    )
+    [(first_name, token), (last_name, done)] = events(streamed.text)
+    assert first_name == "token"
+    assert token["token"] == "a b"
+    assert last_name == "done"
+    assert done["result"] == {"echo": "a b"}
     assert token["correlation_id"] == done["correlation_id"] == streamed.headers["X-Request-Id"]
 
 
@@ -139,41 +167,48 @@ async def test_d27_to_d32_events(
 ) -> None:
     answer = await client.post(path, json={"task": "text-generation", "input": "a b c"} | more)
     assert answer.headers["content-type"].startswith("text/event-stream")
-    *tokens, (name, done) = events(answer.text)
-    assert [(name, event["index"], event["token"]) for name, event in tokens] == [
-        ("token", 0, "a "),
-        ("token", 1, "b "),
-        ("token", 2, "c"),
-    ]
-    assert (name, done["result"]) == ("done", {"text": "a b c", "finish_reason": "stop"})
-    assert {event["correlation_id"] for _, event in [*tokens, ("", done)]} == {
-        answer.headers["X-Job-Id"]
-    }
+    assert "[DONE]" not in answer.text
+
+    parsed = events(answer.text)
+    assert names_of(parsed) == ["token", "token", "token", "done"]
+    for _, payload in parsed:
+        assert payload["correlation_id"] == answer.headers["X-Job-Id"]
+
+    for index, token in enumerate(("a ", "b ", "c")):
+        _, payload = parsed[index]
+        assert payload["index"] == index
+        assert payload["token"] == token
+
+    _, done = parsed[3]
+    assert done["result"] == {"text": "a b c", "finish_reason": "stop"}
     metrics = done["metrics"]
     assert 0 < metrics["first_token_latency_ms"] <= metrics["runtime_ms"] < 10_000
     assert metrics["tokens_per_second"] > 0
-    assert "[DONE]" not in answer.text
 
 
 async def test_a_reader_goes_on_behind_any_event(
     client: httpx.AsyncClient, able: EchoWorker
 ) -> None:
+    """A reader that has the first token gets the second one and the end, from either route."""
     answer = await client.post(STREAM, json=TEXT)
-    ids = [
-        line.removeprefix("id: ") for line in answer.text.splitlines() if line.startswith("id: ")
-    ]
-    path = f"/v1/jobs/{answer.headers['X-Job-Id']}/events"
-    rest = await client.get(path, headers={"Last-Event-ID": ids[0]})
-    assert [(name, event.get("token")) for name, event in events(rest.text)] == [
-        ("token", "b"),
-        ("done", None),
-    ]
-    again = await client.post(STREAM, json=TEXT, headers={"Last-Event-ID": ids[0]})
-    assert [name for name, _ in events(again.text)] == ["token", "done"]
+    last_seen = {"Last-Event-ID": first_event_id(answer.text)}
+
+    rest = await client.get(f"/v1/jobs/{answer.headers['X-Job-Id']}/events", headers=last_seen)
+    parsed = events(rest.text)
+    assert names_of(parsed) == ["token", "done"]
+    _, token = parsed[0]
+    _, done = parsed[1]
+    assert token["token"] == "b"
+    assert done.get("token") is None
+
+    again = await client.post(STREAM, json=TEXT, headers=last_seen)
+    assert names_of(events(again.text)) == ["token", "done"]
 
 
 async def test_an_error_in_the_middle_is_an_event(redis: Redis, able: EchoWorker) -> None:
     able.gate.clear()
+    failure = Failed("worker_failed", "It broke.")
+
     async with (
         live(redis) as (client, front),
         client.stream("POST", STREAM, json=TEXT) as answer,
@@ -184,25 +219,36 @@ async def test_an_error_in_the_middle_is_an_event(redis: Redis, able: EchoWorker
             text += part
             if "event: token" in text and not is_ended:
                 is_ended = True
-                await front.submissions.end([able.jobs[0].id], Failed("worker_failed", "It broke."))
-    assert [name for name, _ in events(text)] == ["token", "error"]
-    error = {"code": "worker_failed", "message": "It broke.", "details": {}}
-    assert events(text)[1][1] == {"correlation_id": answer.headers["X-Job-Id"], "error": error}
+                await front.submissions.end([able.jobs[0].id], failure)
+
+    parsed = events(text)
+    assert names_of(parsed) == ["token", "error"]
+    _, payload = parsed[1]
+    assert payload == {
+        "correlation_id": answer.headers["X-Job-Id"],
+        "error": {"code": "worker_failed", "message": "It broke.", "details": {}},
+    }
 
 
 async def test_d77_the_correlation_id_cancels(redis: Redis, able: EchoWorker) -> None:
     able.gate.clear()
+
     async with live(redis) as (client, _), client.stream("POST", STREAM, json=TEXT) as answer:
         parts = answer.aiter_text()
         text = ""
         while "event: token" not in text:
             text += await anext(parts)
+
         [(_, token)] = events(text)
         cancelled = await client.post(f"/api/inference/cancel/{token['correlation_id']}")
         assert (cancelled.status_code, cancelled.json()["state"]) == (200, "cancelled")
-        text += "".join([part async for part in parts])
-    name, event = events(text)[-1]
-    assert (name, event["error"]["code"]) == ("error", "cancelled")
+
+        async for part in parts:
+            text += part
+
+    name, payload = events(text)[-1]
+    assert name == "error"
+    assert payload["error"]["code"] == "cancelled"
 
 
 async def test_who_hangs_up_cancels(redis: Redis, able: EchoWorker) -> None:
@@ -265,14 +311,16 @@ BAD: list[tuple[Any, str, str]] = [
 async def test_what_is_wrong_with_a_body(
     client: httpx.AsyncClient, able: EchoWorker, path: str, body: Any, field: str, expected: str
 ) -> None:
-    """X7: 422, with code, message and details."""
+    """X7: a bad body is refused with 422 and an error of code, message and details."""
     answer = await client.post(
         path, content=json.dumps(body), headers={"Content-Type": "application/json"}
     )
+
     assert answer.status_code == 422
     error = answer.json()["error"]
     assert set(error) == {"code", "message", "details"}
-    assert (error["code"], error["details"].get("field", "")) == ("invalid_request", field)
+    assert error["code"] == "invalid_request"
+    assert error["details"].get("field", "") == field
     assert expected in error["message"]
     assert able.jobs == []
 
@@ -282,42 +330,40 @@ async def test_a_model_that_is_not_there_or_cannot(
 ) -> None:
     unknown = await client.post(PATH, json=TEXT | {"model_id": "nobody"})
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
+
     unable = await client.post(PATH, json={"inputs": "a", "task": "text-classification"})
     assert unable.status_code == 400
-    told = (
+    assert unable.json()["error"]["message"] == (
         "model: 'echo' does not serve the task 'classify'; it serves 'generate', 'score', 'read'."
     )
-    assert unable.json()["error"]["message"] == told
 
 
 async def test_d6_a_model_without_its_device(
     client: httpx.AsyncClient, worker: EchoWorker, redis: Redis
 ) -> None:
-    """X23: 400, the code, and what to do; until a worker has the device."""
-    lacking = WorkerInfo(
-        "cpu", "ready", (), obstacles={"big": "model: 'big' requires a GPU; find one."}
-    )
+    """X23: a model that lacks its device is refused with 400, the code and the remedy.
+
+    It is served once a worker has the device.
+    """
+    remedy = "model: 'big' requires a GPU; find one."
+    lacking = WorkerInfo("cpu", "ready", (), obstacles={"big": remedy})
     await Presence(redis, ttl_s=60).announce(lacking)
+
     for path in (PATH, STREAM):
         answer = await client.post(path, json=TEXT | {"model_id": "big"})
-        error = {
+        assert answer.status_code == 400
+        assert answer.json()["error"] == {
             "code": "device_unavailable",
-            "message": lacking.obstacles["big"],
+            "message": remedy,
             "details": {"field": "model"},
         }
-        assert (answer.status_code, answer.json()["error"]) == (400, error)
-    assert (await client.get("/api/models/status/big")).json()["error"][
-        "code"
-    ] == "device_unavailable"
-    assert (
-        await client.post("/v1/completions", json={"prompt": "a", "model": "big"})
-    ).status_code == 400
+    status = (await client.get("/api/models/status/big")).json()
+    assert status["error"]["code"] == "device_unavailable"
+    completion = await client.post("/v1/completions", json={"prompt": "a", "model": "big"})
+    assert completion.status_code == 400
+
     await announce(redis, "big")
     await until(lambda: is_served(client, "big"), "a worker that has it is seen")
-
-
-async def is_served(client: httpx.AsyncClient, name: str) -> bool:
-    return (await client.get(f"/api/models/status/{name}")).json().get("status") == "ready"
 
 
 async def test_d91_d93_status(client: httpx.AsyncClient, worker: EchoWorker, redis: Redis) -> None:
@@ -335,27 +381,28 @@ async def test_d91_d93_status(client: httpx.AsyncClient, worker: EchoWorker, red
         "in_flight": 0,
     }
     assert (await client.get("/api/models/status/echo")).json() == expected
+
     other = (await client.get("/api/models/status/some/other")).json()
     assert other == expected | {
         "model_id": "some/other",
         "status": "unavailable",
+        "description": "some/other for tests",
         "workers": 0,
         "loaded": 0,
-    } | {"description": "some/other for tests"}
+    }
     assert (await client.get("/api/models/status")).json() == {"models": [expected, other]}
     assert (await client.get("/api/models/status/nobody")).status_code == 404
+
     health = await client.get("/api/health")
-    assert (health.status_code, health.json()) == (
-        200,
-        {
-            "status": "ok",
-            "workers": {"loading": 1, "ready": 1, "draining": 0},
-            "models": {"known": 2, "served": 1},
-            "devices": [],
-            "memory_bytes": 0,
-            "in_flight": 0,
-        },
-    )
+    assert health.status_code == 200
+    assert health.json() == {
+        "status": "ok",
+        "workers": {"loading": 1, "ready": 1, "draining": 0},
+        "models": {"known": 2, "served": 1},
+        "devices": [],
+        "memory_bytes": 0,
+        "in_flight": 0,
+    }
 
 
 async def test_health_without_a_worker(client: httpx.AsyncClient) -> None:
@@ -365,16 +412,15 @@ async def test_health_without_a_worker(client: httpx.AsyncClient) -> None:
 
 async def test_the_schema_describes_every_body(client: httpx.AsyncClient) -> None:
     schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
-    for name in ("TextGenerationRequest", "ClassificationRequest", "FeatureRequest", "EchoRequest"):
-        assert name in schemas
-    assert {
+    for name in (
+        "TextGenerationRequest",
+        "ClassificationRequest",
+        "FeatureRequest",
+        "EchoRequest",
         "InferenceResponse",
         "ModelStatus",
         "ModelStatuses",
         "ApiHealth",
         "TgiRequest",
-    } <= schemas.keys()
-
-
-async def is_cancelled(redis: Redis) -> bool:
-    return await states(redis) == ["cancelled"]
+    ):
+        assert name in schemas

@@ -1,9 +1,10 @@
-"""Pub/sub makes following fast and is trusted with nothing: with messages lost, answers are whole
-and in order."""
+"""Answers are whole and in order although pub/sub messages are lost: pub/sub only makes following
+faster."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -27,25 +28,29 @@ Lossy = Callable[[str], AbstractAsyncContextManager[tuple[httpx.AsyncClient, Ech
 
 
 class Mute(Broker):
-    """Scripts ask for a field that is not there instead of publishing."""
+    """A broker whose scripts publish nothing: they ask for a field that is not there instead."""
 
     publish = "HEXISTS"
 
 
 class Apart(Broker):
-    """What concerns no shard, and so the subscriber, has a line of its own."""
+    """A broker with a second client for what belongs to no shard, which includes the subscriber."""
 
-    def __init__(self, redis: Redis, line: Redis) -> None:
+    def __init__(self, redis: Redis, subscriber: Redis) -> None:
         super().__init__(redis)
-        self._line = line
+        self._subscriber = subscriber
 
     def client(self, tag: str) -> Redis:
-        return self._line if tag == keys.PRESENCE else super().client(tag)
+        if tag == keys.PRESENCE:
+            return self._subscriber
+        return super().client(tag)
 
 
 class Killer(asyncio.Event):
-    """A gate at which the subscriber's connection is killed before each word, a few times as soon
-    as it is back."""
+    """A worker's gate that kills the subscriber's connection before each word.
+
+    The first times it waits until the subscriber is back.
+    """
 
     def __init__(self, redis: Redis) -> None:
         super().__init__()
@@ -56,8 +61,8 @@ class Killer(asyncio.Event):
         await super().wait()
         if self.num_killed < NUM_KILLS:
             await until(self._is_there, "the subscriber is back")
-        killed: int = await self._redis.client_kill_filter(_type="pubsub")  # type: ignore[assignment]
-        self.num_killed += killed
+        num_killed = await self._redis.client_kill_filter(_type="pubsub")
+        self.num_killed += int(num_killed)
         return True
 
     async def _is_there(self) -> bool:
@@ -80,7 +85,8 @@ async def never_published(
 async def killed(redis_url: str) -> AsyncIterator[tuple[httpx.AsyncClient, EchoWorker, Loss]]:
     redis = connect(redis_url)
     async with EchoWorker(redis_url) as worker, in_memory(redis) as client:
-        worker.gate = killer = Killer(redis)
+        killer = Killer(redis)
+        worker.gate = killer
         yield client, worker, lambda: None
     assert killer.num_killed >= NUM_KILLS
     await redis.aclose()
@@ -88,17 +94,30 @@ async def killed(redis_url: str) -> AsyncIterator[tuple[httpx.AsyncClient, EchoW
 
 @asynccontextmanager
 async def held_up(redis_url: str) -> AsyncIterator[tuple[httpx.AsyncClient, EchoWorker, Loss]]:
-    """The connection seems to be fine, and nothing comes."""
-    port = int(redis_url.rpartition(":")[2].partition("/")[0])
+    """The subscriber's connection seems to be fine, and nothing comes over it."""
+    port = urlsplit(redis_url).port
+    assert port is not None
     proxy = await Proxy("127.0.0.1", port).start()
     redis = connect(redis_url)
-    line = connect(f"redis://127.0.0.1:{proxy.port}/0")
-    async with EchoWorker(redis_url) as worker, in_memory(Apart(redis, line)) as client:
+    subscriber = connect(f"redis://127.0.0.1:{proxy.port}/0")
+    async with EchoWorker(redis_url) as worker, in_memory(Apart(redis, subscriber)) as client:
         yield client, worker, proxy.to_client.hold
         proxy.to_client.release()
     await redis.aclose()
-    await line.aclose()
+    await subscriber.aclose()
     await proxy.close()
+
+
+async def has_subscriptions(redis: Redis, count: int) -> bool:
+    return len(await redis.pubsub_channels()) == count
+
+
+async def is_done(client: httpx.AsyncClient, location: str) -> bool:
+    """Return whether the job is done. Its result is then the whole text."""
+    job = (await client.get(location)).json()
+    if job["state"] != "done":
+        return False
+    return bool(job["result"]["completions"] == [BODY["prompt"]])
 
 
 @pytest.mark.parametrize("lossy", [never_published, killed, held_up])
@@ -107,26 +126,23 @@ async def test_every_answer_is_whole_and_in_order(
 ) -> None:
     async with lossy(redis_url) as (client, worker, lose):
         worker.gate.clear()
+
+        # A whole answer, a stream, and a job that nobody waits for.
         whole = asyncio.create_task(client.post("/v1/completions", json=BODY))
         stream = asyncio.create_task(client.post("/v1/completions", json=BODY | {"stream": True}))
         later = await client.post(
             "/generate", json={"prompts": [BODY["prompt"]]}, headers={"Prefer": "respond-async"}
         )
-        await until(lambda: num_heard(redis, NUM_RUNS), "the front follows all")
+        await until(lambda: has_subscriptions(redis, NUM_RUNS), "the front follows all")
+
+        # From here on messages are lost.
         lose()
         worker.gate.set()
+
         async with asyncio.timeout(DEADLINE_S):
             assert (await whole).json()["choices"][0]["text"] == BODY["prompt"]
-            told = frames(await stream)
+            streamed = frames(await stream)
             await until(lambda: is_done(client, later.headers["Location"]), "the job is done")
-    assert [frame.text for frame in told if frame.text] == WORDS
-    assert told[-1].data == "[DONE]"
 
-
-async def num_heard(redis: Redis, count: int) -> bool:
-    return len(await redis.pubsub_channels()) == count
-
-
-async def is_done(client: httpx.AsyncClient, location: str) -> bool:
-    told = (await client.get(location)).json()
-    return told["state"] == "done" and told["result"]["completions"] == [BODY["prompt"]]
+    assert [frame.text for frame in streamed if frame.text] == WORDS
+    assert streamed[-1].data == "[DONE]"
