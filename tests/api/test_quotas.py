@@ -77,8 +77,6 @@ async def test_nor_by_processes(redis: Redis, redis_url: str) -> None:
         for _, client in await asyncio.gather(*starting):
             fronts.append(client)
 
-        # Again: a first announcement may have run out while the processes started.
-        await announce(redis, "echo")
         turns = asyncio.Semaphore(0)
         watching = asyncio.create_task(watch(redis))
         working = asyncio.create_task(work(redis, turns))
