@@ -179,6 +179,7 @@ async def test_what_waits_tells_its_place(redis: Redis, redis_url: str) -> None:
         state, position, starts_in_s = await status(late)
         assert (state, position) == ("queued", 1)
         assert starts_in_s is not None
+        # Three jobs ended within the last one or two buckets of ten seconds.
         assert 10 / 3 <= starts_in_s <= 20 / 3
 
 
