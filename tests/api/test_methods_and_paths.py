@@ -35,7 +35,7 @@ def methods_of(path: str) -> set[str]:
     methods: set[str] = set()
     for route in ROUTES:
         if route.path_regex.match(filled):
-            methods |= route.methods
+            methods |= route.methods or set()
     return methods
 
 

@@ -23,7 +23,7 @@ async def outcomes(done: Done, n: int) -> list[Outcome]:
 
 @pytest.mark.parametrize("n", [1, 2])
 async def test_each_choice_tells_its_own(n: int) -> None:
-    # Only several choices have reasons of their own; one has that of the job.
+    # A single choice has the finish reason of its job.
     reasons = ("stop", "stop") if n == 2 else ()
     q_values = ((-1.5, 2.0), (0.25, -3.0))[:n]
     done = Done(

@@ -111,7 +111,7 @@ async def race_all(fronts: list[httpx.AsyncClient], turns: asyncio.Semaphore) ->
 async def race(front: httpx.AsyncClient, rng: random.Random, turns: asyncio.Semaphore) -> list[str]:
     """Submit and cancel at random; return each submission's error code, "" for an accepted one."""
     codes = []
-    locations = []
+    locations: list[str] = []
     for _ in range(60):
         turns.release()
         if locations and rng.random() < 0.3:

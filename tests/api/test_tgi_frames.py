@@ -2,6 +2,8 @@
 
 Such an event may bring several tokens at once, or hold text back that may begin a stop string."""
 
+from typing import Any
+
 import pytest
 
 from api.request_events import JobEvent
@@ -75,7 +77,7 @@ def test_frames(
     notes: TgiNotes, events: list[JobEvent], tokens: list[tuple[int, str, bool]], reason: str
 ) -> None:
     renderer = TgiFrames(notes)
-    frames = []
+    frames: list[dict[str, Any]] = []
     for event in [Started(1, "w", 4), *events]:
         frames += renderer.of(0, event)
 

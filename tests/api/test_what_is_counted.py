@@ -44,7 +44,7 @@ async def worker(redis_url: str) -> AsyncIterator[EchoWorker]:
 
 
 async def counted(client: httpx.AsyncClient) -> dict[str, float]:
-    """Return the counters that are not 0, without the one of requests."""
+    """Return the counters that are not 0, without those of requests."""
     counters = {}
     metrics = await client.get("/metrics")
     for line in metrics.text.splitlines():
