@@ -1,5 +1,6 @@
-"""What is served at a path besides what its route says: HEAD, OPTIONS, a slash at its end, a
-prefix."""
+"""HEAD, OPTIONS, trailing slashes and path prefixes.
+
+A front serves these at every path, besides the methods that the route itself declares."""
 
 import re
 from collections.abc import AsyncIterator
@@ -19,30 +20,42 @@ ROUTES = [entry.route for entry in TABLE.entries]
 GETS = sorted({route.path for route in ROUTES if "GET" in route.methods})
 PATHS = sorted({route.path for route in ROUTES})
 DOCUMENTS = ["/docs", "/redoc", "/openapi.json"]
-UNEQUAL = {"x-request-id", "date"}
 LATER = {"Prefer": "respond-async"}
 
 
 def url(path: str, job_id: str) -> str:
+    """Return the route's template with its parameters filled in."""
     path = re.sub(r"\{(model_)?id:path\}", "org/name", path)
     return path.replace("{id}", job_id).replace("{task}", "embed")
 
 
 def methods_of(path: str) -> set[str]:
-    """What the routes with this template, and those that match it too, say."""
+    """Return the methods of all routes that match this template."""
     filled = url(path, "00" * 17)
-    return {
-        method for route in ROUTES if route.path_regex.match(filled) for method in route.methods
-    }
+    methods: set[str] = set()
+    for route in ROUTES:
+        if route.path_regex.match(filled):
+            methods |= route.methods or set()
+    return methods
 
 
 def shape_of(answer: httpx.Response) -> str:
+    """Return the dialect in whose shape the error is written."""
     body = answer.json()
     if "error_type" in body:
         return "tgi"
-    return {"field": "plain", "param": "openai", "details": "api"}[
-        (body["error"].keys() - {"code", "message", "type"}).pop()
-    ]
+
+    dialects = {"field": "plain", "param": "openai", "details": "api"}
+    [distinctive_field] = body["error"].keys() - {"code", "message", "type"}
+    return dialects[distinctive_field]
+
+
+def stable_headers(answer: httpx.Response) -> dict[str, str]:
+    """Return the headers that are the same for two equal requests."""
+    headers = dict(answer.headers)
+    headers.pop("x-request-id", None)
+    headers.pop("date", None)
+    return headers
 
 
 @pytest.fixture
@@ -63,47 +76,55 @@ async def a_job(client: httpx.AsyncClient) -> str:
 
 
 async def test_head_is_what_get_is_without_its_body(redis: Redis, worker: EchoWorker) -> None:
-    """On every path that has GET: status, type, length and all else; over a real connection, which
-    then goes on."""
+    """HEAD has the status and all headers of GET, on every path that has GET.
+
+    The connection is a real one and stays usable after each HEAD."""
     async with live(redis) as (client, _):
         job_id = await a_job(client)
+
         for path in [*GETS, *DOCUMENTS, "/v1/models/nobody", "/v1/jobs/nothing"]:
             got = await client.get(url(path, job_id))
             head = await client.head(url(path, job_id))
+
             assert head.status_code == got.status_code, path
             assert head.content == b""
+            # The GET itself has changed the counters, and with them the length.
             if path == "/metrics":
-                continue  # what it counts has changed meanwhile
-            first, second = (
-                {k: v for k, v in a.headers.items() if k not in UNEQUAL} for a in (got, head)
-            )
+                continue
+
+            get_headers = stable_headers(got)
+            head_headers = stable_headers(head)
             if got.headers["content-type"].startswith("text/event-stream"):
-                assert first.keys() - second.keys() <= {
-                    "x-effective-max-tokens",
-                    "transfer-encoding",
-                }
-                assert second["content-type"] == first["content-type"]
+                of_the_body_alone = {"x-effective-max-tokens", "transfer-encoding"}
+                assert get_headers.keys() - head_headers.keys() <= of_the_body_alone
+                assert head_headers["content-type"] == get_headers["content-type"]
             else:
-                assert first == second, path
+                assert get_headers == head_headers, path
                 assert int(head.headers["content-length"]) == len(got.content)
 
 
 async def test_head_of_a_stream_follows_nothing_and_ends_nothing(
     redis: Redis, worker: EchoWorker
 ) -> None:
-    """The request has one follower, whose leaving would end it; HEAD adds none that leaves."""
+    """HEAD adds no follower to a request.
+
+    The one follower that the request has would end it by leaving."""
     worker.gate.clear()
     async with live(redis) as (client, _):
         body = {"prompt": "a b c", "stream": True}
         async with client.stream("POST", "/v1/completions", json=body) as answer:
             job_id = answer.headers["X-Job-Id"]
+
             head = await client.head(f"/v1/jobs/{job_id}/events")
+
             assert (head.status_code, head.headers["X-Job-Id"]) == (200, job_id)
             assert head.headers["content-type"].startswith("text/event-stream")
             assert await has_followers(redis, 1)
+
             worker.gate.set()
             lines = [line async for line in answer.aiter_lines()]
             assert "data: [DONE]" in lines
+
         assert await states(redis) == ["done"]
 
 
@@ -112,25 +133,35 @@ async def test_head_needs_the_key_that_get_needs(redis: Redis) -> None:
         for path in GETS:
             got = await client.get(url(path, "x"))
             head = await client.head(url(path, "x"))
-            assert (got.status_code == 401) == (head.status_code == 401), path
+            get_is_refused = got.status_code == 401
+            head_is_refused = head.status_code == 401
+            assert get_is_refused == head_is_refused, path
 
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_options_and_refusals_say_what_there_is(redis: Redis, path: str) -> None:
+    """OPTIONS and a 405 list the path's methods in `Allow`."""
     methods = methods_of(path)
-    expected = methods | ({"HEAD"} if "GET" in methods else set())
+    allowed = set(methods)
+    if "GET" in methods:
+        allowed.add("HEAD")
+
+    filled = url(path, "00" * 17)
     async with in_memory(redis, api_keys="ann:key-a") as client:
-        options = await client.options(url(path, "00" * 17))
-        refused = await client.request("PATCH", url(path, "00" * 17))
-        head = await client.head(url(path, "00" * 17))
+        options = await client.options(filled)
+        refused = await client.request("PATCH", filled)
+        head = await client.head(filled)
+
     assert (options.status_code, options.content) == (204, b"")
+    assert set(options.headers["Allow"].split(", ")) == allowed | {"OPTIONS"}
+
     assert refused.status_code == 405
     assert refused.json()["error"], "in the shape of the path's dialect"
+    assert set(refused.headers["Allow"].split(", ")) == allowed
+
     assert head.status_code != 405 or "GET" not in methods
-    assert set(options.headers["Allow"].split(", ")) == expected | {"OPTIONS"}
-    assert set(refused.headers["Allow"].split(", ")) == expected
     if head.status_code == 405:
-        assert set(head.headers["Allow"].split(", ")) == expected
+        assert set(head.headers["Allow"].split(", ")) == allowed
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json"])
@@ -141,9 +172,8 @@ async def test_documents_say_what_there_is_too(redis: Redis, path: str) -> None:
         head = await client.head(path)
     assert (options.status_code, options.headers["Allow"]) == (204, "GET, HEAD, OPTIONS")
     assert (head.status_code, head.content) == (200, b"")
-    assert (
-        head.headers["Content-Length"] == page.headers["Content-Length"] == str(len(page.content))
-    )
+    assert page.headers["Content-Length"] == str(len(page.content))
+    assert head.headers["Content-Length"] == page.headers["Content-Length"]
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "OPTIONS", "TRACE"])
@@ -183,12 +213,6 @@ SLASHES = [
     ("GET", "/nothing/", 404),
     ("GET", "/v1/nothing/", 404),
 ]
-BODY = {
-    "prompt": "a",
-    "inputs": "a",
-    "messages": [{"role": "user", "content": "a"}],
-    "task": "text-generation",
-}
 
 
 @pytest.mark.parametrize(("method", "path", "status"), SLASHES)
@@ -202,35 +226,46 @@ async def test_a_slash_at_the_end_is_served_or_nothing_is_there(
         body = {"messages": [{"role": "user", "content": "a"}]}
     elif "jobs" in path:
         body = {"task": "completions", "prompt": "a"}
+
     async with in_memory(redis) as client:
-        answer = await client.request(
-            method, f"http://front{path}", json=body if method == "POST" else None
-        )
+        # A full URL: httpx would take `//v1/models` alone for a host.
+        full_url = f"http://front{path}"
+        if method == "POST":
+            answer = await client.post(full_url, json=body)
+        else:
+            answer = await client.get(full_url)
+
     assert answer.status_code == status, answer.text
     assert "location" not in answer.headers or status == 202
     if status == 404:
-        assert shape_of(answer) == ("openai" if path.startswith("/v1") else "plain")
+        dialect = "openai" if path.startswith("/v1") else "plain"
+        assert shape_of(answer) == dialect
         assert "''" not in answer.text
 
 
 async def test_admin_routes_and_metrics_have_one_name(redis: Redis) -> None:
-    """A proxy that denies them by their exact path has denied them."""
+    """A proxy that denies an admin route by its exact path denies it altogether."""
     admin = {"Authorization": "Bearer root"}
     await announce(redis, "echo")
     async with in_memory(redis, admin_keys="ops:root") as client:
-        for method, path in (
-            ("POST", "/api/models/unload/echo/"),
-            ("DELETE", "/api/models/text-generation/echo/"),
-        ):
-            assert (await client.request(method, path, headers=admin)).status_code == 404
-        assert (await client.get("/metrics/", headers=admin)).status_code == 404
+        unload = await client.post("/api/models/unload/echo/", headers=admin)
+        delete = await client.delete("/api/models/text-generation/echo/", headers=admin)
+        metrics = await client.get("/metrics/", headers=admin)
+
+    assert unload.status_code == 404
+    assert delete.status_code == 404
+    assert metrics.status_code == 404
 
 
 async def test_a_key_is_asked_for_with_a_slash_too(redis: Redis) -> None:
     async with in_memory(redis, api_keys="ann:key-a") as client:
-        for path in ("/v1/models/", "/model/info/"):
-            assert (await client.get(path)).status_code == 401
-        assert (await client.post("/v1/completions/", json={"prompt": "a"})).status_code == 401
+        models = await client.get("/v1/models/")
+        info = await client.get("/model/info/")
+        completion = await client.post("/v1/completions/", json={"prompt": "a"})
+
+    assert models.status_code == 401
+    assert info.status_code == 401
+    assert completion.status_code == 401
 
 
 # A prefix
@@ -241,31 +276,39 @@ async def test_a_key_is_asked_for_with_a_slash_too(redis: Redis) -> None:
 async def test_a_prefix_is_served_whether_or_not_it_was_taken_off(
     redis: Redis, worker: EchoWorker, root: str, is_stripped: bool
 ) -> None:
-    """Also one that our own paths begin with."""
-    before = "" if is_stripped else root
+    """A front serves its paths below its prefix, even if some of its paths begin the same way."""
+    prefix = "" if is_stripped else root
     async with in_memory(redis, root_path=root) as client:
-        listed = await client.get(f"{before}/v1/models")
-        assert [item["id"] for item in listed.json()["data"]] == ["org/name"]
-        assert (await client.get(f"{before}/v1/models/org/name")).status_code == 200
-        assert (await client.get(f"{before}/api/models/status/org/name")).status_code == 200
+        listed = await client.get(f"{prefix}/v1/models")
+        [model] = listed.json()["data"]
+        assert model["id"] == "org/name"
+        assert (await client.get(f"{prefix}/v1/models/org/name")).status_code == 200
+        assert (await client.get(f"{prefix}/api/models/status/org/name")).status_code == 200
+
         accepted = await client.post(
-            f"{before}/v1/completions/", json={"prompt": "a b"}, headers=LATER
+            f"{prefix}/v1/completions/", json={"prompt": "a b"}, headers=LATER
         )
         assert accepted.status_code == 202
+        job_id = accepted.headers["X-Job-Id"]
         location = accepted.headers["Location"]
-        assert location == f"{root}/v1/jobs/{accepted.headers['X-Job-Id']}"
-        followed = await client.get(location.removeprefix(root) if is_stripped else location)
-        assert followed.json()["id"] == accepted.headers["X-Job-Id"]
-        document = (await client.get(f"{before}/openapi.json")).json()
+        assert location == f"{root}/v1/jobs/{job_id}"
+
+        if is_stripped:
+            location = location.removeprefix(root)
+        followed = await client.get(location)
+        assert followed.json()["id"] == job_id
+
+        document = (await client.get(f"{prefix}/openapi.json")).json()
         assert document["servers"] == [{"url": root}]
         assert "/v1/models" in document["paths"]
-        assert f"'{root}/openapi.json'" in (await client.get(f"{before}/docs")).text.replace(
-            '"', "'"
-        )
-        refused = await client.post(f"{before}/v1/completions", json={"prompt": 3.5})
+        docs = await client.get(f"{prefix}/docs")
+        assert f"'{root}/openapi.json'" in docs.text.replace('"', "'")
+
+        refused = await client.post(f"{prefix}/v1/completions", json={"prompt": 3.5})
         assert shape_of(refused) == "openai", "the dialect is known by the path without its prefix"
-        local = await client.post(f"{before}/api/inference", json={"task": "none"})
+        local = await client.post(f"{prefix}/api/inference", json={"task": "none"})
         assert (local.status_code, shape_of(local)) == (422, "api")
+
         assert (await client.get("/healthz")).status_code == 200, "probes ask without it"
         assert (await client.get(f"{root}x/v1/models")).status_code == 404
 
@@ -273,13 +316,15 @@ async def test_a_prefix_is_served_whether_or_not_it_was_taken_off(
 async def test_one_key_and_one_body_are_one_request_with_a_prefix_and_without(
     redis: Redis, worker: EchoWorker
 ) -> None:
-    again = {"Idempotency-Key": "k"}
+    job_ids = set()
     async with in_memory(redis, root_path="/hrm") as client:
-        paths = ("/generate", "/hrm/generate", "/hrm/generate/")
-        answers = [
-            await client.post(path, json={"prompts": ["a"]}, headers=again) for path in paths
-        ]
-    assert len({answer.headers["X-Job-Id"] for answer in answers}) == 1
+        for path in ("/generate", "/hrm/generate", "/hrm/generate/"):
+            answer = await client.post(
+                path, json={"prompts": ["a"]}, headers={"Idempotency-Key": "k"}
+            )
+            job_ids.add(answer.headers["X-Job-Id"])
+
+    assert len(job_ids) == 1
 
 
 async def test_rates_and_admin_doors_hold_below_a_prefix(redis: Redis) -> None:
@@ -291,10 +336,13 @@ async def test_rates_and_admin_doors_hold_below_a_prefix(redis: Redis) -> None:
         admin_keys="ops:root",
         require_key="no",
     ) as client:
-        tries = [
-            await client.post(path, json={"prompts": ["a"]}, headers=LATER)
-            for path in ("/hrm/generate", "/generate")
-        ]
-        assert [answer.status_code for answer in tries] == [202, 429]
-        assert (await client.post("/hrm/api/models/unload/org/name")).status_code == 401
-        assert 'route="/generate"' in (await client.get("/hrm/metrics")).text
+        body = {"prompts": ["a"]}
+        with_prefix = await client.post("/hrm/generate", json=body, headers=LATER)
+        without_prefix = await client.post("/generate", json=body, headers=LATER)
+        unload = await client.post("/hrm/api/models/unload/org/name")
+        metrics = await client.get("/hrm/metrics")
+
+    assert with_prefix.status_code == 202
+    assert without_prefix.status_code == 429
+    assert unload.status_code == 401
+    assert 'route="/generate"' in metrics.text

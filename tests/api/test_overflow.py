@@ -1,5 +1,6 @@
-"""What a dialect wants done with a prompt that is too long, and how its caller learns what was done
-(X3, X20)."""
+"""Prompts that are too long (X3, X20).
+
+Each dialect has its way to treat them, and its caller learns how they were treated."""
 
 from typing import Any
 
@@ -33,16 +34,18 @@ async def test_openai_refuses_unless_told_otherwise(
     overflow: str,
     most: int | None,
 ) -> None:
-    assert (await client.post("/v1/completions", json={"prompt": "a"} | more)).status_code == 200
+    answer = await client.post("/v1/completions", json={"prompt": "a"} | more)
+    assert answer.status_code == 200
+
     task = worker.jobs[0].task
     assert isinstance(task, Generate)
     assert (task.overflow, task.max_prompt_tokens) == (overflow, most)
 
 
 async def test_the_seed_dialect_truncates(client: httpx.AsyncClient, worker: EchoWorker) -> None:
-    assert (
-        await client.post("/generate", json={"prompts": ["a"], "max_tokens": 5})
-    ).status_code == 200
+    answer = await client.post("/generate", json={"prompts": ["a"], "max_tokens": 5})
+    assert answer.status_code == 200
+
     task = worker.jobs[0].task
     assert isinstance(task, Generate)
     assert (task.overflow, task.max_prompt_tokens) == ("truncate", None)
@@ -91,17 +94,16 @@ async def test_openai_callers_are_told_what_gave_way(
 async def test_the_smaller_limit_is_told(
     redis: Redis, worker: EchoWorker, window: int | None, told: str
 ) -> None:
-    """The cap made it 8, the context window 3."""
+    """The front's cap allows 8 tokens, the context window 3; the answer has the smaller limit."""
     worker.max_tokens = window
+    prompts = ["a", "b"]
     async with in_memory(redis, max_new_tokens=8) as client:
-        for body in (
-            {"prompts": ["a", "b"], "max_tokens": 10},
-            {"prompt": ["a", "b"], "max_tokens": 10},
-        ):
-            path = "/generate" if "prompts" in body else "/v1/completions"
-            answer = await client.post(path, json=body)
-            assert answer.headers["X-Effective-Max-Tokens"] == told
-            assert "X-Truncated-Prompt-Tokens" not in answer.headers
+        plain = await client.post("/generate", json={"prompts": prompts, "max_tokens": 10})
+        openai = await client.post("/v1/completions", json={"prompt": prompts, "max_tokens": 10})
+
+    for answer in (plain, openai):
+        assert answer.headers["X-Effective-Max-Tokens"] == told
+        assert "X-Truncated-Prompt-Tokens" not in answer.headers
 
 
 async def test_a_default_over_the_cap_is_clamped_without_an_error(
@@ -110,6 +112,7 @@ async def test_a_default_over_the_cap_is_clamped_without_an_error(
     async with in_memory(redis, max_new_tokens=2, cap_policy="reject") as client:
         answer = await client.post("/v1/completions", json={"prompt": "a b c"})
         refused = await client.post("/v1/completions", json={"prompt": "a b c", "max_tokens": 3})
+
     assert (answer.status_code, answer.headers["X-Effective-Max-Tokens"]) == (200, "2")
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "max_tokens")
 
@@ -121,6 +124,7 @@ async def test_truncation_of_a_context_is_told(
     answer = await client.post(
         "/loglikelihood", json={"prompts": ["a", "b"], "continuations": ["c", "d"]}
     )
+    # The sum over both jobs.
     assert answer.headers["X-Truncated-Prompt-Tokens"] == "8"
     assert "X-Effective-Max-Tokens" not in answer.headers
 
@@ -133,7 +137,12 @@ async def test_a_stop_of_another_kind_is_refused_in_both_dialects(
 ) -> None:
     plain = await client.post("/generate", json={"prompts": ["a"], "stop": stop})
     openai = await client.post("/v1/completions", json={"prompt": "a", "stop": stop})
-    assert (plain.status_code, openai.status_code) == (400, 400)
-    assert (plain.json()["error"]["field"], openai.json()["error"]["param"]) == ("stop", "stop")
+
+    assert plain.status_code == 400
+    assert plain.json()["error"]["field"] == "stop"
     assert plain.json()["error"]["message"].startswith("stop")
+
+    assert openai.status_code == 400
+    assert openai.json()["error"]["param"] == "stop"
+
     assert worker.jobs == []

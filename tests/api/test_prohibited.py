@@ -1,4 +1,4 @@
-"""Terms that no request may contain, in whichever text, field and letter case they come."""
+"""Terms that no request may contain, in any text, field and letter case."""
 
 import json
 from pathlib import Path
@@ -51,26 +51,29 @@ async def test_without_a_file_nothing_is_refused_and_with_one_what_is_clean_pass
     redis: Redis, worker: EchoWorker, terms: str
 ) -> None:
     async with in_memory(redis) as client:
-        assert (await client.post("/generate", json={"prompts": ["forbidden"]})).status_code == 200
+        without_file = await client.post("/generate", json={"prompts": ["forbidden"]})
+    assert without_file.status_code == 200
+
     async with in_memory(redis, prohibited_terms=terms) as client:
-        assert (
-            await client.post("/generate", json={"prompts": ["forbid den two\twordsmiths"]})
-        ).status_code == 400
-        assert (
-            await client.post("/generate", json={"prompts": ["forbid den two wor ds"]})
-        ).status_code == 200
-        assert (await client.post("/v1/completions", json={"prompt": [1, 2]})).status_code == 200
+        term = await client.post("/generate", json={"prompts": ["forbid den two\twordsmiths"]})
+        no_term = await client.post("/generate", json={"prompts": ["forbid den two wor ds"]})
+        token_ids = await client.post("/v1/completions", json={"prompt": [1, 2]})
+    assert term.status_code == 400
+    assert no_term.status_code == 200
+    assert token_ids.status_code == 200
 
 
 def test_text_is_found_however_deep_it_lies_and_however_it_is_written() -> None:
     prohibited = Prohibited(["STRASSE"])
+
+    content = [{"type": "text", "text": "Straße"}]
+    chat = {"messages": [{"content": "a"}, {"content": content}]}
     with pytest.raises(ProhibitedContent, match=r"^messages\[1\]\.content\[0\]\.text: "):
-        content = [{"type": "text", "text": "Straße"}]
-        prohibited.check(
-            json.dumps({"messages": [{"content": "a"}, {"content": content}]}).encode()
-        )
+        prohibited.check(json.dumps(chat).encode())
+
     with pytest.raises(ProhibitedContent):
         prohibited.check(rb'{"prompt": "\u0053trasse"}')
+
     prohibited.check(b"[" * 900 + b"]" * 900)
 
 
@@ -80,7 +83,10 @@ def test_what_has_no_text_is_its_routes_to_refuse(body: bytes) -> None:
 
 
 def test_a_file_that_cannot_be_read_stops_the_start(tmp_path: Path) -> None:
-    (tmp_path / "binary").write_bytes(b"\xff\xfe")
-    for path in (tmp_path / "none", tmp_path / "binary", tmp_path):
+    missing = tmp_path / "none"
+    binary = tmp_path / "binary"
+    binary.write_bytes(b"\xff\xfe")
+    folder = tmp_path
+    for path in (missing, binary, folder):
         with pytest.raises(SettingsError, match="prohibited_terms"):
             read_terms(Settings(prohibited_terms=str(path)))

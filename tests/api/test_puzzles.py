@@ -1,5 +1,6 @@
-"""`/v1/puzzles/solve`: what reaches the worker, answers in order and in their caller's shapes, and
-what is refused."""
+"""`/v1/puzzles/solve`: its fields, its answers, and its refusals.
+
+Answers come in order, each in the shape of its grid."""
 
 import json
 from collections.abc import AsyncIterator
@@ -14,6 +15,8 @@ from tests.fixtures.api.echo_worker import EchoWorker, model_info
 
 PATH = "/v1/puzzles/solve"
 SUDOKU = "53..7...." * 9
+SOLVED = "530070000" * 9
+"""The echo worker's solution, which is the puzzle itself."""
 
 
 @pytest.fixture
@@ -27,14 +30,15 @@ async def test_answers_come_in_order_and_in_their_callers_shapes(
 ) -> None:
     grids = [SUDOKU, [[1, 2], [3, 4]], ["# S", "Go "]]
     answer = await client.post(PATH, json={"grids": grids, "max_steps": 3})
+
     assert answer.status_code == 200
     rest = {"confidence": 0.25, "steps": 3, "is_halted": True}
     assert answer.json() == {
         "model": "sudoku",
         "solutions": [
-            {"grid": SUDOKU.replace(".", "0")} | rest,
-            {"grid": grids[1]} | rest,
-            {"grid": grids[2]} | rest,
+            {"grid": SOLVED} | rest,
+            {"grid": [[1, 2], [3, 4]]} | rest,
+            {"grid": ["# S", "Go "]} | rest,
         ],
         "usage": {"prompt_tokens": 243, "completion_tokens": 0, "total_tokens": 243},
     }
@@ -44,30 +48,32 @@ async def test_answers_come_in_order_and_in_their_callers_shapes(
 async def test_each_name_for_a_grid(
     client: httpx.AsyncClient, solver: EchoWorker, name: str
 ) -> None:
-    answer = await client.post(PATH, json={name: [SUDOKU] if name.endswith("s") else SUDOKU})
-    assert [solution["grid"] for solution in answer.json()["solutions"]] == [
-        SUDOKU.replace(".", "0")
-    ]
-    assert [job.task for job in solver.jobs] == [Solve(SUDOKU)]
+    value = [SUDOKU] if name.endswith("s") else SUDOKU
+    answer = await client.post(PATH, json={name: value})
+
+    [solution] = answer.json()["solutions"]
+    assert solution["grid"] == SOLVED
+    [job] = solver.jobs
+    assert job.task == Solve(SUDOKU)
 
 
 async def test_everything_given_reaches_the_worker(
     client: httpx.AsyncClient, solver: EchoWorker
 ) -> None:
-    body = {
+    everything = {
         "grid": [[0, 9]],
         "identifier": "007bbfb7",
         "halt": "q_halt",
         "max_steps": 7,
         "model": "sudoku",
     }
-    assert (await client.post(PATH, json=body)).status_code == 200
-    body = {"grid": [[0, 9]], "identifier": 5, "halt": None}
-    assert (await client.post(PATH, json=body)).status_code == 200
-    assert [job.task for job in solver.jobs] == [
-        Solve(((0, 9),), "007bbfb7", "q_halt", 7),
-        Solve(((0, 9),), 5),
-    ]
+    assert (await client.post(PATH, json=everything)).status_code == 200
+    little = {"grid": [[0, 9]], "identifier": 5, "halt": None}
+    assert (await client.post(PATH, json=little)).status_code == 200
+
+    first, second = solver.jobs
+    assert first.task == Solve(((0, 9),), identifier="007bbfb7", halt="q_halt", max_steps=7)
+    assert second.task == Solve(((0, 9),), identifier=5)
 
 
 GRID = {"grid": SUDOKU}
@@ -105,7 +111,9 @@ BAD: list[tuple[Any, str, str]] = [
 async def test_a_bad_body_is_refused_by_its_field(
     client: httpx.AsyncClient, solver: EchoWorker, body: Any, field: str, complaint: str
 ) -> None:
-    """In the seed dialect, although the path begins as OpenAI's do; nothing reaches the queue."""
+    """A bad body gets an error in the seed dialect, and nothing reaches the queue.
+
+    The path begins as OpenAI's paths do, but the shape of the error does not follow them."""
     answer = await client.post(
         PATH, content=json.dumps(body), headers={"Content-Type": "application/json"}
     )
@@ -128,9 +136,11 @@ async def test_what_only_the_worker_knows_is_a_400_as_well(
 async def test_each_task_goes_to_models_that_serve_it(
     client: httpx.AsyncClient, solver: EchoWorker
 ) -> None:
-    """Text to a puzzle model, puzzles to a text model: refused before anything is queued."""
-    for path, body in (("/generate", {"prompts": ["a"]}), ("/v1/completions", {"prompt": "a"})):
-        answer = await client.post(path, json=body | {"model": "sudoku"})
+    """Text for a puzzle model is refused before anything is queued."""
+    generate = await client.post("/generate", json={"prompts": ["a"], "model": "sudoku"})
+    completion = await client.post("/v1/completions", json={"prompt": "a", "model": "sudoku"})
+
+    for answer in (generate, completion):
         assert answer.status_code == 400
         assert "'sudoku' does not serve the task 'generate'" in answer.json()["error"]["message"]
     assert solver.jobs == []
@@ -145,6 +155,6 @@ async def test_a_model_of_text_is_given_no_puzzles(
 
 
 async def test_the_schema_can_be_written(client: httpx.AsyncClient) -> None:
-    """Both directions of the route are in the OpenAPI document."""
+    """The OpenAPI document has the route's request and its response."""
     document = (await client.get("/openapi.json")).json()
     assert {"SolveRequest", "SolveResponse"} <= document["components"]["schemas"].keys()

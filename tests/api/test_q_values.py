@@ -1,5 +1,6 @@
-"""q_halt and q_continue of an implant's answer: from the last event to the bodies, and absent where
-there are none."""
+"""`q_halt` and `q_continue` of an implant's answer.
+
+They pass from the last event of a job into the bodies, and are absent where there are none."""
 
 import pytest
 
@@ -12,6 +13,7 @@ HEADING = Heading("id", 0, "m")
 
 
 async def outcomes(done: Done, n: int) -> list[Outcome]:
+    """Return the outcomes of a request whose one job has `n` choices of a token each."""
     run = RequestEvents(["00" + "a" * 32], n)
     for choice in range(n):
         run.put(0, choice + 1, Tokens((5,), "x", choice))
@@ -21,16 +23,24 @@ async def outcomes(done: Done, n: int) -> list[Outcome]:
 
 @pytest.mark.parametrize("n", [1, 2])
 async def test_each_choice_tells_its_own(n: int) -> None:
-    reasons = ("stop",) * n if n > 1 else ()
-    done = Done("stop", 1, n, result=Generated(reasons, ((-1.5, 2.0), (0.25, -3.0))[:n]))
-    (outcome,) = await outcomes(done, n)
+    # A single choice has the finish reason of its job.
+    reasons = ("stop", "stop") if n == 2 else ()
+    q_values = ((-1.5, 2.0), (0.25, -3.0))[:n]
+    done = Done(
+        "stop", num_prompt_tokens=1, num_completion_tokens=n, result=Generated(reasons, q_values)
+    )
+    [outcome] = await outcomes(done, n)
+
     expected = [{"q_halt": -1.5, "q_continue": 2.0}, {"q_halt": 0.25, "q_continue": -3.0}]
     assert generate_response([outcome]).model_dump()["q_values"] == expected[:n]
+
     choices = completion(HEADING, [outcome]).model_dump()["choices"]
     assert [choice["q_values"]["q_halt"] for choice in choices] == [-1.5, 0.25][:n]
 
 
 async def test_other_models_do_not_mention_them() -> None:
-    (outcome,) = await outcomes(Done("stop", 1, 1), 1)
+    [outcome] = await outcomes(Done("stop", 1, 1), 1)
     assert "q_values" not in generate_response([outcome]).model_dump()
-    assert "q_values" not in completion(HEADING, [outcome]).model_dump()["choices"][0]
+
+    [choice] = completion(HEADING, [outcome]).model_dump()["choices"]
+    assert "q_values" not in choice

@@ -1,5 +1,7 @@
-"""Redis is given two seconds, but a front that was itself held up reads what has come before it
-says Redis is away."""
+"""The time that a front gives Redis to answer.
+
+It is two seconds. A front that was itself held up reads the answers that have come before it takes
+Redis for unavailable."""
 
 import time
 
@@ -14,7 +16,9 @@ from tests.fixtures.slowness import within
 
 
 async def test_who_was_held_up_reads_the_answer_first(redis: Redis) -> None:
-    """The process stands still, as under a long garbage collection, while the answer comes."""
+    """An answer that comes while the process stands still is read, not given up.
+
+    A long garbage collection makes a process stand still."""
     await redis.set("key", "value")
 
     async def held_up() -> bytes | None:

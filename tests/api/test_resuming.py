@@ -1,5 +1,6 @@
-"""Streams that survive fronts (P2): whatever frame was the last one seen, any front goes on behind
-it."""
+"""Streams that survive fronts (P2).
+
+Whatever frame a reader has seen last, any front goes on behind it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -35,17 +36,19 @@ BODY = {
 async def fronts(
     redis: Redis, redis_url: str
 ) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient]]:
-    """Two, each with connections of its own."""
+    """Two fronts, each with its own connections to Redis."""
     other = connect(redis_url)
     async with live(redis) as (one, _), live(other) as (two, _):
         yield one, two
     await other.aclose()
 
 
-def by_choice(told: list[Frame]) -> dict[int, list[Any]]:
-    """The parts of each choice in order; how choices interleave is nobody's promise."""
+def by_choice(events: list[Frame]) -> dict[int, list[Any]]:
+    """Return the parts of each choice in order.
+
+    How the parts of different choices interleave is not promised."""
     parts: dict[int, list[Any]] = {}
-    for frame in told:
+    for frame in events:
         if frame.data != "[DONE]" and frame.json["choices"]:
             [choice] = frame.json["choices"]
             parts.setdefault(choice["index"], []).append(choice)
@@ -58,66 +61,77 @@ def by_choice(told: list[Frame]) -> dict[int, list[Any]]:
 async def test_behind_every_frame_comes_the_rest(
     fronts: tuple[httpx.AsyncClient, httpx.AsyncClient], worker: EchoWorker, body: dict[str, Any]
 ) -> None:
-    """After the run; by the job's id, and by repeating the POST; text offsets and ended choices
-    included."""
+    """Another front sends the rest, for the job's id and for the same POST.
+
+    The run has ended; text offsets and the ends of choices come as well."""
     one, two = fronts
     answer = await one.post("/v1/completions", json=body)
+    location = f"/v1/jobs/{answer.headers['X-Job-Id']}/events"
     whole = frames(answer)
-    assert len({frame.id for frame in whole[:-1]}) == len(whole) - 1, (
-        "each frame has an id of its own"
-    )
-    for number, frame in enumerate(whole[:-1]):
+    ids = {frame.id for frame in whole[:-1]}
+    assert len(ids) == len(whole) - 1, "each frame has its own id"
+
+    for number, frame in enumerate(whole[:-1], start=1):
         seen = {"Last-Event-ID": frame.id}
-        by_id = frames(await two.get(f"/v1/jobs/{answer.headers['X-Job-Id']}/events", headers=seen))
+        by_id = frames(await two.get(location, headers=seen))
         repeated = frames(await two.post("/v1/completions", json=body, headers=seen))
-        assert by_choice(whole) == by_choice(whole[: number + 1] + by_id)
-        assert by_choice(whole) == by_choice(whole[: number + 1] + repeated)
-        assert len(by_id) == len(repeated) == len(whole) - number - 1
+
+        assert by_choice(whole[:number] + by_id) == by_choice(whole)
+        assert by_choice(whole[:number] + repeated) == by_choice(whole)
+        assert len(by_id) == len(whole) - number
+        assert len(repeated) == len(whole) - number
         assert by_id[-1].data == "[DONE]"
-    assert len(worker.jobs) == (len(body["prompt"]) if isinstance(body["prompt"], list) else 1)
+
+    prompts = body["prompt"]
+    num_prompts = len(prompts) if isinstance(prompts, list) else 1
+    assert len(worker.jobs) == num_prompts
 
 
 @pytest.mark.parametrize("seen", [1, 2])
 async def test_a_stream_goes_on_in_mid_run_on_another_front(
     fronts: tuple[httpx.AsyncClient, httpx.AsyncClient], worker: EchoWorker, seen: int
 ) -> None:
-    """The reader of the first front stays, as a front that is gone would neither end nor follow
-    anything."""
+    """A second front goes on with a stream whose job is still running.
+
+    The reader of the first front stays. To leave would end the job, which the loss of a front would
+    not do."""
     one, two = fronts
     worker.gate.clear()
     body = {"prompt": "a b c d", "stream": True}
     answer = await one.send(one.build_request("POST", "/v1/completions", json=body), stream=True)
-    coming = read(answer.aiter_lines())
-    begun = [await anext(coming) for _ in range(seen)]
+    events = read(answer.aiter_lines())
+    begun = [await anext(events) for _ in range(seen)]
+
     location = f"/v1/jobs/{answer.headers['X-Job-Id']}/events"
     request = two.build_request("GET", location, headers={"Last-Event-ID": begun[-1].id})
-    going_on = asyncio.create_task(_read(two, request))
+    resumed = asyncio.create_task(_read(two, request))
     await until(lambda: len(worker.jobs) == 1, "the job runs")
     worker.gate.set()
-    rest = await going_on
-    assert [frame async for frame in coming] == rest
+    rest = await resumed
+
+    assert [frame async for frame in events] == rest
     assert "".join(frame.text for frame in [*begun, *rest]) == "a b c d"
 
 
 async def test_the_first_frame_needs_no_token_and_has_an_id(redis: Redis) -> None:
-    """A reader in the queue can come back as well."""
+    """A reader whose job still waits in the queue can come back as well."""
     await announce(redis, "echo")
     async with live(redis) as (client, _):
         body = {"prompt": "a", "stream": True}
-        answer = await client.send(
-            client.build_request("POST", "/v1/completions", json=body), stream=True
-        )
+        request = client.build_request("POST", "/v1/completions", json=body)
+        answer = await client.send(request, stream=True)
         lines = answer.aiter_lines()
-        assert [await anext(lines), await anext(lines)] == [
-            "retry: 1000",
-            f"id: {answer.headers['X-Job-Id']}.0",
-        ]
+
+        assert await anext(lines) == "retry: 1000"
+        assert await anext(lines) == f"id: {answer.headers['X-Job-Id']}.0"
         assert answer.headers["X-Accel-Buffering"] == "no"
         await answer.aclose()
 
 
 async def test_openai_client_survives_keep_alives_and_ids(redis: Redis, worker: EchoWorker) -> None:
-    """Its decoder takes every block for an event once it has seen an id, and fails at one without
+    """OpenAI's client reads a stream with keep-alives and ids to its end.
+
+    Once its decoder has seen an id, it takes every block for an event and fails at one without
     data."""
     worker.gate.clear()
     async with live(redis, keepalive_s=0.02) as (client, _):
@@ -126,26 +140,30 @@ async def test_openai_client_survives_keep_alives_and_ids(redis: Redis, worker: 
             sdk,
             await sdk.completions.create(model="echo", prompt="a b c", stream=True) as stream,
         ):
-            texts = [(await anext(stream)).choices[0].text for _ in range(2)]
-            silence = asyncio.create_task(anext(stream))
-            _, pending = await asyncio.wait({silence}, timeout=0.3)
+            opening = await anext(stream)
+            first = await anext(stream)
+
+            second = asyncio.create_task(anext(stream))
+            _, pending = await asyncio.wait({second}, timeout=0.3)
             assert pending, "nothing but keep-alives comes while the worker is held"
+
             worker.gate.set()
-            texts += [(await silence).choices[0].text] + [
-                chunk.choices[0].text async for chunk in stream
-            ]
+            chunks = [opening, first, await second]
+            async for chunk in stream:
+                chunks.append(chunk)
+
+    texts = [chunk.choices[0].text for chunk in chunks]
     assert texts == ["", "a ", "b ", "c"]
 
 
 async def test_a_failed_stream_fails_again(redis: Redis, worker: EchoWorker) -> None:
     worker.failure = Failed("worker_failed", "It broke.")
     async with in_memory(redis) as client:
-        id = (
-            await client.post(
-                "/v1/completions", json={"prompt": "a"}, headers={"Prefer": "respond-async"}
-            )
-        ).json()["id"]
-        answer = await client.get(f"/v1/jobs/{id}/events")
+        accepted = await client.post(
+            "/v1/completions", json={"prompt": "a"}, headers={"Prefer": "respond-async"}
+        )
+        answer = await client.get(f"/v1/jobs/{accepted.json()['id']}/events")
+
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "worker_failed")
 
 
@@ -177,10 +195,10 @@ async def test_a_hostile_cursor_is_refused(
     body = {"prompt": "a b", "stream": True}
     id = (await client.post("/v1/completions", json=body)).headers["X-Job-Id"]
     headers = [(b"Last-Event-ID", cursor.replace("{id}", id).encode())]
-    for answer in (
-        await client.get(f"/v1/jobs/{id}/events", headers=headers),
-        await client.post("/v1/completions", json=body, headers=headers),
-    ):
+    by_id = await client.get(f"/v1/jobs/{id}/events", headers=headers)
+    repeated = await client.post("/v1/completions", json=body, headers=headers)
+
+    for answer in (by_id, repeated):
         assert answer.status_code in (400, 404), answer.text
         assert "Last-Event-ID" in answer.text or answer.status_code == 404
     assert len(worker.jobs) == 1, "nothing was run"
@@ -191,8 +209,8 @@ async def test_the_cursor_of_another_endpoint_is_refused(
 ) -> None:
     id = (await client.post("/generate", json={"prompts": ["a"]})).headers["X-Job-Id"]
     body = {"prompt": "a", "stream": True}
-    seen = {"Last-Event-ID": f"{id}.0"}
-    assert (await client.post("/v1/completions", json=body, headers=seen)).status_code == 400
+    answer = await client.post("/v1/completions", json=body, headers={"Last-Event-ID": f"{id}.0"})
+    assert answer.status_code == 400
 
 
 @given(

@@ -1,5 +1,6 @@
-"""Sampling fields and choices through both dialects: what reaches the worker, and how several
-choices come back."""
+"""Sampling fields and choices through both dialects.
+
+Every field reaches the worker, and several choices come back in OpenAI's order."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -58,6 +59,8 @@ async def test_every_field_reaches_the_worker(
         path, json=body | EXTRAS | {"max_tokens": 4, "temperature": 0.5, "top_p": 0.75}
     )
     assert answer.status_code == 200
+
+    # Only OpenAI's dialect has `n` and `logprobs`.
     is_openai = path.startswith("/v1")
     assert sampling_of(worker) == Sampling(
         max_tokens=4,
@@ -86,8 +89,12 @@ async def test_null_is_not_given(
 ) -> None:
     nulls = dict.fromkeys([*EXTRAS, "n", "best_of", "logprobs", "echo", "suffix"])
     assert (await client.post(path, json=body | nulls)).status_code == 200
-    given = sampling_of(worker)
-    assert given == Sampling(given.max_tokens, given.seed, given.temperature)
+
+    # All else has its default.
+    sampling = sampling_of(worker)
+    assert sampling == Sampling(
+        max_tokens=sampling.max_tokens, seed=sampling.seed, temperature=sampling.temperature
+    )
 
 
 @pytest.mark.parametrize("top_k", [0, -1])
@@ -101,17 +108,20 @@ async def test_both_spellings_of_no_top_k(
 async def test_choices_of_a_prompt_stand_together(
     sdk: openai.AsyncOpenAI, worker: EchoWorker
 ) -> None:
-    """OpenAI's order: prompt * n + choice. The prompt's tokens count once."""
+    """A choice's index is prompt * n + choice, as OpenAI orders them.
+
+    The tokens of a prompt count once, however many choices it has."""
     answer = await sdk.completions.create(
         model="echo", prompt=["a b c", "d e"], n=2, best_of=2, max_tokens=2
     )
-    assert [(choice.index, choice.text) for choice in answer.choices] == [
-        (0, "a b "),
-        (1, "b c"),
-        (2, "d e"),
-        (3, "e"),
+
+    choices = [(choice.index, choice.text, choice.finish_reason) for choice in answer.choices]
+    assert choices == [
+        (0, "a b ", "length"),
+        (1, "b c", "stop"),
+        (2, "d e", "stop"),
+        (3, "e", "stop"),
     ]
-    assert [choice.finish_reason for choice in answer.choices] == ["length", "stop", "stop", "stop"]
     assert answer.usage is not None
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (5, 7)
     assert len(worker.jobs) == 2
@@ -121,30 +131,35 @@ async def test_as_many_choices_as_are_allowed(
     client: httpx.AsyncClient, worker: EchoWorker
 ) -> None:
     answer = await client.post("/v1/completions", json={"prompt": ["a"] * 4, "n": MAX_CHOICES})
-    assert [choice["index"] for choice in answer.json()["choices"]] == list(range(64))
+    indices = [choice["index"] for choice in answer.json()["choices"]]
+    assert indices == list(range(64))
 
 
 async def test_a_stream_ends_each_choice_once(sdk: openai.AsyncOpenAI, worker: EchoWorker) -> None:
-    """A choice that said nothing, and whose end only the job's end tells, ends too."""
+    """A choice without any text ends too, although only the end of its job says so."""
     stream = await sdk.completions.create(
         model="echo", prompt=["a b c", "d"], n=2, max_tokens=2, stream=True
     )
-    texts, ends = [""] * 4, [[], [], [], []]  # type: ignore[var-annotated]
+
+    texts = ["", "", "", ""]
+    finish_reasons: list[str | None] = [None, None, None, None]
     async for chunk in stream:
         [choice] = chunk.choices
-        assert not ends[choice.index], "text after the end"
+        assert finish_reasons[choice.index] is None, "text after the end"
         texts[choice.index] += choice.text
         if choice.finish_reason:
-            ends[choice.index].append(choice.finish_reason)
+            finish_reasons[choice.index] = choice.finish_reason
+
     assert texts == ["a b ", "b c", "d", ""]
-    assert ends == [["length"], ["stop"], ["stop"], ["stop"]]
+    assert finish_reasons == ["length", "stop", "stop", "stop"]
 
 
 async def test_logprobs_have_the_legacy_shape(
     client: httpx.AsyncClient, worker: EchoWorker
 ) -> None:
-    """The chosen token is in every top list; tokens of equal or no text are told apart by their
-    ids."""
+    """The chosen token is in every top list.
+
+    Tokens that have no text, or the text of another token, are named by their ids."""
     body = {"prompt": "aa b", "logprobs": 4, "n": 2}
     choices = (await client.post("/v1/completions", json=body)).json()["choices"]
     assert choices[0]["logprobs"] == {
@@ -165,10 +180,9 @@ async def test_logprobs_zero_tells_of_the_chosen_token_alone(
     answer = await sdk.completions.create(model="echo", prompt="aa b", logprobs=0)
     logprobs = answer.choices[0].logprobs
     assert logprobs is not None
-    assert (logprobs.token_logprobs, logprobs.top_logprobs) == (
-        [0.0, -0.5],
-        [{"aa ": 0.0}, {"b": -0.5}],
-    )
+    assert logprobs.token_logprobs == [0.0, -0.5]
+    assert logprobs.top_logprobs == [{"aa ": 0.0}, {"b": -0.5}]
+
     without = await sdk.completions.create(model="echo", prompt="aa b")
     assert without.choices[0].logprobs is None
 
@@ -179,9 +193,11 @@ async def test_streamed_logprobs_are_the_whole_ones_in_parts(
     body = {"prompt": ["aa b ccc", "d e"], "logprobs": 2, "n": 2}
     whole = (await client.post("/v1/completions", json=body)).json()["choices"]
     streamed = await client.post("/v1/completions", json=body | {"stream": True})
-    joined: list[dict[str, list[Any]]] = [{} for _ in whole]
+
+    joined: list[dict[str, list[Any]]] = [{}, {}, {}, {}]
     for frame in frames(streamed)[1:-1]:
         [choice] = frame.json["choices"]
         for name, values in choice["logprobs"].items():
             joined[choice["index"]].setdefault(name, []).extend(values)
+
     assert joined == [choice["logprobs"] for choice in whole]

@@ -1,5 +1,6 @@
-"""SimpleFoundation's endpoints: their defaults, their keys, and streams as bare text or as
-events."""
+"""SimpleFoundation's endpoints: their defaults, the fields of their answers, and their streams.
+
+A stream is bare text or a sequence of events."""
 
 import asyncio
 import json
@@ -13,7 +14,7 @@ from redis.asyncio import Redis
 
 from shared.messages import Failed, Generate
 from tests.fixtures.api.echo_worker import EchoWorker
-from tests.fixtures.api.frames import frames
+from tests.fixtures.api.frames import Frame, frames
 from tests.fixtures.api.fronts import in_memory, live, states
 from tests.fixtures.polling import until
 
@@ -22,7 +23,7 @@ EVENTS = {"Accept": "text/event-stream"}
 
 @pytest.fixture
 async def client(redis: Redis) -> AsyncIterator[httpx.AsyncClient]:
-    """Of a front whose cap is above all defaults."""
+    """A client of a front whose cap on new tokens is above all defaults."""
     async with in_memory(redis, max_new_tokens=1024) as client:
         yield client
 
@@ -34,21 +35,27 @@ def task_of(worker: EchoWorker) -> Generate:
 
 
 def untimed(answer: httpx.Response) -> Any:
-    """The body, once its time has been seen to be one."""
+    """Return the body without its time, once that has been checked."""
     assert answer.status_code == 200, answer.text
     body = answer.json()
     assert 0 <= body.pop("generation_time") < 10
     return body
 
 
+def texts_of(events: list[Frame]) -> list[str]:
+    return [frame.json["text"] for frame in events]
+
+
 async def test_c8_to_c17_generate(client: httpx.AsyncClient, worker: EchoWorker) -> None:
-    assert untimed(await client.post("/generate", json={"prompt": "a b"})) == {
+    answer = await client.post("/generate", json={"prompt": "a b"})
+    assert untimed(answer) == {
         "prompt": "a b",
         "generated_text": "a b",
         "tokens_generated": 2,
         "input_tokens": 2,
         "output_tokens": 2,
     }
+
     sampling = task_of(worker).sampling
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p) == (512, 0.7, 0.9)
     assert (sampling.top_k, sampling.repetition_penalty, sampling.n) == (50, 1.1, 1)
@@ -63,30 +70,33 @@ async def test_everything_given_reaches_the_worker(
         "num_return_sequences": 2,
         "do_sample": False,
         "top_k": 3,
+        "repetition_penalty": 1.0,
+        "condition": "cot",
     }
-    told = untimed(
-        await client.post("/generate", json=body | {"repetition_penalty": 1.0, "condition": "cot"})
-    )
-    assert (told["generated_text"], told["generated_texts"]) == ("a b ", ["a b ", "b c"])
-    assert told["tokens_generated"] == 4
+    answer = untimed(await client.post("/generate", json=body))
+    assert answer["generated_text"] == "a b "
+    assert answer["generated_texts"] == ["a b ", "b c"]
+    assert answer["tokens_generated"] == 4
+
     task = task_of(worker)
-    assert (task.sampling.max_tokens, task.sampling.temperature, task.sampling.top_k) == (2, 0.0, 3)
-    assert (task.sampling.repetition_penalty, task.condition) == (1.0, "cot")
+    sampling = task.sampling
+    assert (sampling.max_tokens, sampling.temperature, sampling.top_k) == (2, 0.0, 3)
+    assert (sampling.repetition_penalty, task.condition) == (1.0, "cot")
 
 
 async def test_x3_a_default_above_the_cap_is_no_error(redis: Redis, worker: EchoWorker) -> None:
     async with in_memory(redis, max_new_tokens=3, cap_policy="reject") as client:
         answer = await client.post("/generate", json={"prompt": "a b c d"})
-    assert (untimed(answer)["generated_text"], answer.headers["X-Effective-Max-Tokens"]) == (
-        "a b c ",
-        "3",
-    )
+
+    assert untimed(answer)["generated_text"] == "a b c "
+    assert answer.headers["X-Effective-Max-Tokens"] == "3"
 
 
 async def test_c18_to_c19_math(client: httpx.AsyncClient, worker: EchoWorker) -> None:
-    told = untimed(await client.post("/solve/math", json={"problem": "2x = 6 so x = 3"}))
-    assert set(told) == {"problem", "solution", "answer", "input_tokens", "output_tokens"}
-    assert (told["problem"], told["answer"]) == ("2x = 6 so x = 3", "3")
+    solved = untimed(await client.post("/solve/math", json={"problem": "2x = 6 so x = 3"}))
+    assert set(solved) == {"problem", "solution", "answer", "input_tokens", "output_tokens"}
+    assert (solved["problem"], solved["answer"]) == ("2x = 6 so x = 3", "3")
+
     task = task_of(worker)
     assert isinstance(task.prompt, str)
     assert task.prompt.startswith("Solve the following math problem")
@@ -96,13 +106,12 @@ async def test_c18_to_c19_math(client: httpx.AsyncClient, worker: EchoWorker) ->
 
 async def test_c20_to_c21_coding(client: httpx.AsyncClient, worker: EchoWorker) -> None:
     problem = "Say:\n```python\nprint(1)\n```\n"
-    told = untimed(await client.post("/solve/coding", json={"problem": problem}))
-    assert set(told) == {"problem", "solution", "code", "input_tokens", "output_tokens"}
-    assert told["code"] == "print(1)"
-    assert (task_of(worker).sampling.max_tokens, task_of(worker).sampling.temperature) == (
-        1024,
-        0.8,
-    )
+    solved = untimed(await client.post("/solve/coding", json={"problem": problem}))
+    assert set(solved) == {"problem", "solution", "code", "input_tokens", "output_tokens"}
+    assert solved["code"] == "print(1)"
+
+    sampling = task_of(worker).sampling
+    assert (sampling.max_tokens, sampling.temperature) == (1024, 0.8)
 
 
 async def test_a_callers_own_template(client: httpx.AsyncClient, worker: EchoWorker) -> None:
@@ -123,39 +132,43 @@ async def test_c32_c33_a_stream_is_text_or_events(
     client: httpx.AsyncClient, worker: EchoWorker, path: str, body: dict[str, Any]
 ) -> None:
     """X11: the `Accept` header decides; the events end with the whole answer."""
-    text = await client.post(path, json=body | {"stream": True})
+    streamed = body | {"stream": True}
+    text = await client.post(path, json=streamed)
     assert text.headers["content-type"] == "text/plain; charset=utf-8"
     assert text.text == "a b ü\nd x = 3"
-    answer = await client.post(path, json=body | {"stream": True}, headers=EVENTS)
+
+    answer = await client.post(path, json=streamed, headers=EVENTS)
     assert answer.headers["content-type"].startswith("text/event-stream")
-    *told, end, done = frames(answer)
-    assert (done.data, "".join(frame.json["text"] for frame in told)) == ("[DONE]", text.text)
+    *pieces, end, done = frames(answer)
+    assert "".join(texts_of(pieces)) == text.text
+    assert done.data == "[DONE]"
+
     whole = (await client.post(path, json=body)).json()
     result = end.json["result"]
     assert whole.pop("generation_time") >= 0
     assert result.pop("generation_time") >= 0
     assert result == whole
-    rest = await client.post(
-        path, json=body | {"stream": True}, headers=EVENTS | {"Last-Event-ID": told[1].id}
-    )
-    assert [frame.json.get("text") for frame in frames(rest)[:-2]] == [
-        frame.json["text"] for frame in told[2:]
-    ]
+
+    seen = {"Last-Event-ID": pieces[1].id}
+    resumed = await client.post(path, json=streamed, headers=EVENTS | seen)
+    *rest, _, _ = frames(resumed)
+    assert texts_of(rest) == texts_of(pieces[2:])
 
 
 async def test_the_streaming_path_has_events_only(
     client: httpx.AsyncClient, worker: EchoWorker
 ) -> None:
     answer = await client.post("/generate_stream", json={"prompt": "a b"})
-    assert [frame.json["text"] for frame in frames(answer)[:-1]] == ["", "a ", "b", ""]
+    *events, _ = frames(answer)
+    assert texts_of(events) == ["", "a ", "b", ""]
 
 
 async def test_the_documented_clients(redis: Redis, worker: EchoWorker) -> None:
-    """C30 to C32: chunks are printed as they come, and problems are solved by four threads."""
+    """C30 to C32: a client prints chunks as they come, or solves four problems at once."""
     worker.gate.clear()
     async with live(redis) as (client, _):
         address = str(client.base_url)
-        first = threading.Event()
+        has_first_chunk = threading.Event()
 
         def stream() -> str:
             body = {"problem": "a b", "template": "{problem}", "stream": True}
@@ -163,32 +176,38 @@ async def test_the_documented_clients(redis: Redis, worker: EchoWorker) -> None:
                 text = ""
                 for chunk in answer.iter_bytes():
                     text += chunk.decode()
-                    first.set()
+                    has_first_chunk.set()
                 return text
 
         streaming = asyncio.create_task(asyncio.to_thread(stream))
-        assert await asyncio.to_thread(first.wait, 10), "the first word comes before the last"
+        # The gate holds the last word back until the first one has come.
+        assert await asyncio.to_thread(has_first_chunk.wait, 10)
         worker.gate.set()
         assert await streaming == "a b"
-        asked = [
-            client.post("/solve/math", json={"problem": f"x = {number}"}) for number in range(4)
-        ]
-        answers = [untimed(answer)["answer"] for answer in await asyncio.gather(*asked)]
-    assert answers == ["0", "1", "2", "3"]
+
+        answers = await asyncio.gather(
+            client.post("/solve/math", json={"problem": "x = 0"}),
+            client.post("/solve/math", json={"problem": "x = 1"}),
+            client.post("/solve/math", json={"problem": "x = 2"}),
+            client.post("/solve/math", json={"problem": "x = 3"}),
+        )
+
+    for number, answer in enumerate(answers):
+        assert untimed(answer)["answer"] == str(number)
 
 
 async def test_text_that_breaks_off_is_no_whole_answer(redis: Redis, worker: EchoWorker) -> None:
-    """There is no place for a sentence: the connection breaks, and clients notice."""
+    """A failure breaks the connection, so that clients notice.
+
+    A stream of bare text cannot carry an error."""
     worker.gate.clear()
     async with live(redis) as (client, front):
+        body = {"prompt": "a b", "stream": True}
+        failure = Failed("worker_failed", "It broke.")
         with pytest.raises(httpx.RemoteProtocolError):
-            async with client.stream(
-                "POST", "/generate", json={"prompt": "a b", "stream": True}
-            ) as answer:
+            async with client.stream("POST", "/generate", json=body) as answer:
                 async for _ in answer.aiter_raw():
-                    await front.submissions.end(
-                        [worker.jobs[0].id], Failed("worker_failed", "It broke.")
-                    )
+                    await front.submissions.end([worker.jobs[0].id], failure)
 
 
 @pytest.mark.parametrize("headers", [{}, EVENTS])
@@ -260,13 +279,11 @@ async def test_what_is_wrong_with_a_body(
 
 
 async def test_model_info_and_health(client: httpx.AsyncClient, worker: EchoWorker) -> None:
-    assert (await client.get("/health")).json() == {
-        "status": "healthy",
-        "ready": True,
-        "model": "echo",
-    }
-    info = (await client.get("/model/info")).json()
-    assert info == {
+    health = await client.get("/health")
+    assert health.json() == {"status": "healthy", "ready": True, "model": "echo"}
+
+    info = await client.get("/model/info")
+    assert info.json() == {
         "model_name": "echo",
         "model_type": "echo",
         "description": "echo for tests",
@@ -275,6 +292,7 @@ async def test_model_info_and_health(client: httpx.AsyncClient, worker: EchoWork
         "max_batch": 8,
         "tasks": ["generate", "score", "read"],
     }
+
     unknown = await client.get("/model/info?model=nobody")
     assert (unknown.status_code, unknown.json()["error"]["field"]) == (404, "model")
 

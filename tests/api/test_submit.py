@@ -30,15 +30,21 @@ SUBMISSIONS: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
-OTHER_WAYS = {"/", "/generate_stream", "/api/inference", "/api/inference/stream"}
-"""To ask for what has a task of its own already."""
+PATHS_WITHOUT_A_TASK = {"/", "/generate_stream", "/api/inference", "/api/inference/stream"}
+"""Other ways to ask for something that has a task already."""
 
 
 def test_every_route_that_creates_work_is_a_row_and_is_tested() -> None:
-    paths = {post.path for post in dialects.POSTS}
+    paths = set()
+    paths_without_a_task = set()
+    for post in dialects.POSTS:
+        paths.add(post.path)
+        if not post.job_task:
+            paths_without_a_task.add(post.path)
+
     assert {route.path for route in creating()} == paths | {"/v1/jobs"}
     assert {path for path, _ in POSTS} == paths
-    assert {post.path for post in dialects.POSTS if not post.job_task} == OTHER_WAYS
+    assert paths_without_a_task == PATHS_WITHOUT_A_TASK
     assert sorted(task for task, _, _ in SUBMISSIONS) == sorted(TASKS)
 
 
@@ -46,19 +52,22 @@ def test_every_route_that_creates_work_is_a_row_and_is_tested() -> None:
 async def test_a_job_of_any_task(
     client: httpx.AsyncClient, able: EchoWorker, task: str, path: str, body: dict[str, Any]
 ) -> None:
-    """202 at once, with the answer of the endpoint for its result."""
+    """A job is accepted at once with a 202; its result is the answer of the task's endpoint."""
     accepted = await client.post("/v1/jobs", json={"task": task, **body})
     id = accepted.json()["id"]
-    assert (accepted.status_code, accepted.headers["Location"]) == (202, f"/v1/jobs/{id}")
+    location = accepted.headers["Location"]
+    assert (accepted.status_code, location) == (202, f"/v1/jobs/{id}")
     assert accepted.headers["X-Job-Id"] == id
     assert "Preference-Applied" not in accepted.headers
-    told = (await ended(client, accepted.headers["Location"])).json()
-    assert without_names(told["result"]) == without_names(
-        (await client.post(path, json=body)).json()
-    )
+
+    job = await ended(client, location)
+    direct = await client.post(path, json=body)
+    assert without_names(job.json()["result"]) == without_names(direct.json())
 
 
-EVERYWHERE = [*POSTS, *(("/v1/jobs", {"task": task} | body) for task, _, body in SUBMISSIONS)]
+EVERYWHERE: list[tuple[str, Any]] = list(POSTS)
+for job_task, _, job_body in SUBMISSIONS:
+    EVERYWHERE.append(("/v1/jobs", {"task": job_task} | job_body))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +80,9 @@ EVERYWHERE = [*POSTS, *(("/v1/jobs", {"task": task} | body) for task, _, body in
     ],
 )
 async def test_preferences_hold_on_every_path(redis: Redis, asked: str, applied: str) -> None:
-    """No worker takes it: what has to wait is told to."""
+    """`Prefer` is applied on every path that creates work.
+
+    No worker takes the work, so every answer says that the job is queued."""
     await announce(redis, "echo", tasks=ALL_TASKS)
     waits = "1" in applied
     async with in_memory(redis) as client:
@@ -82,18 +93,24 @@ async def test_preferences_hold_on_every_path(redis: Redis, asked: str, applied:
             assert answer.headers["Preference-Applied"] == applied
             assert answer.headers["Location"] == f"/v1/jobs/{answer.json()['id']}"
 
-        # a stream that waits has begun
-        await asyncio.gather(
-            *(check(*item) for item in EVERYWHERE if not (waits and "stream" in item[1]))
-        )
+        checks = []
+        for path, body in EVERYWHERE:
+            # A stream that waits begins with a 200 and cannot become a 202.
+            if waits and "stream" in body:
+                continue
+            checks.append(check(path, body))
+        await asyncio.gather(*checks)
 
 
 @pytest.mark.parametrize(("task", "path", "body"), SUBMISSIONS)
 async def test_who_waits_for_a_job_gets_its_answer(
     client: httpx.AsyncClient, able: EchoWorker, task: str, path: str, body: dict[str, Any]
 ) -> None:
-    for to, sent in ((path, body), ("/v1/jobs", {"task": task} | body)):
-        answer = await client.post(to, json=sent, headers={"Prefer": "respond-async, wait=10"})
+    waits = {"Prefer": "respond-async, wait=10"}
+    direct = await client.post(path, json=body, headers=waits)
+    job = await client.post("/v1/jobs", json={"task": task} | body, headers=waits)
+
+    for answer in (direct, job):
         assert (answer.status_code, answer.headers["Preference-Applied"]) == (200, "wait=10")
         assert "state" not in answer.json()
 
@@ -114,65 +131,80 @@ async def test_what_is_wrong_is_named(
     client: httpx.AsyncClient, able: EchoWorker, body: dict[str, Any], field: str
 ) -> None:
     answer = await client.post("/v1/jobs", json=body)
-    assert (answer.status_code, answer.json()["error"]["field"]) == (400, field)
-    assert answer.json()["error"]["message"].startswith(field)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["field"]) == (400, field)
+    assert error["message"].startswith(field)
     assert able.jobs == []
 
 
 async def test_a_job_with_a_key_is_one(client: httpx.AsyncClient, worker: EchoWorker) -> None:
     body = {"task": "completions", "prompt": "a b", "stream": True}
-    first, second = [
-        await client.post("/v1/jobs", json=body, headers={"Idempotency-Key": "k"}) for _ in range(2)
-    ]
+    key = {"Idempotency-Key": "k"}
+    first = await client.post("/v1/jobs", json=body, headers=key)
+    second = await client.post("/v1/jobs", json=body, headers=key)
+
     assert first.json()["id"] == second.json()["id"]
     assert len(worker.jobs) == 1
     assert worker.jobs[0].is_streamed
 
 
 async def test_what_waits_tells_its_place(redis: Redis, redis_url: str) -> None:
-    """Positions count from 1; the wait is known once something has ended."""
+    """Positions count from 1; the expected wait is known once a job has ended."""
     await announce(redis, "echo")
     async with in_memory(redis) as client:
 
-        async def told(location: str) -> tuple[str, int | None, float | None]:
+        async def submit() -> str:
+            answer = await client.post("/generate", json={"prompts": ["a b"]}, headers=LATER)
+            location: str = answer.headers["Location"]
+            return location
+
+        async def status(location: str) -> tuple[str, int | None, float | None]:
             body = (await client.get(location)).json()
             return body["state"], body["queue_position"], body["starts_in_s"]
 
-        locations = [
-            (await client.post("/generate", json={"prompts": ["a b"]}, headers=LATER)).headers[
-                "Location"
-            ]
-            for _ in range(3)
-        ]
-        assert [await told(location) for location in locations] == [
-            ("queued", place, None) for place in (1, 2, 3)
-        ]
+        first = await submit()
+        second = await submit()
+        third = await submit()
+        assert await status(first) == ("queued", 1, None)
+        assert await status(second) == ("queued", 2, None)
+        assert await status(third) == ("queued", 3, None)
+
         async with EchoWorker(redis_url):
-            for location in locations:
+            for location in (first, second, third):
                 await ended(client, location)
-                assert (await told(location))[1:] == (None, None)
-        late = await client.post("/generate", json={"prompts": ["a b"]}, headers=LATER)
-        state, place, starts_in_s = await told(late.headers["Location"])
-        assert (state, place) == ("queued", 1)
+                _, position, starts_in_s = await status(location)
+                assert (position, starts_in_s) == (None, None)
+
+        late = await submit()
+        state, position, starts_in_s = await status(late)
+        assert (state, position) == ("queued", 1)
         assert starts_in_s is not None
+        # Three jobs ended within the last one or two buckets of ten seconds.
         assert 10 / 3 <= starts_in_s <= 20 / 3
 
 
 async def test_the_document_has_a_body_for_every_task(client: httpx.AsyncClient) -> None:
-    """Told apart by `task`, each with the fields of its endpoint's own body."""
+    """Bodies are told apart by `task`; each has the fields of its endpoint's body."""
     document = (await client.get("/openapi.json")).json()
     schemas = document["components"]["schemas"]
     paths = document["paths"]
 
-    def body_of(path: str) -> Any:
-        schema = paths[path]["post"]["requestBody"]["content"]["application/json"]["schema"]
-        return {name: part for name, part in schema.items() if name != "title"}
+    def body_of(path: str) -> dict[str, Any]:
+        request_body = paths[path]["post"]["requestBody"]
+        schema = dict(request_body["content"]["application/json"]["schema"])
+        schema.pop("title", None)
+        return schema
 
-    submission = schemas[body_of("/v1/jobs")["$ref"].rpartition("/")[2]]
+    def resolve(ref: str) -> Any:
+        return schemas[ref.rpartition("/")[2]]
+
+    submission = resolve(body_of("/v1/jobs")["$ref"])
     mapping = submission["discriminator"]["mapping"]
     assert submission["discriminator"]["propertyName"] == "task"
     assert submission["oneOf"] == [{"$ref": mapping[task]} for task in TASKS]
+
     for task, path, _ in SUBMISSIONS:
-        beside, body = schemas[mapping[task].rpartition("/")[2]]["allOf"]
-        assert (beside["properties"]["task"]["const"], beside["required"]) == (task, ["task"])
-        assert body == body_of(path)
+        task_schema, body_schema = resolve(mapping[task])["allOf"]
+        assert task_schema["properties"]["task"]["const"] == task
+        assert task_schema["required"] == ["task"]
+        assert body_schema == body_of(path)

@@ -1,5 +1,6 @@
-"""`inputs` and `parameters`: the wire as text-generation-inference has it, and Hugging Face's own
-client."""
+"""The dialect of text-generation-inference, with `inputs` and `parameters`.
+
+It is tested on the wire and with Hugging Face's client."""
 
 import asyncio
 import json
@@ -15,7 +16,7 @@ from redis.asyncio import Redis
 from shared.errors import QueueFull
 from shared.messages import Failed, Generate, Sampling
 from tests.fixtures.api.echo_worker import EchoWorker
-from tests.fixtures.api.frames import frames, read
+from tests.fixtures.api.frames import Frame, frames, read
 from tests.fixtures.api.fronts import live
 
 
@@ -23,6 +24,10 @@ def sampling_of(worker: EchoWorker) -> Sampling:
     task = worker.jobs[-1].task
     assert isinstance(task, Generate)
     return task.sampling
+
+
+def bodies_of(events: list[Frame]) -> list[Any]:
+    return [frame.json for frame in events]
 
 
 @pytest.fixture
@@ -37,7 +42,9 @@ async def test_a91_the_callers_shape(client: httpx.AsyncClient, worker: EchoWork
         "parameters": {"max_new_tokens": 16, "temperature": 0.7, "top_p": 0.9},
     }
     answer = await client.post("/generate", json=body)
-    assert (answer.status_code, answer.json()) == (200, {"generated_text": "Hello you"})
+    assert answer.status_code == 200
+    assert answer.json() == {"generated_text": "Hello you"}
+
     sampling = sampling_of(worker)
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p) == (16, 0.7, 0.9)
     assert sampling.logprobs is None
@@ -45,7 +52,7 @@ async def test_a91_the_callers_shape(client: httpx.AsyncClient, worker: EchoWork
 
 
 async def test_details_tell_of_each_token(client: httpx.AsyncClient, worker: EchoWorker) -> None:
-    given = {
+    parameters = {
         "details": True,
         "max_new_tokens": 2,
         "top_n_tokens": 1,
@@ -53,11 +60,10 @@ async def test_details_tell_of_each_token(client: httpx.AsyncClient, worker: Ech
         "seed": 5,
         "top_k": 9,
     }
-    answer = await client.post("/generate", json={"inputs": "a b c", "parameters": given})
-    tokens = [
-        {"id": 0, "text": "a ", "logprob": 0.0, "special": False},
-        {"id": 1, "text": "b ", "logprob": -0.5, "special": False},
-    ]
+    answer = await client.post("/generate", json={"inputs": "a b c", "parameters": parameters})
+
+    first = {"id": 0, "text": "a ", "logprob": 0.0, "special": False}
+    second = {"id": 1, "text": "b ", "logprob": -0.5, "special": False}
     assert answer.json() == {
         "generated_text": "a b ca b ",
         "details": {
@@ -65,8 +71,8 @@ async def test_details_tell_of_each_token(client: httpx.AsyncClient, worker: Ech
             "generated_tokens": 2,
             "seed": 5,
             "prefill": [],
-            "tokens": tokens,
-            "top_tokens": [tokens[:1], tokens[1:]],
+            "tokens": [first, second],
+            "top_tokens": [[first], [second]],
         },
     }
 
@@ -86,21 +92,23 @@ async def test_when_it_is_greedy(
     client: httpx.AsyncClient, worker: EchoWorker, given: dict[str, Any], temperature: float
 ) -> None:
     await client.post("/generate", json={"inputs": "a", "parameters": given})
-    assert (sampling_of(worker).temperature, sampling_of(worker).max_tokens) == (temperature, 100)
+    sampling = sampling_of(worker)
+    assert (sampling.temperature, sampling.max_tokens) == (temperature, 100)
 
 
 async def test_other_parameters_reach_the_worker(
     client: httpx.AsyncClient, worker: EchoWorker
 ) -> None:
-    given = {
+    parameters = {
         "stop": ["x"],
         "truncate": 3,
         "repetition_penalty": 1.5,
         "frequency_penalty": 0.5,
         "best_of": 1,
     }
-    answer = await client.post("/generate", json={"inputs": "a", "parameters": given, "unknown": 1})
-    assert answer.status_code == 200
+    body = {"inputs": "a", "parameters": parameters, "unknown": 1}
+    assert (await client.post("/generate", json=body)).status_code == 200
+
     task = worker.jobs[0].task
     assert isinstance(task, Generate)
     assert (task.max_prompt_tokens, task.overflow, task.sampling.stop) == (3, "truncate", ("x",))
@@ -114,11 +122,10 @@ async def test_other_parameters_reach_the_worker(
 async def test_frames_of_a_stream(
     client: httpx.AsyncClient, worker: EchoWorker, path: str, more: dict[str, Any]
 ) -> None:
-    answer = await client.post(
-        path, json={"inputs": "a b", "parameters": {"do_sample": True, "seed": 3}} | more
-    )
+    body = {"inputs": "a b", "parameters": {"do_sample": True, "seed": 3}}
+    answer = await client.post(path, json=body | more)
     assert answer.headers["content-type"].startswith("text/event-stream")
-    assert [frame.json for frame in frames(answer)] == [
+    assert bodies_of(frames(answer)) == [
         {
             "index": 1,
             "token": {"id": 0, "text": "a ", "logprob": 0.0, "special": False},
@@ -142,12 +149,12 @@ async def test_frames_of_a_stream(
 async def test_a_reader_goes_on_behind_any_frame(
     client: httpx.AsyncClient, worker: EchoWorker
 ) -> None:
-    whole = await client.post("/generate_stream", json={"inputs": "a b c"})
-    told = frames(whole)
-    for at, frame in enumerate(told):
-        headers = {"Last-Event-ID": frame.id}
-        rest = await client.get(f"/v1/jobs/{whole.headers['X-Job-Id']}/events", headers=headers)
-        assert [other.json for other in frames(rest)] == [other.json for other in told[at + 1 :]]
+    answer = await client.post("/generate_stream", json={"inputs": "a b c"})
+    location = f"/v1/jobs/{answer.headers['X-Job-Id']}/events"
+    whole = frames(answer)
+    for num_seen, frame in enumerate(whole, start=1):
+        rest = await client.get(location, headers={"Last-Event-ID": frame.id})
+        assert bodies_of(frames(rest)) == bodies_of(whole[num_seen:])
 
 
 BAD: list[tuple[Any, str]] = [
@@ -178,10 +185,13 @@ async def test_what_is_wrong_with_a_body(
     answer = await client.post(
         path, content=json.dumps(body), headers={"Content-Type": "application/json"}
     )
-    assert answer.status_code == (404 if "model" in body else 400)
-    assert set(answer.json()) == {"error", "error_type"}
-    assert named in answer.json()["error"]
-    assert answer.json()["error_type"] == "validation"
+    status = 404 if "model" in body else 400
+    assert answer.status_code == status
+
+    problem = answer.json()
+    assert set(problem) == {"error", "error_type"}
+    assert named in problem["error"]
+    assert problem["error_type"] == "validation"
     assert worker.jobs == []
 
 
@@ -191,36 +201,43 @@ async def test_a_failure_in_the_middle_is_the_last_frame(redis: Redis, worker: E
         live(redis) as (client, front),
         client.stream("POST", "/generate_stream", json={"inputs": "a b"}) as answer,
     ):
-        coming = read(answer.aiter_lines())
-        assert (await anext(coming)).json["token"]["text"] == "a "
+        events = read(answer.aiter_lines())
+        first = await anext(events)
+        assert first.json["token"]["text"] == "a "
+
         await front.submissions.end([worker.jobs[0].id], Failed("worker_failed", "It broke."))
-        assert [frame.json async for frame in coming] == [
-            {"error": "It broke.", "error_type": "generation"}
-        ]
+        rest = [frame async for frame in events]
+        assert bodies_of(rest) == [{"error": "It broke.", "error_type": "generation"}]
 
 
 @pytest.mark.parametrize("path", ["", "/generate"])
 async def test_the_client_of_hugging_face(address: str, worker: EchoWorker, path: str) -> None:
-    """Whole, token by token, with and without details, from the bare address and from the
-    endpoint's."""
+    """The client reads whole answers and streams, with and without details.
 
-    def ask() -> list[Any]:
+    It may be given the bare address or that of the endpoint."""
+
+    def generate() -> tuple[Any, Any, list[Any], list[Any]]:
         client = InferenceClient(model=address.rstrip("/") + path, timeout=60)
-        text = client.text_generation("a b c", max_new_tokens=2)
-        whole = client.text_generation("a b c", details=True)
-        pieces = list(client.text_generation("a b c", stream=True))
-        *_, last = client.text_generation("a b c", stream=True, details=True)
-        return [text, whole, pieces, last]
+        return (
+            client.text_generation("a b c", max_new_tokens=2),
+            client.text_generation("a b c", details=True),
+            list(client.text_generation("a b c", stream=True)),
+            list(client.text_generation("a b c", stream=True, details=True)),
+        )
 
-    text, whole, pieces, last = await asyncio.to_thread(ask)
-    assert (text, whole.generated_text, pieces) == ("a b ", "a b c", ["a ", "b ", "c"])
-    assert [token.text for token in whole.details.tokens] == pieces
-    assert (whole.details.finish_reason, whole.details.generated_tokens) == ("eos_token", 3)
-    assert (last.index, last.generated_text, last.details.finish_reason) == (
-        3,
-        "a b c",
-        "eos_token",
-    )
+    text, detailed, pieces, detailed_pieces = await asyncio.to_thread(generate)
+
+    assert text == "a b "
+    assert pieces == ["a ", "b ", "c"]
+
+    assert detailed.generated_text == "a b c"
+    assert [token.text for token in detailed.details.tokens] == pieces
+    assert detailed.details.finish_reason == "eos_token"
+    assert detailed.details.generated_tokens == 3
+
+    last = detailed_pieces[-1]
+    assert (last.index, last.generated_text) == (3, "a b c")
+    assert last.details.finish_reason == "eos_token"
 
 
 async def test_the_client_of_hugging_face_knows_the_errors(
@@ -229,9 +246,11 @@ async def test_the_client_of_hugging_face_knows_the_errors(
     client = InferenceClient(model=address, timeout=60)
     with pytest.raises(ValidationError, match=r"parameters\.temperature"):
         await asyncio.to_thread(client.text_generation, "a", temperature=9.0)
+
+    grammar: Any = {"type": "regex", "value": "a"}
     with pytest.raises(ValidationError, match="grammar"):
-        grammar: Any = {"type": "regex", "value": "a"}
         await asyncio.to_thread(client.text_generation, "a", grammar=grammar)
+
     worker.failure = QueueFull("Too much.").as_event()
     with pytest.raises(OverloadedError, match="Too much"):
         await asyncio.to_thread(client.text_generation, "a")
@@ -240,11 +259,11 @@ async def test_the_client_of_hugging_face_knows_the_errors(
 async def test_a_stream_of_what_was_not_to_be_streamed(
     client: httpx.AsyncClient, worker: EchoWorker
 ) -> None:
-    """Its log-probabilities were not asked for; the text is whole all the same."""
+    """The events of a whole answer have its text, but no log-probabilities."""
     answer = await client.post("/generate", json={"inputs": "a b"})
-    told = frames(await client.get(f"/v1/jobs/{answer.headers['X-Job-Id']}/events"))
-    assert [frame.json["token"] for frame in told] == [
-        {"id": 0, "text": "a ", "logprob": None, "special": False},
-        {"id": 1, "text": "b", "logprob": None, "special": False},
-    ]
-    assert told[-1].json["generated_text"] == "a b"
+    events = await client.get(f"/v1/jobs/{answer.headers['X-Job-Id']}/events")
+
+    first, last = bodies_of(frames(events))
+    assert first["token"] == {"id": 0, "text": "a ", "logprob": None, "special": False}
+    assert last["token"] == {"id": 1, "text": "b", "logprob": None, "special": False}
+    assert last["generated_text"] == "a b"

@@ -1,5 +1,6 @@
-"""Unloading by HTTP: the order reaches the workers' hash, and the answer tells how many have
-obeyed."""
+"""Unloading by HTTP.
+
+The order reaches the hash that workers read, and the answer has the number of those who obeyed."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -17,7 +18,8 @@ from tests.fixtures.api.fronts import in_memory
 from tests.fixtures.polling import until
 
 ADMIN = {"X-API-Key": "root"}
-UNLOAD = ("POST", "/api/models/unload/some/m")
+UNLOAD_PATH = "/api/models/unload/some/m"
+UNLOAD = ("POST", UNLOAD_PATH)
 DELETE = ("DELETE", "/api/models/text-generation/some/m")
 
 
@@ -28,19 +30,26 @@ async def client(redis: Redis) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def seen(redis: Redis, name: str, residence: Residence = "loaded", order: int = 0) -> int:
-    """A worker announces itself as it would; the order it finds."""
-    residences: dict[str, Residence] = {} if residence == "loaded" else {"some/m": residence}
-    orders = {"some/m": order} if order else {}
+async def announce(redis: Redis, name: str, residence: Residence = "loaded", order: int = 0) -> int:
+    """Announce a worker as it would itself; return the order that it finds."""
+    residences: dict[str, Residence] = {}
+    if residence != "loaded":
+        residences["some/m"] = residence
+    orders = {}
+    if order:
+        orders["some/m"] = order
+
     worker = WorkerInfo(
         name, "ready", (model_info("some/m"),), residences=residences, unloads=orders
     )
-    return (await Presence(redis, ttl_s=60).announce(worker)).get("some/m", 0)
+    orders_found = await Presence(redis, ttl_s=60).announce(worker)
+    return orders_found.get("some/m", 0)
 
 
-async def ordered(redis: Redis, name: str) -> int:
+async def await_order(redis: Redis, name: str) -> int:
+    """Wait until there is an order to unload; return it as the worker finds it."""
     await until(lambda: is_ordered(redis), "it is ordered")
-    return await seen(redis, name)
+    return await announce(redis, name)
 
 
 async def is_ordered(redis: Redis) -> bool:
@@ -48,6 +57,7 @@ async def is_ordered(redis: Redis) -> bool:
 
 
 async def status(client: httpx.AsyncClient) -> tuple[str, int, int]:
+    """Return the model's status, its workers, and those of them that have it loaded."""
     body = (await client.get("/api/models/status/some/m")).json()
     return body["status"], body["workers"], body["loaded"]
 
@@ -56,44 +66,62 @@ async def status(client: httpx.AsyncClient) -> tuple[str, int, int]:
 async def test_it_waits_for_every_worker(
     redis: Redis, client: httpx.AsyncClient, way: tuple[str, str]
 ) -> None:
-    await seen(redis, "w1")
-    await seen(redis, "w2")
-    asked = asyncio.create_task(client.request(*way))
-    order = await ordered(redis, "w1")
-    await seen(redis, "w1", "unloaded", order)
-    assert not asked.done()
-    await seen(redis, "w2", "loaded", order)  # it was needed again since
-    answer = await asked
-    told = {"model_id": "some/m", "status": "unloaded", "workers": 2, "unloaded": 2}
-    assert (answer.status_code, answer.json()) == (200, told)
+    await announce(redis, "w1")
+    await announce(redis, "w2")
+    method, path = way
+    unloading = asyncio.create_task(client.request(method, path))
+
+    order = await await_order(redis, "w1")
+    await announce(redis, "w1", "unloaded", order)
+    assert not unloading.done()
+
+    # The second worker has obeyed, and has loaded the model again since.
+    await announce(redis, "w2", "loaded", order)
+    answer = await unloading
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "model_id": "some/m",
+        "status": "unloaded",
+        "workers": 2,
+        "unloaded": 2,
+    }
 
 
 async def test_it_does_not_wait_for_long(
     redis: Redis, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unload, "_PATIENCE_S", 0.1)
-    await seen(redis, "w1")
-    answer = await client.request(*UNLOAD)
-    told = {"model_id": "some/m", "status": "unloading", "workers": 1, "unloaded": 0}
-    assert (answer.status_code, answer.json()) == (202, told)
-    again = await client.request(*UNLOAD)
+    await announce(redis, "w1")
+
+    answer = await client.post(UNLOAD_PATH)
+    assert answer.status_code == 202
+    assert answer.json() == {
+        "model_id": "some/m",
+        "status": "unloading",
+        "workers": 1,
+        "unloaded": 0,
+    }
+    again = await client.post(UNLOAD_PATH)
     assert again.status_code == 202
-    first = await seen(redis, "w1")
-    await client.request(*UNLOAD)
-    assert await seen(redis, "w1") > first > 0, "orders are told apart"
+
+    # Each order has a higher number than the one before.
+    order = await announce(redis, "w1")
+    await client.post(UNLOAD_PATH)
+    assert order > 0
+    assert await announce(redis, "w1") > order
 
 
 async def test_where_nobody_serves_it_nothing_is_left_to_do(
     redis: Redis, client: httpx.AsyncClient
 ) -> None:
-    await seen(redis, "w1")
+    await announce(redis, "w1")
     await Presence(redis).leave("w1")
-    answer = await client.request(*UNLOAD)
-    assert (answer.status_code, answer.json()["status"], answer.json()["workers"]) == (
-        200,
-        "unloaded",
-        0,
-    )
+
+    answer = await client.post(UNLOAD_PATH)
+
+    assert answer.status_code == 200
+    body = answer.json()
+    assert (body["status"], body["workers"]) == ("unloaded", 0)
 
 
 @pytest.mark.parametrize(
@@ -111,9 +139,9 @@ async def test_d91_status(
     residences: list[Residence],
     expected: tuple[str, int, int],
 ) -> None:
-    """An unloaded model is served all the same."""
+    """One status covers all workers; an unloaded model is served all the same."""
     for number, residence in enumerate(residences):
-        await seen(redis, f"w{number}", residence)
+        await announce(redis, f"w{number}", residence)
     assert await status(client) == expected
     assert (await client.get("/v1/models/some/m")).status_code == 200
 
@@ -130,7 +158,7 @@ async def test_d91_status(
 async def test_what_is_refused(
     redis: Redis, client: httpx.AsyncClient, method: str, path: str, expected: int, field: str
 ) -> None:
-    await seen(redis, "w1")
+    await announce(redis, "w1")
     answer = await client.request(method, path)
     error = answer.json()["error"]
     assert (answer.status_code, error["details"]["field"]) == (expected, field)
@@ -140,23 +168,30 @@ async def test_what_is_refused(
 async def test_a_model_that_cannot_be_loaded_is_told_of(
     redis: Redis, client: httpx.AsyncClient
 ) -> None:
-    """New work is refused with the reason at once; the fleet's other models are not concerned."""
+    """New work for the model is refused at once, with the reason.
+
+    The fleet's other models are served as before."""
     models = (model_info("some/m"), model_info("other"))
-    why = {"some/m": LoadFailure("model.safetensors is not there; copy it again.", 7)}
-    failing = WorkerInfo("w1", "ready", models, residences={"some/m": "unloaded"}, failures=why)
+    reason = "model.safetensors is not there; copy it again."
+    failing = WorkerInfo(
+        "w1",
+        "ready",
+        models,
+        residences={"some/m": "unloaded"},
+        failures={"some/m": LoadFailure(reason, retry_in_s=7)},
+    )
     await Presence(redis, ttl_s=60).announce(failing)
+
     answer = await client.post("/generate", json={"model": "some/m", "prompts": ["a"]})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_failed")
-    assert "copy it again" in answer.json()["error"]["message"]
-    assert (answer.headers["Retry-After"], answer.headers["X-Reject-Reason"]) == (
-        "7",
-        "model_failed",
-    )
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (503, "model_failed")
+    assert "copy it again" in error["message"]
+    assert answer.headers["Retry-After"] == "7"
+    assert answer.headers["X-Reject-Reason"] == "model_failed"
+
     body = (await client.get("/api/models/status/some/m")).json()
-    assert (body["status"], body["reason"]) == (
-        "failed",
-        "model.safetensors is not there; copy it again.",
-    )
+    assert (body["status"], body["reason"]) == ("failed", reason)
+
     other = (await client.get("/api/models/status/other")).json()
     assert other["status"] == "ready"
     assert "reason" not in other
@@ -166,18 +201,24 @@ async def test_a_model_that_cannot_be_loaded_is_told_of(
 async def test_a_model_that_another_worker_has_is_served(
     redis: Redis, client: httpx.AsyncClient
 ) -> None:
-    models = (model_info("some/m"),)
-    why = {"some/m": LoadFailure("why", 7)}
-    await Presence(redis, ttl_s=60).announce(
-        WorkerInfo("w1", "ready", models, residences={"some/m": "unloaded"}, failures=why)
+    failing = WorkerInfo(
+        "w1",
+        "ready",
+        (model_info("some/m"),),
+        residences={"some/m": "unloaded"},
+        failures={"some/m": LoadFailure("why", retry_in_s=7)},
     )
-    await seen(redis, "w2")
+    await Presence(redis, ttl_s=60).announce(failing)
+    await announce(redis, "w2")
     assert await status(client) == ("ready", 2, 1)
 
 
 async def test_it_is_for_admins(redis: Redis) -> None:
-    await seen(redis, "w1")
+    await announce(redis, "w1")
     async with in_memory(redis, api_keys="ann:plain") as client:
-        assert (await client.request(*UNLOAD)).status_code == 401
-        assert (await client.request(*UNLOAD, headers={"X-API-Key": "plain"})).status_code == 403
+        without_key = await client.post(UNLOAD_PATH)
+        plain_key = await client.post(UNLOAD_PATH, headers={"X-API-Key": "plain"})
+
+    assert without_key.status_code == 401
+    assert plain_key.status_code == 403
     assert not await is_ordered(redis)

@@ -1,5 +1,7 @@
-"""Each bad field is answered with 400 and a message that names it; nothing reaches the queue. Kinds
-of wrong bodies, on every endpoint, are in `test_wrong_input.py`."""
+"""Wrong values of single fields.
+
+Each is answered with a 400 and a message that names the field, and nothing reaches the queue.
+Kinds of wrong bodies, on every endpoint, are in `test_wrong_input.py`."""
 
 import json
 from typing import Any

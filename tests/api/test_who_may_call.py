@@ -1,5 +1,6 @@
-"""The app's own route table, and for each route who may call it: one that is not in the table below
-fails here."""
+"""Every route of the app, with those who may call it.
+
+A route that is missing from the table below fails here."""
 
 import re
 
@@ -78,15 +79,14 @@ REFUSED = (401, 403)
 
 
 def routes(redis: Redis) -> list[tuple[str, str]]:
-    """Method and path of every route; HEAD goes with GET."""
+    """Return method and path of every route; HEAD goes with GET."""
     app = create_app(Settings(), Broker(redis))
-    found = iter_route_contexts(app.routes)
-    return sorted(
-        (method, str(route.path))
-        for route in found
-        for method in (route.methods or ())
-        if method != "HEAD"
-    )
+    methods_and_paths = []
+    for route in iter_route_contexts(app.routes):
+        for method in route.methods or ():
+            if method != "HEAD":
+                methods_and_paths.append((method, str(route.path)))
+    return sorted(methods_and_paths)
 
 
 def test_every_route_has_been_decided_on(redis: Redis) -> None:
@@ -95,34 +95,27 @@ def test_every_route_has_been_decided_on(redis: Redis) -> None:
 
 def test_the_probes_are_those_that_everybody_knows() -> None:
     assert TABLE.probe_paths == set(PROBES)
-    assert (
-        f'route!~"{"|".join(PROBES)}"' in (REPO_ROOT / "deploy/prometheus/alerts.yaml").read_text()
-    )
+    alerts = (REPO_ROOT / "deploy/prometheus/alerts.yaml").read_text()
+    assert f'route!~"{"|".join(PROBES)}"' in alerts
 
 
 def test_the_table_for_people_says_the_same() -> None:
-    """SECURITY.md."""
-    rows = re.findall(
-        r"^\| ([A-Z]+) \| `(\S+)` \| (\w+) \|$",
-        (REPO_ROOT / "SECURITY.md").read_text(),
-        re.MULTILINE,
-    )
-    assert sorted(((method, path), who) for method, path, who in rows) == sorted(
-        WHO_MAY_CALL.items()
-    )
+    """SECURITY.md lists every route and those who may call it."""
+    page = (REPO_ROOT / "SECURITY.md").read_text()
+    rows = re.findall(r"^\| ([A-Z]+) \| `(\S+)` \| (\w+) \|$", page, re.MULTILINE)
+    expected = [(method, path, who) for (method, path), who in WHO_MAY_CALL.items()]
+    assert sorted(rows) == sorted(expected)
 
 
 async def statuses(client: httpx.AsyncClient, method: str, path: str) -> list[int]:
-    """What comes without a key, with a wrong one, with a caller's and with an admin's."""
+    """Return the status codes without a key, with a wrong one, a caller's and an admin's."""
     url = path.replace("{id}", "0" * 34).replace("{id:path}", "m").replace("{model_id:path}", "m")
     url = url.replace("{task}", "feature-extraction")
-    keys = [
-        {},
-        {"X-API-Key": "wrong"},
-        {"X-API-Key": "plain-key"},
-        {"Authorization": "Bearer admin-key"},
-    ]
-    return [(await client.request(method, url, headers=headers)).status_code for headers in keys]
+    without = await client.request(method, url)
+    wrong = await client.request(method, url, headers={"X-API-Key": "wrong"})
+    plain = await client.request(method, url, headers={"X-API-Key": "plain-key"})
+    admin = await client.request(method, url, headers={"Authorization": "Bearer admin-key"})
+    return [without.status_code, wrong.status_code, plain.status_code, admin.status_code]
 
 
 @pytest.mark.parametrize(("route", "who"), WHO_MAY_CALL.items())
@@ -130,9 +123,14 @@ async def test_each_door_lets_in_whom_it_should(
     redis: Redis, route: tuple[str, str], who: str
 ) -> None:
     async with in_memory(redis, **KEYS) as client:
-        without, wrong, plain, admin = await statuses(client, *route)
-    assert (without in REFUSED, wrong in REFUSED) == (who != OPEN, who != OPEN)
-    assert (plain in REFUSED) == (who == ADMIN)
+        method, path = route
+        without, wrong, plain, admin = await statuses(client, method, path)
+
+    needs_key = who != OPEN
+    needs_admin_key = who == ADMIN
+    assert (without in REFUSED) is needs_key
+    assert (wrong in REFUSED) is needs_key
+    assert (plain in REFUSED) is needs_admin_key
     assert admin not in REFUSED
 
 
@@ -144,16 +142,20 @@ async def test_an_admin_route_needs_an_admin_key_even_where_nobody_needs_one(
         without, wrong, plain, admin = await statuses(
             client, "POST", "/api/models/unload/{model_id:path}"
         )
+
     assert (without, wrong) == (401, 401)
-    assert (plain, admin) == ((403, 404) if keys else (401, 401)), "there is no such model"
+    if keys:
+        # An admin is let in, but there is no such model.
+        assert (plain, admin) == (403, 404)
+    else:
+        assert (plain, admin) == (401, 401)
 
 
 @pytest.mark.parametrize("keys", [{}, KEYS])
 async def test_metrics_may_be_protected(redis: Redis, keys: dict[str, str]) -> None:
     async with in_memory(redis, **keys, protect_metrics=True) as client:
-        assert await statuses(client, "GET", "/metrics") == (
-            [401, 401, 200, 200] if keys else [401] * 4
-        )
+        expected = [401, 401, 200, 200] if keys else [401, 401, 401, 401]
+        assert await statuses(client, "GET", "/metrics") == expected
 
 
 @pytest.mark.parametrize(
@@ -173,15 +175,20 @@ async def test_when_a_key_is_required(
     auth = build_auth(Settings(**settings), Broker(redis))  # type: ignore[arg-type]
     assert await auth.requires_key() is expected
     async with in_memory(redis, **settings) as client:
-        assert (await client.get("/v1/models")).status_code == (401 if expected else 200)
+        models = await client.get("/v1/models")
         document = (await client.get("/openapi.json")).json()
-    told = document["paths"]["/generate"]["post"].get("security", [])
+
+    status = 401 if expected else 200
+    assert models.status_code == status
+
+    security = document["paths"]["/generate"]["post"].get("security", [])
     if expected:
-        assert told and {} not in told
+        assert security and {} not in security
     elif settings.get("require_key") == "no":
-        assert told == []
+        assert security == []
     else:
-        assert told[0] == {} and len(told) > 1, "a key may be needed later, so it is optional"
+        # The empty requirement makes the key optional, as it may be needed later.
+        assert security[0] == {} and len(security) > 1
     assert "security" not in document["paths"]["/healthz"]["get"]
 
 
@@ -193,5 +200,8 @@ async def test_no_such_route_is_404_or_405_for_everybody(redis: Redis) -> None:
 
 async def test_a_key_is_asked_for_before_a_body_is_read(redis: Redis) -> None:
     async with in_memory(redis, **KEYS, max_body_bytes=100) as client:
-        for body in (b"{", b" " * 101):
-            assert (await client.post("/generate", content=body)).status_code == 401
+        broken = await client.post("/generate", content=b"{")
+        too_large = await client.post("/generate", content=b" " * 101)
+
+    assert broken.status_code == 401
+    assert too_large.status_code == 401
