@@ -1,5 +1,7 @@
-"""The ACTv1 bundle loader: every dialect of brain.json is the same network, and every fault is
-refused by name."""
+"""The ACTv1 bundle loader: every dialect of brain.json is the same network.
+
+Every fault is refused by name.
+"""
 
 from pathlib import Path
 
@@ -24,10 +26,17 @@ from worker.runners.registry import detect
     "net", [Net(), Net(experts=4, learned=True)], ids=["dense", "moe with learned positions"]
 )
 def test_state_dict_names_and_shapes(tmp_path: Path, net: Net) -> None:
-    """T1: the network's own state dict is the published list, no name more or less."""
-    model = bundle_of(tmp_path, net)[0].model
-    assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == shapes(net)
-    assert not model.training and not any(weight.requires_grad for weight in model.parameters())
+    """The network's own state dict is the published list, no name more or less (T1)."""
+    bundle, _ = bundle_of(tmp_path, net)
+    model = bundle.model
+
+    expected = shapes(net)
+    state = model.state_dict()
+    assert state.keys() == expected.keys()
+    for name, tensor in state.items():
+        assert tuple(tensor.shape) == expected[name]
+    assert not model.training
+    assert not any(weight.requires_grad for weight in model.parameters())
 
 
 @pytest.mark.parametrize(
@@ -35,40 +44,48 @@ def test_state_dict_names_and_shapes(tmp_path: Path, net: Net) -> None:
 )
 @pytest.mark.parametrize("dialect", ["top", "session", "arch_over_wrong_top"])
 def test_every_dialect_is_the_same_network(tmp_path: Path, net: Net, dialect: Dialect) -> None:
-    """T2: brain.json with arch only, top level only, session only, and arch over wrong top-level
-    keys agree."""
+    """Every place where brain.json may declare the network gives the same one (T2).
+
+    The places are `arch` only, the top level only, `session` only, and `arch` over wrong top-level
+    keys.
+    """
     bundle, weights = bundle_of(tmp_path, net, dialect=dialect)
-    assert bundle.config == bundle_of(tmp_path / "arch", net)[0].config
-    assert bundle.config.halt_max_steps == 2 and bundle.config.max_seq_len == 16
-    assert close(run(bundle.model, [ROW], 1)[0], reference(weights, net, ROW))
+    in_arch, _ = bundle_of(tmp_path / "arch", net)
+
+    assert bundle.config == in_arch.config
+    assert bundle.config.halt_max_steps == 2
+    assert bundle.config.max_seq_len == 16
+    [outputs] = run(bundle.model, [ROW], 1)
+    assert close(outputs, reference(weights, net, ROW))
 
 
 def test_silent_brain_json_takes_the_documented_defaults(tmp_path: Path) -> None:
-    """T2: with nothing declared, heads 8, cycles 2 and 2, one segment, rotary, bidirectional, no
-    window."""
+    """A brain.json that declares nothing gives the documented defaults (T2)."""
     write_bundle(tmp_path)
     (tmp_path / "brain.json").write_text("{}")
+
     config = load_act_bundle(tmp_path).config
-    assert (config.num_heads, config.h_cycles, config.l_cycles, config.halt_max_steps) == (
-        8,
-        2,
-        2,
-        1,
-    )
-    assert (config.pos_encoding, config.attention, config.window_size) == (
-        "rope",
-        "bidirectional",
-        None,
-    )
+
+    assert config.num_heads == 8
+    assert config.h_cycles == 2
+    assert config.l_cycles == 2
+    assert config.halt_max_steps == 1
+    assert config.pos_encoding == "rope"
+    assert config.attention == "bidirectional"
+    assert config.window_size is None
 
 
 def test_dense_config_on_moe_weights_loads_the_moe(tmp_path: Path) -> None:
-    """T6: brain.json saying use_moe false over MoE tensors loads those tensors, never random dense
-    layers."""
+    """MoE tensors are loaded even where brain.json says `use_moe` false (T6).
+
+    There are never random dense layers in their place.
+    """
     net = Net(experts=4)
     bundle, weights = bundle_of(tmp_path, net, brain={"use_moe": False, "num_experts": 0})
+
     assert bundle.config.num_experts == 4
-    assert close(run(bundle.model, [ROW], 1)[0], reference(weights, net, ROW))
+    [outputs] = run(bundle.model, [ROW], 1)
+    assert close(outputs, reference(weights, net, ROW))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +100,7 @@ def test_dense_config_on_moe_weights_loads_the_moe(tmp_path: Path) -> None:
     ],
 )
 def test_a_missing_tensor_is_named(tmp_path: Path, name: str) -> None:
-    """T6: any absent tensor refuses the load by name."""
+    """A load is refused with the name of an absent tensor (T6)."""
     weights = random_weights(Net())
     del weights[name]
     write_bundle(tmp_path, weights=weights)
@@ -101,7 +118,7 @@ def test_a_missing_tensor_is_named(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_an_unknown_tensor_is_named(tmp_path: Path, name: str) -> None:
-    """T6: any tensor that the network has no place for refuses the load by name."""
+    """A load is refused with the name of a tensor that the network does not have (T6)."""
     write_bundle(tmp_path, weights=random_weights(Net()) | {name: torch.zeros(2)})
     with pytest.raises(ModelFormatError, match=f"unexpected {name}"):
         load_act_bundle(tmp_path)
@@ -112,34 +129,41 @@ def test_an_unknown_tensor_is_named(tmp_path: Path, name: str) -> None:
     ["inner.lm_head.weight", "inner.q_head.bias", "inner.L_level.layers.0.mlp.down_proj.weight"],
 )
 def test_a_mis_shaped_tensor_is_named(tmp_path: Path, name: str) -> None:
-    """T6: a tensor of another shape refuses the load by name, with both shapes."""
+    """A load is refused with the name of a mis-shaped tensor and both shapes (T6)."""
     weights = random_weights(Net())
-    was = list(weights[name].shape)
+    shape = list(weights[name].shape)
     weights[name] = weights[name][:-1].clone()
     write_bundle(tmp_path, weights=weights)
     with pytest.raises(ModelFormatError, match=f"{name} has shape .* where ") as caught:
         load_act_bundle(tmp_path)
-    assert str(was) in str(caught.value)
+    assert str(shape) in str(caught.value)
 
 
 def test_a_level_without_layers_and_mixed_layers_are_refused(tmp_path: Path) -> None:
-    """T6: no level may be empty, and no layer may be dense in a network of experts."""
+    """No level may be empty, and no layer may be dense in a network of experts (T6)."""
     dense = random_weights(Net())
     moe = random_weights(Net(experts=4))
-    no_l = {name: tensor for name, tensor in dense.items() if "L_level" not in name}
-    mixed = {name: tensor for name, tensor in moe.items() if "L_level" not in name}
-    mixed |= {name: tensor for name, tensor in dense.items() if "L_level" in name}
-    for weights, named in (
-        (no_l, "missing inner.L_level.layers.0"),
-        (mixed, "missing inner.L_level.layers.0.mlp.moe"),
-    ):
-        write_bundle(tmp_path, weights=weights)
-        with pytest.raises(ModelFormatError, match=named):
-            load_act_bundle(tmp_path)
+    no_l_level = dict(dense)
+    mixed = dict(moe)
+    for name in moe:
+        if "L_level" in name:
+            del mixed[name]
+    for name, tensor in dense.items():
+        if "L_level" in name:
+            del no_l_level[name]
+            mixed[name] = tensor
+
+    write_bundle(tmp_path, weights=no_l_level)
+    with pytest.raises(ModelFormatError, match=r"missing inner.L_level.layers.0"):
+        load_act_bundle(tmp_path)
+
+    write_bundle(tmp_path, weights=mixed)
+    with pytest.raises(ModelFormatError, match=r"missing inner.L_level.layers.0.mlp.moe"):
+        load_act_bundle(tmp_path)
 
 
 def test_integer_weights_are_refused(tmp_path: Path) -> None:
-    """T6: quantised tensors, which the network would read as huge numbers, are refused by name."""
+    """A quantised tensor is refused by name (T6): it would be read as huge numbers."""
     weights = random_weights(Net())
     weights["inner.q_head.bias"] = torch.zeros(2, dtype=torch.int8)
     write_bundle(tmp_path, weights=weights)
@@ -149,13 +173,12 @@ def test_integer_weights_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_a_head_that_could_not_decide_is_refused(tmp_path: Path, number: float) -> None:
+    """A halting head with NaN or infinity in it is refused by name."""
     weights = random_weights(Net())
     weights["inner.q_head.weight"][1, 0] = number
     write_bundle(tmp_path, weights=weights)
-    with pytest.raises(
-        ModelFormatError,
-        match=r"numbers that are not finite, in inner.q_head.weight; copy it again",
-    ):
+    sentence = r"numbers that are not finite, in inner.q_head.weight; copy it again"
+    with pytest.raises(ModelFormatError, match=sentence):
         load_act_bundle(tmp_path)
 
 
@@ -172,21 +195,26 @@ def test_a_head_that_could_not_decide_is_refused(tmp_path: Path, number: float) 
 def test_bytes_not_suffixes_say_the_format(
     tmp_path: Path, weights_format: Format, filename: str
 ) -> None:
-    """X16, A41: safetensors and torch files load under either suffix, by directory and by file."""
+    """Safetensors and torch files load under either suffix (X16, A41).
+
+    They do so by the directory's path and by the file's.
+    """
     weights = write_bundle(tmp_path, weights_format=weights_format, filename=filename)
     for path in (tmp_path, tmp_path / filename):
         assert detect(str(path)) == "hrm-act"
-        assert torch.equal(
-            load_act_bundle(path).model.inner.lm_head.weight, weights["inner.lm_head.weight"]
-        )
+        lm_head = load_act_bundle(path).model.inner.lm_head
+        assert torch.equal(lm_head.weight, weights["inner.lm_head.weight"])
 
 
 def test_checkpoint_file_is_preferred(tmp_path: Path) -> None:
-    """Format notes section 1: `checkpoint_file` wins over the usual names, and is passed over where
-    it is absent."""
+    """`checkpoint_file` wins over the usual names (format notes, section 1).
+
+    It is passed over where that file is absent.
+    """
     usual = write_bundle(tmp_path, weights=random_weights(Net(), seed=1))
     chosen = write_bundle(tmp_path, filename="mine.bin", brain={"checkpoint_file": "mine.bin"})
     assert torch.equal(load_act_bundle(tmp_path).model.inner.L_init, chosen["inner.L_init"])
+
     (tmp_path / "mine.bin").unlink()
     assert torch.equal(load_act_bundle(tmp_path).model.inner.L_init, usual["inner.L_init"])
 
@@ -195,14 +223,16 @@ def test_checkpoint_file_is_preferred(tmp_path: Path) -> None:
     "prefix", ["module.", "_orig_mod.", "base_model.model.", "module._orig_mod."]
 )
 def test_wrapper_prefixes_are_stripped(tmp_path: Path, prefix: str) -> None:
-    """Format notes section 1: names saved through DDP, torch.compile or PEFT load as the bare names
-    do."""
+    """Names saved through DDP, torch.compile or PEFT load as the bare names do.
+
+    Format notes, section 1.
+    """
     bundle, weights = bundle_of(tmp_path, Net(), prefix=prefix)
     assert torch.equal(bundle.model.inner.H_init, weights["inner.H_init"])
 
 
 def test_a_tensor_under_two_prefixes_is_refused(tmp_path: Path) -> None:
-    """T6: two candidates for one place are not settled by chance."""
+    """A tensor that is there twice is refused: chance must not choose (T6)."""
     write_bundle(tmp_path, weights=random_weights(Net()) | {"module.inner.H_init": torch.zeros(16)})
     with pytest.raises(ModelFormatError, match=r"holds inner\.H_init twice"):
         load_act_bundle(tmp_path)
@@ -222,82 +252,103 @@ def test_a_tensor_under_two_prefixes_is_refused(tmp_path: Path) -> None:
 def test_impossible_declarations_are_refused(
     tmp_path: Path, declared: dict[str, object], message: str
 ) -> None:
-    """T6: what brain.json says and the tensors cannot be is an error in words, not a guess."""
+    """A declaration that the tensors contradict is refused in words, never guessed around (T6)."""
     write_bundle(tmp_path, dialect="top", brain=declared)
     with pytest.raises(ModelFormatError, match=message):
         load_act_bundle(tmp_path)
 
 
 def test_more_experts_a_token_than_experts_is_refused(tmp_path: Path) -> None:
-    """T6: the router cannot pick more experts than the tensors hold."""
+    """The router cannot pick more experts than the tensors hold (T6)."""
     write_bundle(tmp_path, Net(experts=2, experts_per_token=3))
     with pytest.raises(ModelFormatError, match="3 experts per token, but only 2 experts"):
         load_act_bundle(tmp_path)
 
 
-def test_unreadable_bundles_are_refused_in_words(tmp_path: Path) -> None:
-    """T6, X16: absent path, absent or broken brain.json, no weights, and files that are not plain
-    tensors."""
+def refusal(path: Path) -> str:
+    """Return the sentence with which a path is refused."""
+    with pytest.raises(ModelFormatError) as caught:
+        load_act_bundle(path)
+    return str(caught.value)
 
-    def message(path: Path) -> str:
-        with pytest.raises(ModelFormatError) as caught:
-            load_act_bundle(path)
-        return str(caught.value)
+
+def test_unreadable_bundles_are_refused_in_words(tmp_path: Path) -> None:
+    """A path without a readable brain.json and plain tensors is refused in words (T6, X16)."""
+    assert "does not exist" in refusal(tmp_path / "absent")
+
+    config = tmp_path / "brain.json"
+    assert "has no brain.json" in refusal(tmp_path)
+    config.write_text("{")
+    assert "is not valid JSON" in refusal(tmp_path)
+    config.write_text("[]")
+    assert "is not a JSON object" in refusal(tmp_path)
+    config.write_text("{}")
+    assert "has no weights file" in refusal(tmp_path)
 
     weights_file = tmp_path / "actv1_student.safetensors"
-    assert "does not exist" in message(tmp_path / "absent")
-    assert "has no brain.json" in message(tmp_path)
-    for text, complaint in (
-        ("{", "is not valid JSON"),
-        ("[]", "is not a JSON object"),
-        ("{}", "has no weights file"),
-    ):
-        (tmp_path / "brain.json").write_text(text)
-        assert complaint in message(tmp_path)
     weights_file.write_bytes(b"version https://git-lfs.github.com/spec/v1")
-    assert "is a pointer of Git LFS" in message(tmp_path)
+    assert "is a pointer of Git LFS" in refusal(tmp_path)
     weights_file.write_bytes(b"neither of them")
-    assert "is neither a safetensors file nor a torch zip file" in message(tmp_path)
-    for damage in (b"\xff\0\0\0\0\0\0\0{}", b"PK\x03\x04 cut short"):
-        weights_file.write_bytes(damage)
-        assert "cannot be read as weights" in message(tmp_path)
+    assert "is neither a safetensors file nor a torch zip file" in refusal(tmp_path)
+    for damaged in (b"\xff\0\0\0\0\0\0\0{}", b"PK\x03\x04 cut short"):
+        weights_file.write_bytes(damaged)
+        assert "cannot be read as weights" in refusal(tmp_path)
+
     torch.save({"model": {"inner.H_init": torch.zeros(2)}}, weights_file)
-    assert "something other than a flat map of named tensors" in message(tmp_path)
+    assert "something other than a flat map of named tensors" in refusal(tmp_path)
     torch.save(Net(), weights_file)
-    assert "cannot be read as weights" in message(tmp_path)
+    assert "cannot be read as weights" in refusal(tmp_path)
 
 
 def test_tokenizer_is_found_beside_the_brain_then_from_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Format notes section 1: a relative tokenizer is the bundle's, else the working directory's;
-    absent is None."""
+    """A relative tokenizer is the bundle's, else the working directory's, else None.
+
+    Format notes, section 1.
+    """
     brain = tmp_path / "brain"
     here = tmp_path / "here"
-    monkeypatch.chdir(tmp_path)
     (here / "tok").mkdir(parents=True)
-    assert bundle_of(brain, Net())[0].tokenizer_path is None
-    assert bundle_of(brain, Net(), tokenizer="tok")[0].tokenizer_path is None
+
+    monkeypatch.chdir(tmp_path)
+    bundle, _ = bundle_of(brain, Net())
+    assert bundle.tokenizer_path is None
+    bundle, _ = bundle_of(brain, Net(), tokenizer="tok")
+    assert bundle.tokenizer_path is None
+
     monkeypatch.chdir(here)
-    found = load_act_bundle(brain).tokenizer_path
-    assert found is not None and found.resolve() == here / "tok"
+    tokenizer_path = load_act_bundle(brain).tokenizer_path
+    assert tokenizer_path is not None
+    assert tokenizer_path.resolve() == here / "tok"
+
     (brain / "tok").mkdir()
     assert load_act_bundle(brain).tokenizer_path == brain / "tok"
-    assert bundle_of(brain, Net(), tokenizer=here / "tok")[0].tokenizer_path == here / "tok"
+
+    # An absolute path is taken as it is.
+    bundle, _ = bundle_of(brain, Net(), tokenizer=here / "tok")
+    assert bundle.tokenizer_path == here / "tok"
 
 
 def test_name_description_and_dtype(tmp_path: Path) -> None:
-    """D91: a loaded brain can say in a line what it is; weights arrive in the dtype asked for,
-    logits in fp32."""
+    """A loaded brain describes itself in a line (D91).
+
+    Weights have the dtype that is asked for, and logits are float32.
+    """
     bundle, weights = bundle_of(tmp_path, Net())
+    # The initial states of the two levels, 16 wide, are buffers.
     count = sum(tensor.numel() for tensor in weights.values()) - 2 * 16
     assert bundle.name == "demo"
     assert bundle.description == (
         "AI-OS ACTv1 brain 'demo': dense, hidden 16, 2+1 layers, 3x2 cycles, 2 heads, rope "
         f"positions, bidirectional, {count:,} parameters"
     )
+
     half = load_act_bundle(tmp_path, torch.bfloat16).model
-    assert {tensor.dtype for tensor in half.state_dict().values()} == {torch.bfloat16}
-    logits, q = run(half, [ROW], 1)[0]
-    assert logits.dtype == q.dtype == torch.float32
-    assert close((logits, q), run(bundle.model, [ROW], 1)[0], 0.5)
+    for tensor in half.state_dict().values():
+        assert tensor.dtype == torch.bfloat16
+    [(logits, q_values)] = run(half, [ROW], 1)
+    assert logits.dtype == torch.float32
+    assert q_values.dtype == torch.float32
+    [full] = run(bundle.model, [ROW], 1)
+    assert close((logits, q_values), full, 0.5)

@@ -1,5 +1,7 @@
-"""Causal ACTv1 brains over pages against one plain row at a time without any cache, whatever the
-schedule."""
+"""Causal ACTv1 brains over pages equal one plain row at a time without any cache.
+
+This holds whatever the schedule.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +17,6 @@ from tests.fixtures.worker.options import options_for
 from tests.fixtures.worker.stepping import Serving, end_of, generate_all, run
 from worker.engine.noise import fold
 from worker.engine.runner import RunnerOptions
-from worker.engine.scheduler import Scheduler
 from worker.models.act_bundle import load_act_bundle
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_act import ActModel
@@ -26,16 +27,17 @@ from worker.runners.registry import load_runner
 
 PAGE = 4
 COUNT = 8
+EOS = 3
 SEGMENTS = 3
+# The last prompt begins with the first page of the first one.
 PROMPTS = (
     (11, 40, 200, 17, 90),
     (12,),
     (13, *range(50, 90, 3)),
     (11, 40, 200, 17, 91, 7, 8, 9, 30),
 )
-TASKS = [
-    Generate(prompt, Sampling(max_tokens=COUNT, seed=0, temperature=0.0)) for prompt in PROMPTS
-]
+GREEDY = Sampling(max_tokens=COUNT, seed=0, temperature=0.0)
+TASKS = [Generate(prompt, GREEDY) for prompt in PROMPTS]
 SHARED = {
     "vocab": 264,
     "max_seq_len": 40,
@@ -50,7 +52,6 @@ NETS = {
     "window": Net(**SHARED, window=3),
     "both": Net(**SHARED, experts=3, learned=True, window=5),
 }  # type: ignore[arg-type]
-MODES = ("compat", "max", "q_halt")
 CASES = [
     ("rope", "max"),
     ("rope", "q_halt"),
@@ -62,8 +63,10 @@ CASES = [
 
 
 class Brain:
-    """A bundle, its weights, and the same network without any cache, `q_halt` telling its prompts
-    apart."""
+    """A bundle, its weights, and the same network without any cache.
+
+    The bias of its halting head is set such that the prompts halt at different segments.
+    """
 
     def __init__(self, path: Path, net: Net) -> None:
         self.path = path
@@ -71,9 +74,14 @@ class Brain:
         byte_tokenizer().save_pretrained(path / "tokenizer")
         self.weights: Weights = write_bundle(path, net, tokenizer="tokenizer")
         self.plain: ActModel = load_act_bundle(path).model
-        gaps = sorted(
-            max(halt - go for halt, go in self.halting(prompt, 1)) for prompt in PROMPTS[:3]
-        )
+
+        gaps: list[float] = []
+        for prompt in PROMPTS[:3]:
+            [(q_halt, q_continue)] = self.q_values(prompt, 1)
+            gaps.append(q_halt - q_continue)
+        gaps.sort()
+
+        # Between the two smallest gaps: one of the three prompts does not halt at once.
         self.weights["inner.q_head.bias"][0] -= (gaps[0] + gaps[1]) / 2
         write_bundle(path, net, tokenizer="tokenizer", weights=self.weights)
         self.plain = load_act_bundle(path).model
@@ -84,45 +92,52 @@ class Brain:
         assert isinstance(runner, PagedRunner)
         return runner
 
-    def halting(self, ids: Sequence[int], segments: int) -> list[tuple[float, float]]:
-        """(q_halt, q_continue) of each segment of a row."""
-        return [
-            (float(q_halt), float(q_continue))
-            for _, q_halt, q_continue in self._segments(ids, segments)
-        ]
+    def q_values(self, ids: Sequence[int], segments: int) -> list[tuple[float, float]]:
+        """Return (q_halt, q_continue) of each segment of a row."""
+        pairs: list[tuple[float, float]] = []
+        for _, q_halt, q_continue in self._segments(ids, segments):
+            pairs.append((float(q_halt), float(q_continue)))
+        return pairs
 
     def depth(self, mode: str, ids: Sequence[int]) -> int:
-        if mode != "q_halt":
-            return 1 if mode == "compat" else SEGMENTS
-        halted = (
-            number for number, (halt, go) in enumerate(self.halting(ids, SEGMENTS), 1) if halt > go
-        )
-        return next(halted, SEGMENTS)
+        """Return the number of segments that a row runs for."""
+        if mode == "compat":
+            return 1
+        if mode == "max":
+            return SEGMENTS
+        for number, (q_halt, q_continue) in enumerate(self.q_values(ids, SEGMENTS), start=1):
+            if q_halt > q_continue:
+                return number
+        return SEGMENTS
 
     def logits(self, mode: str, ids: Sequence[int]) -> torch.Tensor:
-        """[tokens, vocab] of a row by itself, all of it computed anew."""
-        states = self._segments(ids, self.depth(mode, ids))[-1][0]
+        """Return [tokens, vocab] of a row by itself, all of it computed anew."""
+        segments = self._segments(ids, self.depth(mode, ids))
+        states, _, _ = segments[-1]
         return self.plain.logits(states)[0]
 
     def check(self, mode: str, prompt: Sequence[int], answer: Sequence[int]) -> None:
-        """Greedy: each token of an answer is the likeliest one behind what came before it."""
+        """Check that each token of a greedy answer is the likeliest one after those before it."""
         logits = self.logits(mode, [*prompt, *answer])
         likeliest = logits[len(prompt) - 1 : -1].argmax(-1).tolist()
-        assert answer == likeliest and (len(answer) == COUNT or answer[-1] == 3)
+
+        assert answer == likeliest
+        assert len(answer) == COUNT or answer[-1] == EOS
 
     def _segments(
         self, ids: Sequence[int], count: int
     ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Return the states, q_halt and q_continue after each segment."""
         row = torch.tensor([list(ids)])
         length = torch.tensor([len(ids)])
         carry = self.plain.initial_carry(1, len(ids))
-        found = []
+        segments = []
         with torch.no_grad():
             for _ in range(count):
                 out = self.plain.forward_segment(row, length, carry)
                 carry = out.carry
-                found.append((out.hidden, out.q_halt, out.q_continue))
-        return found
+                segments.append((out.hidden, out.q_halt, out.q_continue))
+        return segments
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
@@ -149,136 +164,165 @@ def check_all(brain: Brain, mode: str, answers: list[list[int]]) -> None:
 
 
 def test_prompts_halt_at_different_segments(brain: Brain) -> None:
-    """Guards what follows: under `q_halt` rows of one batch need different numbers of segments."""
+    """Under `q_halt` rows of one batch need different numbers of segments.
+
+    Without this the other tests would prove nothing about halting.
+    """
     depths = [brain.depth("q_halt", prompt) for prompt in PROMPTS]
+
     assert len(set(depths)) > 1
     assert depths[0] == depths[3], "a row's depth is its first token's"
 
 
 def test_equals_the_reference(brain: Brain, mode: str) -> None:
-    """X16: states over pages, prompt and answer, are those of the formulas written out one query at
-    a time."""
+    """States over pages, of prompt and answer, are those of the formulas (X16).
+
+    The reference writes the formulas out one query at a time.
+    """
     prompt = PROMPTS[0]
-    answer = generate_all(brain.load(mode, step_tokens=3), [TASKS[0]])[0]
-    logits, _ = reference(brain.weights, brain.net, [*prompt, *answer], brain.depth(mode, prompt))
+    [answer] = generate_all(brain.load(mode, step_tokens=3), [TASKS[0]])
+
+    depth = brain.depth(mode, prompt)
+    logits, _ = reference(brain.weights, brain.net, [*prompt, *answer], depth)
     assert answer == logits[len(prompt) - 1 : -1].argmax(-1).tolist()
 
 
 def test_greedy_batch_equals_plain_rows(brain: Brain, mode: str) -> None:
-    """T3, T5: rows of unequal lengths and depths decoded together."""
+    """Rows of unequal lengths and depths are decoded together, each as if alone (T3, T5)."""
     check_all(brain, mode, generate_all(brain.load(mode), TASKS))
 
 
 def test_prompts_in_parts_and_staggered(brain: Brain, mode: str) -> None:
-    """Chunked prefill beside rows that decode; a late row joins, an early one leaves."""
+    """Chunked prefill beside rows that decode changes no answer.
+
+    A late row joins, and an early one leaves.
+    """
     serving = Serving(brain.load(mode, step_tokens=3, max_batch=2))
     for task in TASKS:
         serving.submit(task)
         serving.engine.step()
         serving.engine.step()
     serving.finish()
+
     check_all(brain, mode, serving.said)
 
 
 def test_prefix_hits(brain: Brain, mode: str) -> None:
     """A prompt that begins as an earlier one finds its pages, of every segment."""
-    for is_on in (True, False):
-        serving = Serving(brain.load(mode, prefix_cache=is_on))
+    for prefix_cache, cached in ((True, [0, 0, 0, PAGE]), (False, [0, 0, 0, 0])):
+        serving = Serving(brain.load(mode, prefix_cache=prefix_cache))
         for task in TASKS:
             serving.finish([task])
+
         check_all(brain, mode, serving.said)
-        assert [done.num_cached_tokens for done in serving.done] == [0, 0, 0, PAGE if is_on else 0]
+        assert [done.num_cached_tokens for done in serving.done] == cached
 
 
-def test_few_pages(brain: Brain, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_pages(brain: Brain, mode: str) -> None:
     """Rows that gave their pages back are computed again and go on with the same tokens."""
-    preempted: list[object] = []
-    real = Scheduler._preempt
-    monkeypatch.setattr(
-        Scheduler, "_preempt", lambda self, item: (preempted.append(item), real(self, item))
-    )
     per_token = brain.load(mode)._net.kv_shape.bytes_per_token(torch.float32)
+    # Room for 12 pages of 2 tokens: one window of 24 tokens.
     runner = brain.load(mode, context_window=24, page_size=2, kv_bytes=12 * 2 * per_token)
-    order = (0, 1, 3, 2)
-    answers = generate_all(runner, [TASKS[number] for number in order])
-    check_all(brain, mode, [answers[number] for number in order])
-    assert preempted, "there was room for all: this proves nothing"
+    serving = Serving(runner)
+    serving.finish([TASKS[0], TASKS[1], TASKS[3], TASKS[2]])
+
+    first, second, fourth, third = serving.said
+    check_all(brain, mode, [first, second, third, fourth])
+    assert serving.engine.load.num_preempted > 0, "there was room for all: this proves nothing"
 
 
 def test_a_replayed_response_goes_on_as_if_never_cut(brain: Brain, mode: str) -> None:
     """After a takeover the logged tokens are run with the prompt, and not sampled again."""
     whole = generate_all(brain.load(mode), TASKS)
-    replayed = [answer[:kept] for answer, kept in zip(whole, (1, 5, 3, 7), strict=True)]
+    replayed = [whole[0][:1], whole[1][:5], whole[2][:3], whole[3][:7]]
+
     assert generate_all(brain.load(mode, step_tokens=5), TASKS, replayed) == whole
+
+
+def sampling(seed: int, *, n: int) -> Sampling:
+    return Sampling(max_tokens=5, seed=seed, temperature=1.0, n=n)
 
 
 def test_choices_equal_requests_of_their_own(brain: Brain, mode: str) -> None:
     """n choices share one prompt's pages; each says what a request with its seed says."""
+    emissions = run(brain.load(mode), [Generate(PROMPTS[0], sampling(7, n=3))], [[]])
+    choices: list[list[int]] = [[], [], []]
+    for emission in emissions:
+        choices[emission.choice] += emission.ids
 
-    def sampling(seed: int, n: int) -> Sampling:
-        return Sampling(max_tokens=5, seed=seed, temperature=1.0, n=n)
-
-    emissions = run(brain.load(mode), [Generate(PROMPTS[0], sampling(7, 3))], [[]])
-    said = [
-        [token for item in emissions if item.choice == choice for token in item.ids]
-        for choice in range(3)
-    ]
-    singles = [Generate(PROMPTS[0], sampling(fold(7, choice), 1)) for choice in range(3)]
-    assert said == [generate_all(brain.load(mode), [single])[0] for single in singles]
+    for index, choice in enumerate(choices):
+        single = Generate(PROMPTS[0], sampling(fold(7, index), n=1))
+        assert generate_all(brain.load(mode), [single]) == [choice]
 
 
 def test_scores_equal_the_plain_row(brain: Brain, mode: str) -> None:
-    """A35: one causal pass gives what generation samples from, whichever method asks for it."""
+    """One causal pass scores what generation samples from, by either method (A35)."""
     serving = Serving(brain.load(mode, step_tokens=6))
     contexts = ((11, 40, 200, 12), (12, 9, 13), (13, 7, 7, 7, 7, 11))
     continuations = ((9, 60, 200, 41, 5), (77,), (200, 9))
-    ends = [
-        (brain.depth("q_halt", context), brain.depth("q_halt", context[-1:]))
+
+    # Otherwise taking the last token for the first would not show.
+    assert any(
+        brain.depth("q_halt", context) != brain.depth("q_halt", context[-1:])
         for context in contexts
-    ]
-    assert any(first != last for first, last in ends), (
-        "taking the last token for the first would not show"
     )
-    tasks = [
-        Score(context, continuations, method=method)
-        for context in contexts
-        for method in ("strict", "aios_compat")
-    ]  # type: ignore[arg-type]
+
+    tasks: list[Score] = []
+    for context in contexts:
+        tasks.append(Score(context, continuations, method="strict"))
+        tasks.append(Score(context, continuations, method="aios_compat"))
     serving.finish(tasks)
+
     for task, done in zip(tasks, serving.done, strict=True):
         assert isinstance(task.context, tuple)
-        for tail, score in zip(continuations, end_of(done, Scored).scores, strict=True):
-            table = brain.logits(mode, [*task.context, *tail]).double().log_softmax(-1)
-            expected = sum(
-                float(table[len(task.context) - 1 + at, token]) for at, token in enumerate(tail)
-            )
+        scores = end_of(done, Scored).scores
+        for continuation, score in zip(continuations, scores, strict=True):
+            expected = log_likelihood(brain, mode, task.context, continuation)
             assert score.log_likelihood == pytest.approx(expected, abs=1e-4)
+
+
+def log_likelihood(
+    brain: Brain, mode: str, context: tuple[int, ...], continuation: tuple[int, ...]
+) -> float:
+    """Return the sum of the continuation's log-probabilities in one plain row."""
+    logits = brain.logits(mode, [*context, *continuation])
+    log_probs = logits.double().log_softmax(-1)
+    total = 0.0
+    # The position before a token predicts it.
+    for position, token in enumerate(continuation, start=len(context) - 1):
+        total += float(log_probs[position, token])
+    return total
 
 
 def test_keys_and_values_are_kept_for_every_pass(brain: Brain) -> None:
     """T7 for ACTv1: segments x H cycles x (L cycles x L layers + H layers) slots."""
     per_segment = 2 * (2 * 1 + 2)
-    slots = {mode: brain.load(mode)._net.kv_shape.num_slots for mode in MODES}
-    assert slots == {
+    expected = {
         "compat": per_segment,
         "max": SEGMENTS * per_segment,
         "q_halt": SEGMENTS * per_segment,
     }
+    for mode, num_slots in expected.items():
+        assert brain.load(mode)._net.kv_shape.num_slots == num_slots
 
 
 def test_only_causal_brains_keep_keys_and_values(tmp_path: Path) -> None:
-    """X18: a bidirectional brain never does, a setting can make either of the same weights."""
+    """A bidirectional brain keeps none; a setting makes either of the same weights (X18)."""
     byte_tokenizer().save_pretrained(tmp_path / "tokenizer")
     write_bundle(tmp_path, Net(vocab=264), tokenizer="tokenizer")
+
     plain = load_runner("auto", RunnerOptions(path=str(tmp_path)))
-    assert isinstance(plain, ActRunner) and plain.spec.num_pages == 0 and plain.spec.reuse == "none"
+    assert isinstance(plain, ActRunner)
+    assert plain.spec.num_pages == 0
+    assert plain.spec.reuse == "none"
+
     causal = load_runner("auto", options_for(tmp_path, attention="causal"))
-    assert isinstance(causal, PagedRunner) and isinstance(causal._net, ActCausalNet)
-    assert (causal.spec.runner, causal.spec.reuse, causal.spec.chunk_prefill) == (
-        "hrm-act",
-        "prefix",
-        True,
-    )
+    assert isinstance(causal, PagedRunner)
+    assert isinstance(causal._net, ActCausalNet)
+    assert causal.spec.runner == "hrm-act"
+    assert causal.spec.reuse == "prefix"
+    assert causal.spec.chunk_prefill is True
     assert "causal" in causal.spec.found
+
     with pytest.raises(ModelFormatError, match="kv_memory_mib"):
         load_runner("auto", options_for(tmp_path, attention="causal", kv_bytes=100))

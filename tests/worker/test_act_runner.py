@@ -1,5 +1,4 @@
-"""The ACTv1 runner: generation, halting and both scorings, against plain one-row forwards of the
-same network."""
+"""The ACTv1 runner generates, halts and scores as plain one-row forwards of the same network."""
 
 from pathlib import Path
 
@@ -17,7 +16,8 @@ from worker.runners.hrm_act import ActRunner
 from worker.runners.registry import load_runner
 
 PROMPTS = ["Hello", "x", "Once upon a time", "12 + 7"]
-NET = Net(vocab=264, max_seq_len=64, halt_max_steps=4)
+SEGMENTS = 4
+NET = Net(vocab=264, max_seq_len=64, halt_max_steps=SEGMENTS)
 
 
 @pytest.fixture(scope="module")
@@ -37,86 +37,127 @@ def load(path: Path, **options: object) -> ActRunner:
 def alone(
     runner: ActRunner, ids: list[int], segments: int
 ) -> tuple[torch.Tensor, list[tuple[float, float]]]:
-    """Logits of every position after `segments` segments of one unpadded row, and (q_halt,
-    q_continue) of each."""
+    """Run one unpadded row for `segments` segments.
+
+    Return the logits of every position, and (q_halt, q_continue) of each segment.
+    """
     model = runner._model
     row = torch.tensor([ids])
     length = torch.tensor([len(ids)])
     carry = model.initial_carry(1, len(ids))
-    q = []
+    q_values: list[tuple[float, float]] = []
     with torch.no_grad():
         for _ in range(segments):
             out = model.forward_segment(row, length, carry)
             carry = out.carry
-            q.append((float(out.q_halt), float(out.q_continue)))
-        return model.logits(out.hidden)[0], q
+            q_values.append((float(out.q_halt), float(out.q_continue)))
+        return model.logits(out.hidden)[0], q_values
+
+
+def next_logits(runner: ActRunner, ids: list[int], segments: int) -> torch.Tensor:
+    """Return the logits [vocab] of the token after a row."""
+    logits, _ = alone(runner, ids, segments)
+    return logits[-1]
+
+
+def next_log_probs(runner: ActRunner, ids: list[int]) -> torch.Tensor:
+    """Return the log-probabilities [vocab] of the token after a row, after one segment."""
+    return next_logits(runner, ids, segments=1).double().log_softmax(-1)
 
 
 @pytest.mark.parametrize(("mode", "segments"), [("compat", 1), ("max", 4)])
 def test_greedy_batch_equals_one_row_forwards(bundle: Path, mode: str, segments: int) -> None:
-    """T3, T5: unequal rows decoded together, in one segment a token or in all of them."""
+    """Unequal rows are decoded together, each as if alone (T3, T5).
+
+    Each token takes one segment, or all of them.
+    """
     runner = load(bundle, segments=mode)
-    tasks = [Generate(text, Sampling(max_tokens=6, seed=0, temperature=0.0)) for text in PROMPTS]
-    for task, got in zip(tasks, generate_all(runner, tasks), strict=True):
+    greedy = Sampling(max_tokens=6, seed=0, temperature=0.0)
+    tasks = [Generate(text, greedy) for text in PROMPTS]
+
+    for task, answer in zip(tasks, generate_all(runner, tasks), strict=True):
         ids = list(runner.encode(task).prompt_ids)
-        for token in got:
-            assert token == int(alone(runner, ids, segments)[0][-1].argmax())
+        for token in answer:
+            assert token == int(next_logits(runner, ids, segments).argmax())
             ids.append(token)
 
 
 def test_q_halt_is_per_row(bundle: Path) -> None:
     """A row halts where its own q_halt exceeds its q_continue, whatever its batch mates do."""
     runner = load(bundle, segments="q_halt")
-    bias = runner._model.inner.q_head.bias
-    rows = [list(runner.encode(Generate(text, Sampling(1, 0))).prompt_ids) for text in PROMPTS]
-    gaps = sorted(q[0] - q[1] for row in rows for q in alone(runner, row, 1)[1])
-    bias.data[0] -= (gaps[1] + gaps[2]) / 2  # two rows halt after one segment, two do not
-    halts = []
-    for row in rows:
-        q = alone(runner, row, 4)[1]
-        halts.append(next((i + 1 for i, (halt, go) in enumerate(q) if halt > go), 4))
+    rows: list[list[int]] = []
+    gaps: list[float] = []
+    for text in PROMPTS:
+        row = list(runner.encode(Generate(text, Sampling(1, 0))).prompt_ids)
+        _, [(q_halt, q_continue)] = alone(runner, row, segments=1)
+        rows.append(row)
+        gaps.append(q_halt - q_continue)
+    gaps.sort()
+    # From here on two rows halt after one segment, and two do not.
+    runner._model.inner.q_head.bias.data[0] -= (gaps[1] + gaps[2]) / 2
+
+    halts = [halting_segment(runner, row) for row in rows]
     assert len(set(halts)) > 1, "every row halts at the same segment, so this proves nothing"
+
     together = runner._last_logits([tuple(row) for row in rows])
     for logits, row, halt in zip(together, rows, halts, strict=True):
-        torch.testing.assert_close(logits, alone(runner, row, halt)[0][-1], atol=5e-4, rtol=0.0)
+        expected = next_logits(runner, row, halt)
+        torch.testing.assert_close(logits, expected, atol=5e-4, rtol=0.0)
+
+
+def halting_segment(runner: ActRunner, row: list[int]) -> int:
+    """Return the number of the first segment after which a row halts, the last one at most."""
+    _, q_values = alone(runner, row, SEGMENTS)
+    for number, (q_halt, q_continue) in enumerate(q_values, start=1):
+        if q_halt > q_continue:
+            return number
+    return SEGMENTS
 
 
 def test_strict_scoring_is_the_sum_of_generation_steps(bundle: Path) -> None:
-    """T4, A35, X18: one forward per continuation prefix; a single pass over all of it would see the
-    future."""
+    """Strict scoring takes one forward per token of a continuation (T4, A35, X18).
+
+    A single pass over all of the continuation would see the future.
+    """
     runner = load(bundle)
     tasks = [Score("Hello", (" world", "!")), Score("x", (" = 3",))]
+
     for task, scores in zip(tasks, score_all(runner, tasks), strict=True):
         encoded = runner.encode(task)
-        for tail, score in zip(encoded.continuations, scores, strict=True):
+        for continuation, score in zip(encoded.continuations, scores, strict=True):
             ids = list(encoded.prompt_ids)
             expected = 0.0
-            for token in tail:
-                expected += float(alone(runner, ids, 1)[0][-1].double().log_softmax(-1)[token])
+            for token in continuation:
+                expected += float(next_log_probs(runner, ids)[token])
                 ids.append(token)
             assert score.log_likelihood == pytest.approx(expected, abs=1e-4)
 
 
 def test_aios_compat_scoring_is_the_adapters_formula(bundle: Path) -> None:
-    """T4: one pass over context + continuation, log-softmax at the position before each token."""
+    """Compatible scoring takes one pass over context and continuation (T4).
+
+    A token's score is the log-softmax at the position before it.
+    """
     runner = load(bundle)
-    strict, compat = (
-        score_all(runner, [Score("Hello", (" world",), method=m)])[0][0]
-        for m in ("strict", "aios_compat")
-    )  # type: ignore[arg-type]
-    encoded = runner.encode(Score("Hello", (" world",), method="aios_compat"))
+    task = Score("Hello", (" world",), method="aios_compat")
+    [[compat]] = score_all(runner, [task])
+    [[strict]] = score_all(runner, [Score("Hello", (" world",), method="strict")])
+
+    encoded = runner.encode(task)
     ids = [*encoded.prompt_ids, *encoded.continuations[0]]
-    logits = alone(runner, ids, 1)[0].double().log_softmax(-1)
-    expected = sum(
-        float(logits[at - 1, ids[at]]) for at in range(len(encoded.prompt_ids), len(ids))
-    )
+    logits, _ = alone(runner, ids, segments=1)
+    log_probs = logits.double().log_softmax(-1)
+    expected = 0.0
+    for position in range(len(encoded.prompt_ids), len(ids)):
+        expected += float(log_probs[position - 1, ids[position]])
+
     assert compat.log_likelihood == pytest.approx(expected, abs=1e-4)
-    assert abs(compat.log_likelihood - strict.log_likelihood) > 1e-3, (
-        "bidirectional: the two must differ"
-    )
+    # The network is bidirectional, so the two methods must differ.
+    assert abs(compat.log_likelihood - strict.log_likelihood) > 1e-3
 
 
 def test_a_bundle_without_a_tokenizer_says_what_to_do(tmp_path: Path) -> None:
+    """The refusal of a bundle without a tokenizer names the option that gives it one."""
     write_bundle(tmp_path, NET)
     with pytest.raises(ModelFormatError, match="--tokenizer-path"):
         load(tmp_path)
@@ -125,27 +166,35 @@ def test_a_bundle_without_a_tokenizer_says_what_to_do(tmp_path: Path) -> None:
 def test_rows_of_all_tails_of_a_step_run_together_and_once(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Strict: 4 tails of two contexts are 3 + 1 + 2 + 1 rows, 5 of them distinct: two passes of at
-    most 4 rows."""
+    """The rows of all continuations run in batches, and equal rows only once.
+
+    Four continuations of two contexts are 3 + 1 + 2 + 1 rows. Five of them are distinct, which
+    makes two passes of at most four rows.
+    """
     runner = load(bundle, step_tokens=1000)
-    passes = list[int]()
+    passes: list[int] = []
     forward = runner._model.forward_segment
 
-    def counted(ids: torch.Tensor, *rest: torch.Tensor) -> ActOutput:
+    def count_rows(ids: torch.Tensor, *rest: torch.Tensor) -> ActOutput:
         passes.append(len(ids))
         return forward(ids, *rest)
 
-    monkeypatch.setattr(runner._model, "forward_segment", counted)
+    monkeypatch.setattr(runner._model, "forward_segment", count_rows)
     tasks = [Score((10, 11), ((5, 6, 7), (8,))), Score((30, 31, 32), ((5, 6), (9,)))]
-    found = score_all(runner, tasks)
+    results = score_all(runner, tasks)
     assert passes == [4, 1]
     monkeypatch.undo()
-    for task, scores in zip(tasks, found, strict=True):
-        for tail, score in zip(task.continuations, scores, strict=True):
-            rows = [[*task.context, *tail[:count]] for count in range(len(tail))]  # type: ignore[list-item]
-            log_probs = [alone(runner, row, 1)[0][-1].double().log_softmax(-1) for row in rows]  # type: ignore[arg-type]
-            expected = sum(float(row[token]) for row, token in zip(log_probs, tail, strict=True))  # type: ignore[arg-type]
+
+    for task, scores in zip(tasks, results, strict=True):
+        for continuation, score in zip(task.continuations, scores, strict=True):
+            ids = list(task.context)
+            expected = 0.0
+            is_greedy = True
+            for token in continuation:
+                log_probs = next_log_probs(runner, ids)
+                expected += float(log_probs[token])
+                if int(log_probs.argmax()) != token:
+                    is_greedy = False
+                ids.append(token)
             assert score.log_likelihood == pytest.approx(expected, abs=1e-4)
-            assert score.is_greedy == all(
-                int(row.argmax()) == token for row, token in zip(log_probs, tail, strict=True)
-            )
+            assert score.is_greedy == is_greedy

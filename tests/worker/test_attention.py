@@ -1,5 +1,7 @@
-"""Attention over pages, with and without a window, against one query at a time over a plain list of
-keys."""
+"""Attention over pages equals one query at a time over a plain list of keys.
+
+This holds with and without a window.
+"""
 
 import math
 
@@ -23,89 +25,122 @@ Pair = tuple[Tensor, Tensor]
 
 
 class Case:
-    """Sequences at every stage in one step: rows that decode, a prompt from its start and from its
-    middle, and tails.
+    """A step with sequences at every stage.
 
-    `sees` are, for each token of the step in flat order, the (key, value) pairs behind and at it,
-    by position.
+    Rows decode, prompts are computed from their start and from their middle, and continuations are
+    scored.
     """
 
     def __init__(self, slot: int, *, is_tiled: bool = False) -> None:
         torch.manual_seed(3)
-        self.store = KVStore(
-            KVShape(SLOTS, KV_HEADS, SIZE), 40, PAGE, torch.float32, torch.device("cpu")
-        )
-        self._free = iter(torch.randperm(40).tolist())
+        device = torch.device("cpu")
+        shape = KVShape(SLOTS, KV_HEADS, SIZE)
+        self.store = KVStore(shape, 40, page_size=PAGE, dtype=torch.float32, device=device)
+        self._free_pages = torch.randperm(40).tolist()
         self._slot = slot
-        stages = [(7, 1), (0, 6), (5, 9), (1, 1), (16, 1), (8, 1)]
-        self._known: list[list[Pair]] = []
-        self.slices = [self._slice(computed, count) for computed, count in stages]
-        self.slices.append(
-            self._scoring(context=9, continuations=((1, 2, 3, 4, 5), (6,), (7, 8, 9)))
-        )
-        self.batch = BatchBuilder(
-            PAGE, torch.device("cpu"), is_prefix=False, is_tiled=is_tiled
-        ).build(self.slices)
-        self.query = torch.randn(len(self.batch.ids), HEADS, SIZE)
-        self.key, self.value = torch.randn(2, len(self.batch.ids), KV_HEADS, SIZE)
 
-    def _slice(self, computed: int, count: int) -> Slice:
+        # The (key, value) pairs of each sequence that are in the store, by position.
+        self._stored: list[list[Pair]] = []
+        self.slices = [
+            self._tokens(computed=7, count=1),
+            self._tokens(computed=0, count=6),
+            self._tokens(computed=5, count=9),
+            self._tokens(computed=1, count=1),
+            self._tokens(computed=16, count=1),
+            self._tokens(computed=8, count=1),
+            self._scoring(context=9, continuations=((1, 2, 3, 4, 5), (6,), (7, 8, 9))),
+        ]
+        builder = BatchBuilder(PAGE, device, is_prefix=False, is_tiled=is_tiled)
+        self.batch = builder.build(self.slices)
+        num_tokens = len(self.batch.ids)
+        self.query = torch.randn(num_tokens, HEADS, SIZE)
+        self.key, self.value = torch.randn(2, num_tokens, KV_HEADS, SIZE)
+
+    def _tokens(self, *, computed: int, count: int) -> Slice:
         return Slice(self._sequence(computed, computed + count), count)
 
-    def _scoring(self, context: int, continuations: tuple[tuple[int, ...], ...]) -> Slice:
+    def _scoring(self, *, context: int, continuations: tuple[tuple[int, ...], ...]) -> Slice:
         sequence = self._sequence(context, context)
         sequence.encoded = Encoded(sequence.encoded.prompt_ids, continuations=continuations)
         sequence.sampling = None
         return Slice(sequence, num_continuations=len(continuations))
 
     def _sequence(self, computed: int, length: int) -> TokenSequence:
-        """A sequence whose first `computed` tokens are in the store, in pages all over it."""
-        pages = [next(self._free) for _ in range(-(-length // PAGE))]
+        """Return a sequence whose first `computed` tokens are in the store, in pages all over
+        it."""
+        num_pages = -(-length // PAGE)
+        pages = self._free_pages[:num_pages]
+        del self._free_pages[:num_pages]
+
         keys, values = torch.randn(2, computed, KV_HEADS, SIZE)
-        rows = torch.tensor(
-            [pages[at // PAGE] * PAGE + at % PAGE for at in range(computed)], dtype=torch.long
-        )
+        rows = torch.zeros(computed, dtype=torch.long)
+        for position in range(computed):
+            rows[position] = pages[position // PAGE] * PAGE + position % PAGE
         self.store.write(self._slot, rows, keys, values)
-        self._known.append(list(zip(keys, values, strict=True)))
+        self._stored.append(list(zip(keys, values, strict=True)))
+
         prompt = tuple(range(1, length + 1))
         return TokenSequence(
             str(length), Encoded(prompt), Sampling(1, 0), pages=pages, num_computed=computed
         )
 
-    def sees(self) -> list[list[Pair]]:
+    def visible(self) -> list[list[Pair]]:
+        """Return the (key, value) pairs that each token of the step sees without a window.
+
+        The tokens are in flat order. A token's pairs are those before it and its own, by position.
+        """
         fresh = list(zip(self.key, self.value, strict=True))
         flat: list[list[Pair]] = []
-        decoding = [number for number, part in enumerate(self.slices) if part.num_tokens == 1]
-        for group in length_groups(
-            [self.slices[number].sequence.num_computed + 1 for number in decoding]
-        ):
-            for at in group:
-                flat.append([*self._known[decoding[at]], fresh[len(flat)]])
+
+        # Rows that decode come first, in groups of like length.
+        decoding: list[int] = []
+        lengths: list[int] = []
         for number, part in enumerate(self.slices):
-            known = self._known[number]
-            start = len(flat)
+            if part.num_tokens == 1:
+                decoding.append(number)
+                lengths.append(part.sequence.num_computed + 1)
+        for group in length_groups(lengths):
+            for index in group:
+                stored = self._stored[decoding[index]]
+                flat.append([*stored, fresh[len(flat)]])
+
+        for number, part in enumerate(self.slices):
+            stored = self._stored[number]
             if part.num_tokens > 1:
-                flat += [
-                    [*known, *fresh[start : start + step + 1]] for step in range(part.num_tokens)
-                ]
+                flat += causal(stored, fresh, start=len(flat), count=part.num_tokens)
             elif part.num_continuations:
-                flat.append(known)  # the context's last token once more
-                for tail in part.continuations:
-                    start = len(flat)
-                    flat += [
-                        [*known, *fresh[start : start + step + 1]] for step in range(len(tail) - 1)
-                    ]
+                # The context's last token once more: it predicts the first of a continuation.
+                flat.append(stored)
+                for continuation in part.continuations:
+                    # The last token of a continuation predicts nothing.
+                    count = len(continuation) - 1
+                    flat += causal(stored, fresh, start=len(flat), count=count)
         return flat
 
 
-def one_query(query: Tensor, seen: list[Pair]) -> Tensor:
-    """[heads, size] for one query of that shape; two query heads share a key head."""
+def causal(stored: list[Pair], fresh: list[Pair], *, start: int, count: int) -> list[list[Pair]]:
+    """Return what `count` tokens from `start` on see: the stored ones, and each other up to
+    themselves."""
+    visible: list[list[Pair]] = []
+    for stop in range(start + 1, start + count + 1):
+        visible.append([*stored, *fresh[start:stop]])
+    return visible
+
+
+def one_query(query: Tensor, pairs: list[Pair]) -> Tensor:
+    """Return the attention [heads, size] of one query of that shape.
+
+    Two query heads share a key head.
+    """
     out = torch.zeros(HEADS, SIZE)
     for head in range(HEADS):
-        group = head // (HEADS // KV_HEADS)
-        weights = [math.exp(float(query[head] @ key[group]) * SCALE) for key, _ in seen]
-        for weight, (_, value) in zip(weights, seen, strict=True):
-            out[head] += weight / sum(weights) * value[group]
+        kv_head = head // (HEADS // KV_HEADS)
+        weights: list[float] = []
+        for key, _ in pairs:
+            weights.append(math.exp(float(query[head] @ key[kv_head]) * SCALE))
+        total = sum(weights)
+        for weight, (_, value) in zip(weights, pairs, strict=True):
+            out[head] += weight / total * value[kv_head]
     return out
 
 
@@ -113,10 +148,9 @@ def one_query(query: Tensor, seen: list[Pair]) -> Tensor:
 @pytest.mark.parametrize("window", [None, 1, 3, 8, 40])
 @pytest.mark.parametrize("slot", range(SLOTS))
 def test_every_stage_in_one_step(slot: int, window: int | None, is_tiled: bool) -> None:
-    """B59, X17: decoding rows of mixed lengths, prompts from the start and the middle, and
-    continuations, together."""
+    """Sequences at every stage are computed together, each as if alone (B59, X17)."""
     case = Case(slot, is_tiled=is_tiled)
-    got = attend(
+    outputs = attend(
         case.batch.plan,
         case.store,
         slot,
@@ -126,16 +160,17 @@ def test_every_stage_in_one_step(slot: int, window: int | None, is_tiled: bool) 
         scale=SCALE,
         window=window,
     )
-    sees = case.sees()
-    assert len(sees) == len(got)
-    assert [len(seen) - 1 for seen in sees] == case.batch.plan.positions.tolist()
-    for place, seen in enumerate(sees):
-        expected = one_query(case.query[place], seen if window is None else seen[-window:])
-        torch.testing.assert_close(got[place], expected, atol=1e-5, rtol=0.0)
+
+    visible = case.visible()
+    assert len(visible) == len(outputs)
+    assert [len(pairs) - 1 for pairs in visible] == case.batch.plan.positions.tolist()
+    for query, output, pairs in zip(case.query, outputs, visible, strict=True):
+        in_window = pairs if window is None else pairs[-window:]
+        torch.testing.assert_close(output, one_query(query, in_window), atol=1e-5, rtol=0.0)
 
 
 def test_a_window_of_one_plan_is_made_once() -> None:
-    """Layers of a step share its masks, each window its own."""
+    """Layers of a step share its masks, and each window has its own."""
     span = Case(0).batch.plan.spans[-1]
     assert span.bias(3, torch.float32) is span.bias(3, torch.float32)
     assert not torch.equal(span.bias(3, torch.float32), span.bias(2, torch.float32))

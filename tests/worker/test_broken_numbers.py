@@ -1,5 +1,7 @@
-"""NaN in a checkpoint: a model that is broken does not start, and a prompt that meets the broken
-part fails alone."""
+"""NaN in a checkpoint.
+
+A model that is broken does not start, and a prompt that meets the broken part fails alone.
+"""
 
 import re
 from pathlib import Path
@@ -29,9 +31,10 @@ def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path, Path]:
     """A kind, a healthy model of it, and the same with one broken embedding."""
-    place = tmp_path_factory.mktemp("pair")
-    healthy = write_model(request.param, place / "healthy")
-    return request.param, healthy, sick_row(request.param, healthy, place / "sick")
+    directory = tmp_path_factory.mktemp("pair")
+    healthy = write_model(request.param, directory / "healthy")
+    sick = sick_row(request.param, healthy, directory / "sick")
+    return request.param, healthy, sick
 
 
 def load(path: Path, **options: Any) -> Runner:
@@ -44,24 +47,34 @@ def generate(ids: tuple[int, ...], max_tokens: int = 8) -> Generate:
     return Generate(ids, Sampling(max_tokens, seed=0, temperature=0.0, ignore_eos=True))
 
 
-def alone(path: Path, prompts: list[tuple[int, ...]], max_tokens: int = 8) -> list[list[int]]:
-    """What the healthy model says to each prompt by itself."""
-    said = []
+def ids_of(emissions: list[Emission], key: str) -> list[int]:
+    """Return all tokens of one work."""
+    ids: list[int] = []
+    for emission in emissions:
+        if emission.key == key:
+            ids += emission.ids
+    return ids
+
+
+def answers_of_healthy(path: Path, prompts: list[tuple[int, ...]]) -> list[list[int]]:
+    """Return the healthy model's answer to each prompt by itself."""
+    answers: list[list[int]] = []
     runner = load(path)
     for prompt in prompts:
-        emissions = run(runner, [generate(prompt, max_tokens)], [()])
-        said.append([token for item in emissions for token in item.ids])
-    assert all(SICK not in ids for ids in said)
-    return said
+        emissions = run(runner, [generate(prompt)], [()])
+        answer = ids_of(emissions, "0")
+        assert SICK not in answer, "the sick model would fail here, too"
+        answers.append(answer)
+    return answers
 
 
-class Talk:
+class Conversation:
     """An engine that is given works one by one."""
 
     def __init__(self, runner: Runner) -> None:
-        self.said: list[Emission] = []
+        self.emissions: list[Emission] = []
         self.runner = runner
-        self.engine = Engine(runner, self.said.extend)
+        self.engine = Engine(runner, self.emissions.extend)
 
     def submit(self, key: str, task: Generate | Score) -> None:
         sampling = task.sampling if isinstance(task, Generate) else None
@@ -72,96 +85,115 @@ class Talk:
             self.engine.step()
 
     def ids(self, key: str) -> list[int]:
-        return [token for item in self.said if item.key == key for token in item.ids]
+        return ids_of(self.emissions, key)
 
     def end(self, key: str) -> Done | Failed | None:
-        return next(
-            (item.ended for item in self.said if item.key == key and item.ended is not None), None
-        )
+        for emission in self.emissions:
+            if emission.key == key and emission.ended is not None:
+                return emission.ended
+        return None
 
-    def has_failed(self, key: str) -> bool:
+    def assert_failed(self, key: str) -> None:
         end = self.end(key)
-        return (
-            isinstance(end, Failed)
-            and end.code == "worker_failed"
-            and bool(SENTENCE.match(end.message))
-        )
+        assert isinstance(end, Failed)
+        assert end.code == "worker_failed"
+        assert SENTENCE.match(end.message)
 
 
 @pytest.mark.parametrize("prefix_cache", [True, False])
 def test_a_prompt_with_a_broken_token_fails_alone(
     pair: tuple[str, Path, Path], prefix_cache: bool
 ) -> None:
-    """Beside it, behind it and in the very pages it had: everybody else's answer is the healthy
-    model's."""
+    """Everybody else's answer is the healthy model's.
+
+    The others run beside it, after it, and in the very pages it had.
+    """
     _, healthy, sick = pair
-    expected = alone(healthy, SOUND)
-    talk = Talk(load(sick, prefix_cache=prefix_cache))
-    talk.submit("first", generate((60,), 1))
+    expected = answers_of_healthy(healthy, SOUND)
+    conversation = Conversation(load(sick, prefix_cache=prefix_cache))
+
+    conversation.submit("first", generate((60,), 1))
     for number, prompt in enumerate(SOUND[:3]):
-        talk.submit(f"beside {number}", generate(prompt))
-    talk.engine.step()
-    assert isinstance(talk.end("first"), Done), "its page is the next one to be given out"
+        conversation.submit(f"beside {number}", generate(prompt))
+    conversation.engine.step()
+    # Its page is the next one to be given out.
+    assert isinstance(conversation.end("first"), Done)
+
     for number in range(3):
-        talk.submit(f"bad {number}", generate((61, SICK, 62 + number), 4))
-        talk.engine.step()
-        assert talk.has_failed(f"bad {number}")
-        assert talk.ids(f"bad {number}") == []
-    talk.finish()
+        key = f"bad {number}"
+        conversation.submit(key, generate((61, SICK, 62 + number), 4))
+        conversation.engine.step()
+        conversation.assert_failed(key)
+        assert conversation.ids(key) == []
+    conversation.finish()
+
     for number, prompt in enumerate(SOUND):
-        talk.submit(f"behind {number}", generate(prompt))
-    talk.finish()
-    assert [talk.ids(f"beside {number}") for number in range(3)] == expected[:3]
-    assert [talk.ids(f"behind {number}") for number in range(4)] == expected
+        conversation.submit(f"after {number}", generate(prompt))
+    conversation.finish()
+
+    for number in range(3):
+        assert conversation.ids(f"beside {number}") == expected[number]
+    for number in range(4):
+        assert conversation.ids(f"after {number}") == expected[number]
 
 
 def test_a_broken_context_cannot_be_scored_and_spoils_no_other(
     pair: tuple[str, Path, Path],
 ) -> None:
+    """A broken context or continuation fails; the scores beside it are the healthy model's."""
     _, healthy, sick = pair
     continuations = ((70, 71, 72), (73,))
     sound = Score(SOUND[0], continuations)
-    expected = Talk(load(healthy))
-    expected.submit("sound", sound)
-    expected.finish()
-    talk = Talk(load(sick))
-    talk.submit("bad", Score((61, SICK, 62), continuations))
-    talk.submit("sound", sound)
-    talk.submit("bad tail", Score(SOUND[1], ((70, SICK, 71), (73,))))
-    talk.finish()
-    assert talk.has_failed("bad") and talk.has_failed("bad tail")
-    want = expected.end("sound")
-    got = talk.end("sound")
-    assert isinstance(want, Done) and isinstance(got, Done)
-    for one, other in zip(end_of(want, Scored).scores, end_of(got, Scored).scores, strict=True):
-        assert other.log_likelihood == pytest.approx(one.log_likelihood, abs=1e-4)
+    reference = Conversation(load(healthy))
+    reference.submit("sound", sound)
+    reference.finish()
+
+    conversation = Conversation(load(sick))
+    conversation.submit("bad context", Score((61, SICK, 62), continuations))
+    conversation.submit("sound", sound)
+    conversation.submit("bad continuation", Score(SOUND[1], ((70, SICK, 71), (73,))))
+    conversation.finish()
+
+    conversation.assert_failed("bad context")
+    conversation.assert_failed("bad continuation")
+    scores = end_of(conversation.end("sound"), Scored).scores
+    expected_scores = end_of(reference.end("sound"), Scored).scores
+    for score, expected in zip(scores, expected_scores, strict=True):
+        assert score.log_likelihood == pytest.approx(expected.log_likelihood, abs=1e-4)
 
 
 @pytest.mark.parametrize("pair", ["causal"], indirect=True)
 def test_part_of_a_prompt_that_is_broken_is_never_known_as_a_prefix(
     pair: tuple[str, Path, Path],
 ) -> None:
-    """A chunk samples nothing by which it would fail; what was sound before it may be used, nothing
-    behind it."""
+    """A chunk that samples nothing is checked all the same.
+
+    The pages before the broken chunk may be reused, none from it on.
+    """
     _, healthy, sick = pair
     sound = tuple(range(20, 32))
     broken = (*sound, SICK, *range(100, 140))
-    talk = Talk(load(sick, step_tokens=8))
-    talk.submit("bad", generate(broken))
-    steps = 0
-    while talk.end("bad") is None:
-        talk.engine.step()
-        steps += 1
-    assert talk.has_failed("bad")
-    assert steps == 2, "it fails with the chunk that has the broken token, not at the prompt's end"
-    cache = talk.engine._scheduler._cache
+    conversation = Conversation(load(sick, step_tokens=8))
+
+    conversation.submit("bad", generate(broken))
+    num_steps = 0
+    while conversation.end("bad") is None:
+        conversation.engine.step()
+        num_steps += 1
+    conversation.assert_failed("bad")
+    # The second chunk of 8 tokens has the broken one; the prompt's end is far behind it.
+    assert num_steps == 2
+
+    cache = conversation.engine._scheduler._cache
     assert cache is not None
-    assert cache.tree.match("", broken)[1] == 8
-    talk.submit("same", generate(broken))
-    talk.submit("other", generate((*sound, 99)))
-    talk.finish()
-    assert talk.has_failed("same")
-    assert talk.ids("other") == alone(healthy, [(*sound, 99)])[0]
+    _, num_known = cache.tree.match("", broken)
+    assert num_known == 8
+
+    conversation.submit("same", generate(broken))
+    conversation.submit("other", generate((*sound, 99)))
+    conversation.finish()
+    conversation.assert_failed("same")
+    assert [conversation.ids("other")] == answers_of_healthy(healthy, [(*sound, 99)])
     assert cache.pages.num_free + cache.tree.num_pages == cache.pages.num_pages
 
 
@@ -169,35 +201,36 @@ def test_part_of_a_prompt_that_is_broken_is_never_known_as_a_prefix(
 def test_rows_are_padded_with_nothing_that_could_be_broken(
     pair: tuple[str, Path, Path], tmp_path: Path
 ) -> None:
-    """Token 0 is as good a padding as any, until its embedding is not a number."""
+    """Rows padded with token 0 are answered even where its embedding is not a number."""
     kind, healthy, _ = pair
     runner = load(sick_row(kind, healthy, tmp_path / "sick", token=0))
-    emissions = run(runner, [generate(prompt) for prompt in SOUND], [()] * len(SOUND))
-    said = [
-        [token for item in emissions if item.key == str(number) for token in item.ids]
-        for number in range(4)
-    ]
-    assert said == alone(healthy, SOUND)
+    tasks = [generate(prompt) for prompt in SOUND]
+
+    emissions = run(runner, tasks, [(), (), (), ()])
+
+    for number, expected in enumerate(answers_of_healthy(healthy, SOUND)):
+        assert ids_of(emissions, str(number)) == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_broken_checkpoint_is_refused_at_the_start(kind: str, tmp_path: Path) -> None:
-    """One sentence that names the model; nothing is served, so nothing can be said with it."""
-    broken = sick_all(kind, write_model(kind, tmp_path / "whole"), tmp_path / "broken")
-    for path, is_sound in ((tmp_path / "whole", True), (broken, False)):
-        settings = Settings(
-            models=(ModelEntry(id="mine", path=str(path)),), max_batch_size=2, page_size=4
-        )
-        if is_sound:
-            assert [model.info.id for model in load_models(settings)] == ["mine"]
-            continue
-        with pytest.raises(SettingsError, match=r"model 'mine'.* not finite.* broken") as refused:
-            load_models(settings)
-        assert len(str(refused.value).splitlines()) == 1
+    """The refusal is one line that names the model. The whole checkpoint loads."""
+    whole = write_model(kind, tmp_path / "whole")
+    broken = sick_all(kind, whole, tmp_path / "broken")
+
+    [model] = load_models(settings_for(tmp_path / "whole"))
+    assert model.info.id == "mine"
+    with pytest.raises(SettingsError, match=r"model 'mine'.* not finite.* broken") as refused:
+        load_models(settings_for(broken))
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def settings_for(path: Path) -> Settings:
+    return Settings(models=(ModelEntry(id="mine", path=str(path)),), max_batch_size=2, page_size=4)
 
 
 def write_puzzle(path: Path, name: str, row: int) -> Path:
-    """A Sudoku net with a NaN in one row of one of its tables."""
+    """Write a Sudoku net with a NaN in one row of one of its tables."""
     net = sapient_fixtures.Net()
     weights = sapient_fixtures.random_weights(net)
     weights[name][row, 0] = torch.nan
@@ -206,17 +239,24 @@ def write_puzzle(path: Path, name: str, row: int) -> Path:
 
 
 def test_a_puzzle_with_a_broken_identifier_fails_alone(tmp_path: Path) -> None:
-    """Never a grid made of NaN."""
+    """A broken identifier gives a failure, never a grid made of NaN."""
     runner = load(write_puzzle(tmp_path / "sudoku", "puzzle_emb.weights", 2))
     puzzles = [Solve("." * 81, identifier=identifier) for identifier in (0, 2, 1)]
-    ends = {item.key: item.ended for item in run(runner, puzzles, [()] * 3)}
-    assert [type(ends[str(number)]).__name__ for number in range(3)] == ["Done", "Failed", "Done"]
+
+    ends: dict[str, Done | Failed | None] = {}
+    for emission in run(runner, puzzles, [(), (), ()]):
+        ends[emission.key] = emission.ended
+
+    assert isinstance(ends["0"], Done)
+    assert isinstance(ends["2"], Done)
     failed = ends["1"]
-    assert isinstance(failed, Failed) and SENTENCE.match(failed.message)
+    assert isinstance(failed, Failed)
+    assert SENTENCE.match(failed.message)
 
 
 @pytest.mark.parametrize("name", ["lm_head.weight", "q_head.weight"])
 def test_a_broken_puzzle_network_is_refused_at_the_start(tmp_path: Path, name: str) -> None:
+    """A NaN in either head of a puzzle network is found before anything is served."""
     path = write_puzzle(tmp_path / "sudoku", name, 0)
     with pytest.raises(SettingsError, match=r"model 'mine'.* not finite"):
         load_models(Settings(models=(ModelEntry(id="mine", path=str(path)),)))

@@ -1,10 +1,14 @@
-"""Which model goes to make room for another: the policy by itself, and a worker that serves more
-models than fit."""
+"""The budget of a worker's memory: which model goes to make room for another.
+
+First the policy by itself, then a worker that serves more models than fit.
+"""
 
 import asyncio
 import re
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
@@ -21,13 +25,13 @@ from tests.fixtures.polling import until
 from tests.fixtures.slowness import slowness
 from tests.fixtures.worker.services import end_of, task
 from worker.engine.runner import RunnerOptions
-from worker.host.budget import TURN_S, Budget, Evict, Load, Memory, Refuse, Resident, Wait
+from worker.host.budget import TURN_S, Budget, Evict, Load, Memory, Refuse, Resident, Verdict, Wait
 from worker.host.loading import LoadedModel, UnloadedModel
 from worker.host.service import WorkerService
 from worker.runners.echo import Echo
 
 GB = 2**30
-UNKNOWN = Memory(0, 0)
+UNKNOWN = Memory(total_bytes=0, used_bytes=0)
 
 
 def resident(
@@ -41,65 +45,82 @@ def decide(
     *residents: Resident,
     memory: Memory = UNKNOWN,
     size: int = GB,
-    now_s: float = 100.0,
-):
-    return budget.room_for("new", size, residents, memory, now_s)
+) -> Verdict:
+    """Decide on a new model at second 100."""
+    return budget.room_for("new", size, residents, memory, now_s=100.0)
 
 
 def test_there_is_room() -> None:
+    """A model is loaded where one more is allowed, or its bytes fit."""
+    memory = Memory(total_bytes=10 * GB, used_bytes=7 * GB)
+
     assert decide(Budget(2), resident("a", 1)) == Load()
-    assert decide(Budget(), resident("a", 1), memory=Memory(10 * GB, 7 * GB)) == Load()
+    assert decide(Budget(), resident("a", 1), memory=memory) == Load()
 
 
 def test_the_one_that_was_used_longest_ago_goes() -> None:
+    """The model whose last use is the oldest is evicted."""
     assert decide(Budget(2), resident("a", 5), resident("b", 3)) == Evict(("b",))
 
 
 def test_who_has_work_goes_last_and_only_after_its_turn() -> None:
-    fresh = 100.0 - TURN_S / 2
-    old = 100.0 - 2 * TURN_S
-    assert decide(Budget(2), resident("a", 9), resident("b", 3, is_busy=True)) == Evict(("a",))
-    assert decide(
-        Budget(2), resident("a", 9, is_wanted=True), resident("b", 99, is_busy=True)
-    ) == Evict(("b",))
-    busy = [
-        resident("a", 9, loaded_s=fresh, is_busy=True),
-        resident("b", 3, loaded_s=fresh, is_wanted=True),
-    ]
-    assert decide(Budget(2), *busy) == Wait()
-    busy = [
-        resident("a", 9, loaded_s=old, is_busy=True),
-        resident("b", 3, loaded_s=fresh, is_wanted=True),
-    ]
-    assert decide(Budget(2), *busy) == Evict(("a",))
+    """A busy model goes after an idle one, and only when it has been loaded for a turn."""
+    fresh_s = 100.0 - TURN_S / 2
+    old_s = 100.0 - 2 * TURN_S
+
+    idle = resident("a", 9)
+    busy = resident("b", 3, is_busy=True)
+    assert decide(Budget(2), idle, busy) == Evict(("a",))
+
+    wanted = resident("a", 9, is_wanted=True)
+    busy = resident("b", 99, is_busy=True)
+    assert decide(Budget(2), wanted, busy) == Evict(("b",))
+
+    fresh_busy = resident("a", 9, loaded_s=fresh_s, is_busy=True)
+    fresh_wanted = resident("b", 3, loaded_s=fresh_s, is_wanted=True)
+    assert decide(Budget(2), fresh_busy, fresh_wanted) == Wait()
+
+    old_busy = resident("a", 9, loaded_s=old_s, is_busy=True)
+    assert decide(Budget(2), old_busy, fresh_wanted) == Evict(("a",))
 
 
 def test_a_pinned_model_stays() -> None:
-    assert decide(Budget(2), resident("a", 1, is_pinned=True), resident("b", 9)) == Evict(("b",))
-    verdict = decide(Budget(2), resident("a", 1, is_pinned=True), resident("b", 9, is_pinned=True))
+    """A pinned model is never evicted. Where all are pinned, the refusal says what helps."""
+    pinned = resident("a", 1, is_pinned=True)
+    assert decide(Budget(2), pinned, resident("b", 9)) == Evict(("b",))
+
+    verdict = decide(Budget(2), pinned, resident("b", 9, is_pinned=True))
     assert isinstance(verdict, Refuse)
     assert "--max-loaded-models" in verdict.reason
     assert "unpin" in verdict.reason
 
 
 def test_as_many_go_as_give_room_and_no_more() -> None:
-    memory = Memory(10 * GB, 8 * GB)
+    """The models used longest ago go, as few as make room for the new one."""
+    memory = Memory(total_bytes=10 * GB, used_bytes=8 * GB)
     residents = [resident("a", 3), resident("b", 1), resident("c", 2), resident("d", 4)]
+
     assert decide(Budget(), *residents, memory=memory, size=2 * GB) == Evict(("b", "c"))
     assert decide(Budget(), *residents, memory=memory, size=GB // 2) == Load()
 
 
 def test_somebody_who_is_going_already_is_waited_for() -> None:
-    assert decide(Budget(1), resident("a", 1, is_leaving=True)) == Wait()
-    memory = Memory(10 * GB, 8 * GB)
-    going = resident("a", 1, is_leaving=True)
+    """Nobody else is evicted where a model that leaves already makes enough room."""
+    memory = Memory(total_bytes=10 * GB, used_bytes=8 * GB)
+    leaving = resident("a", 1, is_leaving=True)
     other = resident("b", 2)
-    assert decide(Budget(), going, other, memory=memory, size=GB) == Wait()
-    assert decide(Budget(), going, other, memory=memory, size=2 * GB) == Evict(("b",))
+
+    assert decide(Budget(1), leaving) == Wait()
+    assert decide(Budget(), leaving, other, memory=memory, size=GB) == Wait()
+    assert decide(Budget(), leaving, other, memory=memory, size=2 * GB) == Evict(("b",))
 
 
 def test_what_never_fits_is_told_what_would_help() -> None:
-    verdict = decide(Budget(), resident("a", 1), memory=Memory(10 * GB, 4 * GB), size=8 * GB)
+    """A model that never fits is refused with the numbers and the setting to change."""
+    memory = Memory(total_bytes=10 * GB, used_bytes=4 * GB)
+
+    verdict = decide(Budget(), resident("a", 1), memory=memory, size=8 * GB)
+
     assert isinstance(verdict, Refuse)
     assert "8.0 GB" in verdict.reason
     assert "3.0 GB of 10.0 GB are in use" in verdict.reason
@@ -109,13 +130,17 @@ def test_what_never_fits_is_told_what_would_help() -> None:
 _RESIDENTS = st.lists(
     st.builds(
         Resident,
-        st.uuids().map(str),
-        st.integers(0, 4 * GB),
-        st.floats(0, 100),
-        st.floats(0, 100),
-        *[st.booleans()] * 4,
+        id=st.uuids().map(str),
+        num_bytes=st.integers(0, 4 * GB),
+        loaded_s=st.floats(0, 100),
+        used_s=st.floats(0, 100),
+        is_pinned=st.booleans(),
+        is_busy=st.booleans(),
+        is_wanted=st.booleans(),
+        is_leaving=st.booleans(),
     ),
     max_size=6,
+    unique_by=lambda resident: resident.id,
 )
 
 
@@ -128,31 +153,52 @@ _RESIDENTS = st.lists(
 def test_the_policy_keeps_its_promises(
     residents: list[Resident], most: int | None, size: int, used: int
 ) -> None:
-    """Nothing pinned goes, nothing goes in vain, and what may be loaded keeps within the limits."""
+    """Nothing pinned goes, nothing goes in vain, and a load keeps within the limits."""
     budget = Budget(most)
-    memory = Memory(12 * GB, used)
-    verdict = budget.room_for("new", size, residents, memory, 100.0)
-    by_id = {item.id: item for item in residents}
-    fits = used + size <= int(budget.watermark * memory.total_bytes)
+    memory = Memory(total_bytes=12 * GB, used_bytes=used)
+
+    verdict = budget.room_for("new", size, residents, memory, now_s=100.0)
+
     if isinstance(verdict, Load):
+        fits = used + size <= int(budget.watermark * memory.total_bytes)
         assert fits or size == 0
         assert most is None or len(residents) < most
     if isinstance(verdict, Evict):
         assert verdict.ids
-        assert not any(by_id[name].is_pinned or by_id[name].is_leaving for name in verdict.ids)
-        left = [item for item in residents if item.id not in verdict.ids and not item.is_leaving]
-        again = budget.room_for(
-            "new", size, left, Memory(memory.total_bytes, used - _sizes(residents, left)), 100.0
-        )
-        assert again == Load()
+        check_eviction(budget, verdict.ids, residents, memory, size)
 
 
-def _sizes(before: list[Resident], after: list[Resident]) -> int:
-    return sum(item.num_bytes for item in before) - sum(item.num_bytes for item in after)
+def check_eviction(
+    budget: Budget,
+    evicted_ids: tuple[str, ...],
+    residents: list[Resident],
+    memory: Memory,
+    size: int,
+) -> None:
+    """Check that there is room once those that are evicted, and those that leave, are gone."""
+    left: list[Resident] = []
+    freed_bytes = 0
+    num_evicted = 0
+    for model in residents:
+        if model.id in evicted_ids:
+            assert not model.is_pinned
+            assert not model.is_leaving
+            num_evicted += 1
+        if model.id in evicted_ids or model.is_leaving:
+            freed_bytes += model.num_bytes
+        else:
+            left.append(model)
+    assert num_evicted == len(evicted_ids)
+
+    memory = Memory(memory.total_bytes, memory.used_bytes - freed_bytes)
+    assert budget.room_for("new", size, left, memory, now_s=100.0) == Load()
 
 
 class Shelf:
-    """Models of one kind that count how often they are loaded, and which are in memory."""
+    """Models of one kind, with a count of how often each is loaded.
+
+    A `poisoned` one cannot be loaded.
+    """
 
     def __init__(self) -> None:
         self.loads: Counter[str] = Counter()
@@ -162,123 +208,133 @@ class Shelf:
         self.loads[name] += 1
         if name in self.poisoned:
             raise SettingsError(f"model {name!r}: its weights are damaged; copy them again.")
-        info = ModelInfo(name, "echo", "test", 100, 100, 4)
-        return LoadedModel(
-            info,
-            Echo(RunnerOptions("echo", max_batch=4)),
-            partial(self.load, name),
-            fingerprint="f",
-        )
+        echo = Echo(RunnerOptions("echo", max_batch=4))
+        return LoadedModel(info_of(name), echo, partial(self.load, name), fingerprint="f")
 
     def unloaded(self, name: str) -> UnloadedModel:
-        return UnloadedModel(ModelInfo(name, "echo", "test", 100, 100, 4), partial(self.load, name))
+        return UnloadedModel(info_of(name), partial(self.load, name))
 
 
-def worker_of(redis: Redis, most: int, *unloaded: UnloadedModel) -> WorkerService:
+def info_of(name: str) -> ModelInfo:
+    return ModelInfo(name, "echo", "test", context_window=100, max_new_tokens=100, max_batch=4)
+
+
+@asynccontextmanager
+async def serving(
+    redis: Redis, shelf: Shelf, loaded: str, unloaded: list[str], *, max_models: int
+) -> AsyncIterator[WorkerService]:
+    """Run a worker that starts with one model loaded and loads the others for work that waits."""
     terms = QueuePolicy(lease_s=10, result_ttl_s=60)
-    worker = WorkerService(Desk(redis).broker, terms, drain_timeout_s=1, budget=Budget(most))
-    worker.unloaded = list(unloaded)
-    return worker
+    budget = Budget(max_models)
+    worker = WorkerService(Desk(redis).broker, terms, drain_timeout_s=1, budget=budget)
+    worker.unloaded = [shelf.unloaded(name) for name in unloaded]
+    stop = asyncio.Event()
+    running = asyncio.create_task(worker.run(lambda: [shelf.load(loaded)], stop))
+
+    yield worker
+
+    stop.set()
+    assert await running is True
 
 
 def num_loaded(worker: WorkerService) -> int:
     return sum(model.host is not None for model in worker.models.values())
 
 
+def num_evictions(worker: WorkerService) -> int:
+    metrics = WorkerMetrics()
+    worker.tell(metrics)
+    text = metrics.render().decode()
+    [count] = re.findall(r"^aios_worker_evictions_total (\d+)", text, re.MULTILINE)
+    return int(count)
+
+
 async def test_more_models_than_fit_all_answer(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Round robin, so that the oldest has always gone: nothing fails, and no more are in memory
-    than may be."""
+    """Nothing fails, and no more models are in memory than may be.
+
+    The models are used round robin, so that the oldest has always gone.
+    """
     monkeypatch.setattr("worker.host.known_models.LOOK_S", 0.02)
     shelf = Shelf()
     names = [f"m{number}" for number in range(12)]
-    worker = worker_of(redis, 3, *map(shelf.unloaded, names))
-    stop = asyncio.Event()
-    running = asyncio.create_task(worker.run(lambda: [shelf.load("always")], stop))
-    most = 0
-    for name in [*names, *names[:4]]:
-        [job] = await Desk(redis, name).submit(task("abc"))
-        assert isinstance(await end_of(redis, job), Done)
-        most = max(most, num_loaded(worker))
-    assert most == 3
-    assert shelf.loads["m0"] == 2, "it had gone, and came back"
-    metrics = WorkerMetrics()
-    worker.tell(metrics)
-    [told] = re.findall(
-        r"^aios_worker_evictions_total (\d+)", metrics.render().decode(), re.MULTILINE
-    )
-    assert int(told) == sum(shelf.loads.values()) - 3, (
-        "all that were loaded but those that are left"
-    )
-    stop.set()
-    assert await running is True
+
+    async with serving(redis, shelf, "always", names, max_models=3) as worker:
+        most = 0
+        for name in [*names, *names[:4]]:
+            [job] = await Desk(redis, name).submit(task("abc"))
+            assert isinstance(await end_of(redis, job), Done)
+            most = max(most, num_loaded(worker))
+
+        assert most == 3
+        assert shelf.loads["m0"] == 2, "it had gone, and came back"
+        # All that were loaded have gone again, but for the three that are left.
+        assert num_evictions(worker) == shelf.loads.total() - 3
 
 
 async def test_a_working_set_that_does_not_fit_takes_turns(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Five models are asked all the time and two fit: each gets its turn, and nothing fails."""
+    """Five models have work all the time and two fit: each gets its turn, and nothing fails."""
     monkeypatch.setattr("worker.host.known_models.LOOK_S", 0.02)
     monkeypatch.setattr("worker.host.budget.TURN_S", 0.1)
     shelf = Shelf()
-    names = [f"m{number}" for number in range(5)]
-    worker = worker_of(redis, 2, *map(shelf.unloaded, names[1:]))
-    stop = asyncio.Event()
-    running = asyncio.create_task(worker.run(lambda: [shelf.load(names[0])], stop))
+    names = ["m0", "m1", "m2", "m3", "m4"]
     ends: Counter[str] = Counter()
 
-    async def ask(name: str) -> None:
+    async def keep_busy(name: str) -> None:
+        """Submit one job after another until every model has answered five."""
         while min(ends[one] for one in names) < 5:
             [job] = await Desk(redis, name).submit(task("abc"))
             end = await end_of(redis, job)
             assert isinstance(end, Done), end
             ends[name] += 1
 
-    await asyncio.gather(*[ask(name) for name in names])
-    assert num_loaded(worker) <= 2
-    stop.set()
-    assert await running is True
+    async with serving(redis, shelf, names[0], names[1:], max_models=2) as worker:
+        await asyncio.gather(*[keep_busy(name) for name in names])
+        assert num_loaded(worker) <= 2
 
 
 async def test_a_poisoned_model_harms_nobody_else(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A model that cannot be loaded fails its own job with the reason, and no other job."""
     monkeypatch.setattr("worker.host.known_models.LOOK_S", 0.02)
     shelf = Shelf()
     shelf.poisoned.add("bad")
-    worker = worker_of(redis, 2, shelf.unloaded("bad"), shelf.unloaded("good"))
-    stop = asyncio.Event()
-    running = asyncio.create_task(worker.run(lambda: [shelf.load("always")], stop))
-    [bad] = await Desk(redis, "bad").submit(task("abc"))
-    [good] = await Desk(redis, "good").submit(task("abc"))
-    end = await end_of(redis, bad)
-    assert isinstance(end, Failed)
-    assert (end.code, end.message.endswith("its weights are damaged; copy them again.")) == (
-        "model_failed",
-        True,
-    )
-    assert isinstance(await end_of(redis, good), Done)
-    [always] = await Desk(redis, "always").submit(task("abc"))
-    assert isinstance(await end_of(redis, always), Done)
-    stop.set()
-    assert await running is True
+
+    async with serving(redis, shelf, "always", ["bad", "good"], max_models=2):
+        [bad] = await Desk(redis, "bad").submit(task("abc"))
+        [good] = await Desk(redis, "good").submit(task("abc"))
+
+        end = await end_of(redis, bad)
+        assert isinstance(end, Failed)
+        assert end.code == "model_failed"
+        assert end.message.endswith("its weights are damaged; copy them again.")
+        assert isinstance(await end_of(redis, good), Done)
+
+        [always] = await Desk(redis, "always").submit(task("abc"))
+        assert isinstance(await end_of(redis, always), Done)
 
 
 async def test_many_known_models_cost_an_idle_worker_nearly_nothing(redis: Redis) -> None:
-    """200 models that nobody asks: less than a hundredth of a core, leases, looks and announcements
-    together."""
+    """200 models without work take less than a hundredth of a core.
+
+    That includes their leases, the looks at their queues and the announcements.
+    """
     shelf = Shelf()
-    worker = worker_of(redis, 3, *[shelf.unloaded(f"m{number}") for number in range(200)])
-    stop = asyncio.Event()
-    running = asyncio.create_task(worker.run(lambda: [shelf.load("always")], stop))
-    await until(lambda: worker._state == "ready", "it is ready")
-    shares = []
-    for _ in range(3):
-        began_s = time.monotonic()
-        cpu_s = time.process_time()
-        await asyncio.sleep(2.0)
-        shares.append((time.process_time() - cpu_s) / (time.monotonic() - began_s))
-    stop.set()
-    assert await running is True
+    names = [f"m{number}" for number in range(200)]
+
+    async with serving(redis, shelf, "always", names, max_models=3) as worker:
+        await until(lambda: worker.not_ready() is None, "it is ready")
+        shares: list[float] = []
+        for _ in range(3):
+            start_s = time.monotonic()
+            start_cpu_s = time.process_time()
+            await asyncio.sleep(2.0)
+            cpu_s = time.process_time() - start_cpu_s
+            shares.append(cpu_s / (time.monotonic() - start_s))
+
+    # The quietest of three looks counts: other work on the machine only adds to the others.
     assert min(shares) < 0.01 * max(1.0, slowness()), shares

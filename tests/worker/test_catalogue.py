@@ -1,4 +1,4 @@
-"""The catalogue of models: what workers make of it while they run."""
+"""The catalogue of models: workers follow its changes while they run."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -38,7 +38,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def at_work(redis: Redis, most: int | None = None) -> AsyncIterator[WorkerService]:
-    """A worker with a model `m` of its own, which serves what is in the catalogue, too."""
+    """Run a worker with a model `m` of its own, which serves the models of the catalogue, too."""
     worker = WorkerService(
         Desk(redis).broker,
         QueuePolicy(lease_s=10, result_ttl_s=60),
@@ -49,7 +49,7 @@ async def at_work(redis: Redis, most: int | None = None) -> AsyncIterator[Worker
     stop = asyncio.Event()
     runner = Echo(RunnerOptions("echo", max_batch=4))
     running = asyncio.create_task(worker.run(lambda: loaded(runner), stop))
-    await until(lambda: worker._state == "ready" or running.done(), "the worker is ready")
+    await until(lambda: worker.not_ready() is None or running.done(), "the worker is ready")
     try:
         yield worker
     finally:
@@ -57,77 +57,87 @@ async def at_work(redis: Redis, most: int | None = None) -> AsyncIterator[Worker
         assert await running is True
 
 
-async def answered(redis: Redis, model: str) -> bool:
+async def answers(redis: Redis, model: str) -> bool:
+    """Return whether a job for the model succeeds."""
     [job] = await Desk(redis, model).submit(task("abc"))
     return isinstance(await end_of(redis, job), Done)
 
 
 async def test_a_model_is_served_from_when_it_is_added_until_it_is_removed(redis: Redis) -> None:
+    """A model that is added is served, loaded for its first job, and forgotten when removed."""
     catalogue = Catalogue(redis)
-    presence = Presence(redis)
     async with at_work(redis) as worker:
         assert await catalogue.add(ModelEntry(id="new", path="echo")) is True
         await until(lambda: "new" in worker.models, "the worker knows it")
-        assert worker.models["new"].host is None, "nobody has asked for it"
+        assert worker.models["new"].host is None, "no job has come for it"
         info = worker.models["new"].info
-        assert (info.runner, info.context_window, "generate" in info.tasks) == ("echo", 64, True)
-        assert await answered(redis, "new")
+        assert info.runner == "echo"
+        assert info.context_window == 64
+        assert "generate" in info.tasks
+        assert await answers(redis, "new")
         assert worker.models["new"].residence == "loaded"
 
         assert await catalogue.remove("new") is True
         await until(lambda: "new" not in worker.models, "the worker has forgotten it")
-        await worker._announce()
-        fleet = await presence.fleet()
-        assert "new" not in fleet.models
-        assert "new" not in fleet.catalogued
+        await until(lambda: is_unknown_to_fleet(redis, "new"), "the worker has announced that")
         assert await catalogue.remove("new") is False
-        assert await answered(redis, "m"), "its own model is not concerned"
+        assert await answers(redis, "m"), "its own model is not concerned"
+
+
+async def is_unknown_to_fleet(redis: Redis, model: str) -> bool:
+    fleet = await Presence(redis).fleet()
+    return model not in fleet.models and model not in fleet.catalogued
 
 
 async def test_work_that_came_before_any_worker_is_done_by_the_first(redis: Redis) -> None:
+    """A job for a model of the catalogue waits for the first worker."""
     await Catalogue(redis).add(ModelEntry(id="new", path="echo"))
     [job] = await Desk(redis, "new").submit(task("abc"))
+
     async with at_work(redis):
         assert isinstance(await end_of(redis, job), Done)
 
 
 async def test_a_changed_entry_is_loaded_anew(redis: Redis) -> None:
-    """What is in memory is what the entry said before: it goes, and the next request loads what the
-    entry says now."""
+    """A model whose entry changes is unloaded, and the next request loads the new entry."""
     catalogue = Catalogue(redis)
     async with at_work(redis) as worker:
         await catalogue.add(ModelEntry(id="new", path="echo", context_window=32))
-        assert await answered(redis, "new")
+        assert await answers(redis, "new")
         assert worker.models["new"].info.context_window == 32
+
         assert await catalogue.add(ModelEntry(id="new", path="echo", context_window=48)) is False
         await until(lambda: worker.models["new"].residence == "unloaded", "it has gone")
-        assert await answered(redis, "new")
+        assert await answers(redis, "new")
         assert worker.models["new"].info.context_window == 48
 
 
 async def test_a_model_is_loaded_and_pinned_by_order(redis: Redis) -> None:
-    """Two fit: the pinned one stays while others come and go."""
+    """Where two models fit, a pinned one stays while others come and go."""
     catalogue = Catalogue(redis)
     async with at_work(redis, most=2) as worker:
         for name in ("kept", "one", "two"):
             await catalogue.add(ModelEntry(id=name, path="echo"))
         await until(lambda: {"kept", "one", "two"} <= worker.models.keys(), "they are known")
+
         await catalogue.pin("kept", is_pinned=True)
         await catalogue.order_load("kept")
         await until(
             lambda: worker.models["kept"].residence == "loaded", "it is loaded without work"
         )
         for name in ("one", "two", "m", "one"):
-            assert await answered(redis, name)
+            assert await answers(redis, name)
             assert worker.models["kept"].residence == "loaded"
+
         await catalogue.pin("kept", is_pinned=False)
         await until(lambda: not worker.models["kept"].is_pinned, "the worker knows")
-        await answered(redis, "two")
-        await answered(redis, "m")
+        await answers(redis, "two")
+        await answers(redis, "m")
         assert worker.models["kept"].residence == "unloaded"
 
 
 async def test_orders_from_before_a_worker_came_are_not_its_own(redis: Redis) -> None:
+    """A worker does not obey an order to load that is older than itself."""
     catalogue = Catalogue(redis)
     await catalogue.add(ModelEntry(id="new", path="echo"))
     await catalogue.order_load("new")
@@ -139,8 +149,10 @@ async def test_orders_from_before_a_worker_came_are_not_its_own(redis: Redis) ->
 
 
 async def test_what_a_worker_cannot_read_it_does_not_serve(redis: Redis, tmp_path: Path) -> None:
-    """Others may: it is passed over here, with the reason in the log, and what follows it is
-    served."""
+    """An entry that a worker cannot read is passed over, and those after it are served.
+
+    Other workers may read it.
+    """
     catalogue = Catalogue(redis)
     async with at_work(redis) as worker:
         await catalogue.add(ModelEntry(id="away", path=str(tmp_path / "away")))
@@ -154,7 +166,7 @@ async def test_what_a_worker_cannot_read_it_does_not_serve(redis: Redis, tmp_pat
 async def test_a_damaged_model_may_be_removed_while_its_jobs_are_refused(
     redis: Redis, tmp_path: Path
 ) -> None:
-    """The worker goes on, whenever that comes."""
+    """The worker goes on when a damaged model is removed, however far the refusals are."""
     catalogue = Catalogue(redis)
     damaged = write_model("causal", tmp_path / "model")
     (damaged / "model.safetensors").write_bytes(b"no weights")
@@ -164,22 +176,29 @@ async def test_a_damaged_model_may_be_removed_while_its_jobs_are_refused(
             jobs = await Desk(redis, "bad").submit(*[task("abc")] * 8)
             await until(lambda: "bad" in worker.models, "it is known")
             first = await end_of(redis, jobs[0])
+            # The other jobs are being refused meanwhile.
             await catalogue.remove("bad")
             assert isinstance(first, Failed)
             assert first.code == "model_failed"
             await until(lambda: "bad" not in worker.models, "it is forgotten")
-        assert await answered(redis, "m")
+        assert await answers(redis, "m")
 
 
 @pytest.mark.parametrize("kind", ["causal", "hrm-text", "hrm-act"])
 def test_facts_from_files_are_those_of_the_loaded_model(kind: str, tmp_path: Path) -> None:
-    """Kind, tasks and size; and the window, but for a brain's, which only its tensors tell."""
+    """The runner, the tasks and the context window are known from files, and there is a size.
+
+    Only its tensors tell the window of a brain.
+    """
     path = write_model(kind, tmp_path / "model")
     entry = ModelEntry(id="x", path=str(path))
     settings = Settings(models=(entry,), device="cpu", context_window=4096, kv_memory_mib=1)
+
     facts = facts_of(entry, settings)
+
     [model] = load_models(settings)
-    assert facts.info.runner == model.info.runner == kind
+    assert facts.info.runner == kind
+    assert model.info.runner == kind
     assert facts.info.tasks == model.info.tasks
     if kind != "hrm-act":
         assert facts.info.context_window == model.info.context_window

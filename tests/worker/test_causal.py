@@ -1,5 +1,7 @@
-"""Causal LMs through our pages against transformers' own generate and forward, whatever the
-schedule."""
+"""Causal LMs through our pages equal transformers' own generate and forward.
+
+This holds whatever the schedule.
+"""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +26,6 @@ from tests.fixtures.worker.tiny_causal import (
 )
 from worker.engine.noise import fold
 from worker.engine.runner import RunnerOptions
-from worker.engine.scheduler import Scheduler
 from worker.models.weights import start_ids
 from worker.runners.causal import CausalLanguage
 from worker.runners.causal_net import CausalNet
@@ -36,9 +37,9 @@ from worker.text.vocabulary import Vocabulary
 PROMPTS = ("Hello", "Once upon a time", "x", "The capital of France is")
 COUNT = 12
 PAGE = 4
-TASKS = [Generate(text, Sampling(max_tokens=COUNT, seed=0, temperature=0.0)) for text in PROMPTS]
-
-
+EOS = 3
+GREEDY = Sampling(max_tokens=COUNT, seed=0, temperature=0.0)
+TASKS = [Generate(text, GREEDY) for text in PROMPTS]
 TOKENIZER = byte_tokenizer()
 
 
@@ -65,104 +66,113 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     path = tmp_path_factory.mktemp("causal")
     model = write(request.param, path)
     answers = [greedy(model, ids(text), COUNT) for text in PROMPTS]
-    assert len({tuple(answer) for answer in answers}) == len(PROMPTS), (
-        "the prompts do not matter to this network"
-    )
-    return Tiny(RunnerOptions(path=str(path), max_batch=4, page_size=PAGE), model, answers)
+    assert_all_differ(answers)
+    options = RunnerOptions(path=str(path), max_batch=4, page_size=PAGE)
+    return Tiny(options, model, answers)
 
 
-@pytest.fixture
-def preempted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The sequences that give way, as they do."""
-    names: list[str] = []
-    real = Scheduler._preempt
-    monkeypatch.setattr(
-        Scheduler, "_preempt", lambda self, item: (names.append(item.key), real(self, item))
-    )
-    return names
+def assert_all_differ(answers: list[list[int]]) -> None:
+    """Check that no two answers are the same: otherwise the inputs would not matter."""
+    for index, answer in enumerate(answers):
+        assert answer not in answers[:index]
 
 
 def test_greedy_batch_equals_transformers_generate(tiny: Tiny) -> None:
-    """Unequal prompts decoded together over pages equal transformers' generate on each alone (T3,
-    B59)."""
+    """Unequal prompts decoded together equal transformers' generate on each alone (T3, B59)."""
     assert generate_all(tiny.load(), TASKS) == tiny.answers
 
 
 def test_prompts_in_parts(tiny: Tiny) -> None:
-    """Chunked prefill beside rows that decode, in parts of less than a page."""
+    """Chunked prefill beside rows that decode changes no answer, in parts of less than a page."""
     assert generate_all(tiny.load(step_tokens=3), TASKS) == tiny.answers
 
 
 def test_staggered_arrivals(tiny: Tiny) -> None:
-    """A prompt that joins while others decode, and rows that leave early, change nobody's
-    tokens."""
+    """A prompt that joins while others decode changes nobody's tokens.
+
+    Nor do rows that leave early.
+    """
     serving = Serving(tiny.load(max_batch=2))
     for task in TASKS:
         serving.submit(task)
         for _ in range(3):
             serving.engine.step()
     serving.finish()
+
     assert serving.said == tiny.answers
 
 
-def test_few_pages(tiny: Tiny, preempted: list[str]) -> None:
+def test_few_pages(tiny: Tiny) -> None:
     """Rows that gave their pages back are computed again and go on with the same tokens."""
     shape = tiny.load()._net.kv_shape
     num_pages = 12
-    runner = tiny.load(
-        context_window=40, kv_bytes=num_pages * PAGE * shape.bytes_per_token(torch.float32)
-    )
+    kv_bytes = num_pages * PAGE * shape.bytes_per_token(torch.float32)
+    runner = tiny.load(context_window=40, kv_bytes=kv_bytes)
     assert runner.spec.num_pages == num_pages
-    assert generate_all(runner, TASKS) == tiny.answers
-    assert preempted, "there was room for all: this proves nothing"
+
+    serving = Serving(runner)
+    serving.finish(TASKS)
+
+    assert serving.said == tiny.answers
+    assert serving.engine.load.num_preempted > 0, "there was room for all: this proves nothing"
 
 
 @pytest.mark.parametrize("step_tokens", [5, 256])
 def test_prefix_hits(tiny: Tiny, step_tokens: int) -> None:
-    """A prompt that begins as an earlier one - past a window, in the middle of a page - is
-    continued as without."""
-    text = PROMPTS[3]
-    task = msgspec.structs.replace(TASKS[3], prompt=text + ", or was")
-    expected = greedy(tiny.model, ids(text + ", or was"), COUNT)
-    for is_on in (True, False):
-        serving = Serving(tiny.load(step_tokens=step_tokens, prefix_cache=is_on))
+    """A prompt that begins as an earlier one is continued as without the prefix cache.
+
+    The cached prefix is longer than a window, and one hit ends in the middle of a page.
+    """
+    prefix = PROMPTS[3]
+    longer = Generate(prefix + ", or was", GREEDY)
+    expected = greedy(tiny.model, ids(prefix + ", or was"), COUNT)
+    cached = len(ids(prefix)) // PAGE * PAGE
+    assert cached > WINDOW
+
+    # The last token of a prompt is always computed: it predicts the answer.
+    for prefix_cache, num_cached in ((True, [0, cached, cached - 1]), (False, [0, 0, 0])):
+        serving = Serving(tiny.load(step_tokens=step_tokens, prefix_cache=prefix_cache))
         serving.finish([TASKS[3]])
-        serving.finish([task, TASKS[3]])
+        serving.finish([longer, TASKS[3]])
+
         assert serving.said == [tiny.answers[3], expected, tiny.answers[3]]
-        cached = len(ids(text)) // PAGE * PAGE
-        assert cached > WINDOW
-        assert [done.num_cached_tokens for done in serving.done] == (
-            [0, cached, cached - 1] if is_on else [0, 0, 0]
-        )
+        assert [done.num_cached_tokens for done in serving.done] == num_cached
 
 
 def test_choices_equal_requests_of_their_own(tiny: Tiny) -> None:
     """n choices share one prompt's pages; each says what a request with its seed says."""
     sampling = Sampling(max_tokens=8, seed=7, temperature=1.0, n=3)
     emissions = run(tiny.load(), [Generate(PROMPTS[1], sampling)], [[]])
-    said = [
-        [token for item in emissions if item.choice == choice for token in item.ids]
-        for choice in range(3)
-    ]
-    singles = [msgspec.structs.replace(sampling, n=1, seed=fold(7, choice)) for choice in range(3)]
-    alone = [generate_all(tiny.load(), [Generate(PROMPTS[1], item)])[0] for item in singles]
-    assert said == alone
-    assert len({tuple(answer) for answer in alone}) == 3
+    choices: list[list[int]] = [[], [], []]
+    for emission in emissions:
+        choices[emission.choice] += emission.ids
+
+    singles: list[list[int]] = []
+    for choice in range(3):
+        single = msgspec.structs.replace(sampling, n=1, seed=fold(7, choice))
+        singles += generate_all(tiny.load(), [Generate(PROMPTS[1], single)])
+
+    assert choices == singles
+    assert_all_differ(singles)
 
 
 def test_a_replayed_response_goes_on_as_if_never_cut(tiny: Tiny) -> None:
-    """Logged tokens are run with the prompt, in parts of more than a window, and never sampled
-    again."""
-    replayed = [
-        answer[:kept] for answer, kept in zip(tiny.answers, (1, 7, COUNT - 1, 4), strict=True)
-    ]
+    """Logged tokens are run with the prompt, and never sampled again.
+
+    They are run in parts of more than a window.
+    """
+    first, second, third, fourth = tiny.answers
+    replayed = [first[:1], second[:7], third[: COUNT - 1], fourth[:4]]
+
     assert generate_all(tiny.load(step_tokens=9), TASKS, replayed) == tiny.answers
 
 
 @pytest.mark.parametrize("step_tokens", [5, 256])
 def test_scores_equal_the_models_own_forward(tiny: Tiny, step_tokens: int) -> None:
-    """A35, B59: continuations beside each other behind one context, shorter and longer than a
-    window, in any parts."""
+    """Scores of continuations behind one context equal the model's own forward (A35, B59).
+
+    The continuations are shorter and longer than a window, and are computed in any parts.
+    """
     runner = tiny.load(step_tokens=step_tokens)
     tasks = [
         Score(PROMPTS[3], (" Paris", " a good question, is it not?", "!")),
@@ -170,16 +180,17 @@ def test_scores_equal_the_models_own_forward(tiny: Tiny, step_tokens: int) -> No
     ]
     serving = Serving(runner)
     serving.finish(tasks)
-    serving.finish(tasks)  # now the contexts are found
-    assert [done.num_cached_tokens > 0 for done in serving.done] == [False, False, True, False]
+    # The second time, the longer context is in the prefix cache.
+    serving.finish(tasks)
+
+    has_cached = [done.num_cached_tokens > 0 for done in serving.done]
+    assert has_cached == [False, False, True, False]
     for task, done in zip([*tasks, *tasks], serving.done, strict=True):
         encoded = runner.encode(task)
-        expected = [
-            log_likelihood(tiny.model, encoded.prompt_ids, tail) for tail in encoded.continuations
-        ]
-        assert [score.log_likelihood for score in end_of(done, Scored).scores] == pytest.approx(
-            expected, abs=2e-3
-        )
+        scores = end_of(done, Scored).scores
+        for continuation, score in zip(encoded.continuations, scores, strict=True):
+            expected = log_likelihood(tiny.model, encoded.prompt_ids, continuation)
+            assert score.log_likelihood == pytest.approx(expected, abs=2e-3)
 
 
 class Negated(nn.Module):
@@ -193,36 +204,38 @@ class Negated(nn.Module):
 
 
 def test_a_head_put_in_place_after_loading_is_the_one_that_speaks(tiny: Tiny) -> None:
-    """Packed and int8 layers come late. What a network does behind its head (caps, scales) is odd:
-    signs survive."""
+    """Logits are those of the present head: packed and int8 layers come late."""
     net = tiny.load()._net
     assert isinstance(net, CausalNet)
     states = torch.randn(3, net.model.config.hidden_size)
     before = net.logits(states)
-    net.model.lm_head = Negated(net.model.lm_head)
     assert before.abs().max() > 0.1
+
+    net.model.lm_head = Negated(net.model.lm_head)
+
+    # Caps and scales behind a head are odd functions, so the sign survives them.
     assert torch.equal(net.logits(states), -before)
 
 
 def test_half_precision_runs(tmp_path: Path) -> None:
-    """bfloat16 on a CPU: generation and scoring run, and a score is near that of the float32
-    network."""
+    """bfloat16 on a CPU generates and scores; a score is near that of the float32 network."""
     model = write(mistral, tmp_path)
-    runner = load_runner(
-        "auto", RunnerOptions(path=str(tmp_path), page_size=PAGE, dtype="bfloat16")
-    )
-    assert all(len(answer) == COUNT or 3 in answer for answer in generate_all(runner, TASKS))
+    options = RunnerOptions(path=str(tmp_path), page_size=PAGE, dtype="bfloat16")
+    runner = load_runner("auto", options)
+
+    for answer in generate_all(runner, TASKS):
+        assert len(answer) == COUNT or EOS in answer
+
     task = Score(PROMPTS[3], (" Paris",))
+    [[score]] = score_all(runner, [task])
     encoded = runner.encode(task)
     expected = log_likelihood(model, encoded.prompt_ids, encoded.continuations[0])
-    assert score_all(runner, [task])[0][0].log_likelihood == pytest.approx(expected, rel=0.1)
+    assert score.log_likelihood == pytest.approx(expected, rel=0.1)
 
 
 def merging_tokenizer() -> PreTrainedTokenizerFast:
-    """Characters and the merges `bc`, `ab` and ` a`, in that order of strength."""
-    vocab = {
-        text: number for number, text in enumerate(["</s>", "a", "b", "c", " ", "ab", "bc", " a"])
-    }
+    """Build a tokenizer of characters and the merges `bc`, `ab` and ` a`, the strongest first."""
+    vocab = {"</s>": 0, "a": 1, "b": 2, "c": 3, " ": 4, "ab": 5, "bc": 6, " a": 7}
     model = models.BPE(vocab=vocab, merges=[("b", "c"), ("a", "b"), (" ", "a")])
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), eos_token="</s>")
 
@@ -231,10 +244,13 @@ def merging_tokenizer() -> PreTrainedTokenizerFast:
     ("context", "continuation", "expected"),
     [
         ("c", "bc", ("c", ["bc"])),
-        ("c ", "a", ("c", [" a"])),  # the space at the end moves over, and merges
+        # The space at the end moves over, and merges.
+        ("c ", "a", ("c", [" a"])),
         ("c  ", "b", ("c", [" ", " ", "b"])),
-        ("ab", "c", ("ab", ["bc"])),  # cut behind as many tokens as the context has alone
-        ("a", "b", ("a", ["b"])),  # swallowed by the context: read by itself
+        # The cut is behind as many tokens as the context has alone.
+        ("ab", "c", ("ab", ["bc"])),
+        # The context swallows the continuation, which is read by itself then.
+        ("a", "b", ("a", ["b"])),
         ("", " a", ("</s>", [" a"])),
         ("  ", "a", ("</s>", [" ", " a"])),
     ],
@@ -242,10 +258,14 @@ def merging_tokenizer() -> PreTrainedTokenizerFast:
 def test_continuations_are_cut_as_lm_evaluation_harness_does(
     context: str, continuation: str, expected: tuple[str, list[str]]
 ) -> None:
-    """Its rule, by hand, on a tokenizer that merges across the border."""
+    """Cuts follow the harness's rule, applied by hand, where a merge crosses the border."""
     tokenizer = merging_tokenizer()
     vocabulary = Vocabulary(tokenizer, 8, ChatTemplate(tokenizer))
     language = CausalLanguage(vocabulary, start_ids(tokenizer), frozenset())
+    expected_context, expected_continuation = expected
+
     encoded = language.encode(Score(context, (continuation,)), 96)
-    assert "".join(tokenizer.convert_ids_to_tokens(encoded.prompt_ids)) == expected[0]
-    assert tokenizer.convert_ids_to_tokens(encoded.continuations[0]) == expected[1]
+
+    context_tokens = tokenizer.convert_ids_to_tokens(encoded.prompt_ids)
+    assert "".join(context_tokens) == expected_context
+    assert tokenizer.convert_ids_to_tokens(encoded.continuations[0]) == expected_continuation

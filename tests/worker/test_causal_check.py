@@ -1,5 +1,7 @@
-"""What the check on loading refuses, and by which name; whatever it lets through, `test_causal`
-compares."""
+"""The check on loading refuses networks that cannot be served right, each by name.
+
+`test_causal` compares those that it lets through.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -132,6 +134,30 @@ REFUSED: list[tuple[Build, str]] = [
 ]
 
 
+def opt() -> PreTrainedModel:
+    """Build a network whose layers lie one deeper than in others, and whose positions start at
+    two."""
+    return OPTForCausalLM(OPTConfig(**SHARED, ffn_dim=64, word_embed_proj_dim=48))
+
+
+def mistral() -> PreTrainedModel:
+    """Build a network with a window that is shorter than the comparison on loading."""
+    return MistralForCausalLM(MistralConfig(**SHARED, sliding_window=30))
+
+
+def phi3() -> PreTrainedModel:
+    """Build a network whose rope changes all frequencies when any row of the batch passes 32."""
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "factor": 3.0,
+        "short_factor": [1.0] * 6,
+        "long_factor": [2.0] * 6,
+    }
+    config = Phi3Config(**SHARED, original_max_position_embeddings=32, rope_parameters=rope)
+    return Phi3ForCausalLM(config)
+
+
 def load(path: Path, **changes: Any) -> Any:
     return load_runner("auto", RunnerOptions(path=str(path), max_batch=2, page_size=4, **changes))
 
@@ -140,54 +166,63 @@ def load(path: Path, **changes: Any) -> Any:
     ("build", "problem"), REFUSED, ids=[build.__name__ for build, _ in REFUSED]
 )
 def test_what_is_not_covered_is_refused_by_name(build: Build, problem: str, tmp_path: Path) -> None:
-    """DESIGN 5: a mechanism that our attention does not have is never served wrong."""
+    """A mechanism that our attention does not have is refused, never served wrong (DESIGN 5)."""
     write(build, tmp_path)
     with pytest.raises(ModelFormatError, match=problem):
         load(tmp_path)
 
 
 def test_opt_is_served(tmp_path: Path) -> None:
-    """Its layers lie one deeper than in other networks, and its positions start at two."""
-    write(lambda: OPTForCausalLM(OPTConfig(**SHARED, ffn_dim=64, word_embed_proj_dim=48)), tmp_path)
+    """A network of another layout is served with its whole window."""
+    write(opt, tmp_path)
     assert load(tmp_path).spec.context_window == LONGEST
 
 
 def test_a_missing_tensor_fails_loudly(tmp_path: Path) -> None:
-    """T6 for Hugging Face models: transformers alone would start them at random."""
+    """A missing tensor is refused (T6): transformers alone would start it at random."""
     write(gpt2, tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
-    del tensors[sorted(name for name in tensors if "mlp" in name)[0]]
+    names = sorted(name for name in tensors if "mlp" in name)
+    del tensors[names[0]]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+
     with pytest.raises(ModelFormatError, match="missing keys"):
         load(tmp_path)
 
 
 def test_other_scores_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The comparison of logits: an attention that differs from the network's own."""
+    """An attention that differs from the network's own shows in the comparison of logits."""
     write(llama, tmp_path)
-    real = causal_net.attend
-    monkeypatch.setattr(
-        causal_net, "attend", lambda *args, scale, **rest: real(*args, scale=scale * 1.5, **rest)
-    )
+    attend = causal_net.attend
+
+    def attend_sharply(*args: Any, scale: float, **options: Any) -> torch.Tensor:
+        return attend(*args, scale=scale * 1.5, **options)
+
+    monkeypatch.setattr(causal_net, "attend", attend_sharply)
     with pytest.raises(ModelFormatError, match="logits differ"):
         load(tmp_path)
 
 
 def test_a_lost_window_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The comparison is longer than a small window."""
-    write(lambda: MistralForCausalLM(MistralConfig(**SHARED, sliding_window=30)), tmp_path)
+    """An attention that ignores a small window is refused: the comparison is longer than that."""
+    write(mistral, tmp_path)
     assert load(tmp_path).spec.context_window == LONGEST, "a window does not limit the context"
-    real = causal_net.attend
-    monkeypatch.setattr(
-        causal_net, "attend", lambda *args, **options: real(*args, **(options | {"window": None}))
-    )
+    attend = causal_net.attend
+
+    def attend_without_window(*args: Any, **options: Any) -> torch.Tensor:
+        options["window"] = None
+        return attend(*args, **options)
+
+    monkeypatch.setattr(causal_net, "attend", attend_without_window)
     with pytest.raises(ModelFormatError, match="logits differ"):
         load(tmp_path)
 
 
 def test_layers_that_mix_rows_are_refused(tmp_path: Path) -> None:
-    """A layer that looks at the token before its own, whosever that is, shows although its
-    attention is ours."""
+    """A layer that adds the token before each one is refused although its attention is ours.
+
+    In a flat batch that token may be another row's.
+    """
     model = write(llama, tmp_path)
 
     def add_the_one_before(_: object, __: object, out: torch.Tensor) -> torch.Tensor:
@@ -200,38 +235,24 @@ def test_layers_that_mix_rows_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("window", [None, 3, 1000, 4000])
 def test_masks_are_told_apart_whatever_their_size(window: int | None) -> None:
-    """Windows too large for a forward on loading: the mask that transformers asks for is tried pair
-    by pair."""
+    """The mask that transformers asks for is tried pair by pair.
+
+    Windows may be too large for a forward on loading.
+    """
     if window is None:
-        rules = {None: causal_mask_function}
+        assert causal_check._is_ours(window, causal_mask_function, 4096) is True
     else:
-        rules = {
-            size: sliding_window_causal_mask_function(size)
-            for size in (window - 1, window, window + 1)
-        }
-    for size, rule in rules.items():
-        assert causal_check._is_ours(window, rule, 4096) is (size == window)
-    others = [
-        bidirectional_mask_function,
-        chunked_causal_mask_function(window or 2000, torch.zeros(1, dtype=torch.long)),
-    ]
-    assert not any(causal_check._is_ours(window, rule, 4096) for rule in others)
+        for size in (window - 1, window, window + 1):
+            rule = sliding_window_causal_mask_function(size)
+            assert causal_check._is_ours(window, rule, 4096) is (size == window)
+
+    chunks = chunked_causal_mask_function(window or 2000, torch.zeros(1, dtype=torch.long))
+    assert not causal_check._is_ours(window, chunks, 4096)
+    assert not causal_check._is_ours(window, bidirectional_mask_function, 4096)
 
 
 def test_a_rope_that_depends_on_the_batch_limits_the_window(tmp_path: Path) -> None:
-    """longrope changes all frequencies when any row of the batch passes its original length."""
-    rope = {
-        "rope_type": "longrope",
-        "rope_theta": 1e4,
-        "factor": 3.0,
-        "short_factor": [1.0] * 6,
-        "long_factor": [2.0] * 6,
-    }
-    write(
-        lambda: Phi3ForCausalLM(
-            Phi3Config(**SHARED, original_max_position_embeddings=32, rope_parameters=rope)
-        ),
-        tmp_path,
-    )
+    """A model with longrope is served up to its original length."""
+    write(phi3, tmp_path)
     assert load(tmp_path).spec.context_window == 32
     assert load(tmp_path, context_window=20).spec.context_window == 20

@@ -1,5 +1,8 @@
-"""Classes in the engine and the worker (P7): the better one gets a slot at once, the paused one
-goes on as if nothing had been."""
+"""Priority classes in the engine and the worker (P7).
+
+The better class gets a slot at once. The sequence that it pauses goes on later, with the same
+tokens.
+"""
 
 import pytest
 from redis.asyncio import Redis
@@ -22,137 +25,169 @@ from worker.engine.request import Emission, SequenceWork
 from worker.engine.runner import RunnerOptions
 from worker.engine.scheduler import PATIENCE_STEPS
 from worker.engine.sequence import Encoded
+from worker.host.service import WorkerService
+
+SEED = 1
 
 
 def generate(
     key: str, priority: Priority, max_tokens: int, prompt: tuple[int, ...] = (1, 2)
 ) -> SequenceWork:
-    return SequenceWork(
-        key, Encoded(prompt, max_tokens), Sampling(max_tokens, 1), priority=priority
-    )
+    sampling = Sampling(max_tokens, seed=SEED)
+    return SequenceWork(key, Encoded(prompt, max_tokens), sampling, priority=priority)
 
 
-class Fleet:
-    """An engine over a ghost, which checks every place it reads, and what each work said."""
+class Harness:
+    """An engine over a ghost, which checks all keys and values it reads."""
 
-    def __init__(self, **spec: int) -> None:
-        self.ghost = Ghost(**{"num_pages": 100, "max_batch": 2, **spec})
+    def __init__(self, *, num_pages: int = 100, max_batch: int = 2) -> None:
+        self.ghost = Ghost(num_pages=num_pages, max_batch=max_batch)
         self.emissions: list[Emission] = []
         self.engine = Engine(self.ghost, self.emissions.extend)
-
-    def run(self, steps: int) -> None:
-        for _ in range(steps):
-            self.engine.step()
-
-    def finish(self) -> None:
-        while self.engine.has_work:
-            self.engine.step()
-        assert all(len(step) <= self.ghost.spec.max_batch for step in self.ghost.steps)
-
-    def said(self, key: str) -> list[int]:
-        return [token for item in self.emissions if item.key == key for token in item.ids]
-
-    def steps_of(self, key: str) -> list[int]:
-        return [
-            number
-            for number, step in enumerate(self.ghost.steps)
-            if any(part[0] == key for part in step)
-        ]
 
     def submit(self, *works: SequenceWork) -> None:
         for work in works:
             self.engine.submit(work)
 
+    def run(self, num_steps: int) -> None:
+        for _ in range(num_steps):
+            self.engine.step()
+
+    def finish(self) -> None:
+        while self.engine.has_work:
+            self.engine.step()
+        for step in self.ghost.steps:
+            assert len(step) <= self.ghost.spec.max_batch
+
+    def ids(self, key: str) -> list[int]:
+        """Return all tokens of one work."""
+        ids: list[int] = []
+        for emission in self.emissions:
+            if emission.key == key:
+                ids += emission.ids
+        return ids
+
+    def steps_of(self, key: str) -> list[int]:
+        """Return the numbers of the steps that one work took part in."""
+        numbers: list[int] = []
+        for number, step in enumerate(self.ghost.steps):
+            keys = [part[0] for part in step]
+            if key in keys:
+                numbers.append(number)
+        return numbers
+
 
 def test_the_latest_of_the_lowest_class_is_paused_and_goes_on() -> None:
-    fleet = Fleet(max_batch=3)
-    fleet.submit(
+    """An urgent work starts at once; the latest bulk work pauses for it, and no other."""
+    harness = Harness(max_batch=3)
+    harness.submit(
         generate("old bulk", "bulk", 30),
         generate("bulk", "bulk", 30),
         generate("default", "default", 30),
     )
-    fleet.run(5)
-    fleet.submit(generate("urgent", "interactive", 10))
-    fleet.finish()
-    assert fleet.steps_of("urgent") == list(range(5, 15)), "it starts at once and is never paused"
-    assert fleet.steps_of("old bulk") == fleet.steps_of("default") == list(range(30))
-    paused = fleet.steps_of("bulk")
-    assert not set(range(5, 15)) & set(paused)
+    harness.run(5)
+    harness.submit(generate("urgent", "interactive", 10))
+    harness.finish()
+
+    assert harness.steps_of("urgent") == list(range(5, 15))
+    assert harness.steps_of("old bulk") == list(range(30))
+    assert harness.steps_of("default") == list(range(30))
+    # Ten steps of pause, so it ends ten steps later.
+    paused = harness.steps_of("bulk")
+    assert set(paused).isdisjoint(range(5, 15))
     assert paused[-1] == 40 - 1
-    for key, count in (("old bulk", 30), ("bulk", 30), ("default", 30), ("urgent", 10)):
-        assert fleet.said(key) == answer((1, 2), count, generate(key, "bulk", 1).sampling.seed)  # type: ignore[union-attr]
+
+    assert harness.ids("old bulk") == answer((1, 2), 30, SEED)
+    assert harness.ids("bulk") == answer((1, 2), 30, SEED)
+    assert harness.ids("default") == answer((1, 2), 30, SEED)
+    assert harness.ids("urgent") == answer((1, 2), 10, SEED)
 
 
 @pytest.mark.parametrize("priority", ["default", "bulk"])
 def test_no_class_gives_way_to_its_own_or_a_worse_one(priority: Priority) -> None:
-    fleet = Fleet()
-    fleet.submit(generate("a", "default", 20), generate("b", "default", 20))
-    fleet.run(3)
-    fleet.submit(generate("c", priority, 5))
-    fleet.finish()
-    assert fleet.steps_of("a") == fleet.steps_of("b") == list(range(20))
-    assert min(fleet.steps_of("c")) == 20
+    """A work of the same class or a worse one waits until a slot is free."""
+    harness = Harness()
+    harness.submit(generate("a", "default", 20), generate("b", "default", 20))
+    harness.run(3)
+    harness.submit(generate("c", priority, 5))
+    harness.finish()
+
+    assert harness.steps_of("a") == list(range(20))
+    assert harness.steps_of("b") == list(range(20))
+    assert min(harness.steps_of("c")) == 20
 
 
 def test_a_better_class_gets_the_pages_too() -> None:
-    """Slots are free, but the store is full of bulk."""
-    fleet = Fleet(num_pages=12, max_batch=4)
-    fleet.submit(generate("x", "bulk", 16, (1,) * 8), generate("y", "bulk", 16, (2,) * 8))
-    fleet.run(8)
-    fleet.submit(generate("urgent", "interactive", 2, (3,) * 20))
-    fleet.finish()
-    assert max(fleet.steps_of("urgent")) < 12
-    assert fleet.said("y") == answer((2,) * 8, 16, 1)
+    """Where slots are free but bulk works hold all pages, these give pages back."""
+    harness = Harness(num_pages=12, max_batch=4)
+    harness.submit(generate("x", "bulk", 16, (1,) * 8), generate("y", "bulk", 16, (2,) * 8))
+    harness.run(8)
+    harness.submit(generate("urgent", "interactive", 2, (3,) * 20))
+    harness.finish()
+
+    assert max(harness.steps_of("urgent")) < 12
+    assert harness.ids("y") == answer((2,) * 8, 16, SEED)
 
 
 def test_none_is_paused_for_ever() -> None:
-    """Urgent works without end, and the paused one has its turn; what has waited that long is not
-    paused again."""
-    fleet = Fleet(max_batch=1)
-    fleet.submit(generate("bulk", "bulk", 40))
-    fleet.run(2)
+    """A paused work has its turn although urgent works come without end.
+
+    One that has waited so long is not paused again.
+    """
+    harness = Harness(max_batch=1)
+    harness.submit(generate("bulk", "bulk", 40))
+    harness.run(2)
     for number in range(2 * PATIENCE_STEPS + 100):
-        fleet.submit(generate(f"urgent {number}", "interactive", 2))
-        fleet.run(1)
-    steps = fleet.steps_of("bulk")
+        harness.submit(generate(f"urgent {number}", "interactive", 2))
+        harness.run(1)
+
+    steps = harness.steps_of("bulk")
     assert len(steps) == 40
-    assert 2 * PATIENCE_STEPS <= steps[2] < 2 * PATIENCE_STEPS + 10
-    assert steps[2:] == list(range(steps[2], steps[2] + 38))
+    # It ran twice at first. It rises by one class after each `PATIENCE_STEPS`.
+    resumed = steps[2]
+    assert 2 * PATIENCE_STEPS <= resumed < 2 * PATIENCE_STEPS + 10
+    assert steps[2:] == list(range(resumed, resumed + 38))
+
+
+def claimed_ids(worker: WorkerService) -> set[str]:
+    return {claim.job.id for claim in worker._ledger.claims}
+
+
+def has_all_places_free(worker: WorkerService) -> bool:
+    intake = worker.models["m"].host.intake
+    return intake._free == 2 and intake._urgent_free == 2
 
 
 async def test_a_full_worker_takes_an_urgent_job_all_the_same(redis: Redis) -> None:
-    """Both places are bulk's. No more urgent ones are taken than can run; of the others none is."""
+    """A worker full of bulk takes as many urgent jobs as can run, and no other job."""
     slow = Slow(RunnerOptions("echo", max_batch=2))
+    slow.stepping_s = 0.01
     worker = service(redis)
     desk = Desk(redis)
-    slow.stepping_s = 0.01
     async with serving(worker, slow):
-        bulk = await desk.submit(*[long_task(200)] * 2, priority="bulk")
-        await until(lambda: len(worker._ledger.claims) == 2, "the worker is full")
-        waiting = await desk.submit(long_task(30), priority="default")
+        bulk = await desk.submit(long_task(200), long_task(200), priority="bulk")
+        await until(lambda: len(claimed_ids(worker)) == 2, "the worker is full")
+
+        [waiting] = await desk.submit(long_task(30), priority="default")
         urgent = await desk.submit(*[long_task(30)] * 5, priority="interactive")
-        await until(lambda: len(worker._ledger.claims) == 4, "two urgent ones are taken besides")
-        assert {claim.job.id for claim in worker._ledger.claims} < {
-            job.id for job in (*bulk, *urgent)
-        }
+        await until(lambda: len(claimed_ids(worker)) == 4, "two urgent ones are taken besides")
+        assert waiting.id not in claimed_ids(worker)
+        assert claimed_ids(worker) < {job.id for job in (*bulk, *urgent)}
+
         for job in urgent:
             assert isinstance(await end_of(redis, job), Done)
-        assert await desk.counts() == (1, 2), "a bulk job has ended, or the default one was taken"
-        for job, text in (
+        # Else a bulk job has ended, or the default one was taken.
+        assert await desk.counts() == (1, 2)
+
+        expected = [
             (bulk[0], ("abc" * 67)[:200]),
             (bulk[1], ("abc" * 67)[:200]),
-            (waiting[0], "abc" * 10),
-        ):
+            (waiting, "abc" * 10),
+        ]
+        for job, text in expected:
             assert isinstance(await end_of(redis, job), Done)
             assert await log_fields_of(redis, job) == (text, [1])
-        await until(
-            lambda: (
-                worker.models["m"].host.intake._free
-                == worker.models["m"].host.intake._urgent_free
-                == 2
-            ),
-            "all places are free",
-        )
+        await until(lambda: has_all_places_free(worker), "all places are free")
 
 
 async def test_what_a_dead_worker_left_goes_to_places_of_its_own_class(redis: Redis) -> None:
@@ -161,5 +196,7 @@ async def test_what_a_dead_worker_left_goes_to_places_of_its_own_class(redis: Re
     await desk.submit(task("abc"), priority="bulk")
     [claim] = await desk.take(1, "dead")
     await desk.queue("dead").give_back([claim])
+
     assert await desk.take(1, priorities=("interactive",)) == []
-    assert [item.job for item in await desk.take(1)] == [claim.job]
+    [taken] = await desk.take(1)
+    assert taken.job == claim.job

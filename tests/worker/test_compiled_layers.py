@@ -1,8 +1,7 @@
-"""Compiled layers of HRM-Text say what plain ones say, and all layers and widths share the
-compilations.
+"""Compiled layers of HRM-Text compute what plain ones compute.
 
-Only the tracing is tested here, not what the compiler makes of it; on a GPU `test_gpu_decode.py`
-has it in.
+All layers and widths share the compilations. Only the tracing is tested here; `test_gpu_decode.py`
+runs the compiler, too, on a GPU.
 """
 
 from pathlib import Path
@@ -23,38 +22,47 @@ from worker.runners.hrm_text import HrmTextNet
 CPU = torch.device("cpu")
 
 
+def plan_of(num_tokens: int, *, is_causal: bool) -> AttentionPlan:
+    """Plan one row of `num_tokens` tokens without anything stored."""
+    positions = torch.arange(num_tokens)
+    span = Span(0, num_tokens, positions[None], has_fresh=True, is_causal=is_causal)
+    return AttentionPlan(positions, positions, (span,))
+
+
+def check_states(compiled: HrmTextNet, plain: HrmTextNet, plan: AttentionPlan) -> None:
+    """Check that both networks compute the same states of one row."""
+    ids = torch.arange(len(plan.positions))
+    states = compiled.hidden(ids, plan, None)
+    assert torch.allclose(states, plain.hidden(ids, plan, None), atol=1e-5)
+
+
 def test_two_compilations_serve_all_layers_and_widths(tmp_path: Path) -> None:
+    """Rows of any width share two compilations; a single token may have two of its own."""
     write_tiny(tmp_path)
-    plain, compiled = (HrmTextNet(hrm_text.load_model(tmp_path), CPU) for _ in range(2))
+    plain = HrmTextNet(hrm_text.load_model(tmp_path), CPU)
+    compiled = HrmTextNet(hrm_text.load_model(tmp_path), CPU)
     graphs: list[fx.GraphModule] = []
 
     def count_and_run(graph: fx.GraphModule, _: object) -> fx.GraphModule:
         graphs.append(graph)
         return graph
 
+    # Compilations that other tests left in the cache would not be made, and counted, again.
     torch._dynamo.reset()
     compiled.model.compile_layers(count_and_run)
     with torch.inference_mode():
-        for count in (5, 17, 2, 64):
-            places = torch.arange(count)
-            plan = AttentionPlan(
-                places, places, (Span(0, count, places[None], has_fresh=True, is_causal=True),)
-            )
-            assert torch.allclose(
-                compiled.hidden(places, plan, None), plain.hidden(places, plan, None), atol=1e-5
-            )
+        for num_tokens in (5, 17, 2, 64):
+            check_states(compiled, plain, plan_of(num_tokens, is_causal=True))
         assert len(graphs) == 2
-        one = torch.arange(1)
-        plan = AttentionPlan(one, one, (Span(0, 1, one[None], has_fresh=True),))
-        assert torch.allclose(
-            compiled.hidden(one, plan, None), plain.hidden(one, plan, None), atol=1e-5
-        )
-    assert len(graphs) <= 4, "a single token may have compilations of its own"
+
+        check_states(compiled, plain, plan_of(1, is_causal=False))
+    assert len(graphs) <= 4
 
 
 def test_layers_that_do_not_compile_run_as_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A failure of the compiler is logged, and the model is served with plain layers."""
     write_tiny(tmp_path)
     net = HrmTextNet(hrm_text.load_model(tmp_path), CPU)
 
@@ -66,10 +74,14 @@ def test_layers_that_do_not_compile_run_as_they_are(
 
     plain = net.model.halves
     monkeypatch.setattr(torch, "compile", without_compiler)
+
     hrm_text.compile_net(net, "tiny")
+
     assert net.model.halves == plain
-    [said] = fields_of(caplog, "layers not compiled")
-    assert said == {"model": "tiny", "error": "Failed to find C compiler"}
+    [fields] = fields_of(caplog, "layers not compiled")
+    assert fields == {"model": "tiny", "error": "Failed to find C compiler"}
+
     runner = hrm_text.load(RunnerOptions(path=str(tmp_path), max_batch=2))
     task = Generate(PROMPTS[0], Sampling(max_tokens=3, seed=0))
-    assert len(generate_all(runner, [task])[0]) == 3
+    [answer] = generate_all(runner, [task])
+    assert len(answer) == 3

@@ -1,7 +1,7 @@
-"""Damaged and foreign model directories: one sentence that names the file and a remedy, from every
-loader.
+"""Damaged and foreign model directories: every loader refuses them in one sentence.
 
-The sentence is a SettingsError, which every role's command line turns into status 2.
+The sentence names the file and a remedy. It is a SettingsError, which every role's command line
+turns into status 2.
 """
 
 import json
@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shared.settings.settings import ModelEntry, Settings, SettingsError
+from tests.fixtures.logged import fields_of
 from tests.fixtures.worker.whole_models import WRITERS
-from worker.host.loading import load_models
+from worker.host.loading import LoadedModel, load_models
 from worker.runners import causal
 
 REMEDIES = ("copy", "correct", "serve", "give", "merge", "convert", "name", "let the user")
@@ -27,7 +28,7 @@ Whole = Callable[[str], Path]
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    """The directory of a whole model by its kind, written once."""
+    """Return the directory of a whole model by its kind, written once."""
     root = tmp_path_factory.mktemp("whole")
 
     def of_kind(kind: str) -> Path:
@@ -41,36 +42,51 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
 
 @pytest.fixture
 def copied(whole: Whole, tmp_path: Path) -> Callable[[str], Path]:
+    """Copy the directory of a whole model, for a test to damage."""
+
     def copy(kind: str) -> Path:
         return Path(shutil.copytree(whole(kind), tmp_path / "model"))
 
     return copy
 
 
-def load(path: Path) -> str:
-    """What was found there."""
+def load_model(path: Path) -> LoadedModel:
     settings = Settings(
         models=(ModelEntry(id="mine", path=str(path)),), max_batch_size=2, device="cpu", threads=1
     )
     [model] = load_models(settings)
-    return model.info.found
+    return model
+
+
+def load(path: Path) -> str:
+    """Return the line that describes the model."""
+    return load_model(path).info.found
 
 
 def refusal(path: Path) -> str:
-    """The sentence on what is wrong."""
+    """Return the sentence with which a directory is refused, after a check of its form."""
     with pytest.raises(SettingsError) as refused:
         load(path)
-    said = str(refused.value)
-    assert "\n" not in said
-    assert said.startswith("model 'mine'")
-    assert str(path) in said
-    assert any(remedy in said.lower() for remedy in REMEDIES), said
-    return said
+    sentence = str(refused.value)
+    assert "\n" not in sentence
+    assert sentence.startswith("model 'mine'")
+    assert str(path) in sentence
+    assert any(remedy in sentence.lower() for remedy in REMEDIES), sentence
+    return sentence
+
+
+def update_json(file: Path, fields: dict[str, Any]) -> None:
+    """Set fields of a JSON object, which is empty where there is no file."""
+    content: dict[str, Any] = {}
+    if file.exists():
+        content = json.loads(file.read_text())
+    content.update(fields)
+    file.write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_whole_ones_are_served(whole: Whole, kind: str) -> None:
-    """Otherwise the others here prove nothing."""
+    """The whole models are served; otherwise the other tests would prove nothing."""
     assert load(whole(kind))
 
 
@@ -84,7 +100,7 @@ def emptied(file: Path) -> None:
 
 
 def scribbled(file: Path) -> None:
-    """Over the first part, where headers are."""
+    """Overwrite the first part, where headers are."""
     content = bytearray(file.read_bytes())
     content[:48] = b"\xff\x00?" * 16
     file.write_bytes(content)
@@ -122,37 +138,47 @@ FILES = {
     "implant": ("starter_brain.json", "head.pt", "base/config.json", "base/model.safetensors"),
 }
 SPARED = [
-    ("train_metadata.yaml", cut),  # what is needed stands before that
-    ("fsdp2_epoch_1/__0_0.distcp", cut),  # only what the optimizer kept
+    # All that is needed stands in the first half.
+    ("train_metadata.yaml", cut),
+    # Only what the optimizer kept is lost.
+    ("fsdp2_epoch_1/__0_0.distcp", cut),
     ("fsdp2_epoch_1/__0_0.distcp", scribbled),
 ]
-CELLS = [
-    (kind, file, damage)
-    for kind, files in FILES.items()
-    for file in files
-    for damage in DAMAGES
-    if (file, damage) not in SPARED
-]
 
 
-@pytest.mark.parametrize(("kind", "file", "damage"), CELLS)
+def damaged_files() -> list[tuple[str, str, Callable[[Path], None]]]:
+    """List every damage to every file that makes its model unusable."""
+    cases: list[tuple[str, str, Callable[[Path], None]]] = []
+    for kind, files in FILES.items():
+        for file in files:
+            for damage in DAMAGES:
+                if (file, damage) not in SPARED:
+                    cases.append((kind, file, damage))
+    return cases
+
+
+@pytest.mark.parametrize(("kind", "file", "damage"), damaged_files())
 def test_a_damaged_file_is_named(
     copied: Callable[[str], Path], kind: str, file: str, damage: Callable[[Path], None]
 ) -> None:
+    """The refusal names the damaged file, or the directory of a sharded checkpoint."""
     path = copied(kind)
     damage(path / file)
-    said = refusal(path)
+    sentence = refusal(path)
+
+    # Without these files the kind is unknown: the sentence lists the files that tell it.
     if damage is lost and file in ("brain.json", "starter_brain.json"):
-        return  # it says what a directory is told by
-    named = (
-        Path(file).parts[0]
-        if "distcp" in file or (damage is lost and "index" not in file)
-        else Path(file).name
-    )
+        return
+
+    named = Path(file).name
+    if "distcp" in file or (damage is lost and "index" not in file):
+        named = Path(file).parts[0]
     if damage is lost:
-        assert named.split(".")[0].split("-of")[0] in said or "no weights" in said, said
+        # A file that is not there is named without its suffix and the number of its shard.
+        stem = named.split(".")[0].split("-of")[0]
+        assert stem in sentence or "no weights" in sentence, sentence
     else:
-        assert named in said, said
+        assert named in sentence, sentence
 
 
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
@@ -175,12 +201,14 @@ LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\n
 def test_what_a_clone_without_git_lfs_leaves(
     copied: Callable[[str], Path], kind: str, file: str
 ) -> None:
+    """A pointer of Git LFS in place of a file is refused as one."""
     path = copied(kind)
     (path / file).write_text(LFS_POINTER)
     assert f"{path / file} is a pointer of Git LFS" in refusal(path)
 
 
 def test_optional_files_must_be_whole_where_they_are(copied: Callable[[str], Path]) -> None:
+    """An optional file that is cut off is refused by name."""
     path = copied("causal")
     for name in (
         "generation_config.json",
@@ -191,7 +219,9 @@ def test_optional_files_must_be_whole_where_they_are(copied: Callable[[str], Pat
         file = path / name
         before = file.read_bytes() if file.exists() else None
         file.write_text('{"cut": ')
+
         assert name in refusal(path)
+
         file.unlink()
         if before is not None:
             file.write_bytes(before)
@@ -217,6 +247,7 @@ def test_optional_files_must_be_whole_where_they_are(copied: Callable[[str], Pat
 def test_json_of_another_shape(
     copied: Callable[[str], Path], kind: str, file: str, content: str
 ) -> None:
+    """A file whose content is valid, but is no object, is refused by name."""
     path = copied(kind)
     (path / file).write_text(content)
     assert file in refusal(path)
@@ -270,9 +301,9 @@ WRONG_FIELDS: list[tuple[str, str, dict[str, Any]]] = [
 def test_a_field_that_is_wrong(
     copied: Callable[[str], Path], kind: str, file: str, fields: dict[str, Any]
 ) -> None:
+    """A field with a value that makes no sense is refused in a sentence."""
     path = copied(kind)
-    content = json.loads((path / file).read_text()) if (path / file).exists() else {}
-    (path / file).write_text(json.dumps(content | fields))
+    update_json(path / file, fields)
     refusal(path)
 
 
@@ -293,14 +324,16 @@ QUANTIZATIONS = (
 def test_quantized_weights_are_refused_by_their_method(
     copied: Callable[[str], Path], kind: str, method: str
 ) -> None:
+    """Quantized weights are refused with their method and the setting that helps."""
     path = copied(kind)
-    config = json.loads((path / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": method, "bits": 4}
-    (path / "config.json").write_text(json.dumps(config))
-    said = refusal(path)
-    assert "config.json" in said
-    assert method in said
-    assert "int8" in said
+    quantization = {"quant_method": method, "bits": 4}
+    update_json(path / "config.json", {"quantization_config": quantization})
+
+    sentence = refusal(path)
+
+    assert "config.json" in sentence
+    assert method in sentence
+    assert "int8" in sentence
 
 
 def _reshaped(tensors: dict[str, torch.Tensor], name: str) -> None:
@@ -338,28 +371,33 @@ TENSORS = {
 def test_a_tensor_that_is_wrong(
     copied: Callable[[str], Path], kind: str, damage: Callable[[dict[str, torch.Tensor], str], None]
 ) -> None:
+    """A damaged tensor is refused by name.
+
+    NaN shows in a trial forward, which cannot name the tensor.
+    """
     path = copied(kind)
     [file] = path.glob("*.safetensors")
     tensors = load_file(file)
     damage(tensors, TENSORS[kind])
     save_file(tensors, file, metadata={"format": "pt"})
-    said = refusal(path)
+
+    sentence = refusal(path)
+
     if damage is not _not_numbers:
-        assert TENSORS[kind].removeprefix("bert.") in said
+        assert TENSORS[kind].removeprefix("bert.") in sentence
 
 
 @pytest.mark.parametrize("kind", ["causal", "causal-shards", "encoder"])
 def test_more_layers_than_any_files_hold(copied: Callable[[str], Path], kind: str) -> None:
-    """Nothing is built of them: that would take hours, and all memory."""
+    """A million layers are refused before any is built: that would take hours, and all memory."""
     path = copied(kind)
-    config = json.loads((path / "config.json").read_text())
-    config["num_hidden_layers"] = 1_000_000
-    (path / "config.json").write_text(json.dumps(config))
+    update_json(path / "config.json", {"num_hidden_layers": 1_000_000})
     assert "config.json" in refusal(path)
 
 
 @pytest.mark.parametrize("name", ["weight", "bias"])
 def test_a_q_head_that_is_not_of_numbers(copied: Callable[[str], Path], name: str) -> None:
+    """A q head with NaN in it is refused with the name of the tensor."""
     path = copied("implant")
     head = {"weight": torch.ones(2, 32), "bias": torch.zeros(2)}
     head[name][1] = torch.nan
@@ -368,18 +406,23 @@ def test_a_q_head_that_is_not_of_numbers(copied: Callable[[str], Path], name: st
 
 
 def test_weights_of_other_programs_and_adapters(copied: Callable[[str], Path]) -> None:
+    """A PEFT adapter is refused, with a model's config beside it and without."""
     path = copied("causal")
     (path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
     assert "adapter_config.json" in refusal(path)
+
     (path / "config.json").unlink()
     assert "PEFT adapter" in refusal(path)
 
 
 def test_weights_only_of_another_program(copied: Callable[[str], Path]) -> None:
+    """GGUF weights are refused by name."""
     path = copied("causal")
     (path / "model.safetensors").rename(path / "model.gguf")
     assert "weights only in model.gguf" in refusal(path)
-    (path / "config.json").unlink()  # as they are often handed on
+
+    # They are often handed on without a config.
+    (path / "config.json").unlink()
     assert "weights only in model.gguf" in refusal(path)
 
 
@@ -390,6 +433,7 @@ def test_weights_only_of_another_program(copied: Callable[[str], Path]) -> None:
 def test_a_chat_template_that_cannot_work(
     copied: Callable[[str], Path], kind: str, template: str
 ) -> None:
+    """A chat template that does not parse, or fails on any dialogue, is refused."""
     path = copied(kind)
     (path / "chat_template.jinja").write_text(template)
     assert "chat template" in refusal(path)
@@ -397,12 +441,13 @@ def test_a_chat_template_that_cannot_work(
 
 @pytest.mark.parametrize("kind", ["causal", "hrm-text", "encoder"])
 def test_a_file_of_the_directory_names_it(whole: Whole, kind: str) -> None:
+    """The path of a model's config loads the model."""
     assert load(whole(kind) / "config.json") == load(whole(kind))
 
 
 @pytest.fixture
 def open_root() -> Iterator[Path]:
-    """A directory that others may look into, as pytest's own is not."""
+    """Make a directory that other users may look into, as pytest's own is not."""
     root = Path(tempfile.mkdtemp())
     root.chmod(0o755)
     yield root
@@ -411,24 +456,30 @@ def open_root() -> Iterator[Path]:
 
 @pytest.mark.parametrize("name", ["", "config.json", "model.safetensors", "tokenizer.json"])
 def test_what_may_not_be_read(whole: Whole, open_root: Path, name: str) -> None:
+    """A file that may not be read is refused with the permission that is missing."""
     path = Path(shutil.copytree(whole("causal"), open_root / "model"))
     for file in path.iterdir():
         file.chmod(0o644)
     (path / name).chmod(0)
+
+    # Root may read everything, so it becomes "nobody" for the time.
     user = os.geteuid()
     if user == 0:
-        os.seteuid(65534)  # root may read everything
+        os.seteuid(65534)
     try:
-        said = refusal(path)
+        sentence = refusal(path)
     finally:
         if user == 0:
             os.seteuid(user)
         path.chmod(0o755)
-    assert "let the user that runs the worker read it" in said
-    assert name in said
+
+    assert "let the user that runs the worker read it" in sentence
+    assert name in sentence
 
 
 def test_a_bug_of_ours_stays_a_traceback(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of our own code is raised as it is, not turned into a sentence."""
+
     def broken(*_: object, **__: object) -> None:
         raise AttributeError("a slip of ours")
 
@@ -439,19 +490,23 @@ def test_a_bug_of_ours_stays_a_traceback(whole: Whole, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("kind", ["causal", "hrm-text", "encoder"])
 def test_a_tokenizer_whose_reader_panics(copied: Callable[[str], Path], kind: str) -> None:
-    """Rust's panics are no Exception: one must neither end a start with a traceback nor a worker
-    that loads again."""
+    """A panic in the tokenizer's Rust code is refused in a sentence.
+
+    It is no Exception, and must end neither a start with a traceback nor a worker that loads again.
+    """
     path = copied(kind)
-    file = path / "tokenizer.json"
-    tokenizer = json.loads(file.read_text())
-    tokenizer["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": ""}
-    file.write_text(json.dumps(tokenizer))
-    said = refusal(path)
-    assert "The tokenizer in" in said
-    assert "PanicException" in said
+    normalizer = {"type": "Precompiled", "precompiled_charsmap": ""}
+    update_json(path / "tokenizer.json", {"normalizer": normalizer})
+
+    sentence = refusal(path)
+
+    assert "The tokenizer in" in sentence
+    assert "PanicException" in sentence
 
 
 def test_a_lack_of_memory_is_told_as_one(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failed allocation is refused as a model that does not fit."""
+
     def lacking(*_: object, **__: object) -> None:
         raise RuntimeError(
             "DefaultCPUAllocator: can't allocate memory: you tried to allocate 64000000000 bytes."
@@ -464,15 +519,15 @@ def test_a_lack_of_memory_is_told_as_one(whole: Whole, monkeypatch: pytest.Monke
 def test_what_is_not_obeyed_is_said(
     copied: Callable[[str], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Files and fields that are not obeyed are logged and listed. The eos ids are obeyed."""
     path = copied("causal")
     options = {"eos_token_id": [3, 5], "do_sample": True, "temperature": 0.6, "top_p": 0.9}
     (path / "generation_config.json").write_text(json.dumps(options))
     (path / "preprocessor_config.json").write_text("{}")
-    settings = Settings(
-        models=(ModelEntry(id="mine", path=str(path)),), max_batch_size=2, device="cpu", threads=1
-    )
-    [model] = load_models(settings)
+
+    model = load_model(path)
+
     assert sorted(model.not_obeyed) == ["generation_config.json", "preprocessor_config.json"]
     assert "temperature 0.6, top_p 0.9" in model.not_obeyed["generation_config.json"]
-    assert [record.getMessage() for record in caplog.records].count("file not obeyed") == 2
+    assert len(fields_of(caplog, "file not obeyed")) == 2
     assert model.runner.eos_ids >= {3, 5}

@@ -1,5 +1,7 @@
-"""Choosing a device and a dtype: named and missing is an error, `auto` falls back (D3, D4, D5, D7,
-A48, X14)."""
+"""The choice of a device and a dtype (D3, D4, D5, D7, A48, X14).
+
+A device that is named and missing is an error; `auto` falls back.
+"""
 
 import logging
 from types import SimpleNamespace
@@ -16,7 +18,7 @@ from worker.host.loading import load_models, obstacles
 def offer(
     monkeypatch: pytest.MonkeyPatch, *, cuda: bool = False, mps: bool = False, bf16: bool = True
 ) -> None:
-    """A machine with these accelerators, as torch would tell of it."""
+    """Let torch report a machine with these accelerators."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
     facts = SimpleNamespace(name="A GPU", total_memory=24 * 2**30)
@@ -32,28 +34,34 @@ def offer(
 def test_auto_takes_the_best_that_is_there(
     monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, chosen: str
 ) -> None:
+    """`auto` is the default, and takes CUDA, then MPS, then the CPU."""
     offer(monkeypatch, cuda=cuda, mps=mps)
-    assert select_device("auto") == select_device() == torch.device(chosen)
+    assert select_device("auto") == torch.device(chosen)
+    assert select_device() == torch.device(chosen)
 
 
 @pytest.mark.parametrize(("wanted", "there"), [("cuda", "mps, cpu"), ("mps", "cuda, cpu")])
 def test_a_named_device_that_is_missing_stops_the_start(
     monkeypatch: pytest.MonkeyPatch, wanted: str, there: str
 ) -> None:
+    """The refusal of a missing device lists those that are there."""
     offer(monkeypatch, cuda=wanted == "mps", mps=wanted == "cuda")
-    with pytest.raises(
-        SettingsError, match=f"device: '{wanted}' was asked for .* there is {there}$"
-    ):
+    sentence = f"device: '{wanted}' was asked for .* there is {there}$"
+    with pytest.raises(SettingsError, match=sentence):
         select_device(wanted)
     assert select_device("cpu") == torch.device("cpu")
 
 
 def test_a_named_device_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that is named and there is taken, whatever else is there."""
     offer(monkeypatch, cuda=True, mps=True)
-    assert [str(select_device(name)) for name in ("cuda", "mps", "cpu")] == ["cuda:0", "mps", "cpu"]
+    assert str(select_device("cuda")) == "cuda:0"
+    assert str(select_device("mps")) == "mps"
+    assert str(select_device("cpu")) == "cpu"
 
 
 def test_capabilities(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The capabilities name the accelerators, the GPU and its memory."""
     offer(monkeypatch)
     assert device_capabilities() == {
         "cuda": False,
@@ -61,6 +69,7 @@ def test_capabilities(monkeypatch: pytest.MonkeyPatch) -> None:
         "gpu_name": None,
         "memory_gb": None,
     }
+
     offer(monkeypatch, cuda=True)
     assert device_capabilities() == {
         "cuda": True,
@@ -68,6 +77,7 @@ def test_capabilities(monkeypatch: pytest.MonkeyPatch) -> None:
         "gpu_name": "A GPU",
         "memory_gb": 24.0,
     }
+
     offer(monkeypatch, mps=True)
     assert device_capabilities()["memory_gb"] == 8.0
 
@@ -84,7 +94,10 @@ def test_capabilities(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_auto_dtype_is_what_the_device_is_fast_with(
     monkeypatch: pytest.MonkeyPatch, device: str, bf16: bool, expected: str
 ) -> None:
-    """A48; float32 on the CPU is what P3 is promised for."""
+    """`auto` takes the dtype that the device is fast with (A48).
+
+    On the CPU that is float32, for which P3 is promised.
+    """
     offer(monkeypatch, cuda=True, mps=True, bf16=bf16)
     assert choose_dtype("auto", torch.device(device)) == expected
     assert choose_dtype("float32", torch.device(device)) == "float32"
@@ -93,28 +106,39 @@ def test_auto_dtype_is_what_the_device_is_fast_with(
 def test_the_device_is_logged_at_start_with_what_it_is(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """D5; and the sample model is served in float32 here, by default."""
+    """The chosen device is logged with its capabilities (D5).
+
+    On the CPU the sample model is served in float32 by default.
+    """
     offer(monkeypatch)
     with caplog.at_level(logging.INFO):
-        (model,) = load_models(Settings())
-    [said] = fields_of(caplog, "device chosen")
-    assert (said["device"], said["cuda"]) == ("cpu", False)
+        [model] = load_models(Settings())
+
+    [fields] = fields_of(caplog, "device chosen")
+    assert fields["device"] == "cpu"
+    assert fields["cuda"] is False
     assert model.info.found.endswith("float32")
 
 
 def test_d6_a_model_that_requires_a_gpu_is_left_out_without_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The others are served; a worker that would serve none does not start."""
+    """A model that requires a GPU is left out without one, and the others are served (D6).
+
+    A worker that would serve none does not start.
+    """
     offer(monkeypatch)
     big = ModelEntry(id="big", path="x", gpu_required=True)
     small = ModelEntry(id="small", path="echo")
     settings = Settings(models=(big, small))
-    assert [model.info.id for model in load_models(settings)] == ["small"]
+
+    [model] = load_models(settings)
+    assert model.info.id == "small"
     assert obstacles(settings).keys() == {"big"}
     assert "'big' requires a GPU" in obstacles(settings)["big"]
     with pytest.raises(SettingsError, match=r"'big' requires a GPU.*quantize: int8"):
         load_models(Settings(models=(big,)))
+
     offer(monkeypatch, cuda=True)
     assert obstacles(settings) == {}
     assert obstacles(settings.model_copy(update={"device": "cpu"})).keys() == {"big"}

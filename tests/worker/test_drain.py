@@ -1,5 +1,7 @@
-"""Leaving: a worker that is told to go hands everything over at the next step boundary and is gone
-in two seconds."""
+"""Draining: a worker that is told to go is gone in two seconds.
+
+It hands everything over at the next step boundary.
+"""
 
 import asyncio
 import signal
@@ -10,7 +12,7 @@ from contextlib import asynccontextmanager
 import pytest
 from redis.asyncio import Redis
 
-from shared.messages import Done, Tokens
+from shared.messages import Done, Job, Tokens
 from tests.fixtures.desk import Desk
 from tests.fixtures.polling import DEADLINE_S, until
 from tests.fixtures.redis_server import RedisServer
@@ -29,7 +31,7 @@ from worker.engine.runner import RunnerOptions
 from worker.runners.echo import Echo
 
 LONG_LEASE_S = 600.0
-"""Nothing in these tests may be owed to a lease that lapsed."""
+"""Far longer than a test: no job may change hands because a lease lapsed."""
 
 SLOW_WORKER = """
 import sys, time
@@ -64,14 +66,14 @@ process.run(Settings(redis_url=sys.argv[1], lease_s=600))
 
 @asynccontextmanager
 async def slow_worker(redis_url: str, phase: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A worker process in the middle of something that takes ten minutes."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", SLOW_WORKER, redis_url, phase), stdout=asyncio.subprocess.PIPE
-    )
+    """Start a worker process, and wait until it is in a phase that takes ten minutes."""
+    command = [sys.executable, "-c", SLOW_WORKER, redis_url, phase]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     try:
         assert process.stdout is not None
-        while phase.encode() not in await asyncio.wait_for(process.stdout.readline(), DEADLINE_S):
-            pass
+        line = b""
+        while phase.encode() not in line:
+            line = await asyncio.wait_for(process.stdout.readline(), DEADLINE_S)
         yield process
     finally:
         if process.returncode is None:
@@ -80,88 +82,110 @@ async def slow_worker(redis_url: str, phase: str) -> AsyncIterator[asyncio.subpr
 
 
 async def check_exit(process: asyncio.subprocess.Process) -> None:
-    """It ends with 0 on SIGTERM, in time."""
+    """Check that the process exits with 0 within two seconds of SIGTERM."""
     with within(2, "the worker process exits"):
         process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0
 
 
 async def check_stop(running: "asyncio.Task[bool]", stop: asyncio.Event, limit_s: float) -> None:
+    """Check that the worker stops within `limit_s`."""
     with within(limit_s, "the worker stops"):
         stop.set()
         assert await running is True
 
 
-async def test_another_worker_goes_on_at_once(redis: Redis) -> None:
-    """P1: no token is lost, said twice or waited for; the new owner starts long before the lease
-    would have ended."""
+def fast_echo() -> Echo:
+    return Echo(RunnerOptions("echo", max_batch=4))
+
+
+def slow_echo() -> Slow:
     slow = Slow(RunnerOptions("echo", max_batch=4))
     slow.stepping_s = 0.02
-    jobs = await Desk(redis).submit(*[long_task(60)] * 3, is_streamed=True)
+    return slow
+
+
+async def has_tokens(desk: Desk, job: Job) -> bool:
+    return any(isinstance(event, Tokens) for event in await desk.events(job))
+
+
+async def test_another_worker_goes_on_at_once(redis: Redis) -> None:
+    """Another worker goes on with the jobs long before the lease ends (P1).
+
+    No token is lost, and none is there twice.
+    """
+    slow = slow_echo()
+    desk = Desk(redis)
+    jobs = await desk.submit(*[long_task(60)] * 3, is_streamed=True)
     stop = asyncio.Event()
     leaver = service(redis, lease_s=LONG_LEASE_S)
     running = asyncio.create_task(leaver.run(lambda: loaded(slow), stop))
-    desk = Desk(redis)
-    while not any(isinstance(event, Tokens) for event in await desk.events(jobs[0])):
-        await asyncio.sleep(0.01)
-    async with serving(
-        service(redis, lease_s=LONG_LEASE_S), Echo(RunnerOptions("echo", max_batch=4))
-    ):
+    await until(lambda: has_tokens(desk, jobs[0]), "the first tokens are in the log")
+
+    async with serving(service(redis, lease_s=LONG_LEASE_S), fast_echo()):
         await check_stop(running, stop, limit_s=1.0)
         for job in jobs:
             assert isinstance(await end_of(redis, job), Done)
+            # Both workers had the job, one after the other.
             assert await log_fields_of(redis, job) == ("abc" * 20, [1, 2])
     assert leaver._ledger.claims == []
 
 
 async def test_a_long_step_does_not_hold_a_worker(redis: Redis) -> None:
-    """A step of a minute: its worker leaves without it, and what it says in the end is refused."""
+    """A worker leaves without a step of a minute, and the result of the step is refused."""
     stuck = Gated(RunnerOptions("echo", max_batch=4), longest_s=60)
     stop = asyncio.Event()
-    jobs = await Desk(redis).submit(*[long_task(30)] * 2)
-    running = asyncio.create_task(
-        service(redis, lease_s=LONG_LEASE_S).run(lambda: loaded(stuck), stop)
-    )
+    jobs = await Desk(redis).submit(long_task(30), long_task(30))
+    leaver = service(redis, lease_s=LONG_LEASE_S)
+    running = asyncio.create_task(leaver.run(lambda: loaded(stuck), stop))
     await until(lambda: stuck.num_steps == 1, "the step has begun")
-    async with serving(
-        service(redis, lease_s=LONG_LEASE_S), Echo(RunnerOptions("echo", max_batch=4))
-    ):
+
+    async with serving(service(redis, lease_s=LONG_LEASE_S), fast_echo()):
         await check_stop(running, stop, limit_s=2.0)
         for job in jobs:
             assert isinstance(await end_of(redis, job), Done)
-            assert (await log_fields_of(redis, job))[0] == "abc" * 10
+            text, _ = await log_fields_of(redis, job)
+            assert text == "abc" * 10
+        # Only now does the step of the first worker end.
         stuck.gate.set()
 
 
 async def test_the_only_worker_leaves_its_jobs_to_the_next(redis: Redis) -> None:
-    slow = Slow(RunnerOptions("echo", max_batch=4))
+    """A job of the only worker goes back to the queue, and the next worker ends it."""
+    slow = slow_echo()
     stop = asyncio.Event()
-    slow.stepping_s = 0.02
     [job] = await Desk(redis).submit(long_task(60))
     leaver = service(redis, lease_s=LONG_LEASE_S)
     running = asyncio.create_task(leaver.run(lambda: loaded(slow), stop))
     await until(lambda: len(leaver._ledger.claims) == 1, "it is taken")
+
     await check_stop(running, stop, limit_s=1.0)
     assert await Desk(redis).counts() == (0, 1)
-    async with serving(service(redis), Echo(RunnerOptions("echo", max_batch=4))):
+
+    async with serving(service(redis), fast_echo()):
         assert isinstance(await end_of(redis, job), Done)
-    assert (await log_fields_of(redis, job))[0] == "abc" * 20
+    text, _ = await log_fields_of(redis, job)
+    assert text == "abc" * 20
 
 
 @pytest.mark.parametrize("phase", ["load", "encode", "step"])
 async def test_the_process_is_gone_in_two_seconds(redis: Redis, redis_url: str, phase: str) -> None:
-    """Whatever its threads are at: each of these takes ten minutes and cannot be interrupted."""
+    """A process exits in time although its threads are in ten minutes of uninterruptible work."""
     [job] = await Desk(redis).submit(long_task(3))
     async with slow_worker(redis_url, phase) as process:
         await check_exit(process)
-    async with serving(service(redis), Echo(RunnerOptions("echo", max_batch=4))):
+
+    async with serving(service(redis), fast_echo()):
         assert isinstance(await end_of(redis, job), Done)
 
 
 async def test_nor_does_a_redis_that_does_not_answer_hold_it(
     redis: Redis, redis_url: str, redis_server: RedisServer
 ) -> None:
-    """The lease and the presence record lapse by themselves then."""
+    """A process exits in time although Redis does not answer.
+
+    Its lease and its presence record lapse by themselves then.
+    """
     await Desk(redis).submit(long_task(3))
     async with slow_worker(redis_url, "step") as process:
         with redis_server.hanging():

@@ -1,4 +1,4 @@
-"""Vectors of language models against plain forwards of the same networks, under every schedule."""
+"""Vectors of language models are those of plain forwards, under every schedule."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,96 +44,120 @@ def paged(path: Path, **options: object) -> PagedRunner:
     return runner
 
 
-def own_mean(model: PreTrainedModel, ids: Sequence[int]) -> Tensor:
-    """The mean of the last hidden states of a plain transformers forward."""
+def plain_mean(model: PreTrainedModel, ids: Sequence[int]) -> Tensor:
+    """Return the mean of the last hidden states of a plain transformers forward."""
     with torch.no_grad():
-        return (
-            model.base_model(torch.tensor([list(ids)]), use_cache=False)
-            .last_hidden_state[0]
-            .mean(0)
-        )
+        out = model.base_model(torch.tensor([list(ids)]), use_cache=False)
+    return out.last_hidden_state[0].mean(0)
 
 
-def check(runner: Runner, vectors: Sequence[bytes], expected: Sequence[Tensor]) -> None:
-    for vector, own in zip(vectors, expected, strict=True):
-        assert torch.tensor(unpack(vector)) == pytest.approx(own, rel=1e-4, abs=1e-5)
+def plain_means(model: PreTrainedModel, runner: Runner) -> list[Tensor]:
+    """Return the mean of each of `TASKS`, by a plain forward over the runner's token ids."""
+    return [plain_mean(model, runner.encode(task).prompt_ids) for task in TASKS]
+
+
+def embed_alone(runner: Runner) -> list[bytes]:
+    """Return the vector of each of `TASKS`, embedded by itself."""
+    vectors: list[bytes] = []
+    for task in TASKS:
+        vectors += embed_all(runner, [task])
+    return vectors
+
+
+def check(vectors: Sequence[bytes], expected: Sequence[Tensor]) -> None:
+    for vector, mean in zip(vectors, expected, strict=True):
+        assert torch.tensor(unpack(vector)) == pytest.approx(mean, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("step_tokens", [256, 3])
 def test_the_mean_of_a_plain_forward(
     causal: tuple[Path, PreTrainedModel], step_tokens: int
 ) -> None:
-    """B55: alone, beside each other, and in parts of less than a page; the dimension is the hidden
-    size."""
+    """A vector is the mean of a plain forward, alone and beside others (B55).
+
+    It is so in parts of less than a page, too. Its dimension is the hidden size.
+    """
     path, model = causal
     runner = paged(path, step_tokens=step_tokens)
-    expected = [own_mean(model, runner.encode(task).prompt_ids) for task in TASKS]
+    expected = plain_means(model, runner)
     assert len(expected[0]) == model.config.hidden_size
-    check(runner, embed_all(runner, TASKS), expected)
-    check(runner, [embed_all(runner, [task])[0] for task in TASKS], expected)
+
+    check(embed_all(runner, TASKS), expected)
+    check(embed_alone(runner), expected)
 
 
 def test_length_one(causal: tuple[Path, PreTrainedModel]) -> None:
-    runner = paged(causal[0])
-    [vector] = embed_all(runner, [Embed("Hello")])
-    own = own_mean(causal[1], runner.encode(Embed("Hello")).prompt_ids)
-    check(runner, [vector], [own / own.norm()])
+    """A vector has length one where the task does not say otherwise."""
+    path, model = causal
+    runner = paged(path)
+    task = Embed("Hello")
+
+    vectors = embed_all(runner, [task])
+
+    mean = plain_mean(model, runner.encode(task).prompt_ids)
+    check(vectors, [mean / mean.norm()])
 
 
 def test_beside_other_tasks_and_found_prefixes(causal: tuple[Path, PreTrainedModel]) -> None:
-    """Keys and values that are found bring no states: the text is read again, and what it leaves
-    serves the others."""
+    """A text is computed whole even where its prefix is cached, and its pages serve other tasks.
+
+    Cached keys and values bring no states to pool.
+    """
     path, model = causal
     runner = paged(path)
-    prompt = Generate(TEXTS[1], Sampling(6, 0, temperature=0.0))
+    generate = Generate(TEXTS[1], Sampling(6, 0, temperature=0.0))
+    score = Score(TEXTS[1], (" a", " b"))
     serving = Serving(runner)
-    serving.finish([prompt])
-    serving.finish([TASKS[3], prompt, Score(TEXTS[1], (" a", " b")), TASKS[1], TASKS[1]])
+    serving.finish([generate])
+    serving.finish([TASKS[3], generate, score, TASKS[1], TASKS[1]])
+
     assert serving.said[0] == serving.said[2]
     assert serving.done[2].num_cached_tokens > 0
-    for number, text in ((1, TEXTS[3]), (4, TEXTS[1]), (5, TEXTS[1])):
-        end = serving.done[number]
-        assert (end.finish_reason, end.num_cached_tokens, end.num_completion_tokens) == (
-            "embed",
-            0,
-            0,
-        )
-        check(
-            runner,
-            [end_of(end, Embedded).vector],
-            [own_mean(model, runner.encode(Embed(text)).prompt_ids)],
-        )
+    for number, task in ((1, TASKS[3]), (4, TASKS[1]), (5, TASKS[1])):
+        done = serving.done[number]
+        assert done.finish_reason == "embed"
+        assert done.num_cached_tokens == 0
+        assert done.num_completion_tokens == 0
+        vector = end_of(done, Embedded).vector
+        check([vector], [plain_mean(model, runner.encode(task).prompt_ids)])
 
 
 def test_a_text_that_gave_its_place_up_is_read_again(causal: tuple[Path, PreTrainedModel]) -> None:
-    """Nothing of what was pooled before counts twice."""
+    """A preempted text is computed anew: nothing that was pooled before counts twice."""
     path, model = causal
     runner = paged(path, max_batch=1, step_tokens=8)
-    task = Embed("A text of thirty-two characters.", normalize=False)
-    said = list[Emission]()
-    engine = Engine(runner, said.extend)
-    engine.submit(SequenceWork("text", runner.encode(task), None, priority="bulk"))
+    emissions: list[Emission] = []
+    engine = Engine(runner, emissions.extend)
+    text = runner.encode(Embed("A text of thirty-two characters.", normalize=False))
+    engine.submit(SequenceWork("text", text, None, priority="bulk"))
     engine.step()
-    [row] = engine._scheduler._running
-    assert row.pooled is not None and row.pooled.num_tokens == 8
+    [sequence] = engine._scheduler._running
+    assert sequence.pooled is not None
+    assert sequence.pooled.num_tokens == 8
+
     urgent = Generate("ab", Sampling(3, 0))
     engine.submit(
         SequenceWork("urgent", runner.encode(urgent), urgent.sampling, priority="interactive")
     )
     engine.step()
-    assert row.pooled is None
+    assert sequence.pooled is None
+
     while engine.has_work:
         engine.step()
-    [end] = [item.ended for item in said if item.key == "text" and item.ended is not None]
-    check(runner, [end_of(end, Embedded).vector], [own_mean(model, runner.encode(task).prompt_ids)])
+    [last] = [emission for emission in emissions if emission.key == "text"]
+    check([end_of(last.ended, Embedded).vector], [plain_mean(model, text.prompt_ids)])
 
 
 def test_too_long(causal: tuple[Path, PreTrainedModel]) -> None:
-    """It loses its end, and says so, or is refused with both numbers."""
-    runner = paged(causal[0], context_window=16)
+    """A text that is too long loses its end, with a count, or is refused with both numbers."""
+    path, _ = causal
+    runner = paged(path, context_window=16)
+
     encoded = runner.encode(Embed("abcdefghijklmnopqrst"))
-    assert (len(encoded.prompt_ids), encoded.num_truncated) == (16, 4)
+    assert len(encoded.prompt_ids) == 16
+    assert encoded.num_truncated == 4
     assert runner.decode(encoded.prompt_ids) == "abcdefghijklmnop"
+
     with pytest.raises(ContextExceeded, match="is 16 tokens; the text has 20") as caught:
         runner.encode(Embed("abcdefghijklmnopqrst", overflow="refuse"))
     assert caught.value.field == "input"
@@ -144,20 +168,29 @@ def test_too_long(causal: tuple[Path, PreTrainedModel]) -> None:
 
 
 def test_broken_states_fail_alone(causal: tuple[Path, PreTrainedModel]) -> None:
-    runner = paged(causal[0])
+    """A text with a token whose embedding is NaN fails; the text beside it does not."""
+    path, _ = causal
+    runner = paged(path)
     embedding = runner._net.model.get_input_embeddings()  # type: ignore[attr-defined]
-    embedding.weight.data[byte_tokenizer()("!")["input_ids"][0]] = float("nan")
-    good, bad = (item.ended for item in run(runner, [TASKS[0], Embed("No!")], [[], []]))
-    assert isinstance(bad, Failed) and bad.code == "worker_failed"
-    assert not isinstance(good, Failed)
+    [token] = byte_tokenizer()("!")["input_ids"]
+    embedding.weight.data[token] = float("nan")
+
+    good, bad = run(runner, [TASKS[0], Embed("No!")], [[], []])
+
+    assert isinstance(bad.ended, Failed)
+    assert bad.ended.code == "worker_failed"
+    assert not isinstance(good.ended, Failed)
 
 
 @pytest.mark.parametrize("step_tokens", [256, 3])
 def test_hrm_text_reads_the_text_between_its_marks(tmp_path: Path, step_tokens: int) -> None:
-    """All of it in both directions, as transformers does for what is marked as prompt."""
+    """A text is read between its special tokens, all of it in both directions.
+
+    transformers reads what is marked as a prompt like that.
+    """
     model: HrmTextForCausalLM = write_tiny(tmp_path)
     runner = paged(tmp_path, step_tokens=step_tokens)
-    expected = []
+    expected: list[Tensor] = []
     for task in TASKS:
         ids = runner.encode(task).prompt_ids
         assert ids == runner.encode(Generate(task.text, Sampling(1, 0))).prompt_ids
@@ -168,37 +201,38 @@ def test_hrm_text_reads_the_text_between_its_marks(tmp_path: Path, step_tokens: 
                 use_cache=False,
             )
         expected.append(out.last_hidden_state[0].mean(0))
-    check(runner, embed_all(runner, TASKS), expected)
+
+    check(embed_all(runner, TASKS), expected)
+
+    # A text that is too long keeps the special token at its end.
     short = paged(tmp_path, context_window=16).encode(Embed("abcdefghijklmnopqrst"))
     whole = runner.encode(Embed("abcdefghijklmnopqrst")).prompt_ids
-    assert (short.prompt_ids, short.num_truncated) == ((*whole[:15], whole[-1]), len(whole) - 16)
+    assert short.prompt_ids == (*whole[:15], whole[-1])
+    assert short.num_truncated == len(whole) - 16
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_act_brains(tmp_path: Path, is_causal: bool) -> None:
-    """z_H of the last segment: of each row alone, the same as beside others."""
+    """A vector is the mean of z_H of the last segment, the same alone and beside others."""
     byte_tokenizer().save_pretrained(tmp_path / "tokenizer")
     write_bundle(tmp_path, Net(vocab=264, max_seq_len=64, causal=is_causal), tokenizer="tokenizer")
     attention = "causal" if is_causal else "bidirectional"
     runner = load_runner("auto", options_for(tmp_path, max_batch=4, attention=attention))
     plain = load_runner("auto", options_for(tmp_path, attention="bidirectional"))
     assert isinstance(plain, ActRunner)
+
     vectors = embed_all(runner, TASKS)
+
     if is_causal:
-        check(
-            runner,
-            [embed_all(runner, [task])[0] for task in TASKS],
-            [torch.tensor(unpack(item)) for item in vectors],
-        )
+        check(embed_alone(runner), [torch.tensor(unpack(vector)) for vector in vectors])
         return
-    expected = []
+    expected: list[Tensor] = []
     for task in TASKS:
         ids = runner.encode(task).prompt_ids
+        row = torch.tensor([ids])
+        length = torch.tensor([len(ids)])
+        carry = plain._model.initial_carry(1, len(ids))
         with torch.no_grad():
-            row = plain._model.forward_segment(
-                torch.tensor([ids]),
-                torch.tensor([len(ids)]),
-                plain._model.initial_carry(1, len(ids)),
-            )
-        expected.append(row.hidden[0].mean(0))
-    check(runner, vectors, expected)
+            out = plain._model.forward_segment(row, length, carry)
+        expected.append(out.hidden[0].mean(0))
+    check(vectors, expected)

@@ -1,4 +1,4 @@
-"""Encoders and classifiers against transformers' own forward and pipeline."""
+"""Encoders and classifiers answer as transformers' own forward and pipeline."""
 
 import json
 from collections.abc import Callable
@@ -73,9 +73,10 @@ def load(path: Path, **options: object) -> EncoderRunner:
     return runner
 
 
-def own_mean(model: PreTrainedModel, text: str) -> Tensor:
+def plain_mean(model: PreTrainedModel, text: str) -> Tensor:
+    """Return the mean of the last hidden states of one text, from transformers' forward."""
+    inputs = word_tokenizer()(text, return_tensors="pt", return_token_type_ids=False)
     with torch.no_grad():
-        inputs = word_tokenizer()(text, return_tensors="pt", return_token_type_ids=False)
         return model.base_model(**inputs).last_hidden_state[0].mean(0)
 
 
@@ -90,19 +91,23 @@ FAMILIES: dict[str, tuple[Callable[[Any], PreTrainedModel], PretrainedConfig]] =
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_vectors_are_those_of_a_plain_forward(tmp_path: Path, family: str) -> None:
-    """B55, D25: together, padded beside longer ones, and alone; whatever head was saved with the
-    network."""
+    """A vector is the mean of a plain forward, in a padded batch and alone (B55, D25).
+
+    The head that was saved with the network does not matter.
+    """
     model = write(tmp_path, *FAMILIES[family])
     assert detect(str(tmp_path)) == "encoder"
     runner = load(tmp_path, max_batch=3)
     tasks = [Embed(text, normalize=False) for text in TEXTS]
-    for vector, [alone], text in zip(
-        embed_all(runner, tasks), [embed_all(runner, [task]) for task in tasks], TEXTS, strict=True
-    ):
-        own = own_mean(model, text)
-        assert len(own) == 24
-        assert torch.tensor(unpack(vector)) == pytest.approx(own, rel=1e-4, abs=1e-5)
-        assert torch.tensor(unpack(alone)) == pytest.approx(own, rel=1e-4, abs=1e-5)
+
+    vectors = embed_all(runner, tasks)
+
+    for text, task, vector in zip(TEXTS, tasks, vectors, strict=True):
+        expected = plain_mean(model, text)
+        [alone] = embed_all(runner, [task])
+        assert len(expected) == 24
+        assert torch.tensor(unpack(vector)) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+        assert torch.tensor(unpack(alone)) == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 PROBLEMS: dict[str, dict[str, Any]] = {
@@ -118,76 +123,89 @@ PROBLEMS: dict[str, dict[str, Any]] = {
 def test_labels_are_those_of_transformers_pipeline(
     tmp_path: Path, family: str, problem: str
 ) -> None:
-    """Batched, by problem type, likeliest first."""
+    """Labels and scores are the pipeline's for every problem type, the likeliest first."""
     if family == "bert":
         write(tmp_path, BertForSequenceClassification, BertConfig(**SHARED, **PROBLEMS[problem]))
     else:
-        write(
-            tmp_path,
-            DistilBertForSequenceClassification,
-            DistilBertConfig(**DISTILBERT, **PROBLEMS[problem]),
-        )
-    own = pipeline(
+        config = DistilBertConfig(**DISTILBERT, **PROBLEMS[problem])
+        write(tmp_path, DistilBertForSequenceClassification, config)
+    classifier = pipeline(
         "text-classification",
         model=str(tmp_path),
         tokenizer=AutoTokenizer.from_pretrained(tmp_path),
     )
+    expected = classifier(list(TEXTS), top_k=None, batch_size=1)
     runner = load(tmp_path)
     assert runner.spec.tasks == ("classify", "embed", "tokenize", "detokenize")
-    found = classify_all(runner, [Classify(text) for text in TEXTS])
-    for labels, expected in zip(found, own(list(TEXTS), top_k=None, batch_size=1), strict=True):
-        assert list(labels) == [item["label"] for item in expected]
-        assert list(labels.values()) == pytest.approx(
-            [item["score"] for item in expected], rel=1e-4, abs=1e-6
-        )
-    [most] = classify_all(runner, [Classify(TEXTS[1], top_k=1)])
-    assert list(most) == list(found[1])[:1]
+
+    results = classify_all(runner, [Classify(text) for text in TEXTS])
+
+    for labels, rows in zip(results, expected, strict=True):
+        # In order: the likeliest first.
+        for (name, score), row in zip(labels.items(), rows, strict=True):
+            assert name == row["label"]
+            assert score == pytest.approx(row["score"], rel=1e-4, abs=1e-6)
+    [top] = classify_all(runner, [Classify(TEXTS[1], top_k=1)])
+    assert list(top) == list(results[1])[:1]
 
 
 def test_rounded_weights(tmp_path: Path) -> None:
-    """Near the exact vector, and the same beside others."""
+    """A vector of int8 weights is near the exact one, and the same beside others."""
     config = BertConfig(**SHARED | {"hidden_size": 384, "intermediate_size": 384})
     write(tmp_path, BertModel, config)
     exact = load(tmp_path)
-    runner = load(tmp_path, quantize="int8")
+    rounded = load(tmp_path, quantize="int8")
     tasks = [Embed(text) for text in TEXTS]
-    found = embed_all(runner, tasks)
-    for vector, plain, task in zip(found, embed_all(exact, tasks), tasks, strict=True):
-        assert unpack(vector) == pytest.approx(unpack(embed_all(runner, [task])[0]), abs=1e-5)
-        assert vector != plain
-        assert unpack(vector) == pytest.approx(unpack(plain), abs=0.05)
-    assert runner.spec.found.partition(",")[0] == exact.spec.found.partition(",")[0]
+
+    exact_vectors = embed_all(exact, tasks)
+    vectors = embed_all(rounded, tasks)
+
+    for task, vector, exact_vector in zip(tasks, vectors, exact_vectors, strict=True):
+        [alone] = embed_all(rounded, [task])
+        assert unpack(vector) == pytest.approx(unpack(alone), abs=1e-5)
+        assert vector != exact_vector
+        assert unpack(vector) == pytest.approx(unpack(exact_vector), abs=0.05)
+    assert rounded.spec.found.partition(",")[0] == exact.spec.found.partition(",")[0]
 
 
 def test_both_kinds_in_one_step(tmp_path: Path) -> None:
+    """A vector and a label that are computed in one step are those computed alone."""
     write(tmp_path, *FAMILIES["classifier"])
     runner = load(tmp_path)
-    vector = Embed(TEXTS[0])
-    label = Classify(TEXTS[1], top_k=1)
-    one, other = (
-        item.ended
-        for item in sorted(run(runner, [vector, label], [[], []]), key=lambda item: item.key)
-    )
-    assert unpack(end_of(one, Embedded).vector) == pytest.approx(
-        unpack(embed_all(runner, [vector])[0]), abs=1e-5
-    )
-    assert end_of(other, Labelled).labels[0].name == next(iter(classify_all(runner, [label])[0]))
+    embed = Embed(TEXTS[0])
+    classify = Classify(TEXTS[1], top_k=1)
+
+    first, second = run(runner, [embed, classify], [[], []])
+
+    assert (first.key, second.key) == ("0", "1")
+    vector = end_of(first.ended, Embedded).vector
+    [alone] = embed_all(runner, [embed])
+    assert unpack(vector) == pytest.approx(unpack(alone), abs=1e-5)
+    [label] = end_of(second.ended, Labelled).labels
+    [labels_alone] = classify_all(runner, [classify])
+    assert [label.name] == list(labels_alone)
 
 
 def test_too_long(tmp_path: Path) -> None:
-    """It loses words, never its marks; RoBERTa's positions begin behind its padding row."""
+    """A text that is too long loses words, never its special tokens, or is refused."""
     write(tmp_path, *FAMILIES["roberta"])
     runner = load(tmp_path)
+    # 34 positions, less one: RoBERTa's begin behind its padding row.
     assert runner.spec.context_window == 33
+
     encoded = runner.encode(Embed("good " * 40))
-    assert (len(encoded.prompt_ids), encoded.num_truncated) == (33, 9)
-    assert (encoded.prompt_ids[0], encoded.prompt_ids[-1]) == (2, 3)
+    assert len(encoded.prompt_ids) == 33
+    assert encoded.num_truncated == 9
+    assert encoded.prompt_ids[0] == 2
+    assert encoded.prompt_ids[-1] == 3
     assert len(embed_all(runner, [Embed("good " * 40)])) == 1
+
     with pytest.raises(ContextExceeded, match="is 33 tokens; the text has 42"):
         runner.encode(Embed("good " * 40, overflow="refuse"))
 
 
 def test_what_it_does_not_do(tmp_path: Path) -> None:
+    """A task that an encoder has no head for is refused, and so is a `top_k` of 0."""
     write(tmp_path, *FAMILIES["bert"])
     runner = load(tmp_path)
     assert runner.spec.tasks == ("embed", "tokenize", "detokenize")
@@ -195,76 +213,96 @@ def test_what_it_does_not_do(tmp_path: Path) -> None:
         with pytest.raises(InvalidRequest, match=r"does not (generate|classify)") as caught:
             runner.encode(task)
         assert caught.value.field == "model"
+
     write(tmp_path / "labels", *FAMILIES["classifier"])
     with pytest.raises(InvalidRequest, match="top_k: expected at least 1, got 0"):
         load(tmp_path / "labels").encode(Classify("a", top_k=0))
 
 
 def test_tokens(tmp_path: Path) -> None:
+    """An encoder tokenizes and detokenizes, with and without its special tokens."""
     write(tmp_path, *FAMILIES["bert"])
     runner = load(tmp_path)
-    found = end_of(runner.encode(Tokenize("good film", with_texts=True)).answer, Tokenized)
-    assert found.texts == ("[CLS]", "good", "film", "[SEP]")
-    assert (
-        end_of(runner.encode(Detokenize(found.ids)).answer, Detokenized).text
-        == "[CLS] good film [SEP]"
-    )
-    bare = end_of(runner.encode(Tokenize("good film", add_special_tokens=False)).answer, Tokenized)
-    assert bare.ids == found.ids[1:-1]
+
+    tokenized = end_of(runner.encode(Tokenize("good film", with_texts=True)).answer, Tokenized)
+    assert tokenized.texts == ("[CLS]", "good", "film", "[SEP]")
+
+    detokenized = end_of(runner.encode(Detokenize(tokenized.ids)).answer, Detokenized)
+    assert detokenized.text == "[CLS] good film [SEP]"
+
+    bare_task = Tokenize("good film", add_special_tokens=False)
+    bare = end_of(runner.encode(bare_task).answer, Tokenized)
+    assert bare.ids == tokenized.ids[1:-1]
+
     assert runner.encode(Tokenize(Chat((Turn("user", "good"),)))).answer is not None
 
 
 def test_served_by_settings(tmp_path: Path) -> None:
-    """Its trial is a task of its own."""
+    """A classifier is loaded by its settings, and warmed up with a task of its own."""
     write(tmp_path, *FAMILIES["classifier"])
     [model] = load_models(Settings(models=(ModelEntry(id="labels", path=str(tmp_path)),)))
-    assert (model.info.runner, model.info.tasks[0]) == ("encoder", "classify")
+
+    assert model.info.runner == "encoder"
+    assert model.info.tasks[0] == "classify"
     assert "3 labels" in model.info.found
     assert warm_up(model.runner).startswith("labelled a text")
 
 
-def change(path: Path, alter: Callable[[dict[str, Tensor]], object]) -> None:
-    weights = load_file(path / "model.safetensors")
-    alter(weights)
+def read_weights(path: Path) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = load_file(path / "model.safetensors")
+    return weights
+
+
+def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
 
 
 def test_weights_that_do_not_match_are_refused(tmp_path: Path) -> None:
-    """Nothing is initialised at random, but for the pooler, which nobody asks."""
+    """Nothing is initialised at random, but for the pooler, which no task uses."""
     write(tmp_path, *FAMILIES["bert"])
-    change(
-        tmp_path,
-        lambda weights: [weights.pop(name) for name in list(weights) if name.startswith("pooler.")],
-    )
+    weights = read_weights(tmp_path)
+    for name in list(weights):
+        if name.startswith("pooler."):
+            del weights[name]
+    write_weights(tmp_path, weights)
     load(tmp_path)
-    change(tmp_path, lambda weights: weights.pop("encoder.layer.1.output.dense.weight"))
+
+    del weights["encoder.layer.1.output.dense.weight"]
+    write_weights(tmp_path, weights)
     with pytest.raises(ModelFormatError, match=r"missing: encoder.layer.1.output.dense.weight"):
         load(tmp_path)
+
     write(tmp_path, *FAMILIES["bert"])
-    change(
-        tmp_path,
-        lambda weights: weights.update({"encoder.layer.2.output.dense.bias": torch.ones(24)}),
-    )
+    weights = read_weights(tmp_path)
+    weights["encoder.layer.2.output.dense.bias"] = torch.ones(24)
+    write_weights(tmp_path, weights)
     with pytest.raises(ModelFormatError, match=r"left over: encoder.layer.2"):
         load(tmp_path)
+
     write(tmp_path, *FAMILIES["classifier"])
-    change(tmp_path, lambda weights: weights.pop("classifier.bias"))
+    weights = read_weights(tmp_path)
+    del weights["classifier.bias"]
+    write_weights(tmp_path, weights)
     with pytest.raises(ModelFormatError, match=r"missing: classifier.bias"):
         load(tmp_path)
 
 
 def test_a_network_that_padding_disturbs_is_refused(tmp_path: Path) -> None:
-    """A decoder's classification head finds a row's end by the padding, of which this config says
-    nothing."""
+    """A decoder's classification head is refused where the config names no padding token.
+
+    The head finds a row's end by the padding.
+    """
     config = GPT2Config(
         vocab_size=SIZE, n_positions=34, n_embd=24, n_layer=1, n_head=2, num_labels=2
     )
     model = write(tmp_path, GPT2ForSequenceClassification, config)
     with pytest.raises(ModelFormatError, match="cannot be run on padded rows"):
         load(tmp_path)
+
     model.config.pad_token_id = 0
     model.config.save_pretrained(tmp_path)
-    assert len(classify_all(load(tmp_path), [Classify(text) for text in TEXTS])) == len(TEXTS)
+    labels = classify_all(load(tmp_path), [Classify(text) for text in TEXTS])
+    assert len(labels) == len(TEXTS)
 
 
 @pytest.mark.parametrize(
@@ -280,12 +318,16 @@ def test_a_network_that_padding_disturbs_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_which_runner_reads_it(tmp_path: Path, config: dict[str, Any], runner: str) -> None:
+    """The config decides between a language model and an encoder."""
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert detect(str(tmp_path)) == runner
 
 
 def test_oracle_is_what_a_caller_would_do(tmp_path: Path) -> None:
-    """The mean over the attention mask of a padded batch, as sentence encoders do it."""
+    """A vector is the mean over the attention mask of a padded batch.
+
+    Sentence encoders compute it like that.
+    """
     write(tmp_path, *FAMILIES["bert"])
     model = AutoModel.from_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
@@ -293,8 +335,10 @@ def test_oracle_is_what_a_caller_would_do(tmp_path: Path) -> None:
     with torch.no_grad():
         states = model(**inputs).last_hidden_state
         mask = inputs["attention_mask"][..., None]
-    expected = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
-    found = torch.tensor(
-        [unpack(item) for item in embed_all(load(tmp_path), [Embed(text) for text in TEXTS])]
-    )
-    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+    means = (states * mask).sum(1) / mask.sum(1)
+    expected = torch.nn.functional.normalize(means, dim=-1)
+
+    vectors = embed_all(load(tmp_path), [Embed(text) for text in TEXTS])
+
+    unpacked = torch.tensor([unpack(vector) for vector in vectors])
+    assert torch.allclose(unpacked, expected, rtol=1e-4, atol=1e-5)
