@@ -495,7 +495,7 @@ def test_parameters_mean_what_they_mean_over_http(fields: dict[str, Any]) -> Non
             with pytest.raises(InvalidRequest):
                 SamplingParams(**fields)
         return
-    # Here, as in vLLM, the default limit of 16 tokens counts, and a minimum above it is an error.
+    # Here, as in vLLM, the default limit is 16 tokens, and a minimum above it is refused.
     if body.max_tokens is None and body.min_tokens > 16:
         return
 
