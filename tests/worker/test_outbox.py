@@ -139,7 +139,7 @@ async def test_whatever_is_held_back_is_there_after_a_flush(redis: Redis) -> Non
 
 
 async def log_length(redis: Redis, job: Job) -> int:
-    return await redis.xlen(f"aios:{{00}}:log:{job.id}")
+    return int(await redis.xlen(f"aios:{{00}}:log:{job.id}"))
 
 
 async def test_a_worker_appends_a_job_that_nobody_follows_a_few_times(redis: Redis) -> None:
