@@ -194,12 +194,16 @@ async def test_it_is_tried_later_and_later(redis: Redis, monkeypatch: pytest.Mon
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
+def model_info(runner: str) -> ModelInfo:
+    return ModelInfo("m", runner, found="test", context_window=100, max_new_tokens=100, max_batch=4)
+
+
 def test_a_fleet_with_a_failed_model_knows_the_first_to_try_again() -> None:
     """A fleet's failure is that of the worker which tries again first.
 
     A model has not failed while a worker has no failure of it.
     """
-    info = ModelInfo("m", "echo", "test", 100, 100, 4)
+    info = model_info("echo")
 
     def worker(name: str, retry_in_s: int | None) -> WorkerInfo:
         failures = {}
@@ -214,6 +218,7 @@ def test_a_fleet_with_a_failed_model_knows_the_first_to_try_again() -> None:
 
 
 def settings_of(**paths: object) -> Settings:
+    """Return settings with a model for each name and path."""
     entries = tuple(ModelEntry(id=name, path=str(path)) for name, path in paths.items())
     return Settings(models=entries, max_batch_size=2, device="cpu", threads=1)
 
@@ -271,4 +276,4 @@ def test_where_no_model_is_left_the_start_fails(tmp_path: Path) -> None:
     """A start without a single model fails, even if the model was served before."""
     settings = settings_of(m=tmp_path / "none")
     with pytest.raises(SettingsError, match="does not exist"):
-        load_known_models(settings, {"m": ModelInfo("m", "causal", "test", 100, 100, 4)})
+        load_known_models(settings, {"m": model_info("causal")})
