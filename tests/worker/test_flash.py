@@ -257,8 +257,8 @@ def test_the_trial_tells_a_right_kernel_from_wrong_ones(monkeypatch: pytest.Monk
         shape = KVShape(3, num_heads=2, head_dim=8)
         return flash.trial(flash.varlen, CPU, torch.float32, shape, page_size=256)
 
-    def with_other_pages(*args: Tensor, block_table: Tensor, **options: Any) -> Tensor:
-        return naive_varlen_attn_out(*args, block_table=block_table.flip(1), **options)  # type: ignore[arg-type]
+    def with_other_pages(*args: Any, block_table: Tensor, **options: Any) -> Tensor:
+        return naive_varlen_attn_out(*args, block_table=block_table.flip(1), **options)
 
     def that_writes_nothing(out: Tensor, *_: object, **__: object) -> Tensor:
         return out.fill_(torch.nan)
@@ -385,7 +385,7 @@ def test_packed_tensors_come_out_as_they_went_in() -> None:
 
 
 def test_no_tensor_of_a_step_stays_behind() -> None:
-    """All tensors of a batch, in all its spans, go to the device; shapes and types are unchanged."""
+    """All tensors of a batch, in all its spans, go to the device and keep shapes and types."""
     decoding = TokenSequence(
         "decodes",
         Encoded((5, 6, 7, 8, 9), max_tokens=4),

@@ -316,8 +316,9 @@ def test_compiled_layers_equal_plain_ones(model: tuple[str, Path]) -> None:
         pytest.skip("only HRM-Text compiles its layers")
     plain = load(model)
     compiled = load(model, compile_layers=True)
-    net: HrmTextModel = compiled._net.model  # type: ignore[attr-defined]
-    assert net.halves != plain._net.model.halves, "it fell back to plain layers"  # type: ignore[attr-defined]
+    compiled_net: HrmTextModel = compiled._net.model  # type: ignore[attr-defined]
+    plain_net: HrmTextModel = plain._net.model  # type: ignore[attr-defined]
+    assert compiled_net.halves != plain_net.halves, "it fell back to plain layers"
 
     slices = rows(compiled, (300, 2, 513))
     # Both read the same stored keys and values.

@@ -139,7 +139,8 @@ def test_every_form_of_a_prompt(llm: LLM) -> None:
         {"prompt": "abc"},
         [{"prompt_token_ids": ids}],
     ):
-        assert texts(llm.generate(prompts, SamplingParams(max_tokens=4))) == ["abca"], prompts  # type: ignore[arg-type]
+        outputs = llm.generate(prompts, SamplingParams(max_tokens=4))  # type: ignore[arg-type]
+        assert texts(outputs) == ["abca"], prompts
     assert llm.generate([]) == []
 
 
@@ -393,8 +394,14 @@ WRONG: dict[str, tuple[Callable[[LLM], object], str]] = {
         lambda llm: llm.generate(["a", "b"], [SamplingParams()]),
         "sampling_params",
     ),
-    "parameters in a dictionary": (lambda llm: llm.generate("a", {"n": 2}), "sampling_params"),  # type: ignore[arg-type]
-    "parameters among others": (lambda llm: llm.generate(["a"], [{}]), "sampling_params"),  # type: ignore[list-item]
+    "parameters in a dictionary": (
+        lambda llm: llm.generate("a", {"n": 2}),  # type: ignore[arg-type]
+        "sampling_params",
+    ),
+    "parameters among others": (
+        lambda llm: llm.generate(["a"], [{}]),  # type: ignore[list-item]
+        "sampling_params",
+    ),
     "bytes": (lambda llm: llm.generate(b"abc"), "prompts"),
     "a text for a dialogue": (lambda llm: llm.chat("hello"), "messages"),  # type: ignore[arg-type]
     "a turn of nobody": (lambda llm: llm.chat([{"role": "robot", "content": "a"}]), "messages"),

@@ -32,16 +32,16 @@ from worker.sequence import Encoded, Sampled, TokenSequence
 
 VOCABULARY = 40
 PROMPT = (3, 9, 9, 20)
-SAID = [5, 9, 5, 5, 31]
+RESPONSE = [5, 9, 5, 5, 31]
 EOS = frozenset({0, 7})
 
 
-def sequence(said: list[int] | None = None, *, seed: int = 1, **fields: Any) -> TokenSequence:
-    """Return a sequence that has generated the tokens `said`, or `SAID`."""
-    if said is None:
-        said = SAID
+def sequence(output_ids: list[int] | None = None, *, seed: int = 1, **fields: Any) -> TokenSequence:
+    """Return a sequence that has generated `output_ids`, or `RESPONSE`."""
+    if output_ids is None:
+        output_ids = RESPONSE
     sampling = Sampling(max_tokens=64, seed=seed, **fields)
-    return TokenSequence("job", Encoded(PROMPT, max_tokens=64), sampling, output_ids=said)
+    return TokenSequence("job", Encoded(PROMPT, max_tokens=64), sampling, output_ids=output_ids)
 
 
 def random_logits(rows: int = 1, seed: int = 0) -> torch.Tensor:
@@ -49,11 +49,9 @@ def random_logits(rows: int = 1, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, VOCABULARY, generator=generator) * 3
 
 
-def processed(
-    logits: torch.Tensor, *processors: LogitsProcessor, said: list[int] = SAID
-) -> torch.Tensor:
+def processed(logits: torch.Tensor, *processors: LogitsProcessor) -> torch.Tensor:
     """Return one row's logits after transformers' processors."""
-    ids = torch.tensor([[*PROMPT, *said]])
+    ids = torch.tensor([[*PROMPT, *RESPONSE]])
     result: torch.Tensor = LogitsProcessorList(processors)(ids, logits.clone())
     return result
 
@@ -67,7 +65,7 @@ def with_presence_and_frequency(
     """
     values = logits.clone()
     for token in range(VOCABULARY):
-        count = SAID.count(token)
+        count = RESPONSE.count(token)
         values[0, token] -= count * frequency
         if count > 0:
             values[0, token] -= presence
@@ -132,7 +130,7 @@ def test_ends_are_withheld_until_there_are_enough_tokens(min_tokens: int, ignore
     waiting = sequence(min_tokens=min_tokens, ignore_eos=ignore_eos, stop_ids=(12, 5_000))
 
     assert torch.equal(adjust(logits, [waiting], EOS), expected)
-    assert math.isinf(expected[0, 12]) == (min_tokens > len(SAID))
+    assert math.isinf(expected[0, 12]) == (min_tokens > len(RESPONSE))
 
 
 def test_the_order_of_all_together() -> None:
@@ -245,7 +243,8 @@ def test_logprobs_are_the_models_own() -> None:
             assert logprob == pytest.approx(expected[best], abs=1e-12)
 
     assert isinstance(results[0], Sampled)
-    assert results[0].token == 6, "the bias decided"
+    # The bias has decided the token, though it is not in the log-probabilities.
+    assert results[0].token == 6
     assert isinstance(results[2], Sampled)
     assert results[2].logprob is None
 
@@ -320,7 +319,7 @@ def test_a_row_is_the_same_alone_and_in_company(
     No end token is sampled before its time.
     """
     logits = random_logits(len(rows), seed=2)
-    sequences = [sequence(said, **fields) for fields, said in rows]
+    sequences = [sequence(output_ids, **fields) for fields, output_ids in rows]
 
     together = sample(logits, sequences, EOS, "m")
 

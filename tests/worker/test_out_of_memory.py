@@ -121,8 +121,8 @@ def test_continuations_are_scored_in_smaller_groups() -> None:
     done = ends(emissions)["a"]
     assert isinstance(done, Done)
     scores = end_of(done, Scored).scores
-    for continuation, ours in zip(continuations, scores, strict=True):
-        assert ours.log_likelihood == score(context, continuation)
+    for continuation, scored in zip(continuations, scores, strict=True):
+        assert scored.log_likelihood == score(context, continuation)
 
 
 def test_what_cannot_be_made_smaller_fails_alone_and_the_engine_lives() -> None:

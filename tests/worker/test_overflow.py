@@ -21,20 +21,20 @@ VOCABULARY = 1000
 
 def encode(
     size: int,
-    asked: int,
+    max_tokens: int,
     overflow: Overflow,
     *,
     most: int | None = None,
     head: int = 0,
     **sampling: object,
 ) -> Encoded:
-    """Encode a prompt of `size` tokens that asks for `asked` tokens.
+    """Encode a prompt of `size` tokens whose answer may have `max_tokens`.
 
     `most` is the task's `max_prompt_tokens`; the first `head` tokens must stay.
     """
     task = Generate(
         "",
-        Sampling(max_tokens=asked, seed=0, **sampling),  # type: ignore[arg-type]
+        Sampling(max_tokens=max_tokens, seed=0, **sampling),  # type: ignore[arg-type]
         overflow=overflow,
         max_prompt_tokens=most,
     )
