@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from shared.errors import FleetError
 from shared.messages import Done
+from shared.metrics import WorkerMetrics
 from shared.queue import Claim
 from tests.fixtures.desk import Desk
 from tests.fixtures.polling import until
@@ -49,6 +50,8 @@ async def test_a_hung_step_loses_its_jobs_and_its_late_words_are_refused(redis: 
     """Another worker takes over the jobs of a hung step; late appends change nothing."""
     hung = Zombie(RunnerOptions("echo", max_batch=4))
     zombie = service(redis)
+    metrics = WorkerMetrics()
+    zombie.tell(metrics)
     jobs = await Desk(redis).submit(long_task(30), long_task(30), is_streamed=True)
     async with serving(zombie, hung):
         await until(lambda: hung.num_steps == 3, "the step hangs")
@@ -63,7 +66,7 @@ async def test_a_hung_step_loses_its_jobs_and_its_late_words_are_refused(redis: 
         # No renewal tells the worker that it lost its jobs: it learns that from its appends.
         zombie.models["m"].queue.renew = none_lost  # type: ignore[method-assign]
         hung.gate.set()
-        await until(lambda: zombie._outbox.num_stale == 2, "the late appends are refused")
+        await until(lambda: metrics.stale_appends.read() == {(): 2}, "late appends are refused")
         host = zombie.models["m"].host
         await until(lambda: not host.engine.has_work, "the sequences are dropped")
         assert zombie._ledger.claims == []
@@ -91,10 +94,14 @@ class Patient(Echo):
 
 async def test_a_long_step_that_gets_on_keeps_its_lease(redis: Redis) -> None:
     """A long step with heartbeats keeps its jobs, though another worker looks for lapsed ones."""
-    worker = service(redis)
-    async with serving(worker, Patient(RunnerOptions("echo", max_batch=4))):
-        [job] = await Desk(redis).submit(long_task(2))
-        await until(lambda: len(worker._ledger.claims) == 1, "it is taken")
+    desk = Desk(redis)
+
+    async def is_taken() -> bool:
+        return await desk.counts() == (0, 1)
+
+    async with serving(service(redis), Patient(RunnerOptions("echo", max_batch=4))):
+        [job] = await desk.submit(long_task(2))
+        await until(is_taken, "it is taken")
 
         async with serving(service(redis), echo()):
             assert isinstance(await end_of(redis, job), Done)
