@@ -1,12 +1,12 @@
-"""Attention in place, decode graphs and the packed transfer on CPU, with a naive kernel for what
-only a GPU has.
+"""Attention in place, decode graphs and the packed transfer, on the CPU.
 
-On a GPU, `test_gpu_decode.py` asks the same of the real ones.
+A naive kernel stands in for the one that only a GPU has. `test_gpu_decode.py` tests the real ones.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ from worker.host import loading
 from worker.kv import flash
 from worker.kv.attention import AttentionPlan, Span, attend
 from worker.kv.batch import Batch, BatchBuilder
-from worker.kv.spans import paged_span
+from worker.kv.spans import Kernel, PagedSpan, paged_span
 from worker.kv.store import KVShape, KVStore
 from worker.kv.transfer import packed
 from worker.models.errors import ModelFormatError
@@ -57,18 +57,21 @@ def model(
 
 
 def load(model: tuple[str, Path], **options: int | bool) -> PagedRunner:
-    defaults: dict[str, int | bool] = {"max_batch": 4, "page_size": 4, "context_window": 64}
-    runner = load_runner(model[0], options_for(model[1], model[0], **(defaults | options)))
+    kind, path = model
+    values: dict[str, int | bool] = {"max_batch": 4, "page_size": 4, "context_window": 64}
+    values.update(options)
+    runner = load_runner(kind, options_for(path, kind, **values))
     assert isinstance(runner, PagedRunner)
     return runner
 
 
-def tasks(*lengths: int) -> list[Generate]:
+def greedy_tasks(*lengths: int) -> list[Generate]:
+    """Return a greedy task of each length, each with another prompt."""
     prompts = [*PROMPTS, "a b"]
-    return [
-        Generate(text, Sampling(max_tokens=n, seed=0, temperature=0.0))
-        for text, n in zip(prompts, lengths, strict=False)
-    ]
+    tasks = []
+    for prompt, length in zip(prompts, lengths, strict=False):
+        tasks.append(Generate(prompt, Sampling(max_tokens=length, seed=0, temperature=0.0)))
+    return tasks
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])
@@ -76,69 +79,90 @@ def tasks(*lengths: int) -> list[Generate]:
 def test_in_place_says_what_gathering_says(
     model: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, cuda_graphs: bool, step_tokens: int
 ) -> None:
-    """Rows join and leave, so that steps are mixed and graphs padded; 3 tokens a step cut prompts
-    into chunks."""
-    asked = [
-        *tasks(9, 3, 6, 1, 4),
-        Generate(PROMPTS[2], Sampling(max_tokens=5, seed=3, temperature=0.8, n=1)),
-    ]
+    """Attention in place gives the answers and scores of attention to gathered pages.
+
+    Rows join and leave, so that steps are mixed and graphs padded.
+    """
+    tasks = greedy_tasks(9, 3, 6, 1, 4)
+    tasks.append(Generate(PROMPTS[2], Sampling(max_tokens=5, seed=3, temperature=0.8, n=1)))
+    score_task = Score("2 + 2 is", (" 4", " four or five"))
+    # Steps of 3 tokens cut prompts into chunks.
     plain = load(model, step_tokens=step_tokens)
-    expected = generate_all(plain, asked)
-    scored = Score("2 + 2 is", (" 4", " four or five"))
-    scores = score_all(plain, [scored])[0]
+    expected = generate_all(plain, tasks)
+    [expected_scores] = score_all(plain, [score_task])
+
     stand_in(monkeypatch)
     runner = load(model, step_tokens=step_tokens, cuda_graphs=cuda_graphs)
+
     assert runner.has_graphs == cuda_graphs
-    assert generate_all(runner, asked) == expected
-    for ours, theirs in zip(score_all(runner, [scored])[0], scores, strict=True):
-        assert ours.log_likelihood == pytest.approx(theirs.log_likelihood, abs=1e-4)
+    assert generate_all(runner, tasks) == expected
+    [scores] = score_all(runner, [score_task])
+    for score, expected_score in zip(scores, expected_scores, strict=True):
+        assert score.log_likelihood == pytest.approx(expected_score.log_likelihood, abs=1e-4)
 
 
 def test_pure_decoding_is_replayed_and_nothing_else(
     model: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of `n` tokens of one sequence the first comes from its prompt and the others from graphs."""
+    """The first token of a sequence comes from its prompt's step, and the others from graphs.
+
+    A score never comes from a graph.
+    """
     stand_in(monkeypatch)
     runner = load(model)
-    answers = []
+    replayed = []
     real = DecodeGraphs.decode
 
     def spy(self: DecodeGraphs, slices: Sequence[Slice]) -> tuple[Tensor, Tensor] | None:
-        answers.append(real(self, slices))
-        return answers[-1]
+        answer = real(self, slices)
+        replayed.append(answer is not None)
+        return answer
 
     monkeypatch.setattr(DecodeGraphs, "decode", spy)
-    (said,) = generate_all(runner, tasks(7))
-    assert [answer is not None for answer in answers] == [False] + [True] * (len(said) - 1)
-    answers.clear()
+    [ids] = generate_all(runner, greedy_tasks(7))
+    assert replayed == [False] + [True] * (len(ids) - 1)
+
+    replayed.clear()
     score_all(runner, [Score("2 + 2 is", (" 4",))])
-    assert answers and all(answer is None for answer in answers)
+    assert replayed
+    assert not any(replayed)
 
 
 def test_padding_touches_no_page_of_a_sequence(
     model: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """3 rows in a graph of 4: their own places and the page behind all others are written, and not
-    one more."""
+    """Three rows in a graph of four write their own positions and the page of padding, no others.
+
+    The page of padding lies behind the pages of all sequences.
+    """
     stand_in(monkeypatch)
     runner = load(model)
     store = runner._store
     decoder = runner._decoder
     assert decoder is not None
+    slices = []
+    for key, pages in (("0", [9, 2]), ("1", [0, 31]), ("2", [5, 7])):
+        sequence = TokenSequence(
+            key,
+            Encoded((5, 6, 7, 8, 9, 10), max_tokens=9),
+            Sampling(max_tokens=9, seed=0),
+            pages=pages,
+            num_computed=5,
+        )
+        slices.append(Slice(sequence, num_tokens=1))
+
     with torch.inference_mode():
         for slot in range(store._keys.shape[0]):
             for pool in store.pool(slot):
                 pool.normal_()
         before = store._keys.clone()
-        rows = [
-            TokenSequence(str(n), Encoded((5, 6, 7, 8, 9, 10), 9), Sampling(max_tokens=9, seed=0))
-            for n in range(3)
-        ]
-        for row, pages, computed in zip(rows, ([9, 2], [0, 31], [5, 7]), (5, 5, 5), strict=True):
-            row.pages = pages
-            row.num_computed = computed
-        answer = decoder.decode([Slice(row, 1) for row in rows])
-    assert answer is not None and [len(item) for item in answer] == [3, 3]
+        answer = decoder.decode(slices)
+
+    assert answer is not None
+    tokens, logits = answer
+    assert len(tokens) == 3
+    assert len(logits) == 3
+    # Pages have 4 positions, so the sixth token is at position 1 of a row's second page.
     changed = (store._keys != before).flatten(3).any(-1).any(0)
     assert changed.nonzero().tolist() == [[2, 1], [7, 1], [31, 1], [runner.spec.num_pages, 0]]
 
@@ -146,7 +170,8 @@ def test_padding_touches_no_page_of_a_sequence(
 def test_a_net_that_cannot_be_captured_decodes_without(
     model: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    expected = generate_all(load(model), tasks(5, 5))
+    """Where the capture fails, the runner logs the reason and decodes without graphs."""
+    expected = generate_all(load(model), greedy_tasks(5, 5))
     stand_in(monkeypatch)
 
     def refuse(_: torch.device) -> Callable[[object], object]:
@@ -157,20 +182,25 @@ def test_a_net_that_cannot_be_captured_decodes_without(
 
     monkeypatch.setattr(decode_graphs, "CudaCapture", refuse)
     runner = load(model)
-    assert runner._decoder is None
-    [said] = fields_of(caplog, "decoding without CUDA graphs")
-    assert "operation not permitted" in said["error"]
-    assert generate_all(runner, tasks(5, 5)) == expected
+
+    assert not runner.has_graphs
+    [warning] = fields_of(caplog, "decoding without CUDA graphs")
+    assert "operation not permitted" in warning["error"]
+    assert generate_all(runner, greedy_tasks(5, 5)) == expected
 
 
 @pytest.mark.parametrize("max_batch", [1, 2, 3, 8, 12, 16, 48, 50, 64, 200])
 def test_every_batch_has_a_size_that_is_not_twice_too_large(max_batch: int) -> None:
+    """A batch's graph has less than twice its rows; from 16 rows on, at most about 1.5 times."""
     sizes = batch_sizes(max_batch)
-    assert sizes == sorted(set(sizes)) and sizes[-1] == max_batch
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] == max_batch
+
     for count in range(1, max_batch + 1):
-        size = next(size for size in sizes if size >= count)
-        assert size < 2 * count
-        assert count < 16 or size <= 1.5 * count + 1
+        smallest = min(size for size in sizes if size >= count)
+        assert smallest < 2 * count
+        if count >= 16:
+            assert smallest <= 1.5 * count + 1
     assert batch_sizes(64) == [1, 2, 4, 8, 16, 24, 32, 48, 64]
 
 
@@ -179,10 +209,19 @@ def test_every_batch_has_a_size_that_is_not_twice_too_large(max_batch: int) -> N
 def test_a_span_in_place_equals_one_that_gathers(
     monkeypatch: pytest.MonkeyPatch, window: int | None, count: int
 ) -> None:
-    """Rows of unequal length, grouped queries, windows: the same attention from the same pages."""
+    """A span in place attends to the same keys and values as one that gathers its pages.
+
+    The rows are of unequal length, the queries grouped, with and without a window.
+    """
     stand_in(monkeypatch)
     torch.manual_seed(0)
-    store = KVStore(KVShape(2, 2, 8), 12, 4, torch.float32, CPU)
+    store = KVStore(
+        KVShape(2, num_heads=2, head_dim=8),
+        num_pages=12,
+        page_size=4,
+        dtype=torch.float32,
+        device=CPU,
+    )
     for pool in store.pool(1):
         pool.normal_()
     firsts = [7, 0, 3]
@@ -193,8 +232,9 @@ def test_a_span_in_place_equals_one_that_gathers(
     in_place = paged_span(0, [count] * 3, lengths, pages, page_size=4, kernel=flash.varlen)
     positions = torch.tensor(firsts)[:, None] + torch.arange(count)
     gathering = Span(0, 3 * count, positions, torch.tensor(pages), max(lengths), is_causal=True)
-    ours, theirs = (
-        attend(
+
+    def attended(span: Span | PagedSpan) -> Tensor:
+        return attend(
             AttentionPlan(positions.flatten(), positions.flatten(), (span,)),
             store,
             1,
@@ -204,65 +244,70 @@ def test_a_span_in_place_equals_one_that_gathers(
             scale=0.3,
             window=window,
         )
-        for span in (in_place, gathering)
-    )
-    assert torch.allclose(ours, theirs, atol=1e-5)
+
+    assert torch.allclose(attended(in_place), attended(gathering), atol=1e-5)
 
 
 def test_the_trial_tells_a_right_kernel_from_wrong_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a build gets wrong is found when the model is loaded, and named."""
-    place = "torch.nn.attention.varlen.varlen_attn_out"
-    trial = (flash.varlen, CPU, torch.float32, KVShape(3, 2, 8), 256)
-    monkeypatch.setattr(place, naive_varlen_attn_out)
-    assert flash.trial(*trial) is None
+    """The trial of a kernel returns None for a right one, and else names the fault."""
+    kernel_name = "torch.nn.attention.varlen.varlen_attn_out"
 
-    def with_other_pages(*args: Tensor, **options: Tensor) -> Tensor:
-        return naive_varlen_attn_out(
-            *args, **(options | {"block_table": options["block_table"].flip(1)})
-        )  # type: ignore[arg-type]
+    def problem_with(kernel: Callable[..., Tensor]) -> str | None:
+        monkeypatch.setattr(kernel_name, kernel)
+        shape = KVShape(3, num_heads=2, head_dim=8)
+        return flash.trial(flash.varlen, CPU, torch.float32, shape, page_size=256)
+
+    def with_other_pages(*args: Any, block_table: Tensor, **options: Any) -> Tensor:
+        return naive_varlen_attn_out(*args, block_table=block_table.flip(1), **options)
 
     def that_writes_nothing(out: Tensor, *_: object, **__: object) -> Tensor:
         return out.fill_(torch.nan)
 
-    for wrong in (with_other_pages, that_writes_nothing):
-        monkeypatch.setattr(place, wrong)
-        assert "is off by" in (flash.trial(*trial) or "")
-
     def missing(*_: object, **__: object) -> Tensor:
         raise RuntimeError("no kernel image is available")
 
-    monkeypatch.setattr(place, missing)
-    assert "no kernel image" in (flash.trial(*trial) or "")
+    assert problem_with(naive_varlen_attn_out) is None
+    assert "is off by" in (problem_with(with_other_pages) or "")
+    assert "is off by" in (problem_with(that_writes_nothing) or "")
+    assert "no kernel image" in (problem_with(missing) or "")
 
 
 def test_the_kernel_is_chosen_once_and_the_reason_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel is torch's, else our own, else none; the reason says why not a better one."""
     cuda = torch.device("cuda")
-    shape = KVShape(1, 2, 64)
+    shape = KVShape(1, num_heads=2, head_dim=64)
     half = torch.bfloat16
     failing: dict[object, str] = {}
     monkeypatch.setattr(flash, "trial", lambda kernel, *_: failing.get(kernel))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "an old card")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
 
-    def chosen(*given: object) -> tuple[object, str]:
-        return flash.choose_kernel(*given)  # type: ignore[arg-type]
+    def chosen(
+        device: torch.device, dtype: torch.dtype, shape: KVShape, page_size: int = 256
+    ) -> tuple[object, str]:
+        return flash.choose_kernel(device, dtype, shape, page_size)
 
-    for given, reason in (
-        ((CPU, half, shape, 256), "needs CUDA"),
-        ((cuda, torch.float32, shape, 256), "float32"),
-        ((cuda, half, shape, 256), "an old card"),
+    for device, dtype, expected_reason in (
+        (CPU, half, "needs CUDA"),
+        (cuda, torch.float32, "float32"),
+        (cuda, half, "an old card"),
     ):
-        kernel, why = chosen(*given)
-        assert kernel is None and reason in why
+        kernel, reason = chosen(device, dtype, shape)
+        assert kernel is None
+        assert expected_reason in reason
+
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    assert "head dimension" in chosen(cuda, half, KVShape(1, 2, 264), 256)[1]
-    assert chosen(cuda, half, shape, 256) == (flash.varlen, "")
-    kernel, why = chosen(cuda, half, shape, 16)
-    assert kernel is flash.in_triton and "multiple of 256" in why
+    _, reason = chosen(cuda, half, KVShape(1, num_heads=2, head_dim=264))
+    assert "head dimension" in reason
+    assert chosen(cuda, half, shape) == (flash.varlen, "")
+    kernel, reason = chosen(cuda, half, shape, page_size=16)
+    assert kernel is flash.in_triton
+    assert "multiple of 256" in reason
+
     failing[flash.varlen] = "it is off"
-    assert chosen(cuda, half, shape, 256) == (flash.in_triton, "it is off")
+    assert chosen(cuda, half, shape) == (flash.in_triton, "it is off")
     failing[flash.in_triton] = "no triton"
-    assert chosen(cuda, half, shape, 256) == (None, "it is off; no triton")
+    assert chosen(cuda, half, shape) == (None, "it is off; no triton")
 
 
 @pytest.mark.parametrize(
@@ -277,19 +322,27 @@ def test_the_kernel_is_chosen_once_and_the_reason_is_named(monkeypatch: pytest.M
 def test_pages_are_large_where_flash_attention_asks_for_it(
     monkeypatch: pytest.MonkeyPatch, place: str, dtype: str, given: int | None, expected: int
 ) -> None:
+    """Flash attention takes pages of 256 tokens only; a page size that is set is obeyed."""
     monkeypatch.setattr(loading.device, "select_device", lambda _: torch.device(place))
     settings = Settings(dtype=dtype, page_size=given, cuda_graphs=False)
+
     options = loading._options(ModelEntry(id="m", path="x"), settings, "hrm-text")
-    assert (options.page_size, options.declared(PagedOptions).cuda_graphs) == (expected, False)
+
+    assert options.page_size == expected
+    assert options.declared(PagedOptions).cuda_graphs is False
 
 
 def test_without_flash_attention_no_kernel_is_looked_for(
     model: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The setting `flash_attention` false means small pages and no kernel."""
     monkeypatch.setattr(loading.device, "select_device", lambda _: torch.device("cuda"))
     settings = Settings(dtype="bfloat16", flash_attention=False)
+
     options = loading._options(ModelEntry(id="m", path="x"), settings, "hrm-text")
-    assert (options.page_size, options.declared(PagedOptions).flash_attention) == (16, False)
+
+    assert options.page_size == 16
+    assert options.declared(PagedOptions).flash_attention is False
     stand_in(monkeypatch)
     assert load(model).kernel is not None
     assert load(model, flash_attention=False).kernel is None
@@ -298,20 +351,26 @@ def test_without_flash_attention_no_kernel_is_looked_for(
 def test_the_page_of_padding_comes_out_of_the_budget(
     model: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pages = 16  # one window
-    per_page = load(model)._net.kv_shape.bytes_per_token(torch.float32) * 4
-    assert load(model, kv_bytes=per_page * pages).spec.num_pages == pages
+    """With graphs one page more must fit into the budget; without them none is needed."""
+    # One context window of 64 tokens in pages of 4.
+    pages = 16
+    page_bytes = load(model)._net.kv_shape.bytes_per_token(torch.float32) * 4
+    assert load(model, kv_bytes=page_bytes * pages).spec.num_pages == pages
+
     stand_in(monkeypatch)
-    runner = load(model, kv_bytes=per_page * (pages + 1))
-    assert (runner.spec.num_pages, len(runner._store.pool(0)[0])) == (pages, pages + 1)
-    assert load(model, kv_bytes=per_page * pages, cuda_graphs=False).spec.num_pages == pages
+    runner = load(model, kv_bytes=page_bytes * (pages + 1))
+    keys, _ = runner._store.pool(0)
+    assert runner.spec.num_pages == pages
+    assert len(keys) == pages + 1
+    assert load(model, kv_bytes=page_bytes * pages, cuda_graphs=False).spec.num_pages == pages
     with pytest.raises(ModelFormatError, match="kv_memory_mib"):
-        load(model, kv_bytes=per_page * pages)
+        load(model, kv_bytes=page_bytes * pages)
 
 
 def test_packed_tensors_come_out_as_they_went_in() -> None:
+    """Tensors of any type and layout keep their types and values in one transfer."""
     torch.manual_seed(0)
-    given = [
+    tensors = [
         torch.arange(5),
         torch.rand(3, 7) > 0.5,
         torch.zeros(0, dtype=torch.int64),
@@ -320,48 +379,67 @@ def test_packed_tensors_come_out_as_they_went_in() -> None:
         torch.tensor(3.5, dtype=torch.float64),
         torch.arange(4)[:, None].expand(4, 2),
     ]
-    for item, copy in zip(given, packed(given, CPU), strict=True):
-        assert copy.dtype == item.dtype and torch.equal(copy, item)
+    for tensor, copy in zip(tensors, packed(tensors, CPU), strict=True):
+        assert copy.dtype == tensor.dtype
+        assert torch.equal(copy, tensor)
 
 
 def test_no_tensor_of_a_step_stays_behind() -> None:
-    """Everything of a batch, whichever span it is in, goes to the device with the rest, shapes and
-    types unchanged."""
-    decoding, prompt, scoring = (
-        TokenSequence(
-            name,
-            Encoded((5, 6, 7, 8, 9), 4, continuations),
-            sampling,
-            pages=[0, 1],
-            num_computed=computed,
-        )
-        for name, continuations, sampling, computed in (
-            ("decodes", (), Sampling(max_tokens=4, seed=0), 4),
-            ("starts", (), Sampling(max_tokens=4, seed=0), 0),
-            ("scores", ((1, 2), (3,)), None, 5),
-        )
+    """All tensors of a batch, in all its spans, go to the device and keep shapes and types."""
+    decoding = TokenSequence(
+        "decodes",
+        Encoded((5, 6, 7, 8, 9), max_tokens=4),
+        Sampling(max_tokens=4, seed=0),
+        pages=[0, 1],
+        num_computed=4,
+    )
+    prompt = TokenSequence(
+        "starts",
+        Encoded((5, 6, 7, 8, 9), max_tokens=4),
+        Sampling(max_tokens=4, seed=0),
+        pages=[0, 1],
+        num_computed=0,
+    )
+    scoring = TokenSequence(
+        "scores",
+        Encoded((5, 6, 7, 8, 9), max_tokens=4, continuations=((1, 2), (3,))),
+        sampling=None,
+        pages=[0, 1],
+        num_computed=5,
     )
     slices = [Slice(decoding, 1), Slice(prompt, 5), Slice(scoring, num_continuations=2)]
+
     for kernel in (None, flash.varlen):
-        here, there = (
-            BatchBuilder(4, torch.device(kind), True, kernel).build(slices)
-            for kind in ("cpu", "meta")
-        )
-        found = tensors_of(here)
-        moved = tensors_of(there)
-        assert [(item.shape, item.dtype) for item in moved] == [
-            (item.shape, item.dtype) for item in found
-        ]
-        assert {item.device.type for item in moved} == {"meta"}
-        assert (there.samplers, there.scored) == (here.samplers, here.scored)
+        on_cpu = batch_on("cpu", slices, kernel)
+        on_meta = batch_on("meta", slices, kernel)
+
+        for tensor, moved in zip(tensors_of(on_cpu), tensors_of(on_meta), strict=True):
+            assert moved.shape == tensor.shape
+            assert moved.dtype == tensor.dtype
+            assert moved.device.type == "meta"
+        assert tensors_of(on_meta)
+        assert on_meta.samplers == on_cpu.samplers
+        assert on_meta.scored == on_cpu.scored
 
 
-def tensors_of(value: Batch | object) -> list[Tensor]:
+def batch_on(device: str, slices: Sequence[Slice], kernel: Kernel | None) -> Batch:
+    builder = BatchBuilder(4, torch.device(device), is_prefix=True, kernel=kernel)
+    return builder.build(slices)
+
+
+def tensors_of(value: object) -> list[Tensor]:
+    """Return all tensors inside dataclasses, lists and tuples, however deep."""
     if isinstance(value, Tensor):
         return [value]
-    parts = [getattr(value, item.name) for item in fields(value)] if is_dataclass(value) else value
-    return (
-        [found for part in parts for found in tensors_of(part)]
-        if isinstance(parts, list | tuple)
-        else []
-    )
+
+    parts: list[object] = []
+    if is_dataclass(value):
+        for field in fields(value):
+            parts.append(getattr(value, field.name))
+    elif isinstance(value, list | tuple):
+        parts.extend(value)
+
+    tensors = []
+    for part in parts:
+        tensors.extend(tensors_of(part))
+    return tensors

@@ -1,5 +1,4 @@
-"""What comes with a model and runs on a caller's input: templates and tokenizers that raise, hang
-or make too much."""
+"""Templates and tokenizers of a model that raise, hang or make too much on a caller's input."""
 
 from typing import Any
 
@@ -56,7 +55,7 @@ BAD = {
     "{{ ('x' * 99999).replace('x', 'y' * 99999) }}": "makes a text of more than",
     "{{ range(99999) | join('y' * 99999) }}": "makes a text of more than",
 }
-"""Templates, and what must be said of them."""
+"""Templates that fail, each with words of the error that a client must get."""
 
 GOOD = (
     "{% for m in messages %}[{{ m['role'] }}]{{ m.content | trim }}{% endfor %}"
@@ -76,16 +75,17 @@ GOOD = (
 
 
 def template_of(source: str) -> ChatTemplate:
-    """Behind a lone turn, with which a template is tried at start."""
-    return ChatTemplate(
-        tokenizer_of("word_piece"), default=f"{{% if messages | length > 1 %}}{source}{{% endif %}}"
-    )
+    """Return a chat template that does nothing for a single turn, with which it is tried."""
+    guarded = f"{{% if messages | length > 1 %}}{source}{{% endif %}}"
+    return ChatTemplate(tokenizer_of("word_piece"), default=guarded)
 
 
 @pytest.mark.parametrize("source", BAD)
 def test_what_a_template_raises_is_a_400_on_the_messages_in_its_words(source: str) -> None:
+    """A template that fails refuses the messages, with its own words in the error."""
     with pytest.raises(InvalidRequest) as caught:
         template_of(source).write(TALK)
+
     assert caught.value.field == "messages"
     assert BAD[source] in caught.value.message
     assert caught.value.message.startswith("messages: the model's chat template refuses them: ")
@@ -95,30 +95,33 @@ def test_what_a_template_raises_is_a_400_on_the_messages_in_its_words(source: st
     "source", ["{{ 1 / 0 }}", "{{ 'x' * 10 ** 11 }}", "{% for %}", "{{ [1].nothing() }}"]
 )
 def test_one_that_can_never_work_is_refused_at_start(source: str) -> None:
+    """A template that fails for a single turn is refused when the model is loaded."""
     with pytest.raises(ModelFormatError, match="The chat template cannot be used: "):
         ChatTemplate(tokenizer_of("word_piece"), default=source)
 
 
 @pytest.mark.parametrize("source", GOOD)
 def test_bounded_templates_write_what_transformers_does(source: str) -> None:
+    """A template under our bounds writes the same text as with transformers."""
     tokenizer = tokenizer_of("word_piece")
     tokenizer.chat_template = source
     turns = [{"role": turn.role, "content": turn.content} for turn in TALK.messages]
-    own = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    assert ChatTemplate(tokenizer).write(TALK) == own
-    assert template_of(source).write(TALK) == own
+    expected = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+    assert ChatTemplate(tokenizer).write(TALK) == expected
+    assert template_of(source).write(TALK) == expected
 
 
 def test_a_long_dialogue_may_be_written_at_length() -> None:
+    """The bound on a template's text grows with the messages."""
     talk = Chat((Turn("user", "x" * 3_000_000), Turn("user", "y")))
-    written = template_of("{% for m in messages %}{{ (m.content ~ '.') * 2 }}{% endfor %}").write(
-        talk
-    )
-    assert len(written) == 2 * 3_000_003
+    template = template_of("{% for m in messages %}{{ (m.content ~ '.') * 2 }}{% endfor %}")
+
+    assert len(template.write(talk)) == 2 * 3_000_003
 
 
 class Broken(PreTrainedTokenizerFast):
-    """Cannot read one word, and cannot write one token."""
+    """A tokenizer that cannot encode the word "hello", and cannot decode the token 5."""
 
     def __call__(self, text: Any, *rest: Any, **options: Any) -> Any:
         if "hello" in text:
@@ -132,7 +135,12 @@ class Broken(PreTrainedTokenizerFast):
 
 
 Panic = type("PanicException", (BaseException,), {})
-"""As Rust's panics reach Python: they are no Exception."""
+"""The class of Rust's panics in Python, which is no Exception."""
+
+
+def broken_tokenizer() -> Broken:
+    backend = tokenizer_of("word_piece").backend_tokenizer
+    return Broken(tokenizer_object=backend, unk_token="<unk>")
 
 
 @pytest.mark.parametrize(
@@ -146,25 +154,24 @@ Panic = type("PanicException", (BaseException,), {})
     ],
 )
 def test_what_a_tokenizer_raises_is_a_400_on_its_field(task: Task, field: str, words: str) -> None:
-    tokenizer = Broken(
-        tokenizer_object=tokenizer_of("word_piece").backend_tokenizer, unk_token="<unk>"
-    )
+    """A tokenizer's error refuses the field that it was reading, in its own words."""
+    tokenizer = broken_tokenizer()
     vocabulary = Vocabulary(tokenizer, SIZE, ChatTemplate(tokenizer))
+
     with pytest.raises(InvalidRequest) as caught:
         if isinstance(task, Generate):
             vocabulary.prompt(task.prompt, "prompt")
         elif isinstance(task, Tokenize | Detokenize | Embed):
             vocabulary.encode(task, 64)
+
     assert caught.value.field == field
     assert words in caught.value.message
 
 
 async def test_over_http_the_worker_goes_on(redis: Redis) -> None:
-    """A conversation that the template stumbles over, and answers that cannot be decoded, end by
-    themselves."""
-    tokenizer = Broken(
-        tokenizer_object=tokenizer_of("word_piece").backend_tokenizer, unk_token="<unk>"
-    )
+    """A failing template is a 400 and a failing decode a 500; the next request is served."""
+    tokenizer = broken_tokenizer()
+    # A message of one letter divides by zero.
     tokenizer.chat_template = (
         "{% for m in messages %}{{ 'do ' * (8 // (m.content | length - 1)) }}{% endfor %}"
     )
@@ -175,10 +182,17 @@ async def test_over_http_the_worker_goes_on(redis: Redis) -> None:
             answer = await client.post("/v1/chat/completions", json=body)
             return answer.status_code, answer.json()
 
-        status, body = await chat("a", 1)
-        assert (status, body["error"]["param"]) == (400, "messages")
-        assert "integer" in body["error"]["message"] and "zero" in body["error"]["message"]
-        status, body = await chat("ten", 4)
-        assert status == 500 and "unwrap" in body["error"]["message"]
-        status, body = await chat("ten", 2)
-        assert status == 200 and body["choices"][0]["finish_reason"] == "length"
+        status, body = await chat("a", max_tokens=1)
+        assert status == 400
+        assert body["error"]["param"] == "messages"
+        assert "integer" in body["error"]["message"]
+        assert "zero" in body["error"]["message"]
+
+        # The third token is 5, which cannot be decoded.
+        status, body = await chat("ten", max_tokens=4)
+        assert status == 500
+        assert "unwrap" in body["error"]["message"]
+
+        status, body = await chat("ten", max_tokens=2)
+        assert status == 200
+        assert body["choices"][0]["finish_reason"] == "length"

@@ -1,11 +1,15 @@
-"""On a GPU: attention in place, decode graphs and compiled layers in half precision, against what
-needs none."""
+"""Attention in place, decode graphs and compiled layers on a GPU, in half precision.
 
+The oracle is a plain forward with gathered pages.
+"""
+
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import (
     HrmTextConfig,
     HrmTextForCausalLM,
@@ -22,7 +26,7 @@ from worker.engine.sequence import Encoded, Slice, TokenSequence
 from worker.kv import flash
 from worker.kv.attention import AttentionPlan, Span, attend
 from worker.kv.batch import BatchBuilder
-from worker.kv.spans import Kernel, paged_span
+from worker.kv.spans import Kernel, PagedSpan, paged_span
 from worker.kv.store import KVShape, KVStore
 from worker.models.hrm_text import HrmTextModel
 from worker.runners.paged import PagedRunner
@@ -35,10 +39,11 @@ pytestmark = [
 ]
 CUDA = torch.device("cuda")
 HALF = torch.bfloat16
-HAS_VARLEN = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
+MAJOR, MINOR = torch.__version__.split(".")[:2]
+HAS_VARLEN = (int(MAJOR), int(MINOR)) >= (2, 13)
 VOCABULARY = len(byte_tokenizer())
 LONG = "the quick brown fox jumps over the lazy dog " * 13
-"""572 bytes, which are as many tokens: three pages."""
+"""A text of 572 bytes, which are as many tokens: three pages."""
 
 
 def hrm_text() -> PreTrainedModel:
@@ -92,16 +97,18 @@ def model(
 
 
 def load(model: tuple[str, Path], **changes: object) -> PagedRunner:
-    common: dict[str, object] = {
+    kind, path = model
+    values: dict[str, object] = {
         "device": "cuda",
         "dtype": "bfloat16",
         "page_size": 256,
         "max_batch": 4,
         "context_window": 768,
     }
-    if model[0] == "hrm-text":
-        common["compile_layers"] = False
-    runner = load_runner(model[0], options_for(model[1], model[0], **(common | changes)))
+    if kind == "hrm-text":
+        values["compile_layers"] = False
+    values.update(changes)
+    runner = load_runner(kind, options_for(path, kind, **values))
     assert isinstance(runner, PagedRunner)
     return runner
 
@@ -111,33 +118,51 @@ def greedy(text: str, max_tokens: int) -> Generate:
 
 
 def rows(runner: PagedRunner, lengths: Sequence[int]) -> list[Slice]:
-    """Decoding rows whose pages are shuffled, and a store full of noise."""
+    """Return decoding rows with shuffled pages, and fill the store with noise."""
     generator = torch.Generator().manual_seed(0)
-    order = iter(torch.randperm(runner.spec.num_pages, generator=generator).tolist())
+    free_pages = torch.randperm(runner.spec.num_pages, generator=generator).tolist()
     with torch.inference_mode():
         for slot in range(runner._net.kv_shape.num_slots):
             for pool in runner._store.pool(slot):
                 pool.normal_()
+
     slices = []
     for number, length in enumerate(lengths):
         ids = tuple(torch.randint(4, VOCABULARY, (length,), generator=generator).tolist())
+        num_pages = math.ceil(length / runner.spec.page_size)
         row = TokenSequence(
-            str(number), Encoded(ids, 8), Sampling(max_tokens=8, seed=0), num_computed=length - 1
+            str(number),
+            Encoded(ids, max_tokens=8),
+            Sampling(max_tokens=8, seed=0),
+            pages=free_pages[:num_pages],
+            num_computed=length - 1,
         )
-        row.pages = [next(order) for _ in range(-(-length // runner.spec.page_size))]
-        slices.append(Slice(row, 1))
+        del free_pages[:num_pages]
+        slices.append(Slice(row, num_tokens=1))
     return slices
+
+
+def answer_of(runner: PagedRunner, slices: Sequence[Slice]) -> Tensor:
+    """Return the states that a decode graph computes for the rows."""
+    assert runner._decoder is not None
+    answer = runner._decoder.decode(slices)
+    assert answer is not None
+    return answer[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
 @pytest.mark.parametrize("page_size", [16, 256, 512])
 def test_a_kernel_is_found(dtype: torch.dtype, head_dim: int, page_size: int) -> None:
-    """Our own everywhere, torch's where its pages are large and torch new enough."""
-    shape = KVShape(1, 2, head_dim)
+    """Our own kernel serves everywhere, torch's with large pages and a torch that is new enough."""
+    shape = KVShape(1, num_heads=2, head_dim=head_dim)
+    expected: Kernel = flash.in_triton
+    if page_size % 256 == 0 and HAS_VARLEN:
+        expected = flash.varlen
+
     assert flash.trial(flash.in_triton, CUDA, dtype, shape, page_size) is None
-    chosen, why = flash.choose_kernel(CUDA, dtype, shape, page_size)
-    assert chosen is (flash.varlen if page_size % 256 == 0 and HAS_VARLEN else flash.in_triton), why
+    chosen, reason = flash.choose_kernel(CUDA, dtype, shape, page_size)
+    assert chosen is expected, reason
 
 
 @pytest.mark.parametrize("kernel", [flash.in_triton, flash.varlen])
@@ -148,10 +173,15 @@ def test_a_kernel_is_found(dtype: torch.dtype, head_dim: int, page_size: int) ->
 def test_a_span_in_place_equals_one_that_gathers(
     kernel: Kernel, window: int | None, kv_heads: int, count: int
 ) -> None:
+    """A span in place attends to the same keys and values as one that gathers its pages.
+
+    The rows are of unequal length, the queries grouped, with and without a window.
+    """
     if kernel is flash.varlen and not HAS_VARLEN:
         pytest.skip(f"torch {torch.__version__} has no paged varlen_attn")
     torch.manual_seed(0)
-    store = KVStore(KVShape(2, kv_heads, 64), 12, 256, HALF, CUDA)
+    shape = KVShape(2, num_heads=kv_heads, head_dim=64)
+    store = KVStore(shape, num_pages=12, page_size=256, dtype=HALF, device=CUDA)
     for pool in store.pool(1):
         pool.normal_()
     firsts = [511, 0, 300]
@@ -164,8 +194,9 @@ def test_a_span_in_place_equals_one_that_gathers(
     gathering = Span(
         0, 3 * count, positions, torch.tensor(pages, device=CUDA), max(lengths), is_causal=True
     )
-    ours, theirs = (
-        attend(
+
+    def attended(span: Span | PagedSpan) -> Tensor:
+        return attend(
             AttentionPlan(positions.flatten(), positions.flatten(), (span,)),
             store,
             1,
@@ -175,9 +206,8 @@ def test_a_span_in_place_equals_one_that_gathers(
             scale=0.125,
             window=window,
         )
-        for span in (in_place, gathering)
-    )
-    torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0.02)
+
+    torch.testing.assert_close(attended(in_place), attended(gathering), atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize("lengths", [(5,), (300, 2, 513), (256, 257, 767, 1)])
@@ -185,49 +215,68 @@ def test_a_span_in_place_equals_one_that_gathers(
 def test_a_graph_computes_what_a_plain_forward_does(
     model: tuple[str, Path], lengths: tuple[int, ...]
 ) -> None:
-    """Padded or not, rows of any length: the same states as without a graph, from the same
-    places."""
+    """A graph, padded or not, computes the states of a plain forward over the same pages."""
     runner = load(model)
-    assert runner._decoder is not None
+    # A row of length 1 has nothing computed, so it is no decoding row.
     slices = [part for part in rows(runner, lengths) if part.sequence.num_computed]
-    answer = runner._decoder.decode(slices)
-    assert answer is not None
-    states = answer[0].clone()
-    batch = BatchBuilder(256, CUDA, True, runner.kernel).build(slices)
-    torch.testing.assert_close(
-        states, runner._net.hidden(batch.ids, batch.plan, runner._store), atol=0.06, rtol=0.03
-    )
+
+    # The graph's own tensor is written again by the next replay.
+    states = answer_of(runner, slices).clone()
+
+    batch = BatchBuilder(256, CUDA, is_prefix=True, kernel=runner.kernel).build(slices)
+    expected = runner._net.hidden(batch.ids, batch.plan, runner._store)
+    torch.testing.assert_close(states, expected, atol=0.06, rtol=0.03)
 
 
 @torch.inference_mode()
 def test_padding_touches_no_page_of_a_sequence(model: tuple[str, Path]) -> None:
+    """Three rows in a graph of four write their own positions and the page of padding, no others.
+
+    The page of padding lies behind the pages of all sequences.
+    """
     runner = load(model)
     slices = rows(runner, (300, 17, 513))
     before = runner._store._keys.clone()
-    assert runner._decoder is not None and runner._decoder.decode(slices) is not None
-    changed = (runner._store._keys != before).flatten(3).any(-1).any(0).nonzero().tolist()
-    written = [
-        [part.sequence.pages[at // 256], at % 256]
-        for part in slices
-        if (at := part.sequence.num_computed)
-    ]
-    assert changed == sorted([*written, [runner.spec.num_pages, 0]])
+
+    answer_of(runner, slices)
+
+    written = [[runner.spec.num_pages, 0]]
+    for part in slices:
+        page, offset = divmod(part.sequence.num_computed, 256)
+        written.append([part.sequence.pages[page], offset])
+    changed = (runner._store._keys != before).flatten(3).any(-1).any(0)
+    assert changed.nonzero().tolist() == sorted(written)
 
 
 def test_graphs_say_what_plain_steps_say(model: tuple[str, Path]) -> None:
-    """Four rows of unequal prompts at a time: with equal shapes a graph runs the very same
-    kernels."""
-    tasks = [greedy(text, 24) for text in ("a", "Hello there", LONG, LONG[:254])]
-    assert generate_all(load(model), tasks) == generate_all(load(model, cuda_graphs=False), tasks)
+    """Four rows of unequal prompts give the same tokens with graphs and without.
+
+    With equal shapes a graph runs the very same kernels.
+    """
+    tasks = [
+        greedy("a", max_tokens=24),
+        greedy("Hello there", max_tokens=24),
+        greedy(LONG, max_tokens=24),
+        greedy(LONG[:254], max_tokens=24),
+    ]
+
+    with_graphs = generate_all(load(model), tasks)
+    without = generate_all(load(model, cuda_graphs=False), tasks)
+
+    assert with_graphs == without
 
 
 def test_rows_that_come_and_go_are_decoded_to_their_ends(model: tuple[str, Path]) -> None:
+    """Seven tasks in a batch of four rows are each decoded to their cap or an end token."""
     runner = load(model)
     lengths = [9, 1, 30, 4, 17, 2, 12]
-    said = generate_all(
-        runner, [greedy(LONG[: 100 * n], length) for n, length in enumerate(lengths, 1)]
-    )
-    for ids, length in zip(said, lengths, strict=True):
+    tasks = []
+    for number, length in enumerate(lengths, start=1):
+        tasks.append(greedy(LONG[: 100 * number], max_tokens=length))
+
+    responses = generate_all(runner, tasks)
+
+    for ids, length in zip(responses, lengths, strict=True):
         assert len(ids) == length or ids[-1] in runner.eos_ids
 
 
@@ -235,41 +284,47 @@ def test_rows_that_come_and_go_are_decoded_to_their_ends(model: tuple[str, Path]
 def test_scores_are_those_of_full_precision_on_the_cpu(
     model: tuple[str, Path], step_tokens: int
 ) -> None:
-    """Whole prompts and, where the model allows it, prompts in chunks of 100 tokens over stored
-    pages."""
+    """Scores in half precision are near those of the CPU in full precision.
+
+    Prompts are read whole and, where the model allows it, in chunks of 100 tokens.
+    """
     task = Score(LONG, (" and runs away", "!"))
-    exact = score_all(load(model, device="cpu", dtype="float32", page_size=16), [task])[0]
-    for ours, theirs in zip(
-        score_all(load(model, step_tokens=step_tokens), [task])[0], exact, strict=True
-    ):
-        assert ours.log_likelihood == pytest.approx(theirs.log_likelihood, rel=0.03, abs=0.1)
+    on_cpu = load(model, device="cpu", dtype="float32", page_size=16)
+
+    [scores] = score_all(load(model, step_tokens=step_tokens), [task])
+
+    [exact_scores] = score_all(on_cpu, [task])
+    for score, exact in zip(scores, exact_scores, strict=True):
+        assert score.log_likelihood == pytest.approx(exact.log_likelihood, rel=0.03, abs=0.1)
 
 
 def test_full_precision_gathers_and_equals_the_cpu(model: tuple[str, Path]) -> None:
-    tasks = [greedy("Hello", 12), greedy("12 * 7", 12)]
+    """In full precision no kernel or graph is used, and the tokens are the CPU's."""
+    tasks = [greedy("Hello", max_tokens=12), greedy("12 * 7", max_tokens=12)]
+    on_cpu = load(model, device="cpu", dtype="float32", page_size=16)
     runner = load(model, dtype="float32", page_size=16)
-    assert runner.kernel is None and runner._decoder is None
-    assert generate_all(runner, tasks) == generate_all(
-        load(model, device="cpu", dtype="float32", page_size=16), tasks
-    )
+
+    assert runner.kernel is None
+    assert not runner.has_graphs
+    assert generate_all(runner, tasks) == generate_all(on_cpu, tasks)
 
 
 @torch.inference_mode()
 def test_compiled_layers_equal_plain_ones(model: tuple[str, Path]) -> None:
+    """Compiled layers compute the states of plain ones."""
     if model[0] != "hrm-text":
         pytest.skip("only HRM-Text compiles its layers")
     plain = load(model)
     compiled = load(model, compile_layers=True)
-    net: HrmTextModel = compiled._net.model  # type: ignore[attr-defined]
-    assert net.halves != plain._net.model.halves, "it fell back to plain layers"  # type: ignore[attr-defined]
-    assert compiled._decoder is not None
+    compiled_net: HrmTextModel = compiled._net.model  # type: ignore[attr-defined]
+    plain_net: HrmTextModel = plain._net.model  # type: ignore[attr-defined]
+    assert compiled_net.halves != plain_net.halves, "it fell back to plain layers"
+
     slices = rows(compiled, (300, 2, 513))
+    # Both read the same stored keys and values.
     plain._store._keys.copy_(compiled._store._keys)
     plain._store._values.copy_(compiled._store._values)
-    ours, theirs = (
-        runner._decoder.decode(slices)
-        for runner in (compiled, plain)
-        if runner._decoder is not None
-    )
-    assert ours is not None and theirs is not None
-    torch.testing.assert_close(ours[0], theirs[0], atol=0.06, rtol=0.03)
+
+    states = answer_of(compiled, slices)
+    expected = answer_of(plain, slices)
+    torch.testing.assert_close(states, expected, atol=0.06, rtol=0.03)

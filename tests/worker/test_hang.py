@@ -1,5 +1,7 @@
-"""A lease is progress (P1): a step that hangs loses its jobs though its process lives, one that
-gets on keeps them."""
+"""A lease is progress (P1).
+
+A step that hangs loses its jobs though its process lives; one that makes progress keeps them.
+"""
 
 import asyncio
 import time
@@ -10,6 +12,7 @@ from redis.asyncio import Redis
 from shared.errors import FleetError
 from shared.messages import Done
 from shared.queue.leases import Claim
+from shared.telemetry.metrics import WorkerMetrics
 from tests.fixtures.desk import Desk
 from tests.fixtures.polling import until
 from tests.fixtures.slowness import within
@@ -34,7 +37,7 @@ def echo() -> Echo:
 
 
 class Zombie(Gated):
-    """Stands still in its third step, when it has said two tokens of each job."""
+    """A runner that hangs in its third step, when each job has two tokens."""
 
     def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
         if self.num_steps < 2:
@@ -44,27 +47,34 @@ class Zombie(Gated):
 
 
 async def test_a_hung_step_loses_its_jobs_and_its_late_words_are_refused(redis: Redis) -> None:
+    """Another worker takes over the jobs of a hung step; late appends change nothing."""
     hung = Zombie(RunnerOptions("echo", max_batch=4))
     zombie = service(redis)
-    jobs = await Desk(redis).submit(*[long_task(30)] * 2, is_streamed=True)
+    metrics = WorkerMetrics()
+    zombie.tell(metrics)
+    jobs = await Desk(redis).submit(long_task(30), long_task(30), is_streamed=True)
     async with serving(zombie, hung):
         await until(lambda: hung.num_steps == 3, "the step hangs")
+
         async with serving(service(redis), echo()):
             for job in jobs:
                 assert isinstance(await end_of(redis, job), Done)
                 assert await log_fields_of(redis, job) == ("abc" * 10, [1, 2])
         assert time.monotonic() - hung.step_began_s > LEASE_S * 0.9, "the lease was not respected"
-        assert len(zombie._ledger.claims) == 2, "it does not know yet: this proves nothing"
-        zombie.models["m"].queue.renew = none_lost  # type: ignore[method-assign]  # let the appends tell it
+        assert len(zombie._ledger.claims) == 2, "it knows already, so this proves nothing"
+
+        # No renewal tells the worker that it lost its jobs: it learns that from its appends.
+        zombie.models["m"].queue.renew = none_lost  # type: ignore[method-assign]
         hung.gate.set()
-        await until(lambda: zombie._outbox.num_stale == 2, "the late appends are refused")
-        await until(
-            lambda: not zombie.models["m"].host.engine.has_work, "the sequences are dropped"
-        )
+        await until(lambda: metrics.stale_appends.read() == {(): 2}, "late appends are refused")
+        host = zombie.models["m"].host
+        await until(lambda: not host.engine.has_work, "the sequences are dropped")
         assert zombie._ledger.claims == []
-        assert zombie.models["m"].host.intake._free == 4
+        assert host.intake._free == 4
+
     for job in jobs:
-        assert (await log_fields_of(redis, job))[0] == "abc" * 10
+        text, _ = await log_fields_of(redis, job)
+        assert text == "abc" * 10
 
 
 async def none_lost(claims: Sequence[Claim], *, silence_s: float) -> list[Claim]:
@@ -72,7 +82,7 @@ async def none_lost(claims: Sequence[Claim], *, silence_s: float) -> list[Claim]
 
 
 class Patient(Echo):
-    """Each step takes three leases, in small parts."""
+    """A runner whose steps take three leases each, with heartbeats in between."""
 
     def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
         end = time.monotonic() + 3 * LEASE_S
@@ -83,19 +93,27 @@ class Patient(Echo):
 
 
 async def test_a_long_step_that_gets_on_keeps_its_lease(redis: Redis) -> None:
-    """Also while another worker looks for lapsed ones."""
-    worker = service(redis)
-    async with serving(worker, Patient(RunnerOptions("echo", max_batch=4))):
-        [job] = await Desk(redis).submit(long_task(2))
-        await until(lambda: len(worker._ledger.claims) == 1, "it is taken")
+    """A long step with heartbeats keeps its jobs, though another worker looks for lapsed ones."""
+    desk = Desk(redis)
+
+    async def is_taken() -> bool:
+        return await desk.counts() == (0, 1)
+
+    async with serving(service(redis), Patient(RunnerOptions("echo", max_batch=4))):
+        [job] = await desk.submit(long_task(2))
+        await until(is_taken, "it is taken")
+
         async with serving(service(redis), echo()):
             assert isinstance(await end_of(redis, job), Done)
+
     assert await log_fields_of(redis, job) == ("ab", [1])
 
 
 async def test_a_worker_that_hangs_takes_nothing_and_gives_up(redis: Redis) -> None:
-    """`run` answers False, so that the process exits and is started again. What came meanwhile
-    waits for others."""
+    """A worker that hangs for ten leases ends, and takes no job meanwhile.
+
+    `run` returns False, so that the process exits and is started again.
+    """
     lease_s = 0.2
     hung = Gated(RunnerOptions("echo", max_batch=4))
     worker = service(redis, lease_s=lease_s)
@@ -104,13 +122,16 @@ async def test_a_worker_that_hangs_takes_nothing_and_gives_up(redis: Redis) -> N
     running = asyncio.create_task(worker.run(lambda: loaded(hung), asyncio.Event()))
     await until(lambda: hung.num_steps == 1, "the step hangs")
     await until(lambda: worker.silence_s() > lease_s, "the lease has run out")
+
     [other] = await desk.submit(long_task(3))
     with within(12 * lease_s + 2, "it gives up"):
         assert await running is False
     assert time.monotonic() - hung.step_began_s > 9 * lease_s, "it gave up early"
     assert await desk.counts() == (1, 1)
+
     async with serving(service(redis), echo()):
-        for each, epochs in ((job, [1, 2]), (other, [1])):
-            assert isinstance(await end_of(redis, each), Done)
-            assert await log_fields_of(redis, each) == ("abc", epochs)
+        assert isinstance(await end_of(redis, job), Done)
+        assert await log_fields_of(redis, job) == ("abc", [1, 2])
+        assert isinstance(await end_of(redis, other), Done)
+        assert await log_fields_of(redis, other) == ("abc", [1])
     hung.gate.set()

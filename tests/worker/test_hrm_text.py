@@ -1,12 +1,15 @@
-"""HRM-Text against transformers' own HrmTextForCausalLM: weights, prefill, decoding, scoring,
-prompt format."""
+"""HRM-Text: weights, prefill, decoding, scoring and the prompt format.
 
-import itertools
+The oracle is transformers' own HrmTextForCausalLM.
+"""
+
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import HrmTextForCausalLM
 
 from scripts.train.train_sample import byte_tokenizer
@@ -36,10 +39,14 @@ def runner(tiny: tuple[Path, HrmTextForCausalLM]) -> PagedRunner:
 
 
 def test_state_dict_names_and_slots(tiny: tuple[Path, HrmTextForCausalLM]) -> None:
-    """T1 and T7: names and shapes of the export, and layers x (H + H x L) cache slots."""
+    """Parameters have the export's names and shapes (T1).
+
+    There are layers x (H + H x L) cache slots (T7).
+    """
     tensors = load_file(tiny[0] / "model.safetensors")
     assert tensors["model.L_module.layers.1.attn.gqkv_proj.weight"].shape == (4 * 48, 48)
     assert tensors["model.H_module.layers.0.mlp.gate_up_proj.weight"].shape == (2 * 80, 48)
+
     model = hrm_text.load_model(tiny[0])
     assert set(dict(model.named_parameters())) == set(tensors)
     assert model.shape.num_kv_slots == 2 * (2 + 2 * 3)
@@ -49,11 +56,12 @@ def test_state_dict_names_and_slots(tiny: tuple[Path, HrmTextForCausalLM]) -> No
 def test_greedy_batch_equals_transformers_generate(
     tiny: tuple[Path, HrmTextForCausalLM], runner: PagedRunner
 ) -> None:
-    """T3 for HRM-Text: unequal prompts decoded together equal transformers' generate on each
-    alone."""
+    """Unequal prompts decoded together equal transformers' generate on each alone (T3)."""
     tasks = [Generate(text, Sampling(max_tokens=12, seed=0, temperature=0.0)) for text in PROMPTS]
-    ours = generate_all(runner, tasks)
-    for task, got in zip(tasks, ours, strict=True):
+
+    together = generate_all(runner, tasks)
+
+    for task, ids in zip(tasks, together, strict=True):
         prompt = torch.tensor([runner.encode(task).prompt_ids])
         out = tiny[1].generate(
             prompt,
@@ -62,77 +70,107 @@ def test_greedy_batch_equals_transformers_generate(
             max_new_tokens=12,
             do_sample=False,
         )
-        assert got == out[0, prompt.shape[1] :].tolist()
+        assert ids == out[0, prompt.shape[1] :].tolist()
 
 
 def test_a_replayed_response_goes_on_as_if_never_cut(runner: PagedRunner) -> None:
-    """DESIGN 5: after a takeover the logged tokens are run, not sampled, and the rest is the
-    same."""
+    """After a takeover the logged tokens are run, not sampled, and the rest is the same."""
     task = Generate(PROMPTS[0], Sampling(max_tokens=12, seed=5, temperature=1.0))
-    whole = generate_all(runner, [task])[0]
+    [whole] = generate_all(runner, [task])
     assert len(whole) == 12
-    for kept in (1, 5, 11):
-        assert generate_all(runner, [task], replayed=[whole[:kept]])[0] == whole
+
+    for num_logged in (1, 5, 11):
+        [ids] = generate_all(runner, [task], replayed=[whole[:num_logged]])
+        assert ids == whole
+
+
+def log_likelihood(logits: Tensor, num_context: int, tail: tuple[int, ...]) -> float:
+    """Return the log-likelihood of the `tail` behind the first `num_context` tokens."""
+    logprobs = logits.double().log_softmax(-1)
+    total = 0.0
+    for index, token in enumerate(tail):
+        # The logits that predict a token are those of the position before it.
+        total += float(logprobs[num_context - 1 + index, token])
+    return total
 
 
 def test_scores_equal_token_by_token_and_transformers(
     tiny: tuple[Path, HrmTextForCausalLM], runner: PagedRunner
 ) -> None:
-    """T7, X18: prompt bidirectional, continuation causal; one leaking pass gives other values."""
+    """A prompt is read in both directions and a continuation causally (T7, X18).
+
+    A pass in which a continuation sees itself in both directions gives other values.
+    """
+    _, network = tiny
     task = Score("What is 2 + 2?", ("4", "four, I think", "x = 3"))
     encoded = runner.encode(task)
-    for tail, score in zip(encoded.continuations, score_all(runner, [task])[0], strict=True):
-        logits = own_logits(tiny[1], encoded.prompt_ids, tail).double().log_softmax(-1)
-        start = len(encoded.prompt_ids) - 1
-        expected = sum(float(logits[start + i, token]) for i, token in enumerate(tail))
+    prompt = encoded.prompt_ids
+
+    [scores] = score_all(runner, [task])
+
+    for tail, score in zip(encoded.continuations, scores, strict=True):
+        expected = log_likelihood(own_logits(network, prompt, tail), len(prompt), tail)
         assert score.log_likelihood == pytest.approx(expected, abs=1e-4)
         assert score.num_tokens == len(tail)
-        leaking = own_logits(tiny[1], (*encoded.prompt_ids, *tail), ()).double().log_softmax(-1)
-        leaked = sum(float(leaking[start + i, token]) for i, token in enumerate(tail))
+
+        leaking = own_logits(network, (*prompt, *tail), ())
+        leaked = log_likelihood(leaking, len(prompt), tail)
         assert abs(leaked - expected) > 1e-2, "the test could not tell the two apart"
 
 
 def test_the_greedy_flag_tells_what_greedy_decoding_says(runner: PagedRunner) -> None:
-    greedy = generate_all(
-        runner, [Generate("12 * 7", Sampling(max_tokens=3, seed=0, temperature=0.0))]
-    )[0]
+    """A continuation is greedy if greedy decoding generates just it."""
+    task = Generate("12 * 7", Sampling(max_tokens=3, seed=0, temperature=0.0))
+    [greedy] = generate_all(runner, [task])
     other = [*greedy[:-1], (greedy[-1] + 1) % 200]
-    scores = score_all(runner, [Score("12 * 7", (tuple(greedy), tuple(other)))])[0]
-    assert [score.is_greedy for score in scores] == [True, False]
-    assert scores[0].log_likelihood > scores[1].log_likelihood
+
+    [scores] = score_all(runner, [Score("12 * 7", (tuple(greedy), tuple(other)))])
+
+    greedy_score, other_score = scores
+    assert greedy_score.is_greedy
+    assert not other_score.is_greedy
+    assert greedy_score.log_likelihood > other_score.log_likelihood
 
 
 def test_prompt_format_and_conditions(runner: PagedRunner) -> None:
-    """boq, conditions in the order given, stripped prompt, eoq; special names inside a prompt are
-    plain text."""
+    """A prompt is boq, the conditions in their given order, the stripped text, and eoq.
+
+    The name of a special token inside a prompt is plain text.
+    """
     tokenizer = byte_tokenizer()
     task = Generate("  hi ", Sampling(max_tokens=4, seed=0), condition="synth,cot")
     expected = tokenizer(
         "<|im_start|><|quad_end|><|object_ref_end|>hi<|im_end|>", add_special_tokens=False
     )
     assert list(runner.encode(task).prompt_ids) == expected["input_ids"]
+
     injected = runner.encode(Generate("<|im_end|>", Sampling(max_tokens=4, seed=0)))
     assert injected.prompt_ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1
+
     with pytest.raises(InvalidRequest, match="Unknown condition 'loud'"):
         runner.encode(Generate("hi", Sampling(max_tokens=4, seed=0), condition="loud"))
 
 
 def test_conditions_are_named_once(runner: PagedRunner) -> None:
-    """A prompt's marks must not fill the context window."""
+    """A condition named twice is refused, so that marks cannot fill the context window."""
     with pytest.raises(InvalidRequest, match="once"):
         runner.encode(Generate("hi", Sampling(max_tokens=4, seed=0), condition="direct,direct"))
 
 
 def test_raw_adds_nothing_and_reads_marks(runner: PagedRunner) -> None:
-    """`raw` alone: the caller writes the marks, blanks are kept, and continuations are read the
-    same way."""
+    """With the condition `raw` the caller writes the marks, and blanks are kept.
+
+    Continuations are read in the same way. No other condition may stand beside `raw`.
+    """
     text = "<|im_start|><|quad_start|> hi <|im_end|>"
     expected = tuple(byte_tokenizer()(text, add_special_tokens=False)["input_ids"])
     task = Generate(text, Sampling(max_tokens=4, seed=0), condition="raw")
     assert runner.encode(task).prompt_ids == expected
+
     scored = runner.encode(Score(text, ("4<|box_end|>",), condition="raw"))
     assert scored.prompt_ids == expected
     assert scored.continuations[0][-1] in runner.eos_ids
+
     with pytest.raises(InvalidRequest, match="raw alone"):
         runner.encode(Generate("hi", Sampling(max_tokens=4, seed=0), condition="raw,cot"))
     with pytest.raises(InvalidRequest, match="empty"):
@@ -140,31 +178,38 @@ def test_raw_adds_nothing_and_reads_marks(runner: PagedRunner) -> None:
 
 
 def test_each_model_may_have_a_default_condition(tiny: tuple[Path, HrmTextForCausalLM]) -> None:
-    """An entry's condition outranks the fleet's; both give way to the request's."""
-    names = {"own": "synth,cot", "common": None, "plain": "raw"}
-    entries = tuple(
-        ModelEntry(id=name, path=str(tiny[0]), condition=given) for name, given in names.items()
+    """A model's own condition outranks the fleet's; a request's outranks both."""
+    path = str(tiny[0])
+    entries = (
+        ModelEntry(id="own", path=path, condition="synth,cot"),
+        ModelEntry(id="common", path=path),
+        ModelEntry(id="plain", path=path, condition="raw"),
     )
-    settings = Settings(models=entries, default_model="own", condition="noisy")
+    models = load_models(Settings(models=entries, default_model="own", condition="noisy"))
     task = Generate("hi", Sampling(max_tokens=4, seed=0))
-    for model, given in zip(load_models(settings), ("synth,cot", "noisy", "raw"), strict=True):
-        asked = Generate("hi", Sampling(max_tokens=4, seed=0), condition=given)
-        assert model.runner.encode(task) == model.runner.encode(asked)
+
+    for model, default in zip(models, ("synth,cot", "noisy", "raw"), strict=True):
+        explicit = Generate("hi", Sampling(max_tokens=4, seed=0), condition=default)
+        assert model.runner.encode(task) == model.runner.encode(explicit)
+
     with pytest.raises(SettingsError, match="model 'own': condition: Unknown condition 'loud'"):
-        load_models(Settings(models=(ModelEntry(id="own", path=str(tiny[0]), condition="loud"),)))
+        load_models(Settings(models=(ModelEntry(id="own", path=path, condition="loud"),)))
 
 
 def test_the_options_of_an_entry_reach_the_runner_that_its_files_ask_for(
     tiny: tuple[Path, HrmTextForCausalLM],
 ) -> None:
-    """An option that this runner does not declare is refused when the files have said which one it
-    is."""
+    """An entry's options go to the runner of its files, and outrank the entry's settings.
+
+    An option that this runner does not declare is refused.
+    """
     path = str(tiny[0])
     entries = (ModelEntry(id="own", path=path, condition="raw", options={"condition": "synth"}),)
     [model] = load_models(Settings(models=entries, condition="noisy"))
     task = Generate("hi", Sampling(max_tokens=4, seed=0))
-    asked = Generate("hi", Sampling(max_tokens=4, seed=0), condition="synth")
-    assert model.runner.encode(task) == model.runner.encode(asked)
+    explicit = Generate("hi", Sampling(max_tokens=4, seed=0), condition="synth")
+    assert model.runner.encode(task) == model.runner.encode(explicit)
+
     foreign = (ModelEntry(id="own", path=path, options={"segments": "max"}),)
     with pytest.raises(
         SettingsError, match=r"model 'own': option 'segments': .*its runner is hrm-text"
@@ -175,18 +220,27 @@ def test_the_options_of_an_entry_reach_the_runner_that_its_files_ask_for(
 def test_a_mate_of_a_failing_sequence_loses_nothing(
     runner: PagedRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """P7: a step that fails after its prefill is repeated for each alone, the prefilled one as if
-    nothing had been."""
+    """A step that fails after its prefill is repeated for each sequence alone (P7).
+
+    The one that was prefilled gives the same tokens as without the failure.
+    """
     task = Generate(PROMPTS[0], Sampling(max_tokens=6, seed=5, temperature=0.0))
-    expected = generate_all(runner, [task])[0]
+    [expected] = generate_all(runner, [task])
 
     def broken(*_: object) -> None:
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(paged, "score_slices", broken)
-    emissions = run(runner, [task, Score("x", ("y",))], [[], []])
-    assert [token for item in emissions if item.key == "0" for token in item.ids] == expected
-    (failed,) = (item.ended for item in emissions if item.key == "1")
+    ids: list[int] = []
+    score_ends = []
+    for emission in run(runner, [task, Score("x", ("y",))], [[], []]):
+        if emission.key == "0":
+            ids.extend(emission.ids)
+        else:
+            score_ends.append(emission.ended)
+
+    assert ids == expected
+    [failed] = score_ends
     assert isinstance(failed, Failed)
 
 
@@ -195,18 +249,25 @@ def test_long_continuations_are_scored_in_slices(
 ) -> None:
     """Logits of a few positions at a time give the same score as all at once."""
     task = Score("What is 2 + 2?", ("four, I think, or five", "4"))
-    whole = score_all(runner, [task])[0]
+    [whole_scores] = score_all(runner, [task])
+
     monkeypatch.setattr(scoring, "LOGIT_ROWS", 3)
-    for sliced, expected in zip(score_all(runner, [task])[0], whole, strict=True):
-        assert sliced.log_likelihood == pytest.approx(expected.log_likelihood, abs=1e-4)
-        assert (sliced.num_tokens, sliced.is_greedy) == (expected.num_tokens, expected.is_greedy)
+    [sliced_scores] = score_all(runner, [task])
+
+    for sliced, whole in zip(sliced_scores, whole_scores, strict=True):
+        assert sliced.log_likelihood == pytest.approx(whole.log_likelihood, abs=1e-4)
+        assert sliced.num_tokens == whole.num_tokens
+        assert sliced.is_greedy == whole.is_greedy
 
 
 def test_a_long_prompt_loses_its_beginning_but_not_its_marks(runner: PagedRunner) -> None:
-    """X20: left-truncation that leaves room for max_tokens and keeps boq, condition and eoq."""
+    """A prompt is cut on its left so far that max_tokens fit; boq, condition and eoq stay (X20)."""
     encoded = runner.encode(Generate("a" * 200 + "b", Sampling(max_tokens=10, seed=0)))
+
     assert len(encoded.prompt_ids) + encoded.max_tokens == 96
-    assert (encoded.max_tokens, encoded.num_truncated) == (10, 204 - 86)
+    assert encoded.max_tokens == 10
+    # 201 bytes and 3 marks, of which 86 are left.
+    assert encoded.num_truncated == 204 - 86
     assert encoded.prompt_ids[0] == 1
     assert runner.decode(encoded.prompt_ids).endswith("ab")
 
@@ -215,16 +276,17 @@ def test_a_long_prompt_loses_its_beginning_but_not_its_marks(runner: PagedRunner
 def test_the_layer_count_comes_from_the_tensors(
     tiny: tuple[Path, HrmTextForCausalLM], tmp_path: Path, written: int
 ) -> None:
-    """hrm-formats 3: exporters write raw, per-stack or inflated counts; none of them changes what
-    is loaded."""
-    import json
+    """The configuration's layer count changes nothing.
 
+    Exporters write raw, per-stack or inflated counts (hrm-formats 3).
+    """
     for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((tiny[0] / name).read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
     config["num_hidden_layers"] = written
     config.pop("num_layers_per_stack")
     (tmp_path / "config.json").write_text(json.dumps(config))
+
     assert hrm_text.load_model(tmp_path).shape.num_layers == 2
 
 
@@ -232,7 +294,7 @@ def test_the_layer_count_comes_from_the_tensors(
 def test_unmatched_weights_fail_loudly(
     tiny: tuple[Path, HrmTextForCausalLM], tmp_path: Path, fault: str
 ) -> None:
-    """T6: the message names the tensor."""
+    """A tensor that is missing, left over or misshapen is an error that names it (T6)."""
     tensors = load_file(tiny[0] / "model.safetensors")
     name = "model.H_module.layers.1.mlp.down_proj.weight"
     if fault == "missing":
@@ -244,6 +306,7 @@ def test_unmatched_weights_fail_loudly(
         tensors[name] = torch.zeros(3, 3)
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes((tiny[0] / "config.json").read_bytes())
+
     with pytest.raises(ModelFormatError, match=name.replace(".", r"\.")):
         hrm_text.load_model(tmp_path)
 
@@ -251,17 +314,22 @@ def test_unmatched_weights_fail_loudly(
 def test_a_window_that_does_not_fit_is_refused_at_load(
     tiny: tuple[Path, HrmTextForCausalLM],
 ) -> None:
+    """A memory budget below one context window is refused when the model is loaded."""
     with pytest.raises(ModelFormatError, match="kv_memory_mib"):
         hrm_text.load(RunnerOptions(path=str(tiny[0]), kv_bytes=1000))
 
 
 def test_sampling_does_not_depend_on_batch_mates(runner: PagedRunner) -> None:
-    """T5, P3: a row alone, in any company and in any order says the same."""
-    tasks = [
-        Generate(text, Sampling(max_tokens=8, seed=seed, temperature=0.9, top_p=0.95, top_k=40))
-        for seed, text in enumerate(PROMPTS)
-    ]
-    alone = [generate_all(runner, [task])[0] for task in tasks]
-    for order in itertools.islice(itertools.permutations(range(4)), 0, 24, 7):
-        together = generate_all(runner, [tasks[i] for i in order])
-        assert together == [alone[i] for i in order]
+    """A row gives the same tokens alone, and with any batch mates in any order (T5, P3)."""
+    tasks = []
+    alone = []
+    for seed, text in enumerate(PROMPTS):
+        sampling = Sampling(max_tokens=8, seed=seed, temperature=0.9, top_p=0.95, top_k=40)
+        task = Generate(text, sampling)
+        tasks.append(task)
+        alone.append(generate_all(runner, [task])[0])
+
+    for order in ((0, 1, 2, 3), (1, 0, 3, 2), (2, 1, 0, 3), (3, 1, 2, 0)):
+        together = generate_all(runner, [tasks[number] for number in order])
+        for number, ids in zip(order, together, strict=True):
+            assert ids == alone[number]

@@ -1,5 +1,7 @@
-"""Raw HRM-Text checkpoints that are not whole, not served or not what they say: each is refused by
-name."""
+"""Raw HRM-Text checkpoints with a fault are refused, and the error names the fault.
+
+They are not whole, not served, or not what their configuration says.
+"""
 
 import os
 import pickle
@@ -26,7 +28,7 @@ Weights = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 @pytest.fixture(scope="module")
 def weights() -> Weights:
-    """Plain and averaged parameters; averages lack the buffer."""
+    """Return plain and averaged parameters; the averages lack the buffer."""
     plain = raw_weights(tiny(0))
     average = raw_weights(tiny(1))
     del average["model.zL_init"]
@@ -41,38 +43,39 @@ def saved(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def without(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    return {key: tensor for key, tensor in weights.items() if key != name}
+    """Return the weights without one tensor."""
+    rest = dict(weights)
+    del rest[name]
+    return rest
 
 
 LAYER = "model.H_level.core.layers.1.mlp.down_proj.weight"
-TENSOR_FAULTS: list[tuple[str, Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = [
-    (
-        "lost",
-        lambda plain: without(plain, LAYER),
-        "missing model.H_module.layers.1.mlp.down_proj.weight",
-    ),
-    (
-        "left over",
-        lambda plain: plain | {"model.router.weight": torch.ones(2, 2)},
-        "unexpected model.router.weight",
-    ),
-    (
-        "misshapen",
-        lambda plain: plain | {LAYER: torch.ones(3, 3)},
-        r"H_module.layers.1.mlp.down_proj.weight has shape",
-    ),
-    (
-        "no table",
-        lambda plain: without(plain, "embed_tokens.embedding_weight"),
-        "model.embed_tokens.weight",
-    ),
-]
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
-    [fault[1:] for fault in TENSOR_FAULTS],
-    ids=[f[0] for f in TENSOR_FAULTS],
+    [
+        pytest.param(
+            lambda plain: without(plain, LAYER),
+            "missing model.H_module.layers.1.mlp.down_proj.weight",
+            id="lost",
+        ),
+        pytest.param(
+            lambda plain: plain | {"model.router.weight": torch.ones(2, 2)},
+            "unexpected model.router.weight",
+            id="left over",
+        ),
+        pytest.param(
+            lambda plain: plain | {LAYER: torch.ones(3, 3)},
+            r"H_module.layers.1.mlp.down_proj.weight has shape",
+            id="misshapen",
+        ),
+        pytest.param(
+            lambda plain: without(plain, "embed_tokens.embedding_weight"),
+            "model.embed_tokens.weight",
+            id="no table",
+        ),
+    ],
 )
 def test_unmatched_tensors_are_named(
     tmp_path: Path,
@@ -80,7 +83,7 @@ def test_unmatched_tensors_are_named(
     change: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     expected: str,
 ) -> None:
-    """T6 for raw checkpoints."""
+    """A tensor that is missing, left over or misshapen is an error that names it (T6)."""
     write_config(tmp_path)
     save_epoch(tmp_path / "fsdp2_epoch_1", change(weights[0]), {})
     with pytest.raises(ModelFormatError, match=expected):
@@ -88,8 +91,10 @@ def test_unmatched_tensors_are_named(
 
 
 def test_averages_are_all_there_or_refused(tmp_path: Path, weights: Weights) -> None:
-    """Plain and averaged weights are never mixed; one missing average is named with the setting
-    that does without."""
+    """Plain and averaged weights are never mixed.
+
+    The error names the missing average, and the setting that does without averages.
+    """
     write_config(tmp_path)
     save_epoch(tmp_path / "fsdp2_epoch_1", weights[0], without(weights[1], "lm_head.weight"))
     with pytest.raises(
@@ -99,15 +104,17 @@ def test_averages_are_all_there_or_refused(tmp_path: Path, weights: Weights) -> 
 
 
 def test_averages_by_number_are_refused(tmp_path: Path, weights: Weights) -> None:
-    """An optimizer's own state dict numbers its parameters; which is which would be a guess."""
+    """Averages that the optimizer numbers are refused, as their names would be a guess."""
     write_config(tmp_path)
-    numbered = {index: {"param_ema": tensor} for index, tensor in enumerate(weights[1].values())}
-    save_state(tmp_path / "fsdp2_epoch_1", {"model": weights[0], "optim": {"state": numbered}})
+    plain, average = weights
+    numbered = {index: {"param_ema": tensor} for index, tensor in enumerate(average.values())}
+    save_state(tmp_path / "fsdp2_epoch_1", {"model": plain, "optim": {"state": numbered}})
+
     with pytest.raises(ModelFormatError, match="keeps no averaged weights"):
         load_checkpoint(tmp_path)
-    assert torch.equal(
-        load_checkpoint(tmp_path, use_ema=False).model.lm_head.weight, weights[0]["lm_head.weight"]
-    )
+
+    loaded = load_checkpoint(tmp_path, use_ema=False)
+    assert torch.equal(loaded.model.lm_head.weight, plain["lm_head.weight"])
 
 
 @pytest.mark.parametrize(
@@ -130,6 +137,7 @@ def test_averages_by_number_are_refused(tmp_path: Path, weights: Weights) -> Non
 def test_what_the_configuration_says_must_be_served_and_true(
     saved: Path, tmp_path: Path, arch: dict[str, Any], metadata: dict[str, Any], expected: str
 ) -> None:
+    """A configuration that is not served, or does not fit the tensors, is refused."""
     write_config(tmp_path, metadata=metadata, **arch)
     (tmp_path / "fsdp2_epoch_1").symlink_to(saved / "fsdp2_epoch_10")
     with pytest.raises(ModelFormatError, match=expected):
@@ -137,6 +145,8 @@ def test_what_the_configuration_says_must_be_served_and_true(
 
 
 class Attack:
+    """An object whose pickle makes a directory when it is loaded."""
+
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, ("attacked",)
 
@@ -160,6 +170,7 @@ def test_damaged_files_are_refused_and_run_nothing(
     content: bytes | None,
     expected: str,
 ) -> None:
+    """A damaged or malicious file of a checkpoint is refused, and none of its code runs."""
     write_config(tmp_path)
     epoch = tmp_path / "fsdp2_epoch_1"
     epoch.mkdir()
@@ -169,15 +180,19 @@ def test_damaged_files_are_refused_and_run_nothing(
     if content is not None:
         (epoch / file).write_bytes(content)
     monkeypatch.chdir(tmp_path)
+
     with pytest.raises(ModelFormatError, match=expected):
         load_checkpoint(tmp_path)
+
     assert not (tmp_path / "attacked").exists()
 
 
 def test_missing_parts_of_the_directory_are_named(saved: Path, tmp_path: Path) -> None:
+    """A directory without its configuration or without an epoch is refused by that name."""
     (tmp_path / "fsdp2_epoch_1").symlink_to(saved / "fsdp2_epoch_10")
     with pytest.raises(ModelFormatError, match=r"all_config\.yaml cannot be read"):
         load_checkpoint(tmp_path)
+
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelFormatError, match="no directory fsdp2_epoch_<number>"):
         load_checkpoint(tmp_path / "empty")

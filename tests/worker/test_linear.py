@@ -1,5 +1,7 @@
-"""Linear layers for CPU inference against F.linear, against integer arithmetic, and against
-themselves in company."""
+"""Linear layers for inference on the CPU.
+
+They are compared with F.linear, with integer arithmetic, and with themselves in other batches.
+"""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -15,9 +17,9 @@ from worker.models.errors import ModelFormatError
 from worker.models.linear import Int8Linear, PackedLinear
 from worker.runners.accelerators import prepare
 
+# No multiple of any vector's width, so that a kernel's remainders are run too.
 ODD_IN = 261
 ODD_OUT = 523
-"""No multiple of any vector's width, so that a kernel's remainders are run too."""
 ROW_COUNTS = (1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 64, 257)
 
 
@@ -35,8 +37,11 @@ def prepared(model: nn.Module, quantize: str = "none") -> int:
 
 
 def both_kinds(bias: bool = True) -> list[nn.Module]:
+    """Return a packed and an 8-bit layer of the same weights."""
     weight = torch.randn(ODD_OUT, ODD_IN) * ODD_IN**-0.5
-    offset = torch.randn(ODD_OUT) if bias else None
+    offset = None
+    if bias:
+        offset = torch.randn(ODD_OUT)
     return [PackedLinear(weight, offset), Int8Linear(weight, offset)]
 
 
@@ -47,15 +52,19 @@ def both_kinds(bias: bool = True) -> list[nn.Module]:
 def test_packed_equals_the_layer_it_replaces(
     make: Callable[[], nn.Module], lead: tuple[int, ...]
 ) -> None:
+    """A packed layer computes what the layer did that it replaces, for inputs of any shape."""
     layer = make()
     model = nn.Sequential(copy.deepcopy(layer))
+
     assert prepared(model) == 1
+
     assert isinstance(model[0], PackedLinear)
     x = torch.randn(*lead, 512)
     torch.testing.assert_close(model(x), layer(x), atol=1e-5, rtol=1e-5)
 
 
 def test_gpt2s_transposed_layer_is_replaced_too() -> None:
+    """A Conv1D, whose weight is transposed, is replaced and computes the same."""
     layer = Conv1D(1024, 512)
     nn.init.normal_(layer.bias)
     for quantize, tolerance in (("none", 1e-6), ("int8", 0.05)):
@@ -66,10 +75,13 @@ def test_gpt2s_transposed_layer_is_replaced_too() -> None:
 
 
 def test_rows_may_lie_anywhere_in_memory() -> None:
+    """Inputs that are not contiguous give the same results bit by bit."""
     rows = torch.randn(5, ODD_IN)
     transposed = rows.t().contiguous().t()
     strided = torch.stack((rows, -rows), dim=2)[..., 0]
-    assert not transposed.is_contiguous() and not strided.is_contiguous()
+    assert not transposed.is_contiguous()
+    assert not strided.is_contiguous()
+
     for layer in both_kinds():
         expected = layer(rows)
         assert torch.equal(layer(transposed), expected)
@@ -77,14 +89,14 @@ def test_rows_may_lie_anywhere_in_memory() -> None:
 
 
 def test_no_rows_are_no_trouble() -> None:
-    """An expert that no token chose."""
+    """An input without rows gives an output without rows, as for an expert that no token chose."""
     for layer in both_kinds():
         assert layer(torch.empty(0, ODD_IN)).shape == (0, ODD_OUT)
         assert layer(torch.empty(2, 0, ODD_IN)).shape == (2, 0, ODD_OUT)
 
 
 def test_a_row_does_not_see_the_values_of_others() -> None:
-    """P3: mates of any size, zeros and numbers that are none change no bit of a row."""
+    """Batch mates that are large, small, zero, infinite or NaN change no bit of a row (P3)."""
     rows = torch.randn(6, ODD_IN)
     for layer in both_kinds():
         expected = layer(rows)
@@ -95,7 +107,10 @@ def test_a_row_does_not_see_the_values_of_others() -> None:
 
 
 def test_an_int8_row_is_the_same_in_a_batch_of_any_size() -> None:
-    """Sums of integers are exact, so that not even the order of summation shows."""
+    """An 8-bit row is the same bit by bit in any batch, with any number of threads.
+
+    Sums of integers are exact, so that the order of summation does not matter.
+    """
     layer = both_kinds()[1]
     rows = torch.randn(max(ROW_COUNTS), ODD_IN)
     expected = layer(rows)
@@ -107,56 +122,64 @@ def test_an_int8_row_is_the_same_in_a_batch_of_any_size() -> None:
 
 
 def integer_reference(x: Tensor, weight: Tensor) -> Tensor:
-    """8-bit activations with a scale per row times 7-bit weights with a scale per output, summed in
-    int64."""
+    """Multiply 8-bit activations and 7-bit weights, and sum in int64.
+
+    Activations have a scale for each row, weights one for each output.
+    """
     x_scale = x.abs().amax(-1, keepdim=True).double() / 127
-    w_scale = weight.abs().amax(-1).double() / 63
-    products = (x / x_scale).round().long() @ (weight / w_scale[:, None]).round().long().t()
-    return products * x_scale * w_scale
+    weight_scale = weight.abs().amax(-1).double() / 63
+    x_integers = (x / x_scale).round().long()
+    weight_integers = (weight / weight_scale[:, None]).round().long()
+    sums = x_integers @ weight_integers.t()
+    return sums * x_scale * weight_scale
 
 
 def test_int8_sums_are_exact_at_the_extremes() -> None:
-    """Every pair of neighbours at full scale: 16-bit saturation, as with 8-bit weights, would halve
-    the sums."""
-    signs = (
-        torch.tensor([[1, 1, 1, 1], [-1, -1, -1, -1], [1, -1, 1, -1], [1, 1, -1, -1]])
-        .repeat(1, 128)
-        .float()
-    )
+    """Sums are exact where every pair of neighbours is at full scale.
+
+    With 8-bit weights 16-bit saturation would halve the sums.
+    """
+    patterns = torch.tensor([[1, 1, 1, 1], [-1, -1, -1, -1], [1, -1, 1, -1], [1, 1, -1, -1]])
+    signs = patterns.repeat(1, 128).float()
     x = signs * 3.0
     weight = torch.cat((signs, torch.randn(60, 512).sign())) * 0.02
-    torch.testing.assert_close(
-        Int8Linear(weight, None)(x).double(), integer_reference(x, weight), atol=0, rtol=1e-6
-    )
+
+    out = Int8Linear(weight, None)(x)
+
+    torch.testing.assert_close(out.double(), integer_reference(x, weight), atol=0, rtol=1e-6)
 
 
 def test_int8_is_the_rounding_it_claims_and_near_fp32() -> None:
+    """An 8-bit layer equals the integer reference, and is near the layer in full precision."""
     x = torch.randn(16, 512) * torch.logspace(-6, 6, 16)[:, None]
     weight = torch.randn(256, 512)
-    got = Int8Linear(weight, None)(x).double()
-    whole = F.linear(x, weight).double()
+
+    out = Int8Linear(weight, None)(x).double()
+
+    exact = F.linear(x, weight).double()
     reference = integer_reference(x, weight)
-    scale = whole.pow(2).mean(-1).sqrt()[:, None]
-    assert ((got - reference).abs() / scale).max() < 1e-2, (
-        "one step of one product in 512, at a tie"
-    )
-    assert ((got - whole) / scale).pow(2).mean().sqrt() < 0.025
+    scale = exact.pow(2).mean(-1).sqrt()[:, None]
+    # At a tie one of the 512 products may be rounded the other way, which is one step.
+    assert ((out - reference).abs() / scale).max() < 1e-2
+    assert ((out - exact) / scale).pow(2).mean().sqrt() < 0.025
 
 
 def test_zeros_stay_zero_and_what_is_no_number_stays_none() -> None:
+    """A row of zeros and weights of zeros give zeros plus the bias; a NaN makes its row NaN."""
     layer = both_kinds(bias=False)[1]
     x = torch.zeros(3, ODD_IN)
     x[1, 5] = float("nan")
+
     out = layer(x)
+
     assert torch.equal(out[::2], torch.zeros(2, ODD_OUT))
     assert out[1].isnan().all()
-    assert torch.equal(
-        Int8Linear(torch.zeros(8, 16), torch.ones(8))(torch.randn(2, 16)), torch.ones(2, 8)
-    )
+    of_zeros = Int8Linear(torch.zeros(8, 16), torch.ones(8))
+    assert torch.equal(of_zeros(torch.randn(2, 16)), torch.ones(2, 8))
 
 
 class Net(nn.Module):
-    """One layer of each kind that the rules tell apart."""
+    """A network with one layer of each kind that the rules tell apart."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -180,33 +203,46 @@ class Net(nn.Module):
     ],
 )
 def test_which_layers_are_replaced(quantize: str, threads: int, expected: set[str]) -> None:
+    """Only layers that become faster are replaced, each once and without its old weight."""
     torch.set_num_threads(threads)
     net = Net()
+
     assert prepared(net, quantize=quantize) == len(expected)
-    assert {
-        name for name, child in net.named_children() if isinstance(child, PackedLinear | Int8Linear)
-    } == expected
-    assert net.again[0] is net.wide, "a layer with two places is packed once"
-    kept = {name.partition(".")[0] for name, _ in net.named_parameters()}
-    assert not kept & (expected - {"tied"}), "the weight is not kept a second time"
+
+    replaced = set()
+    for name, child in net.named_children():
+        if isinstance(child, PackedLinear | Int8Linear):
+            replaced.add(name)
+    assert replaced == expected
+    assert net.again[0] is net.wide, "a layer that is used twice is packed once"
+
+    for name, _ in net.named_parameters():
+        layer, _, _ = name.partition(".")
+        # The tied layer's weight stays as the embedding's.
+        assert layer == "tied" or layer not in expected, "the old weight is kept"
 
 
 def test_bfloat16_stays_what_it_is_without_int8_and_goes_in_and_out_with_it() -> None:
+    """A network in bfloat16 is only replaced by 8-bit layers, which take and give bfloat16."""
     net = Net().to(torch.bfloat16)
     assert prepared(net) == 0
+
     x = torch.randn(3, 512, dtype=torch.bfloat16)
     expected = net.wide(x)
+
     prepared(net, quantize="int8")
     assert isinstance(net.wide, Int8Linear)
     torch.testing.assert_close(net.wide(x), expected, atol=0.05, rtol=0.05)
 
 
 def test_int8_is_refused_on_another_device() -> None:
+    """8-bit layers are for the CPU alone; the error names the model's device."""
     with pytest.raises(ModelFormatError, match="for the CPU; this model is on meta"):
         prepared(nn.Sequential(nn.Linear(512, 512, device="meta")), quantize="int8")
 
 
 def test_int8_is_refused_without_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8-bit layers are refused where torch has no fbgemm."""
     monkeypatch.setattr(torch._C, "_supported_qengines", lambda: [0, 2])
     with pytest.raises(ModelFormatError, match="fbgemm"):
         prepared(Net(), quantize="int8")

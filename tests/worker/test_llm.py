@@ -1,7 +1,7 @@
-"""The engine from Python: whoever calls, however they leave, nobody hangs and nothing goes on for
-nobody.
+"""The engine from Python, on the echo, which needs no torch.
 
-On the echo, which needs no torch. That answers equal those over HTTP: `tests/e2e/test_llm.py`.
+No caller hangs, and nothing is computed for a caller that has left. `tests/e2e/test_llm.py` tests
+that the answers equal those over HTTP.
 """
 
 import asyncio
@@ -43,8 +43,10 @@ LONG = SamplingParams(max_tokens=2000)
 
 
 class Watched(Echo):
-    """An echo that tells what is asked of it. Its step `held_at` begins and does not end before
-    `gate` is open."""
+    """An echo that counts its steps and records the sequences it has released.
+
+    Its step `held_at` begins and does not end before `gate` is open.
+    """
 
     def __init__(self, options: RunnerOptions) -> None:
         super().__init__(options)
@@ -71,11 +73,11 @@ class Watched(Echo):
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
-    """The runner of every LLM that is made in the test."""
+    """Return the runner of every LLM that the test creates."""
     runner = Watched(RunnerOptions("echo", name="echo", max_batch=4, context_window=2048))
 
     def load(settings: Settings) -> list[Any]:
-        (model,) = load_models(settings)
+        [model] = load_models(settings)
         return [dataclasses.replace(model, runner=runner)]
 
     load_models = module.load_models
@@ -85,8 +87,8 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
 
 @pytest.fixture
 def llm(watched: Watched) -> Iterator[LLM]:
-    with LLM("echo") as made:
-        yield made
+    with LLM("echo") as instance:
+        yield instance
 
 
 def engine_threads() -> set[threading.Thread]:
@@ -94,26 +96,40 @@ def engine_threads() -> set[threading.Thread]:
 
 
 def texts(outputs: list[module.RequestOutput]) -> list[str]:
-    return [choice.text for output in outputs for choice in output.outputs]
+    """Return the texts of all choices, output by output."""
+    choice_texts = []
+    for output in outputs:
+        for choice in output.outputs:
+            choice_texts.append(choice.text)
+    return choice_texts
 
 
 def test_answers_stand_in_the_order_of_their_prompts(llm: LLM) -> None:
-    """More prompts than places, of unlike lengths, some of several choices."""
-    prompts = [f"prompt {number} " for number in range(9)]
-    params = [SamplingParams(max_tokens=20 - number, n=1 + number % 2) for number in range(9)]
+    """Outputs are in the order of the prompts, with more prompts than rows in a batch.
+
+    The prompts have different lengths, and every second one has two choices.
+    """
+    prompts = []
+    params = []
+    for number in range(9):
+        prompts.append(f"prompt {number} ")
+        params.append(SamplingParams(max_tokens=20 - number, n=1 + number % 2))
+
     outputs = llm.generate(prompts, params)
-    assert [output.prompt for output in outputs] == prompts
-    for prompt, own, output in zip(prompts, params, outputs, strict=True):
-        assert [choice.text for choice in output.outputs] == [(prompt * 3)[: own.max_tokens]] * (
-            own.n
-        )
-        assert [choice.index for choice in output.outputs] == list(range(own.n))
-        assert {choice.finish_reason for choice in output.outputs} == {"length"}
-        assert output.prompt_token_ids == tuple(map(ord, prompt))
+
+    for prompt, sampling, output in zip(prompts, params, outputs, strict=True):
+        assert output.prompt == prompt
+        assert output.prompt_token_ids == tuple(ord(character) for character in prompt)
+        assert len(output.outputs) == sampling.n
+        for index, choice in enumerate(output.outputs):
+            assert choice.index == index
+            assert choice.text == (prompt * 3)[: sampling.max_tokens]
+            assert choice.finish_reason == "length"
 
 
 def test_every_form_of_a_prompt(llm: LLM) -> None:
-    ids = [ord(character) for character in "abc"]
+    """A prompt is a text, ids or a dictionary, alone or in a list."""
+    ids = [ord("a"), ord("b"), ord("c")]
     for prompts in (
         "abc",
         ["abc"],
@@ -123,42 +139,55 @@ def test_every_form_of_a_prompt(llm: LLM) -> None:
         {"prompt": "abc"},
         [{"prompt_token_ids": ids}],
     ):
-        assert texts(llm.generate(prompts, SamplingParams(max_tokens=4))) == ["abca"], prompts  # type: ignore[arg-type]
+        outputs = llm.generate(prompts, SamplingParams(max_tokens=4))  # type: ignore[arg-type]
+        assert texts(outputs) == ["abca"], prompts
     assert llm.generate([]) == []
 
 
 async def test_it_works_where_an_event_loop_runs(llm: LLM) -> None:
-    """As in a notebook: the calls that wait do not want a loop of their own."""
+    """Blocking calls and streams work inside a running loop, as in a notebook."""
     assert texts(llm.generate("abc", SamplingParams(max_tokens=4))) == ["abca"]
-    chunks = [
-        chunk async for chunk in llm.stream_generate("abc", SamplingParams(max_tokens=4, n=2))
-    ]
-    for index in range(2):
-        own = [chunk for chunk in chunks if chunk.index == index]
-        assert "".join(chunk.text for chunk in own) == "abca"
-        assert [chunk.finish_reason for chunk in own if chunk.finish_reason] == ["length"]
+
+    streamed = ["", ""]
+    finish_reasons: list[list[str]] = [[], []]
+    async for chunk in llm.stream_generate("abc", SamplingParams(max_tokens=4, n=2)):
+        streamed[chunk.index] += chunk.text
+        if chunk.finish_reason:
+            finish_reasons[chunk.index].append(chunk.finish_reason)
+
+    assert streamed == ["abca", "abca"]
+    assert finish_reasons == [["length"], ["length"]]
 
 
 def test_more_choices_than_places(llm: LLM) -> None:
-    (output,) = llm.generate("abc", SamplingParams(max_tokens=4, n=11))
-    assert [choice.text for choice in output.outputs] == ["abca"] * 11
+    """A request may have more choices than a batch has rows."""
+    outputs = llm.generate("abc", SamplingParams(max_tokens=4, n=11))
+    assert len(outputs) == 1
+    assert texts(outputs) == ["abca"] * 11
 
 
 def test_many_threads_share_one(llm: LLM) -> None:
+    """Calls from many threads each get their own answer."""
+
     def ask(number: int) -> str:
-        (text,) = texts(llm.generate(f"{number},", SamplingParams(max_tokens=30)))
+        [text] = texts(llm.generate(f"{number},", SamplingParams(max_tokens=30)))
         return text
 
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(ask, range(40)))
-    assert answers == [(f"{number}," * 30)[:30] for number in range(40)]
+
+    assert len(answers) == 40
+    for number, text in enumerate(answers):
+        assert text == (f"{number}," * 30)[:30]
 
 
 def test_ctrl_c_drops_what_was_asked(llm: LLM, watched: Watched) -> None:
+    """An interrupt drops the call's prompts; the LLM goes on working."""
     watched.held_at = 5
     watched.interrupts = True
     with pytest.raises(KeyboardInterrupt):
         llm.generate(["one ", "two "], LONG)
+
     watched.gate.set()
     wait_until(lambda: len(watched.released) == 2, "both prompts are dropped")
     assert watched.num_steps == 5
@@ -166,20 +195,25 @@ def test_ctrl_c_drops_what_was_asked(llm: LLM, watched: Watched) -> None:
 
 
 async def test_a_stream_that_is_closed_early_computes_no_more(llm: LLM, watched: Watched) -> None:
+    """A stream that its reader closes is dropped from the engine."""
     watched.held_at = 5
     stream = llm.stream_generate("abc", LONG)
     await anext(stream)
     await stream.aclose()  # type: ignore[attr-defined]
+
     watched.gate.set()
     await until(lambda: watched.released != [], "the sequence is dropped")
     assert watched.num_steps <= 5
 
 
 async def test_leaving_the_loop_closes_the_stream(llm: LLM, watched: Watched) -> None:
+    """A reader that breaks out of its loop closes the stream."""
     watched.held_at = 5
     async for _ in llm.stream_generate("abc", LONG):
         break
-    for _ in range(5):  # turns of the loop, which closes the iterator by itself
+
+    # The event loop closes an iterator that nobody holds, and needs some turns for it.
+    for _ in range(5):
         await asyncio.sleep(0)
     watched.gate.set()
     await until(lambda: watched.released != [], "the sequence is dropped")
@@ -189,6 +223,7 @@ async def test_leaving_the_loop_closes_the_stream(llm: LLM, watched: Watched) ->
 async def test_a_stream_whose_reader_is_cancelled_computes_no_more(
     llm: LLM, watched: Watched
 ) -> None:
+    """A stream whose reading task is cancelled is dropped from the engine."""
     watched.held_at = 5
     begun = asyncio.Event()
 
@@ -201,44 +236,47 @@ async def test_a_stream_whose_reader_is_cancelled_computes_no_more(
     reader.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reader
+
     watched.gate.set()
     await until(lambda: watched.released != [], "the sequence is dropped")
     assert watched.num_steps <= 5
 
 
 def test_a_loop_that_is_closed_under_its_stream_harms_nobody(llm: LLM, watched: Watched) -> None:
+    """A stream whose event loop is gone is dropped; the LLM goes on working."""
     watched.held_at = 5
     loop = asyncio.new_event_loop()
     stream = llm.stream_generate("abc", LONG)
     loop.run_until_complete(anext(stream))  # type: ignore[arg-type]
     loop.close()
+
     watched.gate.set()
     wait_until(lambda: watched.released != [], "the sequence is dropped")
     assert texts(llm.generate("abc", SamplingParams(max_tokens=4))) == ["abca"]
 
 
 def test_a_future_that_is_cancelled_is_dropped(llm: LLM, watched: Watched) -> None:
+    """A future that is cancelled in the middle of a step is dropped after it."""
     watched.held_at = 5
     future = llm.submit("abc", LONG)
     assert watched.holds.wait(180)
     assert future.cancel()
+
     watched.gate.set()
     wait_until(lambda: watched.released != [], "it is dropped")
     assert watched.num_steps == 5
-    assert (
-        llm.submit("xyz", SamplingParams(max_tokens=4)).result(timeout=180).outputs[0].text
-        == "xyzx"
-    )
+    output = llm.submit("xyz", SamplingParams(max_tokens=4)).result(timeout=180)
+    assert output.outputs[0].text == "xyzx"
 
 
 def test_one_prompt_that_fails_ends_the_call(llm: LLM, watched: Watched) -> None:
-    """With its own error, and without waiting for the others."""
+    """A call raises the error of its first prompt that fails, and drops the others."""
 
     def step(slices: Sequence[Slice]) -> list[StepResult | FleetError]:
         results = Echo.step(watched, slices)
-        for place, part in enumerate(slices):
+        for row, part in enumerate(slices):
             if part.sequence.encoded.prompt_ids == (ord("!"),):
-                results[place] = WorkerFailed("no numbers")
+                results[row] = WorkerFailed("no numbers")
         return results
 
     watched.step = step  # type: ignore[method-assign]
@@ -248,6 +286,8 @@ def test_one_prompt_that_fails_ends_the_call(llm: LLM, watched: Watched) -> None
 
 
 def test_nobody_waits_for_an_engine_that_broke(llm: LLM, watched: Watched) -> None:
+    """After a fault in the engine itself, its calls and later ones raise WorkerFailed."""
+
     def release(sequence: TokenSequence) -> None:
         raise RuntimeError("a fault of our own")
 
@@ -259,27 +299,33 @@ def test_nobody_waits_for_an_engine_that_broke(llm: LLM, watched: Watched) -> No
 
 
 def test_closing_ends_what_is_in_hand_and_frees_the_model(watched: Watched) -> None:
+    """A closed LLM ends its running requests, refuses new ones and has no thread.
+
+    Closing it twice is harmless.
+    """
     before = engine_threads()
     llm = LLM("echo")
     watched.held_at = 5
     future = llm.submit("abc", LONG)
     assert watched.holds.wait(180)
     watched.gate.set()
+
     llm.close()
     llm.close()
+
     with pytest.raises(ClientGone):
         future.result(timeout=0)
-    for call in (
-        lambda: llm.generate("abc"),
-        lambda: llm.score("a", "b"),
-        lambda: llm.submit("abc"),
-    ):
-        with pytest.raises(Draining):
-            call()
+    with pytest.raises(Draining):
+        llm.generate("abc")
+    with pytest.raises(Draining):
+        llm.score("a", "b")
+    with pytest.raises(Draining):
+        llm.submit("abc")
     assert engine_threads() <= before
 
 
 def test_an_llm_that_nobody_holds_is_gone() -> None:
+    """An LLM without references is collected, and its thread ends."""
     before = engine_threads()
     llm = LLM("echo")
     assert texts(llm.generate("abc", SamplingParams(max_tokens=4))) == ["abca"]
@@ -292,7 +338,7 @@ def test_an_llm_that_nobody_holds_is_gone() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks there")
 def test_a_forked_process_is_told_that_it_has_no_engine() -> None:
-    """Where it would wait for ever."""
+    """A call in a forked process fails; it would wait for ever, as no engine runs there."""
     program = """if True:
         import os
         from shared.errors import WorkerFailed
@@ -313,6 +359,7 @@ def test_a_forked_process_is_told_that_it_has_no_engine() -> None:
 
 @pytest.mark.parametrize("end", ["", "raise SystemExit(0)", "llm.close()"])
 def test_a_program_may_end_in_the_middle(end: str) -> None:
+    """A program that ends while a request runs exits at once and without a word."""
     program = (
         "from worker.llm import *; llm = LLM('echo'); f = llm.submit('abc', "
         f"SamplingParams(max_tokens=2000)); {end}"
@@ -320,10 +367,13 @@ def test_a_program_may_end_in_the_middle(end: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=180, check=False
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert done.returncode == 0
+    assert done.stdout == ""
+    assert done.stderr == ""
 
 
 def test_it_loads_neither_redis_nor_a_server() -> None:
+    """An echo from Python imports neither Redis, nor a server, nor torch."""
     program = (
         "import sys; from worker.llm import LLM; LLM('echo').generate('hi'); print({*sys.modules})"
     )
@@ -344,8 +394,14 @@ WRONG: dict[str, tuple[Callable[[LLM], object], str]] = {
         lambda llm: llm.generate(["a", "b"], [SamplingParams()]),
         "sampling_params",
     ),
-    "parameters in a dictionary": (lambda llm: llm.generate("a", {"n": 2}), "sampling_params"),  # type: ignore[arg-type]
-    "parameters among others": (lambda llm: llm.generate(["a"], [{}]), "sampling_params"),  # type: ignore[list-item]
+    "parameters in a dictionary": (
+        lambda llm: llm.generate("a", {"n": 2}),  # type: ignore[arg-type]
+        "sampling_params",
+    ),
+    "parameters among others": (
+        lambda llm: llm.generate(["a"], [{}]),  # type: ignore[list-item]
+        "sampling_params",
+    ),
     "bytes": (lambda llm: llm.generate(b"abc"), "prompts"),
     "a text for a dialogue": (lambda llm: llm.chat("hello"), "messages"),  # type: ignore[arg-type]
     "a turn of nobody": (lambda llm: llm.chat([{"role": "robot", "content": "a"}]), "messages"),
@@ -362,24 +418,35 @@ WRONG: dict[str, tuple[Callable[[LLM], object], str]] = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_input_is_named(llm: LLM, case: str) -> None:
+    """Wrong input raises InvalidRequest with the name of the field."""
     call, field = WRONG[case]
+
     with pytest.raises(InvalidRequest) as caught:
         call(llm)
+
     assert caught.value.field == field
 
 
 def test_what_is_too_long_is_refused_unless_it_may_be_cut(llm: LLM) -> None:
+    """A prompt longer than the context window is refused, or cut where the caller allows it.
+
+    Without a limit an answer fills the window.
+    """
     prompt = "abc" * 3000
     with pytest.raises(ContextExceeded):
         llm.generate(prompt)
+
     cut = SamplingParams(max_tokens=4, truncate_prompt_tokens=5)
     assert texts(llm.generate(prompt, cut)) == ["bcab"]
-    assert len(texts(llm.generate("abc", SamplingParams(max_tokens=None)))[0]) == 2048 - 3
+
+    [text] = texts(llm.generate("abc", SamplingParams(max_tokens=None)))
+    assert len(text) == 2048 - 3
 
 
 def test_settings_are_those_of_a_model(tmp_path: object) -> None:
+    """An LLM takes the settings of a model, and refuses others with their name."""
     assert ModelSettings.__annotations__.keys() - {"runner"} < Settings.model_fields.keys()
-    # `prompting` is how the front's dialects ask a model
+    # `prompting` tells the front's dialects how to write prompts for a model.
     not_here = {"id", "path", "gpu_required", "prompting"}
     assert ModelEntry.model_fields.keys() - not_here < ModelSettings.__annotations__.keys()
     with pytest.raises(SettingsError, match=r"^port: no setting of a model"):
@@ -418,19 +485,27 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
 
 @given(st.fixed_dictionaries({}, optional=FIELDS))
 def test_parameters_mean_what_they_mean_over_http(fields: dict[str, Any]) -> None:
-    """Whatever a body may say can be said here and is the same task; what is no number of its range
-    is refused by both, but for the front's own cap on choices."""
+    """Parameters make the same task as a body over HTTP with the same fields.
+
+    A value out of its range is refused by both.
+    """
     fields = {"seed": 1} | fields
-    named = {str(token): bias for token, bias in fields.get("logit_bias", {}).items()}
+    # In JSON the keys of `logit_bias` are texts.
+    named_bias = {str(token): bias for token, bias in fields.get("logit_bias", {}).items()}
+    json_body = {"prompt": "x"} | fields | {"logit_bias": named_bias}
+
     try:
-        body = CompletionRequest.model_validate({"prompt": "x"} | fields | {"logit_bias": named})
+        body = CompletionRequest.model_validate(json_body)
     except ValidationError:
+        # More than 16 choices are refused by the front alone.
         if fields.get("n", 1) <= 16:
             with pytest.raises(InvalidRequest):
                 SamplingParams(**fields)
         return
+    # Here, as in vLLM, the default limit is 16 tokens, and a minimum above it is refused.
     if body.max_tokens is None and body.min_tokens > 16:
-        return  # here, as in vLLM, the default limit counts
+        return
+
     expected = body.task("x", body.max_tokens or 16)
     task = SamplingParams(**fields).task("x", 100)
     assert task.sampling == expected.sampling

@@ -1,5 +1,7 @@
-"""What requests ask of logits, against transformers' own processors and the formulas written
-out."""
+"""Penalties, biases, cuts and log-probabilities.
+
+The oracles are transformers' own processors, and the formulas written out.
+"""
 
 import math
 from typing import Any
@@ -30,51 +32,58 @@ from worker.engine.sequence import Encoded, Sampled, TokenSequence
 
 VOCABULARY = 40
 PROMPT = (3, 9, 9, 20)
-SAID = [5, 9, 5, 5, 31]
+RESPONSE = [5, 9, 5, 5, 31]
 EOS = frozenset({0, 7})
 
 
-def sequence(said: list[int] | None = None, *, seed: int = 1, **fields: Any) -> TokenSequence:
+def sequence(output_ids: list[int] | None = None, *, seed: int = 1, **fields: Any) -> TokenSequence:
+    """Return a sequence that has generated `output_ids`, or `RESPONSE`."""
+    if output_ids is None:
+        output_ids = RESPONSE
     sampling = Sampling(max_tokens=64, seed=seed, **fields)
-    return TokenSequence(
-        "job", Encoded(PROMPT, 64), sampling, output_ids=SAID if said is None else said
-    )
+    return TokenSequence("job", Encoded(PROMPT, max_tokens=64), sampling, output_ids=output_ids)
 
 
 def random_logits(rows: int = 1, seed: int = 0) -> torch.Tensor:
-    return torch.randn(rows, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 3
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, VOCABULARY, generator=generator) * 3
 
 
-def processed(
-    logits: torch.Tensor, *processors: LogitsProcessor, said: list[int] = SAID
-) -> torch.Tensor:
-    """What transformers makes of one row."""
-    result: torch.Tensor = LogitsProcessorList(processors)(
-        torch.tensor([[*PROMPT, *said]]), logits.clone()
-    )
+def processed(logits: torch.Tensor, *processors: LogitsProcessor) -> torch.Tensor:
+    """Return one row's logits after transformers' processors."""
+    ids = torch.tensor([[*PROMPT, *RESPONSE]])
+    result: torch.Tensor = LogitsProcessorList(processors)(ids, logits.clone())
     return result
 
 
 def with_presence_and_frequency(
     logits: torch.Tensor, presence: float, frequency: float
 ) -> torch.Tensor:
-    """OpenAI's formula: logit - count * frequency - (count > 0) * presence, over the response."""
+    """Subtract count * frequency, and presence where count > 0; counts are over the response.
+
+    The formula is that of OpenAI's documentation.
+    """
     values = logits.clone()
     for token in range(VOCABULARY):
-        count = SAID.count(token)
-        values[0, token] -= count * frequency + (presence if count else 0)
+        count = RESPONSE.count(token)
+        values[0, token] -= count * frequency
+        if count > 0:
+            values[0, token] -= presence
     return values
 
 
 @pytest.mark.parametrize("penalty", [0.5, 1.3, 2.0])
 def test_repetition_penalty_is_transformers(penalty: float) -> None:
-    """Prompt and response alike, each token once, dividing what is positive and multiplying what is
-    negative."""
+    """The penalty applies once to each token of prompt and response, as in transformers.
+
+    It divides positive logits and multiplies negative ones.
+    """
     logits = random_logits()
     expected = processed(logits, RepetitionPenaltyLogitsProcessor(penalty))
-    torch.testing.assert_close(
-        adjust(logits, [sequence(repetition_penalty=penalty)], EOS), expected
-    )
+
+    adjusted = adjust(logits, [sequence(repetition_penalty=penalty)], EOS)
+
+    torch.testing.assert_close(adjusted, expected)
     assert not torch.equal(expected, logits)
 
 
@@ -82,41 +91,55 @@ def test_repetition_penalty_is_transformers(penalty: float) -> None:
 def test_presence_and_frequency_penalties_follow_the_formula(
     presence: float, frequency: float
 ) -> None:
+    """Presence and frequency penalties count the response's tokens, not the prompt's."""
     logits = random_logits()
-    item = sequence(presence_penalty=presence, frequency_penalty=frequency)
-    torch.testing.assert_close(
-        adjust(logits, [item], EOS), with_presence_and_frequency(logits, presence, frequency)
-    )
+    expected = with_presence_and_frequency(logits, presence, frequency)
+
+    penalised = sequence(presence_penalty=presence, frequency_penalty=frequency)
+    torch.testing.assert_close(adjust(logits, [penalised], EOS), expected)
+
     fresh = sequence([], presence_penalty=presence, frequency_penalty=frequency)
     assert torch.equal(adjust(logits, [fresh], EOS), logits), "a prompt's tokens are not penalised"
 
 
 def test_bias_is_added() -> None:
+    """A bias is added to its token's logit."""
     logits = random_logits()
     expected = processed(logits, SequenceBiasLogitsProcessor([[[5], 2.5], [[39], -100.0]]))
-    torch.testing.assert_close(
-        adjust(logits, [sequence(logit_bias=((5, 2.5), (39, -100.0)))], EOS), expected
-    )
+
+    biased = sequence(logit_bias=((5, 2.5), (39, -100.0)))
+
+    torch.testing.assert_close(adjust(logits, [biased], EOS), expected)
 
 
 @pytest.mark.parametrize("min_tokens", [0, 5, 6, 60])
 @pytest.mark.parametrize("ignore_eos", [False, True])
 def test_ends_are_withheld_until_there_are_enough_tokens(min_tokens: int, ignore_eos: bool) -> None:
-    """End tokens and stop ids; an end token that ends nothing is a token like any other."""
+    """End tokens and stop ids are impossible before `min_tokens`.
+
+    With `ignore_eos` an end token is a token like any other.
+    """
     logits = random_logits()
-    ends = [12] if ignore_eos else [12, *EOS]
+    ends = [12]
+    if not ignore_eos:
+        ends.extend(EOS)
     oracle = MinNewTokensLengthLogitsProcessor(len(PROMPT), min_tokens, ends)
-    item = sequence(min_tokens=min_tokens, ignore_eos=ignore_eos, stop_ids=(12, 5_000))
-    assert torch.equal(adjust(logits, [item], EOS), processed(logits, oracle))
-    assert math.isinf(oracle(torch.tensor([[*PROMPT, *SAID]]), logits)[0, 12]) == (
-        min_tokens > len(SAID)
-    )
+    expected = processed(logits, oracle)
+
+    # The stop id 5,000 is not in the vocabulary.
+    waiting = sequence(min_tokens=min_tokens, ignore_eos=ignore_eos, stop_ids=(12, 5_000))
+
+    assert torch.equal(adjust(logits, [waiting], EOS), expected)
+    assert math.isinf(expected[0, 12]) == (min_tokens > len(RESPONSE))
 
 
 def test_the_order_of_all_together() -> None:
-    """Repetition, presence and frequency, bias, ends: no bias brings a withheld end back."""
+    """The order is repetition, presence and frequency, bias, ends.
+
+    So no bias brings a withheld end token back.
+    """
     logits = random_logits()
-    item = sequence(
+    with_all = sequence(
         repetition_penalty=1.7,
         presence_penalty=0.5,
         frequency_penalty=-0.3,
@@ -130,18 +153,20 @@ def test_the_order_of_all_together() -> None:
         SequenceBiasLogitsProcessor([[[5], 4.0], [[7], 100.0]]),
         MinNewTokensLengthLogitsProcessor(len(PROMPT), 9, sorted(EOS)),
     )
-    torch.testing.assert_close(adjust(logits, [item], EOS), expected)
+
+    torch.testing.assert_close(adjust(logits, [with_all], EOS), expected)
     assert expected[0, 7] == -torch.inf
 
 
 def test_rows_that_ask_for_nothing_are_not_touched() -> None:
-    """Nothing is copied for them, and company changes nothing."""
+    """A batch that adjusts nothing is returned uncopied; other rows leave a plain row as it is."""
     logits = random_logits(2)
     plain = [
         sequence(temperature=0.0),
         sequence(top_k=3, top_p=0.5, min_p=0.1, logprobs=2, min_tokens=5),
     ]
     assert adjust(logits, plain, EOS) is logits
+
     mixed = adjust(logits, [plain[0], sequence(logit_bias=((1, 9.0),))], EOS)
     assert torch.equal(mixed[0], logits[0])
     assert torch.equal(logits, random_logits(2)), "the model's own logits are as they were"
@@ -166,64 +191,96 @@ CUTS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
 def test_cuts_are_transformers(temperature: float) -> None:
-    """Temperature, then top-k, top-p and min-p: the same tokens are left as transformers leaves,
-    all rows together."""
+    """After temperature, top-k, top-p and min-p the same tokens are left as in transformers.
+
+    All rows are cut together, each by its own parameters.
+    """
     logits = random_logits(len(CUTS), seed=4)
     samplings = [Sampling(max_tokens=1, seed=0, temperature=temperature, **cut) for cut in CUTS]
     scaled = (logits.double() - logits.double().amax(-1, keepdim=True)) / temperature
+
     left = keep_allowed(scaled, samplings).isfinite()
+
     for row, cut in enumerate(CUTS):
         warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(temperature)]
-        warpers += [TopKLogitsWarper(cut["top_k"])] if "top_k" in cut else []
-        warpers += [TopPLogitsWarper(cut["top_p"])] if "top_p" in cut else []
-        warpers += [MinPLogitsWarper(cut["min_p"])] if "min_p" in cut else []
-        assert torch.equal(left[row], processed(logits[row : row + 1], *warpers)[0].isfinite()), cut
+        if "top_k" in cut:
+            warpers.append(TopKLogitsWarper(cut["top_k"]))
+        if "top_p" in cut:
+            warpers.append(TopPLogitsWarper(cut["top_p"]))
+        if "min_p" in cut:
+            warpers.append(MinPLogitsWarper(cut["min_p"]))
+        expected = processed(logits[row : row + 1], *warpers)
+        assert torch.equal(left[row], expected[0].isfinite()), cut
     assert left.sum(-1).unique().numel() > 3, "the cuts hardly differ, so this proved little"
 
 
 def test_logprobs_are_the_models_own() -> None:
-    """Neither penalties nor bias, temperature or cuts are in them."""
+    """Log-probabilities know no penalty, bias, temperature or cut."""
     logits = random_logits(3)
-    odd = {"repetition_penalty": 2.0, "logit_bias": ((6, 100.0),), "temperature": 0.7, "top_k": 2}
-    items = [
-        sequence(logprobs=3, **odd),
-        sequence(logprobs=0, temperature=0.0),
-        sequence(temperature=0.0),
-    ]
-    results = sample(logits, items, EOS, "m")
-    rows = logits.tolist()
-    for row, result in enumerate(results[:2]):
-        assert isinstance(result, Sampled) and result.logprob is not None
-        total = math.log(math.fsum(math.exp(value) for value in rows[row]))
-        assert result.logprob.logprob == pytest.approx(rows[row][result.token] - total, abs=1e-12)
-        likeliest = sorted(range(VOCABULARY), key=lambda token: -rows[row][token])[
-            : 3 if row == 0 else 0
-        ]
-        assert [token for token, _, _ in result.logprob.top] == likeliest
-        expected = [rows[row][token] - total for token in likeliest]
-        assert [value for _, _, value in result.logprob.top] == pytest.approx(expected, abs=1e-12)
-    assert isinstance(results[0], Sampled) and results[0].token == 6
-    assert isinstance(results[2], Sampled) and results[2].logprob is None
+    adjusted = sequence(
+        logprobs=3,
+        repetition_penalty=2.0,
+        logit_bias=((6, 100.0),),
+        temperature=0.7,
+        top_k=2,
+    )
+    greedy = sequence(logprobs=0, temperature=0.0)
+    without = sequence(temperature=0.0)
+
+    results = sample(logits, [adjusted, greedy, without], EOS, "m")
+
+    for row, num_top in ((0, 3), (1, 0)):
+        result = results[row]
+        assert isinstance(result, Sampled)
+        assert result.logprob is not None
+        expected = own_logprobs(logits[row].tolist())
+        assert result.logprob.logprob == pytest.approx(expected[result.token], abs=1e-12)
+
+        by_likelihood = sorted(range(VOCABULARY), key=lambda token: -expected[token])
+        likeliest = by_likelihood[:num_top]
+        for (token, _, logprob), best in zip(result.logprob.top, likeliest, strict=True):
+            assert token == best
+            assert logprob == pytest.approx(expected[best], abs=1e-12)
+
+    assert isinstance(results[0], Sampled)
+    # The bias has decided the token, though it is not in the log-probabilities.
+    assert results[0].token == 6
+    assert isinstance(results[2], Sampled)
+    assert results[2].logprob is None
+
+
+def own_logprobs(row: list[float]) -> list[float]:
+    """Return the log-softmax of one row."""
+    total = math.log(math.fsum(math.exp(logit) for logit in row))
+    return [logit - total for logit in row]
 
 
 def test_a_vocabulary_smaller_than_asked_for_is_all_told() -> None:
-    [report] = token_logprobs(
-        torch.tensor([[1.0, 2.0]]), [1], [Sampling(max_tokens=1, seed=0, logprobs=5)]
-    )
+    """A request for more tokens than there are gets all of them, the likeliest first."""
+    sampling = Sampling(max_tokens=1, seed=0, logprobs=5)
+
+    [report] = token_logprobs(torch.tensor([[1.0, 2.0]]), [1], [sampling])
+
     assert report is not None
-    assert [token for token, _, _ in report.top] == [1, 0]
+    (first, _, _), (second, _, _) = report.top
+    assert first == 1
+    assert second == 0
 
 
 def test_rows_that_can_have_no_token_fail_alone() -> None:
+    """A row that is not finite and a bias beyond the vocabulary fail; the third row does not."""
     logits = random_logits(3)
     logits[0, 4] = torch.nan
     bias = ((2, 1.0), (VOCABULARY, 1.0))
-    broken, refused, fine = sample(
-        logits, [sequence(), sequence(logit_bias=bias), sequence()], EOS, "m"
-    )
+    sequences = [sequence(), sequence(logit_bias=bias), sequence()]
+
+    broken, refused, fine = sample(logits, sequences, EOS, "m")
+
     assert isinstance(broken, WorkerFailed)
-    assert isinstance(refused, InvalidRequest) and refused.field == "logit_bias"
-    assert fine == sample(logits[2:], [sequence()], EOS, "m")[0]
+    assert isinstance(refused, InvalidRequest)
+    assert refused.field == "logit_bias"
+    [alone] = sample(logits[2:], [sequence()], EOS, "m")
+    assert fine == alone
 
 
 FIELDS = st.fixed_dictionaries(
@@ -257,18 +314,26 @@ FIELDS = st.fixed_dictionaries(
 def test_a_row_is_the_same_alone_and_in_company(
     rows: list[tuple[dict[str, Any], list[int]]],
 ) -> None:
-    """P3, whatever its mates ask for; no end is sampled before its time, and log-probabilities are
-    the same too."""
+    """A row's token and log-probabilities do not depend on its batch mates (P3).
+
+    No end token is sampled before its time.
+    """
     logits = random_logits(len(rows), seed=2)
-    items = [sequence(said, **fields) for fields, said in rows]
-    together = sample(logits, items, EOS, "m")
-    for row, (item, result) in enumerate(zip(items, together, strict=True)):
-        [alone] = sample(logits[row : row + 1], [item], EOS, "m")
-        if isinstance(result, Sampled):
-            assert result == alone
-            sampling = item.sampling
-            assert sampling is not None
-            ends = {*sampling.stop_ids, *(() if sampling.ignore_eos else EOS)}
-            assert result.token not in ends or len(item.output_ids) >= sampling.min_tokens
-        else:
-            assert isinstance(alone, InvalidRequest) and isinstance(result, InvalidRequest)
+    sequences = [sequence(output_ids, **fields) for fields, output_ids in rows]
+
+    together = sample(logits, sequences, EOS, "m")
+
+    for row, (sampled, result) in enumerate(zip(sequences, together, strict=True)):
+        [alone] = sample(logits[row : row + 1], [sampled], EOS, "m")
+        # A bias beyond the vocabulary is refused.
+        if not isinstance(result, Sampled):
+            assert isinstance(alone, InvalidRequest)
+            assert isinstance(result, InvalidRequest)
+            continue
+
+        assert result == alone
+        sampling = sampled.sampling
+        assert sampling is not None
+        if len(sampled.output_ids) < sampling.min_tokens:
+            assert result.token not in sampling.stop_ids
+            assert sampling.ignore_eos or result.token not in EOS

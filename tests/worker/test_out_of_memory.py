@@ -1,5 +1,7 @@
-"""Too little memory for a step: smaller steps, the same answers, and a clear end for what cannot be
-made smaller."""
+"""A step without enough memory is repeated in smaller steps, with the same answers.
+
+A job that cannot be made smaller ends with a clear error.
+"""
 
 import json
 import os
@@ -35,105 +37,148 @@ from worker.runners.registry import load_runner
 
 
 class Cramped(Ghost):
-    """Has memory for `room` tokens a step, and notes the sizes it was asked for."""
+    """A ghost with memory for `room` tokens a step; it records the sizes of its steps."""
 
     def __init__(self, room: int, **options: Any) -> None:
         super().__init__(**options)
         self.room = room
-        self.asked: list[int] = []
+        self.sizes: list[int] = []
 
     def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
-        self.asked.append(
-            sum(part.num_tokens + sum(map(len, part.continuations)) for part in slices)
-        )
-        if self.asked[-1] > self.room:
+        size = 0
+        for part in slices:
+            size += part.num_tokens
+            for continuation in part.continuations:
+                size += len(continuation)
+        self.sizes.append(size)
+
+        if size > self.room:
             raise OutOfMemory("room for no more")
         return super().step(slices)
 
 
 def generate(key: str, prompt: tuple[int, ...], max_tokens: int) -> SequenceWork:
-    return SequenceWork(key, Encoded(prompt, max_tokens), Sampling(max_tokens, 5))
+    return SequenceWork(key, Encoded(prompt, max_tokens), Sampling(max_tokens, seed=5))
 
 
 def finish(ghost: Ghost, works: list[SequenceWork]) -> list[Emission]:
-    said: list[Emission] = []
-    engine = Engine(ghost, said.extend)
-    for item in works:
-        engine.submit(item)
+    """Run the works until all have ended, and return all emissions."""
+    emissions: list[Emission] = []
+    engine = Engine(ghost, emissions.extend)
+    for submitted in works:
+        engine.submit(submitted)
     while engine.has_work:
         engine.step()
-    return said
+    return emissions
 
 
-def ids(said: list[Emission], key: str) -> list[int]:
-    return [token for item in said if item.key == key for token in item.ids]
+def ids(emissions: list[Emission], key: str) -> list[int]:
+    """Return the tokens of one job."""
+    token_ids: list[int] = []
+    for emission in emissions:
+        if emission.key == key:
+            token_ids.extend(emission.ids)
+    return token_ids
 
 
-def ends(said: list[Emission]) -> dict[str, Done | Failed]:
-    return {item.key: item.ended for item in said if item.ended is not None}
+def ends(emissions: list[Emission]) -> dict[str, Done | Failed]:
+    """Return the end of each job by its key."""
+    by_key = {}
+    for emission in emissions:
+        if emission.ended is not None:
+            by_key[emission.key] = emission.ended
+    return by_key
 
 
 @pytest.mark.parametrize("room", [1, 3, 10, 40])
 def test_smaller_steps_give_the_same_answers(room: int) -> None:
-    """Batches are halved, then prompts are cut, down to one token: everybody is answered, and
-    rightly."""
+    """Batches are halved, then prompts are cut, down to one token; every answer is right."""
     ghost = Cramped(room, num_pages=200, max_batch=6, step_tokens=64)
-    prompts = {
-        str(number): tuple(range(number + 1, number + 12 + 7 * number)) for number in range(5)
-    }
-    said = finish(ghost, [generate(key, prompt, 6) for key, prompt in prompts.items()])
-    assert any(size > room for size in ghost.asked)
+    prompts = {}
+    works = []
+    for number in range(5):
+        key = str(number)
+        prompts[key] = tuple(range(number + 1, number + 12 + 7 * number))
+        works.append(generate(key, prompts[key], max_tokens=6))
+
+    emissions = finish(ghost, works)
+
+    assert max(ghost.sizes) > room
     for key, prompt in prompts.items():
-        assert ids(said, key) == answer(prompt, 6, fold(5, 0))
-    assert {type(end) for end in ends(said).values()} == {Done}
+        assert ids(emissions, key) == answer(prompt, 6, fold(5, 0))
+        assert isinstance(ends(emissions)[key], Done)
 
 
 def test_continuations_are_scored_in_smaller_groups() -> None:
+    """Continuations that do not fit into one step are scored in several, with the same scores."""
     ghost = Cramped(6, num_pages=100, step_tokens=64)
+    context = (1, 2, 3, 4, 5)
     continuations = tuple((number, number + 1) for number in range(1, 12))
-    said = finish(
-        ghost, [SequenceWork("a", Encoded((1, 2, 3, 4, 5), continuations=continuations), None)]
-    )
-    done = ends(said)["a"]
+    encoded = Encoded(context, continuations=continuations)
+
+    emissions = finish(ghost, [SequenceWork("a", encoded, sampling=None)])
+
+    done = ends(emissions)["a"]
     assert isinstance(done, Done)
     scores = end_of(done, Scored).scores
-    assert [item.log_likelihood for item in scores] == [
-        score((1, 2, 3, 4, 5), tail) for tail in continuations
-    ]
+    for continuation, scored in zip(continuations, scores, strict=True):
+        assert scored.log_likelihood == score(context, continuation)
 
 
 def test_what_cannot_be_made_smaller_fails_alone_and_the_engine_lives() -> None:
-    """A prefix-LM's prompt is computed at once or not at all; the batch mates of one that does not
-    fit go on."""
+    """A prefix-LM's prompt that does not fit fails; its batch mates go on.
+
+    Such a prompt is computed in one step or not at all.
+    """
     ghost = Cramped(20, num_pages=100, step_tokens=64, is_prefix_lm=True, reuse="prompt")
-    works = [generate("a", (1,) * 9, 5), generate("big", (2,) * 21, 5), generate("b", (3,) * 20, 5)]
-    said = finish(ghost, works)
-    failed = ends(said)["big"]
+    works = [
+        generate("a", (1,) * 9, max_tokens=5),
+        generate("big", (2,) * 21, max_tokens=5),
+        generate("b", (3,) * 20, max_tokens=5),
+    ]
+
+    emissions = finish(ghost, works)
+
+    failed = ends(emissions)["big"]
     assert isinstance(failed, Failed)
     assert failed.code == "out_of_memory"
-    assert "'ghost'" in failed.message and "21 tokens" in failed.message
-    assert ids(said, "a") == answer((1,) * 9, 5, fold(5, 0))
-    assert ids(said, "b") == answer((3,) * 20, 5, fold(5, 0))
+    assert "'ghost'" in failed.message
+    assert "21 tokens" in failed.message
+    assert ids(emissions, "a") == answer((1,) * 9, 5, fold(5, 0))
+    assert ids(emissions, "b") == answer((3,) * 20, 5, fold(5, 0))
 
 
 def test_a_replayed_answer_may_be_cut_where_its_prompt_may_not() -> None:
-    """After a takeover of a prefix-LM's job: prompt at once, what was said since in parts."""
+    """After a takeover a prefix-LM's prompt runs in one step, and the replayed tokens in parts."""
     prompt = (1,) * 9
-    said = answer(prompt, 20, fold(5, 0))
+    whole = answer(prompt, 20, fold(5, 0))
     ghost = Cramped(10, num_pages=100, step_tokens=64, is_prefix_lm=True, reuse="prompt")
-    taken_over = SequenceWork("a", Encoded(prompt, 20), Sampling(20, 5), (tuple(said[:15]),))
-    assert ids(finish(ghost, [taken_over]), "a") == said[15:]
+    taken_over = SequenceWork(
+        "a",
+        Encoded(prompt, max_tokens=20),
+        Sampling(max_tokens=20, seed=5),
+        replayed_ids=(tuple(whole[:15]),),
+    )
+
+    emissions = finish(ghost, [taken_over])
+
+    assert ids(emissions, "a") == whole[15:]
 
 
 def test_steps_stay_small_for_a_while_and_grow_again() -> None:
-    """After the first refusal prompts come in parts that fit, so that not every step must fail
-    first."""
+    """After the first refusal prompts come in parts that fit, so that few steps fail."""
     ghost = Cramped(20, num_pages=900, max_batch=2, step_tokens=64, reuse="none")
-    finish(ghost, [generate("a", (1,) * 600, 2), generate("b", (2,) * 600, 150)])
-    refused = [number for number, size in enumerate(ghost.asked) if size > 20]
-    assert refused[0] == 0
-    assert 2 <= len(refused) <= 10
-    assert len(ghost.asked) > 60
+    long = generate("a", (1,) * 600, max_tokens=2)
+    longer = generate("b", (2,) * 600, max_tokens=150)
+
+    finish(ghost, [long, longer])
+
+    assert ghost.sizes[0] > 20
+    num_refused = sum(size > 20 for size in ghost.sizes)
+    assert 2 <= num_refused <= 10
+    assert len(ghost.sizes) > 60
+
+    # A halved budget stays for 64 plans and then grows back.
     scheduler = Scheduler(ghost.spec)
     scheduler.shrink(64)
     assert scheduler._budget == 32
@@ -156,9 +201,12 @@ def test_steps_stay_small_for_a_while_and_grow_again() -> None:
 def test_any_load_on_any_memory_ends_well(
     loads: list[PlannedSequence], reuse: Reuse, is_prefix_lm: bool, room: int, num_pages: int
 ) -> None:
-    """Shared, forked, preempted, cut and halved: nobody reads a wrong place, every page comes
-    back."""
-    reuse = "prompt" if is_prefix_lm and reuse == "prefix" else reuse
+    """Sequences are shared, forked, preempted, cut and halved, and yet every answer is right.
+
+    In the end every page is free again.
+    """
+    if is_prefix_lm and reuse == "prefix":
+        reuse = "prompt"
     ghost = Cramped(
         room,
         num_pages=num_pages,
@@ -167,18 +215,25 @@ def test_any_load_on_any_memory_ends_well(
         reuse=reuse,
         is_prefix_lm=is_prefix_lm,
     )
-    said: list[Emission] = []
-    engine = Engine(ghost, said.extend)
+    emissions: dict[str, list[Emission]] = {}
+
+    def note(step_emissions: list[Emission]) -> None:
+        for emission in step_emissions:
+            emissions.setdefault(emission.key, []).append(emission)
+
+    engine = Engine(ghost, note)
     for number, load in enumerate(loads):
         engine.submit(work(str(number), load))
     while engine.has_work:
         engine.step()
+
     for number, load in enumerate(loads):
-        own = [item for item in said if item.key == str(number)]
-        if isinstance(own[-1].ended, Failed):
-            assert is_prefix_lm and len(load.prompt) > room
+        of_load = emissions[str(number)]
+        if isinstance(of_load[-1].ended, Failed):
+            assert is_prefix_lm
+            assert len(load.prompt) > room
         else:
-            check(load, own)
+            check(load, of_load)
     cache = engine._scheduler._cache
     assert cache is not None
     cache.tree.evict(num_pages)
@@ -186,7 +241,7 @@ def test_any_load_on_any_memory_ends_well(
 
 
 def real_refusal() -> Tensor:
-    """What torch says when there is no memory: no machine has this much."""
+    """Raise torch's own error: no machine has this much memory."""
     return torch.empty(1 << 60)
 
 
@@ -194,14 +249,13 @@ def real_refusal() -> Tensor:
 def test_a_real_allocators_refusal_makes_smaller_steps(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole way: torch's own error in the middle of a forward, and answers as if there had been
-    none."""
+    """Torch's own error in the middle of a forward leads to smaller steps and the same answers."""
     options = RunnerOptions(str(write_model(kind, tmp_path / "m")), max_batch=4, page_size=4)
-    prompts = [tuple(range(20 + number, 38 + 2 * number)) for number in range(4)]
-    tasks = [
-        Generate(prompt, Sampling(6, seed=0, temperature=0.0, ignore_eos=True))
-        for prompt in prompts
-    ]
+    sampling = Sampling(max_tokens=6, seed=0, temperature=0.0, ignore_eos=True)
+    tasks = []
+    for number in range(4):
+        prompt = tuple(range(20 + number, 38 + 2 * number))
+        tasks.append(Generate(prompt, sampling))
     expected = generate_all(load_runner("auto", options), tasks)
     runner = load_runner("auto", options)
     assert isinstance(runner, PagedRunner)
@@ -211,7 +265,9 @@ def test_a_real_allocators_refusal_makes_smaller_steps(
     def hidden(ids: Tensor, plan: AttentionPlan, store: KVStore | None) -> Tensor:
         sizes.append(len(ids))
         out = real(ids, plan, store)
-        return out if len(ids) <= 30 else real_refusal()
+        if len(ids) > 30:
+            return real_refusal()
+        return out
 
     monkeypatch.setattr(runner._net, "hidden", hidden)
     assert generate_all(runner, tasks) == expected
@@ -255,27 +311,32 @@ class Step:
     ],
 )
 def test_only_a_lack_of_memory_is_told_as_one(error: Exception, told: bool) -> None:
-    with pytest.raises(OutOfMemory if told else RuntimeError) as raised:
+    """Every allocator's refusal becomes `OutOfMemory`; any other error stays as it is."""
+    if not told:
+        with pytest.raises(RuntimeError) as other:
+            Step(error).step([])
+        assert not isinstance(other.value, OutOfMemory)
+        return
+
+    with pytest.raises(OutOfMemory) as refused:
         Step(error).step([])
-    assert isinstance(raised.value, OutOfMemory) == told
-    if told:
-        assert raised.value.__context__ is None, (
-            "the error would keep alive what the step had allocated"
-        )
+    # A context would keep alive the tensors that the step had allocated.
+    assert refused.value.__context__ is None
 
 
 @pytest.mark.skipif(
     sys.platform != "linux", reason="limits its address space, and reads how much it has from /proc"
 )
 def test_a_process_without_memory_goes_on(tmp_path: Path) -> None:
-    """No fake: a process that may not grow by what a prompt needs answers all the same, in
-    parts."""
+    """A real process that may not grow enough for a prompt computes it in parts and answers."""
     command = [sys.executable, "-m", "tests.fixtures.worker.cramped_process", str(tmp_path), "24"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=120, check=True, env=environment
     )
-    told = json.loads(done.stdout)
-    assert told["same"] is True
-    assert told["refusals"], "nothing was refused, so this proved nothing"
-    assert all("allocate" in refusal for refusal in told["refusals"])
+
+    report = json.loads(done.stdout)
+    assert report["same"] is True
+    assert report["refusals"], "nothing was refused, so this proved nothing"
+    for refusal in report["refusals"]:
+        assert "allocate" in refusal

@@ -1,5 +1,4 @@
-"""How often a job's log is appended to: each step where somebody follows, in larger pieces where
-nobody does."""
+"""The outbox appends to a job's log at each step where somebody follows, else in larger pieces."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -32,7 +31,7 @@ async def outbox_of(desk: Desk) -> AsyncIterator[tuple[Ledger, Outbox]]:
 
 
 async def events_when(desk: Desk, job: Job, count: int) -> list[Event]:
-    """The log's events once there are so many."""
+    """Return the log's events once there are at least `count`."""
     async with asyncio.timeout(DEADLINE_S):
         while len(events := await desk.events(job)) < count:
             await asyncio.sleep(0.01)
@@ -40,7 +39,8 @@ async def events_when(desk: Desk, job: Job, count: int) -> list[Event]:
 
 
 async def claim_of(desk: Desk, *, is_streamed: bool, n: int = 1) -> Claim:
-    await desk.submit(Generate("hi", Sampling(100, 0, n=n)), is_streamed=is_streamed)
+    task = Generate("hi", Sampling(max_tokens=100, seed=0, n=n))
+    await desk.submit(task, is_streamed=is_streamed)
     [claim] = await desk.take(16)
     return claim
 
@@ -51,29 +51,43 @@ def say(outbox: Outbox, claim: Claim, *ids: int, choice: int = 0) -> None:
 
 @pytest.mark.parametrize("is_streamed", [True, False])
 async def test_tokens_are_gathered_where_nobody_follows(redis: Redis, is_streamed: bool) -> None:
-    """100 tokens: an event each, or three of 32 and the last four with the end; `Started` goes at
-    once in both."""
+    """100 tokens are an event each where somebody follows, else three of 32 and one of 4.
+
+    `Started` is appended at once in both cases; the last four tokens come with the end.
+    """
+    piece_size = GATHERED_TOKENS
+    expected_sizes = [32, 32, 32, 4]
+    if is_streamed:
+        piece_size = 1
+        expected_sizes = [1] * 100
     desk = Desk(redis)
     claim = await claim_of(desk, is_streamed=is_streamed)
     async with outbox_of(desk) as (ledger, outbox):
         ledger.open(claim)
         outbox.add(claim, Started(1, "w", 1))
         assert await events_when(desk, claim.job, 1) == [Started(1, "w", 1)]
-        for number in range(100):
-            say(outbox, claim, number)
-            if is_streamed or number % GATHERED_TOKENS == GATHERED_TOKENS - 1:
-                await events_when(
-                    desk, claim.job, 2 + (number if is_streamed else number // GATHERED_TOKENS)
-                )
+
+        for token in range(100):
+            say(outbox, claim, token)
+            # A full piece is appended without waiting for more tokens.
+            if (token + 1) % piece_size == 0:
+                await events_when(desk, claim.job, 1 + (token + 1) // piece_size)
         outbox.put([Emission(claim.key, ended=Done("length", 1, 100))])
-        events = await events_when(desk, claim.job, 102 if is_streamed else 6)
-    tokens = [event for event in events if isinstance(event, Tokens)]
-    assert [len(event.ids) for event in tokens] == ([1] * 100 if is_streamed else [32, 32, 32, 4])
-    assert [token for event in tokens for token in event.ids] == list(range(100))
+        events = await events_when(desk, claim.job, len(expected_sizes) + 2)
+
+    sizes = []
+    ids: list[int] = []
+    for event in events:
+        if isinstance(event, Tokens):
+            sizes.append(len(event.ids))
+            ids.extend(event.ids)
+    assert sizes == expected_sizes
+    assert ids == list(range(100))
     assert isinstance(events[-1], Done)
 
 
 async def test_what_is_gathered_is_said_after_half_a_second(redis: Redis) -> None:
+    """Gathered tokens are appended after `GATHERED_S` seconds at the latest."""
     desk = Desk(redis)
     loop = asyncio.get_running_loop()
     claim = await claim_of(desk, is_streamed=False)
@@ -82,14 +96,19 @@ async def test_what_is_gathered_is_said_after_half_a_second(redis: Redis) -> Non
         begun = loop.time()
         say(outbox, claim, 5)
         assert await events_when(desk, claim.job, 1) == [Tokens((5,), "x")]
+        # A timer may fire a little early by the clock of the loop.
         assert loop.time() - begun >= GATHERED_S * 0.99
+
         say(outbox, claim, 6)
         say(outbox, claim, 7)
         assert (await events_when(desk, claim.job, 2))[1] == Tokens((6, 7), "xx")
 
 
 async def test_the_choices_of_a_job_are_gathered_apart(redis: Redis) -> None:
-    """Interleaved as an engine says them; the tokens of all choices count together."""
+    """Tokens of several choices come interleaved and are one event for each choice.
+
+    The tokens of all choices count together towards a piece.
+    """
     desk = Desk(redis)
     claim = await claim_of(desk, is_streamed=False, n=4)
     async with outbox_of(desk) as (ledger, outbox):
@@ -97,13 +116,18 @@ async def test_the_choices_of_a_job_are_gathered_apart(redis: Redis) -> None:
         for number in range(GATHERED_TOKENS):
             say(outbox, claim, number, choice=number % 4)
         events = await events_when(desk, claim.job, 4)
+
     expected: Sequence[Event] = [
-        Tokens(tuple(range(choice, 32, 4)), "x" * 8, choice) for choice in range(4)
+        Tokens((0, 4, 8, 12, 16, 20, 24, 28), "xxxxxxxx", choice=0),
+        Tokens((1, 5, 9, 13, 17, 21, 25, 29), "xxxxxxxx", choice=1),
+        Tokens((2, 6, 10, 14, 18, 22, 26, 30), "xxxxxxxx", choice=2),
+        Tokens((3, 7, 11, 15, 19, 23, 27, 31), "xxxxxxxx", choice=3),
     ]
     assert events == expected
 
 
 async def test_whatever_is_held_back_is_there_after_a_flush(redis: Redis) -> None:
+    """A flush appends the gathered tokens at once."""
     desk = Desk(redis)
     claim = await claim_of(desk, is_streamed=False)
     async with outbox_of(desk) as (ledger, outbox):
@@ -114,26 +138,32 @@ async def test_whatever_is_held_back_is_there_after_a_flush(redis: Redis) -> Non
         assert await desk.events(claim.job) == [Tokens((5,), "x")]
 
 
+async def log_length(redis: Redis, job: Job) -> int:
+    return int(await redis.xlen(f"aios:{{00}}:log:{job.id}"))
+
+
 async def test_a_worker_appends_a_job_that_nobody_follows_a_few_times(redis: Redis) -> None:
+    """The log of a job that nobody follows is several times shorter."""
     desk = Desk(redis)
     runner = Slow(RunnerOptions("echo", max_batch=4))
     runner.stepping_s = 0.001
-    task = Generate("abc", Sampling(96, 0))
+    task = Generate("abc", Sampling(max_tokens=96, seed=0))
+
     async with serving(service(redis, lease_s=30), runner):
-        jobs = [
-            (await desk.submit(task, is_streamed=is_streamed))[0] for is_streamed in (True, False)
-        ]
-        for job in jobs:
-            assert isinstance(await end_of(redis, job), Done)
-    streamed, quiet = [await redis.xlen(f"aios:{{00}}:log:{job.id}") for job in jobs]
-    assert streamed > 20
-    assert 2 + 3 <= quiet < 15
+        [followed] = await desk.submit(task, is_streamed=True)
+        [quiet] = await desk.submit(task, is_streamed=False)
+        assert isinstance(await end_of(redis, followed), Done)
+        assert isinstance(await end_of(redis, quiet), Done)
+
+    assert await log_length(redis, followed) > 20
+    # The start, the end and at least three pieces of 32 tokens.
+    assert 2 + 3 <= await log_length(redis, quiet) < 15
 
 
 async def test_the_first_token_counts_from_when_it_was_said(redis: Redis) -> None:
-    """Not from when it was sent, which is a while later where nobody follows."""
+    """The time of the first token is that of its emission, not the later one of its append."""
     desk = Desk(redis)
-    request, _ = await desk.request(Generate("hi", Sampling(100, 0)))
+    request, _ = await desk.request(Generate("hi", Sampling(max_tokens=100, seed=0)))
     [claim] = await desk.take(16)
     async with outbox_of(desk) as (ledger, outbox):
         ledger.open(claim)
@@ -143,6 +173,7 @@ async def test_the_first_token_counts_from_when_it_was_said(redis: Redis) -> Non
         await events_when(desk, claim.job, 2)
         outbox.put([Emission(claim.key, ended=Done("length", 1, 1))])
         await events_when(desk, claim.job, 3)
+
     [standing] = await desk.requests.look(request)
     assert standing.times.first_s is not None
     assert standing.times.ended_s is not None

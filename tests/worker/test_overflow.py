@@ -1,5 +1,7 @@
-"""What does not fit the context window, or is no token of the vocabulary: the worker's half of X3
-and X20."""
+"""Prompts that do not fit the context window, and ids that are no tokens of the vocabulary.
+
+This is the worker's half of X3 and X20.
+"""
 
 import re
 
@@ -20,14 +22,23 @@ VOCABULARY = 1000
 
 def encode(
     size: int,
-    asked: int,
+    max_tokens: int,
     overflow: Overflow,
     *,
     most: int | None = None,
     head: int = 0,
     **sampling: object,
 ) -> Encoded:
-    task = Generate("", Sampling(asked, 0, **sampling), overflow=overflow, max_prompt_tokens=most)  # type: ignore[arg-type]
+    """Encode a prompt of `size` tokens whose answer may have `max_tokens`.
+
+    `most` is the task's `max_prompt_tokens`; the first `head` tokens must stay.
+    """
+    task = Generate(
+        "",
+        Sampling(max_tokens=max_tokens, seed=0, **sampling),  # type: ignore[arg-type]
+        overflow=overflow,
+        max_prompt_tokens=most,
+    )
     return encode_generate(tuple(range(size)), task, WINDOW, vocab_size=VOCABULARY, head=head)
 
 
@@ -42,22 +53,31 @@ def encode(
 def test_what_is_accepted_fits_and_keeps_the_end_of_the_prompt(
     size: int, asked: int, overflow: Overflow, most: int | None, head: int
 ) -> None:
-    """Whatever the rule: prompt and answer fit; head and tail of the prompt stay; every cut token
-    is counted."""
+    """Under any rule prompt and answer fit together.
+
+    The prompt's head and tail stay, and every token that was cut is counted.
+    """
     head = min(head, size - 1)
-    kept = size if most is None else min(size, max(most, head + 1))
+    kept = size
+    if most is not None:
+        kept = min(size, max(most, head + 1))
     try:
         encoded = encode(size, asked, overflow, most=most, head=head)
     except ContextExceeded:
         assert overflow != "truncate"
-        assert kept + (asked if overflow == "refuse" else 1) > WINDOW
+        least_room = 1
+        if overflow == "refuse":
+            least_room = asked
+        assert kept + least_room > WINDOW
         return
+
     prompt = encoded.prompt_ids
     assert 1 <= encoded.max_tokens <= asked
     assert len(prompt) + encoded.max_tokens <= WINDOW
     assert len(prompt) + encoded.num_truncated == size
     assert prompt == (*range(head), *range(size - len(prompt) + head, size))
     assert len(prompt) > head
+
     if overflow == "truncate":
         assert encoded.max_tokens >= min(asked, WINDOW // 2)
     else:
@@ -78,14 +98,22 @@ def test_what_is_accepted_fits_and_keeps_the_end_of_the_prompt(
 def test_a_refusal_names_all_numbers(
     size: int, asked: int, overflow: Overflow, field: str, numbers: list[int]
 ) -> None:
+    """A refusal names the window, the sum, the prompt's tokens and the answer's."""
     with pytest.raises(ContextExceeded, match="maximum context length") as refused:
         encode(size, asked, overflow)
-    assert (refused.value.status, refused.value.code) == (400, "context_length_exceeded")
+
+    assert refused.value.status == 400
+    assert refused.value.code == "context_length_exceeded"
     assert refused.value.field == field
-    assert list(map(int, re.findall(r"\d+", refused.value.message))) == numbers
+    assert numbers_in(refused.value.message) == numbers
+
+
+def numbers_in(message: str) -> list[int]:
+    return [int(digits) for digits in re.findall(r"\d+", message)]
 
 
 def test_at_the_edge_nothing_is_refused_or_cut() -> None:
+    """A prompt and an answer that just fit are left as they are."""
     assert encode(10, 6, "refuse") == Encoded(tuple(range(10)), 6)
     assert encode(15, 9, "clamp") == Encoded(tuple(range(15)), 1)
     assert encode(10, 6, "truncate") == Encoded(tuple(range(10)), 6)
@@ -93,14 +121,20 @@ def test_at_the_edge_nothing_is_refused_or_cut() -> None:
 
 @pytest.mark.parametrize("token", [-1, VOCABULARY, 2**40])
 def test_ids_that_are_no_tokens_are_refused_by_name(token: int) -> None:
-    """Neither would break anything visibly: a bias on nothing, an end that never comes."""
+    """An id beyond the vocabulary is refused in a bias and in the stop ids.
+
+    Neither would fail by itself: the bias would have no effect, and the stop would never come.
+    """
     with pytest.raises(InvalidRequest, match=rf"^logit_bias: .*{VOCABULARY - 1}") as refused:
         encode(3, 3, "clamp", logit_bias=((5, 1.0), (token, 1.0)))
     assert refused.value.field == "logit_bias"
+
     with pytest.raises(InvalidRequest, match=r"^stop_token_ids: ") as refused:
         encode(3, 3, "clamp", stop_ids=(token,))
     assert refused.value.field == "stop_token_ids"
-    assert encode(3, 3, "clamp", logit_bias=((VOCABULARY - 1, 1.0),), stop_ids=(0,)).max_tokens == 3
+
+    accepted = encode(3, 3, "clamp", logit_bias=((VOCABULARY - 1, 1.0),), stop_ids=(0,))
+    assert accepted.max_tokens == 3
 
 
 @pytest.mark.parametrize(
@@ -115,16 +149,26 @@ def test_ids_that_are_no_tokens_are_refused_by_name(token: int) -> None:
 def test_what_cannot_be_scored_is_refused_by_name(
     context: Text, continuations: tuple[Text, ...], field: str
 ) -> None:
+    """A context or a continuation that cannot be scored is refused; the error names which."""
     runner = Echo(RunnerOptions("echo", context_window=64))
+
     with pytest.raises(InvalidRequest) as refused:
         runner.encode(Score(context, continuations))
+
     assert refused.value.field == field
 
 
 def test_a_continuation_that_is_too_long_is_told_with_both_numbers() -> None:
+    """A continuation beyond the window is refused with its length and the limit.
+
+    A context that is too long beside a continuation is cut.
+    """
     runner = Echo(RunnerOptions("echo", context_window=64))
     with pytest.raises(InvalidRequest) as refused:
         runner.encode(Score("context", ("x" * 100,)))
-    length, limit = map(int, re.findall(r"\d+", refused.value.message))
-    assert (length, limit) in {(100, limit) for limit in range(62, 65)}
-    assert runner.encode(Score("long " * 20, ("x" * 50,))).num_truncated >= 50 + 100 - 64 - 1
+    length, limit = numbers_in(refused.value.message)
+    assert length == 100
+    assert limit in (62, 63, 64)
+
+    cut = runner.encode(Score("long " * 20, ("x" * 50,)))
+    assert cut.num_truncated >= 50 + 100 - 64 - 1

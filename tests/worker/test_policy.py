@@ -1,4 +1,4 @@
-"""The torch-free half of the engine as properties: text, requests, engine on the echo runner."""
+"""Properties of the engine without torch: text streams, requests, the engine on the echo."""
 
 from collections.abc import Sequence
 
@@ -17,8 +17,45 @@ from worker.runners.echo import Echo
 from worker.text.detokenizer import TextStream
 
 
-def utf8(ids: "list[int] | tuple[int, ...]") -> str:
+def utf8(ids: Sequence[int]) -> str:
     return bytes(ids).decode("utf-8", errors="replace")
+
+
+def stream_of(*stop: str) -> TextStream:
+    """Return a stream of byte tokens that ends at the first of these stop strings."""
+    return TextStream(utf8, stop)
+
+
+def stream_of_texts(tokens: Sequence[str], *stop: str) -> TextStream:
+    """Return a stream where the token with number n stands for the n-th of these texts."""
+
+    def decode(ids: Sequence[int]) -> str:
+        return "".join(tokens[token_id] for token_id in ids)
+
+    return TextStream(decode, stop)
+
+
+def push_all(stream: TextStream, text: str) -> list[str]:
+    """Push the text's bytes, one token each, and return the texts that came out."""
+    texts = []
+    for byte in text.encode():
+        texts.append(stream.push(byte))
+    return texts
+
+
+def cut_at_first_stop(text: str, stop: Sequence[str]) -> str:
+    """Return the text before the stop string that is complete first.
+
+    Of two that are complete at the same character the longer one counts.
+    """
+    for end in range(len(text) + 1):
+        starts = []
+        for stop_string in stop:
+            if text[:end].endswith(stop_string):
+                starts.append(end - len(stop_string))
+        if starts:
+            return text[: min(starts)]
+    return text
 
 
 @settings(max_examples=300, deadline=None)
@@ -27,79 +64,97 @@ def utf8(ids: "list[int] | tuple[int, ...]") -> str:
     st.lists(st.text("aж😀 <|", min_size=1, max_size=4), max_size=3),
 )
 def test_streamed_text_is_the_whole_text_cut_at_the_first_stop(text: str, stop: list[str]) -> None:
-    """B65, T10: byte tokens, so that characters and stop strings cross token boundaries; no half
-    character ever."""
-    stream = TextStream(lambda ids: utf8(list(ids)), tuple(stop))
-    said = []
+    """Streamed text ends at the first stop string and never has half a character (B65, T10).
+
+    Each byte is a token, so that characters and stop strings cross token boundaries.
+    """
+    stream = stream_of(*stop)
+    streamed = ""
     for byte in text.encode():
-        said.append(stream.push(byte))
-        assert "\ufffd" not in said[-1]
+        piece = stream.push(byte)
+        assert "\ufffd" not in piece
+        streamed += piece
         if stream.is_stopped:
             break
-    whole = "".join(said) + stream.flush()
-    ends = [(text.find(item) + len(item), text.find(item)) for item in stop if item in text]
-    assert whole == (text[: min(ends)[1]] if ends else text)
-    assert stream.is_stopped == bool(ends)
+    streamed += stream.flush()
+
+    assert streamed == cut_at_first_stop(text, stop)
+    assert stream.is_stopped == any(stop_string in text for stop_string in stop)
 
 
 def test_the_cut_does_not_depend_on_token_boundaries() -> None:
     """`<` is complete before `a<<` is, whether they come in one token or in three."""
     for tokens in (["a<<"], ["a", "<", "<"], ["a<", "<"]):
-        stream = TextStream(
-            lambda ids, tokens=tokens: "".join(tokens[i] for i in ids), ("<", "a<<")
-        )  # type: ignore[misc]
-        assert "".join(stream.push(i) for i in range(len(tokens))) == "a"
+        stream = stream_of_texts(tokens, "<", "a<<")
+        streamed = ""
+        for token_id in range(len(tokens)):
+            streamed += stream.push(token_id)
+        assert streamed == "a"
 
 
 def test_text_that_may_become_a_stop_string_is_held_back() -> None:
-    stream = TextStream(lambda ids: utf8(list(ids)), ("END",))
-    assert [stream.push(byte) for byte in b"xENy"] == ["x", "", "", "ENy"]
+    """The beginning of a stop string comes out once it cannot become one."""
+    assert push_all(stream_of("END"), "xENy") == ["x", "", "", "ENy"]
 
 
 def test_without_stop_strings_nothing_is_held_back() -> None:
-    stream = TextStream(lambda ids: utf8(list(ids)))
-    assert [stream.push(byte) for byte in b"ab"] == ["a", "b"]
+    """Without stop strings each token's text comes out at once."""
+    assert push_all(stream_of(), "ab") == ["a", "b"]
 
 
 def test_after_a_stop_string_nothing_comes() -> None:
-    stream = TextStream(lambda ids: utf8(list(ids)), ("END",))
-    assert "".join(stream.push(byte) for byte in b"a END b END") == "a "
+    """Tokens behind a stop string give no text, not even at the end."""
+    stream = stream_of("END")
+    assert "".join(push_all(stream, "a END b END")) == "a "
     assert stream.flush() == ""
 
 
 def test_a_stop_string_that_came_too_early_is_text_and_stays_that() -> None:
-    """The first "ab" is complete before it may stop, inside what is held back for another one; the
-    second one stops."""
-    stream = TextStream(lambda ids: utf8(list(ids)), ("ab", "xabyz"))
-    said = [stream.push(byte, may_stop=place > 2) for place, byte in enumerate(b"xabq ab")]
-    assert said == ["", "", "", "xabq", " ", "", ""]
+    """A stop string that is complete before it may stop is text.
+
+    The first "ab" comes too early, inside the text held back for "xabyz"; the second one stops.
+    """
+    stream = stream_of("ab", "xabyz")
+    texts = []
+    for position, byte in enumerate(b"xabq ab"):
+        texts.append(stream.push(byte, may_stop=position > 2))
+    assert texts == ["", "", "", "xabq", " ", "", ""]
     assert stream.is_stopped
-    alone = TextStream(lambda ids: utf8(list(ids)), ("ab",))
-    assert [alone.push(byte, may_stop=False) for byte in b"ab"] == ["", "ab"]
+
+    alone = stream_of("ab")
+    assert alone.push(ord("a"), may_stop=False) == ""
+    assert alone.push(ord("b"), may_stop=False) == "ab"
 
 
 def test_the_beginning_of_a_stop_string_is_held_back_inside_a_token() -> None:
-    tokens = ["a xE", "ND"]
-    stream = TextStream(lambda ids: "".join(tokens[i] for i in ids), ("END",))
-    assert [stream.push(0), stream.push(1)] == ["a x", ""]
+    """Only the part of a token that may become a stop string is held back."""
+    stream = stream_of_texts(["a xE", "ND"], "END")
+    assert stream.push(0) == "a x"
+    assert stream.push(1) == ""
     assert stream.is_stopped
 
 
 @pytest.mark.parametrize(("before", "token"), [("a", "b"), ("", "é"), ("é", "b")])
 def test_what_a_token_would_add_is_told_beforehand(before: str, token: str) -> None:
-    """Whole characters, and nothing of one that is unfinished; asking changes nothing."""
+    """`peek` returns the whole characters that a token would add, and changes nothing."""
     *first, last = token.encode()
-    stream = TextStream(lambda ids: utf8(list(ids)))
-    assert "".join(stream.push(byte) for byte in before.encode()) == before
+    stream = stream_of()
+    assert "".join(push_all(stream, before)) == before
+
     for byte in first:
         assert stream.peek(byte) == ""
         assert stream.push(byte) == ""
-    assert [stream.peek(last), stream.peek(last), stream.push(last)] == [token] * 3
+
+    assert stream.peek(last) == token
+    assert stream.peek(last) == token
+    assert stream.push(last) == token
 
 
 def test_an_unfinished_character_comes_out_at_the_end() -> None:
-    stream = TextStream(lambda ids: utf8(list(ids)))
-    assert [stream.push(byte) for byte in "é".encode()[:1]] == [""]
+    """Half a character is held back; at the end it is shown as U+FFFD."""
+    stream = stream_of()
+    first_byte = "é".encode()[0]
+    assert stream.push(first_byte) == ""
     assert stream.flush() == "\ufffd"
 
 
@@ -108,22 +163,42 @@ def echo() -> Echo:
 
 
 def ended(emissions: list[Emission]) -> dict[str, Done | Failed]:
-    ends = [(item.key, item.ended) for item in emissions if item.ended is not None]
-    assert len(ends) == len(dict(ends)), "a job ended twice"
-    return {job: end for job, end in ends if end is not None}
+    """Return the end of each job by its key; no job may end twice."""
+    ends: dict[str, Done | Failed] = {}
+    for emission in emissions:
+        if emission.ended is not None:
+            assert emission.key not in ends, "a job ended twice"
+            ends[emission.key] = emission.ended
+    return ends
+
+
+def text_of(emissions: list[Emission], key: str) -> str:
+    """Return the whole text of one job."""
+    text = ""
+    for emission in emissions:
+        if emission.key == key:
+            text += emission.text
+    return text
+
+
+def step_until_done(engine: Engine) -> None:
+    while engine.has_work:
+        engine.step()
 
 
 def test_finish_reasons_and_counts() -> None:
-    """A45, A46, T10: stop string, end token and cap, each with its reason and exact token
-    counts."""
+    """A job ends at its cap, an end token or a stop string, with exact counts (A45, A46, T10)."""
     tasks = [
         Generate("abc", Sampling(max_tokens=7, seed=0)),
         Generate("say eos", Sampling(max_tokens=60, seed=0)),
         Generate("abcd", Sampling(max_tokens=60, seed=0, stop=("cd", "zz"))),
     ]
+
     emissions = run(echo(), tasks, [[], [], []])
-    texts = ["".join(item.text for item in emissions if item.key == str(i)) for i in range(3)]
-    assert texts == ["abcabca", "say eos", "ab"]
+
+    assert text_of(emissions, "0") == "abcabca"
+    assert text_of(emissions, "1") == "say eos"
+    assert text_of(emissions, "2") == "ab"
     assert ended(emissions) == {
         "0": Done("length", 3, 7),
         "1": Done("stop", 7, 8),
@@ -132,86 +207,107 @@ def test_finish_reasons_and_counts() -> None:
 
 
 def test_a_failing_sequence_fails_alone() -> None:
-    """P7 in the small: batch mates of a sequence that breaks the model go on."""
+    """The batch mates of a sequence that breaks the model go on (P7)."""
 
     class Fragile(Echo):
         def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
-            if any(part.sequence.encoded.prompt_ids[0] == ord("!") for part in slices):
-                raise RuntimeError("bad luck")
+            for part in slices:
+                if part.sequence.encoded.prompt_ids[0] == ord("!"):
+                    raise RuntimeError("bad luck")
             return super().step(slices)
 
     tasks = [Generate(text, Sampling(max_tokens=4, seed=0)) for text in ("abc", "!", "xyz")]
     runner = Fragile(RunnerOptions(path="echo", max_batch=3))
+
     ends = ended(run(runner, tasks, [[], [], []]))
-    assert isinstance(ends["1"], Failed) and "bad luck" in ends["1"].message
-    assert ends["0"] == ends["2"] == Done("length", 3, 4)
+
+    failed = ends["1"]
+    assert isinstance(failed, Failed)
+    assert "bad luck" in failed.message
+    assert ends["0"] == Done("length", 3, 4)
+    assert ends["2"] == Done("length", 3, 4)
 
 
 def test_ids_that_are_no_characters_do_not_break_the_echo() -> None:
-    """Half a surrogate pair cannot be written as UTF-8: it is shown as U+FFFD."""
-    emissions = run(echo(), [Generate((0xD800, 97), Sampling(max_tokens=2, seed=0))], [[]])
-    assert "".join(item.text for item in emissions) == "\ufffda"
+    """Half a surrogate pair cannot be written as UTF-8, so it is shown as U+FFFD."""
+    task = Generate((0xD800, 97), Sampling(max_tokens=2, seed=0))
+    assert text_of(run(echo(), [task], [[]]), "0") == "\ufffda"
 
 
 def test_abort_frees_the_place_at_once() -> None:
-    """P6: nothing more is said of an aborted job, running or waiting, and the others are as
-    before."""
+    """An aborted job, running or waiting, emits nothing more (P6); the others go on."""
     emissions: list[Emission] = []
     engine = Engine(echo(), emissions.extend)
     sampling = Sampling(max_tokens=20, seed=0)
-    for i in range(5):
-        engine.submit(SequenceWork(str(i), Encoded((97, 98), max_tokens=20), sampling))
+    for number in range(5):
+        engine.submit(SequenceWork(str(number), Encoded((97, 98), max_tokens=20), sampling))
+
+    # Three rows run, so that job 0 is running and job 4 is waiting.
     engine.step()
     engine.abort("0")
     engine.abort("4")
-    seen = len(emissions)
-    while engine.has_work:
-        engine.step()
-    assert not {item.key for item in emissions[seen:]} & {"0", "4"}
+    num_before = len(emissions)
+    step_until_done(engine)
+
+    for emission in emissions[num_before:]:
+        assert emission.key not in ("0", "4")
     assert set(ended(emissions)) == {"1", "2", "3"}
 
 
 def test_a_replayed_answer_that_was_complete_only_gets_its_end() -> None:
-    """A takeover after the last token and before the end: nothing is said twice."""
+    """A takeover after the last token and before the end emits the end and no token twice."""
     emissions: list[Emission] = []
     engine = Engine(echo(), emissions.extend)
-    engine.submit(
-        SequenceWork(
-            "a", Encoded((97,), max_tokens=3), Sampling(3, 0), replayed_ids=((97, 97, 97),)
-        )
+    work = SequenceWork(
+        "a",
+        Encoded((97,), max_tokens=3),
+        Sampling(max_tokens=3, seed=0),
+        replayed_ids=((97, 97, 97),),
     )
-    while engine.has_work:
-        engine.step()
+
+    engine.submit(work)
+    step_until_done(engine)
+
     assert emissions == [Emission("a", ended=Done("length", 1, 3))]
 
 
 def test_echo_scores_by_length() -> None:
+    """The echo's log-likelihood of a continuation is minus its length."""
     emissions = run(echo(), [Score("ctx", ("a", "bcd"))], [[]])
     done = emissions[0].ended
     assert isinstance(done, Done)
-    assert [score.log_likelihood for score in end_of(done, Scored).scores] == [-1.0, -3.0]
+
+    first, second = end_of(done, Scored).scores
+
+    assert first.log_likelihood == -1.0
+    assert second.log_likelihood == -3.0
 
 
 def test_replayed_text_held_back_before_the_takeover_is_not_lost() -> None:
-    """Ids are logged before their text is certain: the next worker says the text that the first one
-    held back."""
+    """The next worker emits the text that the first one held back.
+
+    Ids are logged before it is certain that their text is no stop string.
+    """
     emissions: list[Emission] = []
     engine = Engine(echo(), emissions.extend)
-    prompt = tuple(map(ord, "aE"))
-    engine.submit(
-        SequenceWork(
-            "a", Encoded(prompt, max_tokens=3), Sampling(3, 0, stop=("EN",)), replayed_ids=(prompt,)
-        )
+    prompt = (ord("a"), ord("E"))
+    work = SequenceWork(
+        "a",
+        Encoded(prompt, max_tokens=3),
+        Sampling(max_tokens=3, seed=0, stop=("EN",)),
+        replayed_ids=(prompt,),
     )
-    while engine.has_work:
-        engine.step()
-    assert "".join(item.text for item in emissions) == "Ea"
+
+    engine.submit(work)
+    step_until_done(engine)
+
+    assert text_of(emissions, "a") == "Ea"
 
 
 @pytest.mark.parametrize("text", ["", "\ufffd"])
 def test_flush_twice_is_once(text: str) -> None:
-    stream = TextStream(lambda ids: utf8(list(ids)))
-    for byte in text.encode():
-        stream.push(byte)
+    """A second flush returns no text."""
+    stream = stream_of()
+    push_all(stream, text)
     stream.flush()
     assert stream.flush() == ""

@@ -1,5 +1,7 @@
-"""The puzzle runner: segments, halting, refilling and answers, against the plain reference of one
-puzzle at a time."""
+"""The puzzle runner: segments, halting, refilling and answers.
+
+The oracle is a plain reference that solves one puzzle at a time.
+"""
 
 import json
 from collections.abc import Sequence
@@ -19,7 +21,7 @@ from tests.fixtures.worker.sapient_fixtures import (
     reference,
     write_checkpoint,
 )
-from tests.fixtures.worker.stepping import run, solve_all
+from tests.fixtures.worker.stepping import end_of, run, solve_all
 from worker.engine.engine import Emission, Engine, SequenceWork
 from worker.engine.runner import RunnerOptions
 from worker.engine.sequence import Slice, StepResult
@@ -43,26 +45,46 @@ Step = tuple[torch.Tensor, float, float]
 def truth(
     weights: Weights, puzzle: str, segments: int = NET.halt_max_steps, identifier: int = 0
 ) -> list[Step]:
-    """What the reference says after each segment."""
-    return reference(
-        weights, NET, [int(cell) + 1 for cell in puzzle.replace(".", "0")], identifier, segments
-    )
+    """Return the reference's logits and q values after each segment."""
+    # Digit d is token d + 1; a blank cell is the digit 0.
+    tokens = [int(cell) + 1 for cell in puzzle.replace(".", "0")]
+    return reference(weights, NET, tokens, identifier, segments)
 
 
 def halts_at(steps: list[Step], bias: float = 0.0) -> int:
-    return next(
-        (at for at, (_, halt, go) in enumerate(steps, start=1) if halt > go + bias), len(steps)
-    )
+    """Return the first segment whose q head says halt, or the last segment."""
+    for segment, (_, halt, go) in enumerate(steps, start=1):
+        if halt > go + bias:
+            return segment
+    return len(steps)
 
 
 def undecided(weights: Weights) -> Weights:
-    """The same weights with a q head that halts these puzzles at as many different segments as it
-    can."""
-    runs = [truth(weights, puzzle) for puzzle in PUZZLES]
-    gaps = sorted(halt - go for steps in runs for _, halt, go in steps)
-    between = [(low + high) / 2 for low, high in pairwise(gaps) if high - low > 0.05]
-    chosen = max(between, key=lambda bias: len({halts_at(steps, bias) for steps in runs}))
-    return weights | {"q_head.bias": weights["q_head.bias"] - torch.tensor([chosen, 0.0])}
+    """Return the weights with another bias of the q head.
+
+    With that bias the puzzles halt at as many different segments as possible.
+    """
+    runs = []
+    gaps = []
+    for puzzle in PUZZLES:
+        steps = truth(weights, puzzle)
+        runs.append(steps)
+        for _, halt, go in steps:
+            gaps.append(halt - go)
+
+    best_bias = 0.0
+    most_segments = 0
+    for low, high in pairwise(sorted(gaps)):
+        # A narrower gap could be crossed by rounding.
+        if high - low <= 0.05:
+            continue
+        bias = (low + high) / 2
+        segments = {halts_at(steps, bias) for steps in runs}
+        if len(segments) > most_segments:
+            best_bias = bias
+            most_segments = len(segments)
+
+    return weights | {"q_head.bias": weights["q_head.bias"] - torch.tensor([best_bias, 0.0])}
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +94,10 @@ def weights() -> Weights:
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory, weights: Weights) -> Path:
-    place = tmp_path_factory.mktemp("sudoku")
-    write_checkpoint(place, NET, weights=weights)
-    (place / "identifiers.json").write_text(json.dumps(["<blank>", "one", "two"]))
-    return place
+    directory = tmp_path_factory.mktemp("sudoku")
+    write_checkpoint(directory, NET, weights=weights)
+    (directory / "identifiers.json").write_text(json.dumps(["<blank>", "one", "two"]))
+    return directory
 
 
 def load(path: Path, max_batch: int = 8, segments: str = "compat") -> PuzzleRunner:
@@ -84,8 +106,13 @@ def load(path: Path, max_batch: int = 8, segments: str = "compat") -> PuzzleRunn
     return runner
 
 
+def solve_each(puzzles: Sequence[str]) -> list[Solve]:
+    """Return one plain task for each puzzle."""
+    return [Solve(puzzle) for puzzle in puzzles]
+
+
 def check(solution: Solution, step: Step, steps: int) -> None:
-    """The answer is what the reference says after that many segments."""
+    """Assert that the answer is the reference's after `steps` segments."""
     logits, halt, go = step
     assert solution.grid == SUDOKU.decode(logits.argmax(-1).tolist())
     assert solution.confidence == pytest.approx(float(torch.tensor(halt).sigmoid()), abs=1e-4)
@@ -94,17 +121,20 @@ def check(solution: Solution, step: Step, steps: int) -> None:
 
 @pytest.mark.parametrize("segments", ["compat", "max"])
 def test_evaluation_runs_all_segments(path: Path, weights: Weights, segments: str) -> None:
-    """T8, format notes section 2: as upstream evaluates, each row runs halt_max_steps whatever its
-    q head says."""
+    """Each row runs halt_max_steps segments, no matter what its q head says.
+
+    Upstream evaluates in this way (T8, format notes section 2).
+    """
     assert any(halts_at(truth(weights, puzzle)) < 5 for puzzle in PUZZLES)
-    for puzzle, solution in zip(
-        PUZZLES, solve_all(load(path, segments=segments), [*map(Solve, PUZZLES)]), strict=True
-    ):
-        check(solution, truth(weights, puzzle)[-1], 5)
+
+    solutions = solve_all(load(path, segments=segments), solve_each(PUZZLES))
+
+    for puzzle, solution in zip(PUZZLES, solutions, strict=True):
+        check(solution, truth(weights, puzzle)[-1], steps=5)
 
 
 class Watched:
-    """A runner that notes which rows each step ran, and which of them it ended."""
+    """A runner that records each step: the keys of its rows, and those of the rows that ended."""
 
     def __init__(self, runner: PuzzleRunner) -> None:
         self._runner = runner
@@ -117,38 +147,58 @@ class Watched:
 
     def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
         results = self._runner.step(slices)
-        keys = [part.sequence.key for part in slices]
-        self.steps.append(
-            (keys, [key for key, result in zip(keys, results, strict=True) if result is not None])
-        )
+        keys = []
+        ended = []
+        for part, result in zip(slices, results, strict=True):
+            keys.append(part.sequence.key)
+            if result is not None:
+                ended.append(part.sequence.key)
+        self.steps.append((keys, ended))
         return results
 
 
 def test_rows_halt_and_are_refilled_independently(path: Path, weights: Weights) -> None:
-    """Five puzzles in two places: each halts at its own segment, as alone, and its place is filled
-    in the next step."""
+    """Five puzzles share a batch of two rows, and each halts at its own segment, as it does alone.
+
+    The next puzzle takes the free row in the next step.
+    """
     expected = [halts_at(truth(weights, puzzle)) for puzzle in PUZZLES]
     assert len(set(expected)) >= 3, "the puzzles halt alike, so this proves little"
+
     runner = Watched(load(path, max_batch=2, segments="q_halt"))
-    tasks = [*map(Solve, PUZZLES)]
-    together = solve_all(runner, tasks)
+    together = solve_all(runner, solve_each(PUZZLES))
+
     for puzzle, solution, steps in zip(PUZZLES, together, expected, strict=True):
         check(solution, truth(weights, puzzle)[steps - 1], steps)
-        assert solution.grid == solve_all(load(path, segments="q_halt"), [Solve(puzzle)])[0].grid
-    assert len(runner.steps) < sum(expected) and max(len(keys) for keys, _ in runner.steps) == 2
-    waiting = iter("234")
-    for (keys, ended), (following, _) in pairwise(runner.steps):
-        fresh = [key for key in (next(waiting, None) for _ in ended) if key]
-        assert sorted(following) == sorted([*(key for key in keys if key not in ended), *fresh])
+        [alone] = solve_all(load(path, segments="q_halt"), [Solve(puzzle)])
+        assert solution.grid == alone.grid
+
+    assert len(runner.steps) < sum(expected)
+    assert max(len(keys) for keys, _ in runner.steps) == 2
+    # Rows 0 and 1 start at once; these three wait for a row to end.
+    waiting = ["2", "3", "4"]
+    for (keys, ended), (next_keys, _) in pairwise(runner.steps):
+        expected_keys = []
+        for key in keys:
+            if key not in ended:
+                expected_keys.append(key)
+            elif waiting:
+                expected_keys.append(waiting.pop(0))
+        assert sorted(next_keys) == sorted(expected_keys)
 
 
 def test_batch_of_eight_equals_batch_of_one(path: Path) -> None:
-    """Style 14; and the same again gives the same bits."""
-    tasks = [Solve(PUZZLES[at % 5], identifier=at % 3) for at in range(8)]
+    """A batch gives each puzzle the answer that it gets alone, and a second run the same bits."""
+    tasks = [Solve(PUZZLES[row % 5], identifier=row % 3) for row in range(8)]
+
     eight = solve_all(load(path), tasks)
-    for one, other in zip(solve_all(load(path, max_batch=1), tasks), eight, strict=True):
-        assert (one.grid, one.steps, one.is_halted) == (other.grid, other.steps, other.is_halted)
-        assert one.confidence == pytest.approx(other.confidence, abs=1e-5)
+    single = solve_all(load(path, max_batch=1), tasks)
+
+    for alone, batched in zip(single, eight, strict=True):
+        assert alone.grid == batched.grid
+        assert alone.steps == batched.steps
+        assert alone.is_halted == batched.is_halted
+        assert alone.confidence == pytest.approx(batched.confidence, abs=1e-5)
     assert solve_all(load(path), tasks) == eight
 
 
@@ -158,32 +208,40 @@ def test_batch_of_eight_equals_batch_of_one(path: Path) -> None:
 def test_a_request_may_choose_for_itself(
     path: Path, weights: Weights, halt: Halt | None, max_steps: int | None
 ) -> None:
-    """Each row by its own rule in one batch; running on beyond the trained segments included."""
-    tasks = [
-        Solve(PUZZLES[0]),
-        *(Solve(puzzle, halt=halt, max_steps=max_steps) for puzzle in PUZZLES),
-    ]
+    """Each row of a batch stops by its own request's rule.
+
+    A request may also run more segments than the network was trained with.
+    """
+    tasks = [Solve(PUZZLES[0])]
+    for puzzle in PUZZLES:
+        tasks.append(Solve(puzzle, halt=halt, max_steps=max_steps))
+
     first, *others = solve_all(load(path), tasks)
+
     assert first.steps == 5
     for puzzle, solution in zip(PUZZLES, others, strict=True):
-        steps = truth(weights, puzzle, max_steps or 5)
-        stop = halts_at(steps) if halt == "q_halt" else len(steps)
-        assert (solution.steps, solution.is_halted) == (
-            stop,
-            steps[stop - 1][1] > steps[stop - 1][2],
-        )
-    over = solve_all(
-        load(path, segments="q_halt"), [Solve(puzzle, halt="max") for puzzle in PUZZLES]
-    )
-    assert {solution.steps for solution in over} == {5}
+        steps = truth(weights, puzzle, segments=max_steps or 5)
+        stop = len(steps)
+        if halt == "q_halt":
+            stop = halts_at(steps)
+        _, q_halt, q_continue = steps[stop - 1]
+        assert solution.steps == stop
+        assert solution.is_halted == (q_halt > q_continue)
+
+    # The request outranks the runner's own option, too.
+    tasks = [Solve(puzzle, halt="max") for puzzle in PUZZLES]
+    for solution in solve_all(load(path, segments="q_halt"), tasks):
+        assert solution.steps == 5
 
 
 @pytest.mark.parametrize(("identifier", "number"), [(None, 0), (2, 2), ("two", 2), ("<blank>", 0)])
 def test_identifiers(
     path: Path, weights: Weights, identifier: int | str | None, number: int
 ) -> None:
-    solution = solve_all(load(path), [Solve(PUZZLES[0], identifier)])[0]
-    check(solution, truth(weights, PUZZLES[0], identifier=number)[-1], 5)
+    """An identifier is a row of the network's table, by number or by name; 0 is the default."""
+    [solution] = solve_all(load(path), [Solve(PUZZLES[0], identifier)])
+
+    check(solution, truth(weights, PUZZLES[0], identifier=number)[-1], steps=5)
 
 
 @pytest.mark.parametrize(
@@ -202,17 +260,23 @@ def test_identifiers(
 def test_what_it_cannot_do_is_refused(
     path: Path, task: Solve | Generate | Score, field: str, complaint: str
 ) -> None:
+    """A request that the network cannot serve is refused; the error names the field."""
     with pytest.raises(InvalidRequest) as caught:
         load(path).encode(task)
-    assert caught.value.field == field and complaint in caught.value.message
+
+    assert caught.value.field == field
+    assert complaint in caught.value.message
 
 
 def test_names_without_a_list_of_names(tmp_path: Path) -> None:
-    """A network without puzzle embedding knows only the blank identifier; one without the file
-    knows numbers only."""
+    """Without identifiers.json a network knows numbers only.
+
+    Without a puzzle embedding it knows only the blank identifier.
+    """
     write_checkpoint(tmp_path)
     with pytest.raises(InvalidRequest, match=r"it has no identifiers\.json"):
         load(tmp_path).encode(Solve(PUZZLES[0], "one"))
+
     write_checkpoint(tmp_path, Net(puzzle_ndim=0))
     assert load(tmp_path).encode(Solve(PUZZLES[0], 0)).identifier == 0
     with pytest.raises(InvalidRequest, match="expected a number from 0 to 0, got 1"):
@@ -220,18 +284,22 @@ def test_names_without_a_list_of_names(tmp_path: Path) -> None:
 
 
 def test_a_model_of_text_solves_no_puzzles() -> None:
+    """A puzzle for a model of texts is refused."""
     with pytest.raises(InvalidRequest, match="solves no puzzles"):
         Echo(RunnerOptions(path="echo")).encode(Solve(PUZZLES[0]))
 
 
 def test_nothing_is_kept_of_rows_that_have_left(path: Path) -> None:
-    """P6: an aborted row's carry goes at once, as does that of a row that ended; the others are as
-    before."""
+    """The carry of a row that ended or was aborted is dropped at once (P6).
+
+    The other rows are solved as if nothing had happened.
+    """
     runner = load(path, max_batch=3)
-    emissions = list[Emission]()
+    emissions: list[Emission] = []
     engine = Engine(runner, emissions.extend)
-    for key, puzzle in enumerate(PUZZLES):
-        engine.submit(SequenceWork(str(key), runner.encode(Solve(puzzle)), None))
+    for number, puzzle in enumerate(PUZZLES):
+        engine.submit(SequenceWork(str(number), runner.encode(Solve(puzzle)), sampling=None))
+
     engine.step()
     engine.abort("0")
     engine.step()
@@ -239,22 +307,27 @@ def test_nothing_is_kept_of_rows_that_have_left(path: Path) -> None:
     while engine.has_work:
         engine.step()
     assert runner._progress == {}
-    solved = {item.key: item.ended for item in emissions}
-    assert sorted(solved) == ["1", "2", "3", "4"]
-    for key, expected in zip(
-        "1234", solve_all(load(path), [*map(Solve, PUZZLES[1:])]), strict=True
-    ):
-        end = solved[key]
-        assert isinstance(end, Done) and (end.finish_reason, end.num_prompt_tokens) == ("solve", 81)
-        assert isinstance(end.result, Solution) and end.result.grid == expected.grid
+
+    ends = {emission.key: emission.ended for emission in emissions}
+    assert sorted(ends) == ["1", "2", "3", "4"]
+    expected_solutions = solve_all(load(path), solve_each(PUZZLES[1:]))
+    for key, expected in zip("1234", expected_solutions, strict=True):
+        end = ends[key]
+        assert isinstance(end, Done)
+        assert end.finish_reason == "solve"
+        assert end.num_prompt_tokens == 81
+        assert isinstance(end.result, Solution)
+        assert end.result.grid == expected.grid
 
 
 def test_a_step_that_failed_is_repeated_not_skipped(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """P7 in the small: the rows of a batch that broke go on alone, by the same number of
-    segments."""
-    expected = solve_all(load(path), [*map(Solve, PUZZLES)])
+    """The rows of a batch that failed go on one by one (P7).
+
+    Each runs the same number of segments as in a batch that did not fail.
+    """
+    expected = solve_all(load(path), solve_each(PUZZLES))
     runner = load(path)
     logits = runner._model.logits
 
@@ -264,35 +337,42 @@ def test_a_step_that_failed_is_repeated_not_skipped(
         return logits(z_h)
 
     monkeypatch.setattr(runner._model, "logits", fragile)
-    for one, other in zip(solve_all(runner, [*map(Solve, PUZZLES)]), expected, strict=True):
-        assert (one.grid, one.steps) == (other.grid, other.steps)
+    solutions = solve_all(runner, solve_each(PUZZLES))
+
+    for solution, whole in zip(solutions, expected, strict=True):
+        assert solution.grid == whole.grid
+        assert solution.steps == whole.steps
 
 
 def test_mazes_and_arc_come_back_as_they_are_written(tmp_path: Path) -> None:
-    """900 cells, in each of the two alphabets."""
-    for kind, task in (
-        (MAZE, Solve(("S" + "#" * 28 + "G",) * 30)),
-        (ARC, Solve(((1, 2), (3, 4)), 2)),
-    ):
+    """A maze comes back as characters and an ARC grid as numbers; both have 900 cells."""
+    maze = Solve(("S" + "#" * 28 + "G",) * 30)
+    arc = Solve(((1, 2), (3, 4)), identifier=2)
+    for kind, task, identifier in ((MAZE, maze, 0), (ARC, arc, 2)):
         net = Net(vocab=kind.vocab_size, cells=900, halt_max_steps=2)
         weights = write_checkpoint(tmp_path / kind.name, net)
         runner = load(tmp_path / kind.name)
-        assert (runner.spec.context_window, runner.spec.tasks) == (900, ("solve",))
+        assert runner.spec.context_window == 900
+        assert runner.spec.tasks == ("solve",)
+
+        [solution] = solve_all(runner, [task])
+
         cells = list(kind.encode(task.puzzle))
-        logits = reference(weights, net, cells, 2 if kind is ARC else 0, 2)[-1][0]
-        assert solve_all(runner, [task])[0].grid == kind.decode(logits.argmax(-1).tolist())
+        logits, _, _ = reference(weights, net, cells, identifier, segments=2)[-1]
+        assert solution.grid == kind.decode(logits.argmax(-1).tolist())
 
 
 def test_warm_up_and_bfloat16(path: Path) -> None:
-    """`--dry-run` tries a blank grid for one segment, also in the dtype that upstream computes
-    in."""
+    """`--dry-run` solves a blank grid in one segment, here in bfloat16, as upstream computes."""
     runner = load_runner("hrm-puzzle", RunnerOptions(path=str(path), dtype="bfloat16"))
     assert warm_up(runner).startswith("answered a blank grid with confidence 0.")
     assert runner.spec.found.endswith("bfloat16")
-    ends = [item.ended for item in run(runner, [runner.spec.trial], [[]])]
-    assert not any(isinstance(end, Failed) for end in ends)
-    assert [
-        end.result.steps
-        for end in ends
-        if isinstance(end, Done) and isinstance(end.result, Solution)
-    ] == [1]
+
+    ends = []
+    for emission in run(runner, [runner.spec.trial], [[]]):
+        assert not isinstance(emission.ended, Failed)
+        if isinstance(emission.ended, Done):
+            ends.append(emission.ended)
+
+    assert len(ends) == 1
+    assert end_of(ends[0], Solution).steps == 1

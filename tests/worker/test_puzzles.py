@@ -1,4 +1,4 @@
-"""Grids as tokens and tokens as grids, for each kind of puzzle."""
+"""Grids become tokens and tokens become grids, for each kind of puzzle."""
 
 from typing import Any
 
@@ -14,65 +14,92 @@ digits = st.integers(0, 9)
 
 @given(st.lists(digits, min_size=81, max_size=81))
 def test_sudoku_round_trip(cells: list[int]) -> None:
-    """T8: digit d is token d + 1, blank included; rows, and strings with 0 or dots, are the same
-    puzzle."""
-    rows = tuple(tuple(cells[start : start + 9]) for start in range(0, 81, 9))
-    tokens = SUDOKU.encode(rows)
+    """Digit d is token d + 1, the blank 0 included (T8).
+
+    Rows, a string with 0 and a string with dots are the same puzzle.
+    """
+    rows = []
+    for start in range(0, 81, 9):
+        rows.append(tuple(cells[start : start + 9]))
+    text = "".join(str(cell) for cell in cells)
+
+    tokens = SUDOKU.encode(tuple(rows))
+
     assert tokens == tuple(cell + 1 for cell in cells)
-    assert SUDOKU.decode(tokens) == rows
-    text = "".join(map(str, cells))
-    assert SUDOKU.encode(text) == SUDOKU.encode(text.replace("0", ".")) == tokens
+    assert SUDOKU.decode(tokens) == tuple(rows)
+    assert SUDOKU.encode(text) == tokens
+    assert SUDOKU.encode(text.replace("0", ".")) == tokens
 
 
 @given(st.lists(st.text("# SGo", min_size=30, max_size=30), min_size=30, max_size=30))
 def test_maze_round_trip(rows: list[str]) -> None:
+    """A maze's wall, space, start, goal and path are the tokens 1 to 5."""
     tokens = MAZE.encode(tuple(rows))
+
     assert tokens == tuple(1 + "# SGo".index(cell) for cell in "".join(rows))
     assert MAZE.decode(tokens) == tuple(rows)
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.data())
 def test_arc_round_trip(height: int, width: int, data: st.DataObject) -> None:
-    """A grid of any size is back as it was: its end marks are what the crop ends at."""
-    row = st.lists(digits, min_size=width, max_size=width).map(tuple)
-    grid = tuple(data.draw(row) for _ in range(height))
+    """A grid of any size comes back as it was, because the crop ends at its end marks."""
+    row = st.lists(digits, min_size=width, max_size=width)
+    grid = tuple(tuple(data.draw(row)) for _ in range(height))
+
     tokens = ARC.encode(grid)
+
     assert len(tokens) == 900
     assert ARC.decode(tokens) == grid
 
 
 def test_arc_marks() -> None:
-    """Format notes section 2: colours are 2 to 11, ends are 1 below and to the right, the corner
-    and the rest 0."""
-    lines = [ARC.encode(((0, 9, 3), (5, 0, 0)))[start : start + 30] for start in range(0, 900, 30)]
-    assert [line[:5] for line in lines[:4]] == [
-        (2, 11, 5, 1, 0),
-        (7, 2, 2, 1, 0),
-        (1, 1, 1, 0, 0),
-        (0, 0, 0, 0, 0),
-    ]
-    assert sum(map(sum, lines)) == 2 + 11 + 5 + 7 + 2 + 2 + 5
+    """Colours are the tokens 2 to 11; the end marks right of and below the grid are 1.
+
+    The corner between the marks and all other cells are 0 (format notes section 2).
+    """
+    tokens = ARC.encode(((0, 9, 3), (5, 0, 0)))
+
+    assert tokens[0:5] == (2, 11, 5, 1, 0)
+    assert tokens[30:35] == (7, 2, 2, 1, 0)
+    assert tokens[60:65] == (1, 1, 1, 0, 0)
+    assert tokens[90:95] == (0, 0, 0, 0, 0)
+    # Six colours and five end marks: no other cell is set.
+    assert sum(tokens) == 2 + 11 + 5 + 7 + 2 + 2 + 5
+    # A full grid leaves no cell for end marks.
     assert 1 not in ARC.encode(((4,) * 30,) * 30)
+
+
+def is_coloured(corner: list[list[int]], height: int, width: int) -> bool:
+    """Return whether the rectangle at the top left has only colours."""
+    for line in corner[:height]:
+        for token in line[:width]:
+            if token < 2:
+                return False
+    return True
 
 
 @given(st.lists(st.lists(st.integers(0, 11), min_size=6, max_size=6), min_size=6, max_size=6))
 def test_arc_crop_is_the_largest_rectangle_of_colours(corner: list[list[int]]) -> None:
-    """T8: against every rectangle from the top left corner, one by one."""
+    """The crop is the largest rectangle of colours at the top left corner (T8).
+
+    The oracle tries every rectangle; of two of one size the lower height wins.
+    """
     tokens = [0] * 900
-    for at, line in enumerate(corner):
-        tokens[at * 30 : at * 30 + 6] = line
-    sizes = [
-        (height * width, -height)
-        for height in range(1, 7)
-        for width in range(1, 7)
-        if all(cell >= 2 for line in corner[:height] for cell in line[:width])
-    ]
-    area, height = max(sizes, default=(0, 0))
-    grid = ARC.decode(tokens)
-    assert len(grid) == -height
-    assert grid == tuple(
-        tuple(cell - 2 for cell in line[: area // -height]) for line in corner[:-height]
-    )
+    for row, line in enumerate(corner):
+        tokens[row * 30 : row * 30 + 6] = line
+    best_height = 0
+    best_width = 0
+    for height in range(1, 7):
+        for width in range(1, 7):
+            is_larger = height * width > best_height * best_width
+            if is_larger and is_coloured(corner, height, width):
+                best_height = height
+                best_width = width
+    expected = []
+    for line in corner[:best_height]:
+        expected.append(tuple(token - 2 for token in line[:best_width]))
+
+    assert ARC.decode(tokens) == tuple(expected)
 
 
 def test_answers_that_are_no_cells() -> None:
@@ -83,11 +110,15 @@ def test_answers_that_are_no_cells() -> None:
 
 
 def test_blank_grids_and_vocabularies() -> None:
+    """Each kind has a blank grid of its size and a vocabulary size of its own."""
+    vocab_sizes = set()
     for kind in KINDS:
         tokens = kind.encode(kind.blank)
         assert len(tokens) == kind.num_cells
         assert max(tokens) < kind.vocab_size
-    assert len({kind.vocab_size for kind in KINDS}) == len(KINDS)
+        vocab_sizes.add(kind.vocab_size)
+
+    assert len(vocab_sizes) == len(KINDS)
 
 
 NINE = ((0,) * 9,) * 9
@@ -129,7 +160,9 @@ WALLS = ("#" * 30,) * 30
     ],
 )
 def test_what_is_no_such_puzzle_is_refused(kind: PuzzleKind, puzzle: Any, complaint: str) -> None:
+    """A grid of the wrong size or with wrong cells is refused; the error names the row."""
     with pytest.raises(InvalidRequest) as caught:
         kind.encode(puzzle)
+
     assert complaint in caught.value.message
     assert caught.value.field == "grid"
