@@ -1,4 +1,4 @@
-"""The row of cancelling, which measures how soon the place of a cancelled job goes to another
+"""The row of cancelling, which measures how soon the slot of a cancelled job goes to another
 job."""
 
 import asyncio
@@ -41,7 +41,7 @@ class Freed:
     """Seconds from the client's call until the next job was taken, and until that job's first
     token, a step later.
 
-    For a cancelled job that had no place yet, both are the seconds until it had left the queue.
+    For a cancelled job that had no slot yet, both are the seconds until it had left the queue.
     """
 
     taken_s: float
@@ -58,7 +58,7 @@ class Caller:
 
 
 class Cancelling:
-    """A fleet with one front and one place left, and callers who cancel what they asked for."""
+    """A fleet with one front and one slot left, and callers who cancel what they asked for."""
 
     def __init__(self, fleet: Fleet, gates: Path) -> None:
         broker = Broker(fleet.redis)
@@ -75,11 +75,11 @@ class Cancelling:
         await self._subscriptions.close()
 
     async def freed(self, phase: Phase, way: Way) -> Freed:
-        """Cancel a job in this phase, this way, while another one waits, and measure when its place
+        """Cancel a job in this phase, this way, while another one waits, and measure when its slot
         is free. Raises RuntimeError if that proved nothing."""
         running = None
         if phase == "queued":
-            # It takes the only place, so that the caller's job stays in the queue.
+            # It takes the only slot, so that the caller's job stays in the queue.
             running = await self._ask("decode")
         caller = await self._ask(phase)
         lost_worker = None
@@ -87,7 +87,7 @@ class Cancelling:
             lost_worker = await self._lose_worker(caller)
         next_job = await self._submit()
         if await self._state(next_job) != "queued":
-            raise RuntimeError(f"{phase}: a place was free before any was given up")
+            raise RuntimeError(f"{phase}: a slot was free before any was given up")
 
         begun = time.monotonic()
         calling = asyncio.create_task(self._call_off(caller, way))
@@ -133,7 +133,7 @@ class Cancelling:
             return any(self._gates.glob(f"{_GATE}.{job_id}:*"))
 
         if not await came_true(is_held, _COMES_BY_S, every_s=0.005):
-            raise RuntimeError(f"job {job_id} never came to its place")
+            raise RuntimeError(f"job {job_id} never came to its slot")
 
     async def _submit(self) -> str:
         """Submit a job of one token that nobody follows, and return its id."""
@@ -178,7 +178,7 @@ class Cancelling:
 
     async def _check(self, caller: Caller, phase: Phase) -> None:
         """Close the caller's stream, and raise RuntimeError unless the log of its job ends with the
-        cancellation. A job that never had a place must have nothing else in its log."""
+        cancellation. A job that never had a slot must have nothing else in its log."""
         await caller.reply.aclose()
         events = [event for _, event in await self._reader.read(caller.job_id)]
         has_begun = len(events) != 1
@@ -216,7 +216,7 @@ async def cancel(plan: ExperimentPlan) -> Row:
                 figures[f"{phase}: taken ms"] = _quantiles(taken_s)
                 figures[f"{phase}: first token ms"] = _quantiles(token_s)
 
-                # A place should be free within a step, and the next job has its first token a
+                # A slot should be free within a step, and the next job has its first token a
                 # step later.
                 taken_p99_s = _p99(taken_s)
                 token_p99_s = _p99(token_s)

@@ -34,7 +34,7 @@ async def shares(clients: QueueClients, jobs: int, num_tokens: int) -> Row:
     flood = await clients.submit("flood", 10 * jobs, num_tokens=2 * num_tokens)
     await clients.filled()
     modest = await clients.submit("modest", jobs, num_tokens=num_tokens)
-    # The flood keeps the places it had until its jobs end, so counting begins later.
+    # The flood keeps the slots it had until its jobs end, so counting begins later.
     await clients.first_token(modest)
     flood_before, modest_before = await clients.served(flood, modest)
 
@@ -76,14 +76,14 @@ async def preemption(
     *,
     slowness: Callable[[], float] = _unstretched,
 ) -> Row:
-    """Check that interactive jobs are served at once while bulk jobs hold every place and more of
+    """Check that interactive jobs are served at once while bulk jobs hold every slot and more of
     them wait, and that the bulk jobs' texts are those of an undisturbed run.
 
     The interactive jobs come one by one, at any moment of a step. `slowness` returns how many times
     slower than a quiet machine this one is, and the limit is stretched by that.
     """
     rng = random.Random(5)
-    num_bulk = 2 * clients.places
+    num_bulk = 2 * clients.slots
     undisturbed = await clients.submit("bulk", num_bulk, num_tokens=num_tokens, priority="bulk")
     undisturbed_texts = await clients.texts(undisturbed)
 
@@ -119,8 +119,8 @@ async def preemption(
         wrong.append(f"{num_changed} bulk texts changed")
     if median > limit:
         wrong.append(f"the median first token took {median:.1f} steps, not {limit:.1f}")
-    if min(num_open) < clients.places:
-        wrong.append("bulk did not hold every place all the time")
+    if min(num_open) < clients.slots:
+        wrong.append("bulk did not hold every slot all the time")
     return Row("preemption", figures, wrong)
 
 
@@ -133,7 +133,7 @@ async def ageing(
     slowness: Callable[[], float] = _unstretched,
 ) -> Row:
     """Check that a bulk job ends in time although interactive jobs come without end, three times as
-    many at once as there are places.
+    many at once as there are slots.
 
     In the queue it is first after three times `ageing_s`. In the engine it is paused at most twice
     for `PATIENCE_STEPS`. `slowness` is that of `preemption`.
@@ -141,7 +141,7 @@ async def ageing(
     waited_s = 3 * ageing_s
     num_steps = 2 * PATIENCE_STEPS + 2 * num_tokens
     limit_s = waited_s + num_steps * (step_s + _OVERHEAD_S) * slowness()
-    async with _stream(clients, 3 * clients.places, num_tokens) as answers:
+    async with _stream(clients, 3 * clients.slots, num_tokens) as answers:
         await clients.filled()
         num_waiting = []
         begun = time.monotonic()
@@ -172,10 +172,10 @@ async def ageing(
 
 
 async def fair(plan: ExperimentPlan) -> Row:
-    """Run all three experiments, on workers with few places."""
+    """Run all three experiments, on workers with few slots."""
     flags = ("--max-batch-size", str(_BATCH))
     async with fleet_of(replace(plan, workers=_WORKERS), 0, worker_flags=flags) as fleet:
-        clients = QueueClients(fleet.redis, plan.model, places=_WORKERS * _BATCH)
+        clients = QueueClients(fleet.redis, plan.model, slots=_WORKERS * _BATCH)
         rows = [
             await shares(clients, jobs=100, num_tokens=24),
             await preemption(clients, num_urgent=50, num_tokens=600, step_s=plan.step_s),

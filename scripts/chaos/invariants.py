@@ -14,7 +14,7 @@ from shared.queue import keys
 from shared.queue.broker import Broker
 
 _OWNED = ("job", "log", "request", "key")
-_EMPTY = ("line", "leases", "held", "turns")
+_EMPTY = ("line", "leases", "open", "turns")
 _OPEN = (b"queued", b"running")
 
 

@@ -30,13 +30,13 @@ _FILLED_BY_S = 60.0
 class QueueClients:
     """Callers of any tenant and class, who ask for one model.
 
-    `places` is how many sequences all workers of the fleet together can run at once.
+    `slots` is how many sequences all workers of the fleet together can run at once.
     """
 
-    def __init__(self, redis: Redis, model: str, places: int) -> None:
+    def __init__(self, redis: Redis, model: str, slots: int) -> None:
         broker = Broker(redis)
         self.model = model
-        self.places = places
+        self.slots = slots
         self._redis = redis
         self._submissions = Submissions(broker)
         self._requests = Requests(broker)
@@ -87,14 +87,14 @@ class QueueClients:
         return depth.waiting[priority]
 
     async def filled(self) -> None:
-        """Return when every place is taken, or raise RuntimeError after a minute."""
+        """Return when every slot is taken, or raise RuntimeError after a minute."""
 
         async def is_full() -> bool:
             depth = await self._submissions.depth(self.model)
-            return depth.running >= self.places
+            return depth.running >= self.slots
 
         if not await came_true(is_full, _FILLED_BY_S, every_s=0.005):
-            raise RuntimeError("the fleet never had all its places taken")
+            raise RuntimeError("the fleet never had all its slots taken")
 
     async def served(self, *requests: Request) -> list[int]:
         """Return the tokens that have been spent on each request until now, prompts included."""

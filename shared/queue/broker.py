@@ -103,11 +103,12 @@ class Broker:
         return Broker(self._redis, int(theirs))
 
     async def settle(self) -> None:
-        """Make sure that all processes divide Redis alike.
+        """Make sure that all processes read Redis alike, and divide it alike.
 
-        Raise SettingsError where it is divided otherwise.
+        Raise SettingsError where its keys are of another version, or it is divided otherwise.
         """
         client = self.client(keys.PRESENCE)
+        await self._settle_version(client)
         ours = len(self.shards)
         # The first process to come writes the number, and all others compare theirs with it.
         await cast(Awaitable[object], client.set(keys.LAYOUT, ours, nx=True))
@@ -117,6 +118,26 @@ class Broker:
                 f"redis_shards: this Redis is divided into {theirs}, got {ours}; to change that, "
                 f"let the queues run empty, stop the fleet and delete the key {keys.LAYOUT}"
             )
+
+
+    @staticmethod
+    async def _settle_version(client: Redis) -> None:
+        ours = keys.WIRE_VERSION
+        version, layout = await cast(
+            Awaitable[list[bytes | None]], client.mget(keys.VERSION, keys.LAYOUT)
+        )
+        theirs = int(version or ours)
+        if version is None and layout is not None:
+            # The first version noted the layout alone.
+            theirs = 1
+        if theirs != ours:
+            raise SettingsError(
+                f"redis_url: this Redis has queues of version {theirs}, and this program reads "
+                f"version {ours}; let them run empty under the program that wrote them, stop the "
+                f"fleet and delete the keys {keys.LAYOUT} and {keys.VERSION}"
+            )
+        # Before the layout, so that nobody ever finds that one alone.
+        await cast(Awaitable[object], client.set(keys.VERSION, ours, nx=True))
 
 
 @asynccontextmanager

@@ -105,9 +105,9 @@ class Janitor:
         found: Found = Counter()
         if self._reservations.are_needed:
             found = await self._reserved()
-        async for shard, tenants in self._scan("held"):
+        async for shard, tenants in self._scan("open"):
             for tenant in tenants:
-                scan = partial(self._client(shard).zscan, keys.held(shard, tenant))
+                scan = partial(self._client(shard).zscan, keys.open_jobs(shard, tenant))
                 async for members in _pages(scan):
                     ids = [member.decode() for member, _ in members]
                     found["leaked_holders"] += await self._release.call(
@@ -244,8 +244,8 @@ class Janitor:
                     job_ids.append(job_id.decode())
             yield "", job_ids
 
-        prefix = keys.held(keys.ADMISSION, "")
-        async for names in _pages(partial(client.scan, match=keys.held(keys.ADMISSION, "*"))):
+        prefix = keys.open_jobs(keys.ADMISSION, "")
+        async for names in _pages(partial(client.scan, match=keys.open_jobs(keys.ADMISSION, "*"))):
             for name in names:
                 tenant = name.decode()[len(prefix) :]
                 async for members in _pages(partial(client.zscan, name)):
@@ -265,7 +265,7 @@ class Janitor:
         pipe = self._client(keys.ADMISSION).pipeline(transaction=False)
         for job_id in job_ids:
             if tenant:
-                pipe.zscore(keys.held(keys.ADMISSION, tenant), job_id)
+                pipe.zscore(keys.open_jobs(keys.ADMISSION, tenant), job_id)
             else:
                 pipe.hget(keys.RESERVED, job_id)
         still_counted = []

@@ -22,6 +22,10 @@ ACCESS = "access"
 GRANTS = f"aios:{{{ACCESS}}}:grants"
 KEYS_MADE = f"aios:{{{ACCESS}}}:made"
 LAYOUT = f"aios:{{{PRESENCE}}}:layout"
+"""The number of shards that Redis is divided into."""
+VERSION = f"aios:{{{PRESENCE}}}:version"
+WIRE_VERSION = 2
+"""The version of keys and of their fields. It grows when one is renamed or read otherwise."""
 ADMISSION = "admission"
 """The hash tag under which limits are counted where there are several shards."""
 RESERVED = f"aios:{{{ADMISSION}}}:reserved"
@@ -107,9 +111,9 @@ def idempotency(shard: str, tenant: str, name: str) -> str:
     return f"{prefix(shard)}key:{tenant}:{name}"
 
 
-def asked(shard: str, tenant: str, digest: str) -> str:
+def repeat(shard: str, tenant: str, digest: str) -> str:
     """Key of the id of the tenant's last request that asked for what has this digest."""
-    return f"{prefix(shard)}asked:{tenant}:{digest}"
+    return f"{prefix(shard)}repeat:{tenant}:{digest}"
 
 
 def bell(shard: str, model: str) -> str:
@@ -130,17 +134,17 @@ def leases(shard: str, model: str) -> str:
     return f"{prefix(shard)}leases:{model}"
 
 
-def held(shard: str, tenant: str) -> str:
+def open_jobs(shard: str, tenant: str) -> str:
     """Key of the sorted set of a tenant's jobs that have not ended.
 
     They are those of a shard, or of all shards under ADMISSION.
     """
-    return f"{prefix(shard)}held:{tenant}"
+    return f"{prefix(shard)}open:{tenant}"
 
 
-def left(shard: str) -> str:
+def unsettled(shard: str) -> str:
     """Key of the stream of jobs that wait no more, or have ended, and are not settled yet."""
-    return f"{prefix(shard)}left"
+    return f"{prefix(shard)}unsettled"
 
 
 def served(shard: str, model_and_class: str) -> str:

@@ -17,7 +17,7 @@ from shared.messages import PRIORITIES, Job, Priority, decode_job, encode
 from shared.queue import keys
 from shared.queue.broker import Broker
 from shared.queue.script import Script, raw
-from shared.tasks.task_table import places_of
+from shared.tasks.task_table import slots_of
 from shared.telemetry.logging_setup import fields, job_fields
 
 logger = logging.getLogger("aios.queue")
@@ -54,9 +54,9 @@ class Claim:
         return f"{self.job.id}:{self.epoch}"
 
     @property
-    def places(self) -> int:
+    def slots(self) -> int:
         """The number of rows that the job takes in the worker's batch."""
-        return places_of(self.job.task)
+        return slots_of(self.job.task)
 
 
 @dataclass(frozen=True)
@@ -145,12 +145,12 @@ class WorkQueue:
     async def take(
         self,
         shard: str,
-        places: int,
+        slots: int,
         *,
         is_empty: bool,
         priorities: Sequence[Priority] = PRIORITIES,
     ) -> Taken:
-        """Take jobs until they fill `places`. The last one may take more rows than are left.
+        """Take jobs until they fill `slots`. The last one may take more rows than are left.
 
         Jobs whose owners have let the lease run out come before those that wait, and among these
         the better class, the longer wait and the tenant that was served less. `is_empty` tells that
@@ -162,7 +162,7 @@ class WorkQueue:
             model=self._model,
             worker=self._worker,
             fingerprint=self._fingerprint,
-            places=places,
+            slots=slots,
             classes=priorities,
             is_empty=is_empty,
             most_lapsed=policy.lapsed_at_once,

@@ -20,7 +20,7 @@ class Repeats:
     async def find(self, tenant: str, digest: str) -> str | None:
         """Return the id of the tenant's last request with this digest, None if there is none."""
         shard = self._shard(tenant, digest)
-        reading = self._broker.client(shard).get(keys.asked(shard, tenant, digest))
+        reading = self._broker.client(shard).get(keys.repeat(shard, tenant, digest))
         request_id = await cast(Awaitable[bytes | None], reading)
         if request_id is None:
             return None
@@ -29,7 +29,7 @@ class Repeats:
     async def note(self, tenant: str, digest: str, request_id: str) -> None:
         """Note a request as the tenant's last with this digest."""
         shard = self._shard(tenant, digest)
-        name = keys.asked(shard, tenant, digest)
+        name = keys.repeat(shard, tenant, digest)
         await self._broker.client(shard).set(name, request_id, px=self._ttl_ms)
 
     def _shard(self, tenant: str, digest: str) -> str:

@@ -159,7 +159,7 @@ class Reservations:
         async def read(shards: Sequence[str]) -> dict[str, dict[bytes, Departure]]:
             pipe = self._broker.client(shards[0]).pipeline(transaction=False)
             for shard in shards:
-                pipe.xrange(keys.left(shard), count=_PAGE)
+                pipe.xrange(keys.unsettled(shard), count=_PAGE)
             notes = {}
             for shard, entries in zip(shards, await pipe.execute(), strict=True):
                 if entries:
@@ -177,7 +177,7 @@ class Reservations:
         async def strike(shards: Sequence[str]) -> None:
             pipe = self._broker.client(shards[0]).pipeline(transaction=False)
             for shard in shards:
-                pipe.xdel(keys.left(shard), *notes[shard])
+                pipe.xdel(keys.unsettled(shard), *notes[shard])
             await pipe.execute()
 
         await self._at_each_server(list(notes), strike)

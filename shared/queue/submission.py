@@ -29,7 +29,7 @@ from shared.queue.broker import Broker
 from shared.queue.requests import Request, Requests
 from shared.queue.reservations import Reservations
 from shared.queue.script import Script, raw
-from shared.tasks.task_table import cost_of, places_of
+from shared.tasks.task_table import cost_of, slots_of
 from shared.telemetry.tracing import NO_TRACE, Trace
 
 _OPEN = (b"queued", b"running")
@@ -204,7 +204,7 @@ class Submissions:
         key = submit_request.key
         entries = []
         for job, cost, spec in zip(jobs, costs, specs, strict=True):
-            entry = {"id": job.id, "places": places_of(job.task), "cost": cost, "spec": raw(spec)}
+            entry = {"id": job.id, "slots": slots_of(job.task), "cost": cost, "spec": raw(spec)}
             entries.append(entry)
         answer = await self._submit.call(
             keys.shard_of(request_id),
@@ -306,7 +306,7 @@ class Submissions:
         """Return the ids of all jobs in Redis that have not ended, whoever submitted them."""
         open_ids: list[str] = []
         for client in await self._broker.nodes():
-            async for name in client.scan_iter(match=keys.pattern("held"), count=_SCANNED):
+            async for name in client.scan_iter(match=keys.pattern("open"), count=_SCANNED):
                 ids = [job_id.decode() for job_id in await client.zrange(name, 0, -1)]
                 pipe = client.pipeline(transaction=False)
                 for job_id in ids:

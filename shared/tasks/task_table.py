@@ -58,7 +58,7 @@ class TaskInfo:
     """One task. `spec` is the struct of its inputs and options, `result` that of its result.
 
     A task without a `result` yields tokens only. `cost` estimates its tokens before a tokenizer has
-    seen it: tenants share by it, and waits are estimated from it. `places` is the number of rows
+    seen it: tenants share by it, and waits are estimated from it. `slots` is the number of rows
     that it takes in a worker's batch. `repeated` is for the cache: it returns the task without what
     makes no difference to its answer, or None if two runs may answer differently. `pipeline_tags`
     are Hugging Face's names of the task.
@@ -67,7 +67,7 @@ class TaskInfo:
     spec: type[Task]
     result: type[Result] | None
     cost: Callable[[Any], int]
-    places: Callable[[Any], int] = _one
+    slots: Callable[[Any], int] = _one
     repeated: Callable[[Any], Task | None] = _itself
     pipeline_tags: tuple[str, ...] = ()
 
@@ -127,7 +127,7 @@ TASKS: dict[TaskName, TaskInfo] = {
         Generate,
         Generated,
         cost=_cost_of_answer,
-        places=_num_choices,
+        slots=_num_choices,
         repeated=_greedy,
         pipeline_tags=("text-generation", "text2text-generation", "conversational"),
     ),
@@ -177,5 +177,5 @@ def cost_of(task: Task) -> int:
     return info_of(task).cost(task)
 
 
-def places_of(task: Task) -> int:
-    return info_of(task).places(task)
+def slots_of(task: Task) -> int:
+    return info_of(task).slots(task)

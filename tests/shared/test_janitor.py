@@ -149,7 +149,7 @@ async def test_keys_that_nothing_needs_expire(redis: Redis, desk: Desk) -> None:
 
 async def test_quotas_are_not_held_by_what_is_over(redis: Redis, desk: Desk) -> None:
     (job,) = await desk.submit(tenant="acme:x")
-    held = keys.held(keys.shard_of(job.id), "acme:x")
+    held = keys.open_jobs(keys.shard_of(job.id), "acme:x")
     (over,) = await desk.submit(tenant="acme:x")
     claims = await desk.take(2)
     await desk.say(next(claim for claim in claims if claim.job == over), DONE)

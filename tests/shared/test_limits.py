@@ -116,7 +116,7 @@ async def watch(broker: Broker) -> None:
             for shard in shards:
                 pipe.hgetall(keys.depth(shard, "m"))
                 for tenant in QUOTAS:
-                    pipe.zcard(keys.held(shard, tenant))
+                    pipe.zcard(keys.open_jobs(shard, tenant))
             answers = iter(await pipe.execute())
         waiting: Counter[str] = Counter()
         held: Counter[str] = Counter()

@@ -53,7 +53,7 @@ from shared.messages import (
     name_of,
 )
 from shared.tasks.echo_task import EchoTask
-from shared.tasks.task_table import TASKS, cost_of, info_of, places_of
+from shared.tasks.task_table import TASKS, cost_of, info_of, slots_of
 from shared.tasks.vectors import pack, unpack
 from shared.telemetry.tracing import Trace
 
@@ -303,4 +303,4 @@ def test_what_may_be_answered_again() -> None:
     assert info_of(greedy).repeated(greedy) == info_of(other).repeated(other)
     assert info_of(sampled).repeated(sampled) is None
     assert info_of(Embed("a")).repeated(Embed("a")) == Embed("a")
-    assert [places_of(task) for task in (Generate("a", Sampling(4, 0, n=3)), Embed("a"))] == [3, 1]
+    assert [slots_of(task) for task in (Generate("a", Sampling(4, 0, n=3)), Embed("a"))] == [3, 1]

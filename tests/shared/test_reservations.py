@@ -196,7 +196,7 @@ async def check_nothing_is_held(broker: Broker) -> None:
             async for name in client.scan_iter(f"{prefix}*")
         }
         assert not kinds & {
-            "held",
+            "open",
             "reserved",
             "unconfirmed",
             "entrants",
@@ -205,7 +205,7 @@ async def check_nothing_is_held(broker: Broker) -> None:
             "turns",
             "leases",
         }, kinds
-        assert await client.xlen(keys.left(tag)) == 0
+        assert await client.xlen(keys.unsettled(tag)) == 0
         assert set(await client.hvals(keys.depth(tag, "m"))) <= {b"0"}  # type: ignore[misc]
 
 
@@ -411,7 +411,7 @@ async def watch(desk: Desk) -> None:
             for shard in shards:
                 pipe.hget(keys.depth(shard, "m"), "jobs:default")
                 for tenant in QUOTAS:
-                    pipe.zcard(keys.held(shard, tenant))
+                    pipe.zcard(keys.open_jobs(shard, tenant))
             answers = await pipe.execute()
         each = len(QUOTAS) + 1
         assert sum(int(number or 0) for number in answers[::each]) <= ROOM.max_jobs
@@ -454,7 +454,7 @@ async def test_what_a_request_took_is_settled_once(redis: Redis) -> None:
     for one, entries in zip(fronts, noted, strict=True):
         await one.settle_departures([left for some in entries.values() for left in some.values()])
     assert await redis.hget(keys.depth(keys.ADMISSION, "m"), "jobs:default") == b"2"  # type: ignore[misc]
-    assert await redis.zcard(keys.held(keys.ADMISSION, "acme")) == len(kept)
+    assert await redis.zcard(keys.open_jobs(keys.ADMISSION, "acme")) == len(kept)
 
 
 async def test_notes_do_not_heap_up(redis: Redis) -> None:
@@ -466,7 +466,7 @@ async def test_notes_do_not_heap_up(redis: Redis) -> None:
     await desk.submit()
 
     async def noted() -> int:
-        return sum([await redis.xlen(keys.left(shard)) for shard in desk.broker.shards])
+        return sum([await redis.xlen(keys.unsettled(shard)) for shard in desk.broker.shards])
 
     async with asyncio.timeout(DEADLINE_S):
         while await noted():
@@ -481,7 +481,7 @@ async def test_the_janitor_finds_what_no_shard_has_noted(redis: Redis) -> None:
         if claim.job == running:
             continue
         await desk.queue().give_back([claim])
-    await redis.delete(keys.job(lost.id), *map(keys.left, desk.broker.shards))
+    await redis.delete(keys.job(lost.id), *map(keys.unsettled, desk.broker.shards))
     found = await Janitor(desk.broker, grace_s=60).quotas()
     assert "stale_reservations" not in found, "it may be on its way"
     for dry_run in (True, False):
@@ -490,7 +490,7 @@ async def test_the_janitor_finds_what_no_shard_has_noted(redis: Redis) -> None:
             "three that do not wait, and one that is not open"
         )
     assert await Janitor(desk.broker, grace_s=0).quotas() == {}
-    held = await redis.zrange(keys.held(keys.ADMISSION, "acme"), 0, -1)
+    held = await redis.zrange(keys.open_jobs(keys.ADMISSION, "acme"), 0, -1)
     assert set(held) == {running.id.encode(), waiting.id.encode()}
 
 

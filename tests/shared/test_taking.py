@@ -162,7 +162,7 @@ async def test_a_lapsed_job_past_its_deadline_ends_and_is_nobodys(
     assert end.code == "deadline_exceeded"
     assert not await desk.say(claims[0], TOKEN, after=2), "its worker is stale"
     assert await desk.counts() == (0, 1)
-    assert await redis.zrange(keys.held("00", "t"), 0, -1) == [fine.id.encode()]
+    assert await redis.zrange(keys.open_jobs("00", "t"), 0, -1) == [fine.id.encode()]
 
 
 async def crash(redis: Redis, desk: Desk, claim: Claim) -> None:
@@ -238,7 +238,7 @@ async def test_what_ends_in_passing_hides_nothing(redis: Redis, kind: str) -> No
     (claim,) = await desk.take(1)
     for other in passed:
         await desk.say(other, *([DONE] if kind == "over" else [Started(1, "w1", 1)]))
-        changes = {"late": {"deadline_ms": 1}, "deadly": {"deaths": 2}}.get(kind, {"places": 1})
+        changes = {"late": {"deadline_ms": 1}, "deadly": {"deaths": 2}}.get(kind, {"slots": 1})
         await redis.hset(keys.job(other.job.id), mapping=changes)  # type: ignore[arg-type, misc]
         await redis.zadd(keys.leases("00", "m"), {other.job.id: 1})
     await redis.zadd(keys.leases("00", "m"), {claim.job.id: 2}, xx=True)

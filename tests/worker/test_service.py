@@ -115,7 +115,7 @@ async def test_choices_take_as_many_places(redis: Redis, monkeypatch: pytest.Mon
     opened = worker._ledger.open
 
     def note(claim: Claim, job_span: JobSpan) -> None:
-        taken_before.append(sum(item.places for item in worker._ledger.claims))
+        taken_before.append(sum(item.slots for item in worker._ledger.claims))
         opened(claim, job_span)
 
     monkeypatch.setattr(worker._ledger, "open", note)

@@ -1,8 +1,8 @@
-"""The worker's way in: jobs are taken until they fill the free places of one engine, one place for
+"""The worker's way in: jobs are taken until they fill the free slots of one engine, one slot for
 each choice.
 
-The last job taken may have more choices than places are left: no other is taken until they have
-places too. Only jobs of the best class are taken all the same while worse ones hold places: the
+The last job taken may have more choices than slots are left: no other is taken until they have
+slots too. Only jobs of the best class are taken all the same while worse ones hold slots: the
 engine pauses these for them. If a lost worker had begun a job, the logged tokens are replayed,
 never sampled again.
 """
@@ -76,24 +76,24 @@ class Intake:
         self.num_convicted = 0
 
     def closed(self, claim: Claim) -> None:
-        """Free the places of a job of this intake that has ended."""
+        """Free the slots of a job of this intake that has ended."""
         self._count(claim, -1)
         self._freed.set()
 
     async def turn(self) -> None:
         """Take what can be taken now. Return after a short while without work."""
-        if self._places(PRIORITIES) > 0:
+        if self._free_slots(PRIORITIES) > 0:
             if not await self._take_any(PRIORITIES):
                 for shard in await self._doorbells.wait(self._shards):
                     self._move(shard, 0)
             return
 
-        # A full worker hears no bell: it looks for urgent jobs, or waits for a place.
+        # A full worker hears no bell: it looks for urgent jobs, or waits for a slot.
         await self._doorbells.pass_on()
         if not await self._take_any(_URGENT):
             self._freed.clear()
             wait_s = _WAIT_S
-            if self._places(_URGENT) > 0:
+            if self._free_slots(_URGENT) > 0:
                 wait_s = _LOOK_S
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._freed.wait(), wait_s)
@@ -106,8 +106,8 @@ class Intake:
         """Cut the wait for bells off, where there is no time to close."""
         self._doorbells.drop()
 
-    def _places(self, priorities: tuple[Priority, ...]) -> int:
-        """Return the number of places that are free for jobs of these classes."""
+    def _free_slots(self, priorities: tuple[Priority, ...]) -> int:
+        """Return the number of slots that are free for jobs of these classes."""
         # A suspect waits for this worker to have nothing else in hand.
         if self._should_empty and self._free < self._most:
             return 0
@@ -118,15 +118,15 @@ class Intake:
         return self._free
 
     def _count(self, claim: Claim, jobs: int) -> None:
-        self._free -= jobs * claim.places
+        self._free -= jobs * claim.slots
         if claim.job.priority in _URGENT:
-            self._urgent_free -= jobs * claim.places
+            self._urgent_free -= jobs * claim.slots
 
     async def _take_any(self, priorities: tuple[Priority, ...]) -> bool:
         """Take from the first shard that has anything, and return whether one had. The others come
         first the next time."""
         for shard in await self._queue.shards_with_work(self._shards, priorities=priorities):
-            if self._places(priorities) > 0 and await self._take(shard, priorities):
+            if self._free_slots(priorities) > 0 and await self._take(shard, priorities):
                 self._move(shard, len(self._shards))
                 return True
         return False
@@ -138,9 +138,9 @@ class Intake:
     async def _take(self, shard: str, priorities: tuple[Priority, ...]) -> bool:
         # Deadlines count from before the question: the time for its answer must not add to them.
         asked_s = time.monotonic()
-        places = self._places(priorities)
+        slots = self._free_slots(priorities)
         is_empty = self._free == self._most
-        taken = await self._queue.take(shard, places, is_empty=is_empty, priorities=priorities)
+        taken = await self._queue.take(shard, slots, is_empty=is_empty, priorities=priorities)
         self._should_empty = taken.should_empty
         self.num_convicted += taken.num_convicted
 

@@ -4,7 +4,7 @@
     python -m scripts.bench.loads.curve --workers sample     workers that compute, on this machine's cores
     python -m scripts.bench.loads.curve --shapes 1x1,2x2     WORKERSxFRONTS
 
-For each shape the peak is found by a closed loop of more clients than there are places. Then
+For each shape the peak is found by a closed loop of more clients than there are slots. Then
 requests arrive as a Poisson process at shares of that rate. All shapes have the same queue. The
 client, the fronts, Redis and the workers share this machine.
 """
@@ -24,7 +24,7 @@ from scripts.bench.measure import header
 from scripts.chaos.processes import Fleet, fleet
 
 SHARES = (0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.2, 3.0)
-PLACES = 16
+SLOTS = 16
 STEP_S = 0.02
 QUEUE = 64
 LENGTHS = "40:16x2,200:48x2,800:96"
@@ -48,7 +48,7 @@ async def main(argv: Sequence[str] | None = None) -> None:
     )
     asked = parser.parse_args(argv)
 
-    print(header(workers=asked.workers, places=PLACES, queue=QUEUE, seconds=asked.seconds))
+    print(header(workers=asked.workers, slots=SLOTS, queue=QUEUE, seconds=asked.seconds))
     mix = Mix(asked.lengths)
     for num_workers, num_fronts in asked.shapes:
         print(f"\n{num_workers} worker(s), {num_fronts} front(s)\n{HEADER}", flush=True)
@@ -58,7 +58,7 @@ async def main(argv: Sequence[str] | None = None) -> None:
 
 async def _curve(running: Fleet, mix: Mix, asked: argparse.Namespace) -> None:
     callers = [Caller(front.url) for front in running.fronts]
-    clients = 2 * PLACES * len(running.workers)
+    clients = 2 * SLOTS * len(running.workers)
     seconds = asked.warm_up + asked.seconds
 
     heard, window = await closed_loop(callers, mix.asks(1), seconds, clients)
@@ -91,7 +91,7 @@ def _notes(figures: Summary, peak: Summary, client_cores: float) -> str:
 
 def _members(workers: str) -> dict[str, Any]:
     """Return the options of `fleet` for workers of this kind."""
-    flags = ("--max-batch-size", str(PLACES), "--max-new-tokens", "512", "--no-prefix-cache")
+    flags = ("--max-batch-size", str(SLOTS), "--max-new-tokens", "512", "--no-prefix-cache")
     front_flags = ("--max-queue-depth", str(QUEUE), "--max-new-tokens", "512")
     if workers == "sample":
         return {"worker_flags": (*flags, "--threads", "1"), "front_flags": front_flags}

@@ -4,7 +4,7 @@
 -- ARGV[1] is a msgpack map, `a` below. Times are milliseconds of this server's clock, costs are tokens.
 --
 -- job:ID      hash    spec model class tenant state (queued | running | done | failed | cancelled) epoch last (event
---                     index) cost places entry queued_ms expires_ms (to be taken by then) deadline_ms worker fingerprint
+--                     index) cost slots entry queued_ms expires_ms (to be taken by then) deadline_ms worker fingerprint
 --                     started (epoch that said so) advanced (epoch that got on: said a token, or came further) deaths,
 --                     and when it was first taken_ms, said its first_ms token, and ended_ms
 -- log:ID      stream  the events; event index i is the entry `i-0`, so an append lands once or not at all
@@ -16,21 +16,21 @@
 -- busy:M      string  since when jobs wait, without a moment in which none did
 -- ended:M:B   hash    jobs and cost ended in bucket B of time
 -- bell:M      list    rings when there is something to take
--- held:T      zset    a tenant's jobs that have not ended, by when they came
+-- open:T      zset    a tenant's jobs that have not ended, by when they came
 -- bucket:T    hash    what is left of a tenant's rate, and when that was so
 -- request:ID  hash    the jobs of one request, its tenant, the front's record of it, and `follower:F` for each F that
 --                     may end it by leaving, if it is the last
 -- key:T:K     hash    the request that came with idempotency key K, and its body's hash
--- asked:T:D   string  the tenant's last request that asked for what has digest D
--- pace:W:N    zset    the calls of a key W against its limit N, by when they came
+-- repeat:T:D  string  the tenant's last request that asked for what has digest D
+-- rate:W:N    zset    the calls of a key W against its limit N, by when they came
 -- isolating:M string  the worker that empties itself for a suspect
 -- dead        stream  jobs that were convicted
--- left        stream  where there are several shards: jobs that wait no more, or have ended, and are not settled yet
+-- unsettled     stream  where there are several shards: jobs that wait no more, or have ended, and are not settled yet
 -- void:ID     string  a request that never came although it had been let in; it may not come any more
 -- and channels: events:ID as they are logged, worker:W with ids of jobs that are no longer W's
 --
 -- Several shards share one more hash tag, `{admission}`. The limits of the whole fleet are counted under it: depth, busy,
--- ended, held and bucket as above, and
+-- ended, open and bucket as above, and
 -- reserved     hash   of each job that was let in and is not known to have left its line: what it takes there
 -- waiting:M    zset   the same jobs of one model, by when they were let in
 -- settled:M    string when something of one model was settled last
@@ -113,7 +113,7 @@ end
 
 -- Where there are several shards, the limits are counted elsewhere: this notes what to settle there.
 local function note_left(...)
-  if a.has_many_shards then call('XADD', P .. 'left', '*', ...) end
+  if a.has_many_shards then call('XADD', P .. 'unsettled', '*', ...) end
 end
 
 -- A job leaves its line: it is taken, or ends while it waits.
@@ -153,7 +153,7 @@ local function finish(job, state, cost)
     call('HINCRBY', ended, 'cost', job.cost) -- as expected, which is also how waiting work is counted
     call('PEXPIRE', ended, 3 * BUCKET_MS)
   end
-  call('ZREM', P .. 'held:' .. job.tenant, job.id)
+  call('ZREM', P .. 'open:' .. job.tenant, job.id)
   job.state = state
   call('HSET', job_key(job.id), 'state', state, 'ended_ms', now)
   call('PEXPIRE', job_key(job.id), a.ttl_ms)

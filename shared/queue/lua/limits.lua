@@ -3,7 +3,7 @@
 -- none: max_jobs and max_bytes that wait, concurrency, rate (requests per second) and burst of the tenant.
 -- Counts are those below the prefix that it is run with: of the only shard, or of the whole fleet.
 
-local depth, held, busy = P .. 'depth:' .. a.model, P .. 'held:' .. a.tenant, P .. 'busy:' .. a.model
+local depth, held, busy = P .. 'depth:' .. a.model, P .. 'open:' .. a.tenant, P .. 'busy:' .. a.model
 
 local function refused(reason, seconds, number, limit, asked)
   local retry_ms = seconds and math.floor(1000 * math.max(0.001, math.min(seconds, 3600))) or 0

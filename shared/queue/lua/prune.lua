@@ -6,7 +6,7 @@ local served, turns = class_key('served', a.model, a.class), class_key('turns', 
 local clock, forgotten = tonumber(call('HGET', served, '*') or 0), 0
 for _, tenant in ipairs(a.tenants) do
   local at = tenant ~= '*' and call('HGET', served, tenant)
-  local is_idle = at and not call('ZSCORE', turns, tenant) and call('EXISTS', P .. 'held:' .. tenant) == 0
+  local is_idle = at and not call('ZSCORE', turns, tenant) and call('EXISTS', P .. 'open:' .. tenant) == 0
   if is_idle and tonumber(at) <= clock then
     forgotten = forgotten + 1
     if not a.dry_run then call('HDEL', served, tenant) end

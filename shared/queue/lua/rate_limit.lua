@@ -2,7 +2,7 @@
 -- Counts one call against all limits, if each has room: fewer than `times` calls in the `window_ms` before now.
 -- Returns {0, 0}, or {number of the limit without room that lasts longest, milliseconds until it has some}.
 
-local function key_of(limit) return P .. 'pace:' .. a.who .. ':' .. limit.name end
+local function key_of(limit) return P .. 'rate:' .. a.who .. ':' .. limit.name end
 
 local full, wait_ms = 0, 0
 for i, limit in ipairs(a.limits) do

@@ -1,7 +1,7 @@
 -- a: tenant, jobs [id], dry_run
 -- Removes jobs that are over or gone from those that a tenant is held to have open. Returns how many.
 
-local held, leaked = P .. 'held:' .. a.tenant, 0
+local held, leaked = P .. 'open:' .. a.tenant, 0
 for _, id in ipairs(a.jobs) do
   if call('ZSCORE', held, id) and not is_open(read_job(id)) then
     leaked = leaked + 1

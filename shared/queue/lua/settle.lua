@@ -55,7 +55,7 @@ local function void(request)
   entrant = cmsgpack.unpack(entrant)
   for _, id in ipairs(entrant.jobs) do
     leave(id)
-    call('ZREM', P .. 'held:' .. entrant.tenant, id)
+    call('ZREM', P .. 'open:' .. entrant.tenant, id)
   end
   local bucket = P .. 'bucket:' .. entrant.tenant
   local left = call('HGET', bucket, 'left')
@@ -71,7 +71,7 @@ for _, job in ipairs(a.left) do
     stays[takes.model] = stays[takes.model] or {}
     table.insert(stays[takes.model], { from_ms = takes.at_ms, to_ms = at_ms })
   end
-  local has_ended = tenant ~= '' and call('ZREM', P .. 'held:' .. tenant, id) == 1
+  local has_ended = tenant ~= '' and call('ZREM', P .. 'open:' .. tenant, id) == 1
   if has_ended and model ~= '' then count_ended(model, cost, at_ms) end
 end
 for model, its_stays in pairs(stays) do restart_clock(model, its_stays) end

@@ -1,5 +1,5 @@
 -- Behind `limits.lua`. a: request {id, key, body, record, follower_id}, model, class, tenant, classes (best first), jobs
---    [{id, places, cost, spec}], queue_ms, deadline_ms (both from now), ttl_ms, is_reserved (`reserve` has let the request
+--    [{id, slots, cost, spec}], queue_ms, deadline_ms (both from now), ttl_ms, is_reserved (`reserve` has let the request
 --    in, so no limit is looked at), and else the limits.
 -- All jobs of a request are queued, or none is. Returns {'queued'} (now or by an earlier try), {'known', request id} for
 -- an idempotency key that came before with the same body, {'conflict'} for one with another body, {'void'} when the
@@ -37,7 +37,7 @@ for i, new_job in ipairs(a.jobs) do
   ids[i] = new_job.id
   local entry = call('XADD', line, '*', 'job', new_job.id)
   call('HSET', job_key(new_job.id), 'spec', new_job.spec, 'model', a.model, 'class', a.class, 'tenant', a.tenant,
-    'state', 'queued', 'epoch', 0, 'last', 0, 'cost', new_job.cost, 'places', new_job.places, 'bytes', #new_job.spec,
+    'state', 'queued', 'epoch', 0, 'last', 0, 'cost', new_job.cost, 'slots', new_job.slots, 'bytes', #new_job.spec,
     'entry', entry, 'deaths', 0, 'queued_ms', now, 'expires_ms', now + a.queue_ms,
     'deadline_ms', now + a.deadline_ms, 'request', a.request.id)
   call('ZADD', held, now, new_job.id)

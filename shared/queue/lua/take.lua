@@ -1,7 +1,7 @@
--- a: model, worker, fingerprint, places, classes (those wanted, best first), age_ms, lease_ms, most_lapsed, is_empty (the
+-- a: model, worker, fingerprint, slots, classes (those wanted, best first), age_ms, lease_ms, most_lapsed, is_empty (the
 --    worker has nothing in hand), ttl_ms, dead_ttl_ms, most_dead, most_epochs, publish, and events to append: expired,
 --    late, convicted.
--- Jobs whose leases have lapsed come first, then waiting ones until they fill the places; the last may take more than
+-- Jobs whose leases have lapsed come first, then waiting ones until they fill the slots; the last may take more than
 -- are left. Returns {{{spec, epoch, last, ms to its deadline, is_alone, ms since it was queued}...}, whether this worker
 -- should take nothing more until it is empty, {{spec, its last worker, epochs}...} of convicted jobs}.
 
@@ -9,7 +9,7 @@ local PAGE, MOST_SEEN = 64, 256
 local DEATHS_TO_SUSPECT, DEATHS_TO_CONVICT = 2, 3
 
 local leases = P .. 'leases:' .. a.model
-local taken, left, should_empty, convicted = {}, a.places, false, {}
+local taken, left, should_empty, convicted = {}, a.slots, false, {}
 local wanted = {}
 for _, class in ipairs(a.classes) do wanted[class] = true end
 
@@ -24,8 +24,8 @@ local function hand_over(job, is_alone)
   call('HSET', job_key(job.id), 'state', 'running', 'epoch', epoch, 'worker', a.worker, 'fingerprint', a.fingerprint,
     unpack(epoch == 1 and { 'taken_ms', now } or {}))
   call('ZADD', leases, now + a.lease_ms, job.id)
-  local spec, places, queued_ms = unpack(call('HMGET', job_key(job.id), 'spec', 'places', 'queued_ms'))
-  left = left - tonumber(places)
+  local spec, slots, queued_ms = unpack(call('HMGET', job_key(job.id), 'spec', 'slots', 'queued_ms'))
+  left = left - tonumber(slots)
   taken[#taken + 1] = { spec, epoch, tonumber(job.last), tonumber(job.deadline_ms) - now, is_alone and 1 or 0,
     now - tonumber(queued_ms) }
 end
