@@ -97,10 +97,12 @@ class Fleet:
         if dies:
             submissions = Desk(desk.broker).submissions
             submissions._submit = Deadly()  # type: ignore[assignment]
+
         request_id, jobs = submissions.jobs_of(request)
 
         expected = self.obstacle(jobs)
         message = ""
+
         try:
             await submissions.submit(request, request_id, jobs, QUOTAS[tenant], ROOM)
             for job in jobs:
@@ -126,10 +128,13 @@ class Fleet:
         for job in in_line:
             if job.tenant == tenant:
                 num_open += 1
+
         for claim in self.claims:
             if claim.job.tenant == tenant:
                 num_open += 1
+
         limit = QUOTAS[tenant].concurrency
+
         if limit and num_open + len(jobs) > limit:
             return (
                 f"{num_open} of the {limit} requests that may be open at once are, and this is "
@@ -140,6 +145,7 @@ class Fleet:
         for job in in_line:
             if job.priority == priority:
                 in_class += 1
+
         if in_class + len(jobs) > ROOM.max_jobs:
             return (
                 f"{in_class} of {ROOM.max_jobs} places are taken, and the request takes {len(jobs)}"
@@ -149,12 +155,14 @@ class Fleet:
         more = size_of(jobs)
         if num_bytes + more > ROOM.max_bytes:
             return f"{num_bytes} of {ROOM.max_bytes} bytes wait, and the request has {more}"
+
         return ""
 
     async def take(self) -> None:
         """Take a job from a shard where one waits."""
         if not self.waiting:
             return
+
         shard = keys.shard_of(self.rng.choice(list(self.waiting)))
         queue = self.rng.choice(self.fronts).queue()
         taken = await queue.take(shard, 1, is_empty=True)
@@ -183,8 +191,10 @@ class Fleet:
         can_die = len(self.fronts[0].broker.shards) > 1
         actions = ("submit", "die", "take", "end", "wait out")
         weights = (10, can_die, 5, 4, 1)
+
         for _ in range(steps):
             [action] = self.rng.choices(actions, weights)
+
             match action:
                 case "submit":
                     await self.submit(dies=False)
@@ -196,6 +206,7 @@ class Fleet:
                     await self.end()
                 case "wait out":
                     await self.wait_out()
+
         while self.claims or self.waiting:
             await self.end()
 
@@ -223,6 +234,7 @@ async def check_nothing_is_held(broker: Broker) -> None:
         async for name in client.scan_iter(f"{prefix}*"):
             kind, _, _ = name.decode().removeprefix(prefix).partition(":")
             kinds.add(kind)
+
         assert not kinds & {
             "held",
             "reserved",
@@ -255,6 +267,7 @@ async def test_each_decision_is_right_on_a_cluster(cluster: RedisCluster) -> Non
         for _ in range(NUM_FRONTS):
             broker = await stack.enter_async_context(open_broker(cluster.url, 8))
             brokers.append(broker)
+
         for node in await brokers[0].nodes():
             await node.flushall()
 
@@ -274,6 +287,7 @@ async def test_a_depth_is_the_whole_fleets(connections: list[Redis], shards: int
     whole = await fronts[0].submit(*[SAY_HI] * 8, max_jobs=8)
     with pytest.raises(QueueFull, match="8 of 8 places are taken, and the request takes 1"):
         await fronts[1].submit(max_jobs=8)
+
     await fronts[2].submissions.end(whole, Cancelled())
 
     async def fill(desk: Desk) -> int:
@@ -308,6 +322,7 @@ async def test_keys_of_one_tenant_may_have_different_limits(
 
     await fronts[3].submit(tenant="acme", key=once)
     assert await fronts[3].counts() == (3, 0)
+
     await fronts[3].submit(tenant="acme")
     await fronts[3].submit(tenant="other", quota=Quota(concurrency=3))
 
@@ -340,6 +355,7 @@ async def test_a_rate_is_the_whole_fleets(connections: list[Redis], shards: int)
 
     await submit_from_all_fronts()
     assert answers == {"in": 7, "More than 0.001 requests a second.": 13}
+
     bucket = f"{keys.prefix(counted_at(shards))}bucket:public"
     assert 6_900_000 < await connections[0].pttl(bucket) <= 7_001_000, (
         "as long as it takes to fill, and a second"
@@ -431,6 +447,7 @@ async def test_fronts_are_killed_between_any_two_steps(connections: list[Redis])
 
     async def submit_for_ever(connection: Redis) -> None:
         front = Desk(Broker(connection, 16))
+
         while True:
             with suppress(FleetError):
                 tenant = rng.choice(list(QUOTAS))
@@ -441,11 +458,13 @@ async def test_fronts_are_killed_between_any_two_steps(connections: list[Redis])
 
     for _ in range(20):
         living = [asyncio.create_task(submit_for_ever(connection)) for connection in connections]
+
         for task in rng.sample(living, len(living)):
             # Each turn of the loop may be one step of a front further.
             for _ in range(rng.randrange(30)):
                 await asyncio.sleep(0)
             task.cancel()
+
         await asyncio.wait(living)
         for claim in await desk.take(rng.randrange(3)):
             await desk.say(claim, DONE)
@@ -456,6 +475,7 @@ async def test_fronts_are_killed_between_any_two_steps(connections: list[Redis])
 
     for claim in await desk.take(ROOM.max_jobs):
         await desk.say(claim, DONE)
+
     assert await desk.counts() == (0, 0)
     assert await connections[0].zcard(keys.UNCONFIRMED) > 0, (
         "somebody died between being let in and saying so"
@@ -467,6 +487,7 @@ async def test_fronts_are_killed_between_any_two_steps(connections: list[Redis])
     )
     for claim in await desk.take(ROOM.max_jobs):
         await desk.say(claim, DONE)
+
     await check_nothing_is_held(desk.broker)
 
 
@@ -474,6 +495,7 @@ async def watch(desk: Desk) -> None:
     """Raise AssertionError as soon as more jobs wait, or are open, than may."""
     shards = desk.broker.shards
     client = desk.broker.client(shards[0])
+
     while True:
         # One transaction: the numbers of all shards are of the same moment.
         async with client.pipeline(transaction=True) as pipe:
@@ -485,14 +507,17 @@ async def watch(desk: Desk) -> None:
 
         num_waiting = 0
         num_open: Counter[str] = Counter()
+
         for _ in shards:
             num_waiting += int(next(answers) or 0)
             for tenant in QUOTAS:
                 num_open[tenant] += next(answers)
 
         assert num_waiting <= ROOM.max_jobs
+
         for tenant, quota in QUOTAS.items():
             assert not quota.concurrency or num_open[tenant] <= quota.concurrency
+
         await asyncio.sleep(0)
 
 
@@ -535,6 +560,7 @@ async def test_what_a_request_took_is_settled_once(redis: Redis) -> None:
     departures = []
     for entries in by_shard.values():
         departures += list(entries.values())
+
     await first.settle_departures(departures)
     await second.settle_departures(departures)
     num_jobs = await redis.hget(keys.depth(keys.ADMISSION, "m"), "jobs:default")  # type: ignore[misc]
@@ -547,6 +573,7 @@ async def test_notes_do_not_heap_up(redis: Redis) -> None:
     desk = Desk(redis, shards=4)
     for _ in range(20):
         await desk.submissions.end(await desk.submit(), Cancelled())
+
     # Long ago, so that the next submission settles.
     desk.submissions._reservations._settled_s = 0.0
     await desk.submit()
@@ -571,6 +598,7 @@ async def test_the_janitor_finds_what_no_shard_has_noted(redis: Redis) -> None:
     for claim in await desk.take(3):
         if claim.job != running:
             await desk.queue().give_back([claim])
+
     await redis.delete(keys.job(lost.id))
     for shard in desk.broker.shards:
         await redis.delete(keys.left(shard))
@@ -583,7 +611,9 @@ async def test_the_janitor_finds_what_no_shard_has_noted(redis: Redis) -> None:
         assert repairs == {"stale_reservations": 4}, (
             "three that do not wait, and one that is not open"
         )
+
     assert await Janitor(desk.broker, grace_s=0).quotas() == {}
+
     held = await redis.zrange(keys.held(keys.ADMISSION, "acme"), 0, -1)
     assert set(held) == {running.id.encode(), waiting.id.encode()}
 
@@ -596,6 +626,7 @@ async def test_a_deadline_is_judged_by_what_all_shards_do(redis: Redis, shards: 
     for _ in range(20):
         await desk.submit()
         claims += await desk.take(1)
+
     for claim in claims:
         await desk.say(claim, DONE)
 
@@ -608,10 +639,12 @@ async def test_a_deadline_is_judged_by_what_all_shards_do(redis: Redis, shards: 
     num_ended = 0
     async for name in redis.scan_iter(f"{keys.prefix(keys.ADMISSION)}ended:m:*"):
         num_ended += int(await redis.hget(name, "jobs") or 0)  # type: ignore[misc]
+
     assert num_ended == 20
 
     with pytest.raises(TooSlow):
         await desk.submit(is_urgent=True, deadline_s=2.0)
+
     await desk.submit(is_urgent=True, deadline_s=60.0)
 
 
@@ -654,6 +687,7 @@ async def test_a_queue_is_busy_for_as_long_as_somebody_waits(redis: Redis, shard
         waiting += await desk.submit()
         await asyncio.sleep(0.003)
         await desk.submissions.end([waiting.pop(0)], Cancelled())
+
     await desk.submissions._reservations.settle()
     assert await redis.get(busy) == since, (
         "what left before the last of them came, and what came before it left"
