@@ -226,7 +226,7 @@ async def test_no_bytes_are_no_artifact(redis: Redis, store: ArtifactStore, plac
 
 
 async def test_a_quota_is_exact_however_many_come_at_once(redis: Redis, place: Path) -> None:
-    """Ten artifacts are kept of thirty that come to two stores at once, as the quota allows.
+    """Thirty artifacts come to two stores at once, and exactly the ten that fit are kept.
 
     Each has 100 KiB, and bytes of its own.
     """
