@@ -203,7 +203,6 @@ def test_links_lead_somewhere(page: Path) -> None:
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), link
-
         if anchor:
             assert anchor in anchors(target), link
 
@@ -280,7 +279,6 @@ def test_words_of_ours_exist(page: Path, sources: str) -> None:
 @pytest.mark.parametrize("page", pages())
 def test_variables_that_are_named_exist(page: Path) -> None:
     texts = []
-
     for tree in ("api", "worker", "shared", "scripts"):
         for path in (ROOT / tree).rglob("*.*"):
             if path.suffix in (".py", ".sh", ".ps1"):

@@ -78,7 +78,6 @@ def read_modules(root: Path) -> dict[str, Module]:
             files[dotted(path, root)] = path
 
     modules = {}
-
     for name, path in files.items():
         parent = name.rpartition(".")[0]
         module = Module(name)
@@ -87,7 +86,6 @@ def read_modules(root: Path) -> dict[str, Module]:
                 module.imports.add(prefix)
 
         package = name if path.name == "__init__.py" else parent
-
         for target, at_load in imported(ast.parse(path.read_text(encoding="utf-8")), package):
             resolved = resolve(target, files)
             module.imports.add(resolved)
@@ -154,7 +152,6 @@ def reach(modules: dict[str, Module], start: str) -> dict[str, list[str]]:
     """Return everything that `start` imports, directly or not, with the path that leads there."""
     paths = {start: [start]}
     todo = [start]
-
     while todo:
         name = todo.pop()
         if name not in modules:
@@ -211,17 +208,17 @@ def banned_for(name: str) -> set[str]:
 
 def cycles(modules: dict[str, Module]) -> list[str]:
     """Return the import cycles at load time, each once, as a closed path."""
-    done: set[str] = set()
+    visited: set[str] = set()
     closed_paths: list[str] = []
 
     def visit(name: str, path: list[str]) -> None:
         if name in path:
             cycle = path[path.index(name) :]
             closed_paths.append(" -> ".join([*cycle, name]))
-        elif name in modules and name not in done:
+        elif name in modules and name not in visited:
             for target in sorted(modules[name].at_load):
                 visit(target, [*path, name])
-            done.add(name)
+            visited.add(name)
 
     for name in sorted(modules):
         visit(name, [])

@@ -71,7 +71,6 @@ def test_what_is_left_fails_the_run_and_is_ended(tmp_path: Path) -> None:
     test_by_pid = dict(re.findall(line, result.stdout))
     tests = sorted(test_by_pid.values())
     assert tests == ["test_that_fails_and_leaves", "test_that_passes_and_leaves"], result.stdout
-
     for pid in test_by_pid:
         assert not is_running(int(pid))
 

@@ -47,17 +47,17 @@ KIB = 1024
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def directory(tmp_path: Path) -> Path:
     return tmp_path / "artifacts"
 
 
 @pytest.fixture
-def store(redis: Redis, place: Path) -> ArtifactStore:
-    return ArtifactStore(Broker(redis), str(place))
+def store(redis: Redis, directory: Path) -> ArtifactStore:
+    return ArtifactStore(Broker(redis), str(directory))
 
 
-def another(redis: Redis, place: Path, **options: Any) -> ArtifactStore:
-    return ArtifactStore(Broker(redis), str(place), **options)
+def another(redis: Redis, directory: Path, **options: Any) -> ArtifactStore:
+    return ArtifactStore(Broker(redis), str(directory), **options)
 
 
 async def content(store: ArtifactStore, artifact: Artifact, *part: int) -> bytes:
@@ -68,9 +68,9 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def files_in(place: Path) -> list[str]:
+def files_in(directory: Path) -> list[str]:
     """Return the names of all files, finished or not."""
-    return sorted(path.name for path in place.rglob("*") if path.is_file())
+    return sorted(path.name for path in directory.rglob("*") if path.is_file())
 
 
 async def expire(redis: Redis, artifact: Artifact) -> None:
@@ -78,11 +78,11 @@ async def expire(redis: Redis, artifact: Artifact) -> None:
     await redis.zadd(keys.EXPIRING, {artifact.id: 1})
 
 
-async def check_nothing_is_left(redis: Redis, place: Path) -> None:
+async def check_nothing_is_left(redis: Redis, directory: Path) -> None:
     async for name in redis.scan_iter("aios:{artifacts}:*"):
         assert name == b"aios:{artifacts}:in_redis"
     assert int(await redis.get("aios:{artifacts}:in_redis") or 0) == 0
-    assert files_in(place) == []
+    assert files_in(directory) == []
 
 
 async def in_pieces(data: bytes, size: int = 100_000) -> AsyncIterator[bytes]:
@@ -95,7 +95,7 @@ SIZES = [1, IN_REDIS_BYTES, IN_REDIS_BYTES + 1, CHUNK_BYTES, CHUNK_BYTES + 1, le
 
 @pytest.mark.parametrize("size", SIZES)
 async def test_what_was_put_is_read(
-    redis: Redis, store: ArtifactStore, place: Path, size: int
+    redis: Redis, store: ArtifactStore, directory: Path, size: int
 ) -> None:
     data = LARGE[:size]
     for source in (data, in_pieces(data)):
@@ -112,7 +112,7 @@ async def test_what_was_put_is_read(
 
     is_file = size > IN_REDIS_BYTES
     assert artifact.is_file is is_file
-    assert files_in(place) == ([artifact.id] if is_file else [])
+    assert files_in(directory) == ([artifact.id] if is_file else [])
     assert await redis.exists(keys.artifact_bytes(artifact.id)) == (not is_file)
     assert await redis.zcard(keys.LOOSE) == 0
 
@@ -126,16 +126,15 @@ async def test_parts_are_read(store: ArtifactStore, data: bytes) -> None:
 
 
 async def test_a_file_and_its_folder_are_for_this_user_alone(
-    store: ArtifactStore, place: Path
+    store: ArtifactStore, directory: Path
 ) -> None:
     await store.put("ann", LARGE)
-    for folder in (place, place / "tmp", place / "files"):
+    for folder in (directory, directory / "tmp", directory / "files"):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 async def test_nobody_else_finds_it(store: ArtifactStore) -> None:
     artifact = await store.put("ann", SMALL)
-
     for tenant, artifact_id in (
         ("bob", artifact.id),
         ("ann", keys.new_artifact_id()),
@@ -156,7 +155,7 @@ async def test_nobody_else_finds_it(store: ArtifactStore) -> None:
 
 @pytest.mark.parametrize("data", [SMALL, LARGE])
 async def test_the_same_bytes_are_one_artifact_of_each_tenant(
-    redis: Redis, store: ArtifactStore, place: Path, data: bytes
+    redis: Redis, store: ArtifactStore, directory: Path, data: bytes
 ) -> None:
     first = await store.put("ann", data, PNG)
     earlier_ms = first.expires_at * 1000 - 1_000_000
@@ -172,36 +171,32 @@ async def test_the_same_bytes_are_one_artifact_of_each_tenant(
 
     other = await store.put("bob", data, PNG)
     assert other.id != first.id
-
     if other.is_file:
-        assert len(files_in(place)) == 2
+        assert len(files_in(directory)) == 2
     else:
-        assert files_in(place) == []
+        assert files_in(directory) == []
 
     await store.delete("bob", other.id)
     assert await content(store, again) == data
 
 
-async def test_the_same_bytes_at_once_are_one_artifact(redis: Redis, place: Path) -> None:
-    store = another(redis, place)
+async def test_the_same_bytes_at_once_are_one_artifact(redis: Redis, directory: Path) -> None:
+    stores = [another(redis, directory) for _ in range(4)]
     puts = []
-    for each in (store, another(redis, place), another(redis, place), another(redis, place)):
-        puts.append(each.put("ann", in_pieces(LARGE)))
-        puts.append(each.put("ann", in_pieces(LARGE)))
-
+    for store in stores:
+        puts.append(store.put("ann", in_pieces(LARGE)))
+        puts.append(store.put("ann", in_pieces(LARGE)))
     first, *others = await asyncio.gather(*puts)
-
     for artifact in others:
         assert artifact.id == first.id
-
-    assert files_in(place) == [first.id]
-    assert await store.used_bytes("ann") == len(LARGE)
+    assert files_in(directory) == [first.id]
+    assert await stores[0].used_bytes("ann") == len(LARGE)
     assert await redis.zcard(keys.LOOSE) == 0
 
 
 @pytest.mark.parametrize("data", [SMALL, LARGE])
 async def test_what_is_deleted_is_gone(
-    redis: Redis, store: ArtifactStore, place: Path, data: bytes
+    redis: Redis, store: ArtifactStore, directory: Path, data: bytes
 ) -> None:
     artifact = await store.put("ann", data)
     await store.delete("ann", artifact.id)
@@ -213,25 +208,27 @@ async def test_what_is_deleted_is_gone(
         await store.delete("ann", artifact.id)
     assert await store.used_bytes("ann") == 0
 
-    await check_nothing_is_left(redis, place)
+    await check_nothing_is_left(redis, directory)
 
 
-async def test_no_bytes_are_no_artifact(redis: Redis, store: ArtifactStore, place: Path) -> None:
+async def test_no_bytes_are_no_artifact(
+    redis: Redis, store: ArtifactStore, directory: Path
+) -> None:
     with pytest.raises(InvalidRequest):
         await store.put("ann", b"")
-    await check_nothing_is_left(redis, place)
+    await check_nothing_is_left(redis, directory)
 
 
 # Limits
 
 
-async def test_a_quota_is_exact_however_many_come_at_once(redis: Redis, place: Path) -> None:
+async def test_a_quota_is_exact_however_many_come_at_once(redis: Redis, directory: Path) -> None:
     """Thirty artifacts come to two stores at once, and exactly the ten that fit are kept.
 
     Each has 100 KiB, and bytes of its own.
     """
-    store = another(redis, place, quota_bytes=1000 * KIB)
-    other_store = another(redis, place, quota_bytes=1000 * KIB)
+    store = another(redis, directory, quota_bytes=1000 * KIB)
+    other_store = another(redis, directory, quota_bytes=1000 * KIB)
     kept: list[Artifact] = []
 
     async def put(target: ArtifactStore, data: bytes) -> None:
@@ -260,17 +257,17 @@ async def test_a_quota_is_exact_however_many_come_at_once(redis: Redis, place: P
     assert await store.used_bytes("ann") == 901 * KIB, "the smallest counts as 1 KiB"
 
 
-async def test_a_file_beyond_the_quota_leaves_nothing(redis: Redis, place: Path) -> None:
-    store = another(redis, place, quota_bytes=CHUNK_BYTES)
+async def test_a_file_beyond_the_quota_leaves_nothing(redis: Redis, directory: Path) -> None:
+    store = another(redis, directory, quota_bytes=CHUNK_BYTES)
     with pytest.raises(OverStorageQuota):
         await store.put("ann", in_pieces(LARGE))
-    await check_nothing_is_left(redis, place)
+    await check_nothing_is_left(redis, directory)
 
 
 async def test_one_that_is_too_large_is_refused_as_soon_as_so_much_has_come(
-    redis: Redis, place: Path
+    redis: Redis, directory: Path
 ) -> None:
-    store = another(redis, place, max_bytes=2 * CHUNK_BYTES)
+    store = another(redis, directory, max_bytes=2 * CHUNK_BYTES)
     num_bytes = 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -283,10 +280,10 @@ async def test_one_that_is_too_large_is_refused_as_soon_as_so_much_has_come(
         await store.put("ann", endless())
     assert num_bytes == 3 * CHUNK_BYTES
 
-    await check_nothing_is_left(redis, place)
+    await check_nothing_is_left(redis, directory)
 
 
-async def test_without_a_place_only_small_ones_are_kept(redis: Redis, place: Path) -> None:
+async def test_without_a_place_only_small_ones_are_kept(redis: Redis, directory: Path) -> None:
     store = ArtifactStore(Broker(redis))
     artifact = await store.put("ann", LARGE[:IN_REDIS_BYTES])
     assert await content(store, artifact) == LARGE[:IN_REDIS_BYTES]
@@ -294,8 +291,10 @@ async def test_without_a_place_only_small_ones_are_kept(redis: Redis, place: Pat
         await store.put("ann", LARGE[: IN_REDIS_BYTES + 1])
 
 
-async def test_when_redis_has_no_room_small_ones_lie_in_files(redis: Redis, place: Path) -> None:
-    store = another(redis, place, room_bytes=10)
+async def test_when_redis_has_no_room_small_ones_lie_in_files(
+    redis: Redis, directory: Path
+) -> None:
+    store = another(redis, directory, room_bytes=10)
     small = await store.put("ann", SMALL)
     other = await store.put("ann", SMALL[::-1])
     assert not small.is_file
@@ -316,7 +315,6 @@ async def test_when_redis_has_no_room_small_ones_lie_in_files(redis: Redis, plac
 async def test_a_key_goes_with_the_same_bytes_alone(redis: Redis, store: ArtifactStore) -> None:
     first = await store.put("ann", SMALL, PNG, key="k")
     assert (await store.put("ann", SMALL, PNG, key="k")).id == first.id
-
     for data, label in ((b"others", PNG), (LARGE, PNG), (SMALL, replace(PNG, purpose="other"))):
         with pytest.raises(IdempotencyConflict):
             await store.put("ann", data, label, key="k")
@@ -329,7 +327,7 @@ async def test_a_key_goes_with_the_same_bytes_alone(redis: Redis, store: Artifac
 
 @pytest.mark.parametrize("data", [SMALL, LARGE])
 async def test_what_has_expired_is_not_found_and_is_cleared(
-    redis: Redis, store: ArtifactStore, place: Path, data: bytes
+    redis: Redis, store: ArtifactStore, directory: Path, data: bytes
 ) -> None:
     artifact = await store.put("ann", data)
     lasting = await store.put("bob", SMALL)
@@ -346,13 +344,13 @@ async def test_what_has_expired_is_not_found_and_is_cleared(
     janitor = Janitor(Broker(redis), artifacts=store)
     assert await janitor.sweeps["artifacts"]() == {"expired_artifacts": 1}
     assert await janitor.artifacts() == {}
-    assert files_in(place) == []
+    assert files_in(directory) == []
     assert await store.used_bytes("ann") == 0
     assert await store.find("bob", lasting.id) == lasting
 
 
 async def test_what_comes_again_after_its_time_is_new(
-    redis: Redis, store: ArtifactStore, place: Path
+    redis: Redis, store: ArtifactStore, directory: Path
 ) -> None:
     old = await store.put("ann", LARGE)
     await expire(redis, old)
@@ -360,33 +358,29 @@ async def test_what_comes_again_after_its_time_is_new(
     assert new.id != old.id
     assert await store.used_bytes("ann") == len(LARGE)
     assert await store.clear() == {"loose_files": 1}
-    assert files_in(place) == [new.id]
+    assert files_in(directory) == [new.id]
 
 
-async def test_many_are_cleared_by_several_at_once(redis: Redis, place: Path) -> None:
-    stores = [another(redis, place), another(redis, place), another(redis, place)]
-    store = stores[0]
+async def test_many_are_cleared_by_several_at_once(redis: Redis, directory: Path) -> None:
+    stores = [another(redis, directory) for _ in range(3)]
+    first, *_ = stores
     for number in range(250):
-        await expire(redis, await store.put("ann", f"{number}".encode()))
-
+        await expire(redis, await first.put("ann", f"{number}".encode()))
     for number in range(5):
-        await expire(redis, await store.put("ann", LARGE + bytes([number])))
+        await expire(redis, await first.put("ann", LARGE + bytes([number])))
 
-    results = await asyncio.gather(*[each.clear() for each in stores])
     num_expired = 0
-    for cleared in results:
+    for cleared in await asyncio.gather(*[store.clear() for store in stores]):
         num_expired += cleared["expired_artifacts"]
-
     assert num_expired == 255
 
-    for each in stores:
-        await each.clear()
+    for store in stores:
+        await store.clear()
+    await check_nothing_is_left(redis, directory)
 
-    await check_nothing_is_left(redis, place)
 
-
-async def test_a_caller_may_want_less_time_but_not_more(redis: Redis, place: Path) -> None:
-    store = another(redis, place, ttl_s=1000)
+async def test_a_caller_may_want_less_time_but_not_more(redis: Redis, directory: Path) -> None:
+    store = another(redis, directory, ttl_s=1000)
     short = await store.put("ann", b"short", Label(lives_s=10))
     long = await store.put("ann", b"long", Label(lives_s=1e6))
     assert short.expires_at - short.created_at == 10
@@ -397,7 +391,7 @@ async def test_a_caller_may_want_less_time_but_not_more(redis: Redis, place: Pat
 
 
 async def test_an_upload_that_breaks_off_leaves_nothing(
-    redis: Redis, store: ArtifactStore, place: Path
+    redis: Redis, store: ArtifactStore, directory: Path
 ) -> None:
     async def broken() -> AsyncIterator[bytes]:
         yield LARGE
@@ -406,16 +400,18 @@ async def test_an_upload_that_breaks_off_leaves_nothing(
     with pytest.raises(ConnectionResetError):
         await store.put("ann", broken())
 
-    await check_nothing_is_left(redis, place)
+    await check_nothing_is_left(redis, directory)
 
 
-async def test_what_a_dead_front_was_writing_is_removed_in_time(redis: Redis, place: Path) -> None:
+async def test_what_a_dead_front_was_writing_is_removed_in_time(
+    redis: Redis, directory: Path
+) -> None:
     """The file of an upload is removed when the upload's time is over, and not before."""
-    dead = another(redis, place, upload_s=3600).upload("ann")
+    dead = another(redis, directory, upload_s=3600).upload("ann")
     await dead.write(LARGE)
-    store = another(redis, place)
+    store = another(redis, directory)
     assert await store.clear() == {}
-    assert files_in(place) == [dead.id]
+    assert files_in(directory) == [dead.id]
 
     await redis.zadd(keys.LOOSE, {dead.id: 1})
     assert await ArtifactStore(Broker(redis)).clear() == {}, (
@@ -424,14 +420,14 @@ async def test_what_a_dead_front_was_writing_is_removed_in_time(redis: Redis, pl
     assert await store.clear(dry_run=True) == {"loose_files": 1}
     assert await store.clear() == {"loose_files": 1}
 
-    await check_nothing_is_left(redis, place)
+    await check_nothing_is_left(redis, directory)
     with pytest.raises(StorageUnavailable):
         await dead.keep(PNG)
     assert await store.page("ann", limit=9) == ([], False)
 
 
 async def test_what_dies_between_file_and_record_is_removed(
-    redis: Redis, store: ArtifactStore, place: Path, monkeypatch: pytest.MonkeyPatch
+    redis: Redis, store: ArtifactStore, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A finished file that is due for removal gets no record any more.
 
@@ -452,18 +448,18 @@ async def test_what_dies_between_file_and_record_is_removed(
     with pytest.raises(ConnectionAbortedError):
         await store.put("ann", LARGE)
 
-    [name] = files_in(place)
+    [name] = files_in(directory)
     await redis.zadd(keys.LOOSE, {name: 1})
     [(args, options)] = calls
     with pytest.raises(InvalidRequest, match="took too long"):
         await record(*args, **options)
     assert await store.clear() == {"loose_files": 1}
 
-    await check_nothing_is_left(redis, place)
+    await check_nothing_is_left(redis, directory)
 
 
 async def test_a_file_stays_whose_record_was_written_though_nobody_heard(
-    redis: Redis, store: ArtifactStore, place: Path, monkeypatch: pytest.MonkeyPatch
+    redis: Redis, store: ArtifactStore, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = store.record
 
@@ -476,13 +472,13 @@ async def test_a_file_stays_whose_record_was_written_though_nobody_heard(
         await store.put("ann", LARGE)
 
     [artifact], _ = await store.page("ann", limit=9)
-    assert files_in(place) == [artifact.id]
+    assert files_in(directory) == [artifact.id]
     assert await content(store, artifact) == LARGE
     assert await redis.zcard(keys.LOOSE) == 0
 
 
 async def test_a_repeated_script_stores_once(
-    redis: Redis, store: ArtifactStore, place: Path
+    redis: Redis, store: ArtifactStore, directory: Path
 ) -> None:
     """A script that is repeated, since its answer was lost, stores one artifact."""
     async with store.upload("ann") as upload:
@@ -492,22 +488,22 @@ async def test_a_repeated_script_stores_once(
 
     assert again is not None
     assert again.id == kept.id
-    assert files_in(place) == [kept.id]
+    assert files_in(directory) == [kept.id]
     assert await store.used_bytes("ann") == len(LARGE)
 
 
 async def test_a_place_that_breaks_is_one_error(
-    redis: Redis, store: ArtifactStore, place: Path
+    redis: Redis, store: ArtifactStore, directory: Path
 ) -> None:
     artifact = await store.put("ann", LARGE)
-    for path in (place / "files").iterdir():
+    for path in (directory / "files").iterdir():
         path.unlink()
 
     with pytest.raises(ArtifactNotFound):
         await store.read(artifact)
 
-    (place / "tmp").rmdir()
-    (place / "tmp").write_text("no folder")
+    (directory / "tmp").rmdir()
+    (directory / "tmp").write_text("no folder")
     with pytest.raises(StorageUnavailable):
         await store.put("ann", LARGE + b"other")
 
@@ -534,7 +530,6 @@ async def test_pages_go_through_all_once(store: ArtifactStore) -> None:
         ids: list[str] = []
         after = ""
         has_more = True
-
         while has_more:
             page, has_more = await store.page("ann", limit=limit, after=after, **options)
             assert len(page) <= limit
@@ -546,7 +541,6 @@ async def test_pages_go_through_all_once(store: ArtifactStore) -> None:
 
     latest_first = await listed(100)
     assert sorted(latest_first) == sorted(even_ids + odd_ids)
-
     for limit in (1, 2, 7):
         assert await listed(limit) == latest_first
         assert await listed(limit, is_oldest_first=True) == latest_first[::-1]
@@ -604,6 +598,6 @@ def test_a_place_that_is_none_is_refused_at_the_start(redis: Redis, url: str) ->
         open_artifacts(Settings(artifact_url=url), Broker(redis))
 
 
-def test_a_directory_is_made_where_it_is_missing(redis: Redis, place: Path) -> None:
-    open_artifacts(Settings(artifact_url=f"file://{place}"), Broker(redis))
-    assert os.access(place / "files", os.W_OK)
+def test_a_directory_is_made_where_it_is_missing(redis: Redis, directory: Path) -> None:
+    open_artifacts(Settings(artifact_url=f"file://{directory}"), Broker(redis))
+    assert os.access(directory / "files", os.W_OK)

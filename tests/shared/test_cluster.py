@@ -49,7 +49,6 @@ async def broker(cluster: RedisCluster) -> AsyncIterator[Broker]:
 async def on_every_shard(desk: Desk) -> dict[str, Job]:
     """Submit until one job waits on each shard; cancel what is too much."""
     jobs: dict[str, Job] = {}
-
     while len(jobs) < SHARDS:
         (job,) = await desk.submit(tenant=f"t{len(jobs)}")
         shard = keys.shard_of(job.id)
@@ -160,7 +159,6 @@ async def test_a_slot_that_moves_is_found_again(broker: Broker, cluster: RedisCl
         claims = await desk.take(9)
         assert ids_of(jobs_of(claims)) == ids_of(jobs.values()), "scripts"
         assert await desk.events(jobs["00"]) == [], "a read"
-
         for claim in claims:
             assert await desk.say(claim, DONE)
     finally:

@@ -47,7 +47,6 @@ async def snapshot(redis: Redis) -> dict[bytes, tuple[Any, bool]]:
     }
     names = [name async for name in redis.scan_iter()]
     values = {}
-
     for name in names:
         kind = await redis.type(name)
         value = await read[kind](name)
@@ -190,7 +189,8 @@ async def test_the_depth_is_counted_again_and_blocked_lines_move(redis: Redis) -
     (gone,) = await desk.submit(tenant="a")
     (job,) = await desk.submit(tenant="a")
     await redis.delete(keys.job(gone.id))
-    await redis.hset(keys.depth("00", "m"), mapping={"jobs:bulk": 7, "bytes": -3})  # type: ignore[misc]
+    wrong = {"jobs:bulk": 7, "bytes": -3}
+    await redis.hset(keys.depth("00", "m"), mapping=wrong)  # type: ignore[misc]
     await redis.zadd(f"{keys.prefix('00')}turns:m:bulk", {"nobody": 0})
 
     assert await janitor(desk).quotas() == {"leaked_holders": 1}
@@ -205,9 +205,9 @@ async def test_virtual_times_without_advantage_are_forgotten(redis: Redis) -> No
     """A tenant's virtual time is kept while it is ahead of its class or has a job open."""
     desk = Desk(redis)
     cheap = Generate("", Sampling(max_tokens=9, seed=0))
-    dear = Generate("", Sampling(max_tokens=99, seed=0))
+    costly = Generate("", Sampling(max_tokens=99, seed=0))
     await desk.submit(cheap, tenant="idle")
-    await desk.submit(dear, tenant="ahead")
+    await desk.submit(costly, tenant="ahead")
     await desk.submit(cheap, tenant="busy")
 
     for claim in await desk.take(3):

@@ -87,7 +87,6 @@ async def race(desk: Desk, rng: random.Random) -> tuple[Counter[str], list[Accep
     refusals: Counter[str] = Counter()
     accepted: list[Accepted] = []
     open_requests: list[list[Job]] = []
-
     for _ in range(60):
         if open_requests and rng.random() < 0.25:
             jobs = open_requests.pop(rng.randrange(len(open_requests)))
@@ -153,7 +152,6 @@ async def watch(broker: Broker) -> None:
             assert waiting[f"jobs:{priority}"] <= DEPTH, waiting
 
         assert 0 <= waiting["bytes"] <= BYTES, waiting
-
         for tenant, quota in QUOTAS.items():
             if quota.concurrency:
                 assert num_open[tenant] <= quota.concurrency, num_open
@@ -181,7 +179,6 @@ def check_rates(accepted: list[Accepted]) -> None:
             continue
 
         requests = [request for request in accepted if request.job.tenant == tenant]
-
         for first in requests:
             ends_s = []
             for request in requests:
@@ -233,7 +230,6 @@ async def test_no_more_is_let_in_than_can_begin_before_its_deadline(
 
     async def race(desk: Desk) -> None:
         num_refused = 0
-
         for _ in range(100):
             before_ms = await now_ms(desk)
             try:

@@ -70,7 +70,6 @@ async def test_a_host_has_one_port_on_all_its_addresses() -> None:
         addresses = socket.getaddrinfo("localhost", 0, type=socket.SOCK_STREAM)
         families = {family for family, *_ in addresses}
         assert sockets
-
         for each in sockets:
             assert each.getsockname()[1] == port_of(sockets)
             assert each.family in families

@@ -239,7 +239,6 @@ def test_tasks_have_names_and_costs() -> None:
     """Every task has a name, and a cost in tokens that is about what it takes."""
     names = {name_of(job.task) for job in JOBS}
     assert names == set(TASKS)
-
     for job in JOBS:
         assert cost_of(job.task) > 0
 
@@ -336,7 +335,6 @@ def test_an_error_survives_the_wire_with_its_status() -> None:
 def test_every_task_has_a_row() -> None:
     specs = set()
     results = set()
-
     for name, info in TASKS.items():
         assert info.spec.__struct_config__.tag == name
 

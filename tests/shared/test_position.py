@@ -86,7 +86,6 @@ async def test_the_places_of_many_tenants_and_classes_come_true(desk: Desk, seed
     await desk.take(6)
 
     requests = {}
-
     for _ in range(20):
         request, (job,) = await desk.request(
             tenant=rng.choice(tenants), priority=rng.choice(PRIORITIES)

@@ -121,7 +121,6 @@ async def test_a_worker_that_is_seen_ready_has_its_models_known(redis: Redis) ->
     """
     worker = WorkerInfo("w", "ready", (model("m"), model("n")))
     commands = await commands_of_announcing(redis, worker)
-
     for num_commands in range(len(commands) + 1):
         await redis.flushdb()
         for command in commands[:num_commands]:

@@ -60,7 +60,6 @@ async def test_all_limits_or_none_is_counted(redis: Redis) -> None:
     small = Rate(1, 60)
     large = Rate(3, 60)
     assert await is_allowed(limiter, "ann", small=small, large=large)
-
     for _ in range(5):
         assert not await is_allowed(limiter, "ann", small=small, large=large)
 

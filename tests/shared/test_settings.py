@@ -312,7 +312,9 @@ def test_one_entry_is_named_after_its_directory(
 ) -> None:
     (entry,) = model_entries(Settings(model_path=model_path, tokenizer_path="/t", dtype="bfloat16"))
     assert (entry.id, entry.runner) == expected
-    assert (entry.tokenizer_path, entry.dtype, entry.context_window) == ("/t", "bfloat16", 2048)
+    assert entry.tokenizer_path == "/t"
+    assert entry.dtype == "bfloat16"
+    assert entry.context_window == 2048
 
 
 def parsed(*argv: str) -> Settings:
@@ -536,7 +538,6 @@ def test_the_shipped_file_lists_every_key_with_its_default(tmp_path: Path) -> No
     assert resolve({}, {}, shipped).settings == Settings()
 
     lines = []
-
     for line in shipped.read_text().splitlines():
         # Longer explanations are indented, and stay comments.
         if "#   " not in line:

@@ -55,7 +55,7 @@ async def test_the_better_class_comes_first(redis: Redis) -> None:
 
 
 async def test_waiting_lifts_a_job_so_that_none_starves(redis: Redis) -> None:
-    """A bulk job that has waited for two ageing times goes before fresh interactive jobs."""
+    """A bulk job that has aged by two classes goes before fresh interactive jobs."""
     desk = Desk(redis, ageing_s=0.05)
     (old,) = await submit(desk, "t", 1, priority="bulk")
     await asyncio.sleep(0.16)
@@ -64,7 +64,7 @@ async def test_waiting_lifts_a_job_so_that_none_starves(redis: Redis) -> None:
 
 
 async def test_tenants_share_by_what_they_are_served(redis: Redis) -> None:
-    """A tenant with many dear jobs does not keep out one that comes later with cheap ones."""
+    """A tenant with costly jobs does not keep out one that comes later with cheap ones."""
     desk = Desk(redis)
     await submit(desk, "greedy", 20, cost=100)
     await submit(desk, "modest", 20, cost=25)
@@ -88,7 +88,6 @@ async def test_what_was_not_used_is_given_back(redis: Redis) -> None:
     await submit(desk, "brief", 6, cost=1000)
     await submit(desk, "long", 6, cost=100)
     num_brief = 0
-
     for _ in range(10):
         (claim,) = await desk.take(1)
         if claim.job.tenant == "brief":
@@ -214,7 +213,6 @@ async def test_a_job_that_kills_its_workers_is_convicted_alone(
 
     second = await desk.take(4, "w2", is_empty=True)
     assert len(second) == 4
-
     for claim in second:
         assert not claim.is_alone
 
@@ -278,7 +276,6 @@ async def test_a_suspect_runs_with_nothing_beside_it(redis: Redis) -> None:
 
     rest = await desk.take(4, "w4", is_empty=True)
     assert rest
-
     for claim in rest:
         assert not claim.is_alone
 
@@ -319,7 +316,6 @@ async def test_the_dead_and_what_they_said_are_kept_for_long(redis: Redis) -> No
     (claim,) = await desk.take(1, "w3", is_empty=True)
     await crash(redis, desk, claim)
     assert await desk.take(1, "w4") == []
-
     for name in (keys.job(claim.job.id), keys.log(claim.job.id)):
         assert 7_100_000 < await redis.pttl(name) <= 7_200_000
 

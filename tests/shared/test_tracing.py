@@ -74,7 +74,6 @@ def test_one_module_knows_the_library() -> None:
 def imports_of(file: Path) -> list[str]:
     """Return the names of all modules that a file imports."""
     names = []
-
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             for alias in node.names:
