@@ -399,7 +399,7 @@ async def test_those_who_settle_at_once_share_one_look(
 
     Callers that come during a pass share the next one, since this one may miss what left meanwhile.
     """
-    reservations = Desk(Broker(connections[0], 4)).submissions._reservations
+    settler = reservations.Reservations(Broker(connections[0], 4))
     num_passes = 0
     has_begun = asyncio.Event()
     may_end = asyncio.Event()
@@ -410,10 +410,10 @@ async def test_those_who_settle_at_once_share_one_look(
         has_begun.set()
         await may_end.wait()
 
-    monkeypatch.setattr(reservations, "settle_all", settle_all)
-    first = [asyncio.create_task(reservations.settle()) for _ in range(5)]
+    monkeypatch.setattr(settler, "settle_all", settle_all)
+    first = [asyncio.create_task(settler.settle()) for _ in range(5)]
     await has_begun.wait()
-    later = [asyncio.create_task(reservations.settle()) for _ in range(5)]
+    later = [asyncio.create_task(settler.settle()) for _ in range(5)]
     may_end.set()
     await asyncio.gather(*first, *later)
     assert num_passes == 2
@@ -545,8 +545,8 @@ async def test_what_a_request_took_is_settled_once(redis: Redis) -> None:
     desk = Desk(redis, shards=4)
     kept = await desk.submit(SAY_HI, SAY_HI, tenant="acme")
     gone = await desk.submit(SAY_HI, tenant="acme")
-    first = Desk(redis, shards=4).submissions._reservations
-    second = Desk(redis, shards=4).submissions._reservations
+    first = reservations.Reservations(desk.broker)
+    second = reservations.Reservations(desk.broker)
     await desk.submissions.end(gone, Cancelled())
 
     # Both read before either settles.
@@ -629,7 +629,7 @@ async def test_a_deadline_is_judged_by_what_all_shards_do(redis: Redis, shards: 
         await desk.say(claim, DONE)
 
     await desk.submit(*[SAY_HI] * 30)
-    await desk.submissions._reservations.settle()
+    await reservations.Reservations(desk.broker).settle()
     # The queue has been busy since long ago, so its rate is believed.
     busy = f"{keys.prefix(keys.ADMISSION)}busy:m"
     await redis.set(busy, 1)
@@ -678,7 +678,7 @@ async def test_a_queue_is_busy_for_as_long_as_somebody_waits(redis: Redis, shard
         waiting += await desk.submit()
         await asyncio.sleep(0.003)
         await desk.submissions.end([waiting.pop(0)], Cancelled())
-        await desk.submissions._reservations.settle()
+        await reservations.Reservations(desk.broker).settle()
         assert await redis.get(busy) == since
 
     for _ in range(3):
@@ -686,7 +686,7 @@ async def test_a_queue_is_busy_for_as_long_as_somebody_waits(redis: Redis, shard
         await asyncio.sleep(0.003)
         await desk.submissions.end([waiting.pop(0)], Cancelled())
 
-    await desk.submissions._reservations.settle()
+    await reservations.Reservations(desk.broker).settle()
     assert await redis.get(busy) == since, (
         "what left before the last of them came, and what came before it left"
     )
@@ -695,7 +695,7 @@ async def test_a_queue_is_busy_for_as_long_as_somebody_waits(redis: Redis, shard
     await asyncio.sleep(0.003)
     before_ms = await now_ms(desk)
     waiting += await desk.submit()
-    await desk.submissions._reservations.settle()
+    await reservations.Reservations(desk.broker).settle()
     assert before_ms <= int(await redis.get(busy) or 0) <= await now_ms(desk)
 
 
