@@ -70,7 +70,7 @@ async def set_to_past(redis: Redis, job_id: str, *fields: str) -> None:
 
 
 async def test_it_leaves_a_fleet_at_work_alone(redis: Redis) -> None:
-    """The janitor changes nothing of a live worker and of jobs in every state, of several tenants.
+    """The janitor leaves a live worker alone, and jobs of several tenants in every state.
 
     The jobs wait, run, have lapsed or have ended.
     """
