@@ -1,6 +1,6 @@
-"""What the docs name is there: files, links, modules, flags, variables.
+"""Files, links, modules, flags and variables that the docs name exist.
 
-What their examples print: `tests/e2e/test_docs.py`.
+`tests/e2e/test_docs.py` checks what their examples print.
 """
 
 import re
@@ -14,17 +14,12 @@ from shared.settings.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
-    *(
-        ROOT / name
-        for name in (
-            "README.md",
-            "CHANGELOG.md",
-            "CONTRIBUTING.md",
-            "SECURITY.md",
-            "deploy/README.md",
-            "models/sample-hrm-text/README.md",
-        )
-    ),
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    ROOT / "deploy/README.md",
+    ROOT / "models/sample-hrm-text/README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 TREES = ("api", "worker", "shared", "scripts", "tests", "docs", "config", "deploy", "models", ".ci")
@@ -34,9 +29,13 @@ _INLINE = re.compile(r"`([^`\n]+)`")
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
 _OURS = re.compile(
-    r"(?:^|[|;&(] *|\$ |\bin |\bexec )(?:\.venv/bin/)?(aios|python3? -m [\w.]+|scripts/\w+\.sh)((?: [^|;&#`\n]*)?)",
+    r"(?:^|[|;&(] *|\$ |\bin |\bexec )(?:\.venv/bin/)?"
+    r"(aios|python3? -m [\w.]+|scripts/\w+\.sh)((?: [^|;&#`\n]*)?)",
     re.MULTILINE,
 )
+_TREE = "|".join(re.escape(tree) for tree in TREES)
+_NAMED_FILE = re.compile(rf"(?<![\w./$-])((?:{_TREE})/[\w./*-]*\w/?)(?![\w<{{*])")
+_WORD_OF_CODE = re.compile(r"[A-Za-z_]+(_[A-Za-z_]+)+|[a-z]+[A-Z]\w+|X-[\w-]+")
 
 FOREIGN = {
     "--all-features",
@@ -89,79 +88,108 @@ def pages() -> list[object]:
 
 
 def code_of(text: str) -> Iterator[str]:
-    """Everything that is set as code: blocks, with continued lines joined, and what stands in a
-    sentence."""
+    """Yield all code of a page: blocks, with continued lines joined, then code within sentences."""
     for _, block in _FENCED.findall(text):
         yield block.replace("\\\n", " ")
-    yield from _INLINE.findall(_FENCED.sub("", text))
+    yield from inline_code_of(text)
+
+
+def inline_code_of(text: str) -> list[str]:
+    return _INLINE.findall(_FENCED.sub("", text))
 
 
 def slug(heading: str) -> str:
-    """As GitHub makes anchors of headings."""
-    plain = re.sub(
-        r"[^\w\- ]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
-    )
+    """Return the anchor that GitHub makes of a heading."""
+    without_links = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+    plain = re.sub(r"[^\w\- ]", "", without_links.strip().lower())
     return plain.replace(" ", "-")
 
 
 def anchors(page: Path) -> set[str]:
     text = page.read_text()
-    headings = re.findall(r"^#+ (.*)$", _FENCED.sub("", text), re.MULTILINE)
-    return {slug(heading) for heading in headings} | set(re.findall(r'<a id="([^"]+)"', text))
+    names = set(re.findall(r'<a id="([^"]+)"', text))
+    for heading in re.findall(r"^#+ (.*)$", _FENCED.sub("", text), re.MULTILINE):
+        names.add(slug(heading))
+    return names
 
 
 def flags_in(text: str) -> list[str]:
-    """The flags of a command line, as they are listed: dashes and underscores are the same."""
+    """Return the flags of a command line, with dashes for underscores as they are listed."""
     return [flag.replace("_", "-") for flag in _FLAG.findall(text)]
 
 
 def literals(*sources: Path) -> set[str]:
-    """The flags that stand in these sources as strings."""
-    return {
-        flag
-        for source in sources
-        for flag in re.findall(r'"(--[a-z][a-z0-9-]*)"', source.read_text())
-    }
+    """Return the flags that stand in these sources as strings."""
+    flags: set[str] = set()
+    for source in sources:
+        flags.update(re.findall(r'"(--[a-z][a-z0-9-]*)"', source.read_text()))
+    return flags
 
 
-SETTINGS = {flag_name(field) for field in Settings.model_fields}
-SETTINGS |= {flag for field in Settings.model_fields for flag in switch_flags(field)}
-SETTINGS |= {"--no-" + flag[2:] for flag in SETTINGS} | {
-    "--config",
-    "--print-config",
-    "--dry-run",
-    "--help",
-}
+def setting_flags() -> set[str]:
+    """Return the flags of all settings, each with its `--no-` form."""
+    flags: set[str] = set()
+    for field in Settings.model_fields:
+        flags.add(flag_name(field))
+        flags.update(switch_flags(field))
+    for flag in list(flags):
+        flags.add("--no-" + flag.removeprefix("--"))
+    return flags | {"--config", "--print-config", "--dry-run", "--help"}
+
+
+def setting_variables() -> set[str]:
+    """Return the environment variables of all settings."""
+    names: set[str] = set()
+    for field in Settings.model_fields:
+        names.update(env_names(field))
+    return names
+
+
+SETTINGS = setting_flags()
 
 
 def flags_of(command: str, arguments: str) -> set[str]:
-    """The flags that a command of ours knows."""
+    """Return the flags that a command of ours knows."""
     if command == "aios" or command.endswith(".sh"):
-        words = [word for word in arguments.split() if re.fullmatch(r"[a-z]+", word)][:1]
-        own = [ROOT / "scripts" / "cli" / f"{word}.py" for word in words]
-        return SETTINGS | literals(
-            ROOT / "scripts/cli/aios.py", *(path for path in own if path.is_file())
-        )
+        return SETTINGS | literals(ROOT / "scripts/cli/aios.py", *subcommand_sources(arguments))
+
     module = command.rsplit(maxsplit=1)[-1]
     if module in ("api", "worker", "scripts.cli.aios"):
         return SETTINGS | literals(ROOT / "scripts/cli/aios.py")
-    found = source_of(module)
-    assert found is not None
-    return {"--help"} | literals(
-        *sorted(found.parent.glob("*.py")) if found.name == "__main__.py" else [found],
-        *deeper(found),
-    )
+
+    source = source_of(module)
+    assert source is not None
+
+    sources = [source]
+    if source.name == "__main__.py":
+        sources = sorted(source.parent.glob("*.py"))
+
+    return {"--help"} | literals(*sources, *imported_scripts(source))
 
 
-def deeper(source: Path) -> list[Path]:
-    """Modules of ours that a command lets add flags."""
+def subcommand_sources(arguments: str) -> list[Path]:
+    """Return the script of the subcommand, which is the first plain word, if it has one."""
+    for word in arguments.split():
+        if re.fullmatch(r"[a-z]+", word):
+            script = ROOT / "scripts" / f"{word}.py"
+            return [script] if script.is_file() else []
+    return []
+
+
+def imported_scripts(source: Path) -> list[Path]:
+    """Return the scripts that a command imports, since they may add flags."""
     names = re.findall(r"^(?:from|import) (scripts\.[\w.]+)", source.read_text(), re.MULTILINE)
-    return [found for name in names if (found := source_of(name)) is not None]
+    scripts = []
+    for name in names:
+        script = source_of(name)
+        if script is not None:
+            scripts.append(script)
+    return scripts
 
 
 def source_of(module: str) -> Path | None:
-    place = ROOT / module.replace(".", "/")
-    for path in (place.with_suffix(".py"), place / "__main__.py", place / "__init__.py"):
+    base = ROOT / module.replace(".", "/")
+    for path in (base.with_suffix(".py"), base / "__main__.py", base / "__init__.py"):
         if path.is_file():
             return path
     return None
@@ -169,71 +197,69 @@ def source_of(module: str) -> Path | None:
 
 @pytest.mark.parametrize("page", pages())
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in _LINK.findall(_FENCED.sub("", page.read_text())):
-        if target.startswith(("http://", "https://")):
+    for link in _LINK.findall(_FENCED.sub("", page.read_text())):
+        if link.startswith(("http://", "https://")):
             continue
-        path, _, anchor = target.partition("#")
-        there = (page.parent / path).resolve() if path else page
-        assert there.exists(), target
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
         if anchor:
-            assert anchor in anchors(there), target
+            assert anchor in anchors(target), link
 
 
 @pytest.mark.parametrize("page", pages())
 def test_files_that_are_named_exist(page: Path) -> None:
-    named = re.compile(
-        rf"(?<![\w./$-])((?:{'|'.join(re.escape(tree) for tree in TREES)})/[\w./*-]*\w/?)(?![\w<{{*])"
-    )
     for code in code_of(page.read_text()):
-        for name in named.findall(code):
+        for name in _NAMED_FILE.findall(code):
+            # kubectl names a Deployment so.
             if name.startswith("deploy/aios-"):
-                continue  # kubectl names a Deployment so
-            # The requirements map names tests by their place there.
-            in_tests = ROOT / "tests" / name
+                continue
+            exists = any(ROOT.glob(name.rstrip("/")))
             is_module = (ROOT / f"{name}.py").is_file()
-            assert any(ROOT.glob(name.rstrip("/"))) or in_tests.exists() or is_module, name
+            # The requirements map names a test by its path below `tests`.
+            is_test = (ROOT / "tests" / name).exists()
+            assert exists or is_module or is_test, name
 
 
 @pytest.mark.parametrize("page", pages())
 def test_commands_and_their_flags_exist(page: Path) -> None:
     for code in code_of(page.read_text()):
         for command, arguments in _OURS.findall(code):
-            if (
-                command.startswith("python")
-                and command.rsplit(maxsplit=1)[-1].partition(".")[0] not in TREES
-            ):
-                continue
             if command.startswith("python"):
-                assert source_of(command.rsplit(maxsplit=1)[-1]) is not None, command
+                module = command.rsplit(maxsplit=1)[-1]
+                if module.partition(".")[0] not in TREES:
+                    continue
+                assert source_of(module) is not None, command
+
             if command.endswith(".sh"):
                 assert (ROOT / command).is_file(), command
+
             for flag in flags_in(arguments):
                 assert flag in flags_of(command, arguments), f"{command}{arguments}: {flag}"
 
 
 @pytest.mark.parametrize("page", pages())
 def test_flags_that_stand_alone_exist(page: Path) -> None:
-    known = (
-        SETTINGS
-        | FOREIGN
-        | literals(ROOT / "shared/settings/command_line.py", *(ROOT / "scripts").rglob("*.py"))
-    )
-    for code in _INLINE.findall(_FENCED.sub("", page.read_text())):
+    ours = literals(ROOT / "shared/settings/command_line.py", *(ROOT / "scripts").rglob("*.py"))
+    known = SETTINGS | FOREIGN | ours
+    for code in inline_code_of(page.read_text()):
         if code.startswith("--"):
             assert flags_in(code)[0] in known, code
 
 
 @pytest.fixture(scope="module")
 def sources() -> str:
-    """All that is ours, but for pages and this test."""
-    found = [ROOT / "pyproject.toml", ROOT / "Dockerfile"]
+    """Join all sources, without the pages and this test."""
+    texts = [(ROOT / "pyproject.toml").read_text(), (ROOT / "Dockerfile").read_text()]
+
     for tree in ("api", "worker", "shared", "scripts", "deploy", "config", "tests"):
-        found += (
-            path
-            for path in (ROOT / tree).rglob("*")
-            if path.suffix in SUFFIXES and "node_modules" not in path.parts
-        )
-    return "".join(path.read_text() for path in found if path.is_file() and path != Path(__file__))
+        for path in (ROOT / tree).rglob("*"):
+            if path.suffix not in SUFFIXES or "node_modules" in path.parts:
+                continue
+            if path.is_file() and path != Path(__file__):
+                texts.append(path.read_text())
+
+    return "".join(texts)
 
 
 SUFFIXES = {".py", ".lua", ".yaml", ".sh", ".ps1", ".cfg", ".acl", ".json", ".tpl", ".mjs"}
@@ -241,23 +267,25 @@ SUFFIXES = {".py", ".lua", ".yaml", ".sh", ".ps1", ".cfg", ".acl", ".json", ".tp
 
 @pytest.mark.parametrize("page", pages())
 def test_words_of_ours_exist(page: Path, sources: str) -> None:
-    """Codes, fields, headers and names of functions, which are set as code."""
-    settings = {name for field in Settings.model_fields for name in env_names(field)}
-    for code in _INLINE.findall(_FENCED.sub("", page.read_text())):
-        if re.fullmatch(r"[A-Za-z_]+(_[A-Za-z_]+)+|[a-z]+[A-Z]\w+|X-[\w-]+", code):
-            parts = code.removesuffix("_ms")  # times are named as they are told
-            assert code in OTHERS or code in settings or code in sources or parts in sources, code
+    """Codes, fields, headers and names of functions that are set as code exist."""
+    variables = setting_variables()
+    for code in inline_code_of(page.read_text()):
+        if not _WORD_OF_CODE.fullmatch(code) or code in OTHERS or code in variables:
+            continue
+        # A log field in milliseconds is made of a name without the unit.
+        assert code in sources or code.removesuffix("_ms") in sources, code
 
 
 @pytest.mark.parametrize("page", pages())
 def test_variables_that_are_named_exist(page: Path) -> None:
-    settings = {name for field in Settings.model_fields for name in env_names(field)}
-    sources = [
-        path
-        for tree in ("api", "worker", "shared", "scripts")
-        for path in (ROOT / tree).rglob("*.*")
-        if path.suffix in (".py", ".sh", ".ps1")
-    ]
-    elsewhere = "".join(path.read_text() for path in sources)
+    texts = []
+    for tree in ("api", "worker", "shared", "scripts"):
+        for path in (ROOT / tree).rglob("*.*"):
+            if path.suffix in (".py", ".sh", ".ps1"):
+                texts.append(path.read_text())
+
+    sources = "".join(texts)
+
+    variables = setting_variables()
     for name in re.findall(r"\bAIOS_[A-Z_0-9]*[A-Z0-9]\b(?!\*)", page.read_text()):
-        assert name in settings or name in elsewhere, name
+        assert name in variables or name in sources, name

@@ -1,15 +1,15 @@
-"""The doors between the rooms, read off the import graph: api -> shared <- worker, no cycle, and
-who may load what.
+"""The doors between the rooms, read off the import graph.
 
-Nothing is imported to find out (except in the last test): the sources are parsed. Edges count
-wherever an import stands, in a function too; only for cycles an import inside a function or under
-TYPE_CHECKING is forgiven.
+api -> shared <- worker, there is no cycle, and each room loads only what it may.
+
+The sources are parsed, not imported, except in the last test. Imports inside functions count too.
+Only for cycles an import inside a function or under TYPE_CHECKING is forgiven.
 """
 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,10 +25,8 @@ MAY_ENTER = {
 }
 TENSORS = {"torch", "transformers", "tokenizers", "safetensors"}
 POLICY = (
-    "worker.engine.runner",
     "worker.engine.scheduler",
     "worker.engine.sequence",
-    "worker.text.encoding",
     "worker.kv.pages",
     "worker.kv.prefix",
     "worker.text.answers",
@@ -58,8 +56,10 @@ REACH_REDIS = (
 
 @dataclass
 class Module:
-    """What one source file imports: full dotted names, ours and foreign, and which of them at its
-    top level."""
+    """Imports of one source file, by their full dotted names, ours and foreign.
+
+    `at_load` are those at its top level.
+    """
 
     name: str
     imports: set[str] = field(default_factory=set)
@@ -67,56 +67,81 @@ class Module:
 
 
 def read_modules(root: Path) -> dict[str, Module]:
-    """Every module of the four rooms under `root`, by dotted name; imports of our own packages
-    resolved to modules.
+    """Return every module of the four rooms under `root`, by dotted name.
 
-    A module also imports the packages it lies in: their `__init__` runs first.
+    Imports of our own packages are resolved to modules. A module also imports the packages it lies
+    in, since their `__init__` runs first.
     """
-    files = {
-        dotted(path, root): path for room in ROOMS for path in sorted((root / room).rglob("*.py"))
-    }
+    files = {}
+    for room_name in ROOMS:
+        for path in sorted((root / room_name).rglob("*.py")):
+            files[dotted(path, root)] = path
+
     modules = {}
     for name, path in files.items():
-        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        module = modules[name] = Module(
-            name, imports={parent for parent in prefixes(name) if parent in files} - {name}
-        )
+        parent = name.rpartition(".")[0]
+        module = Module(name)
+        for prefix in prefixes(parent):
+            if prefix in files:
+                module.imports.add(prefix)
+
+        package = name if path.name == "__init__.py" else parent
         for target, at_load in imported(ast.parse(path.read_text(encoding="utf-8")), package):
-            known = next((prefix for prefix in prefixes(target) if prefix in files), target)
-            module.imports.add(known)
+            resolved = resolve(target, files)
+            module.imports.add(resolved)
             if at_load:
-                module.at_load.add(known)
+                module.at_load.add(resolved)
+
+        modules[name] = module
+
     return modules
+
+
+def resolve(target: str, files: Collection[str]) -> str:
+    """Return the module of ours in which the imported name lies, or the name if it is foreign."""
+    for prefix in prefixes(target):
+        if prefix in files:
+            return prefix
+    return target
 
 
 def dotted(path: Path, root: Path) -> str:
     parts = path.relative_to(root).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    return ".".join(parts).removesuffix(".__init__")
 
 
 def prefixes(name: str) -> Iterator[str]:
-    """`a.b.c`, `a.b`, `a`."""
+    """Yield `a.b.c`, `a.b` and `a`."""
     while name:
         yield name
         name = name.rpartition(".")[0]
 
 
 def imported(tree: ast.AST, package: str, at_load: bool = True) -> Iterator[tuple[str, bool]]:
-    """(dotted name, is it imported when the module is loaded) for each import in `tree`."""
+    """Yield the dotted name of each import in `tree`, and whether loading the module runs it."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, at_load) for alias in node.names)
+            for alias in node.names:
+                yield alias.name, at_load
         elif isinstance(node, ast.ImportFrom):
-            base = (
-                package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            )
-            source = ".".join([*base, *filter(None, [node.module])])
-            yield from ((f"{source}.{alias.name}", at_load) for alias in node.names)
+            source = source_of(node, package)
+            for alias in node.names:
+                yield f"{source}.{alias.name}", at_load
         else:
-            later = isinstance(
-                node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
-            ) or is_type_checking(node)
-            yield from imported(node, package, at_load and not later)
+            is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            is_later = is_function or is_type_checking(node)
+            yield from imported(node, package, at_load and not is_later)
+
+
+def source_of(node: ast.ImportFrom, package: str) -> str:
+    """Return the absolute name of the module that `node` imports from."""
+    module = node.module or ""
+    if node.level == 0:
+        return module
+    # One dot is the package itself, each further dot its parent.
+    parts = package.split(".")
+    base = ".".join(parts[: len(parts) - node.level + 1])
+    return f"{base}.{module}".strip(".")
 
 
 def is_type_checking(node: ast.AST) -> bool:
@@ -124,15 +149,18 @@ def is_type_checking(node: ast.AST) -> bool:
 
 
 def reach(modules: dict[str, Module], start: str) -> dict[str, list[str]]:
-    """Everything that `start` imports, directly or not, each with the path that leads there."""
+    """Return everything that `start` imports, directly or not, with the path that leads there."""
     paths = {start: [start]}
     todo = [start]
     while todo:
         name = todo.pop()
-        for target in sorted(modules[name].imports if name in modules else ()):
+        if name not in modules:
+            continue
+        for target in sorted(modules[name].imports):
             if target not in paths:
                 paths[target] = [*paths[name], target]
                 todo.append(target)
+
     return paths
 
 
@@ -141,33 +169,34 @@ def room(name: str) -> str:
 
 
 def within(name: str, names: Iterable[str]) -> bool:
-    """Whether `name` is one of `names` or inside one of them."""
+    """Return whether `name` is one of `names` or inside one of them."""
     return any(prefix in names for prefix in prefixes(name))
 
 
 def crossed_doors(modules: dict[str, Module]) -> list[str]:
-    crossings = (
-        (module.name, target) for module in modules.values() for target in sorted(module.imports)
-    )
-    return [
-        f"{name} -> {target}"
-        for name, target in crossings
-        if room(target) in ROOMS and room(target) not in MAY_ENTER[room(name)] | {room(name)}
-    ]
+    """Return each import of a room that the importing room may not enter."""
+    crossings = []
+    for name, module in modules.items():
+        allowed = MAY_ENTER[room(name)] | {room(name)}
+        for target in sorted(module.imports):
+            if room(target) in ROOMS and room(target) not in allowed:
+                crossings.append(f"{name} -> {target}")
+    return crossings
 
 
 def forbidden_reach(modules: dict[str, Module]) -> list[str]:
-    """Each path by which a module loads what its part of the fleet must do without."""
-    return [
-        " -> ".join(path)
-        for name in modules
-        for target, path in reach(modules, name).items()
-        if room(target) in banned_for(name)
-    ]
+    """Return each path by which a module loads a package that it may not reach."""
+    forbidden = []
+    for name in modules:
+        banned = banned_for(name)
+        for target, path in reach(modules, name).items():
+            if room(target) in banned:
+                forbidden.append(" -> ".join(path))
+    return forbidden
 
 
 def banned_for(name: str) -> set[str]:
-    """Foreign packages that module `name` may not reach."""
+    """Return the foreign packages that module `name` may not reach."""
     if room(name) in ("api", "shared"):
         return TENSORS
     if within(name, POLICY):
@@ -178,21 +207,23 @@ def banned_for(name: str) -> set[str]:
 
 
 def cycles(modules: dict[str, Module]) -> list[str]:
-    """Import cycles at load time, each named once by a closed path."""
-    done: set[str] = set()
-    found: list[str] = []
+    """Return the import cycles at load time, each once, as a closed path."""
+    visited: set[str] = set()
+    closed_paths: list[str] = []
 
     def visit(name: str, path: list[str]) -> None:
         if name in path:
-            found.append(" -> ".join([*path[path.index(name) :], name]))
-        elif name in modules and name not in done:
+            cycle = path[path.index(name) :]
+            closed_paths.append(" -> ".join([*cycle, name]))
+        elif name in modules and name not in visited:
             for target in sorted(modules[name].at_load):
                 visit(target, [*path, name])
-            done.add(name)
+            visited.add(name)
 
     for name in sorted(modules):
         visit(name, [])
-    return found
+
+    return closed_paths
 
 
 def test_no_room_enters_another_by_a_wrong_door() -> None:
@@ -209,10 +240,7 @@ def test_no_import_cycle() -> None:
 
 PLANTED_DOORS = {
     "api/http/app.py": ("import worker.engine.engine", "api.http.app -> worker.engine.engine"),
-    "api/late.py": (
-        "def f():\n    from worker.engine import engine",
-        "api.late -> worker.engine.engine",
-    ),
+    "api/late.py": ("def f():\n    from worker import engine", "api.late -> worker.engine.engine"),
     "worker/host/service.py": (
         "if True:\n    from api.http.app import run",
         "worker.host.service -> api.http.app",
@@ -243,25 +271,23 @@ PLANTED_REACH = {
 BACKGROUND = {
     "worker/kv/pages.py": "",
     "worker/engine/engine.py": "",
-    "scripts/tool.py": "from api.http import app\nimport worker.engine.engine, torch",
+    "scripts/tool.py": "from api import app\nimport worker.engine.engine, torch",
     "shared/heavy.py": "import torch.nn",
     "shared/queue/leases.py": "from redis.asyncio import Redis",
-    "worker/engine/sequence.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from torch import Tensor",
+    "worker/engine/sequence.py": (
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from torch import Tensor"
+    ),
     "worker/lease.py": "import redis",
-    "worker/jobs/generate.py": "import redis, torch\nfrom shared.queue import leases",
+    "worker/jobs/generate.py": "import redis, torch\nfrom shared import queue",
 }
 
 
 def plant(root: Path, files: dict[str, str]) -> dict[str, Module]:
-    """Write the files, each in packages, and return their modules."""
-    for name in ROOMS:
-        (root / name).mkdir()
+    for room_name in (*ROOMS, "worker/kv", "worker/models", "worker/models/deep", "worker/jobs"):
+        (root / room_name).mkdir()
+        (root / room_name / "__init__.py").touch()
     for path, source in files.items():
-        file = root / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(source)
-    for folder in root.rglob("*/"):
-        (folder / "__init__.py").touch()
+        (root / path).write_text(source)
     return read_modules(root)
 
 
@@ -279,9 +305,10 @@ def test_a_planted_crossing_is_caught(path: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", PLANTED_REACH)
 def test_a_planted_library_is_caught(path: str, tmp_path: Path) -> None:
     source, expected = PLANTED_REACH[path]
-    found = forbidden_reach(plant(tmp_path, BACKGROUND | {path: source}))
-    assert expected in found
-    assert not [line for line in found if line.startswith(("scripts.", "worker.jobs."))]
+    forbidden = forbidden_reach(plant(tmp_path, BACKGROUND | {path: source}))
+    assert expected in forbidden
+    for line in forbidden:
+        assert not line.startswith(("scripts.", "worker.jobs."))
 
 
 @pytest.mark.parametrize(
@@ -312,10 +339,12 @@ def test_a_planted_cycle_is_caught(
 @pytest.mark.parametrize("light", ["shared", "api"])
 def test_loading_a_light_room_loads_no_tensors(light: str) -> None:
     names = [name for name in read_modules(ROOT) if room(name) == light]
-    code = (
-        f"import sys, importlib\nfor name in {names}: "
-        "importlib.import_module(name)\nprint(*sys.modules)"
-    )
+    code = f"""
+import importlib, sys
+for name in {names}:
+    importlib.import_module(name)
+print(*sys.modules)
+"""
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -1,5 +1,7 @@
-"""A process that a test leaves behind fails the run by name, and is ended; so is an orphan of one
-that is gone."""
+"""A process that a test leaves behind fails the run by name, and is ended.
+
+The same holds for an orphan, whose parent is gone.
+"""
 
 import os
 import re
@@ -38,24 +40,22 @@ def test_that_does_not_wait():
 
 
 def run(directory: Path, **files: str) -> "subprocess.CompletedProcess[str]":
-    """What pytest says of files of tests that have our plugin and nothing else of ours."""
+    """Run pytest on these test files, with our plugin and nothing else of ours."""
     for name, text in files.items():
         (directory / f"test_{name}.py").write_text(text)
+
     command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "tests.fixtures.leftovers",
+        *(sys.executable, "-m", "pytest", "-q"),
+        *("-p", "no:cacheprovider"),
+        *("-p", "tests.fixtures.leftovers"),
+        *("-c", os.devnull),
+        *("--rootdir", str(directory)),
+        str(directory),
     ]
-    inner = {**os.environ, "PYTHONPATH": str(REPO_ROOT)}
     return subprocess.run(
-        [*command, "-c", os.devnull, "--rootdir", str(directory), str(directory)],
+        command,
         cwd=directory,
-        env=inner,
+        env={**os.environ, "PYTHONPATH": str(REPO_ROOT)},
         capture_output=True,
         text=True,
         check=False,
@@ -63,20 +63,18 @@ def run(directory: Path, **files: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_what_is_left_fails_the_run_and_is_ended(tmp_path: Path) -> None:
-    done = run(tmp_path, one=LEAVES_A_STOPPED_ONE, other=LEAVES_AN_ORPHAN)
-    assert done.returncode == 1, done.stdout
-    assert "1 failed, 1 passed, 2 errors" in done.stdout
-    left = dict(
-        re.findall(
-            r"process (\d+) \(sleep 1000\), started in test_(?:one|other).py::(\w+)", done.stdout
-        )
-    )
-    assert sorted(left.values()) == ["test_that_fails_and_leaves", "test_that_passes_and_leaves"], (
-        done.stdout
-    )
-    assert not any(is_running(int(pid)) for pid in left)
+    result = run(tmp_path, one=LEAVES_A_STOPPED_ONE, other=LEAVES_AN_ORPHAN)
+    assert result.returncode == 1, result.stdout
+    assert "1 failed, 1 passed, 2 errors" in result.stdout
+
+    line = r"process (\d+) \(sleep 1000\), started in test_(?:one|other).py::(\w+)"
+    test_by_pid = dict(re.findall(line, result.stdout))
+    tests = sorted(test_by_pid.values())
+    assert tests == ["test_that_fails_and_leaves", "test_that_passes_and_leaves"], result.stdout
+    for pid in test_by_pid:
+        assert not is_running(int(pid))
 
 
 def test_who_cleans_up_passes(tmp_path: Path) -> None:
-    done = run(tmp_path, none=LEAVES_NONE)
-    assert done.returncode == 0, done.stdout
+    result = run(tmp_path, none=LEAVES_NONE)
+    assert result.returncode == 0, result.stdout

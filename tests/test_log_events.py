@@ -1,4 +1,4 @@
-"""The catalogue of log events in docs/logs.md and the code say the same."""
+"""The catalogue of log events in docs/logs.md agrees with the code."""
 
 import ast
 from collections.abc import Iterator
@@ -21,8 +21,11 @@ EMBEDS = {"Processing request: %s"}  # C47 wants the text in the message
 
 @dataclass(frozen=True)
 class LogCall:
-    """`levels` are as the catalogue has them; `fields` are those that can be read off the call,
-    None if none can."""
+    """Call of a logger, as the source has it.
+
+    `levels` are written as in the catalogue. `fields` are those that can be read off the call, None
+    if none can.
+    """
 
     where: str
     event: str
@@ -33,67 +36,114 @@ class LogCall:
 
 
 def calls_of(source: str, where: str = "") -> Iterator[LogCall]:
+    """Read every call of a logger that this source names."""
     tree = ast.parse(source)
-    loggers = {
-        node.targets[0].id: node.value.args[0].value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Assign)
-        and isinstance(node.targets[0], ast.Name)
-        and isinstance(node.value, ast.Call)
-        and ast.unparse(node.value.func) == "logging.getLogger"
-        and isinstance(node.value.args[0], ast.Constant)
-    }
+    loggers = loggers_of(tree)
+
     for node in ast.walk(tree):
-        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
             continue
-        name = ast.unparse(node.func.value)
-        if name not in loggers or node.func.attr not in (*LEVELS, "log"):
+
+        method = node.func.attr
+        variable = ast.unparse(node.func.value)
+        if variable not in loggers:
             continue
-        arguments = node.args[1:] if node.func.attr == "log" else node.args
-        levels = LEVELS.get(node.func.attr) or _levels(node.args[0])
-        place = f"{where}:{node.lineno}"
-        assert isinstance(arguments[0], ast.Constant), (
-            f"{place}: the event of a log line must be a constant"
+
+        if method in LEVELS:
+            levels = LEVELS[method]
+            arguments = node.args
+        elif method == "log":
+            levels = _levels(node.args[0])
+            arguments = node.args[1:]
+        else:
+            continue
+
+        position = f"{where}:{node.lineno}"
+        event = arguments[0]
+        assert isinstance(event, ast.Constant), (
+            f"{position}: the event of a log line must be a constant"
         )
+
         yield LogCall(
-            place, arguments[0].value, str(loggers[name]), levels, _fields(node), len(arguments) - 1
+            where=position,
+            event=event.value,
+            logger=loggers[variable],
+            levels=levels,
+            fields=_fields(node),
+            num_arguments=len(arguments) - 1,
         )
+
+
+def loggers_of(tree: ast.Module) -> dict[str, str]:
+    """Return the name of each logger by the variable that holds it."""
+    loggers = {}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Call):
+            continue
+
+        [variable, *_] = node.targets
+        if not isinstance(variable, ast.Name):
+            continue
+
+        if ast.unparse(node.value.func) != "logging.getLogger":
+            continue
+
+        [name, *_] = node.value.args
+        if isinstance(name, ast.Constant):
+            loggers[variable.id] = str(name.value)
+
+    return loggers
 
 
 def _levels(level: ast.expr) -> str:
-    names = {part.attr.lower() for part in ast.walk(level) if isinstance(part, ast.Attribute)}
+    """Return the levels that this expression can have, worst first."""
+    names = set()
+    for part in ast.walk(level):
+        if isinstance(part, ast.Attribute):
+            names.add(part.attr.lower())
     return ", ".join(name for name in ("error", "warning", "info", "debug") if name in names)
 
 
 def _fields(call: ast.Call) -> frozenset[str] | None:
-    extra = next((keyword.value for keyword in call.keywords if keyword.arg == "extra"), None)
+    extra = None
+    for keyword in call.keywords:
+        if keyword.arg == "extra":
+            extra = keyword.value
+
     if extra is None:
         return frozenset()
+
     if not isinstance(extra, ast.Call):
         return None
-    of_job = (
-        {"job_id", "request_id", "trace_id"} if ast.unparse(extra.func) == "job_fields" else set()
-    )
-    return frozenset(of_job | {keyword.arg for keyword in extra.keywords if keyword.arg})
+
+    fields = set()
+    if ast.unparse(extra.func) == "job_fields":
+        fields = {"job_id", "request_id", "trace_id"}
+
+    for keyword in extra.keywords:
+        if keyword.arg:
+            fields.add(keyword.arg)
+
+    return frozenset(fields)
 
 
 def all_calls() -> list[LogCall]:
-    files = (file for room in ROOMS for file in sorted((ROOT / room).rglob("*.py")))
-    return [
-        call for file in files for call in calls_of(file.read_text(), str(file.relative_to(ROOT)))
-    ]
+    calls: list[LogCall] = []
+    for room in ROOMS:
+        for file in sorted((ROOT / room).rglob("*.py")):
+            calls += calls_of(file.read_text(), str(file.relative_to(ROOT)))
+    return calls
 
 
 def catalogue() -> dict[tuple[str, str, str], str]:
-    """The fields of each event, by its name, logger and levels."""
-    rows = [
-        line.split("|")[1:-1]
-        for line in (ROOT / "docs" / "logs.md").read_text().splitlines()
-        if "| aios." in line
-    ]
-    return {
-        (row[0].strip().strip("`"), row[1].strip(), row[2].strip()): row[3].strip() for row in rows
-    }
+    """Return the fields of each event by its name, logger and levels."""
+    fields_of = {}
+    for line in (ROOT / "docs" / "logs.md").read_text().splitlines():
+        if "| aios." not in line:
+            continue
+        _, event, logger, levels, fields, *_ = [cell.strip() for cell in line.split("|")]
+        fields_of[event.strip("`"), logger, levels] = fields
+    return fields_of
 
 
 def test_code_and_catalogue_agree() -> None:
@@ -102,32 +152,32 @@ def test_code_and_catalogue_agree() -> None:
 
 
 def test_what_varies_is_in_fields() -> None:
-    """The message is a name; a call has no arguments to put into it."""
-    assert [
-        call.where for call in all_calls() if call.num_arguments and call.event not in EMBEDS
-    ] == []
-    assert [
-        call.where for call in all_calls() if "%" in call.event and call.event not in EMBEDS
-    ] == []
+    """The message of a log call is a constant name without arguments."""
+    for call in all_calls():
+        if call.event in EMBEDS:
+            continue
+        assert call.num_arguments == 0, call.where
+        assert "%" not in call.event, call.where
 
 
 def test_fields_are_listed() -> None:
-    listed = catalogue()
+    fields_of = catalogue()
     for call in all_calls():
-        row = listed[call.event, call.logger, call.levels]
-        missing = [name for name in call.fields or () if name not in row]
-        assert not missing, (
-            f"{call.where}: docs/logs.md has no {', '.join(missing)} for {call.event!r}"
-        )
+        listed = fields_of[call.event, call.logger, call.levels]
+        for name in call.fields or ():
+            assert name in listed, f"{call.where}: docs/logs.md has no {name} for {call.event!r}"
 
 
 def test_a_logger_that_is_not_ours_by_name_is_not_used() -> None:
-    """Every logger is named, so that the catalogue can be held against it, and `logging.yaml` can
-    set it apart."""
+    """Every logger has a name of ours.
+
+    The catalogue lists it by that name, and `logging.yaml` can set its level.
+    """
     for room in ROOMS:
         for file in (ROOT / room).rglob("*.py"):
             source = file.read_text()
-            assert "logging.info(" not in source and "logging.warning(" not in source, file
+            assert "logging.info(" not in source, file
+            assert "logging.warning(" not in source, file
             assert "getLogger(__name__)" not in source, file
 
 
@@ -144,5 +194,7 @@ def test_a_planted_call_is_read() -> None:
         "log = logging.getLogger('aios.x')\nlog.warning('it broke', extra=job_fields(job, model=m))"
     )
     [call] = calls_of(source)
-    assert (call.event, call.logger, call.levels) == ("it broke", "aios.x", "warning")
+    assert call.event == "it broke"
+    assert call.logger == "aios.x"
+    assert call.levels == "warning"
     assert call.fields == {"job_id", "request_id", "trace_id", "model"}

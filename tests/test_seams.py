@@ -1,6 +1,6 @@
-"""How many files a new thing touches: each kind of change is made to a copy of the product, tried
-there, and counted.
+"""A new thing touches few files.
 
+Each kind of change is made to a copy of the product, tried there, and its files are counted.
 docs/architecture.md has the counts. One that grows means that a seam is in the wrong place.
 """
 
@@ -21,17 +21,21 @@ PAGE = REPO_ROOT / "docs" / "architecture.md"
 
 @dataclass(frozen=True)
 class Change:
-    """New files by their paths, and lines that stand behind others. `proof` is run in the copy,
-    after what generates files from lists."""
+    """New files by their paths, and new lines.
+
+    Each of `lines` is a path, a line of that file, and the line to insert behind it. `generators`
+    are the modules that write files from lists. `proof` is code that is run in the copy after them.
+    """
 
     files: dict[str, str] = field(default_factory=dict)
     lines: tuple[tuple[str, str, str], ...] = ()
     proof: str = ""
-    generates: tuple[str, ...] = ()
+    generators: tuple[str, ...] = ()
 
     @property
     def num_files(self) -> int:
-        return len(self.files) + len({path for path, _, _ in self.lines})
+        changed = {path for path, _, _ in self.lines}
+        return len(self.files) + len(changed)
 
 
 DIALECT = Change(
@@ -76,7 +80,8 @@ def _render(work: SubmittedWork, outcomes: Sequence[Outcome]) -> OddAnswer:
 
 ODD = ErrorFormat(lambda problem: {"wrong": problem.message}, OddError, invalid_body=418)
 SAY = Endpoint("odd", "generate", OddRequest, OddAnswer, _plan, _render, errors=ODD)
-DIALECT = Dialect((Post("/odd/say", "say", "Say it.", (SAY,), tag="odd"),), prefix="/odd/", errors=ODD)
+SAY_POST = Post("/odd/say", "say", "Say it.", (SAY,), tag="odd")
+DIALECT = Dialect((SAY_POST,), prefix="/odd/", errors=ODD)
 ''',
     },
     lines=(
@@ -96,7 +101,8 @@ from shared.settings.settings import Settings
 async def main():
     app = create_app(Settings(), Broker(connect("redis://127.0.0.1:1")))
     assert "/odd/say" in app.openapi()["paths"]
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://front") as client:
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://front") as client:
         answer = await client.post("/odd/nowhere", json={})
         assert (answer.status_code, list(answer.json())) == (404, ["wrong"]), answer.text
 
@@ -112,15 +118,15 @@ from collections.abc import Hashable, Sequence
 from shared.errors import FleetError, InvalidRequest
 from shared.inverting import Invert, Inverted
 from shared.messages import Task
-from worker.engine.runner import RunnerOptions
+from worker.runners.base import RunnerOptions
 from worker.engine.task_runner import BatchProgress, NewFile, TaskOutput, TaskRunnerSpec
 
 
 class Inverter:
     def __init__(self, options: RunnerOptions) -> None:
-        tasks = ("invert",)
-        trial = Invert(b"0")
-        self.spec = TaskRunnerSpec("inverter", options.name, "inverts", options.max_batch, tasks, trial)
+        self.spec = TaskRunnerSpec(
+            "inverter", options.name, "inverts", options.max_batch, ("invert",), Invert(b"0")
+        )
 
     def check(self, task: Task) -> None:
         if not isinstance(task, Invert):
@@ -130,11 +136,11 @@ class Inverter:
         return None
 
     def run(self, tasks: Sequence[Task], progress: BatchProgress) -> list[TaskOutput | FleetError]:
-        found = []
+        outputs = []
         for task in tasks:
             turned = bytes(255 - pixel for pixel in task.pixels)
-            found.append(TaskOutput(Inverted(len(turned)), (NewFile(turned, "image/x-raw"),)))
-        return found
+            outputs.append(TaskOutput(Inverted(len(turned)), (NewFile(turned, "image/x-raw"),)))
+        return outputs
 '''
 TASK = '''
 """The task of turning pixels upside down."""
@@ -203,7 +209,7 @@ from shared.telemetry.metrics import Metrics
 assert "aios_odd_total" in Metrics().render().decode()
 assert "`aios_odd_total`" in open("docs/metrics.md").read()
 """,
-    generates=("scripts.tools.metrics_page",),
+    generators=("scripts.tools.metrics_page",),
 )
 SETTING = Change(
     lines=(
@@ -219,7 +225,7 @@ assert resolve({"oddness": 9}, {}, None).settings.oddness == 9
 assert "oddness: 7" in open("config/default.yaml").read()
 assert "`--oddness`" in open("docs/settings.md").read()
 """,
-    generates=("scripts.tools.settings_files",),
+    generators=("scripts.tools.settings_files",),
 )
 CHANGES: dict[str, tuple[Change, ...]] = {
     "a dialect with errors of its own": (DIALECT,),
@@ -228,43 +234,46 @@ CHANGES: dict[str, tuple[Change, ...]] = {
     "a metric": (METRIC,),
     "a setting": (SETTING,),
 }
-"""Each with what it needs to be tried, which is not counted."""
+"""The change that is counted, then those that it needs to be tried."""
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
+    """Copy the product, without its tests."""
+    ignored = shutil.ignore_patterns("__pycache__")
     for room in ROOMS:
-        shutil.copytree(
-            REPO_ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__")
-        )
+        shutil.copytree(REPO_ROOT / room, tmp_path / room, ignore=ignored)
     return tmp_path
 
 
-def make(change: Change, root: Path) -> None:
+def apply(change: Change, root: Path) -> None:
     for path, text in change.files.items():
         assert not (root / path).exists()
         (root / path).write_text(text.lstrip())
-    for path, mark, line in change.lines:
+    for path, before, line in change.lines:
         text = (root / path).read_text()
-        assert mark in text, (path, mark)
-        (root / path).write_text(text.replace(mark, mark + line, 1))
+        assert before in text, (path, before)
+        (root / path).write_text(text.replace(before, before + line, 1))
 
 
-def run(root: Path, *words: str) -> None:
-    done = subprocess.run(
-        [sys.executable, *words], cwd=root, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+def run_python(root: Path, *arguments: str) -> None:
+    command = [sys.executable, *arguments]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_new_thing_is_few_files(name: str, copy: Path) -> None:
-    counted, *others = CHANGES[name]
-    for change in (counted, *others):
-        make(change, copy)
-    for module in counted.generates:
-        run(copy, "-m", module)
+    counted, *needed = CHANGES[name]
+    for change in (counted, *needed):
+        apply(change, copy)
+
+    for module in counted.generators:
+        run_python(copy, "-m", module)
+
     if counted.proof:
-        run(copy, "-c", counted.proof)
-    table = dict(re.findall(r"^\| ([a-z ]+) \| (\d+) \|", PAGE.read_text(), re.MULTILINE))
-    assert table[name] == str(counted.num_files)
+        run_python(copy, "-c", counted.proof)
+
+    rows = re.findall(r"^\| ([a-z ]+) \| (\d+) \|", PAGE.read_text(), re.MULTILINE)
+    num_files = dict(rows)
+    assert num_files[name] == str(counted.num_files)

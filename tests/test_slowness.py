@@ -1,5 +1,7 @@
-"""Stretched limits still fail for what does nothing but take its time, and spare what the machine
-holds up."""
+"""A stretched limit still fails for a body that only waits.
+
+It spares a body that the machine holds up.
+"""
 
 import os
 import subprocess
@@ -19,7 +21,7 @@ def test_what_waits_for_too_long_fails() -> None:
 
 
 def test_what_is_held_up_by_others_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twenty times as slow: half a second is as good as 25 ms."""
+    """On a machine that is twenty times as slow, half a second is as good as 25 ms."""
     monkeypatch.setattr(module, "slowness", lambda: 20.0)
     with within(0.05, "it works"):
         time.sleep(0.5)
@@ -27,10 +29,10 @@ def test_what_is_held_up_by_others_does_not(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="cores are chosen on Linux")
 def test_slowness_is_what_others_take() -> None:
-    """Beside four busy loops on the same core a second of work takes some more."""
-    own = os.sched_getaffinity(0)
-    core = {min(own)}
-    os.sched_setaffinity(0, core)
+    """Work beside four busy loops on the same core takes more than twice its time."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+
     try:
         loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
         try:
@@ -40,5 +42,6 @@ def test_slowness_is_what_others_take() -> None:
                 loop.kill()
                 loop.wait()
     finally:
-        os.sched_setaffinity(0, own)
+        os.sched_setaffinity(0, cores)
+
     assert slowness() >= 1

@@ -1,5 +1,7 @@
-"""One stage for each file of tests: its processes are started once, and again when a test has
-failed."""
+"""One stage for each file of tests.
+
+Its processes are started once, and again after a test has failed.
+"""
 
 from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager
@@ -17,27 +19,36 @@ from tests.fixtures.chaos.stage import LEASE_S, PLACES, Stage
 async def shared_stage(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Shared[Stage]]:
-    """A stage of the module's own kind, which it names `STAGE`."""
+    """Share a stage of the class that the module names `STAGE`."""
     kind = getattr(request.module, "STAGE", Stage)
-    size = ("--max-batch-size", str(PLACES), "--step-tokens", "4000", "--batch-wait-ms", "5000")
-    flags = ("--model", "echo=echo", "--model", "tasks=echo-task", "--lease-s", str(LEASE_S), *size)
+    flags = (
+        *("--model", "echo=echo"),
+        *("--model", "tasks=echo-task"),
+        *("--lease-s", str(LEASE_S)),
+        *("--max-batch-size", str(PLACES)),
+        *("--step-tokens", "4000"),
+        *("--batch-wait-ms", "5000"),
+    )
 
     @asynccontextmanager
-    async def made() -> AsyncIterator[Stage]:
+    async def new_stage() -> AsyncIterator[Stage]:
         gates = tmp_path_factory.mktemp("gates")
-        rig = {
-            "worker": "scripts.chaos.worker",
-            "env": {GATES_ENV: str(gates)},
-            "has_proxies": True,
-        }
-        async with fleet(2, 2, worker_flags=flags, **rig) as members:
+
+        async with fleet(
+            2,
+            2,
+            worker_flags=flags,
+            worker="scripts.chaos.worker",
+            env={GATES_ENV: str(gates)},
+            has_proxies=True,
+        ) as members:
             stage = kind(members, gates)
             try:
                 yield stage
             finally:
                 await stage.close()
 
-    shared = Shared(made)
+    shared = Shared(new_stage)
     yield shared
     await shared.close()
 
@@ -54,7 +65,7 @@ async def stage(
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Let the fixtures that a test shares with others know of its failure."""
+    """Tell the fixtures that a test shares with others of its failure."""
     report = yield
     if report.failed:
         item.stash[HAS_FAILED] = True

@@ -1,5 +1,7 @@
-"""Fair sharing on a real worker process with two places: between tenants, between classes, and with
-time."""
+"""Fair sharing between tenants, between classes and over time.
+
+The worker is a real process with two places.
+"""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,9 +26,10 @@ AGEING_S = 0.3
 @asynccontextmanager
 async def new_crowd() -> AsyncIterator[QueueClients]:
     flags = ("--model", "echo=echo", "--max-batch-size", str(PLACES), "--ageing-s", str(AGEING_S))
-    rig = {"worker": "scripts.chaos.worker", "env": {STEP_ENV: str(STEP_S)}}
-    async with fleet(1, 0, worker_flags=flags, **rig) as made:
-        clients = QueueClients(made.redis, "echo", PLACES)
+    env = {STEP_ENV: str(STEP_S)}
+
+    async with fleet(1, 0, worker_flags=flags, worker="scripts.chaos.worker", env=env) as members:
+        clients = QueueClients(members.redis, "echo", PLACES)
         try:
             yield clients
         finally:
@@ -55,14 +58,16 @@ async def test_tenants_share_by_tokens_served(clients: QueueClients) -> None:
 
 
 async def test_interactive_jobs_pause_bulk_and_change_nothing(clients: QueueClients) -> None:
-    """Each has its first token while bulk has more to do than there are places; bulk's texts stay
-    the same."""
+    """An interactive job has its first token while bulk jobs fill all places.
+
+    The texts of the bulk jobs stay the same.
+    """
     row = await preemption(clients, num_urgent=3, num_tokens=400, step_s=STEP_S, slowness=slowness)
     assert not row.wrong, row
 
 
 async def test_bulk_ends_among_interactive_jobs_without_end(clients: QueueClients) -> None:
-    """Others go first for as long as the setting says, then it has its turn."""
+    """Interactive jobs go first for as long as the ageing setting says, then bulk has its turn."""
     row = await ageing(clients, num_tokens=8, ageing_s=AGEING_S, step_s=STEP_S, slowness=slowness)
     assert not row.wrong, row
     assert row.figures["interactive ended meanwhile"] > 3 * PLACES, "it was not first at once"

@@ -1,4 +1,4 @@
-"""A cell that fails makes no other fail."""
+"""A cell that fails makes no other cell fail."""
 
 import subprocess
 import sys
@@ -19,6 +19,7 @@ def test_the_cell_after_a_broken_one_passes() -> None:
         "--tb=line",
         str(cells),
     ]
-    done = subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True, check=False)
-    assert "1 failed, 1 passed" in done.stdout, done.stdout + done.stderr
-    assert "on purpose" in done.stdout
+
+    run = subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True, check=False)
+    assert "1 failed, 1 passed" in run.stdout, run.stdout + run.stderr
+    assert "on purpose" in run.stdout

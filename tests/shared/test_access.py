@@ -1,5 +1,7 @@
-"""Keys in Redis: found by their digests alone, gone when they are revoked or have expired; on a
-cluster too."""
+"""Keys in Redis are found by their digests alone, on a cluster too.
+
+They are gone when they are revoked or have expired.
+"""
 
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -12,7 +14,15 @@ from shared.queue import keys
 from shared.queue.broker import Broker, open_broker
 from tests.fixtures.redis_cluster import redis_cluster
 
-ANN = Grant("ann", "acme", "bulk", Rate(10, 60), 3, ("m", "n"), True)
+ANN = Grant(
+    "ann",
+    tenant="acme",
+    best_priority="bulk",
+    rate=Rate(10, 60),
+    concurrency=3,
+    models=("m", "n"),
+    is_admin=True,
+)
 
 
 @pytest.fixture
@@ -21,20 +31,22 @@ async def broker(redis: Redis) -> AsyncIterator[Broker]:
 
 
 async def check_life(broker: Broker) -> None:
-    """Made, found, listed, revoked."""
+    """Check that a key can be created, found, listed and revoked."""
     keyring = Keyring(broker)
-    key, key_id, made = await keyring.create(ANN)
+    key, key_id, created = await keyring.create(ANN)
     other, _, _ = await keyring.create(Grant("bob", "bob"), lives_s=1000)
-    found = await keyring.find(digest_of(key))
-    assert found == made and digest_of(key).startswith(key_id)
-    assert (found.tenant, found.rate, found.models, found.is_admin) == (
-        "acme",
-        Rate(10, 60),
-        ("m", "n"),
-        True,
-    )
+    assert digest_of(key).startswith(key_id)
+
+    grant = await keyring.find(digest_of(key))
+    assert grant is not None
+    assert grant == created
+    assert grant.tenant == "acme"
+    assert grant.rate == Rate(10, 60)
+    assert grant.models == ("m", "n")
+    assert grant.is_admin
     assert set(await keyring.everyone()) == {digest_of(key), digest_of(other)}
     assert await keyring.find(digest_of(key + "x")) is None
+
     await keyring.revoke(digest_of(key))
     assert await keyring.find(digest_of(key)) is None
     assert set(await keyring.everyone()) == {digest_of(other)}
@@ -53,17 +65,20 @@ async def test_the_life_of_a_key_on_a_cluster(tmp_path: Path) -> None:
 async def test_redis_knows_no_key(broker: Broker, redis: Redis) -> None:
     key, _, _ = await Keyring(broker).create(ANN)
     assert len(key) >= 5 + 43, "256 bits"
+
     for name in await redis.keys("*"):
         value = await redis.dump(name)
-        assert key.encode() not in name + value and key[5:].encode() not in name + value
+        assert key.encode() not in name + value
+        assert key[5:].encode() not in name + value
 
 
 async def test_an_expired_key_is_nowhere(broker: Broker, redis: Redis) -> None:
-    """By Redis's clock; its name leaves the list when that is next looked at."""
+    """A key expires by Redis's clock, and leaves the list when that is next read."""
     keyring = Keyring(broker)
     key, _, grant = await keyring.create(ANN, lives_s=100)
     assert grant.expires_at == grant.created_at + 100
     assert 99_000 < await redis.pttl(keys.grant(digest_of(key))) <= 100_000
+
     await redis.pexpire(keys.grant(digest_of(key)), 0)
     assert await keyring.find(digest_of(key)) is None
     assert await keyring.everyone() == {}

@@ -1,5 +1,7 @@
-"""Artifacts on a real Redis: what was put is read, by its tenant alone, once, in time, within
-quotas."""
+"""Artifacts on a real Redis.
+
+Bytes that were put are read back by their tenant alone, until they expire, and within quotas.
+"""
 
 import asyncio
 import hashlib
@@ -45,26 +47,30 @@ KIB = 1024
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def directory(tmp_path: Path) -> Path:
     return tmp_path / "artifacts"
 
 
 @pytest.fixture
-def store(redis: Redis, place: Path) -> ArtifactStore:
-    return ArtifactStore(Broker(redis), str(place))
+def store(redis: Redis, directory: Path) -> ArtifactStore:
+    return ArtifactStore(Broker(redis), str(directory))
 
 
-def another(redis: Redis, place: Path, **options: Any) -> ArtifactStore:
-    return ArtifactStore(Broker(redis), str(place), **options)
+def another(redis: Redis, directory: Path, **options: Any) -> ArtifactStore:
+    return ArtifactStore(Broker(redis), str(directory), **options)
 
 
 async def content(store: ArtifactStore, artifact: Artifact, *part: int) -> bytes:
     return b"".join([piece async for piece in await store.read(artifact, *part)])
 
 
-def files_in(place: Path) -> list[str]:
-    """Finished or not."""
-    return sorted(path.name for path in place.rglob("*") if path.is_file())
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def files_in(directory: Path) -> list[str]:
+    """Return the names of all files, finished or not."""
+    return sorted(path.name for path in directory.rglob("*") if path.is_file())
 
 
 async def expire(redis: Redis, artifact: Artifact) -> None:
@@ -72,13 +78,11 @@ async def expire(redis: Redis, artifact: Artifact) -> None:
     await redis.zadd(keys.EXPIRING, {artifact.id: 1})
 
 
-async def check_nothing_is_left(redis: Redis, place: Path) -> None:
-    assert [name async for name in redis.scan_iter("aios:{artifacts}:*")] in (
-        [],
-        [b"aios:{artifacts}:in_redis"],
-    )
+async def check_nothing_is_left(redis: Redis, directory: Path) -> None:
+    async for name in redis.scan_iter("aios:{artifacts}:*"):
+        assert name == b"aios:{artifacts}:in_redis"
     assert int(await redis.get("aios:{artifacts}:in_redis") or 0) == 0
-    assert files_in(place) == []
+    assert files_in(directory) == []
 
 
 async def in_pieces(data: bytes, size: int = 100_000) -> AsyncIterator[bytes]:
@@ -91,23 +95,24 @@ SIZES = [1, IN_REDIS_BYTES, IN_REDIS_BYTES + 1, CHUNK_BYTES, CHUNK_BYTES + 1, le
 
 @pytest.mark.parametrize("size", SIZES)
 async def test_what_was_put_is_read(
-    redis: Redis, store: ArtifactStore, place: Path, size: int
+    redis: Redis, store: ArtifactStore, directory: Path, size: int
 ) -> None:
     data = LARGE[:size]
-    for given in (data, in_pieces(data)):
-        artifact = await store.put("ann", given, PNG)
+    for source in (data, in_pieces(data)):
+        artifact = await store.put("ann", source, PNG)
         assert await content(store, artifact) == data
+
     assert artifact == await store.find("ann", artifact.id)
-    assert (artifact.num_bytes, artifact.digest) == (size, hashlib.sha256(data).hexdigest())
-    assert (artifact.media_type, artifact.name, artifact.purpose) == (
-        "image/png",
-        "cat.png",
-        "vision",
-    )
+    assert artifact.num_bytes == size
+    assert artifact.digest == sha256(data)
+    assert artifact.media_type == "image/png"
+    assert artifact.name == "cat.png"
+    assert artifact.purpose == "vision"
     assert artifact.expires_at - artifact.created_at in (86_400, 86_401)
+
     is_file = size > IN_REDIS_BYTES
     assert artifact.is_file is is_file
-    assert files_in(place) == ([artifact.id] if is_file else [])
+    assert files_in(directory) == ([artifact.id] if is_file else [])
     assert await redis.exists(keys.artifact_bytes(artifact.id)) == (not is_file)
     assert await redis.zcard(keys.LOOSE) == 0
 
@@ -121,27 +126,28 @@ async def test_parts_are_read(store: ArtifactStore, data: bytes) -> None:
 
 
 async def test_a_file_and_its_folder_are_for_this_user_alone(
-    store: ArtifactStore, place: Path
+    store: ArtifactStore, directory: Path
 ) -> None:
     await store.put("ann", LARGE)
-    for folder in (place, place / "tmp", place / "files"):
+    for folder in (directory, directory / "tmp", directory / "files"):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 async def test_nobody_else_finds_it(store: ArtifactStore) -> None:
     artifact = await store.put("ann", SMALL)
-    for tenant, name in (
+    for tenant, artifact_id in (
         ("bob", artifact.id),
         ("ann", keys.new_artifact_id()),
         ("ann", "../secret"),
         ("ann", ""),
     ):
         with pytest.raises(ArtifactNotFound):
-            await store.find(tenant, name)
+            await store.find(tenant, artifact_id)
         with pytest.raises(ArtifactNotFound):
-            await store.delete(tenant, name)
+            await store.delete(tenant, artifact_id)
         with pytest.raises(ArtifactNotFound):
-            await store.read_all(tenant, name, max_bytes=100)
+            await store.read_all(tenant, artifact_id, max_bytes=100)
+
     assert await store.read_all("ann", artifact.id, max_bytes=100) == SMALL
     with pytest.raises(PayloadTooLarge):
         await store.read_all("ann", artifact.id, max_bytes=8)
@@ -149,37 +155,48 @@ async def test_nobody_else_finds_it(store: ArtifactStore) -> None:
 
 @pytest.mark.parametrize("data", [SMALL, LARGE])
 async def test_the_same_bytes_are_one_artifact_of_each_tenant(
-    redis: Redis, store: ArtifactStore, place: Path, data: bytes
+    redis: Redis, store: ArtifactStore, directory: Path, data: bytes
 ) -> None:
     first = await store.put("ann", data, PNG)
-    await redis.hset(keys.artifact(first.id), "expires_ms", first.expires_at * 1000 - 1_000_000)  # type: ignore[misc]
+    earlier_ms = first.expires_at * 1000 - 1_000_000
+    await redis.hset(keys.artifact(first.id), "expires_ms", earlier_ms)  # type: ignore[misc]
     used = await store.used_bytes("ann")
+
     again = await store.put("ann", data, Label("image/webp", "dog.webp", "user_data"))
-    assert (again.id, again.created_at) == (first.id, first.created_at)
+    assert again.id == first.id
+    assert again.created_at == first.created_at
     assert again.expires_at >= first.expires_at, "its time begins again"
     assert (await store.find("ann", first.id)).name == "dog.webp"
     assert await store.used_bytes("ann") == used == max(len(data), KIB)
+
     other = await store.put("bob", data, PNG)
     assert other.id != first.id
-    assert len(files_in(place)) == (2 if other.is_file else 0)
+    if other.is_file:
+        assert len(files_in(directory)) == 2
+    else:
+        assert files_in(directory) == []
+
     await store.delete("bob", other.id)
     assert await content(store, again) == data
 
 
-async def test_the_same_bytes_at_once_are_one_artifact(redis: Redis, place: Path) -> None:
-    stores = [another(redis, place) for _ in range(4)]
-    found = await asyncio.gather(
-        *(store.put("ann", in_pieces(LARGE)) for store in stores for _ in range(2))
-    )
-    assert len({artifact.id for artifact in found}) == 1
-    assert files_in(place) == [found[0].id]
+async def test_the_same_bytes_at_once_are_one_artifact(redis: Redis, directory: Path) -> None:
+    stores = [another(redis, directory) for _ in range(4)]
+    puts = []
+    for store in stores:
+        puts.append(store.put("ann", in_pieces(LARGE)))
+        puts.append(store.put("ann", in_pieces(LARGE)))
+    first, *others = await asyncio.gather(*puts)
+    for artifact in others:
+        assert artifact.id == first.id
+    assert files_in(directory) == [first.id]
     assert await stores[0].used_bytes("ann") == len(LARGE)
     assert await redis.zcard(keys.LOOSE) == 0
 
 
 @pytest.mark.parametrize("data", [SMALL, LARGE])
 async def test_what_is_deleted_is_gone(
-    redis: Redis, store: ArtifactStore, place: Path, data: bytes
+    redis: Redis, store: ArtifactStore, directory: Path, data: bytes
 ) -> None:
     artifact = await store.put("ann", data)
     await store.delete("ann", artifact.id)
@@ -190,73 +207,83 @@ async def test_what_is_deleted_is_gone(
     with pytest.raises(ArtifactNotFound):
         await store.delete("ann", artifact.id)
     assert await store.used_bytes("ann") == 0
-    await check_nothing_is_left(redis, place)
+
+    await check_nothing_is_left(redis, directory)
 
 
-async def test_no_bytes_are_no_artifact(redis: Redis, store: ArtifactStore, place: Path) -> None:
+async def test_no_bytes_are_no_artifact(
+    redis: Redis, store: ArtifactStore, directory: Path
+) -> None:
     with pytest.raises(InvalidRequest):
         await store.put("ann", b"")
-    await check_nothing_is_left(redis, place)
+    await check_nothing_is_left(redis, directory)
 
 
 # Limits
 
 
-async def test_a_quota_is_exact_however_many_come_at_once(redis: Redis, place: Path) -> None:
-    """Ten of 100 KiB each fit; thirty come, to two stores, some large and some small; each is other
-    bytes."""
-    stores = [another(redis, place, quota_bytes=1000 * KIB) for _ in range(2)]
+async def test_a_quota_is_exact_however_many_come_at_once(redis: Redis, directory: Path) -> None:
+    """Thirty artifacts come to two stores at once, and exactly the ten that fit are kept.
 
-    async def put(number: int) -> Artifact | None:
-        data = bytes([number]) * (100 * KIB)
+    Each has 100 KiB, and bytes of its own.
+    """
+    store = another(redis, directory, quota_bytes=1000 * KIB)
+    other_store = another(redis, directory, quota_bytes=1000 * KIB)
+    kept: list[Artifact] = []
+
+    async def put(target: ArtifactStore, data: bytes) -> None:
         try:
-            return await stores[number % 2].put("ann", in_pieces(data))
+            kept.append(await target.put("ann", in_pieces(data)))
         except OverStorageQuota as error:
             assert "Delete some, or wait" in error.message
-            return None
 
-    kept = [
-        artifact for artifact in await asyncio.gather(*map(put, range(30))) if artifact is not None
-    ]
+    async with asyncio.TaskGroup() as group:
+        for number in range(0, 30, 2):
+            group.create_task(put(store, bytes([number]) * (100 * KIB)))
+            group.create_task(put(other_store, bytes([number + 1]) * (100 * KIB)))
+
     assert len(kept) == 10
-    assert await stores[0].used_bytes("ann") == 1000 * KIB
-    assert await stores[0].put("bob", SMALL), "a quota is each tenant's own"
-    assert (await stores[0].put("ann", await content(stores[0], kept[0]))).id == kept[0].id, (
-        "it is counted once"
-    )
+    assert await store.used_bytes("ann") == 1000 * KIB
+    assert await store.put("bob", SMALL), "a quota is each tenant's own"
+
+    first, *_ = kept
+    again = await store.put("ann", await content(store, first))
+    assert again.id == first.id, "it is counted once"
     with pytest.raises(OverStorageQuota):
-        await stores[1].put("ann", SMALL)
-    await stores[1].delete("ann", kept[0].id)
-    await stores[1].put("ann", SMALL)
-    assert await stores[0].used_bytes("ann") == 901 * KIB, "the smallest counts as 1 KiB"
+        await other_store.put("ann", SMALL)
+
+    await other_store.delete("ann", first.id)
+    await other_store.put("ann", SMALL)
+    assert await store.used_bytes("ann") == 901 * KIB, "the smallest counts as 1 KiB"
 
 
-async def test_a_file_beyond_the_quota_leaves_nothing(redis: Redis, place: Path) -> None:
-    store = another(redis, place, quota_bytes=CHUNK_BYTES)
+async def test_a_file_beyond_the_quota_leaves_nothing(redis: Redis, directory: Path) -> None:
+    store = another(redis, directory, quota_bytes=CHUNK_BYTES)
     with pytest.raises(OverStorageQuota):
         await store.put("ann", in_pieces(LARGE))
-    await check_nothing_is_left(redis, place)
+    await check_nothing_is_left(redis, directory)
 
 
 async def test_one_that_is_too_large_is_refused_as_soon_as_so_much_has_come(
-    redis: Redis, place: Path
+    redis: Redis, directory: Path
 ) -> None:
-    store = another(redis, place, max_bytes=2 * CHUNK_BYTES)
-    read = 0
+    store = another(redis, directory, max_bytes=2 * CHUNK_BYTES)
+    num_bytes = 0
 
     async def endless() -> AsyncIterator[bytes]:
-        nonlocal read
+        nonlocal num_bytes
         while True:
-            read += CHUNK_BYTES
+            num_bytes += CHUNK_BYTES
             yield bytes(CHUNK_BYTES)
 
     with pytest.raises(PayloadTooLarge):
         await store.put("ann", endless())
-    assert read == 3 * CHUNK_BYTES
-    await check_nothing_is_left(redis, place)
+    assert num_bytes == 3 * CHUNK_BYTES
+
+    await check_nothing_is_left(redis, directory)
 
 
-async def test_without_a_place_only_small_ones_are_kept(redis: Redis, place: Path) -> None:
+async def test_without_a_place_only_small_ones_are_kept(redis: Redis, directory: Path) -> None:
     store = ArtifactStore(Broker(redis))
     artifact = await store.put("ann", LARGE[:IN_REDIS_BYTES])
     assert await content(store, artifact) == LARGE[:IN_REDIS_BYTES]
@@ -264,15 +291,20 @@ async def test_without_a_place_only_small_ones_are_kept(redis: Redis, place: Pat
         await store.put("ann", LARGE[: IN_REDIS_BYTES + 1])
 
 
-async def test_when_redis_has_no_room_small_ones_lie_in_files(redis: Redis, place: Path) -> None:
-    store = another(redis, place, room_bytes=10)
+async def test_when_redis_has_no_room_small_ones_lie_in_files(
+    redis: Redis, directory: Path
+) -> None:
+    store = another(redis, directory, room_bytes=10)
     small = await store.put("ann", SMALL)
     other = await store.put("ann", SMALL[::-1])
-    assert (small.is_file, other.is_file) == (False, True)
+    assert not small.is_file
+    assert other.is_file
     assert await content(store, other) == SMALL[::-1]
-    assert other.digest == hashlib.sha256(SMALL[::-1]).hexdigest()
+    assert other.digest == sha256(SMALL[::-1])
+
     with pytest.raises(StorageUnavailable):
         await ArtifactStore(Broker(redis), room_bytes=10).put("ann", b"0123456789")
+
     await store.delete("ann", small.id)
     assert not (await store.put("ann", b"there is")).is_file
 
@@ -295,28 +327,30 @@ async def test_a_key_goes_with_the_same_bytes_alone(redis: Redis, store: Artifac
 
 @pytest.mark.parametrize("data", [SMALL, LARGE])
 async def test_what_has_expired_is_not_found_and_is_cleared(
-    redis: Redis, store: ArtifactStore, place: Path, data: bytes
+    redis: Redis, store: ArtifactStore, directory: Path, data: bytes
 ) -> None:
     artifact = await store.put("ann", data)
     lasting = await store.put("bob", SMALL)
     assert await store.clear() == {}
+
     await expire(redis, artifact)
     with pytest.raises(ArtifactNotFound):
         await store.find("ann", artifact.id)
     assert await store.page("ann", limit=9) == ([], False)
+
+    dry = Janitor(Broker(redis), artifacts=store, dry_run=True)
+    assert await dry.artifacts() == {"expired_artifacts": 1}
+
     janitor = Janitor(Broker(redis), artifacts=store)
-    assert await Janitor(Broker(redis), artifacts=store, dry_run=True).artifacts() == {
-        "expired_artifacts": 1
-    }
     assert await janitor.sweeps["artifacts"]() == {"expired_artifacts": 1}
     assert await janitor.artifacts() == {}
-    assert files_in(place) == []
+    assert files_in(directory) == []
     assert await store.used_bytes("ann") == 0
     assert await store.find("bob", lasting.id) == lasting
 
 
 async def test_what_comes_again_after_its_time_is_new(
-    redis: Redis, store: ArtifactStore, place: Path
+    redis: Redis, store: ArtifactStore, directory: Path
 ) -> None:
     old = await store.put("ann", LARGE)
     await expire(redis, old)
@@ -324,34 +358,40 @@ async def test_what_comes_again_after_its_time_is_new(
     assert new.id != old.id
     assert await store.used_bytes("ann") == len(LARGE)
     assert await store.clear() == {"loose_files": 1}
-    assert files_in(place) == [new.id]
+    assert files_in(directory) == [new.id]
 
 
-async def test_many_are_cleared_by_several_at_once(redis: Redis, place: Path) -> None:
-    stores = [another(redis, place) for _ in range(3)]
+async def test_many_are_cleared_by_several_at_once(redis: Redis, directory: Path) -> None:
+    stores = [another(redis, directory) for _ in range(3)]
+    first, *_ = stores
     for number in range(250):
-        await expire(redis, await stores[0].put("ann", f"{number}".encode()))
+        await expire(redis, await first.put("ann", f"{number}".encode()))
     for number in range(5):
-        await expire(redis, await stores[0].put("ann", LARGE + bytes([number])))
-    found = await asyncio.gather(*(store.clear() for store in stores))
-    assert sum(one["expired_artifacts"] for one in found) == 255
+        await expire(redis, await first.put("ann", LARGE + bytes([number])))
+
+    num_expired = 0
+    for cleared in await asyncio.gather(*[store.clear() for store in stores]):
+        num_expired += cleared["expired_artifacts"]
+    assert num_expired == 255
+
     for store in stores:
         await store.clear()
-    await check_nothing_is_left(redis, place)
+    await check_nothing_is_left(redis, directory)
 
 
-async def test_a_caller_may_want_less_time_but_not_more(redis: Redis, place: Path) -> None:
-    store = another(redis, place, ttl_s=1000)
+async def test_a_caller_may_want_less_time_but_not_more(redis: Redis, directory: Path) -> None:
+    store = another(redis, directory, ttl_s=1000)
     short = await store.put("ann", b"short", Label(lives_s=10))
     long = await store.put("ann", b"long", Label(lives_s=1e6))
-    assert [one.expires_at - one.created_at for one in (short, long)] == [10, 1000]
+    assert short.expires_at - short.created_at == 10
+    assert long.expires_at - long.created_at == 1000
 
 
 # Interrupted
 
 
 async def test_an_upload_that_breaks_off_leaves_nothing(
-    redis: Redis, store: ArtifactStore, place: Path
+    redis: Redis, store: ArtifactStore, directory: Path
 ) -> None:
     async def broken() -> AsyncIterator[bytes]:
         yield LARGE
@@ -359,59 +399,67 @@ async def test_an_upload_that_breaks_off_leaves_nothing(
 
     with pytest.raises(ConnectionResetError):
         await store.put("ann", broken())
-    await check_nothing_is_left(redis, place)
+
+    await check_nothing_is_left(redis, directory)
 
 
-async def test_what_a_dead_front_was_writing_is_removed_in_time(redis: Redis, place: Path) -> None:
-    """Its file is listed, and taken for left once its time is over; until then it may be written
-    to."""
-    dead = another(redis, place, upload_s=3600).upload("ann")
+async def test_what_a_dead_front_was_writing_is_removed_in_time(
+    redis: Redis, directory: Path
+) -> None:
+    """The file of an upload is removed when the upload's time is over, and not before."""
+    dead = another(redis, directory, upload_s=3600).upload("ann")
     await dead.write(LARGE)
-    store = another(redis, place)
+    store = another(redis, directory)
     assert await store.clear() == {}
-    assert files_in(place) == [dead.id]
+    assert files_in(directory) == [dead.id]
+
     await redis.zadd(keys.LOOSE, {dead.id: 1})
     assert await ArtifactStore(Broker(redis)).clear() == {}, (
         "who has no place for files leaves it to others"
     )
     assert await store.clear(dry_run=True) == {"loose_files": 1}
     assert await store.clear() == {"loose_files": 1}
-    await check_nothing_is_left(redis, place)
+
+    await check_nothing_is_left(redis, directory)
     with pytest.raises(StorageUnavailable):
         await dead.keep(PNG)
     assert await store.page("ann", limit=9) == ([], False)
 
 
 async def test_what_dies_between_file_and_record_is_removed(
-    redis: Redis, store: ArtifactStore, place: Path, monkeypatch: pytest.MonkeyPatch
+    redis: Redis, store: ArtifactStore, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file is finished. Once it is due it gets no record any more, so that nobody removes a
-    file that has one."""
+    """A finished file that is due for removal gets no record any more.
+
+    So no file is removed that has a record.
+    """
     record = store.record
-    told: list[Any] = []
+    calls: list[Any] = []
 
     async def die(*args: Any, **options: Any) -> None:
-        told.append((args, options))
+        calls.append((args, options))
         raise ConnectionAbortedError
 
-    async def never(*_: object) -> None:
-        """Whoever is dead takes nothing back."""
+    async def do_nothing(*_: object) -> None:
+        """Take nothing back, since a dead front does not either."""
 
     monkeypatch.setattr(store, "record", die)
-    monkeypatch.setattr(store, "take_back", never)
+    monkeypatch.setattr(store, "take_back", do_nothing)
     with pytest.raises(ConnectionAbortedError):
         await store.put("ann", LARGE)
-    [name] = files_in(place)
+
+    [name] = files_in(directory)
     await redis.zadd(keys.LOOSE, {name: 1})
-    [(args, options)] = told
+    [(args, options)] = calls
     with pytest.raises(InvalidRequest, match="took too long"):
         await record(*args, **options)
     assert await store.clear() == {"loose_files": 1}
-    await check_nothing_is_left(redis, place)
+
+    await check_nothing_is_left(redis, directory)
 
 
 async def test_a_file_stays_whose_record_was_written_though_nobody_heard(
-    redis: Redis, store: ArtifactStore, place: Path, monkeypatch: pytest.MonkeyPatch
+    redis: Redis, store: ArtifactStore, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = store.record
 
@@ -422,35 +470,40 @@ async def test_a_file_stays_whose_record_was_written_though_nobody_heard(
     monkeypatch.setattr(store, "record", lost)
     with pytest.raises(BrokerUnavailable):
         await store.put("ann", LARGE)
+
     [artifact], _ = await store.page("ann", limit=9)
-    assert files_in(place) == [artifact.id]
+    assert files_in(directory) == [artifact.id]
     assert await content(store, artifact) == LARGE
     assert await redis.zcard(keys.LOOSE) == 0
 
 
 async def test_a_repeated_script_stores_once(
-    redis: Redis, store: ArtifactStore, place: Path
+    redis: Redis, store: ArtifactStore, directory: Path
 ) -> None:
-    """As after an answer that was lost on its way."""
+    """A script that is repeated, since its answer was lost, stores one artifact."""
     async with store.upload("ann") as upload:
         await upload.write(LARGE)
         kept = await upload.keep(PNG)
         again = await store.record(upload, PNG, key="", data=None)
-    assert again is not None and again.id == kept.id
-    assert files_in(place) == [kept.id]
+
+    assert again is not None
+    assert again.id == kept.id
+    assert files_in(directory) == [kept.id]
     assert await store.used_bytes("ann") == len(LARGE)
 
 
 async def test_a_place_that_breaks_is_one_error(
-    redis: Redis, store: ArtifactStore, place: Path
+    redis: Redis, store: ArtifactStore, directory: Path
 ) -> None:
     artifact = await store.put("ann", LARGE)
-    for path in (place / "files").iterdir():
+    for path in (directory / "files").iterdir():
         path.unlink()
+
     with pytest.raises(ArtifactNotFound):
         await store.read(artifact)
-    (place / "tmp").rmdir()
-    (place / "tmp").write_text("no folder")
+
+    (directory / "tmp").rmdir()
+    (directory / "tmp").write_text("no folder")
     with pytest.raises(StorageUnavailable):
         await store.put("ann", LARGE + b"other")
 
@@ -459,31 +512,42 @@ async def test_a_place_that_breaks_is_one_error(
 
 
 async def test_pages_go_through_all_once(store: ArtifactStore) -> None:
-    put = [
-        (await store.put("ann", f"{n}".encode(), Label(purpose="odd" if n % 2 else "even"))).id
-        for n in range(7)
-    ]
+    even_ids = []
+    odd_ids = []
+    # Even and odd take turns, so that a page of one purpose passes over the other.
+    for number in range(7):
+        data = f"{number}".encode()
+        if number % 2 == 0:
+            even = await store.put("ann", data, Label(purpose="even"))
+            even_ids.append(even.id)
+        else:
+            odd = await store.put("ann", data, Label(purpose="odd"))
+            odd_ids.append(odd.id)
     await store.put("bob", b"others")
 
     async def listed(limit: int, **options: Any) -> list[str]:
-        found: list[str] = []
+        """Go through all pages, and return the ids in order."""
+        ids: list[str] = []
+        after = ""
         has_more = True
         while has_more:
-            page, has_more = await store.page(
-                "ann", limit=limit, after=found[-1] if found else "", **options
-            )
+            page, has_more = await store.page("ann", limit=limit, after=after, **options)
             assert len(page) <= limit
-            found += [artifact.id for artifact in page]
-        return found
+            for artifact in page:
+                ids.append(artifact.id)
+                after = artifact.id
+
+        return ids
 
     latest_first = await listed(100)
-    assert sorted(latest_first) == sorted(put)
+    assert sorted(latest_first) == sorted(even_ids + odd_ids)
     for limit in (1, 2, 7):
         assert await listed(limit) == latest_first
         assert await listed(limit, is_oldest_first=True) == latest_first[::-1]
-    assert sorted(await listed(2, purpose="odd")) == sorted(put[1::2])
+
+    assert sorted(await listed(2, purpose="odd")) == sorted(odd_ids)
     with pytest.raises(ArtifactNotFound):
-        await store.page("bob", limit=1, after=put[0])
+        await store.page("bob", limit=1, after=even_ids[0])
 
 
 # Others
@@ -492,15 +556,15 @@ async def test_pages_go_through_all_once(store: ArtifactStore) -> None:
 async def test_threads_put_and_read(store: ArtifactStore) -> None:
     beside = BlockingArtifacts(store, asyncio.get_running_loop())
     ref = await asyncio.to_thread(beside.put, "ann", LARGE, PNG)
-    assert (
-        await asyncio.to_thread(lambda: beside.read("ann", ref.id, max_bytes=len(LARGE))) == LARGE
-    )
+    data = await asyncio.to_thread(beside.read, "ann", ref.id, max_bytes=len(LARGE))
+    assert data == LARGE
 
 
 async def test_any_place_that_fsspec_knows(redis: Redis) -> None:
     store = ArtifactStore(Broker(redis), "memory://artifacts-of-a-test")
     artifact = await store.put("ann", in_pieces(LARGE))
     assert await content(store, artifact, CHUNK_BYTES - 5) == LARGE[CHUNK_BYTES - 5 :]
+
     await store.delete("ann", artifact.id)
     with pytest.raises(ArtifactNotFound):
         await store.read(artifact)
@@ -510,8 +574,11 @@ def test_a_reference_is_the_same_bytes_for_ever() -> None:
     ref = ArtifactRef("file-0", "image/png", 9)
     packed = b"\x83\xa2id\xa6file-0\xaamedia_type\xa9image/png\xa9num_bytes\x09"
     assert msgspec.msgpack.encode(ref) == packed
+
     whole = ArtifactRef("file-0", "image/png", 9, "ab", "cat.png")
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(whole), type=ArtifactRef) == whole
+
+    # A later version may add fields, which this one ignores.
     later = msgspec.msgpack.encode(
         {"id": "file-0", "media_type": "image/png", "num_bytes": 9, "unknown": 1}
     )
@@ -531,6 +598,6 @@ def test_a_place_that_is_none_is_refused_at_the_start(redis: Redis, url: str) ->
         open_artifacts(Settings(artifact_url=url), Broker(redis))
 
 
-def test_a_directory_is_made_where_it_is_missing(redis: Redis, place: Path) -> None:
-    open_artifacts(Settings(artifact_url=f"file://{place}"), Broker(redis))
-    assert os.access(place / "files", os.W_OK)
+def test_a_directory_is_made_where_it_is_missing(redis: Redis, directory: Path) -> None:
+    open_artifacts(Settings(artifact_url=f"file://{directory}"), Broker(redis))
+    assert os.access(directory / "files", os.W_OK)

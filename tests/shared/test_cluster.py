@@ -1,8 +1,10 @@
-"""A real Redis Cluster of three nodes with four shards: the queue works on it, across restarts and
-moved slots."""
+"""A real Redis Cluster of three nodes with four shards.
+
+The queue works on it, across restarts and moved slots.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ from shared.telemetry.metrics import JanitorMetrics
 from tests.fixtures.desk import DONE, SAY_HI, Desk
 from tests.fixtures.polling import DEADLINE_S, wait_until
 from tests.fixtures.redis_cluster import RedisCluster, move, redis_cluster, replica_of
+from tests.fixtures.redis_server import RedisServer
 
 SHARDS = 4
 
@@ -44,20 +47,33 @@ async def broker(cluster: RedisCluster) -> AsyncIterator[Broker]:
 
 
 async def on_every_shard(desk: Desk) -> dict[str, Job]:
-    """One waiting job on each."""
+    """Submit until one job waits on each shard; cancel what is too much."""
     jobs: dict[str, Job] = {}
     while len(jobs) < SHARDS:
         (job,) = await desk.submit(tenant=f"t{len(jobs)}")
-        if jobs.setdefault(keys.shard_of(job.id), job) is not job:
+        shard = keys.shard_of(job.id)
+        if shard in jobs:
             await desk.submissions.end([job], Cancelled())
+        else:
+            jobs[shard] = job
+
     return jobs
+
+
+def ids_of(jobs: Iterable[Job]) -> set[str]:
+    return {job.id for job in jobs}
+
+
+def jobs_of(claims: list[Claim]) -> list[Job]:
+    return [claim.job for claim in claims]
 
 
 async def test_shards_lie_on_several_nodes(broker: Broker) -> None:
     assert len(await broker.nodes()) > 1
     await broker.client("00").set("{00}x", 1)
+    # This slot is another node's, whatever the client tries.
     with pytest.raises(UNAVAILABLE):
-        await broker.client("00").set("{01}x", 1)  # another node's, whatever the client tries
+        await broker.client("00").set("{01}x", 1)
 
 
 async def test_jobs_live_on_every_shard_and_are_followed_from_any_node(broker: Broker) -> None:
@@ -67,18 +83,23 @@ async def test_jobs_live_on_every_shard_and_are_followed_from_any_node(broker: B
     assert await desk.counts() == (SHARDS, 0)
 
     async def follow(job: Job) -> list[Event]:
-        reader = LogReader(broker, subscriptions, poll_s=60)  # by pub/sub, not by looking again
+        # The poll is so slow that events can only come by pub/sub.
+        reader = LogReader(broker, subscriptions, poll_s=60)
         return [event async for _, event in reader.follow(job.id)]
 
     following = [asyncio.create_task(follow(job)) for job in jobs.values()]
     claims = await desk.take(9)
-    assert {claim.job.id for claim in claims} == {job.id for job in jobs.values()}
-    said: list[Event] = [Started(1, "w1", 1), Tokens((5,), "a"), DONE]
-    for index, event in enumerate(said):
+    assert ids_of(jobs_of(claims)) == ids_of(jobs.values())
+
+    events: list[Event] = [Started(1, "w1", 1), Tokens((5,), "a"), DONE]
+    for index, event in enumerate(events):
         for claim in claims:
             assert await desk.say(claim, event, after=index)
+
     async with asyncio.timeout(DEADLINE_S):
-        assert await asyncio.gather(*following) == [said] * SHARDS
+        for task in following:
+            assert await task == events
+
     await subscriptions.close()
     assert await desk.counts() == (0, 0)
 
@@ -90,21 +111,24 @@ async def test_a_bell_rings_on_every_shard(broker: Broker) -> None:
 
 
 async def test_a_submit_that_is_repeated_queues_once(broker: Broker) -> None:
-    """Its answer was lost, it had run."""
+    """A submission that had run, and whose answer was lost, is repeated without effect."""
     desk = Desk(broker)
-    order = SubmitRequest("m", (SAY_HI,))
-    request_id, jobs = desk.submissions.jobs_of(order)
+    submit_request = SubmitRequest("m", (SAY_HI,))
+    request_id, [job] = desk.submissions.jobs_of(submit_request)
+
     for _ in range(3):
-        made = await desk.submissions.submit(order, request_id, jobs, Quota(), QueueLimits(1))
-        assert made.job_ids == (jobs[0].id,)
+        request = await desk.submissions.submit(
+            submit_request, request_id, [job], Quota(), QueueLimits(1)
+        )
+        assert request.job_ids == (job.id,)
+
     assert await desk.counts() == (1, 0)
 
 
 async def test_a_script_whose_connection_is_cut_runs_again(
     broker: Broker, cluster: RedisCluster
 ) -> None:
-    """Every connection of every node is cut between two appends, and behind the back of open
-    ones."""
+    """Appends go on while every connection of every node is cut between them."""
     desk = Desk(broker, lease_s=60)
     await on_every_shard(desk)
     claims = await desk.take(9)
@@ -121,23 +145,25 @@ async def cut_all(cluster: RedisCluster) -> None:
 
 
 async def test_a_slot_that_moves_is_found_again(broker: Broker, cluster: RedisCluster) -> None:
-    """MOVED: clients, pipelines and waiting workers go where the slot went, with all that was in
-    it."""
+    """MOVED: clients and pipelines follow a slot to its new node, with all that was in it."""
     desk = Desk(broker, lease_s=60)
     jobs = await on_every_shard(desk)
     slot = key_slot(b"00")
-    origin = cluster.owner(slot)
-    target = next(node for node in cluster.nodes if node is not origin)
+    origin, target = origin_and_target(cluster, slot)
+
     await asyncio.to_thread(move, slot, origin, target)
+
     try:
         assert await desk.counts() == (SHARDS, 0), "a pipeline"
+
         claims = await desk.take(9)
-        assert {claim.job.id for claim in claims} == {job.id for job in jobs.values()}, "scripts"
+        assert ids_of(jobs_of(claims)) == ids_of(jobs.values()), "scripts"
         assert await desk.events(jobs["00"]) == [], "a read"
         for claim in claims:
             assert await desk.say(claim, DONE)
     finally:
         await asyncio.to_thread(move, slot, target, origin)
+
     assert await desk.counts() == (0, 0)
 
 
@@ -147,30 +173,44 @@ async def test_a_slot_on_the_move_is_unavailable_for_so_long(
     """A script must see all keys of its shard or none: between two nodes it is refused."""
     desk = Desk(broker)
     slot = key_slot(b"00")
-    origin = cluster.owner(slot)
-    target = next(node for node in cluster.nodes if node is not origin)
+    origin, target = origin_and_target(cluster, slot)
+
     async with Redis.from_url(origin.url) as source, Redis.from_url(target.url) as sink:
         target_id = (await sink.execute_command("CLUSTER", "MYID")).decode()
         await source.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", target_id)
         with pytest.raises(UNAVAILABLE):
             await desk.take(1)
         await source.execute_command("CLUSTER", "SETSLOT", slot, "STABLE")
+
     assert await desk.take(1) == []
 
 
+def origin_and_target(cluster: RedisCluster, slot: int) -> tuple[RedisServer, RedisServer]:
+    """Return the node that owns the slot, and one that does not."""
+    origin = cluster.owner(slot)
+    [target, *_] = [node for node in cluster.nodes if node is not origin]
+    return origin, target
+
+
 async def test_a_node_that_restarts_is_waited_for(broker: Broker, cluster: RedisCluster) -> None:
-    """While it is away its shards, and then all, are unavailable by name; afterwards all goes on
-    from its file."""
+    """A node that is away makes its shards, and soon all of them, unavailable.
+
+    When it is back all goes on from its file.
+    """
     desk = Desk(broker, lease_s=60)
     await on_every_shard(desk)
     claims = await desk.take(9)
     node = cluster.owner(key_slot(b"00"))
-    mine = next(claim for claim in claims if keys.shard_of(claim.job.id) == "00")
+    [on_node] = [claim for claim in claims if keys.shard_of(claim.job.id) == "00"]
+
     node.stop()
+
     try:
         with pytest.raises(UNAVAILABLE):
-            await desk.say(mine, Tokens((1,), "a"))
+            await desk.say(on_node, Tokens((1,), "a"))
+
         wait_until(lambda: cluster.states(but=node) == {"fail"}, "the others notice")
+
         for claim in claims:
             with pytest.raises(UNAVAILABLE):
                 await desk.say(claim, Tokens((1,), "a"))
@@ -178,37 +218,46 @@ async def test_a_node_that_restarts_is_waited_for(broker: Broker, cluster: Redis
                 await desk.reader.read(claim.job.id)
     finally:
         node.start()
+
     wait_until(lambda: cluster.states() == {"ok"}, "the cluster is whole again")
     for claim in claims:
         assert await desk.say(claim, Tokens((1,), "a"), DONE)
+
     assert await desk.counts() == (0, 0)
 
 
 async def test_a_replica_takes_over_for_clients_that_go_on(tmp_path: Path) -> None:
-    """A failover: the node is gone for good, and its shards are found where they are now."""
+    """After a failover clients find the shards of the lost node at its replica."""
     with redis_cluster(tmp_path) as cluster:
         node = cluster.owner(key_slot(b"00"))
+
         with replica_of(node, cluster, tmp_path / "replica") as replica:
             async with open_broker(node.url) as broker:
                 desk = Desk(broker, lease_s=60)
                 await desk.submit()
                 (claim,) = await desk.take(1)
+
                 async with Redis.from_url(node.url) as dying:
+                    # The replica has all before the node goes.
                     await dying.execute_command("WAIT", 1, 5000)
+
                 node.stop()
+
                 async with Redis.from_url(replica.url) as heir:
                     await heir.execute_command("CLUSTER", "FAILOVER", "TAKEOVER")
                     async with asyncio.timeout(DEADLINE_S):
                         while (await heir.info("replication"))["role"] != "master":
                             await asyncio.sleep(0.01)
+
                 async with asyncio.timeout(DEADLINE_S):
-                    while not await said(desk, claim):
+                    while not await could_append_end(desk, claim):
                         await asyncio.sleep(0.05)
+
                 assert await desk.counts() == (0, 0)
 
 
-async def said(desk: Desk, claim: Claim) -> bool:
-    """Whether it could be said; the other nodes need a moment to hear of the failover."""
+async def could_append_end(desk: Desk, claim: Claim) -> bool:
+    """Return False while the other nodes have not heard of the failover."""
     try:
         return await desk.say(claim, DONE)
     except UNAVAILABLE:
@@ -220,38 +269,44 @@ async def test_everybody_divides_it_alike(broker: Broker, cluster: RedisCluster)
     with pytest.raises(SettingsError, match="redis_shards: this Redis is divided into 4, got 2"):
         async with open_broker(cluster.url, 2):
             pass
+
     async with open_broker(cluster.nodes[2].url, SHARDS) as other:
         assert len(other.shards) == SHARDS, "any node is a door"
 
 
 async def test_the_janitor_and_its_clock_live_on_it_too(broker: Broker) -> None:
     desk = Desk(broker)
-    for job in (await on_every_shard(desk)).values():
+    jobs = await on_every_shard(desk)
+    for shard, job in jobs.items():
         past = {"expires_ms": "1", "deadline_ms": "1"}
-        await broker.client(keys.shard_of(job.id)).hset(keys.job(job.id), mapping=past)  # type: ignore[misc]
+        await broker.client(shard).hset(keys.job(job.id), mapping=past)  # type: ignore[misc]
+
     metrics = JanitorMetrics()
     worker = make_worker(broker, Janitor(broker, grace_s=0), metrics, burst=True)
     await worker.pool.enqueue_job(f"{{{TAG}}}:jobs", _job_id=f"{{{TAG}}}:jobs:1")
     await worker.async_run()
-    assert (
-        metrics.registry.get_sample_value("aios_janitor_found_total", {"what": "late_jobs"})
-        == SHARDS
-    )
+
+    late_jobs = metrics.registry.get_sample_value("aios_janitor_found_total", {"what": "late_jobs"})
+    assert late_jobs == SHARDS
     assert await desk.counts() == (0, 0)
 
 
 async def test_artifacts_live_on_one_node(broker: Broker, tmp_path: Path) -> None:
     store = ArtifactStore(broker, str(tmp_path))
-    large = bytes(2 * IN_REDIS_BYTES)
-    put = [await store.put("ann", data) for data in (b"small", large)]
-    assert [await store.find("ann", artifact.id) for artifact in put] == put
-    assert {artifact.id for artifact in (await store.page("ann", limit=9))[0]} == {
-        one.id for one in put
-    }
-    assert await store.read_all("ann", put[1].id, max_bytes=len(large)) == large
-    await store.delete("ann", put[0].id)
-    await broker.client(keys.ARTIFACTS).hset(keys.artifact(put[1].id), "expires_ms", 1)  # type: ignore[misc]
-    await broker.client(keys.ARTIFACTS).zadd(keys.EXPIRING, {put[1].id: 1})
+    large_data = bytes(2 * IN_REDIS_BYTES)
+    small = await store.put("ann", b"small")
+    large = await store.put("ann", large_data)
+    assert await store.find("ann", small.id) == small
+    assert await store.find("ann", large.id) == large
+
+    page, _ = await store.page("ann", limit=9)
+    assert {artifact.id for artifact in page} == {small.id, large.id}
+    assert await store.read_all("ann", large.id, max_bytes=len(large_data)) == large_data
+
+    await store.delete("ann", small.id)
+    client = broker.client(keys.ARTIFACTS)
+    await client.hset(keys.artifact(large.id), "expires_ms", 1)  # type: ignore[misc]
+    await client.zadd(keys.EXPIRING, {large.id: 1})
     assert await Janitor(broker, artifacts=store).artifacts() == {"expired_artifacts": 1}
     assert await store.used_bytes("ann") == 0
 
@@ -265,8 +320,10 @@ async def test_without_any_node_the_failure_is_a_connection_error() -> None:
 async def test_a_connection_that_was_closed_under_us_is_a_lost_one(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """uvloop refuses to write to a closed transport with a RuntimeError, which redis-py lets
-    through."""
+    """A RuntimeError of a closed transport counts as a lost connection.
+
+    uvloop raises it on a write, and redis-py lets it through.
+    """
     async with open_broker(redis_url) as broker:
         client = broker.client("00")
         await client.ping()

@@ -1,4 +1,4 @@
-"""The small HTTP server: a few paths, and nothing that a caller sends harms it."""
+"""The small HTTP server answers a few paths, and nothing that a caller sends harms it."""
 
 import asyncio
 import errno
@@ -21,16 +21,17 @@ async def hello() -> Answer:
 async def test_it_answers_its_paths_alone() -> None:
     async with listening(HERE, "port", {"/hello": hello}) as port, httpx.AsyncClient() as client:
         url = f"http://127.0.0.1:{port}"
-        found = await client.get(f"{url}/hello?x=1")
-        assert (found.status_code, found.text, found.headers["content-type"]) == (
-            200,
-            "hello",
-            "text/plain",
-        )
+        answer = await client.get(f"{url}/hello?x=1")
+        assert answer.status_code == 200
+        assert answer.text == "hello"
+        assert answer.headers["content-type"] == "text/plain"
+
         assert (await client.head(f"{url}/hello")).headers["content-length"] == "5"
         assert (await client.get(f"{url}/other")).status_code == 404
+
         refused = await client.post(f"{url}/hello", json={})
-        assert (refused.status_code, refused.headers["Allow"]) == (405, "GET, HEAD")
+        assert refused.status_code == 405
+        assert refused.headers["Allow"] == "GET, HEAD"
 
 
 @pytest.mark.parametrize("sent", [b"\r\n\r\n", b"x" * 20_000, b"\x00\xff \r\n\r\n", b"GET /hello"])
@@ -41,6 +42,7 @@ async def test_nonsense_harms_nobody(sent: bytes) -> None:
         writer.write_eof()
         answer = await reader.read()
         assert answer == b"" or b" 404 " in answer
+
         writer.close()
         async with httpx.AsyncClient() as client:
             assert (await client.get(f"http://127.0.0.1:{port}/hello")).text == "hello"
@@ -55,38 +57,43 @@ async def test_a_port_in_use_is_told_by_the_settings_name() -> None:
 
 
 async def test_a_host_has_one_port_on_all_its_addresses() -> None:
-    """`localhost` may be two addresses; whichever a caller takes answers."""
+    """A host with two addresses, as `localhost` may have, answers on both at one port."""
     settings = Settings(host="localhost", port=0)
+
     async with (
         listening(settings, "port", {"/hello": hello}) as port,
         httpx.AsyncClient() as client,
     ):
         assert (await client.get(f"http://localhost:{port}/hello")).text == "hello"
+
     with open_port(settings, "port") as sockets:
-        assert {item.getsockname()[1] for item in sockets} == {port_of(sockets)}
-        families = {
-            entry[0] for entry in socket.getaddrinfo("localhost", 0, type=socket.SOCK_STREAM)
-        }
-        assert {item.family for item in sockets} <= families
+        addresses = socket.getaddrinfo("localhost", 0, type=socket.SOCK_STREAM)
+        families = {family for family, *_ in addresses}
+        assert sockets
+        for each in sockets:
+            assert each.getsockname()[1] == port_of(sockets)
+            assert each.family in families
 
 
 async def test_small_answers_are_sent_at_once() -> None:
-    """asyncio turns Nagle's algorithm off only for sockets that it knows to be TCP, and streams are
-    small writes."""
-    delays: list[int] = []
+    """Nagle's algorithm is off for each connection, since streams are small writes.
 
-    async def look(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        delays.append(
-            writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        )
+    asyncio turns it off only for sockets that it knows to be TCP.
+    """
+    no_delay: list[int] = []
+
+    async def note_option(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = writer.get_extra_info("socket")
+        no_delay.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
         writer.close()
 
-    with open_port(HERE, "port") as (item,):
-        async with await asyncio.start_server(look, sock=item):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port_of([item]))
+    with open_port(HERE, "port") as (listener,):
+        async with await asyncio.start_server(note_option, sock=listener):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port_of([listener]))
             await reader.read()
             writer.close()
-    assert delays == [1]
+
+    assert no_delay == [1]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
-"""The wire: pinned bytes, so that a rolling upgrade cannot break unnoticed, and tolerance for what
-is new."""
+"""The messages on the wire.
+
+Their bytes are pinned, so that a rolling upgrade cannot break unnoticed, and new fields are
+tolerated.
+"""
 
 import struct
 from typing import get_args
@@ -53,63 +56,67 @@ from shared.messages import (
     name_of,
 )
 from shared.tasks.echo_task import EchoTask
-from shared.tasks.task_table import TASKS, cost_of, info_of, slots_of
+from shared.tasks.task_table import TASKS, cost_of, info_of, places_of
 from shared.tasks.vectors import pack, unpack
 from shared.telemetry.tracing import Trace
 
 GOLDEN: list[tuple[Event, str]] = [
     (
         Started(1, "w", 5),
-        "84a474797065a773746172746564a565706f636801a6776f726b6572a177b16e756d5f70726f6d70745f746f6b656e7305",
+        "84a474797065a773746172746564a565706f636801a6776f726b6572a177b16e756d5f70726f6d70"
+        "745f746f6b656e7305",
     ),
     (Tokens((7, 300), "ab"), "83a474797065a6746f6b656e73a36964739207cd012ca474657874a26162"),
     (
         Tokens((7,), "a", 2, (TokenLogprob(-0.5, "a", ((7, "a", -0.5),)),), "stop"),
-        "86a474797065a6746f6b656e73a36964739107a474657874a161a663686f69636502a86c6f6770726f62739183a76c6f6770726f62cb"
-        "bfe0000000000000a5746f6b656ea161a3746f70919307a161cbbfe0000000000000ad66696e6973685f726561736f6ea473746f70",
+        "86a474797065a6746f6b656e73a36964739107a474657874a161a663686f69636502a86c6f677072"
+        "6f62739183a76c6f6770726f62cbbfe0000000000000a5746f6b656ea161a3746f70919307a161cb"
+        "bfe0000000000000ad66696e6973685f726561736f6ea473746f70",
     ),
     (Progress(3, 7, "x"), "84a474797065a870726f6772657373a4646f6e6503a5746f74616c07a46e6f7465a178"),
     (Cancelled(), "81a474797065a963616e63656c6c6564"),
     (
         Done("stop", 5, 2),
-        "84a474797065a4646f6e65ad66696e6973685f726561736f6ea473746f70b16e756d5f70726f6d70745f746f6b656e73"
-        "05b56e756d5f636f6d706c6574696f6e5f746f6b656e7302",
+        "84a474797065a4646f6e65ad66696e6973685f726561736f6ea473746f70b16e756d5f70726f6d70"
+        "745f746f6b656e7305b56e756d5f636f6d706c6574696f6e5f746f6b656e7302",
     ),
     (
         Done("length", 3, 1, result=Generated(num_amended=1)),
-        "85a474797065a4646f6e65ad66696e6973685f726561736f6ea66c656e677468b16e756d5f70726f6d70745f746f6b656e7303b5"
-        "6e756d5f636f6d706c6574696f6e5f746f6b656e7301a6726573756c7482a474797065a867656e6572617465ab6e756d5f616d65"
-        "6e64656401",
+        "85a474797065a4646f6e65ad66696e6973685f726561736f6ea66c656e677468b16e756d5f70726f"
+        "6d70745f746f6b656e7303b56e756d5f636f6d706c6574696f6e5f746f6b656e7301a6726573756c"
+        "7482a474797065a867656e6572617465ab6e756d5f616d656e64656401",
     ),
     (
         Done("solve", 4, 0, result=Solution(((1, 2), "#G"), 0.75, 8, True)),
-        "85a474797065a4646f6e65ad66696e6973685f726561736f6ea5736f6c7665b16e756d5f70726f6d70745f746f6b656e7304b56e"
-        "756d5f636f6d706c6574696f6e5f746f6b656e7300a6726573756c7485a474797065a5736f6c7665a46772696492920102a22347"
-        "aa636f6e666964656e6365cb3fe8000000000000a5737465707308a969735f68616c746564c3",
+        "85a474797065a4646f6e65ad66696e6973685f726561736f6ea5736f6c7665b16e756d5f70726f6d"
+        "70745f746f6b656e7304b56e756d5f636f6d706c6574696f6e5f746f6b656e7300a6726573756c74"
+        "85a474797065a5736f6c7665a46772696492920102a22347aa636f6e666964656e6365cb3fe80000"
+        "00000000a5737465707308a969735f68616c746564c3",
     ),
     (
         Done("tokenize", 2, 0, result=Tokenized((1, 300), ("a", "b"))),
-        "85a474797065a4646f6e65ad66696e6973685f726561736f6ea8746f6b656e697a65b16e756d5f70726f6d70745f746f6b656e73"
-        "02b56e756d5f636f6d706c6574696f6e5f746f6b656e7300a6726573756c7483a474797065a8746f6b656e697a65a36964739201"
-        "cd012ca5746578747392a161a162",
+        "85a474797065a4646f6e65ad66696e6973685f726561736f6ea8746f6b656e697a65b16e756d5f70"
+        "726f6d70745f746f6b656e7302b56e756d5f636f6d706c6574696f6e5f746f6b656e7300a6726573"
+        "756c7483a474797065a8746f6b656e697a65a36964739201cd012ca5746578747392a161a162",
     ),
     (
         Done("detokenize", 1, 0, result=Detokenized("")),
-        "85a474797065a4646f6e65ad66696e6973685f726561736f6eaa6465746f6b656e697a65b16e756d5f70726f6d70745f746f6b65"
-        "6e7301b56e756d5f636f6d706c6574696f6e5f746f6b656e7300a6726573756c7482a474797065aa6465746f6b656e697a65a474"
-        "657874a0",
+        "85a474797065a4646f6e65ad66696e6973685f726561736f6eaa6465746f6b656e697a65b16e756d"
+        "5f70726f6d70745f746f6b656e7301b56e756d5f636f6d706c6574696f6e5f746f6b656e7300a672"
+        "6573756c7482a474797065aa6465746f6b656e697a65a474657874a0",
     ),
     (
         Done("embed", 3, 0, result=Embedded(pack([0.5, -2.0]))),
-        "85a474797065a4646f6e65ad66696e6973685f726561736f6ea5656d626564b16e756d5f70726f6d70745f746f6b656e7303b56e"
-        "756d5f636f6d706c6574696f6e5f746f6b656e7300a6726573756c7482a474797065a5656d626564a6766563746f72c408000000"
-        "3f000000c0",
+        "85a474797065a4646f6e65ad66696e6973685f726561736f6ea5656d626564b16e756d5f70726f6d"
+        "70745f746f6b656e7303b56e756d5f636f6d706c6574696f6e5f746f6b656e7300a6726573756c74"
+        "82a474797065a5656d626564a6766563746f72c4080000003f000000c0",
     ),
     (
         Done("classify", 3, 0, result=Labelled((Label("good", 0.75),))),
-        "85a474797065a4646f6e65ad66696e6973685f726561736f6ea8636c617373696679b16e756d5f70726f6d70745f746f6b656e73"
-        "03b56e756d5f636f6d706c6574696f6e5f746f6b656e7300a6726573756c7482a474797065a8636c617373696679a66c6162656c"
-        "739182a46e616d65a4676f6f64a573636f7265cb3fe8000000000000",
+        "85a474797065a4646f6e65ad66696e6973685f726561736f6ea8636c617373696679b16e756d5f70"
+        "726f6d70745f746f6b656e7303b56e756d5f636f6d706c6574696f6e5f746f6b656e7300a6726573"
+        "756c7482a474797065a8636c617373696679a66c6162656c739182a46e616d65a4676f6f64a57363"
+        "6f7265cb3fe8000000000000",
     ),
 ]
 
@@ -135,7 +142,23 @@ JOBS = [
     Job(
         "00" + "d" * 32,
         "m",
-        Generate("hi", Sampling(4, 0, 0.5, 0.9, 3, ("x",), 2, 0.1, 2, True, (5,), ((7, -1.5),))),
+        Generate(
+            "hi",
+            Sampling(
+                max_tokens=4,
+                seed=0,
+                temperature=0.5,
+                top_p=0.9,
+                top_k=3,
+                stop=("x",),
+                n=2,
+                min_p=0.1,
+                min_tokens=2,
+                ignore_eos=True,
+                stop_ids=(5,),
+                logit_bias=((7, -1.5),),
+            ),
+        ),
     ),
     Job(
         "00" + "e" * 32,
@@ -179,11 +202,11 @@ def test_jobs_round_trip(job: Job) -> None:
 
 
 def test_golden_bytes_of_a_puzzle() -> None:
-    """Both kinds of rows, and a field left out, as fronts write them."""
+    """A puzzle's rows of either kind are pinned, and a field with its default is left out."""
     job = Job("00", "m", Solve(((0, 9), "#G"), identifier=2, halt="max"))
     expected = (
-        "83a26964a23030a56d6f64656ca16da47461736b84a474797065a5736f6c7665a670757a7a6c6592920009a22347aa69"
-        "64656e74696669657202a468616c74a36d6178"
+        "83a26964a23030a56d6f64656ca16da47461736b84a474797065a5736f6c7665a670757a7a6c6592"
+        "920009a22347aa6964656e74696669657202a468616c74a36d6178"
     )
     assert encode(job).hex() == expected
 
@@ -193,8 +216,9 @@ def test_golden_bytes_of_a_puzzle() -> None:
     [
         (
             Generate(Chat((Turn("user", "hi"),)), Sampling(4, 0)),
-            "83a474797065a867656e6572617465a670726f6d707481a86d657373616765739182a4726f6c65a475736572a7636f6e74656e74a26869"
-            "a873616d706c696e67de0002aa6d61785f746f6b656e7304a47365656400",
+            "83a474797065a867656e6572617465a670726f6d707481a86d657373616765739182a4726f6c65a4"
+            "75736572a7636f6e74656e74a26869a873616d706c696e67de0002aa6d61785f746f6b656e7304a4"
+            "7365656400",
         ),
         (Tokenize("hi"), "82a474797065a8746f6b656e697a65a670726f6d7074a26869"),
         (Detokenize((7,)), "82a474797065aa6465746f6b656e697a65a36964739107"),
@@ -207,24 +231,28 @@ def test_golden_bytes_of_a_puzzle() -> None:
     ],
 )
 def test_golden_bytes_of_tasks(task: Task, expected: str) -> None:
-    assert (
-        encode(Job("00", "m", task)).hex() == "83a26964a23030a56d6f64656ca16da47461736b" + expected
-    )
+    head_of_job = "83a26964a23030a56d6f64656ca16da47461736b"
+    assert encode(Job("00", "m", task)).hex() == head_of_job + expected
 
 
 def test_tasks_have_names_and_costs() -> None:
-    """About what they take, whatever they are."""
-    names = [name_of(job.task) for job in JOBS]
-    assert set(names) == set(TASKS)
-    assert all(cost_of(job.task) > 0 for job in JOBS)
+    """Every task has a name, and a cost in tokens that is about what it takes."""
+    names = {name_of(job.task) for job in JOBS}
+    assert names == set(TASKS)
+    for job in JOBS:
+        assert cost_of(job.task) > 0
+
     words = Chat((Turn("system", "x" * 40), Turn("user", "y" * 40)))
+    # Four characters count as a token, and each text as one more.
     assert cost_of(Generate(words, Sampling(8, 0))) == 8 + 2 * 11
-    assert cost_of(Embed("x" * 40)) == cost_of(Classify("x" * 40)) == 11
-    assert cost_of(Tokenize("x" * 4000)) == cost_of(Detokenize((1,) * 4000)) == 1
+    assert cost_of(Embed("x" * 40)) == 11
+    assert cost_of(Classify("x" * 40)) == 11
+    assert cost_of(Tokenize("x" * 4000)) == 1
+    assert cost_of(Detokenize((1,) * 4000)) == 1
 
 
 def test_vectors_come_back() -> None:
-    """Four bytes a number, and only whole ones."""
+    """A vector has four bytes for each number, and other lengths are refused."""
     assert pack([1.0, -2.5]) == struct.pack("<2f", 1.0, -2.5)
     assert unpack(pack([1.0, -2.5])) == [1.0, -2.5]
     with pytest.raises(ValueError, match="multiple"):
@@ -232,75 +260,106 @@ def test_vectors_come_back() -> None:
 
 
 def test_a_trace_is_optional_on_the_wire() -> None:
-    """A front that does not trace says nothing of it, and its job is as it was; so with a worker's
-    Started."""
+    """A front that does not trace writes the same job as before, without the field.
+
+    A worker's Started carries the trace if there is one.
+    """
     plain = Job("00", "m", Tokenize("hi"))
     traced = msgspec.structs.replace(plain, trace=Trace(f"00-{'a' * 32}-{'b' * 16}-01", "x=y"))
     assert decode_job(encode(traced)) == traced
     assert b"trace" not in encode(decode_job(encode(plain)))
+
     started = Started(1, "w", 5, trace=traced.trace)
     assert decode_event(encode(started)) == started
     assert len({plain, traced}) == 2
 
 
 def test_unknown_fields_and_missing_optional_ones_are_fine() -> None:
-    """A newer front may say more, an older one less."""
+    """A newer front may send more fields, an older one fewer."""
     wire = msgspec.msgpack.decode(encode(JOBS[0]))
     wire["colour"] = "green"
     wire["task"]["sampling"]["typical_p"] = 0.3
     assert decode_job(msgspec.msgpack.encode(wire)) == JOBS[0]
+
     del wire["task"]["sampling"]["temperature"]
-    assert decode_job(msgspec.msgpack.encode(wire)).task.sampling.temperature == 1.0  # type: ignore[union-attr]
+    task = decode_job(msgspec.msgpack.encode(wire)).task
+    assert isinstance(task, Generate)
+    assert task.sampling.temperature == 1.0
 
 
 def test_events_and_presence_round_trip() -> None:
     done = Done("score", 3, 0, result=Scored((ContinuationScore(-1.5, 2, True),)))
     assert decode_event(encode(done)) == done
-    worker = WorkerInfo(
-        "w", "ready", (ModelInfo("m", "echo", "found", 10, 5, 2, is_default=True),), 3
+
+    model = ModelInfo(
+        "m",
+        runner="echo",
+        found="found",
+        context_window=10,
+        max_new_tokens=5,
+        max_batch=2,
+        prompting=Prompting("{problem}", top_k=3, temperature=0.0),
     )
+    assert decode_model(encode(model)) == model
+
+    default_model = ModelInfo(
+        "m",
+        runner="echo",
+        found="found",
+        context_window=10,
+        max_new_tokens=5,
+        max_batch=2,
+        is_default=True,
+    )
+    worker = WorkerInfo("w", "ready", (default_model,), in_flight=3)
     assert decode_worker(encode(worker)) == worker
-    asked = ModelInfo(
-        "m", "echo", "found", 10, 5, 2, prompting=Prompting("{problem}", top_k=3, temperature=0.0)
-    )
-    assert decode_model(encode(asked)) == asked
-    more = WorkerInfo(
+
+    loading = WorkerInfo(
         "w", "ready", (), residences={"m": "loading"}, unloads={"m": 2**60}, obstacles={"n": "why"}
     )
-    assert decode_worker(encode(more)) == more
+    assert decode_worker(encode(loading)) == loading
     assert set(msgspec.msgpack.decode(encode(worker))) == {"id", "state", "models", "in_flight"}
 
 
 def test_an_error_survives_the_wire_with_its_status() -> None:
-    """DESIGN 6: every error has its code; one that this version does not know is an internal
-    error."""
+    """DESIGN 6: every error has its code, and a code that is unknown here is an internal error."""
     for kind in FleetError.__subclasses__():
-        back = from_event(kind("why", field="prompt").as_event())
-        assert (type(back), back.message, back.field) == (kind, "why", "prompt")
+        error = from_event(kind("why", field="prompt").as_event())
+        assert type(error) is kind
+        assert error.message == "why"
+        assert error.field == "prompt"
     assert QueueFull.status == 429
     assert type(from_event(Failed("from_the_future", "?"))) is FleetError
 
 
 def test_every_task_has_a_row() -> None:
+    specs = set()
+    results = set()
     for name, info in TASKS.items():
         assert info.spec.__struct_config__.tag == name
-        assert info.result is None or info.result.__struct_config__.tag == name
-    specs = {info.spec for info in TASKS.values() if not issubclass(info.spec, OtherTask)}
+
+        if not issubclass(info.spec, OtherTask):
+            specs.add(info.spec)
+
+        if info.result is None:
+            continue
+
+        assert info.result.__struct_config__.tag == name
+
+        if not issubclass(info.result, OtherResult):
+            results.add(info.result)
+
     assert specs == set(get_args(Task)) - {OtherTask}
-    results = {
-        info.result
-        for info in TASKS.values()
-        if info.result and not issubclass(info.result, OtherResult)
-    }
     assert results == set(get_args(Result)) - {OtherResult}
 
 
 def test_what_may_be_answered_again() -> None:
-    greedy, other, sampled = (
-        Generate("a", Sampling(4, seed, temperature=heat))
-        for seed, heat in ((1, 0), (2, 0), (3, 1))
-    )
-    assert info_of(greedy).repeated(greedy) == info_of(other).repeated(other)
+    greedy = Generate("a", Sampling(4, seed=1, temperature=0))
+    other_seed = Generate("a", Sampling(4, seed=2, temperature=0))
+    sampled = Generate("a", Sampling(4, seed=3, temperature=1))
+    assert info_of(greedy).repeated(greedy) == info_of(other_seed).repeated(other_seed)
     assert info_of(sampled).repeated(sampled) is None
     assert info_of(Embed("a")).repeated(Embed("a")) == Embed("a")
-    assert [slots_of(task) for task in (Generate("a", Sampling(4, 0, n=3)), Embed("a"))] == [3, 1]
+
+    assert places_of(Generate("a", Sampling(4, 0, n=3))) == 3
+    assert places_of(Embed("a")) == 1

@@ -1,5 +1,4 @@
-"""The numbers of a model: all that is said of them is said in their one list, and everything else
-reads it."""
+"""The numbers of a model are described in one list, and everything else reads it."""
 
 import pytest
 
@@ -12,22 +11,36 @@ from shared.telemetry.metrics import Metrics, WorkerMetrics
 from shared.telemetry.model_load import NUMBERS, ModelLoad
 from worker.host.metrics_reporter import _MEASURES
 
-MODEL = ModelInfo("m", "echo", "found", 9, 9, 4)
+MODEL = ModelInfo(
+    "m", runner="echo", found="found", context_window=9, max_new_tokens=9, max_batch=4
+)
 
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_a_number_is_measured_and_told_wherever_its_field_says(name: str) -> None:
     number = NUMBERS[name]
-    loads = [ModelLoad("m", **{name: value}) for value in (7, 5)]  # type: ignore[arg-type]
-    workers = tuple(WorkerInfo(load.id, "ready", (MODEL,), loads=(load,)) for load in loads)
+    first = worker_with(name, value=7)
+    second = worker_with(name, value=5)
+
     assert name in _MEASURES
-    assert [decode_worker(encode(worker)) for worker in workers] == list(workers)
+    assert decode_worker(encode(first)) == first
+    assert decode_worker(encode(second)) == second
     assert (name in WorkerMetrics().by_model) == (number.metric is not None)
     assert number.meaning.endswith(".")
+
     if number.total is not None:
         assert name in Metrics().fleet.by_name
-        expected = 12 if number.total.how == "sum" else 7
-        assert of_workers(Fleet(workers, {"m": MODEL}))[name] == {("m",): expected}
+
+        totals = of_workers(Fleet((first, second), {"m": MODEL}))
+        if number.total.how == "sum":
+            assert totals[name] == {("m",): 12}
+        else:
+            assert totals[name] == {("m",): 7}
+
+
+def worker_with(name: str, value: int) -> WorkerInfo:
+    load = ModelLoad("m", **{name: value})  # type: ignore[arg-type]
+    return WorkerInfo(load.id, "ready", (MODEL,), loads=(load,))
 
 
 def test_nothing_else_is_measured() -> None:
@@ -35,23 +48,45 @@ def test_nothing_else_is_measured() -> None:
 
 
 def test_columns_are_shown() -> None:
-    lookups = {"prefix_lookups": 4, "prefix_hits": 1}
-    steps = {"steps_done": 1, "steps_total": 2}
     model = WorkerModel(
-        "m", running=3, max_batch=4, tokens_per_s=1500.0, step_s=0.25, **lookups, **steps
+        "m",
+        running=3,
+        max_batch=4,
+        tokens_per_s=1500.0,
+        step_s=0.25,
+        prefix_lookups=4,
+        prefix_hits=1,
+        steps_done=1,
+        steps_total=2,
     )
-    told = Snapshot("now", "ready", workers=(Worker("w", "ready", "p", 1.0, 0, 0, 0, 0, (model,)),))
-    title, row = (line for line in screen(View(told), 300) if line.startswith(("WORKER", "w ")))
-    cells = dict(zip(title.split(), row.split(), strict=False))
-    assert {name: cells[name] for name in ("BATCH", "DONE", "KV", "HITS", "TOK/S", "STEP")} == {
-        "BATCH": "3/4",
-        "DONE": "50%",
-        "KV": "-",
-        "HITS": "25%",
-        "TOK/S": "1.5k",
-        "STEP": "250ms",
-    }
+    worker = Worker(
+        id="w",
+        state="ready",
+        pool="p",
+        uptime_s=1.0,
+        in_flight=0,
+        memory_bytes=0,
+        device_bytes=0,
+        stale_appends=0,
+        models=(model,),
+    )
+    snapshot = Snapshot("now", "ready", workers=(worker,))
+    lines = screen(View(snapshot), 300)
+    [title] = [line for line in lines if line.startswith("WORKER")]
+    [row] = [line for line in lines if line.startswith("w ")]
+    titles = title.split()
+    cells = dict(zip(titles, row.split(), strict=False))
+
+    assert cells["BATCH"] == "3/4"
+    assert cells["DONE"] == "50%"
+    assert cells["KV"] == "-"
+    assert cells["HITS"] == "25%"
+    assert cells["TOK/S"] == "1.5k"
+    assert cells["STEP"] == "250ms"
+
     for number in NUMBERS.values():
-        assert number.column is None or number.column.title in title.split()
-        whole = number.column.whole if number.column else ""
-        assert not whole or whole in WorkerModel.__struct_fields__
+        if number.column is None:
+            continue
+        assert number.column.title in titles
+        if number.column.whole:
+            assert number.column.whole in WorkerModel.__struct_fields__

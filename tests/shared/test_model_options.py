@@ -1,4 +1,4 @@
-"""Options of runners: declared once, given in four ways, and refused by name."""
+"""Options of runners are declared once, given in four ways, and refused by name."""
 
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,12 @@ MATHS = {"id": "maths", "path": "m", "runner": "hrm-text"}
 def resolved(
     tmp_path: Path, models: list[dict[str, Any]], *given: str, **settings: Any
 ) -> Settings:
+    """Return the settings of a fleet with these models, settings and `--option` flags."""
     path = tmp_path / "fleet.yaml"
-    path.write_text(yaml.safe_dump({"serve": {"hrm": {"models": models, **settings}}}))
-    return resolve({"options": list(given) or None}, {}, path).settings
+    section = {"models": models, **settings}
+    path.write_text(yaml.safe_dump({"serve": {"hrm": section}}))
+    flags = {"options": list(given) or None}
+    return resolve(flags, {}, path).settings
 
 
 def options(settings: Settings, number: int = 0) -> Options:
@@ -48,24 +51,37 @@ def test_what_nobody_gives_is_as_declared(tmp_path: Path) -> None:
 
 
 def test_a_setting_is_for_all_models_whose_runner_declares_it(tmp_path: Path) -> None:
-    """The flags of before mean what they meant."""
+    """A setting applies to each model whose runner declares it, as its flag always did."""
     sudoku = {"id": "sudoku", "path": "s", "runner": "hrm-puzzle"}
-    told = {"segments": "q_halt", "condition": "cot", "use_ema": False, "cuda_graphs": False}
-    settings = resolved(tmp_path, [BRAIN, MATHS, sudoku], **told)
+    settings = resolved(
+        tmp_path,
+        [BRAIN, MATHS, sudoku],
+        segments="q_halt",
+        condition="cot",
+        use_ema=False,
+        cuda_graphs=False,
+    )
     assert options(settings, 0) == HrmActOptions(segments="q_halt", cuda_graphs=False)
     assert options(settings, 1) == HrmTextOptions(condition="cot", use_ema=False, cuda_graphs=False)
     assert options(settings, 2) == PuzzleOptions(segments="q_halt")
 
 
 def test_what_is_nearer_to_the_model_outranks_the_rest(tmp_path: Path) -> None:
-    """`--option`, then the entry's options, then its fields, then settings."""
-    own = {**MATHS, "condition": "synth", "options": {"use_ema": "false"}}
-    settings = resolved(tmp_path, [own], condition="cot")
+    """`--option` outranks an entry's options, these its fields, and these the settings."""
+    maths = {**MATHS, "condition": "synth", "options": {"use_ema": "false"}}
+    settings = resolved(tmp_path, [maths], condition="cot")
     assert options(settings) == HrmTextOptions(condition="synth", use_ema=False)
-    settings = resolved(tmp_path, [{**own, "options": {"condition": "direct"}}], condition="cot")
+
+    direct = {**maths, "options": {"condition": "direct"}}
+    settings = resolved(tmp_path, [direct], condition="cot")
     assert options(settings) == HrmTextOptions(condition="direct")
+
     settings = resolved(
-        tmp_path, [own, BRAIN], "maths:condition=synth,cot", "brain:segments=MAX", segments="q_halt"
+        tmp_path,
+        [maths, BRAIN],
+        "maths:condition=synth,cot",
+        "brain:segments=MAX",
+        segments="q_halt",
     )
     assert options(settings, 0) == HrmTextOptions(condition="synth,cot", use_ema=False)
     assert options(settings, 1) == HrmActOptions(segments="max")
@@ -141,7 +157,8 @@ def test_children_get_the_same_options(tmp_path: Path) -> None:
     models = [{**BRAIN, "options": {"cuda_graphs": False}}, MATHS]
     settings = resolved(tmp_path, models, "maths:condition=synth,cot", "brain:segments=max")
     again = resolve({}, settings.to_env(), None).settings
-    assert again == settings and hash(again) == hash(settings)
+    assert again == settings
+    assert hash(again) == hash(settings)
     assert model_entries(again) == model_entries(settings)
 
 
@@ -156,6 +173,7 @@ def test_they_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AIOS_MODELS", models)
         assert run_role("aios worker", never, ["--config", str(config), *flags]) == 0
+
     printed = capsys.readouterr().out
     assert "[brain:segments=max, any:scoring=aios_compat]" in printed
     assert "# options of model brain, runner hrm-act: " in printed
@@ -165,15 +183,15 @@ def test_they_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_the_catalogues_command_judges_them_too() -> None:
-    asked = ["add", "brain", "/models/brain", "--runner", "hrm-act"]
-    entry = models._entry(models._parser().parse_args([*asked, "--option", "segments=max"]))
-    assert entry.options == {"segments": "max"}
-    for given, sentence in (
-        ("segments=fast", "'compat', 'max' or 'q_halt'"),
-        ("segments", "name=value"),
-    ):
-        with pytest.raises(ToolError, match=sentence):
-            models._entry(models._parser().parse_args([*asked, "--option", given]))
+    def entry_with(option: str) -> ModelEntry:
+        argv = ["add", "brain", "/models/brain", "--runner", "hrm-act", "--option", option]
+        return models._entry(models._parser().parse_args(argv))
+
+    assert entry_with("segments=max").options == {"segments": "max"}
+    with pytest.raises(ToolError, match="'compat', 'max' or 'q_halt'"):
+        entry_with("segments=fast")
+    with pytest.raises(ToolError, match="name=value"):
+        entry_with("segments")
 
 
 class _Wide(PagedOptions):
@@ -183,43 +201,58 @@ class _Wide(PagedOptions):
 def test_a_new_option_is_one_field(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Settings, `--option`, docs and the chart's schema follow from the declaration."""
     monkeypatch.setitem(RUNNERS, "wide", RunnerInfo("nowhere:load", _Wide))
-    settings = resolved(
-        tmp_path, [{"id": "w", "path": "w", "runner": "wide"}], "width=7", cuda_graphs=False
-    )
+    model = {"id": "w", "path": "w", "runner": "wide"}
+    settings = resolved(tmp_path, [model], "width=7", cuda_graphs=False)
     assert options(settings) == _Wide(width=7, cuda_graphs=False)
     with pytest.raises(SettingsError, match=r"option 'width': expected greater than"):
-        resolved(tmp_path, [{"id": "w", "path": "w", "runner": "wide"}], "width=0")
+        resolved(tmp_path, [model], "width=0")
     assert "| `width` | `wide` | `3` | how wide |" in options_table()
     assert options_schema()["properties"]["width"] == {"type": "integer", "minimum": 1}
 
 
+FOREIGN_OPTIONS = """
+from shared.tasks.runner_options import Options
+
+class Declared(Options):
+    ends: str = ""
+    seed: str = "own"
+
+number = 3
+"""
+FOREIGN_ENTRY_POINTS = """
+[aios.runners]
+foreign = nowhere:load
+wrong = nowhere:load
+plain = nowhere:load
+
+[aios.runner_options]
+foreign = foreign_options:Declared
+wrong = foreign_options:number
+"""
+
+
 def test_a_plugins_runner_declares_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "foreign_options.py").write_text(
-        "from shared.tasks.runner_options import Options\n"
-        "class Declared(Options):\n    ends: str = ''\n    seed: str = 'own'\n"
-        "number = 3\n"
-    )
+    (tmp_path / "foreign_options.py").write_text(FOREIGN_OPTIONS)
     folder = tmp_path / "foreign-1.0.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: foreign\nVersion: 1.0\n")
-    (folder / "entry_points.txt").write_text(
-        "[aios.runners]\nforeign = nowhere:load\nwrong = nowhere:load\nplain = nowhere:load\n"
-        "[aios.runner_options]\nforeign = foreign_options:Declared\nwrong = "
-        "foreign_options:number\n"
-    )
+    (folder / "entry_points.txt").write_text(FOREIGN_ENTRY_POINTS)
     monkeypatch.syspath_prepend(tmp_path)
     plugins.entries.cache_clear()
+
     try:
         assert {"foreign", "plain", "causal"} < set(runner_table.names())
+
         entry = {"id": "f", "path": "f", "runner": "foreign", "options": {"ends": "!"}}
-        found = options(resolved(tmp_path, [entry], seed=3))
-        assert found.model_dump() == {"ends": "!", "seed": "own"}, (
+        declared = options(resolved(tmp_path, [entry], seed=3))
+        assert declared.model_dump() == {"ends": "!", "seed": "own"}, (
             "a setting that is none of our options stays out"
         )
-        with pytest.raises(
-            SettingsError, match=r"model 'f': option 'end': .*expected one of ends, seed"
-        ):
+
+        message = r"model 'f': option 'end': .*expected one of ends, seed"
+        with pytest.raises(SettingsError, match=message):
             resolved(tmp_path, [{**entry, "options": {"end": "!"}}])
+
         assert runner_table.info_of("plain").options is Options
         with pytest.raises(PluginError, match=r"aios.runner_options: 'wrong': expected a subclass"):
             runner_table.info_of("wrong")
@@ -228,8 +261,7 @@ def test_a_plugins_runner_declares_options(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_an_entry_made_in_code_is_validated_too() -> None:
-    settings = Settings(
-        models=(ModelEntry(id="b", path="b", runner="hrm-act", options={"segments": "slow"}),)
-    )
+    entry = ModelEntry(id="b", path="b", runner="hrm-act", options={"segments": "slow"})
+    settings = Settings(models=(entry,))
     with pytest.raises(SettingsError, match="model 'b': option 'segments'"):
         options(settings)

@@ -1,5 +1,4 @@
-"""Entry points of installed packages: found, told apart, and what is wrong with them is said with
-their names."""
+"""Entry points of installed packages are found and told apart, and errors carry their names."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,12 +18,15 @@ def fresh() -> Iterator[None]:
     plugins.entries.cache_clear()
 
 
-def install(place: Path, package: str, **named: str) -> None:
-    folder = place / f"{package}-1.0.dist-info"
+def install(site: Path, package: str, **targets: str) -> None:
+    """Write the metadata of a package with these entry points."""
+    folder = site / f"{package}-1.0.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-    lines = [f"{name} = {value}" for name, value in named.items()]
-    (folder / "entry_points.txt").write_text("\n".join([f"[{GROUP}]", *lines, ""]))
+    text = f"[{GROUP}]\n"
+    for name, target in targets.items():
+        text += f"{name} = {target}\n"
+    (folder / "entry_points.txt").write_text(text)
 
 
 def test_what_is_installed_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,9 +44,8 @@ def test_two_packages_cannot_have_one_name(tmp_path: Path, monkeypatch: pytest.M
     install(tmp_path, "one", path="os.path:join")
     install(tmp_path, "other", path="os.path:split")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(
-        PluginError, match=r"aios.tests: (one|other) and (one|other) both add 'path'; remove one"
-    ):
+    message = r"aios.tests: (one|other) and (one|other) both add 'path'; remove one"
+    with pytest.raises(PluginError, match=message):
         entries(GROUP)
 
 

@@ -1,5 +1,7 @@
-"""Many shards on one server cost what one does: one look, one wait and one connection for all of
-them."""
+"""Many shards on one server cost what one does.
+
+There is one look for work, one wait and one connection for all of them.
+"""
 
 import asyncio
 import secrets
@@ -27,7 +29,7 @@ async def desk(redis_url: str) -> AsyncIterator[Desk]:
 
 
 async def submit(desk: Desk, tenant: str, priority: Priority = "default") -> Job:
-    """A tenant's jobs lie on one shard, since their keys lead there."""
+    """Submit a job on the tenant's own shard, by a key that leads there."""
     while True:
         key = Key(secrets.token_hex(8))
         if keys.shard_for(f"{tenant}/{key.text}", SHARDS) == keys.shard_for(tenant, SHARDS):
@@ -40,21 +42,24 @@ def shard_of(job: Job) -> str:
 
 
 async def test_work_is_found_on_its_shards_in_the_order_asked(desk: Desk) -> None:
-    """What waits and what has lapsed; what another holds is no work."""
-    waiting, lapsed, held = [await submit(desk, name) for name in ("a", "b", "c")]
+    """Jobs that wait or have lapsed are work, and jobs that another worker holds are not."""
+    waiting = await submit(desk, "a")
+    lapsed = await submit(desk, "b")
+    held = await submit(desk, "c")
     assert len({shard_of(waiting), shard_of(lapsed), shard_of(held)}) == 3
+
     queue = desk.queue()
-    for job in (lapsed, held):
-        [claim] = (await queue.take(shard_of(job), 1, is_empty=True)).claims
-        if job is lapsed:
-            await queue.give_back([claim])
+    await queue.take(shard_of(held), 1, is_empty=True)
+    taken = await queue.take(shard_of(lapsed), 1, is_empty=True)
+    await queue.give_back(taken.claims)
+
     shards = list(desk.broker.shards)
-    found = await queue.shards_with_work(shards)
-    assert found == sorted([shard_of(waiting), shard_of(lapsed)])
-    assert await queue.shards_with_work(shards[::-1]) == found[::-1]
-    assert await queue.shards_with_work(shards, priorities=("interactive",)) == [
-        shard_of(lapsed)
-    ], "its class is not known yet"
+    with_work = sorted([shard_of(waiting), shard_of(lapsed)])
+    assert await queue.shards_with_work(shards) == with_work
+    assert await queue.shards_with_work(shards[::-1]) == with_work[::-1]
+
+    interactive = await queue.shards_with_work(shards, priorities=("interactive",))
+    assert interactive == [shard_of(lapsed)], "its class is not known yet"
 
 
 @pytest.mark.parametrize("count", [1, SHARDS])
@@ -65,10 +70,13 @@ async def test_whether_there_is_work_is_looked_up_even_on_a_single_shard(
         desk = Desk(broker)
         queue = desk.queue()
         assert not await queue.has_work(broker.shards)
+
         job = await submit(desk, "a")
         assert await queue.has_work(broker.shards)
+
         [claim] = (await queue.take(shard_of(job), 1, is_empty=True)).claims
         assert not await queue.has_work(broker.shards)
+
         await queue.give_back([claim])
         assert await queue.has_work(broker.shards)
 
@@ -95,6 +103,7 @@ async def test_what_rang_for_work_that_is_gone_is_silenced_by_a_thorough_look(de
     )
     assert await queue.shards_with_work(shards) == []
     assert not await client.exists(bell)
+
     again = await submit(desk, "a")
     assert await queue.shards_with_work(shards) == [shard_of(again)]
     assert await client.exists(bell)
@@ -104,23 +113,28 @@ async def test_what_rang_for_work_that_is_gone_is_silenced_by_a_thorough_look(de
 async def test_one_append_for_jobs_of_many_shards(
     desk: Desk, redis: Redis, are_scripts_lost: bool
 ) -> None:
-    """Each answer is its own job's: of three the second is stale."""
-    jobs = [await submit(desk, name) for name in ("a", "b", "c")]
-    claims = {claim.job.id: claim for claim in await desk.take()}
-    first, second, third = (claims[job.id] for job in jobs)
-    await desk.submissions.end([second.job], Cancelled())
+    """Each job has its own answer: of three claims the second is stale."""
+    for tenant in ("a", "b", "c"):
+        await submit(desk, tenant)
+
+    claims = sorted(await desk.take(), key=lambda claim: claim.job.tenant)
+    stale = claims[1]
+    await desk.submissions.end([stale.job], Cancelled())
     if are_scripts_lost:
         await redis.script_flush()
-    assert await desk.queue().renew([first, second, third]) == [second]
-    said = [
-        Append(claim.job, claim.epoch, 0, (Tokens((5,), "a"),)) for claim in (first, second, third)
-    ]
-    assert await desk.writer.append(said) == [True, False, True]
-    assert await desk.writer.append(said[::-1]) == [True, False, True], "by an earlier try"
+
+    assert await desk.queue().renew(claims) == [stale]
+
+    appends = []
+    for claim in claims:
+        appends.append(Append(claim.job, claim.epoch, 0, (Tokens((5,), "a"),)))
+
+    assert await desk.writer.append(appends) == [True, False, True]
+    assert await desk.writer.append(appends[::-1]) == [True, False, True], "by an earlier try"
 
 
 async def test_few_connections_do(desk: Desk, redis: Redis) -> None:
-    """A worker that waits on all shards, and what it says of jobs on all of them."""
+    """A worker that waits on all shards and writes to all of them has few connections."""
     before = len(await redis.client_list())
     bells = Doorbells(desk.queue(), 1)
     waiting = asyncio.create_task(bells.wait(desk.broker.shards))
@@ -128,13 +142,16 @@ async def test_few_connections_do(desk: Desk, redis: Redis) -> None:
     for number in range(20):
         await submit(desk, f"t{number}")
         claims += await desk.take()
+
     assert len({keys.shard_of(claim.job.id) for claim in claims}) > 10
     assert await desk.queue().renew(claims) == []
     assert (await desk.submissions.depth(desk.model)).running == len(claims)
     assert len(await redis.client_list()) - before <= 4
+
     waiting.cancel()
     with suppress(asyncio.CancelledError):
         await waiting
+
     await bells.close()
 
 

@@ -1,5 +1,8 @@
-"""Tracing as a switch: nothing of it when off, a sentence where the library is missing, OTLP when
-on."""
+"""Tracing is a switch.
+
+When it is off nothing of it is loaded, when it is on spans go out by OTLP, and without the library
+there is a sentence.
+"""
 
 import ast
 import subprocess
@@ -38,12 +41,15 @@ assert "Traced" not in [item.cls.__name__ for item in app.user_middleware]
 
 @pytest.mark.parametrize("role", [WORKER, FRONT], ids=["worker", "front"])
 def test_when_off_nothing_of_it_is_loaded(role: str) -> None:
-    ours = (
-        "[name for name in sys.modules if name.startswith(('opentelemetry', 'shared.telemetry.otel')) "
-        "and name not in of_its_own]"
-    )
-    code = f"import sys\nof_its_own = {{}}\n{role}\nprint(*{ours})"
-    done = subprocess.run(
+    code = f"""
+import sys
+of_its_own = {{}}
+{role}
+for name in sys.modules:
+    if name.startswith(("opentelemetry", "shared.telemetry.otel")) and name not in of_its_own:
+        print(name)
+"""
+    result = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
         capture_output=True,
@@ -51,27 +57,43 @@ def test_when_off_nothing_of_it_is_loaded(role: str) -> None:
         timeout=180,
         check=False,
     )
-    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == ""
 
 
 def test_one_module_knows_the_library() -> None:
-    knowing = set()
+    importing = set()
     for room in ("api", "shared", "worker", "scripts"):
         for file in (ROOT / room).rglob("*.py"):
-            for node in ast.walk(ast.parse(file.read_text())):
-                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-                knowing |= {file.name for name in names if name.startswith("opentelemetry")}
-    assert knowing == {"otel.py"}
+            for name in imports_of(file):
+                if name.startswith("opentelemetry"):
+                    importing.add(file.name)
+    assert importing == {"otel.py"}
+
+
+def imports_of(file: Path) -> list[str]:
+    """Return the names of all modules that a file imports."""
+    names = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                names.append(alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            names.append(node.module or "")
+
+    return names
 
 
 def test_without_an_endpoint_there_is_none() -> None:
     tracing = open_tracing(None, "api")
     assert tracing is NO_TRACING
+
     with tracing.span("x", Trace(PARENT)) as span:
-        assert span is span.child("y") is NO_SPAN
+        assert span is NO_SPAN
+        assert span.child("y") is NO_SPAN
         assert span.trace is NO_TRACE
         span.set({"a": 1})
+
     tracing.close()
 
 
@@ -100,16 +122,21 @@ def test_spans_arrive_at_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
     with collecting() as collector:
         _post_two(open_tracing(collector.url, "worker"))
         wait_until(lambda: collector.posted, "they came; closing waits for that only so long")
+
     [(path, body)] = collector.posted
-    [resource] = ExportTraceServiceRequest.FromString(body).resource_spans
-    spans = {span.name: span for span in resource.scope_spans[0].spans}
     assert path == "/v1/traces"
-    assert {item.key: item.value.string_value for item in resource.resource.attributes}[
-        "service.name"
-    ] == "aios-worker"
-    assert spans["above"].trace_id.hex() == "ab" * 16
-    assert spans["below"].parent_span_id == spans["above"].span_id
-    assert spans["above"].status.message == "KeyError"
+
+    [resource] = ExportTraceServiceRequest.FromString(body).resource_spans
+    [service] = [each for each in resource.resource.attributes if each.key == "service.name"]
+    assert service.value.string_value == "aios-worker"
+
+    # A span is sent when it ends, so the child comes first.
+    below, above = resource.scope_spans[0].spans
+    assert below.name == "below"
+    assert below.parent_span_id == above.span_id
+    assert above.name == "above"
+    assert above.trace_id.hex() == "ab" * 16
+    assert above.status.message == "KeyError"
 
 
 def _post_two(tracing: Tracing) -> None:
