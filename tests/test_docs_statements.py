@@ -171,7 +171,7 @@ def subcommand_sources(arguments: str) -> list[Path]:
     """Return the script of the subcommand, which is the first plain word, if it has one."""
     for word in arguments.split():
         if re.fullmatch(r"[a-z]+", word):
-            script = ROOT / "scripts" / f"{word}.py"
+            script = ROOT / "scripts" / "cli" / f"{word}.py"
             return [script] if script.is_file() else []
     return []
 

@@ -25,8 +25,10 @@ MAY_ENTER = {
 }
 TENSORS = {"torch", "transformers", "tokenizers", "safetensors"}
 POLICY = (
+    "worker.engine.runner",
     "worker.engine.scheduler",
     "worker.engine.sequence",
+    "worker.text.encoding",
     "worker.kv.pages",
     "worker.kv.prefix",
     "worker.text.answers",
@@ -240,7 +242,10 @@ def test_no_import_cycle() -> None:
 
 PLANTED_DOORS = {
     "api/http/app.py": ("import worker.engine.engine", "api.http.app -> worker.engine.engine"),
-    "api/late.py": ("def f():\n    from worker import engine", "api.late -> worker.engine.engine"),
+    "api/late.py": (
+        "def f():\n    from worker.engine import engine",
+        "api.late -> worker.engine.engine",
+    ),
     "worker/host/service.py": (
         "if True:\n    from api.http.app import run",
         "worker.host.service -> api.http.app",
@@ -271,23 +276,27 @@ PLANTED_REACH = {
 BACKGROUND = {
     "worker/kv/pages.py": "",
     "worker/engine/engine.py": "",
-    "scripts/tool.py": "from api import app\nimport worker.engine.engine, torch",
+    "scripts/tool.py": "from api.http import app\nimport worker.engine.engine, torch",
     "shared/heavy.py": "import torch.nn",
     "shared/queue/leases.py": "from redis.asyncio import Redis",
     "worker/engine/sequence.py": (
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from torch import Tensor"
     ),
     "worker/lease.py": "import redis",
-    "worker/jobs/generate.py": "import redis, torch\nfrom shared import queue",
+    "worker/jobs/generate.py": "import redis, torch\nfrom shared.queue import leases",
 }
 
 
 def plant(root: Path, files: dict[str, str]) -> dict[str, Module]:
-    for room_name in (*ROOMS, "worker/kv", "worker/models", "worker/models/deep", "worker/jobs"):
-        (root / room_name).mkdir()
-        (root / room_name / "__init__.py").touch()
+    """Write the files, each in packages, and return their modules."""
+    for name in ROOMS:
+        (root / name).mkdir()
     for path, source in files.items():
-        (root / path).write_text(source)
+        file = root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(source)
+    for folder in root.rglob("*/"):
+        (folder / "__init__.py").touch()
     return read_modules(root)
 
 

@@ -118,7 +118,7 @@ from collections.abc import Hashable, Sequence
 from shared.errors import FleetError, InvalidRequest
 from shared.inverting import Invert, Inverted
 from shared.messages import Task
-from worker.runners.base import RunnerOptions
+from worker.engine.runner import RunnerOptions
 from worker.engine.task_runner import BatchProgress, NewFile, TaskOutput, TaskRunnerSpec
 
 

@@ -119,7 +119,6 @@ class Broker:
                 f"let the queues run empty, stop the fleet and delete the key {keys.LAYOUT}"
             )
 
-
     @staticmethod
     async def _settle_version(client: Redis) -> None:
         ours = keys.WIRE_VERSION

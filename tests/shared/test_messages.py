@@ -56,7 +56,7 @@ from shared.messages import (
     name_of,
 )
 from shared.tasks.echo_task import EchoTask
-from shared.tasks.task_table import TASKS, cost_of, info_of, places_of
+from shared.tasks.task_table import TASKS, cost_of, info_of, slots_of
 from shared.tasks.vectors import pack, unpack
 from shared.telemetry.tracing import Trace
 
@@ -361,5 +361,5 @@ def test_what_may_be_answered_again() -> None:
     assert info_of(sampled).repeated(sampled) is None
     assert info_of(Embed("a")).repeated(Embed("a")) == Embed("a")
 
-    assert places_of(Generate("a", Sampling(4, 0, n=3))) == 3
-    assert places_of(Embed("a")) == 1
+    assert slots_of(Generate("a", Sampling(4, 0, n=3))) == 3
+    assert slots_of(Embed("a")) == 1

@@ -277,7 +277,7 @@ async def test_a_lapsed_job_is_found_behind_many_live_ones(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(
-    ("places", "wanted", "taken"),
+    ("slots", "wanted", "taken"),
     [
         (4, [1] * 6, 4),
         (4, [2] * 4, 2),
@@ -289,16 +289,16 @@ async def test_a_lapsed_job_is_found_behind_many_live_ones(desk: Desk) -> None:
     ],
 )
 async def test_a_take_fills_the_places_and_no_more(
-    desk: Desk, places: int, wanted: list[int], taken: int
+    desk: Desk, slots: int, wanted: list[int], taken: int
 ) -> None:
     """A job takes a place for each choice, and the rest of the jobs stays queued.
 
-    The job that fills the last place may need more places than are left.
+    The job that fills the last place may need more slots than are left.
     """
     for n in wanted:
         await desk.submit(choices(n))
-    claims = await desk.take(places)
-    assert [claim.places for claim in claims] == wanted[:taken]
+    claims = await desk.take(slots)
+    assert [claim.slots for claim in claims] == wanted[:taken]
     assert await desk.counts() == (len(wanted) - taken, taken)
 
 
@@ -317,7 +317,7 @@ async def test_lapsed_jobs_that_find_no_place_are_left_to_others(desk: Desk) -> 
     for claim in [*taken, *rest]:
         assert claim.epoch == 2
 
-    assert sum(claim.places for claim in taken[:-1]) < 4
+    assert sum(claim.slots for claim in taken[:-1]) < 4
 
 
 async def test_the_jobs_of_a_dead_worker_are_taken_a_few_at_a_time(redis: Redis) -> None:

@@ -39,7 +39,7 @@ async def test_no_window_has_more_than_its_share(redis: Redis) -> None:
             await asyncio.sleep(0.002)
 
     async def has_begun_a_third() -> bool:
-        calls = await redis.zrange("aios:{00}:pace:ann:all", 0, -1, withscores=True)
+        calls = await redis.zrange("aios:{00}:rate:ann:all", 0, -1, withscores=True)
         passed.update(calls)
         return len(passed) > 14
 
@@ -90,4 +90,4 @@ async def test_a_call_that_is_repeated_counts_once(redis: Redis) -> None:
 
 async def test_what_was_counted_is_forgotten_in_time(redis: Redis) -> None:
     await RateLimiter(Broker(redis)).keep("ann", {"": Rate(5, 60)})
-    assert 0 < await redis.pttl("aios:{00}:pace:ann:") <= 60_000
+    assert 0 < await redis.pttl("aios:{00}:rate:ann:") <= 60_000

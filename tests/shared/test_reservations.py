@@ -234,7 +234,7 @@ async def check_nothing_is_held(broker: Broker) -> None:
             kinds.add(kind)
 
         assert not kinds & {
-            "held",
+            "open",
             "reserved",
             "unconfirmed",
             "entrants",
@@ -243,7 +243,7 @@ async def check_nothing_is_held(broker: Broker) -> None:
             "turns",
             "leases",
         }, kinds
-        assert await client.xlen(keys.left(tag)) == 0
+        assert await client.xlen(keys.unsettled(tag)) == 0
         assert set(await client.hvals(keys.depth(tag, "m"))) <= {b"0"}  # type: ignore[misc]
 
 
@@ -499,7 +499,7 @@ async def watch(desk: Desk) -> None:
             for shard in shards:
                 pipe.hget(keys.depth(shard, "m"), "jobs:default")
                 for tenant in QUOTAS:
-                    pipe.zcard(keys.held(shard, tenant))
+                    pipe.zcard(keys.open_jobs(shard, tenant))
             answers = iter(await pipe.execute())
 
         num_waiting = 0
@@ -563,7 +563,7 @@ async def test_what_a_request_took_is_settled_once(redis: Redis) -> None:
     depth = keys.depth(keys.ADMISSION, "m")
     num_jobs = await redis.hget(depth, "jobs:default")  # type: ignore[misc]
     assert num_jobs == b"2"
-    assert await redis.zcard(keys.held(keys.ADMISSION, "acme")) == len(kept)
+    assert await redis.zcard(keys.open_jobs(keys.ADMISSION, "acme")) == len(kept)
 
 
 async def test_notes_do_not_heap_up(redis: Redis) -> None:
@@ -579,7 +579,7 @@ async def test_notes_do_not_heap_up(redis: Redis) -> None:
     async def count_departures() -> int:
         count = 0
         for shard in desk.broker.shards:
-            count += await redis.xlen(keys.left(shard))
+            count += await redis.xlen(keys.unsettled(shard))
         return count
 
     async with asyncio.timeout(DEADLINE_S):
@@ -599,7 +599,7 @@ async def test_the_janitor_finds_what_no_shard_has_noted(redis: Redis) -> None:
 
     await redis.delete(keys.job(lost.id))
     for shard in desk.broker.shards:
-        await redis.delete(keys.left(shard))
+        await redis.delete(keys.unsettled(shard))
 
     repairs = await Janitor(desk.broker, grace_s=60).quotas()
     assert "stale_reservations" not in repairs, "it may be on its way"
@@ -612,7 +612,7 @@ async def test_the_janitor_finds_what_no_shard_has_noted(redis: Redis) -> None:
 
     assert await Janitor(desk.broker, grace_s=0).quotas() == {}
 
-    held = await redis.zrange(keys.held(keys.ADMISSION, "acme"), 0, -1)
+    held = await redis.zrange(keys.open_jobs(keys.ADMISSION, "acme"), 0, -1)
     assert set(held) == {running.id.encode(), waiting.id.encode()}
 
 

@@ -193,7 +193,7 @@ async def test_a_lapsed_job_past_its_deadline_ends_and_is_nobodys(
     assert end.code == "deadline_exceeded"
     assert not await desk.say(claims[0], TOKEN, after=2), "its worker is stale"
     assert await desk.counts() == (0, 1)
-    assert await redis.zrange(keys.held("00", "t"), 0, -1) == [fine.id.encode()]
+    assert await redis.zrange(keys.open_jobs("00", "t"), 0, -1) == [fine.id.encode()]
 
 
 async def crash(redis: Redis, desk: Desk, claim: Claim) -> None:
@@ -296,7 +296,7 @@ async def test_what_ends_in_passing_hides_nothing(redis: Redis, kind: str) -> No
     elif kind == "deadly":
         change = {"deaths": 2}
     else:
-        change = {"places": 1}
+        change = {"slots": 1}
 
     for other in others:
         await desk.say(other, event)
