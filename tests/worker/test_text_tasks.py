@@ -129,7 +129,7 @@ async def test_another_worker_does_it_again(redis: Redis, name: str) -> None:
 
 @pytest.mark.parametrize("name", STEPPED)
 async def test_a_cancelled_one_frees_its_place(redis: Redis, name: str) -> None:
-    """P6: A task that is cancelled in the middle of its step gives its slot back."""
+    """P6: A task that is cancelled in the middle of its step gives its place back."""
     desk = Desk(redis)
     runner = Gated(RunnerOptions("echo", max_batch=4))
     worker = service(redis, lease_s=30)
@@ -227,7 +227,7 @@ async def test_what_is_cut_is_told(redis: Redis) -> None:
 
 
 async def test_tokens_need_no_step(redis: Redis) -> None:
-    """Tokenizing is answered while the engine is busy, and holds no slot after it."""
+    """Tokenizing is answered while the engine is busy, and holds no place after it."""
     desk = Desk(redis)
     runner = Gated(RunnerOptions("echo", max_batch=4))
     worker = service(redis, lease_s=30)
@@ -235,7 +235,7 @@ async def test_tokens_need_no_step(redis: Redis) -> None:
         [busy] = await desk.submit(Generate("abc", SAMPLING))
         await until(lambda: runner.num_steps == 1, "the step has begun")
 
-        # Ten tasks are more than the slots that are left.
+        # Ten tasks are more than the places that are left.
         jobs = await desk.submit(*[Tokenize("hi"), Detokenize((104,))] * 5)
         for end in await ends(redis, jobs):
             assert isinstance(end, Done)
