@@ -25,7 +25,7 @@ from worker.runners.base import Runner, RunnerOptions
 
 
 async def test_d22_load_infer_unload_infer_again(redis: Redis, tmp_path: Path) -> None:
-    """A model that is loaded again answers as before, after its weights and its cache were freed."""
+    """A model that is loaded again, after all its memory was freed, answers as before."""
     write_tiny(tmp_path)
     settings = Settings(
         models=(ModelEntry(id="m", path=str(tmp_path)),), max_batch_size=2, device="cpu", threads=1
