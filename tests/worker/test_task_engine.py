@@ -76,7 +76,7 @@ def _output(text: str) -> TaskOutput | FleetError:
 
 
 @dataclass
-class Bench:
+class Harness:
     """An engine with its runner, its clock and its emissions."""
 
     engine: TaskEngine
@@ -117,140 +117,140 @@ class Bench:
         return steps
 
 
-def bench(*, max_batch: int = 4, room: int = 1000, batch_wait_s: float = 0.0) -> Bench:
+def make_harness(*, max_batch: int = 4, room: int = 1000, batch_wait_s: float = 0.0) -> Harness:
     runner = Scripted(max_batch=max_batch, room=room)
     clock = Clock()
     emissions: list[Emission] = []
     engine = TaskEngine(runner, emissions.extend, now=clock, batch_wait_s=batch_wait_s)
-    return Bench(engine, runner, clock, emissions)
+    return Harness(engine, runner, clock, emissions)
 
 
 def test_equal_ones_share_a_batch() -> None:
     """Tasks with the same number of steps share a batch, in the order of their arrival."""
-    one = bench()
+    harness = make_harness()
     for text, steps in (("a", 1), ("b", 2), ("c", 1), ("d", 1), ("e", 1), ("f", 1), ("g", 2)):
-        one.submit(text, steps=steps)
+        harness.submit(text, steps=steps)
 
-    one.run()
+    harness.run()
 
-    assert one.runner.batches == [["a", "c", "d", "e"], ["b", "g"], ["f"]]
-    assert one.ends() == {"a": "a", "b": "b", "c": "c", "d": "d", "e": "e", "f": "f", "g": "g"}
+    assert harness.runner.batches == [["a", "c", "d", "e"], ["b", "g"], ["f"]]
+    assert harness.ends() == {"a": "a", "b": "b", "c": "c", "d": "d", "e": "e", "f": "f", "g": "g"}
 
 
 def test_the_better_class_goes_first() -> None:
     """Interactive tasks go before default ones, and bulk tasks last."""
-    one = bench(max_batch=2)
-    one.submit("a", priority="bulk")
-    one.submit("b", priority="default")
-    one.submit("c", priority="interactive")
-    one.submit("d", priority="bulk")
-    one.submit("e", priority="interactive")
+    harness = make_harness(max_batch=2)
+    harness.submit("a", priority="bulk")
+    harness.submit("b", priority="default")
+    harness.submit("c", priority="interactive")
+    harness.submit("d", priority="bulk")
+    harness.submit("e", priority="interactive")
 
-    one.run()
+    harness.run()
 
-    assert one.runner.batches == [["c", "e"], ["b", "a"], ["d"]]
+    assert harness.runner.batches == [["c", "e"], ["b", "a"], ["d"]]
 
 
 def test_a_batch_waits_for_more_unless_it_is_full() -> None:
     """A batch begins when it is full, or `batch_wait_s` after its first task came."""
-    one = bench(max_batch=2, batch_wait_s=0.5)
-    one.submit("a")
-    one.engine.step()
-    assert one.runner.batches == []
-    assert one.engine.due_in_s == pytest.approx(0.5)
+    harness = make_harness(max_batch=2, batch_wait_s=0.5)
+    harness.submit("a")
+    harness.engine.step()
+    assert harness.runner.batches == []
+    assert harness.engine.due_in_s == pytest.approx(0.5)
 
-    one.clock.now_s += 0.3
-    one.submit("other", steps=2)
-    one.engine.step()
-    assert one.runner.batches == []
-    assert one.engine.due_in_s == pytest.approx(0.2)
+    harness.clock.now_s += 0.3
+    harness.submit("other", steps=2)
+    harness.engine.step()
+    assert harness.runner.batches == []
+    assert harness.engine.due_in_s == pytest.approx(0.2)
 
-    one.submit("b")
-    one.engine.step()
-    assert one.runner.batches == [["a", "b"]]
-    assert one.engine.due_in_s == pytest.approx(0.5), "the other one came 0.3 s later"
+    harness.submit("b")
+    harness.engine.step()
+    assert harness.runner.batches == [["a", "b"]]
+    assert harness.engine.due_in_s == pytest.approx(0.5), "the other one came 0.3 s later"
 
-    one.clock.now_s += 0.5
-    one.engine.step()
-    assert one.runner.batches == [["a", "b"], ["other"]]
-    assert one.engine.due_in_s is None
+    harness.clock.now_s += 0.5
+    harness.engine.step()
+    assert harness.runner.batches == [["a", "b"], ["other"]]
+    assert harness.engine.due_in_s is None
 
 
 def test_a_task_that_comes_during_a_step_does_not_cut_the_wait_short() -> None:
     """A task that another thread submits in the middle of a step joins the batch that waits."""
-    one = bench(max_batch=2, batch_wait_s=0.5)
-    one.submit("a")
+    harness = make_harness(max_batch=2, batch_wait_s=0.5)
+    harness.submit("a")
 
     def submit_another() -> None:
         nonlocal num_readings
         num_readings += 1
         # The first reading is for the arrival of "a".
         if num_readings == 2:
-            one.submit("b")
+            harness.submit("b")
 
     num_readings = 0
-    one.clock.before_reading = submit_another
-    one.engine.step()
-    assert one.runner.batches == []
+    harness.clock.before_reading = submit_another
+    harness.engine.step()
+    assert harness.runner.batches == []
 
-    one.run()
-    assert one.runner.batches == [["a", "b"]]
+    harness.run()
+    assert harness.runner.batches == [["a", "b"]]
 
 
 def test_a_culprit_fails_alone() -> None:
     """A task that raises or fails takes no other task with it, and each has one end."""
-    one = bench(max_batch=8)
+    harness = make_harness(max_batch=8)
     for text in ("a", "bad", "c", "wrong", "e"):
-        one.submit(text)
+        harness.submit(text)
 
-    one.run()
+    harness.run()
 
-    assert one.ends() == {
+    assert harness.ends() == {
         "a": "a",
         "bad": "worker_failed",
         "c": "c",
         "wrong": "invalid_request",
         "e": "e",
     }
-    assert one.engine.stats.num_failures == 2
+    assert harness.engine.stats.num_failures == 2
 
 
 def test_less_at_once_where_memory_lacks() -> None:
     """Batches that ran out of memory are halved, stay small for a while, and grow again."""
-    one = bench(max_batch=8, room=4)
+    harness = make_harness(max_batch=8, room=4)
     for text in ("aa", "bb", "cc", "dd"):
-        one.submit(text)
-    one.run()
-    assert one.runner.batches == [["aa", "bb", "cc", "dd"], ["aa", "bb"], ["cc", "dd"]]
-    assert one.ends() == {"aa": "aa", "bb": "bb", "cc": "cc", "dd": "dd"}
+        harness.submit(text)
+    harness.run()
+    assert harness.runner.batches == [["aa", "bb", "cc", "dd"], ["aa", "bb"], ["cc", "dd"]]
+    assert harness.ends() == {"aa": "aa", "bb": "bb", "cc": "cc", "dd": "dd"}
 
-    one.runner.batches.clear()
+    harness.runner.batches.clear()
     for text in ("e", "f", "g"):
-        one.submit(text)
-    one.run()
-    assert one.runner.batches == [["e", "f"], ["g"]]
+        harness.submit(text)
+    harness.run()
+    assert harness.runner.batches == [["e", "f"], ["g"]]
 
     # After so many batches without trouble the limit is doubled.
     for number in range(task_engine._CALM_BATCHES):
-        one.submit(str(number))
-        one.run()
+        harness.submit(str(number))
+        harness.run()
 
-    one.runner.batches.clear()
+    harness.runner.batches.clear()
     for text in ("h", "i", "j"):
-        one.submit(text)
-    one.run()
-    assert one.runner.batches == [["h", "i", "j"]]
+        harness.submit(text)
+    harness.run()
+    assert harness.runner.batches == [["h", "i", "j"]]
 
 
 def test_what_never_fits_is_told_so() -> None:
     """A task that does not fit alone either fails with `out_of_memory`."""
-    one = bench(room=4)
-    one.submit("too long")
-    one.submit("ok")
+    harness = make_harness(room=4)
+    harness.submit("too long")
+    harness.submit("ok")
 
-    one.run()
+    harness.run()
 
-    assert one.ends() == {"too long": "out_of_memory", "ok": "ok"}
+    assert harness.ends() == {"too long": "out_of_memory", "ok": "ok"}
 
 
 def test_nobody_hears_of_what_was_called_off() -> None:
@@ -258,78 +258,78 @@ def test_nobody_hears_of_what_was_called_off() -> None:
 
     The runner hears of it, and the other tasks of the batch go on.
     """
-    one = bench()
+    harness = make_harness()
     for text in ("a", "b", "c"):
-        one.submit(text)
-    one.engine.abort("a")
-    one.runner.during = lambda progress: one.engine.abort("b")
+        harness.submit(text)
+    harness.engine.abort("a")
+    harness.runner.during = lambda progress: harness.engine.abort("b")
 
-    one.run()
+    harness.run()
 
-    assert one.runner.batches == [["b", "c"]]
-    assert one.runner.wanted == [[False, True]]
-    assert one.ends() == {"c": "c"}
+    assert harness.runner.batches == [["b", "c"]]
+    assert harness.runner.wanted == [[False, True]]
+    assert harness.ends() == {"c": "c"}
 
 
 def test_who_is_late_is_told_at_once() -> None:
     """A task fails at its deadline, while it waits for others or in the middle of its batch."""
-    one = bench(batch_wait_s=9)
-    one.submit("waits", deadline_s=101)
-    one.clock.now_s = 102.0
-    one.engine.step()
-    assert one.runner.batches == []
-    assert one.ends() == {"waits": "deadline_exceeded"}
+    harness = make_harness(batch_wait_s=9)
+    harness.submit("waits", deadline_s=101)
+    harness.clock.now_s = 102.0
+    harness.engine.step()
+    assert harness.runner.batches == []
+    assert harness.ends() == {"waits": "deadline_exceeded"}
 
-    one = bench()
-    one.submit("a", deadline_s=101)
-    one.submit("b")
+    harness = make_harness()
+    harness.submit("a", deadline_s=101)
+    harness.submit("b")
 
     def pass_time(progress: BatchProgress) -> None:
-        one.clock.now_s = 102.0
+        harness.clock.now_s = 102.0
         assert not progress.is_wanted(0)
-        assert one.ends() == {"a": "deadline_exceeded"}, "it need not wait for the others"
+        assert harness.ends() == {"a": "deadline_exceeded"}, "it need not wait for the others"
 
-    one.runner.during = pass_time
+    harness.runner.during = pass_time
 
-    one.run()
+    harness.run()
 
-    assert one.ends() == {"a": "deadline_exceeded", "b": "b"}
+    assert harness.ends() == {"a": "deadline_exceeded", "b": "b"}
 
 
 def test_nothing_more_is_taken_while_a_batch_is_at_work() -> None:
     """An engine accepts no task in the middle of a batch, and accepts again after it."""
-    one = bench()
+    harness = make_harness()
     accepted: list[bool] = []
-    one.runner.during = lambda progress: accepted.append(one.engine.accepts)
-    one.submit("a")
-    assert one.engine.accepts
+    harness.runner.during = lambda progress: accepted.append(harness.engine.accepts)
+    harness.submit("a")
+    assert harness.engine.accepts
 
-    one.run()
+    harness.run()
 
     assert accepted == [False]
-    assert one.engine.accepts
-    assert one.engine.load.running == 0
+    assert harness.engine.accepts
+    assert harness.engine.load.running == 0
 
 
 def test_progress_is_told_now_and_then_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first and the last step of a task are reported, and others at most every
     `_REPORT_EVERY_S`."""
     monkeypatch.setattr(task_engine, "_REPORT_EVERY_S", 1e9)
-    one = bench()
+    harness = make_harness()
 
     def report_each_step(progress: BatchProgress) -> None:
         for done in range(1, 101):
             progress.report(0, done, 100, "drawing")
 
-    one.runner.during = report_each_step
-    one.submit("a")
-    one.run()
-    assert one.progress_of("a") == [1, 100]
+    harness.runner.during = report_each_step
+    harness.submit("a")
+    harness.run()
+    assert harness.progress_of("a") == [1, 100]
 
     monkeypatch.setattr(task_engine, "_REPORT_EVERY_S", 0.0)
-    one.submit("b")
-    one.run()
-    assert one.progress_of("b") == list(range(1, 101))
+    harness.submit("b")
+    harness.run()
+    assert harness.progress_of("b") == list(range(1, 101))
 
 
 _ACTIONS = st.lists(
@@ -378,10 +378,10 @@ def test_each_task_ends_once_or_was_called_off(
 
 def test_what_a_model_cannot_do_is_refused_before_it_waits() -> None:
     """A task that its runner refuses never enters the queue of the engine."""
-    one = bench()
+    harness = make_harness()
     with pytest.raises(InvalidRequest):
-        one.submit("")
-    assert not one.engine.has_work
+        harness.submit("")
+    assert not harness.engine.has_work
 
 
 def test_the_echo_stops_when_nobody_wants_it() -> None:
