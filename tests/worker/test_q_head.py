@@ -1,5 +1,7 @@
-"""Implants: the base LM is served unchanged, the head reads its last state, and what is not whole
-is refused."""
+"""Implants: a base LM that is served unchanged, and a q head that reads its last state.
+
+Implants that are not complete are refused.
+"""
 
 import json
 from pathlib import Path
@@ -35,9 +37,8 @@ def head() -> dict[str, Tensor]:
 def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, GPT2LMHeadModel]:
     torch.manual_seed(2)
     path = tmp_path_factory.mktemp("base")
-    model = GPT2LMHeadModel(
-        GPT2Config(vocab_size=264, n_positions=96, n_embd=HIDDEN, n_layer=2, n_head=3)
-    ).eval()
+    config = GPT2Config(vocab_size=264, n_positions=96, n_embd=HIDDEN, n_layer=2, n_head=3)
+    model = GPT2LMHeadModel(config).eval()
     model.generation_config.eos_token_id = 3
     model.generation_config.pad_token_id = 0
     model.save_pretrained(path)
@@ -45,7 +46,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, GPT2LMHeadMode
     return path, model
 
 
-def write_starter(directory: Path, base: Path, **more: Any) -> Path:
+def write_starter(directory: Path, base: Path, **fields: Any) -> Path:
+    """Write an implant with its head and its JSON, whose other `fields` the caller chooses."""
     torch.save(head(), directory / "head.pt")
     starter = {
         "model": str(base),
@@ -53,7 +55,8 @@ def write_starter(directory: Path, base: Path, **more: Any) -> Path:
         "max_seq_len": 64,
         "halt_max_steps": 2,
         "device": "cuda",
-    } | more
+    }
+    starter |= fields
     (directory / "starter_brain.json").write_text(json.dumps(starter))
     return directory
 
@@ -61,72 +64,97 @@ def write_starter(directory: Path, base: Path, **more: Any) -> Path:
 def test_an_implant_says_what_its_base_says(
     tmp_path: Path, base: tuple[Path, GPT2LMHeadModel]
 ) -> None:
-    runner = load_runner(
-        "auto", RunnerOptions(path=str(write_starter(tmp_path, base[0])), page_size=4)
-    )
-    assert (runner.spec.runner, runner.spec.context_window) == ("causal", 64)
+    """An implant answers as its base LM does."""
+    base_path, model = base
+    path = write_starter(tmp_path, base_path)
+    runner = load_runner("auto", RunnerOptions(path=str(path), page_size=4))
+    assert runner.spec.runner == "causal"
+    assert runner.spec.context_window == 64
     assert runner.spec.found.endswith("q head head.pt")
+
     task = Generate("Hello", Sampling(max_tokens=8, seed=0, temperature=0.0))
+    [answer] = generate_all(runner, [task])
+
     prompt = torch.tensor([runner.encode(task).prompt_ids])
-    out = base[1].generate(
+    out = model.generate(
         prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, do_sample=False
     )
-    assert generate_all(runner, [task])[0] == out[0, prompt.shape[1] :].tolist()
+    assert answer == out[0, prompt.shape[1] :].tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_q_values_are_those_of_the_models_own_last_state(
     tmp_path: Path, base: tuple[Path, GPT2LMHeadModel], dtype: torch.dtype
 ) -> None:
-    """q = W h + b in float32 of transformers' last hidden state at the last position, whatever
-    dtype the LM runs in."""
+    """q values are W h + b in float32, whatever dtype the LM runs in.
+
+    The state h is transformers' last hidden state at the last position.
+    """
     torch.save(head(), tmp_path / "q_head.pt")
-    device = torch.device("cpu")
     model = GPT2LMHeadModel.from_pretrained(
         base[0], dtype=dtype, attn_implementation="eager"
     ).eval()
     ids = torch.tensor([7, 30, 41, 99, 12])
+    positions = torch.arange(len(ids))
     with torch.no_grad():
-        own = model(ids[None], output_hidden_states=True).hidden_states[-1][0, -1]
-    net = causal.checked_net(model, 96, device, load_q_head(tmp_path / "q_head.pt", HIDDEN))
-    span = Span(0, len(ids), torch.arange(len(ids))[None], has_fresh=True, is_causal=True)
+        out = model(ids[None], output_hidden_states=True)
+    state_of_transformers = out.hidden_states[-1][0, -1]
+
+    q_head = load_q_head(tmp_path / "q_head.pt", HIDDEN)
+    net = causal.checked_net(model, 96, torch.device("cpu"), q_head)
+    span = Span(0, len(ids), positions[None], has_fresh=True, is_causal=True)
+    plan = AttentionPlan(positions, ids[:1].expand(len(ids)), (span,))
     with torch.no_grad():
-        hidden = net.hidden(
-            ids, AttentionPlan(torch.arange(len(ids)), ids[:1].expand(len(ids)), (span,)), None
-        )
+        hidden = net.hidden(ids, plan, None)
     assert net.q_head is not None
     values = net.q_head(hidden[-1:])
-    assert values.dtype == torch.float32 and values.shape == (1, 2)
-    for state, tolerance in ((hidden[-1], 1e-4), (own, 1e-4 if dtype == torch.float32 else 0.2)):
-        expected = head()["weight"].double() @ state.double() + head()["bias"].double()
-        assert torch.allclose(values[0].double(), expected, atol=tolerance)
+
+    assert values.dtype == torch.float32
+    assert values.shape == (1, 2)
+    assert torch.allclose(values[0].double(), expected_q_values(hidden[-1]), atol=1e-4)
+    # Our attention rounds bfloat16 in another order than transformers' does.
+    tolerance = 1e-4 if dtype == torch.float32 else 0.2
+    expected = expected_q_values(state_of_transformers)
+    assert torch.allclose(values[0].double(), expected, atol=tolerance)
+
+
+def expected_q_values(state: Tensor) -> Tensor:
+    parts = head()
+    return parts["weight"].double() @ state.double() + parts["bias"].double()
 
 
 def test_the_answer_tells_the_q_values_of_its_last_state(
     tmp_path: Path, base: tuple[Path, GPT2LMHeadModel]
 ) -> None:
-    """A41: q_halt and q_continue of the state that gave the last token, for each choice."""
-    runner = load_runner(
-        "auto", RunnerOptions(path=str(write_starter(tmp_path, base[0])), page_size=4)
-    )
+    """A41: Each choice reports q_halt and q_continue of the state that gave its last token."""
+    base_path, model = base
+    path = write_starter(tmp_path, base_path)
+    runner = load_runner("auto", RunnerOptions(path=str(path), page_size=4))
     task = Generate("Hello", Sampling(max_tokens=5, seed=0, temperature=1.0, n=2))
+    prompt_ids = runner.encode(task).prompt_ids
+
     emissions = run(runner, [task], [[]])
+
     done = emissions[-1].ended
-    assert isinstance(done, Done) and len(done.generated.q_values) == 2
+    assert isinstance(done, Done)
+    assert len(done.generated.q_values) == 2
     for choice, q_values in enumerate(done.generated.q_values):
-        said = [token for item in emissions if item.choice == choice for token in item.ids]
-        ids = torch.tensor([[*runner.encode(task).prompt_ids, *said[:-1]]])
+        answer: list[int] = []
+        for emission in emissions:
+            if emission.choice == choice:
+                answer += emission.ids
+        # The state behind all tokens but the last gave the last one.
+        ids = torch.tensor([[*prompt_ids, *answer[:-1]]])
         with torch.no_grad():
-            state = base[1](ids, output_hidden_states=True).hidden_states[-1][0, -1]
-        assert q_values == pytest.approx(
-            (head()["weight"] @ state + head()["bias"]).tolist(), abs=1e-4
-        )
+            state = model(ids, output_hidden_states=True).hidden_states[-1][0, -1]
+        assert q_values == pytest.approx(expected_q_values(state).tolist(), abs=1e-4)
 
 
 @pytest.mark.parametrize("base_name", ["model", "base_model", "."])
 def test_a_head_beside_its_base_needs_no_json(
     tmp_path: Path, base: tuple[Path, GPT2LMHeadModel], base_name: str
 ) -> None:
+    """A `q_head.pt` beside its base LM, or in the same directory, is an implant without JSON."""
     target = tmp_path / base_name
     target.mkdir(exist_ok=True)
     for file in base[0].iterdir():
@@ -137,25 +165,26 @@ def test_a_head_beside_its_base_needs_no_json(
         assert detect(str(path)) == "causal"
         implant = find_implant(path)
         assert implant is not None
-        assert (implant.base.resolve(), implant.q_head) == (
-            target.resolve(),
-            tmp_path / "q_head.pt",
-        )
-    assert (
-        "q head q_head.pt"
-        in load_runner("auto", RunnerOptions(path=str(tmp_path / "q_head.pt"))).spec.found
-    )
+        assert implant.base.resolve() == target.resolve()
+        assert implant.q_head == tmp_path / "q_head.pt"
+
+    runner = load_runner("auto", RunnerOptions(path=str(tmp_path / "q_head.pt")))
+    assert "q head q_head.pt" in runner.spec.found
 
 
 def test_relative_names_are_of_the_bundle_or_the_working_directory(
     tmp_path: Path, base: tuple[Path, GPT2LMHeadModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(base[0].parent)
-    write_starter(tmp_path, base[0], model=base[0].name, peft_dir="nowhere")
+    """A relative name in the JSON is looked up in the implant and in the working directory."""
+    base_path, _ = base
+    monkeypatch.chdir(base_path.parent)
+    write_starter(tmp_path, base_path, model=base_path.name, peft_dir="nowhere")
+
     implant = find_implant(tmp_path / "starter_brain.json")
+
     assert implant is not None
-    assert implant.base.resolve() == base[0].resolve()
-    assert find_implant(base[0]) is None
+    assert implant.base.resolve() == base_path.resolve()
+    assert find_implant(base_path) is None
 
 
 @pytest.mark.parametrize(
@@ -170,6 +199,7 @@ def test_relative_names_are_of_the_bundle_or_the_working_directory(
 def test_parts_that_are_missing_or_not_served_are_named(
     tmp_path: Path, base: tuple[Path, GPT2LMHeadModel], more: dict[str, Any], expected: str
 ) -> None:
+    """The error names the part of an implant that is missing, or that is not served."""
     (tmp_path / "adapters").mkdir()
     (tmp_path / "adapters" / "adapter_model.safetensors").touch()
     write_starter(tmp_path, base[0], **more)
@@ -180,6 +210,7 @@ def test_parts_that_are_missing_or_not_served_are_named(
 def test_an_adapter_beside_the_head_is_refused(
     tmp_path: Path, base: tuple[Path, GPT2LMHeadModel]
 ) -> None:
+    """An implant with an adapter beside its head is refused."""
     write_starter(tmp_path, base[0])
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "adapter_config.json").write_text("{}")
@@ -199,6 +230,7 @@ def test_an_adapter_beside_the_head_is_refused(
 def test_a_head_of_another_net_is_refused(
     tmp_path: Path, tensors: dict[str, Any], expected: str
 ) -> None:
+    """A head with other tensors, or other shapes, is refused."""
     torch.save(tensors, tmp_path / "q_head.pt")
     with pytest.raises(ModelFormatError, match=expected):
         load_q_head(tmp_path / "q_head.pt", HIDDEN)

@@ -1,10 +1,12 @@
-"""`--quantize int8` in every runner, against the same network in fp32 with weights and inputs
-rounded by hooks."""
+"""`--quantize int8` in every runner.
+
+The oracle is the same network in fp32, whose weights and inputs hooks round.
+"""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -29,8 +31,8 @@ VOCABULARY = 264
 LEAST_WEIGHTS = 1 << 16
 PROMPTS = ["2x + 3 = 9", "Hello", "Once upon a time there was", "12 * 7"]
 Logits = Callable[[tuple[int, ...], tuple[int, ...]], Tensor]
-"""(prompt, continuation) -> logits [tokens, vocab] of a network that is not ours to replace layers
-in."""
+"""Returns the logits [tokens, vocab] of a prompt and its continuation, from a network whose layers
+no runner has replaced."""
 
 
 def write_hrm_text(path: Path) -> tuple[nn.Module, Logits]:
@@ -53,40 +55,46 @@ def write_hrm_text(path: Path) -> tuple[nn.Module, Logits]:
     model.save_pretrained(path)
 
     def logits(prompt: tuple[int, ...], tail: tuple[int, ...]) -> Tensor:
+        ids = torch.tensor([[*prompt, *tail]])
         types = torch.tensor([[1] * len(prompt) + [0] * len(tail)])
-        return model(
-            input_ids=torch.tensor([[*prompt, *tail]]), token_type_ids=types, use_cache=False
-        ).logits[0]
+        return model(input_ids=ids, token_type_ids=types, use_cache=False).logits[0]
 
     return model, logits
 
 
 def write_gpt2(path: Path) -> tuple[nn.Module, Logits]:
-    model = GPT2LMHeadModel(
-        GPT2Config(vocab_size=VOCABULARY, n_positions=64, n_embd=256, n_layer=2, n_head=4)
-    ).eval()
+    config = GPT2Config(vocab_size=VOCABULARY, n_positions=64, n_embd=256, n_layer=2, n_head=4)
+    model = GPT2LMHeadModel(config).eval()
+    # With the initial weights all tokens are almost equally likely.
     for parameter in model.parameters():
         parameter.data.mul_(3)
     model.save_pretrained(path)
-    return model, lambda prompt, tail: model(torch.tensor([[*prompt, *tail]])).logits[0]
+
+    def logits(prompt: tuple[int, ...], tail: tuple[int, ...]) -> Tensor:
+        return model(torch.tensor([[*prompt, *tail]])).logits[0]
+
+    return model, logits
 
 
 def write_act(path: Path, *, causal: bool = False) -> tuple[nn.Module, Logits]:
-    """In both directions a rounding that flips, of two near ones, reaches every token: there, the
-    fewest layers."""
+    """Write a test brain.
+
+    A bidirectional one has the fewest layers: there a rounding that flips reaches every token.
+    """
     net = Net(
         vocab=VOCABULARY, hidden=256, intermediate=256, max_seq_len=64, h_cycles=1, causal=causal
     )
-    net = net if causal else replace(net, h_layers=1, l_cycles=1)
+    if not causal:
+        net = replace(net, h_layers=1, l_cycles=1)
     write_bundle(path, net, tokenizer="tokenizer")
     model = load_act_bundle(path).model
 
     def logits(prompt: tuple[int, ...], tail: tuple[int, ...]) -> Tensor:
         ids = torch.tensor([[*prompt, *tail]])
-        carry = model.initial_carry(1, ids.shape[1])
-        return model.logits(model.forward_segment(ids, torch.tensor([ids.shape[1]]), carry).hidden)[
-            0
-        ]
+        length = ids.shape[1]
+        carry = model.initial_carry(1, length)
+        out = model.forward_segment(ids, torch.tensor([length]), carry)
+        return model.logits(out.hidden)[0]
 
     return model, logits
 
@@ -105,7 +113,7 @@ WRITERS = {
 
 @pytest.fixture(autouse=True)
 def int8_in_small_nets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network whose layers are all large enough to gain would be too slow to test with."""
+    """Quantize smaller layers than in production, where a network would be too slow to test."""
     monkeypatch.setattr(linear, "MIN_INT8_WEIGHTS", LEAST_WEIGHTS)
 
 
@@ -122,9 +130,15 @@ def written(
 
 
 def load(path: Path, **options: str) -> Runner:
-    """Brains score in one pass, which `logits` is, too."""
-    own = {"scoring": "aios_compat"} if detect(str(path)) == "hrm-act" else {}
-    return load_runner("auto", options_for(path, max_batch=4, page_size=4, **own, **options))
+    """Load a runner. A brain scores in one pass, as `logits` does."""
+    if detect(str(path)) == "hrm-act":
+        options["scoring"] = "aios_compat"
+    return load_runner("auto", options_for(path, max_batch=4, page_size=4, **options))
+
+
+def log_likelihoods(runner: Runner, task: Score) -> list[float]:
+    [scores] = score_all(runner, [task])
+    return [score.log_likelihood for score in scores]
 
 
 def expected_scores(runner: Runner, task: Score, logits: Logits) -> list[float]:
@@ -132,109 +146,143 @@ def expected_scores(runner: Runner, task: Score, logits: Logits) -> list[float]:
     scores = []
     for tail in encoded.continuations:
         with torch.no_grad():
-            table = logits(encoded.prompt_ids, tail).double().log_softmax(-1)
+            log_probs = logits(encoded.prompt_ids, tail).double().log_softmax(-1)
+        # The last token of the prompt predicts the first of the continuation.
         start = len(encoded.prompt_ids) - 1
-        scores.append(sum(float(table[start + i, token]) for i, token in enumerate(tail)))
+        total = 0.0
+        for offset, token in enumerate(tail):
+            total += float(log_probs[start + offset, token])
+        scores.append(total)
     return scores
 
 
+def largest_gap(scores: list[float], others: list[float]) -> float:
+    return max(abs(score - other) for score, other in zip(scores, others, strict=True))
+
+
 def rounded(x: Tensor, peak: int) -> Tensor:
-    """The nearest multiples, in each row, of that row's largest magnitude over `peak`."""
+    """Round each row to multiples of its largest magnitude divided by `peak`."""
     step = x.abs().amax(-1, keepdim=True) / peak
     return (x / step).round() * step
 
 
+def round_inputs(layer: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+    return (rounded(args[0], peak=127),)
+
+
 def round_linears(model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
-    """Weights of every linear layer to 63 steps a side, of each output channel, and inputs to 127,
-    of each row."""
+    """Round the weights and the inputs of every large linear layer. Return the hooks.
+
+    Weights have 63 steps a side in each output channel, inputs 127 in each row.
+    """
     handles = []
     for layer in model.modules():
-        if isinstance(layer, nn.Linear | Conv1D) and layer.weight.numel() >= LEAST_WEIGHTS:
-            outputs_first = (
-                layer.weight.data.t() if isinstance(layer, Conv1D) else layer.weight.data
-            )
-            better = rounded(outputs_first, 63)
-            layer.weight = nn.Parameter(
-                better.t() if isinstance(layer, Conv1D) else better, requires_grad=False
-            )
-            handles.append(
-                layer.register_forward_pre_hook(lambda _, args: (rounded(args[0], 127),))
-            )
+        if not isinstance(layer, nn.Linear | Conv1D) or layer.weight.numel() < LEAST_WEIGHTS:
+            continue
+        weight = layer.weight.data
+        if isinstance(layer, Conv1D):
+            # It stores the weights with the inputs first.
+            weight = rounded(weight.t(), peak=63).t()
+        else:
+            weight = rounded(weight, peak=63)
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        handles.append(layer.register_forward_pre_hook(round_inputs))
     assert len(handles) >= 6
     return handles
 
 
 def test_scores_are_those_of_the_rounded_network(written: tuple[Path, nn.Module, Logits]) -> None:
+    """Scores of int8 weights are five times closer to the rounded network than fp32 scores are."""
     path, model, logits = written
     task = Score("What is 2 + 2?", ("four, I think", "x = 3"))
     runner = load(path, quantize="int8")
-    found = [score.log_likelihood for score in score_all(runner, [task])[0]]
-    whole = expected_scores(runner, task, logits)
-    kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    scores = log_likelihoods(runner, task)
+    unrounded = expected_scores(runner, task, logits)
+
+    # The fixture's network serves the other tests of the module, too: it is restored.
+    weights = deepcopy(model.state_dict())
     handles = round_linears(model)
     expected = expected_scores(runner, task, logits)
     for handle in handles:
         handle.remove()
-    model.load_state_dict(kept)
-    gaps = [abs(one - other) for one, other in zip(found, expected, strict=True)]
-    assert max(gaps) < 0.2 * max(
-        abs(one - other) for one, other in zip(whole, expected, strict=True)
-    ), (gaps, whole)
-    assert found == pytest.approx(whole, rel=0.05)
+    model.load_state_dict(weights)
+
+    gap = largest_gap(scores, expected)
+    assert gap < 0.2 * largest_gap(unrounded, expected), (scores, unrounded)
+    assert scores == pytest.approx(unrounded, rel=0.05)
     assert "int8" in runner.spec.found
 
 
 def test_an_int8_batch_says_what_each_says_alone(written: tuple[Path, nn.Module, Logits]) -> None:
-    """P3, T5."""
+    """P3, T5: A request of an int8 model gets the same answer in a batch as alone."""
     runner = load(written[0], quantize="int8")
-    tasks = [
-        Generate(text, Sampling(max_tokens=8, seed=i, temperature=0.9))
-        for i, text in enumerate(PROMPTS)
-    ]
+    tasks = []
+    for seed, text in enumerate(PROMPTS):
+        tasks.append(Generate(text, Sampling(max_tokens=8, seed=seed, temperature=0.9)))
+
     together = generate_all(runner, tasks)
-    assert together == [generate_all(runner, [task])[0] for task in tasks]
+
+    for task, ids in zip(tasks, together, strict=True):
+        assert generate_all(runner, [task]) == [ids]
+
+
+Answer = list[tuple[int, TokenLogprob]]
+"""The tokens of an answer with their log-probabilities."""
+
+
+def answers_of(
+    options: RunnerOptions, tasks: list[Generate], replayed: list[list[int]]
+) -> list[Answer]:
+    """Decode the tasks together in a new runner. Return what it adds to the `replayed` tokens."""
+    answers: list[Answer] = [[] for _ in tasks]
+    for emission in run(load_runner("auto", options), tasks, replayed):
+        answers[int(emission.key)] += zip(emission.ids, emission.logprobs, strict=True)
+    return answers
 
 
 @pytest.mark.parametrize("write", [write_hrm_text, write_gpt2, write_causal_act])
 def test_int8_says_the_same_in_every_path_to_the_last_bit(
     write: Callable[[Path], tuple[nn.Module, Logits]], tmp_path: Path
 ) -> None:
-    """P3: one more bit in what is rounded to int8 soon changes a token; logprobs show it at
-    once."""
+    """P3: int8 answers and log-probabilities are bit for bit the same however they are computed.
+
+    One other bit in what is rounded soon changes a token, and changes a log-probability at once.
+    """
     torch.manual_seed(2)
-    for place in (tmp_path, tmp_path / "tokenizer"):
-        byte_tokenizer().save_pretrained(place)
+    for directory in (tmp_path, tmp_path / "tokenizer"):
+        byte_tokenizer().save_pretrained(directory)
     write(tmp_path)
-    tasks = [
-        Generate(
-            text * 2, Sampling(max_tokens=12, seed=i, temperature=0.9, logprobs=3, ignore_eos=True)
-        )
-        for i, text in enumerate(PROMPTS)
-    ]
+    tasks = []
+    for seed, text in enumerate(PROMPTS):
+        sampling = Sampling(max_tokens=12, seed=seed, temperature=0.9, logprobs=3, ignore_eos=True)
+        tasks.append(Generate(text * 2, sampling))
     options = RunnerOptions(path=str(tmp_path), max_batch=4, quantize="int8", prefix_cache=False)
 
-    def told(
-        tasks: list[Generate], said: list[list[int]], **changes: Any
-    ) -> list[list[tuple[int, TokenLogprob]]]:
-        answers: list[list[tuple[int, TokenLogprob]]] = [[] for _ in tasks]
-        for part in run(load_runner("auto", replace(options, **changes)), tasks, said):
-            answers[int(part.key)] += zip(part.ids, part.logprobs, strict=True)
-        return answers
+    alone: list[Answer] = []
+    first_halves: list[list[int]] = []
+    second_halves: list[Answer] = []
+    for task in tasks:
+        [answer] = answers_of(options, [task], [[]])
+        assert len(answer) == 12
+        alone.append(answer)
+        first_halves.append([token for token, _ in answer[:6]])
+        second_halves.append(answer[6:])
 
-    nothing: list[list[int]] = [[] for _ in tasks]
-    alone = [told([task], [[]])[0] for task in tasks]
-    assert all(len(items) == 12 for items in alone)
-    assert told(tasks, nothing) == alone, "batched"
-    assert told(tasks, nothing, step_tokens=7) == alone, "chunked, where prompts may be"
-    half = [[token for token, _ in items[:6]] for items in alone]
-    assert told(tasks, half) == [items[6:] for items in alone], "resumed"
-    assert told(tasks * 2, nothing * 2, prefix_cache=True)[len(tasks) :] == alone, (
-        "over known prompts"
-    )
+    nothing: list[list[int]] = [[]] * len(tasks)
+    assert answers_of(options, tasks, nothing) == alone, "batched"
+
+    chunked = replace(options, step_tokens=7)
+    assert answers_of(chunked, tasks, nothing) == alone, "chunked, where prompts may be"
+
+    assert answers_of(options, tasks, first_halves) == second_halves, "resumed"
+
+    cached = replace(options, prefix_cache=True)
+    twice = answers_of(cached, tasks * 2, nothing * 2)
+    assert twice[len(tasks) :] == alone, "over known prompts"
 
 
 def recorded(kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """The weight of every layer of `kind` that is made from now on."""
+    """Return a list that grows by the weight of every layer of `kind` made from now on."""
     weights: list[Tensor] = []
     real = kind.__init__
 
@@ -249,12 +297,15 @@ def recorded(kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> list[Ten
 def test_packed_fp32_scores_as_the_network_itself(
     written: tuple[Path, nn.Module, Logits], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Scores of packed fp32 layers are the network's own."""
     packed = recorded(PackedLinear, monkeypatch)
     path, model, logits = written
     runner = load(path)
     task = Score("What is 2 + 2?", ("four, I think", "x = 3"))
-    found = [score.log_likelihood for score in score_all(runner, [task])[0]]
-    assert found == pytest.approx(expected_scores(runner, task, logits), abs=1e-3)
+
+    scores = log_likelihoods(runner, task)
+
+    assert scores == pytest.approx(expected_scores(runner, task, logits), abs=1e-3)
     assert packed or type(model).__name__ == "ActModel", (
         "only the test brain has no layer wide enough"
     )
@@ -263,24 +314,36 @@ def test_packed_fp32_scores_as_the_network_itself(
 def test_the_setting_reaches_each_model_and_a_model_may_differ(
     written: tuple[Path, nn.Module, Logits], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = recorded(Int8Linear, monkeypatch)
-    ids = {"as-the-fleet": None, "own": "none"}
-    models = [{"id": name, "path": str(written[0]), "quantize": own} for name, own in ids.items()]
-    settings = Settings(models=models, quantize="int8", device="cpu", context_window=64)
-    counts = []
-    for entry in model_entries(settings):
-        made.clear()
-        loading.load_models(settings.model_copy(update={"models": (entry,)}))
-        counts.append(len(made))
-    assert counts[0] >= 6 and counts[1] == 0
+    """A model that says nothing is quantized as the fleet is, and one may choose otherwise."""
+    weights = recorded(Int8Linear, monkeypatch)
+    path = str(written[0])
+    settings = Settings(
+        models=[
+            {"id": "as-the-fleet", "path": path, "quantize": None},
+            {"id": "own", "path": path, "quantize": "none"},
+        ],
+        quantize="int8",
+        device="cpu",
+        context_window=64,
+    )
+    as_the_fleet, exception = model_entries(settings)
+
+    loading.load_models(settings.model_copy(update={"models": (as_the_fleet,)}))
+    assert len(weights) >= 6
+
+    weights.clear()
+    loading.load_models(settings.model_copy(update={"models": (exception,)}))
+    assert weights == []
 
 
 def test_int8_elsewhere_than_on_the_cpu_stops_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """int8 weights on another device than the CPU are a settings error."""
     write_act(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path / "tokenizer")
     monkeypatch.setattr(loading.device, "select_device", lambda wanted: torch.device("meta"))
     settings = Settings(model_path=str(tmp_path), quantize="int8", context_window=64)
+
     with pytest.raises(SettingsError, match="int8 weights are for the CPU"):
         loading.load_models(settings)

@@ -1,4 +1,4 @@
-"""The shipped sample model: exact on held-out problems, honest about what was held out."""
+"""The shipped sample model, its held-out problems and its training data."""
 
 import itertools
 import re
@@ -19,7 +19,7 @@ from worker.engine.runner import Runner, RunnerOptions
 from worker.runners.registry import load_runner
 
 NUM_PROBLEMS = 40
-"""Of each kind; `python -m scripts.train.eval_sample` does the 500 that the model card quotes."""
+"""Problems of each kind. The model card quotes 500, which `python -m scripts.train.eval_sample` does."""
 
 
 @pytest.fixture(scope="module")
@@ -29,47 +29,58 @@ def runner() -> Runner:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_held_out_problems_are_solved(runner: Runner, kind: str) -> None:
-    """Issue bar: >= 90 % exact on held-out problems of each kind."""
+    """At least 90 % of the answers to held-out problems of each kind are exact."""
     assert exact_share(runner, held_out(kind, NUM_PROBLEMS)) >= 0.9
 
 
 def body_of(problem: Problem) -> str:
+    """Return the formula of a problem, without the words around it."""
     return re.sub(r"^(Solve for x:|Solve:|Compute:|What is) | =$|\?$", "", problem.prompt)
 
 
 def test_training_never_sees_a_held_out_problem() -> None:
+    """No problem of the training stream is held out, and every held-out problem is."""
     for problem in itertools.islice(training_stream(0), 20_000):
         if problem.kind != "other":
             assert not is_held_out(problem.kind, body_of(problem)), problem.prompt
+
     for kind in KINDS:
-        assert all(is_held_out(kind, body_of(problem)) for problem in held_out(kind, 50))
+        for problem in held_out(kind, 50):
+            assert is_held_out(kind, body_of(problem)), problem.prompt
 
 
 def test_every_generated_answer_is_true() -> None:
-    """The oracle is Python's own arithmetic: the generator cannot have taught the model something
-    false."""
-    checked = 0
+    """Every answer that the model is trained on is true by Python's own arithmetic."""
+    num_checked = 0
     for problem in itertools.islice(training_stream(3), 5_000):
+        if problem.kind == "other":
+            continue
+        formula = body_of(problem)
         if problem.kind == "equation":
-            left, right = body_of(problem).split("=")
+            left, right = formula.split("=")
             x = int(problem.answer.removeprefix("x = "))
-            assert eval(re.sub(r"(\d)x", r"\1*x", left), {"x": x}) == int(right), problem
-        elif problem.kind != "other":
-            assert eval(body_of(problem)) == int(problem.answer.removeprefix("= ")), problem
-        checked += problem.kind != "other"
-    assert checked > 4_500
+            # Python writes 2x as 2*x.
+            python_left = re.sub(r"(\d)x", r"\1*x", left)
+            assert eval(python_left, {"x": x}) == int(right), problem
+        else:
+            assert eval(formula) == int(problem.answer.removeprefix("= ")), problem
+        num_checked += 1
+    assert num_checked > 4_500
 
 
 def test_the_readmes_example_and_small_talk(runner: Runner) -> None:
-    asked = [
+    """The equation of the README is solved, and small talk is refused."""
+    problems = [
         Problem("equation", "Solve for x: 2x + 3 = 9", "x = 3"),
         Problem("other", "Hello", REFUSAL),
     ]
-    solved, hello = answers(runner, asked)
+
+    solved, hello = answers(runner, problems)
+
     assert solved.endswith("\nx = 3")
     assert hello == REFUSAL
 
 
 def test_the_sample_is_small_enough_to_ship() -> None:
-    """At most 12 MB in all."""
+    """All files of the sample model together have at most 12 MB."""
     assert sum(file.stat().st_size for file in SAMPLE_MODEL.iterdir()) <= 12_000_000

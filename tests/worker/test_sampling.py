@@ -1,10 +1,13 @@
-"""Choices, penalties and log-probabilities through engine and model, against transformers' generate
-and forward."""
+"""Choices, penalties and log-probabilities through engine and model.
+
+The oracles are transformers' `generate` and `forward`.
+"""
 
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import HrmTextForCausalLM
 
 from shared.messages import Done, Generate, Sampling, TokenLogprob
@@ -27,61 +30,81 @@ def runner(tiny: tuple[Path, HrmTextForCausalLM]) -> PagedRunner:
     return hrm_text.load(RunnerOptions(path=str(tiny[0]), max_batch=4, page_size=4))
 
 
-def choices_of(emissions: list[Emission], key: int = 0) -> list[list[int]]:
-    """The ids of each choice of one task."""
-    own = [item for item in emissions if item.key == str(key)]
-    count = max(item.choice for item in own) + 1
-    return [
-        [token for item in own if item.choice == choice for token in item.ids]
-        for choice in range(count)
-    ]
+def of_task(number: int, emissions: list[Emission]) -> list[Emission]:
+    return [emission for emission in emissions if emission.key == str(number)]
+
+
+def text_of(emissions: list[Emission]) -> str:
+    return "".join(emission.text for emission in emissions)
+
+
+def choices_of(emissions: list[Emission], number: int = 0) -> list[list[int]]:
+    """Return the ids of each choice of one task."""
+    choices: dict[int, list[int]] = {}
+    for emission in of_task(number, emissions):
+        choices.setdefault(emission.choice, []).extend(emission.ids)
+    return [choices[choice] for choice in range(len(choices))]
 
 
 def test_a_choice_is_the_same_however_many_there_are(runner: PagedRunner) -> None:
-    """DESIGN 5: choice k of n is choice k of any larger n, and choice 0 the answer to n = 1, cached
-    prompt or not."""
-    answers = {
-        n: choices_of(
-            run(runner, [Generate(PROMPTS[0], Sampling(10, 5, temperature=1.3, n=n))], [[]])
-        )
-        for n in (1, 2, 3, 7)
-    }
+    """DESIGN 5: Choice k of n is choice k of any larger n, and choice 0 is the answer to n = 1.
+
+    It makes no difference whether the prompt is cached.
+    """
+    answers = {}
+    for n in (1, 2, 3, 7):
+        task = Generate(PROMPTS[0], Sampling(10, seed=5, temperature=1.3, n=n))
+        answers[n] = choices_of(run(runner, [task], [[]]))
+
     most = answers[7]
     assert len({tuple(ids) for ids in most}) == 7, "choices that do not differ prove nothing"
-    assert all(answers[n] == most[:n] for n in answers)
+    assert answers[1] == most[:1]
+    assert answers[2] == most[:2]
+    assert answers[3] == most[:3]
 
 
 def test_choices_do_not_depend_on_their_company(runner: PagedRunner) -> None:
-    """P3 for n > 1: more sequences than places, of three requests with different wishes."""
+    """P3: With n > 1, a request gets the same choices beside others as alone.
+
+    Three requests with different parameters have more sequences than the batch holds. Only the
+    request that asks for log-probabilities gets them.
+    """
+    penalised = Sampling(8, seed=1, temperature=1.0, n=3, repetition_penalty=1.4, logprobs=2)
+    restricted = Sampling(6, seed=2, temperature=0.8, n=2, min_p=0.05, frequency_penalty=1.0)
+    biased = Sampling(7, seed=3, temperature=0.0, logit_bias=((70, 3.0),), min_tokens=7)
     tasks = [
-        Generate(
-            PROMPTS[0], Sampling(8, 1, temperature=1.0, n=3, repetition_penalty=1.4, logprobs=2)
-        ),
-        Generate(
-            PROMPTS[1], Sampling(6, 2, temperature=0.8, n=2, min_p=0.05, frequency_penalty=1.0)
-        ),
-        Generate(
-            PROMPTS[0], Sampling(7, 3, temperature=0.0, logit_bias=((70, 3.0),), min_tokens=7)
-        ),
+        Generate(PROMPTS[0], penalised),
+        Generate(PROMPTS[1], restricted),
+        Generate(PROMPTS[0], biased),
     ]
+
     together = run(runner, tasks, [[], [], []])
+
     for number, task in enumerate(tasks):
         alone = run(runner, [task], [[]])
         assert choices_of(together, number) == choices_of(alone)
-        reports = [item.logprobs for item in together if item.key == str(number)]
-        assert [len(report) for report in reports] == [1 if number == 0 else 0] * len(reports)
+
+    for number, num_logprobs in enumerate((1, 0, 0)):
+        for emission in of_task(number, together):
+            assert len(emission.logprobs) == num_logprobs
 
 
 def test_greedy_with_penalty_and_least_length_equals_transformers_generate(
     tiny: tuple[Path, HrmTextForCausalLM], runner: PagedRunner
 ) -> None:
-    """The oracle penalises prompt and response and withholds the end token in the same way."""
+    """Greedy answers are those of `generate`.
+
+    It penalises prompt and response and withholds the end token in the same way.
+    """
+    _, model = tiny
     eos = next(iter(runner.eos_ids))
+    sampling = Sampling(12, seed=0, temperature=0.0, repetition_penalty=1.5, min_tokens=5)
     for text in PROMPTS:
-        sampling = Sampling(12, 0, temperature=0.0, repetition_penalty=1.5, min_tokens=5)
-        [ours] = choices_of(run(runner, [Generate(text, sampling)], [[]]))
-        prompt = torch.tensor([runner.encode(Generate(text, sampling)).prompt_ids])
-        out = tiny[1].generate(
+        task = Generate(text, sampling)
+        [answer] = choices_of(run(runner, [task], [[]]))
+
+        prompt = torch.tensor([runner.encode(task).prompt_ids])
+        out = model.generate(
             prompt,
             token_type_ids=torch.ones_like(prompt),
             attention_mask=torch.ones_like(prompt),
@@ -91,63 +114,85 @@ def test_greedy_with_penalty_and_least_length_equals_transformers_generate(
             min_new_tokens=5,
             eos_token_id=eos,
         )
-        assert ours == out[0, prompt.shape[1] :].tolist()
+        assert answer == out[0, prompt.shape[1] :].tolist()
 
 
 def test_an_end_token_that_is_wanted_at_once_comes_when_it_may(runner: PagedRunner) -> None:
-    """A bias that makes the end token certain: it waits for `min_tokens`, and ends nothing if it is
-    ignored."""
+    """A certain end token waits for `min_tokens`, and ends nothing if it is ignored.
+
+    A bias makes it certain.
+    """
     eos = next(iter(runner.eos_ids))
-    wish = ((eos, 100.0),)
-    tasks = [
-        Generate(PROMPTS[0], Sampling(9, 0, logit_bias=wish)),
-        Generate(PROMPTS[0], Sampling(9, 0, logit_bias=wish, min_tokens=4)),
-        Generate(PROMPTS[0], Sampling(9, 0, logit_bias=wish, min_tokens=4, ignore_eos=True)),
-        Generate(
-            PROMPTS[0],
-            Sampling(9, 0, logit_bias=wish, min_tokens=4, stop_ids=(eos,), ignore_eos=True),
-        ),
+    bias = ((eos, 100.0),)
+    samplings = [
+        Sampling(9, seed=0, logit_bias=bias),
+        Sampling(9, seed=0, logit_bias=bias, min_tokens=4),
+        Sampling(9, seed=0, logit_bias=bias, min_tokens=4, ignore_eos=True),
+        Sampling(9, seed=0, logit_bias=bias, min_tokens=4, stop_ids=(eos,), ignore_eos=True),
     ]
-    emissions = run(runner, tasks, [[]] * 4)
-    said = [choices_of(emissions, number)[0] for number in range(4)]
-    assert said[0] == [eos]
-    assert [len(ids) for ids in said] == [1, 5, 9, 5]
-    assert said[1] == said[3] and eos not in said[1][:4]
-    assert said[2] == [eos] * 9
-    ends = {item.key: item.ended for item in emissions if item.ended is not None}
-    assert [end.finish_reason for end in ends.values() if isinstance(end, Done)] == [
-        "stop",
-        "stop",
-        "stop",
-        "length",
-    ]
-    assert "".join(item.text for item in emissions if item.key == "2") == "", (
-        "an ignored end token has no text"
-    )
+    tasks = [Generate(PROMPTS[0], sampling) for sampling in samplings]
+
+    emissions = run(runner, tasks, [[], [], [], []])
+
+    at_once = choices_of(emissions, 0)[0]
+    late = choices_of(emissions, 1)[0]
+    ignored = choices_of(emissions, 2)[0]
+    as_stop_id = choices_of(emissions, 3)[0]
+    assert at_once == [eos]
+    assert len(late) == 5
+    assert eos not in late[:4]
+    assert ignored == [eos] * 9
+    assert as_stop_id == late
+
+    # In the order of the ends: the ignored one goes on to the cap.
+    reasons = []
+    for emission in emissions:
+        if isinstance(emission.ended, Done):
+            reasons.append(emission.ended.finish_reason)
+    assert reasons == ["stop", "stop", "stop", "length"]
+    assert text_of(of_task(2, emissions)) == "", "an ignored end token has no text"
 
 
 def test_logprobs_equal_transformers_own(
     tiny: tuple[Path, HrmTextForCausalLM], runner: PagedRunner
 ) -> None:
-    """Of every token and its rivals, whatever else shaped the draw; texts join to the whole
-    text."""
-    sampling = Sampling(10, 4, temperature=1.5, top_p=0.8, repetition_penalty=1.3, logprobs=4, n=2)
+    """Log-probabilities of every token and its rivals are the model's own.
+
+    Temperature, top-p and penalties do not change them. The tokens' texts join to the whole text.
+    """
+    _, model = tiny
+    sampling = Sampling(
+        10, seed=4, temperature=1.5, top_p=0.8, repetition_penalty=1.3, logprobs=4, n=2
+    )
     task = Generate(PROMPTS[2], sampling)
+    prompt = runner.encode(task).prompt_ids
+
     emissions = run(runner, [task], [[]])
+
     for choice, ids in enumerate(choices_of(emissions)):
-        own = [item for item in emissions if item.choice == choice]
-        reports: list[TokenLogprob] = [report for item in own for report in item.logprobs]
-        prompt = runner.encode(task).prompt_ids
-        table = (
-            own_logits(tiny[1], prompt, tuple(ids)).double().log_softmax(-1)[len(prompt) - 1 : -1]
-        )
-        for row, token, report in zip(table, ids, reports, strict=True):
-            assert report.logprob == pytest.approx(float(row[token]), abs=1e-4)
-            likeliest = row.topk(4)
-            assert [item for item, _, _ in report.top] == likeliest.indices.tolist()
-            assert [value for _, _, value in report.top] == pytest.approx(
-                likeliest.values.tolist(), abs=1e-4
-            )
-        text = "".join(item.text for item in own)
-        named = "".join(report.token for report in reports)
-        assert text.startswith(named) and set(text[len(named) :]) <= {"\ufffd"}
+        text = ""
+        reports: list[TokenLogprob] = []
+        for emission in emissions:
+            if emission.choice == choice:
+                text += emission.text
+                reports += emission.logprobs
+
+        logits = own_logits(model, prompt, tuple(ids)).double()
+        # The last token of the prompt predicts the first of the answer.
+        log_probs = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+        for row, token, report in zip(log_probs, ids, reports, strict=True):
+            check_logprob(report, token, row)
+
+        joined = "".join(report.token for report in reports)
+        assert text.startswith(joined)
+        assert set(text.removeprefix(joined)) <= {"\ufffd"}
+
+
+def check_logprob(report: TokenLogprob, token: int, log_probs: Tensor) -> None:
+    """Compare a report with the log-probabilities of the whole vocabulary."""
+    assert report.logprob == pytest.approx(float(log_probs[token]), abs=1e-4)
+    likeliest = log_probs.topk(4)
+    assert len(report.top) == 4
+    for rank, (rival, _, value) in enumerate(report.top):
+        assert rival == int(likeliest.indices[rank])
+        assert value == pytest.approx(float(likeliest.values[rank]), abs=1e-4)

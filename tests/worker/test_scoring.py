@@ -1,5 +1,7 @@
-"""Scoring over pages against token-by-token decoding with transformers' own cache, continuation by
-continuation."""
+"""Scoring of continuations over pages.
+
+The oracle decodes each continuation token by token with transformers' own cache.
+"""
 
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from torch import Tensor
 from transformers import HrmTextForCausalLM, PreTrainedModel
 
 from shared.errors import InvalidRequest, WorkerFailed
-from shared.messages import ContinuationScore, Done, Generate, Sampling, Score, Scored
+from shared.messages import ContinuationScore, Generate, Sampling, Score, Scored
 from tests.fixtures.scored_models import PAGE, WINDOW, Ids, Model, ids, load, tiny
 from tests.fixtures.tiny_hrm_text import write_tiny
 from tests.fixtures.worker.stepping import end_of, generate_all, run, score_all
@@ -20,7 +22,8 @@ from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Encoded, Scores, Slice, TokenSequence
 from worker.runners.paged import PagedRunner
 
-__all__ = ["tiny"]  # a fixture, which pytest finds by its name here
+# A fixture, which pytest finds by its name here.
+__all__ = ["tiny"]
 
 FEW_PAGES = -(-WINDOW // PAGE)
 
@@ -29,40 +32,43 @@ FEW_PAGES = -(-WINDOW // PAGE)
 def token_by_token(model: PreTrainedModel, context: Ids, tail: Ids) -> ContinuationScore:
     """Decode with the model's own cache, forced to say `tail`."""
     prompt = torch.tensor([context])
-    more = (
-        {"token_type_ids": torch.ones_like(prompt)} if isinstance(model, HrmTextForCausalLM) else {}
-    )
-    out = model(input_ids=prompt, use_cache=True, **more)
+    types = {}
+    if isinstance(model, HrmTextForCausalLM):
+        types = {"token_type_ids": torch.ones_like(prompt)}
+    out = model(input_ids=prompt, use_cache=True, **types)
+
     total = 0.0
     is_greedy = True
-    for place, token in enumerate(tail):
+    for number, token in enumerate(tail):
+        if number > 0:
+            # The token before this one is forced, whatever is likeliest.
+            last = torch.tensor([[tail[number - 1]]])
+            out = model(input_ids=last, past_key_values=out.past_key_values, use_cache=True)
         logits = out.logits[0, -1].double()
         total += float(logits.log_softmax(-1)[token])
-        is_greedy &= int(logits.argmax()) == token
-        if place + 1 < len(tail):
-            out = model(
-                input_ids=torch.tensor([[token]]),
-                past_key_values=out.past_key_values,
-                use_cache=True,
-            )
+        if int(logits.argmax()) != token:
+            is_greedy = False
     return ContinuationScore(total, len(tail), is_greedy)
 
 
 def check(model: PreTrainedModel, task: Score, scores: tuple[ContinuationScore, ...]) -> None:
+    """Compare the scores of a task with the oracle's."""
     assert len(scores) == len(task.continuations)
     for tail, score in zip(task.continuations, scores, strict=True):
         expected = token_by_token(model, task.context, tail)  # type: ignore[arg-type]
         assert score.log_likelihood == pytest.approx(expected.log_likelihood, abs=2e-3)
-        assert (score.num_tokens, score.is_greedy) == (expected.num_tokens, expected.is_greedy)
+        assert score.num_tokens == expected.num_tokens
+        assert score.is_greedy == expected.is_greedy
 
 
 def tasks_of(runner: PagedRunner) -> list[Score]:
-    """Several contexts, one of them twice and one the beginning of another; tails of 1 to 30
-    tokens, one greedy."""
+    """Return tasks of several contexts, one of them twice and one the beginning of another.
+
+    Their continuations have 1 to 30 tokens, and one of them is greedy.
+    """
     long = ids(43, 0)
-    (greedy,) = generate_all(
-        runner, [Generate(long, Sampling(5, 0, temperature=0.0, ignore_eos=True))]
-    )
+    sampling = Sampling(5, seed=0, temperature=0.0, ignore_eos=True)
+    [greedy] = generate_all(runner, [Generate(long, sampling)])
     continuations = [ids(length, 10 + length) for length in (1, 17, 2, 30, 1, 9)]
     return [
         Score(long, (*continuations, tuple(greedy))),
@@ -82,45 +88,52 @@ def tasks_of(runner: PagedRunner) -> list[Score]:
     ids=["in one step", "in many steps", "without reuse"],
 )
 def test_scores_equal_token_by_token_decoding(tiny: Model, options: dict[str, object]) -> None:
-    """P8, X18: contexts over the step's budget, tails over many steps, contexts that share their
-    beginning."""
-    runner = load(tiny[0], **options)
+    """P8, X18: Scores are those of token-by-token decoding.
+
+    Contexts exceed the step's budget or share their beginning, and continuations take many steps.
+    """
+    path, model = tiny
+    runner = load(path, **options)
     tasks = tasks_of(runner)
+
     for task, scores in zip(tasks, score_all(runner, tasks), strict=True):
-        check(tiny[1], task, scores)
+        check(model, task, scores)
 
 
 def test_scores_survive_preemption(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few pages: answers that grow beside them push contexts out between two of their
-    continuations."""
-    kv_bytes = FEW_PAGES * PAGE * load(tiny[0])._net.kv_shape.bytes_per_token(torch.float32)
-    runner = load(tiny[0], max_batch=8, step_tokens=12, kv_bytes=kv_bytes)
+    """A context that is preempted between two of its continuations has the same scores.
+
+    Pages are few, and answers that grow beside it take them.
+    """
+    path, model = tiny
+    bytes_per_token = load(path)._net.kv_shape.bytes_per_token(torch.float32)
+    kv_bytes = FEW_PAGES * PAGE * bytes_per_token
+    runner = load(path, max_batch=8, step_tokens=12, kv_bytes=kv_bytes)
     assert runner.spec.num_pages == FEW_PAGES
-    pushed: list[int] = []
-    real = Scheduler._preempt
 
-    def noted(scheduler: Scheduler, sequence: TokenSequence) -> None:
+    num_scored_before: list[int] = []
+    preempt = Scheduler._preempt
+
+    def recorded(scheduler: Scheduler, sequence: TokenSequence) -> None:
         if sequence.is_scoring and sequence.num_remaining == 0:
-            pushed.append(len(sequence.scores))
-        real(scheduler, sequence)
+            num_scored_before.append(len(sequence.scores))
+        preempt(scheduler, sequence)
 
-    monkeypatch.setattr(Scheduler, "_preempt", noted)
-    sampling = Sampling(20, 0, temperature=0.0, ignore_eos=True)
-    score = Score(ids(30, 4), tuple(ids(9, seed) for seed in range(20, 36)))
-    emissions = run(
-        runner,
-        [Generate(ids(20, 1), sampling), Generate(ids(21, 2), sampling), score],
-        [[], [], []],
-    )
-    (done,) = (item.ended for item in emissions if item.key == "2")
-    assert isinstance(done, Done)
-    check(tiny[1], score, end_of(done, Scored).scores)
-    assert any(pushed), "no context gave way between two of its continuations"
+    monkeypatch.setattr(Scheduler, "_preempt", recorded)
+    sampling = Sampling(20, seed=0, temperature=0.0, ignore_eos=True)
+    continuations = tuple(ids(9, seed) for seed in range(20, 36))
+    score = Score(ids(30, 4), continuations)
+    tasks = [Generate(ids(20, 1), sampling), Generate(ids(21, 2), sampling), score]
+
+    emissions = run(runner, tasks, [[], [], []])
+
+    [emission] = [emission for emission in emissions if emission.key == "2"]
+    check(model, score, end_of(emission.ended, Scored).scores)
+    assert any(num_scored_before), "no context gave way between two of its continuations"
 
 
 class Counted:
-    """A runner's network that notes the tokens of each forward and the rows of each call for
-    logits."""
+    """Counts of the tokens of each forward, and of the rows of each call for logits."""
 
     def __init__(self, runner: PagedRunner, monkeypatch: pytest.MonkeyPatch) -> None:
         self.forwards: list[int] = []
@@ -143,105 +156,137 @@ class Counted:
 def test_a_context_with_four_continuations_is_computed_once(
     tiny: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One forward for the context, one for its last token again and all tails, each without its
-    last token."""
-    runner = load(tiny[0])
+    """A context has one forward, and all its continuations share another one."""
+    path, model = tiny
+    runner = load(path)
     counted = Counted(runner, monkeypatch)
-    task = Score(ids(41, 0), tuple(ids(length, length) for length in (3, 1, 8, 5)))
-    check(tiny[1], task, score_all(runner, [task])[0])
+    task = Score(ids(41, 0), (ids(3, 3), ids(1, 1), ids(8, 8), ids(5, 5)))
+
+    [scores] = score_all(runner, [task])
+
+    check(model, task, scores)
+    # The context's last token again, and each continuation without its last token.
     assert counted.forwards == [41, 1 + 2 + 0 + 7 + 4]
 
 
 def test_a_context_that_comes_again_is_found(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole-prompt reuse in a prefix-LM, whole pages in a causal LM: later requests pay for their
-    tails."""
-    runner = load(tiny[0])
+    """Later requests with the same context compute only their continuations.
+
+    A prefix-LM reuses the whole prompt, and a causal LM its whole pages.
+    """
+    path, model = tiny
+    runner = load(path)
     counted = Counted(runner, monkeypatch)
-    said: list[Emission] = []
-    engine = Engine(runner, said.extend)
+    emissions: list[Emission] = []
+    engine = Engine(runner, emissions.extend)
     tasks = [
         Score(ids(40, 0), (ids(6, 1),)),
         Score(ids(40, 0), (ids(9, 2), ids(4, 3))),
         Score(ids(40, 0), (ids(1, 4),)),
     ]
+
     for number, task in enumerate(tasks):
         engine.submit(SequenceWork(str(number), runner.encode(task), None))
         while engine.has_work:
             engine.step()
-    for task, emission in zip(tasks, said, strict=True):
-        assert isinstance(emission.ended, Done)
-        check(tiny[1], task, end_of(emission.ended, Scored).scores)
+
+    for task, emission in zip(tasks, emissions, strict=True):
+        check(model, task, end_of(emission.ended, Scored).scores)
     assert counted.forwards == [40, 1 + 5, 1 + 8 + 3, 1]
 
 
 def test_logits_are_computed_for_all_tails_at_once_a_few_rows_at_a_time(
     tiny: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two contexts, five tails: 24 states in one call, or in slices that take no notice of where a
-    tail ends."""
-    runner = load(tiny[0])
+    """Logits of all continuations are computed in one call, or in slices of `LOGIT_ROWS`.
+
+    Two contexts have five continuations of 24 tokens, and a slice may begin within one of them.
+    """
+    path, model = tiny
+    runner = load(path)
     counted = Counted(runner, monkeypatch)
-    tasks = [
-        Score(ids(9, 0), (ids(7, 1), ids(1, 2), ids(4, 3))),
-        Score(ids(5, 4), (ids(3, 5), ids(9, 6))),
-    ]
-    whole = score_all(runner, tasks)
+    first = Score(ids(9, 0), (ids(7, 1), ids(1, 2), ids(4, 3)))
+    second = Score(ids(5, 4), (ids(3, 5), ids(9, 6)))
+
+    whole = score_all(runner, [first, second])
     assert counted.logit_rows == [24]
+
     monkeypatch.setattr(scoring, "LOGIT_ROWS", 5)
-    sliced = score_all(runner, tasks)
+    sliced = score_all(runner, [first, second])
     assert counted.logit_rows == [24, 5, 5, 5, 5, 4]
-    for task, one, other in zip(tasks, whole, sliced, strict=True):
-        check(tiny[1], task, one)
-        check(tiny[1], task, other)
+
+    for first_scores, second_scores in (whole, sliced):
+        check(model, first, first_scores)
+        check(model, second, second_scores)
 
 
 def test_one_bidirectional_pass_would_leak(tmp_path: Path) -> None:
-    """X18: in HRM-Text a pass that shows the continuation to the prompt scores it with itself in
-    sight."""
+    """X18: In HRM-Text, a pass that shows the continuation to the prompt gives another score.
+
+    The model would predict a continuation with that continuation in sight.
+    """
     model = write_tiny(tmp_path)
     runner = load(tmp_path)
-    task = Score(ids(20, 0), (ids(8, 1), ids(3, 2)))
-    for tail, score in zip(task.continuations, score_all(runner, [task])[0], strict=True):
-        whole = torch.tensor([[*task.context, *tail]])  # type: ignore[misc]
+    context = ids(20, 0)
+    task = Score(context, (ids(8, 1), ids(3, 2)))
+
+    [scores] = score_all(runner, [task])
+
+    for tail, score in zip(task.continuations, scores, strict=True):
+        whole = torch.tensor([[*context, *tail]])
         with torch.no_grad():
-            logits = (
-                model(input_ids=whole, token_type_ids=torch.ones_like(whole)).logits[0].double()
-            )
-        shares = logits[19:-1].log_softmax(-1)
-        leaked = sum(float(shares[at, token]) for at, token in enumerate(tail))
-        expected = token_by_token(model, task.context, tail).log_likelihood  # type: ignore[arg-type]
+            out = model(input_ids=whole, token_type_ids=torch.ones_like(whole))
+        # Row 19, of the context's last token, predicts the first token of the continuation.
+        log_probs = out.logits[0, 19:-1].double().log_softmax(-1)
+        leaked = 0.0
+        for row, token in zip(log_probs, tail, strict=True):
+            leaked += float(row[token])
+        expected = token_by_token(model, context, tail).log_likelihood  # type: ignore[arg-type]
         assert score.log_likelihood == pytest.approx(expected, abs=1e-4)
         assert abs(leaked - expected) > 1e-2
 
 
 def test_the_longest_continuation_and_the_longest_context(tiny: Model) -> None:
-    """A window reads all but the last token: 96 tokens follow one, 97 do not, and a context keeps
-    its end."""
-    runner = load(tiny[0])
+    """A context that is too long keeps its end, and a continuation that is too long is refused.
+
+    A window reads all but the last token: 96 tokens fit behind a context of one, and 97 do not.
+    """
+    path, model = tiny
+    runner = load(path)
     full = Score(ids(300, 0), (ids(WINDOW, 1), ids(2, 2)))
     encoded = runner.encode(full)
-    assert (encoded.prompt_ids, encoded.num_truncated) == (full.context[-1:], 299)
-    check(tiny[1], Score(encoded.prompt_ids, full.continuations), score_all(runner, [full])[0])
+    assert encoded.prompt_ids == full.context[-1:]
+    assert encoded.num_truncated == 299
+    [scores] = score_all(runner, [full])
+    check(model, Score(encoded.prompt_ids, full.continuations), scores)
+
     with pytest.raises(InvalidRequest, match="97 tokens; at most 96") as refused:
         runner.encode(Score(ids(3, 0), (ids(WINDOW + 1, 1),)))
     assert refused.value.field == "continuations"
-    partly = runner.encode(Score(ids(90, 0), (ids(17, 1),)))
-    assert (partly.prompt_ids, partly.num_truncated) == (ids(90, 0)[10:], 10)
+
+    cut = runner.encode(Score(ids(90, 0), (ids(17, 1),)))
+    assert cut.prompt_ids == ids(90, 0)[10:]
+    assert cut.num_truncated == 10
 
 
 def test_one_continuation_that_has_no_number_spoils_its_slice_alone() -> None:
-    """The first two continuations are of one context; the logits for the second one are broken."""
+    """Broken logits of one continuation fail its slice, and the slice beside it has its scores.
+
+    The first slice has two continuations, of which the second is broken.
+    """
     pair = TokenSequence("pair", Encoded((1,), continuations=((2,), (3,))), None)
     single = TokenSequence("single", Encoded((1,), continuations=((4,),)), None)
     states = torch.eye(3, 8)
 
-    def logits(some: Tensor) -> Tensor:
-        rows = some.clone()
-        rows[some[:, 1] == 1] = torch.nan
+    def logits(states: Tensor) -> Tensor:
+        rows = states.clone()
+        rows[states[:, 1] == 1] = torch.nan
         return rows
 
     slices = [Slice(pair, num_continuations=2), Slice(single, num_continuations=1)]
+
     spoiled, sound = scoring.score_slices(logits, states, slices, "mine")
+
     assert isinstance(spoiled, WorkerFailed)
     assert isinstance(sound, Scores)
     assert len(sound.scores) == 1

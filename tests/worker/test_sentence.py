@@ -1,8 +1,7 @@
-"""Sentence-embedding directories: vectors are sentence-transformers' own, and what is not known is
-refused by name.
+"""Sentence-embedding directories: their vectors, and the errors that name what is not known.
 
-Compared with golden vectors (`tests/fixtures/worker/sentence_models.py` makes them), and with the
-package itself where it is.
+The oracles are golden vectors, which `tests/fixtures/worker/sentence_models.py` writes, and
+sentence-transformers itself where it is installed.
 """
 
 import json
@@ -53,47 +52,58 @@ def load(path: Path) -> LoadedModel:
 
 
 def vectors_of(model: LoadedModel, *, normalize: bool = False) -> list[torch.Tensor]:
-    found = embed_all(model.runner, [Embed(text, normalize=normalize) for text in TEXTS])
-    return [torch.tensor(unpack(vector)) for vector in found]
+    tasks = [Embed(text, normalize=normalize) for text in TEXTS]
+    return [torch.tensor(unpack(vector)) for vector in embed_all(model.runner, tasks)]
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_vectors_are_those_of_sentence_transformers(tmp_path: Path, case: str) -> None:
+    """A model has the vectors of sentence-transformers, and says how it pools."""
     path = write_sentence_model(tmp_path / "model", case)
     assert detect(str(path)) == "encoder"
     model = load(path)
     assert FOUND.get(case, "pooled by") in model.info.found
-    found = vectors_of(model)
-    expected = [GOLDEN_VECTORS[case]]
+
+    vectors = vectors_of(model)
+
+    check(vectors, GOLDEN_VECTORS[case])
     if find_spec("sentence_transformers") is not None:
-        expected.append(own_vectors(path))
-    for vectors in expected:
-        for vector, own in zip(found, vectors, strict=True):
-            assert len(own) == len(vector)
-            assert vector == pytest.approx(torch.tensor(own), rel=1e-3, abs=2e-4)
+        check(vectors, own_vectors(path))
+
+
+def check(vectors: list[torch.Tensor], expected: list[list[float]]) -> None:
+    for vector, numbers in zip(vectors, expected, strict=True):
+        assert len(vector) == len(numbers)
+        assert vector == pytest.approx(torch.tensor(numbers), rel=1e-3, abs=2e-4)
 
 
 def test_the_cases_differ() -> None:
-    """Otherwise any of them could be served for another."""
+    """No case has the vectors of another, which could then be served for it."""
     firsts = [tuple(vectors[1]) for vectors in GOLDEN_VECTORS.values()]
     assert len(set(firsts)) == len(firsts)
 
 
 def test_a_request_may_ask_for_length_one(tmp_path: Path) -> None:
+    """A request that asks for it gets vectors of length 1."""
     model = load(write_sentence_model(tmp_path / "model", "max"))
-    for vector, plain in zip(vectors_of(model, normalize=True), vectors_of(model), strict=True):
-        assert vector == pytest.approx(plain / plain.norm(), abs=1e-5)
+
+    plain = vectors_of(model)
+    normalized = vectors_of(model, normalize=True)
+
+    for vector, plain_vector in zip(normalized, plain, strict=True):
+        assert vector == pytest.approx(plain_vector / plain_vector.norm(), abs=1e-5)
 
 
 def test_a_pooling_directory_alone_is_obeyed(tmp_path: Path) -> None:
-    """Without `modules.json`."""
+    """A pooling directory without a `modules.json` decides the pooling, too."""
     path = write_sentence_model(tmp_path / "model", "cls")
     (path / "modules.json").unlink()
-    for vector, own in zip(vectors_of(load(path)), GOLDEN_VECTORS["cls"], strict=True):
-        assert vector == pytest.approx(torch.tensor(own), rel=1e-3, abs=2e-4)
+
+    check(vectors_of(load(path)), GOLDEN_VECTORS["cls"])
 
 
 Change = Callable[[Path], None]
+"""Damages a model's directory."""
 
 
 def written(name: str, content: Any) -> Change:
@@ -145,28 +155,34 @@ REFUSED: list[tuple[Change, str]] = [
 def test_what_is_not_known_or_damaged_is_refused(
     tmp_path: Path, change: Change, named: str
 ) -> None:
+    """A model with a part that is damaged or not known is refused, and the error names the part."""
     path = write_sentence_model(tmp_path / "model", "dense")
     change(path)
+
     with pytest.raises(SettingsError, match=named):
         load(path)
 
 
 def test_prompts_without_a_default_are_told_of(tmp_path: Path) -> None:
+    """A model with prompts but no default one leaves them to the callers, and says so."""
     path = write_sentence_model(tmp_path / "model", "mean")
-    written("config_sentence_transformers.json", {"prompts": {"query": "q: ", "passage": "p: "}})(
-        path
-    )
+    config = {"prompts": {"query": "q: ", "passage": "p: "}}
+    (path / "config_sentence_transformers.json").write_text(json.dumps(config))
+
     model = load(path)
+
     assert "prompts (query, passage) left to callers" in model.info.found
     assert len(vectors_of(model)[0]) == HIDDEN
 
 
 def test_a_reranker_is_its_network(tmp_path: Path) -> None:
-    """As sentence-transformers 6.2 writes one: modules, and no pooling. Its score is the
-    classifier's own."""
+    """A reranker has its classifier's own score.
+
+    sentence-transformers 6.2 writes one with modules and without pooling.
+    """
     path = tmp_path / "model"
     torch.manual_seed(5)
-    config = BertConfig(
+    bert_config = BertConfig(
         vocab_size=264,
         hidden_size=HIDDEN,
         intermediate_size=32,
@@ -177,35 +193,35 @@ def test_a_reranker_is_its_network(tmp_path: Path) -> None:
         pad_token_id=0,
         num_labels=1,
     )
-    network = BertForSequenceClassification(config).eval()
+    network = BertForSequenceClassification(bert_config).eval()
     network.save_pretrained(path)
     tokenizer = byte_tokenizer()
     tokenizer.save_pretrained(path)
-    modules = [
-        {
-            "idx": 0,
-            "name": "0",
-            "path": "",
-            "type": "sentence_transformers.base.modules.transformer.Transformer",
-        }
-    ]
-    written("modules.json", modules)(path)
-    text = {"method": "forward", "method_output_name": "logits"}
-    written(
-        "sentence_bert_config.json",
-        {"modality_config": {"text": text}, "module_output_name": "scores"},
-    )(path)
+
     identity = "torch.nn.modules.linear.Identity"
-    written(
-        "config_sentence_transformers.json",
-        {"model_type": "CrossEncoder", "activation_fn": identity},
-    )(path)
+    transformer = {
+        "idx": 0,
+        "name": "0",
+        "path": "",
+        "type": "sentence_transformers.base.modules.transformer.Transformer",
+    }
+    transformer_config = {
+        "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}},
+        "module_output_name": "scores",
+    }
+    config = {"model_type": "CrossEncoder", "activation_fn": identity}
+    (path / "modules.json").write_text(json.dumps([transformer]))
+    (path / "sentence_bert_config.json").write_text(json.dumps(transformer_config))
+    (path / "config_sentence_transformers.json").write_text(json.dumps(config))
 
     assert detect(str(path)) == "encoder"
     model = load(path)
     assert "pooled by" not in model.info.found
     assert identity in model.not_obeyed["config_sentence_transformers.json"]
+
     [scores] = classify_all(model.runner, [Classify(TEXTS[1])])
+
+    ids = torch.tensor([tokenizer(TEXTS[1])["input_ids"]])
     with torch.no_grad():
-        own = network(torch.tensor([tokenizer(TEXTS[1])["input_ids"]])).logits.sigmoid()
-    assert list(scores.values()) == pytest.approx([float(own)], abs=1e-5)
+        expected = float(network(ids).logits.sigmoid())
+    assert list(scores.values()) == pytest.approx([expected], abs=1e-5)

@@ -1,4 +1,4 @@
-"""The rule that picks workers and threads, and the sizes of models that it goes by."""
+"""The rule that chooses the numbers of workers and threads, and the model sizes that it uses."""
 
 import json
 from pathlib import Path
@@ -24,26 +24,27 @@ def machine(
     return Machine(tuple((core,) for core in range(cores)), cores, cache, free, gpus)
 
 
-# Memory for three: the cores that are left become threads.
 @pytest.mark.parametrize(
     ("there", "weights", "expected"),
     [
-        (machine(), 2 * MIB, Shape(8, 1)),  # fits a core's share of 4 MiB
+        # The weights fit a core's share of the cache, 4 MiB.
+        (machine(), 2 * MIB, Shape(8, 1)),
         (machine(), 4 * MIB, Shape(8, 1)),
-        (machine(), 5 * MIB, Shape(8, 1)),  # streamed from memory
-        (
-            machine(free=16 * GIB),
-            2 * GIB,
-            Shape(3, 2),
-        ),
+        # The weights are streamed from memory.
+        (machine(), 5 * MIB, Shape(8, 1)),
+        # Memory holds three workers, and the cores that are left become threads.
+        (machine(free=16 * GIB), 2 * GIB, Shape(3, 2)),
         (machine(free=4 * GIB), 2 * GIB, Shape(1, 8)),
         (machine(1), 2 * GIB, Shape(1, 1)),
-        (machine(free=4 * GIB), 2 * MIB, Shape(3, 1)),  # 1 GiB and a little each
-        (machine(free=0), 2 * MIB, Shape(1, 1)),  # unknown
+        # Each worker takes 1 GiB and a little.
+        (machine(free=4 * GIB), 2 * MIB, Shape(3, 1)),
+        # The size of free memory is not known.
+        (machine(free=0), 2 * MIB, Shape(1, 1)),
         (machine(gpus=4), 2 * GIB, Shape(4, 1)),
     ],
 )
 def test_the_rule(there: Machine, weights: int, expected: Shape) -> None:
+    """Cores, cache, free memory and GPUs decide the numbers of workers and threads."""
     assert plan_workers(there, weights, 512 * MIB) == expected
 
 
@@ -96,6 +97,7 @@ def test_the_rule(there: Machine, weights: int, expected: Shape) -> None:
 def test_the_rule_that_decided_is_told(
     there: Machine, asked: tuple[int | None, int | None], weights: int, why: str
 ) -> None:
+    """A shape says in words why it has its numbers."""
     assert plan_workers(there, weights, 512 * MIB, *asked).why == why
 
 
@@ -115,10 +117,12 @@ def test_the_rule_that_decided_is_told(
 def test_a_number_that_is_given_is_kept(
     workers: int | None, threads: int | None, weights: int, expected: Shape
 ) -> None:
+    """A number of workers or threads that is set is kept, and the other one fits it."""
     assert plan_workers(machine(), weights, 0, workers, threads) == expected
 
 
 def test_given_numbers_are_kept_on_gpus_too() -> None:
+    """A number that is set is kept on a machine with GPUs, too."""
     assert plan_workers(machine(gpus=2), GIB, 0, 5) == Shape(5, 1)
     assert plan_workers(machine(gpus=2), GIB, 0, None, 4) == Shape(2, 4)
 
@@ -130,45 +134,62 @@ sizes = st.integers(0, 64 * GIB)
 def test_auto_never_oversubscribes_cores_or_memory(
     cores: int, cache: int, free: int, weights: int, kv: int, threads: int | None
 ) -> None:
+    """Chosen workers fit the cores and the free memory, unless a number that is set forbids it."""
     shape = plan_workers(machine(cores, cache=cache, free=free), weights, kv, None, threads)
-    assert shape.workers >= 1 and shape.threads >= 1
+
+    assert shape.workers >= 1
+    assert shape.threads >= 1
     if threads is None or threads <= cores:
         assert shape.workers * shape.threads <= cores
-    assert shape.workers == 1 or shape.workers * (weights + kv) <= free
+    # One worker is there at least, whatever memory it takes.
+    if shape.workers > 1:
+        assert shape.workers * (weights + kv) <= free
 
 
 def test_settings_become_a_shape(tmp_path: Path) -> None:
-    """The sample is small; a large file is not; half precision halves it; echo weighs nothing."""
-    auto = Settings(workers="auto")
-    assert shape_of(auto, machine()) == Shape(8, 1)
+    """A shape depends on the sizes of all models of the settings, in the dtype of the settings.
+
+    The sample model is small, a large file is not, half precision halves it, and echo weighs
+    nothing.
+    """
+    sample = Settings(workers="auto")
+    assert shape_of(sample, machine()) == Shape(8, 1)
+
     save_file({"w": torch.zeros(MIB + MIB // 2)}, tmp_path / "model.safetensors")
-    large = Settings(workers="auto", models=(ModelEntry(id="a", path=str(tmp_path)),))
-    one = large.model_copy(update={"workers": 1})
-    assert shape_of(one, machine()) == Shape(1, 8)
-    assert shape_of(one.model_copy(update={"dtype": "bfloat16"}), machine()) == Shape(1, 1)
-    both = (*large.models, ModelEntry(id="e", path="echo"))
-    assert shape_of(large.model_copy(update={"models": both, "workers": 2}), machine()) == Shape(
-        2, 4
-    )
-    assert shape_of(Settings(workers="auto", model_path="echo"), machine(free=2 * GIB)) == Shape(
-        4, 1
-    )
+    large_model = ModelEntry(id="a", path=str(tmp_path))
+    large = Settings(workers=1, models=(large_model,))
+    assert shape_of(large, machine()) == Shape(1, 8)
+
+    half_precision = large.model_copy(update={"dtype": "bfloat16"})
+    assert shape_of(half_precision, machine()) == Shape(1, 1)
+
+    two_models = Settings(workers=2, models=(large_model, ModelEntry(id="e", path="echo")))
+    assert shape_of(two_models, machine()) == Shape(2, 4)
+
+    echo = Settings(workers="auto", model_path="echo")
+    assert shape_of(echo, machine(free=2 * GIB)) == Shape(4, 1)
 
 
 def test_kv_memory_counts_for_every_model() -> None:
-    models = tuple(ModelEntry(id=name, path=str(SAMPLE_MODEL)) for name in "ab")
-    settings = Settings(workers="auto", models=models, kv_memory_mib=1024)
+    """Each model of a worker has its own memory for keys and values."""
+    first = ModelEntry(id="a", path=str(SAMPLE_MODEL))
+    second = ModelEntry(id="b", path=str(SAMPLE_MODEL))
+    settings = Settings(workers="auto", models=(first, second), kv_memory_mib=1024)
+
     assert shape_of(settings, machine(free=8 * GIB)) == Shape(3, 1)
 
 
 def test_sizes_by_the_headers(tmp_path: Path) -> None:
-    """Whole or in shards, whatever dtype lies there; files that no index names do not count."""
-    save_file(
-        {"a": torch.zeros(3, 5), "b": torch.zeros(7, dtype=torch.bfloat16)},
-        tmp_path / "model.safetensors",
-    )
+    """Headers give the number of parameters, of one file or of the shards in an index.
+
+    The dtype in the file does not matter, and files that the index does not name do not count.
+    """
+    tensors = {"a": torch.zeros(3, 5), "b": torch.zeros(7, dtype=torch.bfloat16)}
+    save_file(tensors, tmp_path / "model.safetensors")
     assert num_parameters(tmp_path) == 22
-    assert [weight_bytes(tmp_path, dtype) for dtype in ("float32", "float16")] == [88, 44]
+    assert weight_bytes(tmp_path, "float32") == 88
+    assert weight_bytes(tmp_path, "float16") == 44
+
     save_file({"c": torch.zeros(100)}, tmp_path / "part-1.safetensors")
     save_file({"d": torch.zeros(())}, tmp_path / "part-2.safetensors", metadata={"format": "pt"})
     index = {"weight_map": {"c": "part-1.safetensors", "d": "part-2.safetensors"}}
@@ -177,10 +198,14 @@ def test_sizes_by_the_headers(tmp_path: Path) -> None:
 
 
 def test_sizes_without_headers_are_those_of_the_files(tmp_path: Path) -> None:
-    (tmp_path / "brain.pt").write_bytes(bytes(90))
+    """A file without a readable header counts with the bytes that it has."""
+    brain = tmp_path / "brain.pt"
+    brain.write_bytes(bytes(90))
     assert num_parameters(tmp_path) is None
-    assert weight_bytes(tmp_path, "float32") == weight_bytes(tmp_path / "brain.pt", "float32") == 90
+    assert weight_bytes(tmp_path, "float32") == 90
+    assert weight_bytes(brain, "float32") == 90
     assert weight_bytes(tmp_path / "nowhere", "float32") == 0
+
     (tmp_path / "model.safetensors").write_bytes(b"\x05\0\0\0\0\0\0\0no{so")
     assert num_parameters(tmp_path) is None, "the loader says what is wrong with it"
     assert weight_bytes(tmp_path, "float32") == 13

@@ -1,5 +1,4 @@
-"""Tasks that are done whole: which go together, and what becomes of a batch that fails, is called
-off or is late."""
+"""Batches of tasks that are done whole, and batches that fail, are cancelled or are late."""
 
 import threading
 from collections.abc import Callable, Hashable, Sequence
@@ -22,23 +21,22 @@ from worker.runners.echo_task import EchoTaskRunner
 
 
 class Clock:
-    """A clock that a test moves. `when_asked` is called before each answer."""
+    """A clock that a test moves. `before_reading` is called before each reading."""
 
     def __init__(self) -> None:
         self.now_s = 100.0
-        self.when_asked: Callable[[], None] = lambda: None
+        self.before_reading: Callable[[], None] = lambda: None
 
     def __call__(self) -> float:
-        self.when_asked()
+        self.before_reading()
         return self.now_s
 
 
 class Scripted:
-    """Does tasks in batches of equal `steps`, and notes them. `during` is called in the middle of
-    each batch.
+    """Does tasks in batches of equal `steps`, and records the batches.
 
-    A task `bad` raises, `wrong` fails alone, and more than `room` characters in a batch are too
-    many.
+    `during` is called in the middle of each batch. A task `bad` raises, `wrong` fails alone, and
+    more than `room` characters in a batch are too many.
     """
 
     def __init__(self, *, max_batch: int = 4, room: int = 1000) -> None:
@@ -62,27 +60,29 @@ class Scripted:
     def run(self, tasks: Sequence[Task], progress: BatchProgress) -> list[TaskOutput | FleetError]:
         texts = [task.text for task in tasks if isinstance(task, EchoTask)]
         self.batches.append(texts)
-        if sum(map(len, texts)) > self.room:
+        if len("".join(texts)) > self.room:
             raise OutOfMemory("full")
         if "bad" in texts:
             raise ValueError("broken")
         self.during(progress)
-        self.wanted.append([progress.is_wanted(item) for item in range(len(tasks))])
-        return [InvalidRequest("wrong") if text == "wrong" else _output(text) for text in texts]
+        self.wanted.append([progress.is_wanted(index) for index in range(len(tasks))])
+        return [_output(text) for text in texts]
 
 
-def _output(text: str) -> TaskOutput:
+def _output(text: str) -> TaskOutput | FleetError:
+    if text == "wrong":
+        return InvalidRequest("wrong")
     return TaskOutput(EchoedTask(1), (NewFile(text.encode(), "text/plain"),))
 
 
 @dataclass
-class Bench:
-    """An engine with what it said."""
+class Harness:
+    """An engine with its runner, its clock and its emissions."""
 
     engine: TaskEngine
     runner: Scripted
     clock: Clock
-    said: list[Emission]
+    emissions: list[Emission]
 
     def submit(
         self, text: str, *, steps: int = 1, priority: Priority = "default", deadline_s: float = 1e9
@@ -95,201 +95,241 @@ class Bench:
             self.engine.step()
 
     def ends(self) -> dict[str, str]:
-        """The text or the error of each task that has ended."""
-        found: dict[str, str] = {}
-        for emission in self.said:
+        """Return the text or the error code of each task that has ended."""
+        ends: dict[str, str] = {}
+        for emission in self.emissions:
             if emission.ended is None:
                 continue
-            assert emission.key not in found, "it ended twice"
+            assert emission.key not in ends, "it ended twice"
             if isinstance(emission.ended, Failed):
-                found[emission.key] = emission.ended.code
+                ends[emission.key] = emission.ended.code
             else:
                 [file] = emission.files
-                found[emission.key] = file.data.decode()
-        return found
+                ends[emission.key] = file.data.decode()
+        return ends
+
+    def progress_of(self, key: str) -> list[int]:
+        """Return the steps that were reported as done of a task."""
+        steps = []
+        for emission in self.emissions:
+            if emission.key == key and emission.progress is not None:
+                steps.append(emission.progress.done)
+        return steps
 
 
-def bench(*, max_batch: int = 4, room: int = 1000, batch_wait_s: float = 0.0) -> Bench:
+def make_harness(*, max_batch: int = 4, room: int = 1000, batch_wait_s: float = 0.0) -> Harness:
     runner = Scripted(max_batch=max_batch, room=room)
     clock = Clock()
-    said: list[Emission] = []
-    engine = TaskEngine(runner, said.extend, now=clock, batch_wait_s=batch_wait_s)
-    return Bench(engine, runner, clock, said)
+    emissions: list[Emission] = []
+    engine = TaskEngine(runner, emissions.extend, now=clock, batch_wait_s=batch_wait_s)
+    return Harness(engine, runner, clock, emissions)
 
 
 def test_equal_ones_share_a_batch() -> None:
-    one = bench()
+    """Tasks with the same number of steps share a batch, in the order of their arrival."""
+    harness = make_harness()
     for text, steps in (("a", 1), ("b", 2), ("c", 1), ("d", 1), ("e", 1), ("f", 1), ("g", 2)):
-        one.submit(text, steps=steps)
-    one.run()
-    assert one.runner.batches == [["a", "c", "d", "e"], ["b", "g"], ["f"]]
-    assert one.ends() == {text: text for text in "abcdefg"}
+        harness.submit(text, steps=steps)
+
+    harness.run()
+
+    assert harness.runner.batches == [["a", "c", "d", "e"], ["b", "g"], ["f"]]
+    assert harness.ends() == {"a": "a", "b": "b", "c": "c", "d": "d", "e": "e", "f": "f", "g": "g"}
 
 
 def test_the_better_class_goes_first() -> None:
-    one = bench(max_batch=2)
-    for text, priority in (
-        ("a", "bulk"),
-        ("b", "default"),
-        ("c", "interactive"),
-        ("d", "bulk"),
-        ("e", "interactive"),
-    ):
-        one.submit(text, priority=priority)  # type: ignore[arg-type]
-    one.run()
-    assert one.runner.batches == [["c", "e"], ["b", "a"], ["d"]]
+    """Interactive tasks go before default ones, and bulk tasks last."""
+    harness = make_harness(max_batch=2)
+    harness.submit("a", priority="bulk")
+    harness.submit("b", priority="default")
+    harness.submit("c", priority="interactive")
+    harness.submit("d", priority="bulk")
+    harness.submit("e", priority="interactive")
+
+    harness.run()
+
+    assert harness.runner.batches == [["c", "e"], ["b", "a"], ["d"]]
 
 
 def test_a_batch_waits_for_more_unless_it_is_full() -> None:
-    one = bench(max_batch=2, batch_wait_s=0.5)
-    one.submit("a")
-    one.engine.step()
-    assert one.runner.batches == []
-    assert one.engine.due_in_s == pytest.approx(0.5)
-    one.clock.now_s += 0.3
-    one.submit("other", steps=2)
-    one.engine.step()
-    assert (one.runner.batches, one.engine.due_in_s) == ([], pytest.approx(0.2))
-    one.submit("b")
-    one.engine.step()
-    assert one.runner.batches == [["a", "b"]]
-    assert one.engine.due_in_s == pytest.approx(0.5), "the other one came 0.3 s later"
-    one.clock.now_s += 0.5
-    one.engine.step()
-    assert one.runner.batches == [["a", "b"], ["other"]]
-    assert one.engine.due_in_s is None
+    """A batch begins when it is full, or `batch_wait_s` after its first task came."""
+    harness = make_harness(max_batch=2, batch_wait_s=0.5)
+    harness.submit("a")
+    harness.engine.step()
+    assert harness.runner.batches == []
+    assert harness.engine.due_in_s == pytest.approx(0.5)
+
+    harness.clock.now_s += 0.3
+    harness.submit("other", steps=2)
+    harness.engine.step()
+    assert harness.runner.batches == []
+    assert harness.engine.due_in_s == pytest.approx(0.2)
+
+    harness.submit("b")
+    harness.engine.step()
+    assert harness.runner.batches == [["a", "b"]]
+    assert harness.engine.due_in_s == pytest.approx(0.5), "the other one came 0.3 s later"
+
+    harness.clock.now_s += 0.5
+    harness.engine.step()
+    assert harness.runner.batches == [["a", "b"], ["other"]]
+    assert harness.engine.due_in_s is None
 
 
 def test_a_task_that_comes_during_a_step_does_not_cut_the_wait_short() -> None:
-    """Other threads submit at any moment: those that wait already must not begin without it."""
-    one = bench(max_batch=2, batch_wait_s=0.5)
-    one.submit("a")
+    """A task that another thread submits in the middle of a step joins the batch that waits."""
+    harness = make_harness(max_batch=2, batch_wait_s=0.5)
+    harness.submit("a")
 
     def submit_another() -> None:
-        nonlocal num_asked
-        num_asked += 1
-        if num_asked == 2:  # the first time is for the arrival of "a"
-            one.submit("b")
+        nonlocal num_readings
+        num_readings += 1
+        # The first reading is for the arrival of "a".
+        if num_readings == 2:
+            harness.submit("b")
 
-    num_asked = 0
-    one.clock.when_asked = submit_another
-    one.engine.step()
-    assert one.runner.batches == []
-    one.run()
-    assert one.runner.batches == [["a", "b"]]
+    num_readings = 0
+    harness.clock.before_reading = submit_another
+    harness.engine.step()
+    assert harness.runner.batches == []
+
+    harness.run()
+    assert harness.runner.batches == [["a", "b"]]
 
 
 def test_a_culprit_fails_alone() -> None:
-    """What raises takes nobody along, what fails by itself is told, and each has one end."""
-    one = bench(max_batch=8)
+    """A task that raises or fails takes no other task with it, and each has one end."""
+    harness = make_harness(max_batch=8)
     for text in ("a", "bad", "c", "wrong", "e"):
-        one.submit(text)
-    one.run()
-    assert one.ends() == {
+        harness.submit(text)
+
+    harness.run()
+
+    assert harness.ends() == {
         "a": "a",
         "bad": "worker_failed",
         "c": "c",
         "wrong": "invalid_request",
         "e": "e",
     }
-    assert one.engine.stats.num_failures == 2
+    assert harness.engine.stats.num_failures == 2
 
 
 def test_less_at_once_where_memory_lacks() -> None:
-    """Batches stay small for a while, and grow again."""
-    one = bench(max_batch=8, room=4)
+    """Batches that ran out of memory are halved, stay small for a while, and grow again."""
+    harness = make_harness(max_batch=8, room=4)
     for text in ("aa", "bb", "cc", "dd"):
-        one.submit(text)
-    one.run()
-    assert one.runner.batches == [["aa", "bb", "cc", "dd"], ["aa", "bb"], ["cc", "dd"]]
-    assert one.ends() == {text: text for text in ("aa", "bb", "cc", "dd")}
-    one.runner.batches.clear()
+        harness.submit(text)
+    harness.run()
+    assert harness.runner.batches == [["aa", "bb", "cc", "dd"], ["aa", "bb"], ["cc", "dd"]]
+    assert harness.ends() == {"aa": "aa", "bb": "bb", "cc": "cc", "dd": "dd"}
+
+    harness.runner.batches.clear()
     for text in ("e", "f", "g"):
-        one.submit(text)
-    one.run()
-    assert one.runner.batches == [["e", "f"], ["g"]]
+        harness.submit(text)
+    harness.run()
+    assert harness.runner.batches == [["e", "f"], ["g"]]
+
+    # After so many batches without trouble the limit is doubled.
     for number in range(task_engine._CALM_BATCHES):
-        one.submit(str(number))
-        one.run()
-    one.runner.batches.clear()
+        harness.submit(str(number))
+        harness.run()
+
+    harness.runner.batches.clear()
     for text in ("h", "i", "j"):
-        one.submit(text)
-    one.run()
-    assert one.runner.batches == [["h", "i", "j"]]
+        harness.submit(text)
+    harness.run()
+    assert harness.runner.batches == [["h", "i", "j"]]
 
 
 def test_what_never_fits_is_told_so() -> None:
-    one = bench(room=4)
-    one.submit("too long")
-    one.submit("ok")
-    one.run()
-    assert one.ends() == {"too long": "out_of_memory", "ok": "ok"}
+    """A task that does not fit alone either fails with `out_of_memory`."""
+    harness = make_harness(room=4)
+    harness.submit("too long")
+    harness.submit("ok")
+
+    harness.run()
+
+    assert harness.ends() == {"too long": "out_of_memory", "ok": "ok"}
 
 
 def test_nobody_hears_of_what_was_called_off() -> None:
-    """Before its batch, and in the middle of it: the runner is told, and its mates go on."""
-    one = bench()
+    """A task that is aborted has no end, before its batch or in the middle of it.
+
+    The runner hears of it, and the other tasks of the batch go on.
+    """
+    harness = make_harness()
     for text in ("a", "b", "c"):
-        one.submit(text)
-    one.engine.abort("a")
-    one.runner.during = lambda progress: one.engine.abort("b")
-    one.run()
-    assert (one.runner.batches, one.runner.wanted) == ([["b", "c"]], [[False, True]])
-    assert one.ends() == {"c": "c"}
+        harness.submit(text)
+    harness.engine.abort("a")
+    harness.runner.during = lambda progress: harness.engine.abort("b")
+
+    harness.run()
+
+    assert harness.runner.batches == [["b", "c"]]
+    assert harness.runner.wanted == [[False, True]]
+    assert harness.ends() == {"c": "c"}
 
 
 def test_who_is_late_is_told_at_once() -> None:
-    one = bench(batch_wait_s=9)
-    one.submit("waits", deadline_s=101)
-    one.clock.now_s = 102.0
-    one.engine.step()
-    assert (one.runner.batches, one.ends()) == ([], {"waits": "deadline_exceeded"})
-    one = bench()
-    one.submit("a", deadline_s=101)
-    one.submit("b")
+    """A task fails at its deadline, while it waits for others or in the middle of its batch."""
+    harness = make_harness(batch_wait_s=9)
+    harness.submit("waits", deadline_s=101)
+    harness.clock.now_s = 102.0
+    harness.engine.step()
+    assert harness.runner.batches == []
+    assert harness.ends() == {"waits": "deadline_exceeded"}
+
+    harness = make_harness()
+    harness.submit("a", deadline_s=101)
+    harness.submit("b")
 
     def pass_time(progress: BatchProgress) -> None:
-        one.clock.now_s = 102.0
+        harness.clock.now_s = 102.0
         assert not progress.is_wanted(0)
-        assert one.ends() == {"a": "deadline_exceeded"}, "it need not wait for the others"
+        assert harness.ends() == {"a": "deadline_exceeded"}, "it need not wait for the others"
 
-    one.runner.during = pass_time
-    one.run()
-    assert one.ends() == {"a": "deadline_exceeded", "b": "b"}
+    harness.runner.during = pass_time
+
+    harness.run()
+
+    assert harness.ends() == {"a": "deadline_exceeded", "b": "b"}
 
 
 def test_nothing_more_is_taken_while_a_batch_is_at_work() -> None:
-    one = bench()
+    """An engine accepts no task in the middle of a batch, and accepts again after it."""
+    harness = make_harness()
     accepted: list[bool] = []
-    one.runner.during = lambda progress: accepted.append(one.engine.accepts)
-    one.submit("a")
-    assert one.engine.accepts
-    one.run()
+    harness.runner.during = lambda progress: accepted.append(harness.engine.accepts)
+    harness.submit("a")
+    assert harness.engine.accepts
+
+    harness.run()
+
     assert accepted == [False]
-    assert one.engine.accepts
-    assert one.engine.load.running == 0
+    assert harness.engine.accepts
+    assert harness.engine.load.running == 0
 
 
 def test_progress_is_told_now_and_then_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first and the last step of a task are reported, and others at most every
+    `_REPORT_EVERY_S`."""
     monkeypatch.setattr(task_engine, "_REPORT_EVERY_S", 1e9)
-    one = bench()
+    harness = make_harness()
 
-    def tell(progress: BatchProgress) -> None:
+    def report_each_step(progress: BatchProgress) -> None:
         for done in range(1, 101):
             progress.report(0, done, 100, "drawing")
 
-    one.runner.during = tell
-    one.submit("a")
-    one.run()
-    told = [item.progress.done for item in one.said if item.progress is not None]
-    assert told == [1, 100]
+    harness.runner.during = report_each_step
+    harness.submit("a")
+    harness.run()
+    assert harness.progress_of("a") == [1, 100]
+
     monkeypatch.setattr(task_engine, "_REPORT_EVERY_S", 0.0)
-    one.submit("b")
-    one.run()
-    told = [
-        item.progress.done for item in one.said if item.key == "b" and item.progress is not None
-    ]
-    assert told == list(range(1, 101))
+    harness.submit("b")
+    harness.run()
+    assert harness.progress_of("b") == list(range(1, 101))
 
 
 _ACTIONS = st.lists(
@@ -307,53 +347,66 @@ _ACTIONS = st.lists(
 def test_each_task_ends_once_or_was_called_off(
     actions: list[tuple[str, int, Priority, str]], max_batch: int, room: int
 ) -> None:
-    """Whatever comes and however it fails; and none is in a batch with one of another group."""
+    """Every task that is not aborted has one end, and no batch is larger than `max_batch`.
+
+    Tasks of every group, class and text come in any order.
+    """
     runner = Scripted(max_batch=max_batch, room=room)
-    clock = Clock()
-    said: list[Emission] = []
-    engine = TaskEngine(runner, said.extend, now=clock)
-    kept = set()
+    emissions: list[Emission] = []
+    engine = TaskEngine(runner, emissions.extend, now=Clock())
+
+    kept = []
     for number, (text, steps, priority, fate) in enumerate(actions):
         key = str(number)
         deadline_s = 0.0 if fate == "late" else 1e9
-        engine.submit(engine.prepare(Take(key, EchoTask(text, steps), "t", deadline_s, priority)))
+        take = Take(
+            key, EchoTask(text, steps), tenant="t", deadline_s=deadline_s, priority=priority
+        )
+        engine.submit(engine.prepare(take))
         if fate == "abort":
             engine.abort(key)
         else:
-            kept.add(key)
+            kept.append(key)
     while engine.has_work:
         engine.step()
-    assert sorted(item.key for item in said if item.ended is not None) == sorted(kept)
-    assert all(len(batch) <= max_batch for batch in runner.batches)
+
+    ended = [emission.key for emission in emissions if emission.ended is not None]
+    assert sorted(ended) == sorted(kept)
+    for batch in runner.batches:
+        assert len(batch) <= max_batch
 
 
 def test_what_a_model_cannot_do_is_refused_before_it_waits() -> None:
-    one = bench()
+    """A task that its runner refuses never enters the queue of the engine."""
+    harness = make_harness()
     with pytest.raises(InvalidRequest):
-        one.submit("")
-    assert not one.engine.has_work
+        harness.submit("")
+    assert not harness.engine.has_work
 
 
 def test_the_echo_stops_when_nobody_wants_it() -> None:
-    """Between two steps, with all the rest undone."""
+    """A task that is aborted stops between two steps, and leaves the rest undone."""
     runner = EchoTaskRunner(RunnerOptions("echo-task", max_batch=2))
-    said: list[Emission] = []
-    engine = TaskEngine(runner, said.extend)
+    emissions: list[Emission] = []
     has_begun = threading.Event()
 
-    def emit(emissions: list[Emission]) -> None:
-        said.extend(emissions)
+    def emit(news: list[Emission]) -> None:
+        emissions.extend(news)
         has_begun.set()
 
-    engine._emit = emit
+    engine = TaskEngine(runner, emit)
     engine.submit(engine.prepare(Take("k", EchoTask("x", steps=10_000, step_ms=10))))
     stepping = threading.Thread(target=engine.step)
     stepping.start()
     assert has_begun.wait(60)
+
     engine.abort("k")
+
+    # All its steps would take 100 s.
     stepping.join(60)
     assert not stepping.is_alive()
-    assert all(item.ended is None for item in said)
+    for emission in emissions:
+        assert emission.ended is None
 
 
 @pytest.mark.parametrize(
@@ -367,6 +420,7 @@ def test_the_echo_stops_when_nobody_wants_it() -> None:
     ],
 )
 def test_the_echo_does_what_ends_soon(task: EchoTask, field: str) -> None:
+    """A task with too many or too long steps, or too much text, is refused by its field."""
     with pytest.raises(InvalidRequest) as caught:
         EchoTaskRunner(RunnerOptions("echo-task")).check(task)
     assert caught.value.field == field

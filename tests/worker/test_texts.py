@@ -1,5 +1,7 @@
-"""Texts of answers against the tokenizer's own decoding of prompt and answer together, for
-tokenizers of every kind."""
+"""Texts of answers, with tokenizers of every kind.
+
+The oracle is the tokenizer's own decoding of prompt and answer together.
+"""
 
 import json
 import random
@@ -7,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
+from httpx import AsyncClient
 from redis.asyncio import Redis
 from transformers import PreTrainedTokenizerFast
 
@@ -25,14 +28,17 @@ from worker.text.detokenizer import TextStream
 CHARACTERS = ("é", "你", "😀", "\u0301")
 
 
-def shown(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
+def decoded(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """The first `num_whole` tokens of the prompt end with a character; the one begun behind them is
-    the answer's."""
+    """A random prompt and its answer.
+
+    The first `num_whole` tokens of the prompt end with a character. A character that begins behind
+    them belongs to the answer.
+    """
 
     prompt: list[int]
     answer: list[int]
@@ -45,55 +51,69 @@ def behind(
     answer: Sequence[int],
     num_whole: int = 10**6,
 ) -> str:
-    """What decoding both together shows behind the first `num_whole` tokens of the prompt."""
-    text = shown(tokenizer, prompt[:num_whole])
-    whole = shown(tokenizer, [*prompt, *answer])
-    assert whole.startswith(text), "the decoder takes back what it said"
-    return whole[len(text) :]
+    """Decode both together. Return the text behind the first `num_whole` tokens of the prompt."""
+    before = decoded(tokenizer, prompt[:num_whole])
+    whole = decoded(tokenizer, [*prompt, *answer])
+    assert whole.startswith(before), "the decoder takes back what it said"
+    return whole.removeprefix(before)
 
 
 def drawn(tokenizer: PreTrainedTokenizerFast, seed: int) -> Drawn:
-    """A prompt and an answer, cut anywhere, within a character too. Either may be blank, or special
-    tokens alone."""
+    """Draw a prompt and an answer, cut anywhere, within a character too.
+
+    Either may be blank, or consist of special tokens alone.
+    """
     draw = random.Random(seed)
-    vocabulary = tokenizer.get_vocab()
-    ordinary = [
-        number
-        for piece, number in vocabulary.items()
-        if not piece.startswith("<0x") and number < 60
-    ]
+    ordinary = []
+    for piece, token in tokenizer.get_vocab().items():
+        is_byte = piece.startswith("<0x")
+        if token < 60 and not is_byte:
+            ordinary.append(token)
+
     ids: list[int] = []
+    # The numbers of tokens after which a character ends.
     bounds = [0]
     for _ in range(draw.choice([1, 2, 4, 12, 40])):
         word = draw.choice(ordinary)
-        if "\ufffd" in shown(tokenizer, [word]):
-            continue  # half a character
-        for piece in (
-            [word],
-            *(spelled(tokenizer, item) for item in draw.choices(CHARACTERS, k=draw.randint(0, 2))),
-        ):
-            ids += piece
+        is_half_a_character = "\ufffd" in decoded(tokenizer, [word])
+        if is_half_a_character:
+            continue
+        ids.append(word)
+        bounds.append(len(ids))
+        for character in draw.choices(CHARACTERS, k=draw.randint(0, 2)):
+            ids += spelled(tokenizer, character)
             bounds.append(len(ids))
+
     cut = draw.randint(0, len(ids))
-    return Drawn(ids[:cut], ids[cut:], max(bound for bound in bounds if bound <= cut))
+    num_whole = max(bound for bound in bounds if bound <= cut)
+    return Drawn(ids[:cut], ids[cut:], num_whole)
+
+
+def text_of(emissions: Sequence[Emission]) -> str:
+    return "".join(emission.text for emission in emissions)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_pieces_joined_are_what_both_decoded_together_show_behind_the_prompt(kind: str) -> None:
+    """The pieces of a stream add up to the text that both decoded together have behind the prompt.
+
+    A peek at a token shows the piece that pushing it yields.
+    """
     tokenizer = tokenizer_of(kind)
     for seed in range(300):
         case = drawn(tokenizer, seed)
-        stream = TextStream(lambda ids: shown(tokenizer, ids), prompt_ids=case.prompt)
-        pieces = []
+        stream = TextStream(lambda ids: decoded(tokenizer, ids), prompt_ids=case.prompt)
+
+        text = ""
         for token in case.answer:
             expected = stream.peek(token)
-            pieces.append(stream.push(token))
-            assert pieces[-1] == expected
-        pieces.append(stream.flush())
+            piece = stream.push(token)
+            assert piece == expected
+            text += piece
+        text += stream.flush()
+
         if case.answer:
-            assert "".join(pieces) == behind(tokenizer, case.prompt, case.answer, case.num_whole), (
-                case
-            )
+            assert text == behind(tokenizer, case.prompt, case.answer, case.num_whole), case
 
 
 @pytest.mark.parametrize(
@@ -114,14 +134,18 @@ def test_pieces_joined_are_what_both_decoded_together_show_behind_the_prompt(kin
 def test_the_first_piece_has_the_space_that_it_should(
     kind: str, prompt: str, pieces: list[str], expected: str
 ) -> None:
-    """By hand."""
+    """The first piece has the space that the tokenizer puts between prompt and answer.
+
+    The expected texts are written by hand.
+    """
     tokenizer = tokenizer_of(kind)
     answer = tokenizer.convert_tokens_to_ids(pieces)
     prompt_ids = tokenizer(prompt)["input_ids"] or [0]
-    emissions = run(
-        Scripted(tokenizer, [answer]), [Generate(tuple(prompt_ids), sampling(len(answer)))], [[]]
-    )
-    assert "".join(item.text for item in emissions) == expected
+    task = Generate(tuple(prompt_ids), sampling(len(answer)))
+
+    emissions = run(Scripted(tokenizer, [answer]), [task], [[]])
+
+    assert text_of(emissions) == expected
 
 
 def sampling(max_tokens: int, **fields: object) -> Sampling:
@@ -130,8 +154,10 @@ def sampling(max_tokens: int, **fields: object) -> Sampling:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_choices_and_takeovers_say_the_same(kind: str) -> None:
-    """Wherever another worker goes on, the pieces before and after are those of one that never
-    stopped."""
+    """Pieces before and after a takeover are those of a worker that never stopped.
+
+    The other worker takes over after any token.
+    """
     tokenizer = tokenizer_of(kind)
     for seed in range(1000, 1006):
         case = drawn(tokenizer, seed)
@@ -143,32 +169,39 @@ def test_choices_and_takeovers_say_the_same(kind: str) -> None:
         answers = [case.answer[:count], other.answer[:count]]
         runner = Scripted(tokenizer, answers)
         task = Generate(tuple(prompt), sampling(count, n=2, logprobs=0))
-        pieces = said(runner, task, ((), ()))
+
+        pieces = pieces_of(runner, task, ((), ()))
         for number, answer in enumerate(answers):
-            if "\ufffd" not in shown(tokenizer, [*prompt, *answer]):
+            is_cut_in_a_character = "\ufffd" in decoded(tokenizer, [*prompt, *answer])
+            if not is_cut_in_a_character:
                 assert "".join(pieces[number]) == behind(tokenizer, prompt, answer)
+
         for cut in range(1, count):
-            rest = said(runner, task, (tuple(answers[0][:cut]), tuple(answers[1][:cut])))
+            replayed = (tuple(answers[0][:cut]), tuple(answers[1][:cut]))
+            rest = pieces_of(runner, task, replayed)
             assert rest == [pieces[0][cut:], pieces[1][cut:]]
 
 
-def said(
+def pieces_of(
     runner: Scripted, task: Generate, replayed: tuple[tuple[int, ...], ...]
 ) -> list[list[str]]:
-    """The pieces of each choice, one for each new token."""
+    """Return the pieces of two choices, one for each new token."""
     emissions: list[Emission] = []
     engine = Engine(runner, emissions.extend)
     engine.submit(SequenceWork("0", runner.encode(task), task.sampling, replayed))
     while engine.has_work:
         engine.step()
-    return [
-        [item.text for item in emissions if item.choice == number and item.ids]
-        for number in range(2)
-    ]
+
+    pieces: list[list[str]] = [[], []]
+    for emission in emissions:
+        if emission.ids:
+            pieces[emission.choice].append(emission.text)
+    return pieces
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_stop_strings_are_found_in_the_text_as_it_stands_behind_the_prompt(kind: str) -> None:
+    """An answer ends before its stop string, which is part of the text behind the prompt."""
     tokenizer = tokenizer_of(kind)
     for seed in range(2000, 2040):
         case = drawn(tokenizer, seed)
@@ -179,46 +212,67 @@ def test_stop_strings_are_found_in_the_text_as_it_stands_behind_the_prompt(kind:
             continue
         stop = text[1:3]
         task = Generate(tuple(case.prompt), sampling(len(case.answer), stop=(stop,)))
+
         emissions = run(Scripted(tokenizer, [case.answer]), [task], [[]])
-        assert "".join(item.text for item in emissions) == text[: text.index(stop)]
+
+        # The same two characters may stand at the very beginning, too.
+        assert text_of(emissions) == text[: text.index(stop)]
+
+
+async def completed(client: AsyncClient, body: dict[str, object]) -> str:
+    response = await client.post("/v1/completions", json=body)
+    return str(response.json()["choices"][0]["text"])
+
+
+async def streamed(client: AsyncClient, body: dict[str, object]) -> str:
+    """Return the pieces of a streamed completion, joined."""
+    response = await client.post("/v1/completions", json=body | {"stream": True})
+    text = ""
+    for line in response.text.splitlines():
+        # `data: [DONE]` is no chunk.
+        if line.startswith("data: {"):
+            chunk = json.loads(line.removeprefix("data: "))
+            text += chunk["choices"][0]["text"]
+    return text
 
 
 async def test_echo_and_streams_over_http(redis: Redis) -> None:
-    """A prompt given as ids and its answer are one text; a stream's pieces are the whole answer's
-    text."""
+    """A prompt given as ids and its answer are one text, and a stream adds up to the answer.
+
+    The cut between prompt and answer is within a character.
+    """
+    prompts = {}
+    answers = {}
     runners = {}
-    cases = {}
     for kind in KINDS:
         tokenizer = tokenizer_of(kind)
-        prompt = tokenizer("hello ")["input_ids"] + spelled(tokenizer, "你")[:2]
-        answer = spelled(tokenizer, "你")[2:] + tokenizer("world hello")["input_ids"]
-        runners[kind] = Scripted(tokenizer, [answer], kind)
-        cases[kind] = (tokenizer, prompt, answer)
+        prompts[kind] = tokenizer("hello ")["input_ids"] + spelled(tokenizer, "你")[:2]
+        answers[kind] = spelled(tokenizer, "你")[2:] + tokenizer("world hello")["input_ids"]
+        runners[kind] = Scripted(tokenizer, [answers[kind]], kind)
+
     async with fleet_inside(redis, runners) as client:
-        for kind, (tokenizer, prompt, answer) in cases.items():
+        for kind in KINDS:
+            tokenizer = tokenizer_of(kind)
+            prompt = prompts[kind]
+            answer = answers[kind]
+            hello = tokenizer("hello ")["input_ids"]
             body = {"model": kind, "prompt": prompt, "max_tokens": len(answer)}
-            plain = (await client.post("/v1/completions", json=body)).json()["choices"][0]["text"]
-            num_whole = len(tokenizer("hello ")["input_ids"])
-            assert plain == behind(tokenizer, prompt, answer, num_whole)
-            for logprobs in (None, 1):
-                echo = await client.post(
-                    "/v1/completions", json=body | {"echo": True, "logprobs": logprobs}
-                )
-                assert echo.json()["choices"][0]["text"] == shown(tokenizer, [*prompt, *answer]), (
-                    kind
-                )
-            stream = await client.post("/v1/completions", json=body | {"stream": True})
-            frames = [line[6:] for line in stream.text.splitlines() if line.startswith("data: {")]
-            assert "".join(json.loads(frame)["choices"][0]["text"] for frame in frames) == plain
-            text = await client.post(
-                "/v1/completions", json=body | {"prompt": "hello ", "echo": True}
-            )
-            ids = tokenizer("hello ")["input_ids"]
-            assert text.json()["choices"][0]["text"] == "hello " + behind(tokenizer, ids, answer)
+
+            text = await completed(client, body)
+            assert text == behind(tokenizer, prompt, answer, num_whole=len(hello))
+            assert await streamed(client, body) == text
+
+            whole = decoded(tokenizer, [*prompt, *answer])
+            assert await completed(client, body | {"echo": True, "logprobs": None}) == whole, kind
+            assert await completed(client, body | {"echo": True, "logprobs": 1}) == whole, kind
+
+            # A prompt given as text is echoed as it is.
+            echo = await completed(client, body | {"prompt": "hello ", "echo": True})
+            assert echo == "hello " + behind(tokenizer, hello, answer)
 
 
 class Mute(Echo):
-    """Its tokenizer cannot decode one token."""
+    """An echo whose tokenizer cannot decode one token."""
 
     def decode(self, token_ids: Sequence[int]) -> str:
         if ord("!") in token_ids:
@@ -228,15 +282,21 @@ class Mute(Echo):
 
 @pytest.mark.parametrize("prompt", ["a!", "!a"])
 def test_an_answer_that_cannot_be_decoded_fails_alone(prompt: str) -> None:
-    """The engine goes on: in the prompt's own text, and in the middle of an answer."""
+    """An answer that cannot be decoded fails, and the answers beside it are done.
+
+    The token that breaks the tokenizer stands in the prompt, and in the middle of the answer.
+    """
     runner = Mute(RunnerOptions("echo", max_batch=4))
     tasks = [
         Generate("ok", sampling(4)),
         Generate(prompt, sampling(4, n=2)),
         Generate("yes", sampling(6)),
     ]
-    ends = {
-        item.key: item.ended for item in run(runner, tasks, [[], [], []]) if item.ended is not None
-    }
+
+    ends = {}
+    for emission in run(runner, tasks, [[], [], []]):
+        if emission.ended is not None:
+            ends[emission.key] = emission.ended
+    assert isinstance(ends["0"], Done)
     assert isinstance(ends["1"], Failed)
-    assert isinstance(ends["0"], Done) and isinstance(ends["2"], Done)
+    assert isinstance(ends["2"], Done)

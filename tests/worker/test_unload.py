@@ -1,5 +1,7 @@
-"""Unloading in a worker: what is in hand ends, memory comes back, and the next job finds the model
-loaded again."""
+"""Unloading of a model in a worker.
+
+Jobs in hand end, memory comes back, and the next job loads the model again.
+"""
 
 import asyncio
 import gc
@@ -23,41 +25,56 @@ from worker.host.loading import LoadedModel, load_models
 
 
 async def test_d22_load_infer_unload_infer_again(redis: Redis, tmp_path: Path) -> None:
-    """The same words by the same weights, after everything of them was freed."""
+    """A model that is loaded again, after all its memory was freed, answers as before."""
     write_tiny(tmp_path)
     settings = Settings(
         models=(ModelEntry(id="m", path=str(tmp_path)),), max_batch_size=2, device="cpu", threads=1
     )
     desk = Desk(redis)
-    ask = Generate("2x + 3 = 9", Sampling(max_tokens=8, seed=3))
+    task = Generate("2x + 3 = 9", Sampling(max_tokens=8, seed=3))
     async with at_work(redis, lambda: load_models(settings), lease_s=10) as worker:
-        [first] = await desk.submit(ask)
+        [first] = await desk.submit(task)
         await ended(redis, first)
-        runner = worker.models["m"].host.engine._runner
-        parts = [weakref.ref(item) for item in (runner, runner._net, runner._store._keys)]  # type: ignore[attr-defined]
-        parts.append(weakref.ref(worker.models["m"].host.engine._scheduler._cache.tree))  # type: ignore[union-attr]
-        del runner
+
+        # No variable of the test may keep the runner alive.
+        engine = worker.models["m"].host.engine
+        parts = {
+            "runner": weakref.ref(engine._runner),
+            "net": weakref.ref(engine._runner._net),  # type: ignore[attr-defined]
+            "keys": weakref.ref(engine._runner._store._keys),  # type: ignore[attr-defined]
+            "prefix tree": weakref.ref(engine._scheduler._cache.tree),  # type: ignore[union-attr]
+        }
+        del engine
         await unload(redis, worker)
         gc.collect()
-        assert [part() for part in parts] == [None] * 4
+        for name, part in parts.items():
+            assert part() is None, name
         assert residence(worker) == "unloaded"
-        assert (await Presence(redis).fleet()).residences("m") == ["unloaded"]
-        [second] = await desk.submit(ask)
+        fleet = await Presence(redis).fleet()
+        assert fleet.residences("m") == ["unloaded"]
+
+        [second] = await desk.submit(task)
         await ended(redis, second)
         assert residence(worker) == "loaded"
-        assert (
-            (await log_fields_of(redis, second))[0] == (await log_fields_of(redis, first))[0] != ""
-        )
+        first_text, _ = await log_fields_of(redis, first)
+        second_text, _ = await log_fields_of(redis, second)
+        assert first_text != ""
+        assert second_text == first_text
 
 
 async def test_jobs_in_hand_end_and_queued_ones_wait_for_the_model(redis: Redis) -> None:
+    """A worker that is to unload ends the jobs in hand, and then loads again for the queued ones.
+
+    It obeys the order only after the jobs in hand have ended.
+    """
     gated = Gated(RunnerOptions("echo", max_batch=MAX_BATCH))
     desk = Desk(redis)
     made: list[Runner] = []
 
     def make() -> Runner:
-        made.append(echo() if made else gated)
-        return made[-1]
+        runner = echo() if made else gated
+        made.append(runner)
+        return runner
 
     async with at_work(redis, lambda: [model("m", make)], lease_s=30) as worker:
         jobs = await desk.submit(*[long_task(9)] * (MAX_BATCH + 2))
@@ -66,6 +83,7 @@ async def test_jobs_in_hand_end_and_queued_ones_wait_for_the_model(redis: Redis)
         await until(lambda: residence(worker) == "unloading", "the order is heard")
         assert await desk.counts() == (2, MAX_BATCH)
         assert not await told(redis, worker, "m", order)
+
         gated.gate.set()
         for job in jobs:
             await ended(redis, job)
@@ -76,7 +94,10 @@ async def test_jobs_in_hand_end_and_queued_ones_wait_for_the_model(redis: Redis)
 
 
 async def test_another_model_goes_on_while_one_is_loaded_again(redis: Redis) -> None:
-    """On a CPU: its jobs are taken and answered, and the one that waits keeps its place."""
+    """On a CPU, jobs of another model are answered while a job waits for its model to load.
+
+    The job that waits stays in the queue.
+    """
     loading = asyncio.Event()
     may_load = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -94,17 +115,25 @@ async def test_another_model_goes_on_while_one_is_loaded_again(redis: Redis) -> 
         assert residence(worker, "other") == "loaded"
         [waiting] = await Desk(redis).submit(task("abc"))
         await asyncio.wait_for(loading.wait(), DEADLINE_S)
-        assert (await Presence(redis).fleet()).residences("m") == ["loading"]
+        fleet = await Presence(redis).fleet()
+        assert fleet.residences("m") == ["loading"]
+
         [job] = await Desk(redis, "other").submit(long_task(50))
-        assert (await ended(redis, job)).num_completion_tokens == 50
+        done = await ended(redis, job)
+        assert done.num_completion_tokens == 50
         assert await Desk(redis).counts() == (1, 0)
+
         may_load.set()
         await ended(redis, waiting)
-    assert (await log_fields_of(redis, waiting))[1] == [1]
+    _, epochs = await log_fields_of(redis, waiting)
+    assert epochs == [1]
 
 
 async def test_a_model_on_a_gpu_is_loaded_while_the_others_stand_still(redis: Redis) -> None:
-    """Nobody takes that for a hang: their jobs keep their leases, and go on."""
+    """On a GPU, the other models make no step while one is loaded.
+
+    Their jobs keep their leases meanwhile, and go on after it.
+    """
     gated = Gated(RunnerOptions("echo", max_batch=MAX_BATCH))
     steps_while_loading: list[int] = []
 
@@ -126,17 +155,25 @@ async def test_a_model_on_a_gpu_is_loaded_while_the_others_stand_still(redis: Re
         await unload(redis, worker)
         [busy] = await Desk(redis, "other").submit(long_task(3000))
         await until(lambda: gated.num_steps > 0, "the other one is at work")
+
         [job] = await Desk(redis).submit(task("abc"))
         await ended(redis, job)
-        assert (await ended(redis, busy)).num_completion_tokens == 3000
-    assert (await log_fields_of(redis, busy))[1] == [1]
+        done = await ended(redis, busy)
+        assert done.num_completion_tokens == 3000
+
+    _, epochs = await log_fields_of(redis, busy)
+    assert epochs == [1]
+    # The load at the start, and the second one.
     assert steps_while_loading == [0, 0]
 
 
 async def test_work_is_left_to_others_that_have_the_model(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Until they have it no longer, or let it wait for too long."""
+    """A worker loads a model again only if the others have unloaded it or let its job wait.
+
+    Waiting means longer than `_PATIENCE_S`.
+    """
     presence = Presence(redis, ttl_s=60)
     info = model("m", echo).info
     async with at_work(redis, lambda: [model("m", echo)]) as worker:
@@ -144,10 +181,13 @@ async def test_work_is_left_to_others_that_have_the_model(
         await presence.announce(WorkerInfo("other", "ready", (info,)))
         [first] = await Desk(redis).submit(task("abc"))
         await until(lambda: worker.models["m"].waiting_since_s is not None, "it is seen")
+
         await presence.announce(WorkerInfo("other", "ready", (info,), residences={"m": "loading"}))
         assert residence(worker) == "unloaded"
+
         await presence.announce(WorkerInfo("other", "ready", (info,), residences={"m": "unloaded"}))
         await ended(redis, first)
+
         await unload(redis, worker)
         await presence.announce(WorkerInfo("other", "ready", (info,)))
         monkeypatch.setattr(known_models, "_PATIENCE_S", 0.0)
@@ -156,29 +196,38 @@ async def test_work_is_left_to_others_that_have_the_model(
 
 
 async def test_an_order_of_before_does_not_concern_a_worker(redis: Redis) -> None:
+    """A worker obeys no order that is older than itself, and stays unloaded when Redis is
+    emptied."""
     order = await Presence(redis).order_unload("m")
     async with at_work(redis, lambda: [model("m", echo)]) as worker:
         [job] = await Desk(redis).submit(task("abc"))
         await ended(redis, job)
         assert residence(worker) == "loaded"
         assert worker._orders == {"m": order}
+
         await unload(redis, worker)
-        await unload(redis, worker)  # once more: there is nothing left to do
+        # The second order is obeyed at once: the model is unloaded already.
+        await unload(redis, worker)
+
         await redis.flushall()
         await worker._announce()
         assert residence(worker) == "unloaded"
 
 
 async def test_a_worker_leaves_while_it_unloads_or_is_unloaded(redis: Redis) -> None:
+    """A worker leaves with its model unloaded, or in the middle of unloading, and loses no job."""
     gated = Gated(RunnerOptions("echo", max_batch=MAX_BATCH))
     async with at_work(redis, lambda: [model("m", echo)]) as worker:
         await unload(redis, worker)
+
     [job] = await Desk(redis).submit(long_task(5))
     async with at_work(redis, lambda: [model("m", lambda: gated)], lease_s=30) as worker:
         await until(lambda: gated.num_steps == 1, "a step is under way")
         await Presence(redis).order_unload("m")
         await until(lambda: residence(worker) == "unloading", "the order is heard")
+
     gated.gate.set()
     async with at_work(redis, lambda: [model("m", echo)]):
         await ended(redis, job)
-    assert (await log_fields_of(redis, job))[0] == "abcab"
+    text, _ = await log_fields_of(redis, job)
+    assert text == "abcab"

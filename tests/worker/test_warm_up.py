@@ -1,5 +1,5 @@
-"""Every kind of runner has done a step of its own before its worker is ready (A116, B37), and
-segments are counted."""
+"""The first step of every kind of runner, before its worker is ready (A116, B37), and the counts of
+segments."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,63 +29,79 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         write_model(kind, root / kind)
     write(root / "encoder", BertModel, BertConfig(**SHARED))
     sapient_fixtures.write_checkpoint(root / "hrm-puzzle", sapient_fixtures.Net(halt_max_steps=3))
-    return {kind: kind if kind in WITHOUT_FILES else str(root / kind) for kind in RUNNERS}
+
+    paths = {}
+    for kind in RUNNERS:
+        paths[kind] = str(root / kind)
+        if kind in WITHOUT_FILES:
+            paths[kind] = kind
+    return paths
 
 
 @pytest.mark.parametrize("kind", RUNNERS)
 def test_one_step_is_done_while_loading(
     kind: str, paths: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes: list[int] = []
+    """Loading a model of any kind does one step over one request, and measures it."""
+    batch_sizes: list[int] = []
 
-    def watched(name: str, options: RunnerOptions) -> AnyRunner:
+    def load_watched(name: str, options: RunnerOptions) -> AnyRunner:
         runner = load_runner(name, options)
-        verb = {"sequence": "step", "task": "run"}[runner.spec.mechanism]
-        do = getattr(runner, verb)
+        method = {"sequence": "step", "task": "run"}[runner.spec.mechanism]
+        do = getattr(runner, method)
 
-        def done(items: Sequence[Any], *more: Any) -> Any:
-            sizes.append(len(items))
-            return do(items, *more)
+        def recorded(batch: Sequence[Any], *rest: Any) -> Any:
+            batch_sizes.append(len(batch))
+            return do(batch, *rest)
 
-        monkeypatch.setattr(runner, verb, done)
+        monkeypatch.setattr(runner, method, recorded)
         return runner
 
-    monkeypatch.setattr(loading, "load_runner", watched)
+    monkeypatch.setattr(loading, "load_runner", load_watched)
     settings = Settings(
         models=(ModelEntry(id="m", path=paths[kind]),), device="cpu", context_window=64
     )
+
     [model] = loading.load_models(settings)
+
     assert model.info.runner == kind
-    assert sizes == [1]
+    assert batch_sizes == [1]
     assert model.warm_up_s > 0
     assert model.load_s > 0
 
 
 @pytest.mark.parametrize("segments", ["compat", "max"])
 def test_segments_of_a_brain_are_counted_by_token(paths: dict[str, str], segments: str) -> None:
+    """A brain counts the segments of each token: one in `compat`, and the most it may in `max`."""
     runner = load_runner("hrm-act", options_for(paths["hrm-act"], segments=segments))
     engine = Engine(runner, lambda emissions: None)
     task = Generate("ab", Sampling(max_tokens=4, seed=0, ignore_eos=True))
     engine.submit(SequenceWork("k", runner.encode(task), task.sampling))
+
     while engine.has_work:
         engine.step()
-    counts = engine.stats
-    assert (counts.num_tokens, counts.num_settled) == (4, 4)
-    each = 1 if segments == "compat" else runner._max_segments  # type: ignore[attr-defined]
-    assert counts.num_segments == 4 * each
+
+    segments_per_token = 1
+    if segments == "max":
+        segments_per_token = runner._max_segments  # type: ignore[attr-defined]
+    assert engine.stats.num_tokens == 4
+    assert engine.stats.num_settled == 4
+    assert engine.stats.num_segments == 4 * segments_per_token
 
 
 def test_segments_of_puzzles_are_counted_by_puzzle(paths: dict[str, str]) -> None:
+    """A puzzle counts as many segments as it takes, up to its own `max_steps`."""
     runner = load_runner("hrm-puzzle", RunnerOptions(path=paths["hrm-puzzle"]))
     engine = Engine(runner, lambda emissions: None)
     trial = runner.spec.trial
     assert isinstance(trial, Solve)
-    for number in range(2):
-        engine.submit(
-            SequenceWork(
-                f"k{number}", runner.encode(Solve(trial.puzzle, max_steps=2 + number)), None
-            )
-        )
+    shorter = Solve(trial.puzzle, max_steps=2)
+    longer = Solve(trial.puzzle, max_steps=3)
+    engine.submit(SequenceWork("k0", runner.encode(shorter), None))
+    engine.submit(SequenceWork("k1", runner.encode(longer), None))
+
     while engine.has_work:
         engine.step()
-    assert (engine.stats.num_segments, engine.stats.num_settled) == (2 + 3, 2)
+
+    assert engine.stats.num_segments == 2 + 3
+    assert engine.stats.num_settled == 2
