@@ -65,7 +65,8 @@ async def janitor(redis: Redis) -> str:
     """Return the janitor's metrics after a sweep that found something."""
     task = Generate("a", Sampling(max_tokens=1, seed=0))
     [job] = await Desk(redis).submit(task)
-    await redis.hset(keys.job(job.id), mapping={"expires_ms": "1", "deadline_ms": "1"})  # type: ignore[misc]
+    lapsed = {"expires_ms": "1", "deadline_ms": "1"}
+    await redis.hset(keys.job(job.id), mapping=lapsed)  # type: ignore[misc]
     metrics = JanitorMetrics()
     broker = Broker(redis)
     worker = make_worker(broker, Janitor(broker, grace_s=0), metrics, burst=True)

@@ -30,7 +30,7 @@ def test_files_that_are_deployed_name_no_other_metrics() -> None:
         if path.suffix not in (".yaml", ".tpl", ".json", ".cfg"):
             continue
         names = set(re.findall(r"(?<![\w./-])aios_[a-z0-9_]+", path.read_text()))
-        # A way to score may begin like a metric.
+        # `aios_compat` is a way to score, not a metric.
         names -= set(get_args(Scoring))
         assert names <= exported().keys(), path
 
