@@ -17,6 +17,7 @@ from tests.fixtures.deploy.charts import (
     every_file,
     helm,
     name_of,
+    names_of,
     release_of,
     render,
 )
@@ -141,7 +142,7 @@ def test_alerts_that_lie_in_the_chart_become_a_rule(tmp_path: Path) -> None:
 @every_file
 def test_the_notes_name_what_is_there(file: Path) -> None:
     release = release_of(file)
-    names = {name_of(document) for document in release.documents}
+    names = names_of(release.documents)
 
     assert name_of(release.one("Service", "-api")) in release.notes
     for word in release.notes.replace(" service/", " deployment/").split():

@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from tests.fixtures.api.echo_worker import EchoWorker
 from tests.fixtures.api.fronts import live
 from tests.fixtures.deploy.charts import CHART, release_of
+from tests.fixtures.deploy.kubernetes import names
 from tests.fixtures.polling import wait_until
 from tests.fixtures.redis_server import free_port
 
@@ -25,7 +26,7 @@ def smoke_test(url: str, keys: str) -> "subprocess.CompletedProcess[str]":
     pods = dict(release_of(CHART / "ci" / "external-redis.yaml").pods())
     (container,) = pods["demo-aios-fleet-test"]["containers"]
     assert container["command"] == ["python", "-c"]
-    assert {variable["name"] for variable in container["env"]} == {"FRONT_URL", "AIOS_API_KEYS"}
+    assert set(names(container["env"])) == {"FRONT_URL", "AIOS_API_KEYS"}
 
     env = os.environ | {"FRONT_URL": url, "AIOS_API_KEYS": keys}
     command = [sys.executable, "-c", *container["args"]]

@@ -20,6 +20,7 @@ from tests.fixtures.deploy.charts import (
     release_of,
     role_containers,
 )
+from tests.fixtures.deploy.kubernetes import names, one_named
 
 
 @every_file
@@ -56,7 +57,7 @@ def test_every_container_has_resources_and_an_image_with_a_tag(file: Path) -> No
 def test_every_container_that_stays_is_probed_at_a_port_of_its_own(file: Path) -> None:
     for document in release_of(file).of(*POD_MAKERS):
         for container in document["spec"]["template"]["spec"]["containers"]:
-            ports = {port["name"] for port in container["ports"]}
+            ports = names(container["ports"])
             for name in ("startupProbe", "livenessProbe", "readinessProbe"):
                 probe = container[name]
                 target = probe.get("httpGet") or probe.get("tcpSocket")
@@ -119,7 +120,7 @@ def test_settings_and_arguments_are_real_ones(
         for name in env:
             assert name in known or not name.startswith("AIOS_")
 
-        (mount,) = [mount for mount in container["volumeMounts"] if mount["name"] == "config"]
+        mount = one_named(container["volumeMounts"], "config")
         assert env[CONFIG_ENV] == f"{mount['mountPath']}/config.yaml"
 
         config = tmp_path / "config.yaml"

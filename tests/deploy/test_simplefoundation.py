@@ -9,7 +9,7 @@ import yaml
 
 from scripts.aios import fleet_roles, main
 from shared.settings import FINISH_S, resolve
-from tests.fixtures.deploy.kubernetes import NEWEST, OLDEST, problems
+from tests.fixtures.deploy.kubernetes import NEWEST, OLDEST, one_named, problems
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "examples" / "simplefoundation"
 DEPLOYMENT = yaml.safe_load((FOLDER / "deployment.yaml").read_text())
@@ -33,9 +33,9 @@ def test_the_deployment_has_the_names_it_is_known_by() -> None:
     assert port["containerPort"] == 8000
     assert CONTAINER["env"] == [{"name": "MODEL_PATH", "value": "/app/model"}]
 
-    (volume,) = [volume for volume in POD["volumes"] if volume["name"] == "model-volume"]
+    volume = one_named(POD["volumes"], "model-volume")
     assert volume["persistentVolumeClaim"]["claimName"] == "model-pvc"
-    (mount,) = [mount for mount in CONTAINER["volumeMounts"] if mount["name"] == "model-volume"]
+    mount = one_named(CONTAINER["volumeMounts"], "model-volume")
     assert mount["mountPath"] == "/app/model"
 
     assert CONTAINER["resources"]["limits"]["nvidia.com/gpu"] == 1
