@@ -1,4 +1,4 @@
-"""Alert rules: they ask for what is exported, say what to do, and fire when they should."""
+"""Alert rules read exported metrics, say what to do, and fire when they should."""
 
 import re
 import shutil
@@ -23,31 +23,32 @@ def test_rules_ask_for_what_is_exported() -> None:
 
 def test_an_alert_says_how_bad_it_is_and_what_to_do() -> None:
     for name, rule in ALERTS.items():
-        assert name.startswith("Aios") and re.fullmatch(r"\d+[sm]", rule["for"]), name
+        assert name.startswith("Aios"), name
+        assert re.fullmatch(r"\d+[sm]", rule["for"]), name
         assert rule["labels"]["severity"] in ("warning", "critical"), name
         assert set(rule["annotations"]) == {"summary", "description", "runbook"}, name
+
         labels = checker().check(rule["expr"])
-        named = set(re.findall(r"\$labels\.(\w+)", " ".join(rule["annotations"].values())))
-        assert labels is not None and named <= labels, name
+        named = re.findall(r"\$labels\.(\w+)", " ".join(rule["annotations"].values()))
+        assert labels is not None, name
+        assert set(named) <= labels, name
 
 
 def test_runbooks_are_of_the_agreed_names() -> None:
-    anchors = {
-        rule["annotations"]["runbook"].removeprefix("docs/operations.md#")
-        for rule in ALERTS.values()
-    }
-    assert anchors == {
-        *(
-            "queue-grows",
-            "no-worker",
-            "slow-first-token",
-            "errors",
-            "redis",
-            "memory",
-            "takeovers",
-            "dead-jobs",
-        ),
-        *("rejections", "stale-workers", "cache", "front-down"),
+    runbooks = {rule["annotations"]["runbook"] for rule in ALERTS.values()}
+    assert runbooks == {
+        "docs/operations.md#queue-grows",
+        "docs/operations.md#no-worker",
+        "docs/operations.md#slow-first-token",
+        "docs/operations.md#errors",
+        "docs/operations.md#redis",
+        "docs/operations.md#memory",
+        "docs/operations.md#takeovers",
+        "docs/operations.md#dead-jobs",
+        "docs/operations.md#rejections",
+        "docs/operations.md#stale-workers",
+        "docs/operations.md#cache",
+        "docs/operations.md#front-down",
     }
 
 
@@ -57,11 +58,14 @@ def test_the_guide_has_every_alert() -> None:
 
 
 def test_the_runbook_has_every_anchor() -> None:
-    headings = re.findall(r"^#+ (.+)$", RUNBOOK.read_text(), re.MULTILINE)
-    slugs = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    slugs |= set(re.findall(r'<a (?:id|name)="([\w-]+)"', RUNBOOK.read_text()))
-    wanted = {rule["annotations"]["runbook"].partition("#")[2] for rule in ALERTS.values()}
-    assert wanted <= slugs
+    anchors = set(re.findall(r'<a (?:id|name)="([\w-]+)"', RUNBOOK.read_text()))
+    # GitHub makes an anchor of every heading, too.
+    for heading in re.findall(r"^#+ (.+)$", RUNBOOK.read_text(), re.MULTILINE):
+        words = re.sub(r"[^\w -]", "", heading.lower())
+        anchors.add(words.replace(" ", "-"))
+
+    for rule in ALERTS.values():
+        assert rule["annotations"]["runbook"].partition("#")[2] in anchors
 
 
 def test_errors_of_ours_are_all_that_are_not_the_callers() -> None:
@@ -71,21 +75,29 @@ def test_errors_of_ours_are_all_that_are_not_the_callers() -> None:
 
 
 def test_every_alert_is_seen_to_fire_and_not_to_fire() -> None:
-    fired: dict[str, set[bool]] = {name: set() for name in ALERTS}
-    for case in (case for test in TESTED for case in test.get("promql_expr_test", [])):
-        [name] = re.findall(r'alertname="(\w+)"', case["expr"])
-        fired[name].add(bool(case["exp_samples"]))
-    assert fired == {name: {True, False} for name in ALERTS}
+    firing = set()
+    silent = set()
+    for test in TESTED:
+        for case in test.get("promql_expr_test", []):
+            [name] = re.findall(r'alertname="(\w+)"', case["expr"])
+            if case["exp_samples"]:
+                firing.add(name)
+            else:
+                silent.add(name)
+
+    assert firing == set(ALERTS)
+    assert silent == set(ALERTS)
 
 
 def test_series_of_the_rules_tests_are_as_they_are_exported() -> None:
     known = {**exported(), **OTHERS}
-    for series in (series["series"] for test in TESTED for series in test["input_series"]):
-        name = re.findall(r"^(\w+)", series)[0]
-        labels = set(re.findall(r"(\w+)=", series))
-        assert labels <= known[name].labels and labels | {"job"} >= known[name].labels - {"call"}, (
-            series
-        )
+    for test in TESTED:
+        for series in test["input_series"]:
+            text = series["series"]
+            name = re.findall(r"^(\w+)", text)[0]
+            labels = set(re.findall(r"(\w+)=", text))
+            assert labels <= known[name].labels, text
+            assert known[name].labels - labels <= {"job", "call"}, text
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool")

@@ -1,12 +1,11 @@
-"""The balancer of deploy/compose: the real HAProxy with the repository's configuration, before real
-fronts."""
+"""The balancer of deploy/compose: a real HAProxy with the repository's configuration, in front of
+real fronts."""
 
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import httpx
@@ -35,15 +34,18 @@ class Stage:
     pages: httpx.AsyncClient
 
     async def begin(self) -> tuple[httpx.Response, AsyncIterator[Frame], str]:
-        """A stream whose worker stands still behind the first word, and the id of that word's
-        frame."""
+        """Start a stream whose worker stops after the first word.
+
+        Return the answer, its frames to come, and the id of the first word's frame."""
         request = self.client.build_request("POST", "/v1/completions", json=BODY)
         answer = await asyncio.wait_for(self.client.send(request, stream=True), DEADLINE_S)
         coming = read(answer.aiter_lines())
         async with asyncio.timeout(DEADLINE_S):
-            told = [await anext(coming), await anext(coming)]
-        assert [frame.text for frame in told] == ["", "a "]
-        return answer, coming, told[-1].id
+            opening = await anext(coming)
+            first_word = await anext(coming)
+        assert opening.text == ""
+        assert first_word.text == "a "
+        return answer, coming, first_word.id
 
     async def kill(self, number: int) -> None:
         self.fronts[number].kill()
@@ -59,13 +61,14 @@ async def worker(redis_url: str, redis: Redis) -> AsyncIterator[EchoWorker]:
 @pytest.fixture
 async def stage(worker: EchoWorker, redis_url: str, tmp_path: Path) -> AsyncIterator[Stage]:
     async with AsyncExitStack() as stack:
-        fronts = [await stack.enter_async_context(process(redis_url)) for _ in range(2)]
-        ports = [client.base_url.port or 0 for _, client in fronts]
+        first, first_client = await stack.enter_async_context(process(redis_url))
+        second, second_client = await stack.enter_async_context(process(redis_url))
+        ports = [first_client.base_url.port or 0, second_client.base_url.port or 0]
         client, pages = await stack.enter_async_context(
             balancing(tmp_path, lambda text: with_fronts(text, ports))
         )
         await until(lambda: are_up(pages, 2), "both fronts are ready")
-        yield Stage([front for front, _ in fronts], client, pages)
+        yield Stage([first, second], client, pages)
 
 
 async def are_up(pages: httpx.AsyncClient, count: int, backend: str = "ready") -> bool:
@@ -77,21 +80,29 @@ async def is_answering(client: httpx.AsyncClient) -> bool:
     return answer.status_code == 200 and answer.json()["choices"][0]["text"] == "e f"
 
 
-async def test_pieces_of_a_stream_pass_as_they_come(stage: Stage, worker: EchoWorker) -> None:
-    """The first one is here while the worker cannot have said the rest."""
-    worker.gate.clear()
-    answer, coming, _ = await stage.begin()
-    assert answer.headers["content-type"].startswith("text/event-stream")
-    worker.gate.set()
-    rest = [frame async for frame in coming]
-    assert "".join(frame.text for frame in rest) == "b c d"
+def assert_is_the_rest(rest: list[Frame]) -> None:
+    """Check that these frames end the stream that `Stage.begin` started."""
+    text = "".join(frame.text for frame in rest)
+    assert text == "b c d"
     assert rest[-1].data == "[DONE]"
 
 
+async def test_pieces_of_a_stream_pass_as_they_come(stage: Stage, worker: EchoWorker) -> None:
+    """The first word arrives while the worker is still held before the second."""
+    worker.gate.clear()
+    answer, coming, _ = await stage.begin()
+    assert answer.headers["content-type"].startswith("text/event-stream")
+
+    worker.gate.set()
+    assert_is_the_rest([frame async for frame in coming])
+
+
 async def test_requests_go_to_the_other_front_from_the_moment_one_is_killed(stage: Stage) -> None:
-    """Before a check has noticed too: a connection that is refused is made elsewhere."""
+    """A connection that is refused is made elsewhere, even before a check has noticed."""
     await stage.kill(0)
-    assert [await is_answering(stage.client) for _ in range(6)] == [True] * 6
+
+    for _ in range(6):
+        assert await is_answering(stage.client)
     await until(lambda: are_up(stage.pages, 1), "the check has noticed")
     assert await is_answering(stage.client)
 
@@ -104,33 +115,30 @@ async def test_a_stream_whose_front_is_killed_goes_on_by_its_last_event_id(
     stage: Stage, worker: EchoWorker
 ) -> None:
     worker.gate.clear()
-    # One on each front: the least busy one is next.
-    answers = [
-        await stage.begin(),
-        await stage.begin(),
-    ]
+    reading = {}
+    # One stream on each front: the least busy front is next.
+    for _ in range(2):
+        answer, coming, last_id = await stage.begin()
+        reading[asyncio.create_task(next_frame(coming))] = (answer, last_id)
+
     await stage.kill(0)
-    reading = {
-        asyncio.create_task(next_frame(coming)): (answer, seen) for answer, coming, seen in answers
-    }
     [broken], [whole] = await asyncio.wait(reading, return_when=asyncio.FIRST_COMPLETED)
     assert isinstance(broken.exception(), httpx.RemoteProtocolError)
     whole.cancel()
     worker.gate.set()
-    answer, seen = reading[broken]
-    again = frames(
-        await stage.client.post("/v1/completions", json=BODY, headers={"Last-Event-ID": seen})
-    )
+
+    answer, last_id = reading[broken]
+    headers = {"Last-Event-ID": last_id}
+    repeated = await stage.client.post("/v1/completions", json=BODY, headers=headers)
+    assert_is_the_rest(frames(repeated))
     url = f"/v1/jobs/{answer.headers['X-Job-Id']}/events"
-    followed = frames(await stage.client.get(url, headers={"Last-Event-ID": seen}))
-    for rest in (again, followed):
-        assert "".join(frame.text for frame in rest) == "b c d"
-        assert rest[-1].data == "[DONE]"
+    followed = await stage.client.get(url, headers=headers)
+    assert_is_the_rest(frames(followed))
     assert len(worker.jobs) == 2, "nothing was computed twice"
 
 
 async def test_leaving_ends_the_work(stage: Stage, worker: EchoWorker, redis: Redis) -> None:
-    """Who leaves a stream, and who leaves before the first byte of an answer."""
+    """A client that leaves cancels its job, in a stream or before the first byte of an answer."""
     worker.gate.clear()
     answer, _, _ = await stage.begin()
     whole = asyncio.create_task(stage.client.post("/v1/completions", json={"prompt": "e f g"}))
@@ -158,7 +166,8 @@ async def test_what_was_sent_is_not_sent_again(tmp_path: Path, method: str) -> N
 
 
 async def test_the_front_is_told_who_asked(tmp_path: Path) -> None:
-    """A proxy before this one is believed to have said it already."""
+    """The balancer adds the caller's address, protocol and host, and keeps those that a proxy
+    before it has sent."""
     forwarded = {
         "X-Forwarded-For": "192.0.2.7",
         "X-Forwarded-Proto": "https",
@@ -171,9 +180,14 @@ async def test_the_front_is_told_who_asked(tmp_path: Path) -> None:
         await until(lambda: are_up(pages, 1), "the front passes its check")
         await client.get("/name", headers={"Host": "hrm.example"})
         await client.get("/name", headers=forwarded)
-    direct, by_proxy = (headers_of(head) for head in front.heads)
-    assert direct == {("for", "127.0.0.1"), ("proto", "http"), ("host", "hrm.example")}
-    assert by_proxy == {
+
+    direct, by_proxy = front.heads
+    assert headers_of(direct) == {
+        ("for", "127.0.0.1"),
+        ("proto", "http"),
+        ("host", "hrm.example"),
+    }
+    assert headers_of(by_proxy) == {
         ("for", "192.0.2.7"),
         ("for", "127.0.0.1"),
         ("proto", "https"),
@@ -186,23 +200,24 @@ def headers_of(head: str) -> set[tuple[str, str]]:
 
 
 async def test_without_a_worker_the_front_itself_says_so(redis_url: str, tmp_path: Path) -> None:
-    """Not the balancer, which knows no reason; and jobs can still be asked for."""
+    """The refusal comes from the front, which knows the reason, and not from the balancer."""
     async with process(redis_url) as (_, direct):
         port = direct.base_url.port or 0
         async with balancing(tmp_path, lambda text: with_fronts(text, [port])) as (client, pages):
             await until(lambda: are_up(pages, 1, "alive"), "the front lives")
             refused = await client.post("/generate", json={"prompts": ["a"]})
-            assert (refused.status_code, refused.headers["X-Reject-Reason"]) == (503, "no_worker")
+            assert refused.status_code == 503
+            assert refused.headers["X-Reject-Reason"] == "no_worker"
             assert "Retry-After" in refused.headers
+
             async with EchoWorker(redis_url):
                 await until(lambda: are_up(pages, 1), "the front is ready")
-                assert (await client.post("/generate", json={"prompts": ["a b"]})).json()[
-                    "completions"
-                ] == ["a b"]
+                answer = await client.post("/generate", json={"prompts": ["a b"]})
+                assert answer.json()["completions"] == ["a b"]
 
 
 async def test_fronts_are_found_by_name_as_they_come_and_go(tmp_path: Path) -> None:
-    """What `--scale api=N` does: the name `api` gets more addresses, or fewer."""
+    """The balancer follows `--scale api=N`: the name `api` gets more addresses, or fewer."""
     loop = asyncio.get_running_loop()
     names = Names(["127.0.0.1"])
     transport, _ = await loop.create_datagram_endpoint(lambda: names, local_addr=("127.0.0.1", 0))
@@ -213,14 +228,18 @@ async def test_fronts_are_found_by_name_as_they_come_and_go(tmp_path: Path) -> N
     ):
         for addresses in (["127.0.0.1"], ["127.0.0.1", "127.0.0.2"], ["127.0.0.2"]):
             names.addresses = addresses
-            await until(partial(are_up, pages, len(addresses)), f"{addresses} are known")
-            told = {(await client.get("/name")).text for _ in range(6)}
-            assert told == set(addresses)
+            await until(lambda: are_up(pages, len(names.addresses)), f"{addresses} are known")
+
+            answers = set()
+            for _ in range(6):
+                answer = await client.get("/name")
+                answers.add(answer.text)
+            assert answers == set(addresses)
     transport.close()
 
 
 def by_name(dns: int, port: int) -> Callable[[str], str]:
-    """The configuration with another name server and another port of the fronts."""
+    """Return a change of the configuration: another name server and another port of the fronts."""
 
     def change(config: str) -> str:
         changed = config.replace("parse-resolv-conf", f"nameserver here 127.0.0.1:{dns}")

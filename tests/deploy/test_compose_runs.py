@@ -1,5 +1,5 @@
-"""Services of compose.yaml as processes: the same commands, environments and health checks, at
-other addresses."""
+"""Services of compose.yaml, run as processes with their commands, environments and health checks,
+at other addresses."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ SERVICES = services("compose.yaml")
 def running(
     argv: list[str], env: dict[str, str], directory: Path
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """Ended as a container is; its log is in the directory."""
+    """Run a process and end it as a container is ended. Its log is in the directory."""
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(
             argv, env={**os.environ, **env}, cwd=ROOT, stdout=log, stderr=log
@@ -42,22 +42,26 @@ def test_a_role_passes_its_health_check(
 ) -> None:
     service = SERVICES[name]
     port = free_port()
-    listens = str(health_port(service))
-    flags = [str(port) if word == listens else word for word in service["command"]]
-    env = service["environment"] | {"AIOS_REDIS_URL": redis_server.url, "AIOS_PORT": str(port)}
-    env["AIOS_ARTIFACT_URL"] = str(tmp_path / "artifacts")
-    check = [word.replace(f":{listens}/", f":{port}/") for word in health_argv(service)]
-    assert check[0] == "python3"
+    service_port = str(health_port(service))
+
+    # The service's own port may be taken on this machine.
+    replaced = {service_port: str(port)}
+    flags = [replaced.get(word, word) for word in service["command"]]
+    python, *check = health_argv(service)
+    assert python == "python3"
+    check = [word.replace(f":{service_port}/", f":{port}/") for word in check]
+
+    env = service["environment"] | {
+        "AIOS_REDIS_URL": redis_server.url,
+        "AIOS_PORT": str(port),
+        "AIOS_ARTIFACT_URL": str(tmp_path / "artifacts"),
+    }
     with running([sys.executable, "-m", "scripts.cli.aios", *flags], env, tmp_path) as process:
 
         def is_healthy() -> bool:
             assert process.poll() is None, (tmp_path / "log").read_text()
-            return (
-                subprocess.run(
-                    [sys.executable, *check[1:]], capture_output=True, check=False
-                ).returncode
-                == 0
-            )
+            done = subprocess.run([sys.executable, *check], capture_output=True, check=False)
+            return done.returncode == 0
 
         wait_until(is_healthy, f"{name} is healthy")
 
@@ -65,18 +69,18 @@ def test_a_role_passes_its_health_check(
 def test_redis_forgets_nothing_by_itself(tmp_path: Path) -> None:
     port = free_port()
     [_, *flags] = SERVICES["redis"]["command"]
-    places = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path)]
-    wanted = {
-        "appendonly": "yes",
-        "appendfsync": "everysec",
-        "maxmemory-policy": "noeviction",
-        "save": "",
-    }
+    address = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path)]
     client = redis_client.Redis(port=port, decode_responses=True)
-    with running([redis_executable(), *flags, *places], {}, tmp_path), client:
+
+    with running([redis_executable(), *flags, *address], {}, tmp_path), client:
         wait_until(lambda: answers(client), "redis answers")
-        assert {name: client.config_get(name)[name] for name in wanted} == wanted
-        assert client.config_get("maxmemory")["maxmemory"] == str(512 << 20)
+
+        config = client.config_get("*")
+        assert config["appendonly"] == "yes"
+        assert config["appendfsync"] == "everysec"
+        assert config["save"] == ""
+        assert config["maxmemory-policy"] == "noeviction"
+        assert config["maxmemory"] == str(512 << 20)
 
 
 def answers(client: "redis_client.Redis[str]") -> bool:

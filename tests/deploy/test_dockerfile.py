@@ -1,5 +1,5 @@
-"""What the Dockerfile promises, read from its text: stages, what is copied, users, pins, and its
-checks of health."""
+"""The Dockerfile's promises, read from its text: stages, copied files, users, pins and health
+checks."""
 
 import http.server
 import json
@@ -24,40 +24,49 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def instructions() -> list[tuple[str, str, str]]:
-    """Stage (the empty string before the first), instruction and its words, one by one."""
+    """Return stage, instruction and arguments of each instruction, in the order of the file.
+
+    Instructions before the first stage have an empty string for their stage."""
     code = "\n".join(line for line in TEXT.splitlines() if not line.startswith("#"))
     stage = ""
-    found = []
-    for line in filter(None, code.replace("\\\n", "").splitlines()):
-        name, words = line.split(maxsplit=1)
+    parsed = []
+    for line in code.replace("\\\n", "").splitlines():
+        if not line:
+            continue
+        name, arguments = line.split(maxsplit=1)
         if name == "FROM":
-            stage = words.split()[-1]
-        found.append((stage, name, words))
-    return found
+            stage = arguments.split()[-1]
+        parsed.append((stage, name, arguments))
+    return parsed
 
 
 def parents() -> dict[str, str]:
-    """What each stage is made from, in the order of the file."""
-    return {stage: words.split()[0] for stage, name, words in instructions() if name == "FROM"}
+    """Return the image or stage that each stage is made from, in the order of the file."""
+    bases = {}
+    for stage, name, arguments in instructions():
+        if name == "FROM":
+            bases[stage] = arguments.split()[0]
+    return bases
 
 
 def lineage(stage: str) -> list[str]:
-    """The stage, what it is made from, and so on."""
-    parent = parents().get(stage)
-    return [stage] if parent is None else [stage, *lineage(parent)]
+    """Return the stage, the one that it is made from, and so on up to the base image."""
+    line = [stage]
+    while line[-1] in parents():
+        line.append(parents()[line[-1]])
+    return line
 
 
 def inherited(stage: str, instruction: str) -> str:
-    """The words of the instruction that holds for an image: the last one of the nearest stage that
-    has it."""
+    """Return the arguments of the instruction that holds for an image: the last one of the nearest
+    stage that has it."""
     for ancestor in lineage(stage):
-        found = [
-            words
-            for place, name, words in instructions()
-            if (place, name) == (ancestor, instruction)
-        ]
-        if found:
-            return found[-1]
+        last = None
+        for where, name, arguments in instructions():
+            if where == ancestor and name == instruction:
+                last = arguments
+        if last is not None:
+            return last
     raise AssertionError(f"{stage} has no {instruction}")
 
 
@@ -71,26 +80,22 @@ def test_the_one_among_the_designs_is_the_same_file() -> None:
 
 
 def rooms() -> set[str]:
-    """The packages at the top of the tree."""
+    """Return the packages at the top of the tree."""
     patterns = PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
     return {pattern.removesuffix("*") for pattern in patterns} - entry_points().keys()
 
 
 def entry_points() -> dict[str, Path]:
-    """The packages that older documents name, and where they lie."""
-    return {
-        place.name: place
-        for place in (ROOT / "scripts" / "entry_points").iterdir()
-        if place.is_dir()
-    }
+    """Return the folders of the packages that older documents name, by name."""
+    folders = {}
+    for path in (ROOT / "scripts" / "entry_points").iterdir():
+        if path.is_dir() and path.name != "__pycache__":
+            folders[path.name] = path
+    return folders
 
 
 def test_what_is_copied_exists_and_is_let_through() -> None:
-    allowed = {
-        line[1:]
-        for line in (ROOT / ".dockerignore").read_text().splitlines()
-        if line.startswith("!")
-    }
+    allowed = set(re.findall(r"^!(.*)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE))
     assert allowed == rooms() | {
         "README.md",
         "config",
@@ -100,24 +105,31 @@ def test_what_is_copied_exists_and_is_let_through() -> None:
     }
     for name in allowed:
         assert (ROOT / name).exists(), name
-    for _, name, words in instructions():
-        if name == "COPY" and not words.startswith("--from="):
-            sources = words.split()[:-1]
-            assert all(source == "." or source in allowed for source in sources), words
-        if name == "COPY" and words.startswith("--from="):
-            assert words.split()[0].removeprefix("--from=") in parents(), words
+
+    for _, name, arguments in instructions():
+        if name != "COPY":
+            continue
+        first = arguments.split()[0]
+        if first.startswith("--from="):
+            assert first.removeprefix("--from=") in parents(), arguments
+        else:
+            sources = arguments.split()[:-1]
+            assert set(sources) <= {".", *allowed}, arguments
 
 
 def test_every_room_is_installed_by_its_place() -> None:
-    made = re.search(r"for room in ([\w ]+);", TEXT)
-    assert made is not None
-    assert set(made[1].split()) == rooms()
-    named = re.search(r"for name in ([\w/ ]+);", TEXT)
-    assert named is not None
-    inner = {
-        f"{name}/{room.name}" for name, place in entry_points().items() for room in place.iterdir()
-    }
-    assert set(named[1].split()) == {path for path in inner if "__pycache__" not in path}
+    room_loop = re.search(r"for room in ([\w ]+);", TEXT)
+    assert room_loop is not None
+    assert set(room_loop[1].split()) == rooms()
+
+    paths = set()
+    for name, folder in entry_points().items():
+        for inner in folder.iterdir():
+            if inner.name != "__pycache__":
+                paths.add(f"{name}/{inner.name}")
+    name_loop = re.search(r"for name in ([\w/ ]+);", TEXT)
+    assert name_loop is not None
+    assert set(name_loop[1].split()) == paths
 
 
 @pytest.mark.parametrize("image", sorted(IMAGES))
@@ -133,20 +145,23 @@ def test_torch_is_one_version_and_its_siblings_stay_out() -> None:
     pins = set(re.findall(r"\btorch==[\d.]+\d", TEXT))
     assert pins == {"torch==2.13.0"}
     assert "torch==2.13.0" in PROJECT["project"]["optional-dependencies"]["worker"]
-    assert "torchvision" not in TEXT and "torchaudio" not in TEXT
-    for stage, name, words in instructions():
-        if name == "RUN" and "pip install" in words:
-            assert "-c constraints.txt" in words or "--no-deps torch==" in words, (stage, words)
+    assert "torchvision" not in TEXT
+    assert "torchaudio" not in TEXT
+    for stage, name, command in instructions():
+        if name == "RUN" and "pip install" in command:
+            is_pinned = "-c constraints.txt" in command or "--no-deps torch==" in command
+            assert is_pinned, (stage, command)
 
 
 def test_the_base_names_a_version() -> None:
-    base = next(words for stage, name, words in instructions() if name == "ARG" and not stage)
+    stage, _, base = next(entry for entry in instructions() if entry[1] == "ARG")
+    assert stage == ""
     assert re.fullmatch(r"BASE=python:3\.1[12]\.\d+-slim-\w+", base), base
 
 
 @contextmanager
 def answering(status: int) -> Iterator[int]:
-    """A server on a port of this machine that answers everything with one status."""
+    """Run a server that answers health checks with this status, and yield its port."""
 
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -165,12 +180,14 @@ def answering(status: int) -> Iterator[int]:
 
 
 def is_healthy(image: str, variable: str, port: int) -> bool:
-    """What the image's check says, run here."""
+    """Return whether the image's health check, run here, passes."""
     check = json.loads(inherited(image, "HEALTHCHECK").partition("CMD ")[2])
+    # A proxy that is named in the environment must not be asked.
     env = {**os.environ, variable: str(port), "http_proxy": "http://127.0.0.1:1"}
-    return not subprocess.run(
+    done = subprocess.run(
         [sys.executable, *check[1:]], env=env, stderr=subprocess.DEVNULL, check=False
-    ).returncode
+    )
+    return done.returncode == 0
 
 
 @pytest.mark.parametrize(

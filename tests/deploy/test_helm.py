@@ -1,4 +1,4 @@
-"""The chart renders, lints and is what Kubernetes takes, for every values file in its `ci`
+"""The chart renders, lints and makes what Kubernetes takes, for every values file in its `ci`
 folder."""
 
 import re
@@ -17,6 +17,7 @@ from tests.fixtures.deploy.charts import (
     every_file,
     helm,
     name_of,
+    names_of,
     release_of,
     render,
 )
@@ -25,13 +26,15 @@ from tests.fixtures.deploy.kubernetes import CUSTOM, NEWEST, OLDEST, problems
 
 def test_there_are_values_for_every_way_to_deploy() -> None:
     assert len(VALUES) >= 6
-    kinds = {document["kind"] for file in VALUES for document in release_of(file).documents}
-    assert kinds >= {kind for _, kind in CUSTOM} | {
-        "Ingress",
-        "HorizontalPodAutoscaler",
-        "StatefulSet",
-        "NetworkPolicy",
-    }
+
+    kinds = set()
+    for file in VALUES:
+        for document in release_of(file).documents:
+            kinds.add(document["kind"])
+
+    assert {"Ingress", "HorizontalPodAutoscaler", "StatefulSet", "NetworkPolicy"} <= kinds
+    for _, kind in CUSTOM:
+        assert kind in kinds
 
 
 @every_file
@@ -51,17 +54,22 @@ def test_kubernetes_takes_every_document(file: Path, version: str) -> None:
 
 
 def _has_image_volume(document: dict[str, Any]) -> bool:
-    """Which the oldest Kubernetes that the chart names does not know."""
-    volumes = (
-        document["spec"]["template"]["spec"]["volumes"] if document["kind"] in POD_MAKERS else []
-    )
-    return any("image" in volume for volume in volumes)
+    """Return whether the Pods mount an image, which the oldest Kubernetes does not know."""
+    if document["kind"] not in POD_MAKERS:
+        return False
+    for volume in document["spec"]["template"]["spec"]["volumes"]:
+        if "image" in volume:
+            return True
+    return False
 
 
 @every_file
 def test_no_two_documents_have_one_name(file: Path) -> None:
-    names = [(document["kind"], name_of(document)) for document in release_of(file).documents]
-    assert len(set(names)) == len(names)
+    names = set()
+    for document in release_of(file).documents:
+        name = (document["kind"], name_of(document))
+        assert name not in names
+        names.add(name)
 
 
 def test_the_checks_find_what_is_wrong() -> None:
@@ -80,29 +88,34 @@ def test_what_a_pool_says_outranks_the_defaults_even_when_it_is_nothing() -> Non
         "sharedMemory": "",
     }
     defaults = {"gpu": {"count": 1}, "sharedMemory": "1Gi"}
-    made = render({"workerDefaults": defaults, "workerPools": {"sample": pool}})
-    deployment = made.one("Deployment", "-worker-sample")
+
+    release = render({"workerDefaults": defaults, "workerPools": {"sample": pool}})
+
+    deployment = release.one("Deployment", "-worker-sample")
     assert deployment["spec"]["replicas"] == 0
     assert "nvidia.com/gpu" not in str(deployment)
     assert "shm" not in str(deployment)
-    assert [budget["metadata"]["name"] for budget in made.of("PodDisruptionBudget")] == [
-        "demo-aios-fleet-api"
-    ]
+    (budget,) = release.of("PodDisruptionBudget")
+    assert name_of(budget) == "demo-aios-fleet-api"
 
 
 def test_a_change_of_one_pools_settings_starts_only_that_pool_again() -> None:
-    def digests(settings: dict[str, Any]) -> dict[str, str]:
-        made = render({"workerPools": {"a": {}, "b": {"settings": settings}}})
-        return {
-            name_of(document): document["spec"]["template"]["metadata"]["annotations"][
-                "checksum/config"
-            ]
-            for document in made.of("Deployment")
-        }
+    before = config_digests({"max_batch_size": 8})
+    after = config_digests({"max_batch_size": 9})
 
-    before = digests({"max_batch_size": 8})
-    after = digests({"max_batch_size": 9})
-    assert {name for name in before if before[name] != after[name]} == {"demo-aios-fleet-worker-b"}
+    assert before.keys() == after.keys()
+    changed = [name for name in before if before[name] != after[name]]
+    assert changed == ["demo-aios-fleet-worker-b"]
+
+
+def config_digests(settings: dict[str, Any]) -> dict[str, str]:
+    """Return the digest by which each Deployment starts its Pods again, of pools `a` and `b`."""
+    release = render({"workerPools": {"a": {}, "b": {"settings": settings}}})
+    digests = {}
+    for deployment in release.of("Deployment"):
+        annotations = deployment["spec"]["template"]["metadata"]["annotations"]
+        digests[name_of(deployment)] = annotations["checksum/config"]
+    return digests
 
 
 def test_alerts_that_lie_in_the_chart_become_a_rule(tmp_path: Path) -> None:
@@ -113,11 +126,13 @@ def test_alerts_that_lie_in_the_chart_become_a_rule(tmp_path: Path) -> None:
         "  - {alert: Late, expr: 'up == 0', annotations: {summary: '{{ $labels.job }} is gone'}}\n"
     )
     (chart / "files" / "alerts.yaml").unlink(missing_ok=True)
-    wanted = {"monitoring": {"rules": {"enabled": True}}}
+    values = {"monitoring": {"rules": {"enabled": True}}}
     with pytest.raises(helm.HelmError, match=r"monitoring\.rules: no"):
-        render(wanted, chart)
+        render(values, chart)
+
     (chart / "files" / "alerts.yaml").symlink_to(alerts)
-    (rule,) = render(wanted, chart).of("PrometheusRule")
+    (rule,) = render(values, chart).of("PrometheusRule")
+
     assert problems(rule) == []
     assert rule["spec"]["groups"][0]["rules"][0]["annotations"] == {
         "summary": "{{ $labels.job }} is gone"
@@ -126,26 +141,28 @@ def test_alerts_that_lie_in_the_chart_become_a_rule(tmp_path: Path) -> None:
 
 @every_file
 def test_the_notes_name_what_is_there(file: Path) -> None:
-    made = release_of(file)
-    names = {name_of(document) for document in made.documents}
-    assert made.one("Service", "-api")["metadata"]["name"] in made.notes
-    for word in made.notes.replace(" service/", " deployment/").split():
+    release = release_of(file)
+    names = names_of(release.documents)
+
+    assert name_of(release.one("Service", "-api")) in release.notes
+    for word in release.notes.replace(" service/", " deployment/").split():
         if word.startswith("deployment/"):
             assert word.removeprefix("deployment/") in names
 
 
 def test_the_pages_example_is_the_fleet_it_speaks_of() -> None:
     page = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
-    example = next(
-        block
-        for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
-        if "workerPools" in block
-    )
-    made = render(yaml.safe_load(example), name="aios-fleet")
-    names = {f"{document['kind'].lower()}/{name_of(document)}" for document in made.documents}
-    spoken_of = set(re.findall(r"(?:deployment|service)/[a-z-]+", page))
-    assert len(spoken_of) >= 3
-    assert spoken_of <= names
+    blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    example, *_ = [block for block in blocks if "workerPools" in block]
+
+    release = render(yaml.safe_load(example), name="aios-fleet")
+
+    names = set()
+    for document in release.documents:
+        names.add(f"{document['kind'].lower()}/{name_of(document)}")
+    mentioned = set(re.findall(r"(?:deployment|service)/[a-z-]+", page))
+    assert len(mentioned) >= 3
+    assert mentioned <= names
 
 
 @pytest.mark.parametrize(
@@ -159,8 +176,9 @@ def test_the_pages_example_is_the_fleet_it_speaks_of() -> None:
 def test_a_pool_with_a_gpu_tolerates_the_taints_of_its_nodes(
     resource: str, keys: list[str]
 ) -> None:
-    made = render({"workerPools": {"sample": {"gpu": {"count": 1, "resource": resource}}}})
-    pod = made.one("Deployment", "-sample")["spec"]["template"]["spec"]
+    release = render({"workerPools": {"sample": {"gpu": {"count": 1, "resource": resource}}}})
+
+    pod = release.one("Deployment", "-sample")["spec"]["template"]["spec"]
     assert [toleration["key"] for toleration in pod["tolerations"]] == keys
     assert pod["containers"][0]["resources"]["limits"][resource] == 1
 
@@ -176,10 +194,12 @@ def test_nothing_is_rendered_for_a_pool_that_is_off() -> None:
 
 
 def test_a_pool_may_start_from_nothing() -> None:
-    """KEDA starts it when work waits, and fronts let work wait for so long."""
-    made = release_of(CHART / "ci" / "from-zero.yaml")
-    scaled = made.one("ScaledObject", "-nightly")["spec"]
+    """KEDA starts a worker when work waits, and fronts let work wait until it is there."""
+    release = release_of(CHART / "ci" / "from-zero.yaml")
+
+    scaled = release.one("ScaledObject", "-nightly")["spec"]
     assert scaled["minReplicaCount"] == 0
     assert "aios_queue_work_seconds" in scaled["triggers"][0]["metadata"]["query"]
-    settings = yaml.safe_load(made.one("ConfigMap", "-config")["data"]["api.yaml"])["serve"]["hrm"]
-    assert settings["absent_grace_s"] == 2_592_000
+
+    front = yaml.safe_load(release.one("ConfigMap", "-config")["data"]["api.yaml"])
+    assert front["serve"]["hrm"]["absent_grace_s"] == 2_592_000

@@ -1,5 +1,5 @@
-"""What the chart only hands on, tried for real: the script of `helm test` on a front, Redis's
-arguments on a Redis."""
+"""Scripts and arguments of the chart, run for real: `helm test` on a front, Redis's arguments on a
+Redis."""
 
 import asyncio
 import os
@@ -16,17 +16,19 @@ from redis.asyncio import Redis
 from tests.fixtures.api.echo_worker import EchoWorker
 from tests.fixtures.api.fronts import live
 from tests.fixtures.deploy.charts import CHART, release_of
+from tests.fixtures.deploy.kubernetes import names
 from tests.fixtures.polling import wait_until
 from tests.fixtures.redis_server import free_port
 
 
 def smoke_test(url: str, keys: str) -> "subprocess.CompletedProcess[str]":
-    """As the Pod runs it."""
+    """Run the script of `helm test` as its Pod does."""
     pods = dict(release_of(CHART / "ci" / "external-redis.yaml").pods())
     (container,) = pods["demo-aios-fleet-test"]["containers"]
     assert container["command"] == ["python", "-c"]
+    assert set(names(container["env"])) == {"FRONT_URL", "AIOS_API_KEYS"}
+
     env = os.environ | {"FRONT_URL": url, "AIOS_API_KEYS": keys}
-    assert {item["name"] for item in container["env"]} == {"FRONT_URL", "AIOS_API_KEYS"}
     command = [sys.executable, "-c", *container["args"]]
     return subprocess.run(
         command, env=env, capture_output=True, text=True, timeout=180, check=False
@@ -34,19 +36,22 @@ def smoke_test(url: str, keys: str) -> "subprocess.CompletedProcess[str]":
 
 
 async def test_helm_test_says_whether_a_fleet_serves(redis: Redis, redis_url: str) -> None:
-    async def ask(keys: str) -> "subprocess.CompletedProcess[str]":
+    async def run(keys: str) -> "subprocess.CompletedProcess[str]":
         async with live(redis, api_keys="ci:hush-1,hush-2") as (client, _):
             return await asyncio.to_thread(smoke_test, str(client.base_url).rstrip("/"), keys)
 
-    alone = await ask("ci:hush-1")
+    without_worker = await run("ci:hush-1")
     async with EchoWorker(redis_url):
-        well = await ask("ci:hush-1, hush-2")
-        stranger = await ask("wrong")
-    assert (well.returncode, well.stderr) == (0, "")
-    assert "completions" in well.stdout
-    assert alone.returncode == stranger.returncode == 1
-    assert "no worker is ready" in alone.stderr
-    assert "401" in stranger.stderr
+        served = await run("ci:hush-1, hush-2")
+        with_wrong_key = await run("wrong")
+
+    assert without_worker.returncode == 1
+    assert "no worker is ready" in without_worker.stderr
+    assert served.returncode == 0
+    assert served.stderr == ""
+    assert "completions" in served.stdout
+    assert with_wrong_key.returncode == 1
+    assert "401" in with_wrong_key.stderr
 
 
 def test_redis_takes_the_arguments_it_is_given(tmp_path: Path) -> None:
@@ -55,21 +60,18 @@ def test_redis_takes_the_arguments_it_is_given(tmp_path: Path) -> None:
         pytest.skip("no redis-server here")
     pods = dict(release_of(CHART / "ci" / "keda.yaml").pods())
     (container,) = pods["demo-aios-fleet-redis"]["containers"]
-    args = [
-        {"/data": str(tmp_path), "$(REDISCLI_AUTH)": "hush"}.get(arg, arg)
-        for arg in container["args"]
-    ]
+    replaced = {"/data": str(tmp_path), "$(REDISCLI_AUTH)": "hush"}
+    args = [replaced.get(arg, arg) for arg in container["args"]]
     port = free_port()
+
     process = subprocess.Popen([server, *args, "--port", str(port)], stdout=subprocess.DEVNULL)
     try:
         client = BlockingRedis(port=port, password="hush", socket_timeout=180)
         wait_until(lambda: _answers(client), "redis answers")
-        wanted = {
-            "maxmemory": str(768 << 20),
-            "maxmemory-policy": "noeviction",
-            "appendonly": "yes",
-        }
-        assert wanted.items() <= client.config_get("*").items()
+        config = client.config_get("*")
+        assert config["maxmemory"] == str(768 << 20)
+        assert config["maxmemory-policy"] == "noeviction"
+        assert config["appendonly"] == "yes"
         with pytest.raises(AuthenticationError):
             BlockingRedis(port=port).ping()
     finally:

@@ -1,5 +1,5 @@
-"""A name stays a text in what the chart makes, whatever else YAML would take it for: 123, true,
-null and the like."""
+"""Names stay texts in the chart's documents, even 123, true, null and others that YAML would read
+as something else."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -69,16 +69,21 @@ VALUES: dict[str, Any] = {
 
 
 def named(value: Any, name: str) -> Any:
-    """The values with another name, in keys too."""
+    """Return the values with this name in place of NAME, in keys too."""
     if isinstance(value, dict):
-        return {named(key, name): named(inner, name) for key, inner in value.items()}
+        renamed = {}
+        for key, inner in value.items():
+            renamed[named(key, name)] = named(inner, name)
+        return renamed
     if isinstance(value, list):
         return [named(inner, name) for inner in value]
-    return name if value == NAME else value
+    if value == NAME:
+        return name
+    return value
 
 
 def not_texts(value: Any) -> Iterator[str]:
-    """All that is no text in a document, keys too."""
+    """Yield everything in a document that is not a text, keys too."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from not_texts(key)
@@ -90,30 +95,36 @@ def not_texts(value: Any) -> Iterator[str]:
         yield repr(value)
 
 
-def found(name: str, release: str) -> Counter[str]:
-    documents = render(named(VALUES, name), name=release).documents
-    return Counter(item for document in documents for item in not_texts(document))
+def count_not_texts(values: Any, release: str) -> Counter[str]:
+    """Render the chart with these values, and count what is not a text in its documents."""
+    count: Counter[str] = Counter()
+    for document in render(values, name=release).documents:
+        count.update(not_texts(document))
+    return count
 
 
 @pytest.mark.parametrize("name", ["true", "null", "on", "y"])
 def test_a_word_stays_a_text(name: str) -> None:
-    """As all names may be; those of a pool begin with a letter."""
-    assert found(name, RELEASE) == found(NAME, RELEASE)
+    """Every name may be such a word, a pool's too."""
+    count = count_not_texts(named(VALUES, name), RELEASE)
+    assert count == count_not_texts(VALUES, RELEASE)
 
 
 @pytest.mark.parametrize("name", ["123", "0x1f", "1e3", "1.5"])
 def test_a_number_stays_a_text(name: str) -> None:
     values = named(VALUES, name)
+    # A pool's name begins with a letter.
     values["workerPools"]["pool"] = values["workerPools"].pop(name)
     if "." in name:
         del values["nameOverride"], values["fullnameOverride"]
-    documents = render(values, name=name.replace(".", "")).documents
-    kept = Counter(item for document in documents for item in not_texts(document))
-    assert kept == found(NAME, RELEASE)
+
+    count = count_not_texts(values, release=name.replace(".", ""))
+
+    assert count == count_not_texts(VALUES, RELEASE)
 
 
 def test_a_label_of_a_query_may_hold_quotes() -> None:
-    """It goes into PromQL by PromQL's rules, and that into YAML by YAML's."""
+    """The label is quoted by PromQL's rules, and the query by YAML's."""
     values = {**release_of(CHART / "ci" / "keda.yaml").values}
     values["prometheus"] = {**values["prometheus"], "queryLabels": {"site": 'it\'s "so" \\ far'}}
     (scaled, *_) = render(values).of("ScaledObject")

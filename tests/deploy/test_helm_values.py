@@ -1,5 +1,5 @@
-"""Values that make no sense are refused, by the schema or by a template, with the name of what is
-wrong."""
+"""Values that make no sense are refused by the schema or by a template, which names the wrong
+one."""
 
 from typing import Any
 
@@ -121,8 +121,8 @@ def test_the_schema_knows_what_a_model_may_have() -> None:
 
 
 def test_every_value_has_a_place_in_the_schema_and_a_default() -> None:
-    """All objects are closed, and every property of theirs that has properties is in
-    values.yaml."""
+    """All objects of the schema are closed, and values.yaml has every property that is an object
+    itself."""
     with helm.Chart.load(CHART) as chart:
         schema = chart.schema
         values = chart.values

@@ -1,5 +1,5 @@
-"""A front behind a real HAProxy that ends TLS and shows it under a prefix, which it takes off or
-passes on."""
+"""A front behind a real HAProxy that ends TLS and serves it below a prefix, stripped or passed
+on."""
 
 import asyncio
 import json
@@ -53,14 +53,15 @@ BROWSER = {"Accept": "text/html"}
 
 @asynccontextmanager
 async def outside(directory: Path, front: int, *, strips: bool) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the proxy, which believes its certificate alone and follows no redirects."""
-    made = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
+    """Run the proxy and yield a client, which trusts its certificate alone and follows no
+    redirects."""
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
     names = ("-subj", "/CN=proxy", "-addext", "subjectAltName=IP:127.0.0.1")
     command = [
         "openssl",
         "req",
         "-x509",
-        *made,
+        *key,
         *names,
         "-keyout",
         "proxy.key",
@@ -113,30 +114,37 @@ async def test_a_front_below_a_prefix_behind_tls(
         assert (await client.get("/hrm/v1/models/echo/")).json()["id"] == "echo"
         for path in ("/hrm/v1/completions", "/hrm/v1/completions/"):
             answer = await client.post(path, json={"prompt": "a b"})
-            assert (answer.status_code, answer.json()["choices"][0]["text"]) == (200, "a b")
+            assert answer.status_code == 200
+            assert answer.json()["choices"][0]["text"] == "a b"
+
         accepted = await client.post(
             "/hrm/generate/", json={"prompts": ["a b"]}, headers={"Prefer": "respond-async"}
         )
         location = accepted.headers["Location"]
         assert location == f"/hrm/v1/jobs/{accepted.headers['X-Job-Id']}"
         followed = await client.get(f"{location}/events")
-        assert followed.status_code == 200 and frames(followed)[-1].data == "[DONE]"
+        assert followed.status_code == 200
+        assert frames(followed)[-1].data == "[DONE]"
         assert (await client.get(location)).json()["state"] == "done"
+
         head = await client.head("/hrm/v1/models/")
-        assert (head.status_code, head.content) == (200, b"")
+        assert head.status_code == 200
+        assert head.content == b""
+
         document = (await client.get("/hrm/openapi.json")).json()
         assert document["servers"] == [{"url": "/hrm"}]
         docs = (await client.get("/hrm/docs")).text
         assert "/hrm/openapi.json" in docs
+
         for path in ("/hrm", "/hrm/"):
             page = (await client.get(path, headers=BROWSER)).text
             assert f"curl {client.base_url}/hrm/v1/completions " in page
             for link in re.findall(r'href="([^"]+)"', page):
                 assert link.startswith("/hrm/")
                 assert (await client.get(link)).status_code == 200
-        assert (await direct.get("/healthz")).status_code == 200, (
-            "a probe asks the front itself, without the prefix"
-        )
+
+        # A probe asks the front itself, without the prefix.
+        assert (await direct.get("/healthz")).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -151,8 +159,10 @@ async def test_a_front_below_a_prefix_behind_tls(
 async def test_only_proxies_that_are_named_are_believed(
     redis_url: str, tmp_path: Path, trusted: tuple[str, ...], scheme: str, address: str
 ) -> None:
-    """Who asked, for the security log, and how, for the page. HAProxy adds its caller behind what
-    that one sent."""
+    """Only a trusted proxy's headers give the caller's address in the security log and the scheme
+    of the page's example.
+
+    HAProxy adds its caller's address behind the header that the caller sent."""
     settings = {"forwarded_allow_ips": trusted, "root_path": "/hrm", "api_keys": ("ann:key-a",)}
     sent = {"X-Forwarded-For": "192.0.2.7"}
     async with (
@@ -161,6 +171,7 @@ async def test_only_proxies_that_are_named_are_believed(
     ):
         example = (await client.get("/hrm/")).json()["example"]
         assert re.findall(r"https?://", example) == [f"{scheme}://"]
+
         assert (await client.get("/hrm/v1/models", headers=sent)).status_code == 401
         assert front.stderr is not None
         while True:
