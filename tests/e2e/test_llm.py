@@ -13,13 +13,14 @@ from redis.asyncio import Redis
 
 from shared.broker import Broker
 from shared.queue import QueuePolicy
+from shared.results import ContinuationScore
 from shared.settings import SAMPLE_MODEL, ModelEntry, Settings
 from tests.fixtures.api.frames import frames
 from tests.fixtures.api.fronts import in_memory
 from tests.fixtures.polling import until
 from tests.fixtures.worker.sapient_fixtures import Net, write_checkpoint
 from tests.fixtures.worker.tiny_causal import llama, write
-from worker.llm import LLM, CompletionOutput, ContinuationScore, SamplingParams
+from worker.llm import LLM, CompletionOutput, SamplingParams
 from worker.loading import load_models
 from worker.service import WorkerService
 
