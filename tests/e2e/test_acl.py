@@ -165,8 +165,8 @@ async def use_files(http: httpx.AsyncClient) -> None:
         path = f"/v1/files/{file_id}"
         assert (await http.get(f"{path}/content")).content == content
 
-        listed = (await http.get("/v1/files", params={"limit": 1})).json()
-        assert [file["id"] for file in listed["data"]] == [file_id]
+        (listed,) = (await http.get("/v1/files", params={"limit": 1})).json()["data"]
+        assert listed["id"] == file_id
         for params in ({"after": file_id, "order": "asc"}, {"after": file_id}):
             assert (await http.get("/v1/files", params=params)).status_code == 200
         assert (await http.delete(path)).status_code == 200
@@ -224,9 +224,10 @@ async def use_jobs_role(tester: AsyncRedis, jobs_url: str) -> None:
 
 
 async def test_so_it_does_on_several_shards(guarded: RedisServer, tmp_path: Path) -> None:
-    """Fronts admit and refuse jobs across shards, and the jobs role confirms and expires.
+    """The users of the three roles can do all that several shards need.
 
-    Fronts settle the jobs that have ended and look up those that never came.
+    A front admits jobs, refuses them, settles those that have ended and looks up those that were
+    never queued. The jobs role sweeps quotas and artifacts.
     """
     async with (
         open_unsettled(url_of(guarded, "front"), 4) as front_broker,

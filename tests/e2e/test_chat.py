@@ -162,7 +162,7 @@ def check_choice(parts: list[dict[str, Any]], choice: dict[str, Any]) -> None:
 async def test_what_is_wrong_or_not_served_is_named(
     client: httpx.AsyncClient, extra: dict[str, Any], named: str
 ) -> None:
-    """B51."""
+    """B51: the message of a refusal names the field."""
     answer = await client.post("/v1/chat/completions", json={"messages": HELLO} | extra)
     if "model" in extra:
         assert answer.status_code == 404

@@ -153,8 +153,11 @@ async def check_numbers(client: httpx.AsyncClient, llm: LLM, name: str) -> None:
     over_http = (await client.post("/loglikelihood", json=body)).json()
     scores = llm.score(contexts, continuations)
     assert log_likelihoods(scores) == near(over_http["ll"])
-    assert [score.num_tokens for score in scores] == over_http["num_tokens"]
-    assert [score.is_greedy for score in scores] == over_http["is_greedy"]
+    for score, num_tokens, is_greedy in zip(
+        scores, over_http["num_tokens"], over_http["is_greedy"], strict=True
+    ):
+        assert score.num_tokens == num_tokens
+        assert score.is_greedy == is_greedy
 
     # The first and the third context are equal, so that one context may stand for both.
     same = llm.score(contexts[0], ["= 2", "= 3"])

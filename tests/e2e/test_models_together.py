@@ -90,9 +90,14 @@ def test_scores_over_http_are_the_runners(
         ("Hello", "!"),
         ("", " is a much longer continuation"),
     ]
-    prompts = [prompt for prompt, _ in pairs]
-    continuations = [continuation for _, continuation in pairs]
-    expected = score_all(runner, [Score(prompt, (text,)) for prompt, text in pairs])
+    prompts = []
+    continuations = []
+    tasks = []
+    for prompt, continuation in pairs:
+        prompts.append(prompt)
+        continuations.append(continuation)
+        tasks.append(Score(prompt, (continuation,)))
+    expected = score_all(runner, tasks)
 
     body = {"model": name, "prompts": prompts, "continuations": continuations}
     answer = post(fleet, "/loglikelihood", body).json()
@@ -106,8 +111,9 @@ def test_scores_over_http_are_the_runners(
 
     texts = ["Once upon a time. " * 9, "x"]
     rolled = post(fleet, "/loglikelihood_rolling", {"model": name, "prompts": texts}).json()
-    tasks = [Score("", (text,), rolling=True) for text in texts]
-    ((long,), (short,)) = score_all(runner, tasks)
+    long_task = Score("", (texts[0],), rolling=True)
+    short_task = Score("", (texts[1],), rolling=True)
+    ((long,), (short,)) = score_all(runner, [long_task, short_task])
     assert rolled["num_tokens"] == [162, 1]
     assert rolled["ll"] == pytest.approx([long.log_likelihood, short.log_likelihood], abs=1e-2)
 

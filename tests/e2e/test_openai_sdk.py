@@ -26,7 +26,7 @@ QUESTION = "Solve for x: 4x - 2 = 10"
 def url() -> Iterator[str]:
     """Serve with a batch of two for each model.
 
-    A sequence that a closed stream does not free would be missed by the next request.
+    The next request would miss a sequence that a closed stream does not free.
     """
     models = ["--model", f"sample={SAMPLE_MODEL}", "--model", "echo=echo"]
     models += ["--default-model", "sample"]
@@ -112,7 +112,10 @@ def parts_of(chunks: list[ChatCompletionChunk], index: int) -> list[Choice]:
 
 
 def text_of(parts: list[Choice]) -> str:
-    return "".join(part.delta.content or "" for part in parts)
+    text = ""
+    for part in parts:
+        text += part.delta.content or ""
+    return text
 
 
 def tokens_of(parts: list[Choice]) -> list[tuple[str, float]]:
@@ -156,7 +159,9 @@ def test_a_closed_stream_frees_its_places(sdk: openai.OpenAI, url: str) -> None:
         stream=True,
         extra_body={"ignore_eos": True},
     )
-    chunk = next(chunk for chunk in stream if chunk.choices[0].text)
+    for chunk in stream:
+        if chunk.choices[0].text:
+            break
     stream.close()
     job = f"{url}/v1/jobs/{chunk.id.removeprefix('cmpl-')}"
     wait_until(lambda: httpx.get(job).json()["state"] not in ("queued", "running"), "the job ends")

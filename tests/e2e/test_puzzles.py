@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from shared.messages import Solve
+from shared.results import Solution
 from tests.fixtures.e2e.dry_run import dry_run
 from tests.fixtures.e2e.serving import Serving, serving
 from tests.fixtures.worker.sapient_fixtures import Net, write_checkpoint
@@ -46,8 +47,19 @@ def solve(fleet: Serving, body: dict[str, object]) -> httpx.Response:
 
 def rows_of(puzzle: str) -> list[list[int]]:
     """Return the nine rows of a puzzle, with 0 for a blank cell."""
-    cells = [int(cell) for cell in puzzle.replace(".", "0")]
-    return [cells[start : start + 9] for start in range(0, 81, 9)]
+    digits = puzzle.replace(".", "0")
+    rows = []
+    for start in range(0, 81, 9):
+        rows.append([int(digit) for digit in digits[start : start + 9]])
+    return rows
+
+
+def cells_of(solution: Solution) -> str:
+    text = ""
+    for row in solution.grid:
+        for cell in row:
+            text += str(cell)
+    return text
 
 
 def test_http_says_what_the_runner_says(fleet: Serving, path: Path) -> None:
@@ -62,7 +74,7 @@ def test_http_says_what_the_runner_says(fleet: Serving, path: Path) -> None:
     assert answer["model"] == "sudoku"
     assert answer["usage"]["prompt_tokens"] == 3 * 81
     for solution, of_runner in zip(answer["solutions"], expected, strict=True):
-        assert rows_of(solution["grid"]) == [list(row) for row in of_runner.grid]
+        assert solution["grid"] == cells_of(of_runner)
         assert solution["steps"] == 3
         assert solution["is_halted"] == of_runner.is_halted
         assert solution["confidence"] == pytest.approx(of_runner.confidence, abs=1e-5)

@@ -34,7 +34,8 @@ _FILES = (
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    env = dict(os.environ)
+    env.pop("PYTHONPATH", None)
     done = subprocess.run(
         command, cwd=cwd, env=env, capture_output=True, text=True, timeout=180, check=False
     )

@@ -56,9 +56,10 @@ def test_auto_gives_each_core_a_worker_of_its_own(two_cores: list[list[int]]) ->
         victim.kill()
 
         def has_a_successor() -> bool:
-            pids = {worker.pid for worker in workers}
-            successors = [child for child in fleet.children("worker") if child.pid not in pids]
-            return any(child.cpu_affinity() == core for child in successors)
+            for child in fleet.children("worker"):
+                if child not in workers and child.cpu_affinity() == core:
+                    return True
+            return False
 
         wait_until(has_a_successor, "its successor is on the same core", deadline_s=30)
 

@@ -27,10 +27,13 @@ DEAF = 'trap "" TERM; echo "up deaf $$" >> "$LOG"; while :; do sleep 0.02; done'
 MAIN = """
 import asyncio, signal, sys
 from scripts.supervisor import Role, Supervisor
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores them
+# A test run in the background ignores these signals.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-roles = [Role(name, ["sh", "-c", script], {"PATH": "/usr/bin:/bin", "LOG": sys.argv[1]}, grace_s=600)
-         for name, script in zip(sys.argv[2::2], sys.argv[3::2])]
+env = {"PATH": "/usr/bin:/bin", "LOG": sys.argv[1]}
+roles = []
+for name, script in zip(sys.argv[2::2], sys.argv[3::2]):
+    roles.append(Role(name, ["sh", "-c", script], env, grace_s=600))
 sys.exit(asyncio.run(Supervisor(roles).run()))
 """
 
@@ -50,15 +53,19 @@ class Fleet:
     def lines(self) -> list[list[str]]:
         return [line.split() for line in self.log.read_text().splitlines()]
 
+    def with_words(self, *words: str) -> list[list[str]]:
+        """Return the lines that begin with these words."""
+        return [line for line in self.lines() if line[: len(words)] == list(words)]
+
     def count(self, *words: str) -> int:
-        """Count the lines that begin with these words."""
-        return len([line for line in self.lines() if line[: len(words)] == list(words)])
+        return len(self.with_words(*words))
 
     def saw(self, *words: str, times: int = 1) -> bool:
         return self.count(*words) >= times
 
-    def pids(self) -> list[int]:
-        return [int(line[2]) for line in self.lines() if line[0] == "up"]
+    def pids(self, *names: str) -> list[int]:
+        """Return the process ids of the roles, or of one."""
+        return [int(line[2]) for line in self.with_words("up", *names)]
 
     def all_ended(self) -> bool:
         return not any(is_running(pid) for pid in self.pids())
@@ -78,9 +85,7 @@ async def test_a_child_that_dies_is_restarted(fleet: Fleet) -> None:
     supervisor = Supervisor([fleet.role("api"), fleet.role("worker", count=2)], QUICK)
     running = asyncio.create_task(supervisor.run())
     await until(lambda: fleet.saw("up", "worker", times=2) and fleet.saw("up", "api"), "all are up")
-    workers = [line for line in fleet.lines() if line[1] == "worker"]
-    _, _, victim = workers[0]
-    os.kill(int(victim), signal.SIGKILL)
+    os.kill(fleet.pids("worker")[0], signal.SIGKILL)
     await until(lambda: fleet.saw("up", "worker", times=3), "a third worker has started")
     supervisor.stop()
     assert await running == 0
