@@ -1,5 +1,4 @@
-"""Artifacts of a fleet with its own Redis, as a person has it: a private directory, which goes with
-the fleet."""
+"""Artifacts of a fleet with its own Redis are in a private directory, which ends with the fleet."""
 
 import json
 import signal
@@ -26,13 +25,16 @@ def fleet_of(serving: Serving) -> LocalFleet:
     return next(fleet for fleet in running_fleets() if fleet.pid == serving.process.pid)
 
 
-def files_in(place: Path) -> list[Path]:
-    return [path for path in place.rglob("*") if path.is_file()]
+def names_in(folder: Path) -> list[str]:
+    """Return the names of the files in a folder and its sub-folders."""
+    return [path.name for path in folder.rglob("*") if path.is_file()]
 
 
 def swept(fleet: LocalFleet) -> dict[str, int]:
-    """What `aios jobs --once` finds to be over, without being told where the fleet keeps its
-    files."""
+    """Run `aios jobs --once` and return its counts of artifacts.
+
+    The command finds the fleet's files by its port alone.
+    """
     command = [
         sys.executable,
         "-m",
@@ -42,25 +44,25 @@ def swept(fleet: LocalFleet) -> dict[str, int]:
         "--port",
         str(fleet.port),
     ]
-    told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPO_ROOT).stdout
-    found: dict[str, int] = json.loads(told)["artifacts"]
-    return found
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPO_ROOT)
+    counts: dict[str, int] = json.loads(done.stdout)["artifacts"]
+    return counts
 
 
 @pytest.mark.timeout(400)
 def test_a_fleet_keeps_files_as_long_as_it_lives() -> None:
-    """An upload is kept over the death of its front; what one that died was writing is removed."""
+    """An upload outlives its front, and a file that the front was writing is removed."""
     with serving("--model-path", "echo") as running:
         fleet = fleet_of(running)
-        place = Path(str(fleet.artifact_url))
+        folder = Path(str(fleet.artifact_url))
         with openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", timeout=60) as client:
             file = client.files.create(file=("large.bin", LARGE), purpose="user_data")
-            assert [path.name for path in files_in(place)] == [file.id]
-            assert stat.S_IMODE(place.stat().st_mode) == 0o700
+            assert names_in(folder) == [file.id]
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
             def half() -> object:
                 yield LARGE[::-1]
-                wait_until(lambda: len(files_in(place)) == 2, "the front writes")
+                wait_until(lambda: len(names_in(folder)) == 2, "the front writes")
                 [front] = running.children("api")
                 front.send_signal(signal.SIGKILL)
                 front.wait()
@@ -69,17 +71,19 @@ def test_a_fleet_keeps_files_as_long_as_it_lives() -> None:
 
             with pytest.raises(httpx.TransportError):
                 httpx.post(f"{running.url}/v1/artifacts", content=half(), timeout=60)  # type: ignore[arg-type]
-            assert swept(fleet) == {}, "its front may live"
+
+            # The unfinished file is kept while its front may live, which is a matter of time.
+            assert swept(fleet) == {}
             with redis.Redis.from_url(fleet.redis_url) as broker:
                 [left] = broker.zrange(keys.LOOSE, 0, -1)
                 broker.zadd(keys.LOOSE, {left: 1})
-            swept(fleet)  # or the fleet's own janitor was faster
-            wait_until(
-                lambda: [path.name for path in files_in(place)] == [file.id], "it is removed"
-            )
+            # The fleet's own janitor may be faster than this sweep.
+            swept(fleet)
+            wait_until(lambda: names_in(folder) == [file.id], "it is removed")
+
             wait_until(lambda: answers(running), "there is a front again")
             assert client.files.content(file.id).content == LARGE
-    assert not place.exists()
+    assert not folder.exists()
 
 
 def answers(running: Serving) -> bool:

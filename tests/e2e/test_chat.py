@@ -1,4 +1,4 @@
-"""Chats, embeddings and token ids from HTTP to a worker and back, by the bytes on the wire."""
+"""Chats, embeddings and token ids go from HTTP to a worker and back, by the bytes on the wire."""
 
 import base64
 from collections.abc import AsyncIterator
@@ -19,9 +19,8 @@ HELLO = [{"role": "user", "content": "abc"}]
 
 @pytest.fixture
 async def client(redis: Redis) -> AsyncIterator[httpx.AsyncClient]:
-    async with fleet_inside(
-        redis, {"echo": Echo(RunnerOptions("echo", name="echo", max_batch=4))}
-    ) as client:
+    echo = Echo(RunnerOptions("echo", name="echo", max_batch=4))
+    async with fleet_inside(redis, {"echo": echo}) as client:
         yield client
 
 
@@ -31,18 +30,20 @@ async def post(client: httpx.AsyncClient, path: str, **body: Any) -> Any:
     return answer.json()
 
 
-async def told(client: httpx.AsyncClient, messages: list[dict[str, Any]]) -> str:
-    """What the model reads, by its own tokens."""
+async def rendered(client: httpx.AsyncClient, messages: list[dict[str, Any]]) -> str:
+    """Return the prompt that the model reads, by its own tokens."""
     ids = (await post(client, "/tokenize", messages=messages))["tokens"]
     return str((await post(client, "/detokenize", tokens=ids))["prompt"])
 
 
 async def test_a_chat_has_the_shape_of_openai(client: httpx.AsyncClient) -> None:
     """B20, B25, B27: the echo answers with the dialogue as its template writes it."""
-    read = await told(client, HELLO)
+    prompt = await rendered(client, HELLO)
+
     answer = await post(
         client, "/v1/chat/completions", messages=HELLO, max_completion_tokens=5, user="u"
     )
+
     assert answer.pop("id").startswith("chatcmpl-")
     assert isinstance(answer.pop("created"), int)
     assert answer == {
@@ -51,15 +52,15 @@ async def test_a_chat_has_the_shape_of_openai(client: httpx.AsyncClient) -> None
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": (read * 5)[:5], "refusal": None},
+                "message": {"role": "assistant", "content": (prompt * 5)[:5], "refusal": None},
                 "logprobs": None,
                 "finish_reason": "length",
             }
         ],
         "usage": {
-            "prompt_tokens": len(read),
+            "prompt_tokens": len(prompt),
             "completion_tokens": 5,
-            "total_tokens": len(read) + 5,
+            "total_tokens": len(prompt) + 5,
             "prompt_tokens_details": {"cached_tokens": 0},
         },
     }
@@ -72,13 +73,16 @@ async def test_every_role_and_content_in_parts(client: httpx.AsyncClient) -> Non
         {"role": "user", "content": "def"},
         {"role": "assistant", "content": ""},
     ]
-    split = [{"role": "developer", "content": "s"}, {"role": "user", "content": parts}, plain[2]]
-    assert await told(client, split) == await told(client, plain)
+    split = [
+        {"role": "developer", "content": "s"},
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": ""},
+    ]
+    assert await rendered(client, split) == await rendered(client, plain)
 
 
 async def test_a_streamed_chat_is_the_whole_one_in_parts(client: httpx.AsyncClient) -> None:
-    """B22: the first delta of each choice names the role, the last chunk of each has an empty
-    one."""
+    """B22: the first delta of each choice names the role, and the last delta is empty."""
     body = {
         "messages": HELLO,
         "max_tokens": 4,
@@ -88,32 +92,50 @@ async def test_a_streamed_chat_is_the_whole_one_in_parts(client: httpx.AsyncClie
         "seed": 1,
     }
     whole = await post(client, "/v1/chat/completions", **body)
-    stream = await client.post(
-        "/v1/chat/completions",
-        json=body | {"stream": True, "stream_options": {"include_usage": True}},
-    )
+    streaming = {"stream": True, "stream_options": {"include_usage": True}}
+    stream = await client.post("/v1/chat/completions", json=body | streaming)
+
     *chunks, last = [frame.json for frame in frames(stream)[:-1]]
-    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
-    assert last["choices"] == [] and last["usage"] == whole["usage"]
+    assert last["choices"] == []
+    assert last["usage"] == whole["usage"]
+    for chunk in chunks:
+        assert chunk["object"] == "chat.completion.chunk"
     for index in range(2):
-        own = [part for chunk in chunks for part in chunk["choices"] if part["index"] == index]
-        assert own[0]["delta"]["role"] == "assistant"
-        assert all("role" not in part["delta"] for part in own[1:])
-        assert own[-1]["delta"] == {} and own[-1]["finish_reason"] == "length"
-        assert all(part["finish_reason"] is None for part in own[:-1])
-        choice = whole["choices"][index]
-        assert (
-            "".join(part["delta"].get("content", "") for part in own)
-            == choice["message"]["content"]
-        )
-        logprobs = [
-            item for part in own if part["logprobs"] for item in part["logprobs"]["content"]
-        ]
-        assert logprobs == choice["logprobs"]["content"]
-        assert [item["token"] for item in logprobs] == list(choice["message"]["content"])
-        assert logprobs[0]["top_logprobs"] == [
-            {name: logprobs[0][name] for name in ("token", "logprob", "bytes")}
-        ]
+        check_choice(parts_of(chunks, index), whole["choices"][index])
+
+
+def parts_of(chunks: list[dict[str, Any]], index: int) -> list[dict[str, Any]]:
+    """Return the parts of one choice in the order of the stream."""
+    parts = []
+    for chunk in chunks:
+        for part in chunk["choices"]:
+            if part["index"] == index:
+                parts.append(part)
+    return parts
+
+
+def check_choice(parts: list[dict[str, Any]], choice: dict[str, Any]) -> None:
+    """Check that the streamed parts add up to the whole choice."""
+    assert parts[0]["delta"]["role"] == "assistant"
+    for part in parts[1:]:
+        assert "role" not in part["delta"]
+    assert parts[-1]["delta"] == {}
+    assert parts[-1]["finish_reason"] == "length"
+    for part in parts[:-1]:
+        assert part["finish_reason"] is None
+
+    text = ""
+    logprobs = []
+    for part in parts:
+        text += part["delta"].get("content", "")
+        if part["logprobs"]:
+            logprobs += part["logprobs"]["content"]
+    assert text == choice["message"]["content"]
+    assert logprobs == choice["logprobs"]["content"]
+    assert [entry["token"] for entry in logprobs] == list(text)
+
+    first = dict(logprobs[0])
+    assert first.pop("top_logprobs") == [first]
 
 
 @pytest.mark.parametrize(
@@ -140,9 +162,12 @@ async def test_a_streamed_chat_is_the_whole_one_in_parts(client: httpx.AsyncClie
 async def test_what_is_wrong_or_not_served_is_named(
     client: httpx.AsyncClient, extra: dict[str, Any], named: str
 ) -> None:
-    """B51."""
+    """B51: the message of a refusal names the field."""
     answer = await client.post("/v1/chat/completions", json={"messages": HELLO} | extra)
-    assert answer.status_code == (404 if "model" in extra else 400)
+    if "model" in extra:
+        assert answer.status_code == 404
+    else:
+        assert answer.status_code == 400
     assert named in answer.json()["error"]["message"]
 
 
@@ -160,21 +185,27 @@ async def test_what_asks_for_nothing_is_accepted(client: httpx.AsyncClient) -> N
 
 
 async def test_embeddings_as_numbers_and_as_base64(client: httpx.AsyncClient) -> None:
-    """B55: the echo's states are ones among zeros, so its vectors can be told beforehand."""
+    """B55: a text and its tokens have one vector of length one, as numbers and as base64."""
     numbers = await post(client, "/v1/embeddings", input=["ab", [97, 98]])
     packed = await post(client, "/v1/embeddings", input="ab", encoding_format="base64")
-    [first, second] = [item["embedding"] for item in numbers["data"]]
-    assert first == second == unpack(base64.b64decode(packed["data"][0]["embedding"]))
-    assert sum(value * value for value in first) == pytest.approx(1, abs=1e-6)
-    assert [item["index"] for item in numbers["data"]] == [0, 1]
+
+    first, second = numbers["data"]
+    vector = first["embedding"]
+    assert vector == second["embedding"]
+    assert vector == unpack(base64.b64decode(packed["data"][0]["embedding"]))
+    assert sum(value * value for value in vector) == pytest.approx(1, abs=1e-6)
+    assert first["index"] == 0
+    assert second["index"] == 1
     assert numbers["usage"] == {"prompt_tokens": 4, "total_tokens": 4}
+
     refused = await client.post("/v1/embeddings", json={"input": ""})
-    assert refused.status_code == 400 and "input" in refused.json()["error"]["message"]
+    assert refused.status_code == 400
+    assert "input" in refused.json()["error"]["message"]
 
 
 async def test_tokens_and_back(client: httpx.AsyncClient) -> None:
-    found = await post(client, "/tokenize", prompt="héy", return_token_strs=True)
-    assert found == {
+    tokenized = await post(client, "/tokenize", prompt="héy", return_token_strs=True)
+    assert tokenized == {
         "count": 3,
         "max_model_len": 4096,
         "tokens": [104, 233, 121],
@@ -183,4 +214,5 @@ async def test_tokens_and_back(client: httpx.AsyncClient) -> None:
     assert await post(client, "/detokenize", tokens=[104, 233]) == {"prompt": "hé"}
     for body in ({}, {"prompt": "a", "messages": HELLO}):
         refused = await client.post("/tokenize", json=body)
-        assert refused.status_code == 400 and "prompt" in refused.json()["error"]["message"]
+        assert refused.status_code == 400
+        assert "prompt" in refused.json()["error"]["message"]

@@ -1,5 +1,4 @@
-"""Several choices with stops and log-probabilities, from HTTP to the engine and back, streamed and
-not."""
+"""Several choices with stops and log-probabilities go from HTTP to the engine and back."""
 
 import asyncio
 from typing import Any
@@ -29,29 +28,27 @@ BODY = {
 
 
 def loaded() -> list[LoadedModel]:
-    info = ModelInfo("echo", "echo", "test", 100, 100, 2, is_default=True)
-    return [
-        LoadedModel(
-            info, Echo(RunnerOptions("echo", name="echo", max_batch=2)), lambda: loaded()[0]
-        )
-    ]
+    info = ModelInfo("echo", "echo", "test", 100, 100, max_batch=2, is_default=True)
+    runner = Echo(RunnerOptions("echo", name="echo", max_batch=2))
+    return [LoadedModel(info, runner, lambda: loaded()[0])]
 
 
 def joined(stream: httpx.Response) -> list[dict[str, Any]]:
-    """The choices that the chunks of a stream add up to."""
+    """Return the choices that the chunks of a stream add up to."""
     choices: dict[int, dict[str, Any]] = {}
     for frame in frames(stream)[1:-1]:
         for part in frame.json["choices"]:
-            whole = choices.setdefault(
-                part["index"], {"index": part["index"], "text": "", "logprobs": {}}
-            )
-            assert "finish_reason" not in whole, "said after the end"
-            whole["text"] += part["text"]
+            index = part["index"]
+            if index not in choices:
+                choices[index] = {"index": index, "text": "", "logprobs": {}}
+            choice = choices[index]
+            assert "finish_reason" not in choice, "a part after the end"
+            choice["text"] += part["text"]
             for name, values in part["logprobs"].items():
-                whole["logprobs"].setdefault(name, []).extend(values)
+                choice["logprobs"].setdefault(name, []).extend(values)
             if part["finish_reason"]:
-                whole["finish_reason"] = part["finish_reason"]
-    return [choices[index] for index in sorted(choices)]
+                choice["finish_reason"] = part["finish_reason"]
+    return [choice for _, choice in sorted(choices.items())]
 
 
 async def test_a_stream_adds_up_to_the_whole_answer(redis: Redis) -> None:
@@ -68,13 +65,13 @@ async def test_a_stream_adds_up_to_the_whole_answer(redis: Redis) -> None:
         streamed = await client.post("/v1/completions", json=BODY | {"stream": True})
     stop.set()
     assert await serving is True
+
     assert joined(streamed) == whole["choices"]
-    told = [
-        (choice["index"], choice["text"], choice["finish_reason"]) for choice in whole["choices"]
-    ]
-    assert told == [(i, "ab", "stop") for i in range(3)] + [
-        (i, "eose", "stop") for i in range(3, 6)
-    ]
+    texts = ["ab", "ab", "ab", "eose", "eose", "eose"]
+    for index, (choice, text) in enumerate(zip(whole["choices"], texts, strict=True)):
+        assert choice["index"] == index
+        assert choice["text"] == text
+        assert choice["finish_reason"] == "stop"
     assert whole["usage"]["completion_tokens"] == 3 * 5 + 3 * 5
     assert whole["choices"][5]["logprobs"]["text_offset"] == [0, 1, 2, 3, 4]
     assert whole["choices"][5]["logprobs"]["tokens"] == ["e", "o", "s", "e", "token_id:0"]

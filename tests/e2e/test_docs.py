@@ -1,5 +1,4 @@
-"""Every example of the docs that is a request to a server, or a client of one, does what its page
-says."""
+"""Every request and every client in the docs' examples does what its page says."""
 
 import subprocess
 import sys
@@ -26,38 +25,47 @@ PAGES = {
     "docs/models.md": "trial",
     "docs/python.md": "nowhere",
 }
-"""The fleet that each page speaks of: `sample` is as `aios serve hrm` starts it, `trial` has the
-echo, and a page that is `nowhere` speaks of none."""
+"""The fleet of each page.
+
+`sample` is the fleet of `aios serve hrm`. `trial` has the echo. A page that is `nowhere` has none.
+"""
 
 ELSEWHERE = {
-    "docs/compose.md": "speaks of containers, which are built and run where there is an engine for them",
+    "docs/compose.md": "runs containers, which need a container engine",
     "docs/load.md": "puts loads on fleets; tests/scripts/test_load.py puts small ones",
     "docs/metrics.md": "shows a terminal; tests/scripts/test_top.py draws it",
     "docs/operations.md": "needs roles apart; test_runbook.py follows it",
     "docs/baselines.md": "records what was measured beside another server",
 }
-"""Pages with requests that are not run here, and why."""
+"""Pages whose requests are not run here, and the reason."""
 
 EXEMPT = {
     "scripts/run_hrm_server.sh": "installs into .venv and stays; test_serve.py runs what it starts",
     "scripts/test.sh": "would run this test",
-    ".venv/bin/aios serve hrm": "wants a model of the reader's; test_dry_run.py does so with others",
+    ".venv/bin/aios serve hrm": "needs a model of the reader; test_dry_run.py loads others",
     "AIOS_API_KEYS=": "stays; tests/api/test_keys.py knows keys of the environment",
     "st run": (
         "fails by two findings that the page explains; test_schemathesis.py runs it with a "
         "configuration"
     ),
 }
-"""What is not run, by how it begins, and why."""
+"""Commands that are not run, by their beginning, and the reason."""
 
 
-BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+def blocks_of_pages() -> list[Block]:
+    blocks = list[Block]()
+    for page in PAGES:
+        blocks += blocks_of(page)
+    return blocks
+
+
+BLOCKS = blocks_of_pages()
 NODE = ROOT / "tests" / "e2e" / "node" / "node_modules"
 
 
 @dataclass
 class Stage:
-    """What to write for the addresses of the docs, and the variables that its pages speak of."""
+    """The fleet's addresses for those in the docs, and the shell variables of each page."""
 
     addresses: dict[str, str]
     variables: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -76,78 +84,70 @@ def nowhere() -> Stage:
 
 @pytest.fixture(scope="module")
 def trial(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """The echo and a network for Sudokus, a term that may not be said, a key that is made, and a
-    job that is done."""
+    """Serve the echo and a network for Sudokus, with a prohibited term.
+
+    A key is created and a job is done.
+    """
     redis_server.flush()
-    place = tmp_path_factory.mktemp("trial")
-    (place / "terms").write_text("forbidden\n")
+    folder = tmp_path_factory.mktemp("trial")
+    (folder / "terms").write_text("forbidden\n")
     write_checkpoint(
-        place, Net(halt_max_steps=2), filename="step_1", data_path="data/sudoku-extreme-1k-aug-1000"
+        folder,
+        Net(halt_max_steps=2),
+        filename="step_1",
+        data_path="data/sudoku-extreme-1k-aug-1000",
     )
-    flags = [
-        "--model",
-        "echo=echo",
-        "--model",
-        f"sudoku={place}",
-        "--default-model",
-        "echo",
-        "--max-batch-size",
-        "4",
-    ]
-    flags += [
-        "--redis-url",
-        redis_server.url,
-        "--require-key",
-        "no",
-        "--prohibited-terms",
-        str(place / "terms"),
-    ]
-    create = [
-        sys.executable,
-        "-m",
-        "scripts.cli.aios",
-        "keys",
-        "create",
-        "docs",
-        "--redis-url",
-        redis_server.url,
-    ]
+
+    flags = ["--model", "echo=echo", "--model", f"sudoku={folder}", "--default-model", "echo"]
+    flags += ["--max-batch-size", "4", "--redis-url", redis_server.url, "--require-key", "no"]
+    flags += ["--prohibited-terms", str(folder / "terms")]
+    create = [sys.executable, "-m", "scripts.cli.aios", "keys", "create", "docs"]
+    create += ["--redis-url", redis_server.url]
     with serving(*flags) as fleet:
-        key = subprocess.run(
-            create, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT
-        ).stdout.strip()
-        asked = httpx.post(
-            f"{fleet.url}/v1/completions", json={"prompt": "hello ", "max_tokens": 12}
-        )
+        created = subprocess.run(create, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
+        key = created.stdout.strip()
+        body = {"prompt": "hello ", "max_tokens": 12}
+        answer = httpx.post(f"{fleet.url}/v1/completions", json=body)
+
         addresses = {
             "redis://localhost:6379": redis_server.url,
             "localhost:8000": fleet.url.removeprefix("http://"),
         }
-        access = {"KEY": key, "ID": id_of(digest_of(key))}
-        yield Stage(
-            addresses,
-            {"docs/access.md": access, "docs/delivery.md": {"ID": asked.headers["X-Job-Id"]}},
-        )
+        variables = {
+            "docs/access.md": {"KEY": key, "ID": id_of(digest_of(key))},
+            "docs/delivery.md": {"ID": answer.headers["X-Job-Id"]},
+        }
+        yield Stage(addresses, variables)
 
 
 def is_exempt(command: str) -> bool:
-    return any(command.startswith(beginning) for beginning in EXEMPT)
+    return command.startswith(tuple(EXEMPT))
 
 
-def run_of(block: Block) -> Block:
-    """The block without what is exempt."""
-    return replace(
-        block, examples=tuple(item for item in block.examples if not is_exempt(item.command))
-    )
+def blocks_to_run() -> list[Block]:
+    """Return the blocks without their exempt examples, and without blocks that have no other."""
+    blocks = []
+    for block in BLOCKS:
+        examples = [example for example in block.examples if not is_exempt(example.command)]
+        if examples:
+            blocks.append(replace(block, examples=tuple(examples)))
+    return blocks
 
 
-RUN = [block for block in map(run_of, BLOCKS) if block.examples]
+def name_of(block: Block) -> str:
+    return f"{block.page}: {block.examples[0].command[:60]}"
+
+
+def commands_of(blocks: list[Block]) -> list[str]:
+    commands = []
+    for block in blocks:
+        for example in block.examples:
+            commands.append(example.command)
+    return commands
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize(
-    "block", RUN, ids=[f"{block.page}: {block.examples[0].command[:60]}" for block in RUN]
-)
+@pytest.mark.parametrize("block", blocks_to_run(), ids=name_of)
 def test_examples_print_what_the_page_says(
     block: Block, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -160,25 +160,24 @@ def test_examples_print_what_the_page_says(
 
 
 def test_no_example_is_overlooked() -> None:
-    """Every request to a server that stands on any page is in a block that is read, or is
-    exempt."""
-    pages = [
-        path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-    ]
-    texts = {page: (ROOT / page).read_text(encoding="utf-8") for page in pages}
-    asked = {page for page, stage in PAGES.items() if stage != "nowhere"}
-    assert {page for page in pages if "localhost:8000" in texts[page]} - ELSEWHERE.keys() == asked
+    """Every request to a server on any page is in a block that is read, or is exempt."""
+    address = "localhost:8000"
+    texts = {"README.md": (ROOT / "README.md").read_text(encoding="utf-8")}
+    for path in (ROOT / "docs").glob("*.md"):
+        texts[path.relative_to(ROOT).as_posix()] = path.read_text(encoding="utf-8")
+
+    for page, text in texts.items():
+        has_requests = address in text and page not in ELSEWHERE
+        has_a_fleet = PAGES.get(page, "nowhere") != "nowhere"
+        assert has_requests == has_a_fleet, page
+
     for page in PAGES:
-        commands = [
-            example.command for block in BLOCKS if block.page == page for example in block.examples
-        ]
-        assert texts[page].count("localhost:8000") == sum(
-            command.count("localhost:8000") for command in commands
-        ), page
+        commands = commands_of([block for block in BLOCKS if block.page == page])
+        num_requests = sum(command.count(address) for command in commands)
+        assert texts[page].count(address) == num_requests, page
 
 
 def test_every_exemption_is_of_something() -> None:
-    commands = [example.command for block in BLOCKS for example in block.examples]
+    commands = commands_of(BLOCKS)
     for beginning in EXEMPT:
         assert any(command.startswith(beginning) for command in commands), beginning

@@ -1,4 +1,4 @@
-"""`--dry-run` as an operator uses it: what was found, or one sentence and a status (A76, A120)."""
+"""`--dry-run` prints the models that load, or one sentence and a status (A76, A120)."""
 
 import re
 from pathlib import Path
@@ -8,14 +8,8 @@ from tests.fixtures.worker.broken_models import sick_all, write_model
 
 
 def test_it_loads_decodes_and_says_what_it_found() -> None:
-    done = dry_run(
-        "--model",
-        "sample=models/sample-hrm-text",
-        "--model",
-        "parrot=echo",
-        "--default-model",
-        "parrot",
-    )
+    models = ["--model", "sample=models/sample-hrm-text", "--model", "parrot=echo"]
+    done = dry_run(*models, "--default-model", "parrot")
     assert done.returncode == 0, done.stderr
     assert "sample: HRM-Text" in done.stdout
     assert "parrot (default): echo" in done.stdout
@@ -33,7 +27,7 @@ def test_a_bad_path_is_one_clear_sentence(tmp_path: Path) -> None:
 
 
 def test_a_broken_checkpoint_is_one_clear_sentence(tmp_path: Path) -> None:
-    """NaN among the weights: the worker does not start, and says which model it is."""
+    """A worker with NaN among its weights does not start, and its sentence names the model."""
     broken = sick_all("hrm-text", write_model("hrm-text", tmp_path / "whole"), tmp_path / "broken")
     done = dry_run("--model", f"mine={broken}")
     assert done.returncode == 2
@@ -43,8 +37,7 @@ def test_a_broken_checkpoint_is_one_clear_sentence(tmp_path: Path) -> None:
 
 
 def test_a_damaged_directory_is_one_clear_sentence(tmp_path: Path) -> None:
-    """Cut weights: what stops the process is said in its last line, with the file and what to
-    do."""
+    """The last line of a process with cut weights has the fault, the file and the remedy."""
     model = write_model("causal", tmp_path / "cut")
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])

@@ -1,5 +1,8 @@
-"""Every dialect on one real fleet with a single place: asked for now, later or as a stream it says
-the same, and who hangs up in the middle of a stream makes room for the next."""
+"""Every dialect on one real fleet with a batch of one.
+
+A request has the same answer now, later and as a stream. A caller who hangs up in the middle of a
+stream makes room for the next.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -23,29 +26,20 @@ CANCEL = {"X-On-Disconnect": "cancel"}
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    place = tmp_path_factory.mktemp("sudoku")
+    sudoku = tmp_path_factory.mktemp("sudoku")
     write_checkpoint(
-        place, Net(halt_max_steps=3), filename="step_1", data_path="data/sudoku-extreme"
+        sudoku, Net(halt_max_steps=3), filename="step_1", data_path="data/sudoku-extreme"
     )
-    models = {"sample": SAMPLE_MODEL, "sudoku": place, "tasks": "echo-task"}
-    flags = [flag for name, path in models.items() for flag in ("--model", f"{name}={path}")]
-    flags += ["--default-model", "sample"]
-    limits = (
-        "--max-batch-size",
-        "1",
-        "--max-new-tokens",
-        "400",
-        "--threads",
-        "1",
-        "--log-level",
-        "error",
-    )
-    with serving(*flags, *limits) as fleet, httpx.Client(base_url=fleet.url, timeout=60) as client:
+    flags = ["--model", f"sample={SAMPLE_MODEL}", "--model", f"sudoku={sudoku}"]
+    flags += ["--model", "tasks=echo-task", "--default-model", "sample"]
+    flags += ["--max-batch-size", "1", "--max-new-tokens", "400"]
+    flags += ["--threads", "1", "--log-level", "error"]
+    with serving(*flags) as fleet, httpx.Client(base_url=fleet.url, timeout=60) as client:
         yield client
 
 
 def ended(client: httpx.Client, job_id: str) -> Any:
-    """What `/v1/jobs` tells, once the job has ended."""
+    """Wait until the job has ended, and return its body from `/v1/jobs`."""
     path = f"/v1/jobs/{job_id}"
     wait_until(
         lambda: client.get(path).json()["state"] not in ("queued", "running"), "the job ends"
@@ -54,71 +48,88 @@ def ended(client: httpx.Client, job_id: str) -> Any:
 
 
 def lasting(body: Any) -> Any:
-    """An answer without what is its own: its name, its times, and what was in the prefix cache."""
+    """Return an answer without its id, its times and its use of the prefix cache."""
     if isinstance(body, list):
-        return [lasting(item) for item in body]
+        return [lasting(part) for part in body]
     if not isinstance(body, dict):
         return body
-    own = {"id", "created", "generation_time", "metrics", "correlation_id", "prompt_tokens_details"}
-    return {name: lasting(item) for name, item in body.items() if name not in own}
+
+    volatile = {"id", "created", "generation_time", "metrics", "correlation_id"}
+    volatile.add("prompt_tokens_details")
+    return {name: lasting(value) for name, value in body.items() if name not in volatile}
 
 
 def joined(asked: Asked, answer: httpx.Response) -> list[str]:
-    """The texts that the frames of a stream add up to."""
+    """Return the text that the frames of a stream add up to, for each choice."""
     assert asked.form is not None
     texts: dict[int, str] = defaultdict(str)
     for frame in frames(answer):
-        for index, piece in asked.form.pieces(frame.json) if frame.data != "[DONE]" else ():
+        if frame.data == "[DONE]":
+            continue
+        for index, piece in asked.form.pieces(frame.json):
             texts[index] += piece
-    return [texts[index] for index in sorted(texts)]
+    return [text for _, text in sorted(texts.items())]
 
 
 @pytest.mark.parametrize(
     "asked", EVERYTHING, ids=lambda asked: f"{asked.path} {next(iter(asked.body))}"
 )
 def test_now_later_and_as_a_stream_it_is_the_same(client: httpx.Client, asked: Asked) -> None:
-    """P3, X11: three views of one log, each by a run of its own with the same seed."""
+    """P3, X11: three views of one log agree.
+
+    Each view has a run of its own with the same seed.
+    """
     whole = client.post(asked.path, json=asked.body)
     assert whole.status_code == 200, whole.text
+
     accepted = client.post(asked.path, json=asked.body, headers=LATER)
     assert accepted.status_code == 202
     later = ended(client, accepted.json()["id"])
     assert later["state"] == "done"
     assert lasting(later["result"]) == lasting(whole.json())
+
     events = client.get(f"/v1/jobs/{later['id']}/events")
     if asked.form is None:
-        [answer] = [frame.json for frame in frames(events) if frame.data != "[DONE]"][-1:]
-        assert lasting(answer) == lasting(whole.json())
+        *_, last, end = frames(events)
+        assert end.data == "[DONE]"
+        assert lasting(last.json) == lasting(whole.json())
         return
+
     texts = asked.form.texts(whole.json())
-    assert len(set(texts)) == len(texts), "nobody says the same by chance"
-    path, more = asked.stream
-    assert (
-        joined(asked, client.post(path, json=asked.body | more, headers={"Accept": EVENTS}))
-        == texts
-    )
+    assert len(set(texts)) == len(texts), "equal texts would hide a mix-up of the choices"
+    path, extra = asked.stream
+    body = asked.body | extra
+    stream = client.post(path, json=body, headers={"Accept": EVENTS})
+    assert joined(asked, stream) == texts
     assert joined(asked, events) == texts
+
     if asked.is_bare:
-        [first, *_] = texts
-        alone = {"n": 1, "num_return_sequences": 1} if len(texts) > 1 else {}
-        assert client.post(path, json=asked.body | more | alone).text == first
+        if len(texts) > 1:
+            body |= {"n": 1, "num_return_sequences": 1}
+        assert client.post(path, json=body).text == texts[0]
 
 
 def test_everything_is_asked() -> None:
-    assert {asked.task for asked in EVERYTHING} == TASKS.keys()
-    paths = {asked.path for asked in EVERYTHING} | {
-        asked.stream[0] for asked in EVERYTHING if asked.form
-    }
+    tasks = set()
+    paths = set()
+    for asked in EVERYTHING:
+        tasks.add(asked.task)
+        paths.add(asked.path)
+        if asked.form:
+            paths.add(asked.stream[0])
+    assert tasks == TASKS.keys()
     assert paths == {route.path for route in creating()} - {"/v1/jobs"}
 
 
 def read_some(answer: httpx.Response, form: str) -> None:
-    """A few pieces of a stream that is not at its end."""
+    """Read a few pieces of a stream that is not at its end."""
     assert answer.headers["content-type"].partition(";")[0] == form
     text = ""
     for part in answer.iter_text():
         text += part
-        if (text.count("data: ") if form == EVENTS else len(text)) >= 4:
+        if form == EVENTS and text.count("data: ") >= 4:
+            return
+        if form != EVENTS and len(text) >= 4:
             return
     raise AssertionError(f"the stream ended: {text}")
 
@@ -127,7 +138,9 @@ def read_some(answer: httpx.Response, form: str) -> None:
 def test_who_hangs_up_frees_the_place(
     client: httpx.Client, path: str, form: str, body: dict[str, Any]
 ) -> None:
-    headers = {"Accept": form} | (CANCEL | {"Prefer": "wait=60"} if path == "/v1/jobs" else {})
+    headers = {"Accept": form}
+    if path == "/v1/jobs":
+        headers |= CANCEL | {"Prefer": "wait=60"}
     with client.stream("POST", path, json=body, headers=headers) as answer:
         read_some(answer, form)
     check_freed(client, answer.headers["X-Job-Id"])
@@ -142,23 +155,25 @@ def test_who_stops_following_a_job_frees_the_place(client: httpx.Client) -> None
 
 
 def check_freed(client: httpx.Client, job_id: str) -> None:
-    """P6: the one place there is serves the next caller; the job has not been run to its end for
-    that."""
+    """P6: the batch of one serves the next caller, and the job has not run to its end."""
     assert client.post("/generate", json={"prompts": ["a"], "max_tokens": 1}).status_code == 200
     assert client.post("/v1/echo-task", json={"text": "a", "model": "tasks"}).status_code == 200
-    told = ended(client, job_id)
-    assert (told["state"], told["error"]["code"]) == ("cancelled", "cancelled")
-    assert ("partial" in told) == (told["task"] == "generate")
+
+    job = ended(client, job_id)
+    assert job["state"] == "cancelled"
+    assert job["error"]["code"] == "cancelled"
+    assert ("partial" in job) == (job["task"] == "generate")
 
 
 def test_no_place_is_taken_at_the_end(client: httpx.Client) -> None:
-    """By what the worker itself says."""
+    """The worker itself reports no job in flight."""
     wait_until(lambda: client.get("/api/health").json()["in_flight"] == 0, "all places are free")
 
 
 def test_every_stream_is_left(client: httpx.Client) -> None:
-    """By the app's own route table, and by what its document says each route sends."""
+    """STREAMS has every route of the app, with every form that its document names."""
     document = client.get("/openapi.json").json()
     for route in creating():
-        forms = document["paths"][route.path]["post"]["responses"]["200"]["content"].keys() - {JSON}
+        answer = document["paths"][route.path]["post"]["responses"]["200"]
+        forms = answer["content"].keys() - {JSON}
         assert forms == {form for path, form, _ in STREAMS if path == route.path}

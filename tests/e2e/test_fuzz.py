@@ -1,5 +1,7 @@
-"""Whatever is posted is answered in the dialect's shape and never with a 5xx; the worker behind it
-lives."""
+"""Every body is answered in the dialect's shape and never with a 5xx.
+
+The worker behind the front lives on.
+"""
 
 import asyncio
 import json
@@ -68,8 +70,8 @@ FIELDS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "inputs": TEXTS,
         "do_sample": st.booleans(),
         "stream": st.booleans(),
-    }
-    | {"parameters": st.fixed_dictionaries({}, optional=SAMPLING | {"details": st.booleans()})},
+        "parameters": st.fixed_dictionaries({}, optional=SAMPLING | {"details": st.booleans()}),
+    },
     "/solve/math": SAMPLING
     | {"problem": TEXTS, "template": st.just("{problem}") | TEXTS, "stream": st.booleans()},
     "/api/inference": {
@@ -104,26 +106,32 @@ RIGHT = {
     "/solve/math": {"problem": "a"},
     "/api/inference": {"inputs": "a"},
 }
-NEEDED = {path: set(body) for path, body in RIGHT.items()}
 
 
 def bodies(path: str) -> st.SearchStrategy[bytes]:
-    """Mostly objects with the right keys and often the right kinds of values; at times anything, or
-    no JSON at all."""
-    needed = {name: item for name, item in FIELDS[path].items() if name in NEEDED[path]}
-    more = {name: item | ANYTHING for name, item in FIELDS[path].items() if name not in needed}
-    right = st.fixed_dictionaries(needed, optional=more)
-    wrong = st.fixed_dictionaries(
-        {}, optional={name: item | ANYTHING for name, item in FIELDS[path].items()}
-    )
-    return (right | wrong | ANYTHING).map(lambda body: json.dumps(body).encode()) | st.binary(
-        max_size=12
-    )
+    """Draw bodies that mostly are objects with the right keys and often have values of their kind.
+
+    Some bodies are other JSON, and some are no JSON at all.
+    """
+    needed = {}
+    optional = {}
+    loose = {}
+    for name, values in FIELDS[path].items():
+        loose[name] = values | ANYTHING
+        if name in RIGHT[path]:
+            needed[name] = values
+        else:
+            optional[name] = values | ANYTHING
+
+    right = st.fixed_dictionaries(needed, optional=optional)
+    wrong = st.fixed_dictionaries({}, optional=loose)
+    documents = right | wrong | ANYTHING
+    return documents.map(lambda body: json.dumps(body).encode()) | st.binary(max_size=12)
 
 
 @pytest.fixture(scope="module")
 def fleet(redis_server: Any) -> Iterator[tuple[asyncio.Runner, httpx.AsyncClient]]:
-    """A fleet on the echo runner that lives as long as the module, in a loop of its own."""
+    """Run a fleet of the echo model for the whole module, in a loop of its own."""
     redis_server.flush()
     runners = {"parrot": Echo(RunnerOptions("echo", context_window=32))}
     with asyncio.Runner() as runner:
@@ -142,8 +150,7 @@ async def _connect(url: str) -> Any:
 def test_any_body_is_answered_in_shape(
     path: str, fleet: tuple[asyncio.Runner, httpx.AsyncClient]
 ) -> None:
-    runner, client = fleet
-    seen: set[int] = set()
+    statuses: set[int] = set()
 
     @settings(
         max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck)
@@ -151,53 +158,60 @@ def test_any_body_is_answered_in_shape(
     @given(bodies(path))
     @example(json.dumps(RIGHT[path]).encode())
     def try_one(body: bytes) -> None:
-        answer = runner.run(
-            client.post(path, content=body, headers={"Content-Type": "application/json"})
-        )
-        seen.add(answer.status_code)
+        answer = post(fleet, path, body)
+        statuses.add(answer.status_code)
         check(path, answer)
 
     try_one()
-    assert {200, invalid_status(path)} <= seen, (
-        "what is sent is all right or all wrong: it proves little"
-    )
-    assert runner.run(client.post(path, json=RIGHT[path])).status_code == 200
+    # Bodies that are all right or all wrong would prove little.
+    assert {200, invalid_status(path)} <= statuses
+    sound = json.dumps(RIGHT[path]).encode()
+    assert post(fleet, path, sound).status_code == 200
 
 
 def check(path: str, answer: httpx.Response) -> None:
-    assert answer.status_code in (200, 400, 404, invalid_status(path)), (
-        answer.status_code,
-        answer.text,
-    )
-    if answer.status_code == 200 and not answer.headers["content-type"].startswith(
-        "application/json"
-    ):
+    """Check that the answer has a status and a shape of the dialect."""
+    status = answer.status_code
+    assert status in (200, 400, 404, invalid_status(path)), (status, answer.text)
+
+    is_json = answer.headers["content-type"].startswith("application/json")
+    if status == 200 and not is_json:
         assert '"error"' not in answer.text
-        assert answer.text.endswith("data: [DONE]\n\n") or not path.startswith("/v1/")
+        if path.startswith("/v1/"):
+            assert answer.text.endswith("data: [DONE]\n\n")
         return
-    told = answer.json()
-    if answer.status_code == 200:
-        assert ANSWER_KEYS[path] & told.keys()
-    elif isinstance(told["error"], str):
+
+    body = answer.json()
+    if status == 200:
+        assert ANSWER_KEYS[path] & body.keys()
+    elif isinstance(body["error"], str):
         assert path == "/generate"
-        assert told.keys() == {"error", "error_type"}
+        assert body.keys() == {"error", "error_type"}
     else:
-        assert told["error"]["message"]
-        assert told["error"].keys() == error_keys(path)
+        assert body["error"]["message"]
+        assert body["error"].keys() == error_keys(path)
+
+
+def post(
+    fleet: tuple[asyncio.Runner, httpx.AsyncClient], path: str, content: bytes
+) -> httpx.Response:
+    runner, client = fleet
+    headers = {"Content-Type": "application/json"}
+    return runner.run(client.post(path, content=content, headers=headers))
 
 
 def invalid_status(path: str) -> int:
-    return 422 if path.startswith("/api/") else 400
+    if path.startswith("/api/"):
+        return 422
+    return 400
 
 
 def error_keys(path: str) -> set[str]:
-    return (
-        API_KEYS
-        if path.startswith("/api/")
-        else OPENAI_KEYS
-        if path.startswith("/v1/")
-        else PLAIN_KEYS
-    )
+    if path.startswith("/api/"):
+        return API_KEYS
+    if path.startswith("/v1/"):
+        return OPENAI_KEYS
+    return PLAIN_KEYS
 
 
 @pytest.mark.parametrize(
@@ -207,15 +221,11 @@ def error_keys(path: str) -> set[str]:
 def test_numbers_that_no_wire_can_carry(
     path: str, number: float, fleet: tuple[asyncio.Runner, httpx.AsyncClient]
 ) -> None:
-    """Every field in turn: what the front lets pass must survive msgpack, the worker and the way
-    back."""
-    runner, client = fleet
-    sound = {"prompts": ["ab"]} if path == "/generate" else {"prompt": "ab"}
+    """A number that the front admits in any field survives msgpack, the worker and the way back."""
+    sound: dict[str, Any] = {"prompt": "ab"}
+    if path == "/generate":
+        sound = {"prompts": ["ab"]}
+
     for name in FIELDS[path]:
         body = json.dumps(sound | {name: number})
-        check(
-            path,
-            runner.run(
-                client.post(path, content=body, headers={"Content-Type": "application/json"})
-            ),
-        )
+        check(path, post(fleet, path, body.encode()))

@@ -1,5 +1,4 @@
-"""The background role inside `aios serve hrm`: it is there, it comes back, and nobody waits for
-it."""
+"""The jobs role of `aios serve hrm` runs and is restarted, and no request waits for it."""
 
 import signal
 
@@ -14,9 +13,9 @@ def test_the_fleet_starts_it_and_does_not_need_it() -> None:
         (role,) = fleet.children("scripts.cli.jobs")
         role.send_signal(signal.SIGSTOP)
         body = {"prompts": ["abc"], "max_tokens": 6}
-        assert httpx.post(f"{fleet.url}/generate", json=body, timeout=60).json()["completions"] == [
-            "abcabc"
-        ]
+        answer = httpx.post(f"{fleet.url}/generate", json=body, timeout=60)
+        assert answer.json()["completions"] == ["abcabc"]
+
         role.kill()
         wait_until(lambda: not is_running(role.pid), "it is gone")
         wait_until(lambda: len(fleet.children("scripts.cli.jobs")) == 1, "it is there again")

@@ -1,5 +1,4 @@
-"""Keys as an operator makes them and a user has them: `aios keys` beside fronts that run and are
-not restarted."""
+"""`aios keys` creates and revokes keys while fronts run, without a restart."""
 
 import asyncio
 
@@ -26,30 +25,28 @@ async def test_keys_are_made_used_and_revoked_while_the_fleet_runs(
             await first.ready()
             await second.ready()
             assert (await http.get(f"{first.url}/healthz")).status_code == 200
-            key, other = await asyncio.gather(
-                *(aios_keys(redis_url, "create", name) for name in ("ann", "bob"))
+
+            # Both at once: one create does not undo the other.
+            ann_key, bob_key = await asyncio.gather(
+                aios_keys(redis_url, "create", "ann"), aios_keys(redis_url, "create", "bob")
             )
-            ann, bob = (
-                openai.AsyncOpenAI(base_url=f"{first.url}/v1", api_key=item)
-                for item in (key, other)
-            )
-            said = await ann.completions.create(model="local", prompt="abc", max_tokens=6)
-            assert said.choices[0].text == "abcabc"
-            job = said.id.removeprefix("cmpl-")
+            ann = openai.AsyncOpenAI(base_url=f"{first.url}/v1", api_key=ann_key)
+            bob = openai.AsyncOpenAI(base_url=f"{first.url}/v1", api_key=bob_key)
+            answer = await ann.completions.create(model="local", prompt="abc", max_tokens=6)
+            assert answer.choices[0].text == "abcabc"
+
+            job_url = f"{second.url}/v1/jobs/{answer.id.removeprefix('cmpl-')}"
             for headers, status in (
-                ({"X-API-Key": key}, 200),
-                ({"X-API-Key": other}, 404),
+                ({"X-API-Key": ann_key}, 200),
+                ({"X-API-Key": bob_key}, 404),
                 ({}, 401),
             ):
-                assert (
-                    await http.get(f"{second.url}/v1/jobs/{job}", headers=headers)
-                ).status_code == status
-            ids = {
-                name: key_id
-                for key_id, name, *_ in map(
-                    str.split, (await aios_keys(redis_url, "list")).splitlines()
-                )
-            }
+                assert (await http.get(job_url, headers=headers)).status_code == status
+
+            ids = {}
+            for line in (await aios_keys(redis_url, "list")).splitlines():
+                key_id, name, *_ = line.split()
+                ids[name] = key_id
             await aios_keys(redis_url, "revoke", ids["ann"])
             for url in (first.url, second.url):
                 with pytest.raises(openai.AuthenticationError):

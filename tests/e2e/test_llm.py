@@ -1,5 +1,6 @@
-"""A model answers a Python program as it answers over HTTP: texts to the letter, and numbers but
-for the order in which a batch adds them up.
+"""A model answers a Python program as it answers over HTTP.
+
+Texts are equal to the letter. Numbers may differ by the order in which a batch adds them up.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from redis.asyncio import Redis
 from shared.queue.broker import Broker
 from shared.queue.leases import QueuePolicy
 from shared.settings.settings import SAMPLE_MODEL, ModelEntry, Settings
+from shared.tasks.results import ContinuationScore
 from tests.fixtures.api.frames import frames
 from tests.fixtures.api.fronts import in_memory
 from tests.fixtures.polling import until
@@ -46,46 +48,49 @@ CASES: dict[str, dict[str, Any]] = {
     },
 }
 PROMPTS = ["Compute: 347 + 285", "Solve for x: 4x - 2 = 10", "hi"]
-TAIL = [ord(character) for character in "cde"]
 GRID = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
 SUDOKU = Net(halt_max_steps=2)
 
 
 def params_of(fields: dict[str, Any]) -> SamplingParams:
-    biases = {int(token): bias for token, bias in fields.get("logit_bias", {}).items()}
+    biases = {}
+    for token, bias in fields.get("logit_bias", {}).items():
+        biases[int(token)] = bias
     return SamplingParams(**(fields | {"logit_bias": biases}))
 
 
-def as_http_tells(outputs: list[CompletionOutput]) -> list[dict[str, Any]]:
-    return [
-        {"text": item.text, "finish_reason": item.finish_reason, "logprobs": values_of(item)}
-        for item in outputs
-    ]
-
-
-def values_of(output: CompletionOutput) -> list[float] | None:
+def logprobs_of(output: CompletionOutput) -> list[float] | None:
+    """Return the log-probability of each token that was chosen."""
     if output.logprobs is None:
         return None
-    return [
-        table[token].logprob for token, table in zip(output.token_ids, output.logprobs, strict=True)
-    ]
-
-
-def told(text: str, reason: str, logprobs: list[float] | None) -> dict[str, Any]:
-    return {"text": text, "finish_reason": reason, "logprobs": near(logprobs)}
+    values = []
+    for token, table in zip(output.token_ids, output.logprobs, strict=True):
+        values.append(table[token].logprob)
+    return values
 
 
 def near(values: Any) -> Any:
     return pytest.approx(values, abs=1e-4)
 
 
-def told_by(choice: dict[str, Any]) -> dict[str, Any]:
+def check_choice(output: CompletionOutput, choice: dict[str, Any]) -> None:
+    """Check one choice of a program against the same choice over HTTP."""
+    assert output.text == choice["text"]
+    assert output.finish_reason == choice["finish_reason"]
+
     logprobs = choice.get("logprobs")
-    return told(choice["text"], choice["finish_reason"], logprobs and logprobs["token_logprobs"])
+    if logprobs is None:
+        assert logprobs_of(output) is None
+    else:
+        assert logprobs_of(output) == near(logprobs["token_logprobs"])
+
+
+def log_likelihoods(scores: list[ContinuationScore]) -> list[float]:
+    return [score.log_likelihood for score in scores]
 
 
 def joined(answer: httpx.Response) -> dict[int, tuple[str, str]]:
-    """Of each choice of a stream its text and why it ended."""
+    """Return the text and the finish reason of each choice of a stream."""
     choices: dict[int, tuple[str, str]] = {}
     for frame in frames(answer)[:-1]:
         for part in frame.json["choices"]:
@@ -103,29 +108,28 @@ async def streamed(llm: LLM, prompt: str, params: SamplingParams) -> dict[int, t
 
 
 async def check_texts(client: httpx.AsyncClient, llm: LLM, name: str) -> None:
-    body: dict[str, Any] = {"model": name}
     for fields in CASES.values():
         params = params_of(fields)
-        over_http = (
-            await client.post("/v1/completions", json=body | {"prompt": PROMPTS} | fields)
-        ).json()
-        outputs = await asyncio.to_thread(llm.generate, PROMPTS, params)
-        choices = [choice for output in outputs for choice in output.outputs]
-        assert as_http_tells(choices) == [told_by(choice) for choice in over_http["choices"]], (
-            fields
-        )
-        assert (
-            sum(len(choice.token_ids) for choice in choices)
-            == over_http["usage"]["completion_tokens"]
-        )
-        assert (
-            sum(len(output.prompt_token_ids) for output in outputs)
-            == over_http["usage"]["prompt_tokens"]
-        )
+        body = {"model": name, "prompt": PROMPTS} | fields
+        over_http = (await client.post("/v1/completions", json=body)).json()
 
-        stream = await client.post(
-            "/v1/completions", json=body | {"prompt": PROMPTS[0], "stream": True} | fields
-        )
+        outputs = await asyncio.to_thread(llm.generate, PROMPTS, params)
+
+        choices = list[CompletionOutput]()
+        num_prompt_tokens = 0
+        num_completion_tokens = 0
+        for output in outputs:
+            choices += output.outputs
+            num_prompt_tokens += len(output.prompt_token_ids)
+            for choice in output.outputs:
+                num_completion_tokens += len(choice.token_ids)
+        for choice, expected in zip(choices, over_http["choices"], strict=True):
+            check_choice(choice, expected)
+        assert num_completion_tokens == over_http["usage"]["completion_tokens"]
+        assert num_prompt_tokens == over_http["usage"]["prompt_tokens"]
+
+        body = {"model": name, "prompt": PROMPTS[0], "stream": True} | fields
+        stream = await client.post("/v1/completions", json=body)
         assert await streamed(llm, PROMPTS[0], params) == joined(stream), fields
 
 
@@ -134,48 +138,68 @@ async def check_dialogue(client: httpx.AsyncClient, llm: LLM, name: str) -> None
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "hi"}]},
     ]
-    asked = {"messages": turns, "temperature": 0, "max_tokens": 9}
-    answer = (await client.post("/v1/chat/completions", json={"model": name} | asked)).json()
+    body = {"model": name, "messages": turns, "temperature": 0, "max_tokens": 9}
+
+    answer = (await client.post("/v1/chat/completions", json=body)).json()
     (output,) = llm.chat(turns, SamplingParams(temperature=0, max_tokens=9))
+
     assert output.outputs[0].text == answer["choices"][0]["message"]["content"]
 
 
 async def check_numbers(client: httpx.AsyncClient, llm: LLM, name: str) -> None:
     contexts = ["Compute: 1 + 1", "Hello", "Compute: 1 + 1"]
-    tails = ["= 2", " world", "= 3"]
-    asked = {"model": name, "prompts": contexts, "continuations": tails}
-    over_http = (await client.post("/loglikelihood", json=asked)).json()
-    scores = llm.score(contexts, tails)
-    assert [score.log_likelihood for score in scores] == near(over_http["ll"])
-    assert [score.num_tokens for score in scores] == over_http["num_tokens"]
-    assert [score.is_greedy for score in scores] == over_http["is_greedy"]
-    same = llm.score(contexts[0], tails[::2])
-    assert [score.log_likelihood for score in same] == near(
-        [score.log_likelihood for score in scores[::2]]
-    )
+    continuations = ["= 2", " world", "= 3"]
+    body = {"model": name, "prompts": contexts, "continuations": continuations}
+    over_http = (await client.post("/loglikelihood", json=body)).json()
+    scores = llm.score(contexts, continuations)
+    assert log_likelihoods(scores) == near(over_http["ll"])
+    for score, num_tokens, is_greedy in zip(
+        scores, over_http["num_tokens"], over_http["is_greedy"], strict=True
+    ):
+        assert score.num_tokens == num_tokens
+        assert score.is_greedy == is_greedy
 
-    rolling = (
-        await client.post("/loglikelihood_rolling", json={"model": name, "prompts": contexts})
-    ).json()
-    assert [score.log_likelihood for score in llm.score_rolling(contexts)] == near(rolling["ll"])
+    # The first and the third context are equal, so that one context may stand for both.
+    same = llm.score(contexts[0], ["= 2", "= 3"])
+    assert log_likelihoods(same) == near(log_likelihoods([scores[0], scores[2]]))
 
-    vectors = (await client.post("/v1/embeddings", json={"model": name, "input": contexts})).json()
-    for vector, item in zip(llm.embed(contexts), vectors["data"], strict=True):
-        assert vector == near(item["embedding"])
+    body = {"model": name, "prompts": contexts}
+    rolling = (await client.post("/loglikelihood_rolling", json=body)).json()
+    assert log_likelihoods(llm.score_rolling(contexts)) == near(rolling["ll"])
 
-    ids = (await client.post("/tokenize", json={"model": name, "prompt": "Hello"})).json()["tokens"]
-    assert llm.tokenize("Hello") == tuple(ids)
+    body = {"model": name, "input": contexts}
+    embeddings = (await client.post("/v1/embeddings", json=body)).json()["data"]
+    for vector, expected in zip(llm.embed(contexts), embeddings, strict=True):
+        assert vector == near(expected["embedding"])
+
+    body = {"model": name, "prompt": "Hello"}
+    tokens = (await client.post("/tokenize", json=body)).json()["tokens"]
+    assert llm.tokenize("Hello") == tuple(tokens)
+
+
+async def check_solution(client: httpx.AsyncClient, llm: LLM) -> None:
+    body = {"model": "sudoku", "grid": GRID}
+    answer = (await client.post("/v1/puzzles/solve", json=body)).json()["solutions"][0]
+
+    (solution,) = llm.solve([GRID])
+
+    cells = ""
+    for row in solution.grid:
+        for cell in row:
+            cells += str(cell)
+    assert cells == answer["grid"]
+    assert solution.confidence == near(answer["confidence"])
 
 
 @pytest.mark.timeout(240)
 async def test_answers_are_those_over_http(redis: Redis, tmp_path: Path) -> None:
-    places = {"sample": SAMPLE_MODEL, "llama": tmp_path / "llama", "sudoku": tmp_path / "sudoku"}
-    write(llama, places["llama"])
-    places["sudoku"].mkdir()
+    paths = {"sample": SAMPLE_MODEL, "llama": tmp_path / "llama", "sudoku": tmp_path / "sudoku"}
+    write(llama, paths["llama"])
+    paths["sudoku"].mkdir()
     write_checkpoint(
-        places["sudoku"], SUDOKU, filename="step_1", data_path="data/sudoku-extreme-1k-aug-1000"
+        paths["sudoku"], SUDOKU, filename="step_1", data_path="data/sudoku-extreme-1k-aug-1000"
     )
-    entries = tuple(ModelEntry(id=name, path=str(place)) for name, place in places.items())
+    entries = tuple(ModelEntry(id=name, path=str(path)) for name, path in paths.items())
     settings = Settings(models=entries, max_batch_size=4)
 
     stop = asyncio.Event()
@@ -189,20 +213,13 @@ async def test_answers_are_those_over_http(redis: Redis, tmp_path: Path) -> None
 
             await until(is_ready, "the worker is ready", deadline_s=120)
             for name in ("sample", "llama"):
-                with LLM(places[name], threads=1) as llm:
+                with LLM(paths[name], threads=1) as llm:
                     await check_texts(client, llm, name)
                     await check_numbers(client, llm, name)
                     if name == "sample":
                         await check_dialogue(client, llm, name)
-            with LLM(places["sudoku"], threads=1) as llm:
-                (solution,) = llm.solve([GRID])
-                body = {"model": "sudoku", "grid": GRID}
-                answer = (await client.post("/v1/puzzles/solve", json=body)).json()
-                assert (
-                    "".join(str(cell) for row in solution.grid for cell in row)
-                    == answer["solutions"][0]["grid"]
-                )
-                assert solution.confidence == near(answer["solutions"][0]["confidence"])
+            with LLM(paths["sudoku"], threads=1) as llm:
+                await check_solution(client, llm)
     finally:
         stop.set()
         await serving

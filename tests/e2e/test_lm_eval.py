@@ -1,5 +1,7 @@
-"""lm-evaluation-harness against a running fleet, offline: it finds what the engine itself says and
-scores."""
+"""lm-evaluation-harness runs against a fleet, offline.
+
+It gets the texts and the scores of the engine itself.
+"""
 
 import json
 import os
@@ -29,19 +31,13 @@ def causal_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def told(causal_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the harness found, by evaluation and task."""
+def results(causal_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return the harness's results, by evaluation and task."""
     folder = tmp_path_factory.mktemp("lm-eval")
-    models = (
-        "--model",
-        f"hrm={SAMPLE_MODEL}",
-        "--model",
-        f"causal={causal_path}",
-        "--default-model",
-        "hrm",
-    )
-    with serving(*models, "--threads", "1") as fleet:
-        asked = {
+    flags = ["--model", f"hrm={SAMPLE_MODEL}", "--model", f"causal={causal_path}"]
+    flags += ["--default-model", "hrm", "--threads", "1"]
+    with serving(*flags) as fleet:
+        evaluations = {
             "hrm": completions(fleet.url, "hrm", SAMPLE_MODEL, ["solve_hrm", "choose_hrm"]),
             "causal": completions(fleet.url, "causal", causal_path, ["solve", "choose"]),
             "hrm-chat": chat(fleet.url, "hrm"),
@@ -49,32 +45,33 @@ def told(causal_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         }
         offline = {"HF_HOME": str(folder), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
         subprocess.run(
-            [sys.executable, str(FOLDER / "evaluate.py"), str(folder / "told.json")],
-            input=json.dumps(asked),
+            [sys.executable, str(FOLDER / "evaluate.py"), str(folder / "results.json")],
+            input=json.dumps(evaluations),
             text=True,
             check=True,
             timeout=200,
             cwd=FOLDER.parents[2],
             env=os.environ | offline,
         )
-    found: dict[str, Any] = json.loads((folder / "told.json").read_text())
-    return found
+    parsed: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return parsed
 
 
 def completions(url: str, model: str, path: Path, tasks: list[str]) -> dict[str, Any]:
-    how = {
+    arguments = {
+        "base_url": f"{url}/v1/completions",
+        "model": model,
         "tokenizer_backend": "huggingface",
         "tokenizer": str(path),
         "max_length": 512,
         "num_concurrent": 4,
     }
-    where = {"base_url": f"{url}/v1/completions", "model": model}
-    return {"model": "local-completions", "model_args": where | how, "tasks": tasks}
+    return {"model": "local-completions", "model_args": arguments, "tasks": tasks}
 
 
 def chat(url: str, model: str) -> dict[str, Any]:
-    where = {"base_url": f"{url}/v1/chat/completions", "model": model, "num_concurrent": 4}
-    return {"model": "local-chat-completions", "model_args": where, "tasks": ["solve"]}
+    arguments = {"base_url": f"{url}/v1/chat/completions", "model": model, "num_concurrent": 4}
+    return {"model": "local-chat-completions", "model_args": arguments, "tasks": ["solve"]}
 
 
 def runner(path: Path) -> Runner:
@@ -82,63 +79,75 @@ def runner(path: Path) -> Runner:
 
 
 def solutions(runner: Runner, prompts: list[Prompt]) -> list[str]:
-    """What the engine says to each prompt, without a fleet."""
-    stops = Sampling(MAX_TOKENS, seed=0, temperature=0.0, stop=("\n\n",))
-    return [
-        runner.decode(ids).split("\n\n")[0]
-        for ids in generate_all(runner, [Generate(p, stops) for p in prompts])
-    ]
+    """Return the engine's text for each prompt, without a fleet."""
+    sampling = Sampling(MAX_TOKENS, seed=0, temperature=0.0, stop=("\n\n",))
+    texts = []
+    for ids in generate_all(runner, [Generate(prompt, sampling) for prompt in prompts]):
+        texts.append(runner.decode(ids).split("\n\n")[0])
+    return texts
 
 
 def exact_share(texts: list[str]) -> float:
-    right = [
-        text.rstrip().rsplit("\n")[-1] == item["answer"]
-        for text, item in zip(texts, PROBLEMS, strict=True)
-    ]
-    return sum(right) / len(right)
+    """Return the share of texts whose last line is the answer."""
+    num_right = 0
+    for text, problem in zip(texts, PROBLEMS, strict=True):
+        if text.rstrip().rsplit("\n")[-1] == problem["answer"]:
+            num_right += 1
+    return num_right / len(PROBLEMS)
 
 
-def check_choices(found: Any, runner: Runner, end: str) -> None:
-    """`end` is what the task writes between a question and its solutions."""
-    tasks = [Score(item["question"] + end, tuple(item["solutions"])) for item in PROBLEMS]
-    picked = []
-    for problem, own in zip(found["samples"], score_all(runner, tasks), strict=True):
-        assert [ll for ll, _ in problem] == pytest.approx(
-            [score.log_likelihood for score in own], abs=1e-4
-        )
-        assert [is_greedy for _, is_greedy in problem] == [score.is_greedy for score in own]
-        scores = [score.log_likelihood for score in own]
-        picked.append(scores.index(max(scores)))
-    right = [place == item["right"] for place, item in zip(picked, PROBLEMS, strict=True)]
-    assert found["results"]["acc,none"] == sum(right) / len(right)
+def check_choices(results: Any, runner: Runner, end: str) -> None:
+    """Check the harness's scores and accuracy against the engine's.
+
+    `end` is the text that the task writes between a question and its solutions.
+    """
+    tasks = []
+    for problem in PROBLEMS:
+        tasks.append(Score(problem["question"] + end, tuple(problem["solutions"])))
+
+    num_right = 0
+    for problem, sample, scores in zip(
+        PROBLEMS, results["samples"], score_all(runner, tasks), strict=True
+    ):
+        for (log_likelihood, is_greedy), score in zip(sample, scores, strict=True):
+            assert log_likelihood == pytest.approx(score.log_likelihood, abs=1e-4)
+            assert is_greedy == score.is_greedy
+        values = [score.log_likelihood for score in scores]
+        if values.index(max(values)) == problem["right"]:
+            num_right += 1
+    assert results["results"]["acc,none"] == num_right / len(PROBLEMS)
 
 
-def check_solutions(found: Any, runner: Runner, prompts: list[Prompt]) -> None:
-    own = solutions(runner, prompts)
-    assert found["samples"] == own
-    assert found["results"]["exact_match,last-line"] == exact_share(own)
+def check_solutions(results: Any, runner: Runner, prompts: list[Prompt]) -> None:
+    texts = solutions(runner, prompts)
+    assert results["samples"] == texts
+    assert results["results"]["exact_match,last-line"] == exact_share(texts)
 
 
-def test_hrm_text(told: dict[str, Any]) -> None:
-    """The tasks write the model's marks; the engine writes them itself."""
-    own = runner(SAMPLE_MODEL)
-    questions = [item["question"] for item in PROBLEMS]
-    check_solutions(told["hrm"]["solve_hrm"], own, questions)
-    check_choices(told["hrm"]["choose_hrm"], own, "")
-    assert told["hrm"]["solve_hrm"]["results"]["exact_match,last-line"] == 0.75, (
-        "the last problem is too large for it"
-    )
-    assert told["hrm"]["choose_hrm"]["samples"][2][1][1], "greedy decoding says the right sum"
-    check_solutions(told["hrm-chat"]["solve"], own, dialogues())
+def test_hrm_text(results: dict[str, Any]) -> None:
+    """The tasks write the model's special tokens; the engine writes them itself."""
+    engine = runner(SAMPLE_MODEL)
+
+    check_solutions(results["hrm"]["solve_hrm"], engine, questions())
+    check_choices(results["hrm"]["choose_hrm"], engine, "")
+    check_solutions(results["hrm-chat"]["solve"], engine, dialogues())
+
+    # The last of the four problems is too large for the model.
+    assert results["hrm"]["solve_hrm"]["results"]["exact_match,last-line"] == 0.75
+    assert results["hrm"]["choose_hrm"]["samples"][2][1][1], "greedy decoding says the right sum"
 
 
-def test_a_causal_model(told: dict[str, Any], causal_path: Path) -> None:
-    own = runner(causal_path)
-    questions = [item["question"] for item in PROBLEMS]
-    check_solutions(told["causal"]["solve"], own, questions)
-    check_choices(told["causal"]["choose"], own, "\n")
-    check_solutions(told["causal-chat"]["solve"], own, dialogues())
+def test_a_causal_model(results: dict[str, Any], causal_path: Path) -> None:
+    engine = runner(causal_path)
+
+    check_solutions(results["causal"]["solve"], engine, questions())
+    check_choices(results["causal"]["choose"], engine, "\n")
+    check_solutions(results["causal-chat"]["solve"], engine, dialogues())
+
+
+def questions() -> list[Prompt]:
+    return [problem["question"] for problem in PROBLEMS]
 
 
 def dialogues() -> list[Prompt]:
-    return [Chat((Turn("user", item["question"]),)) for item in PROBLEMS]
+    return [Chat((Turn("user", question),)) for question in questions()]

@@ -1,5 +1,7 @@
-"""Nothing secret gets into any line that a front or a worker logs, whatever the level and wherever
-it came in."""
+"""No line that a front or a worker logs holds a secret.
+
+That is so at every level and wherever the secret came in.
+"""
 
 import json
 from collections.abc import AsyncIterator
@@ -18,78 +20,88 @@ KEY = "hush-known-key"
 WRONG = "hush-wrong-key"
 IN_QUERY = "hush-in-query"
 REDIS = "hush-redis"
-ASK = {"prompt": "a b c", "max_tokens": 4}
+BODY = {"prompt": "a b c", "max_tokens": 4}
 
 
 @pytest.fixture
 async def secret_url(redis: Redis, redis_server: RedisServer) -> AsyncIterator[str]:
-    """Of a user of Redis with a password."""
-    await redis.execute_command("ACL", "SETUSER", "logged", "on", f">{REDIS}", "~*", "&*", "+@all")
+    """Create a user of Redis with a password, and return the URL with both."""
+    rules = ["on", f">{REDIS}", "~*", "&*", "+@all"]
+    await redis.execute_command("ACL", "SETUSER", "logged", *rules)
     yield f"redis://logged:{REDIS}@127.0.0.1:{redis_server.port}/0"
     await redis.execute_command("ACL", "DELUSER", "logged")
 
 
-async def asked(port: int) -> list[int]:
-    """The statuses of calls with keys everywhere a key may come."""
+async def send_keys(port: int) -> None:
+    """Send calls with keys in every part of a request where a key may come."""
+    rows = [
+        ("/v1/completions", {"Authorization": f"Bearer {KEY}"}, 200),
+        ("/v1/completions", {"X-API-Key": KEY}, 200),
+        (f"/v1/completions?api_key={IN_QUERY}&token={IN_QUERY}", {"X-API-Key": KEY}, 200),
+        (f"/nothing?api_key={IN_QUERY}", {}, 404),
+        ("/v1/completions", {"Authorization": f"Bearer {WRONG}"}, 401),
+        ("/v1/completions", {"Authorization": f"Basic {WRONG}"}, 401),
+    ]
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
-        calls = [
-            ("/v1/completions", {"Authorization": f"Bearer {KEY}"}),
-            ("/v1/completions", {"X-API-Key": KEY}),
-            (f"/v1/completions?api_key={IN_QUERY}&token={IN_QUERY}", {"X-API-Key": KEY}),
-            (f"/nothing?api_key={IN_QUERY}", {}),
-            ("/v1/completions", {"Authorization": f"Bearer {WRONG}"}),
-            ("/v1/completions", {"Authorization": f"Basic {WRONG}"}),
-        ]
-        return [
-            (await http.post(path, json=ASK, headers=headers)).status_code
-            for path, headers in calls
-        ]
+        for path, headers, status in rows:
+            answer = await http.post(path, json=BODY, headers=headers)
+            assert answer.status_code == status, (path, headers)
 
 
 async def test_no_line_tells_a_secret(redis: Redis, secret_url: str) -> None:
-    """A95: bodies are logged here, as the level is debug; keys and passwords are not."""
+    """A95: the debug level logs bodies, but no keys and no passwords."""
     port = free_port()
     env = {"AIOS_REDIS_URL": secret_url}
 
     async def is_ready() -> bool:
-        return any(worker.state == "ready" for worker in (await Presence(redis).fleet()).workers)
+        fleet = await Presence(redis).fleet()
+        return any(worker.state == "ready" for worker in fleet.workers)
 
-    async with running(
-        "worker", "--log-level", "debug", "--model", "echo=echo", **env
-    ) as worker_lines:
-        flags = ("--log-level", "debug", "--host", "127.0.0.1", "--port", str(port))
-        async with running("api", *flags, AIOS_API_KEYS=f"ann:{KEY}", **env) as front_lines:
-            await until(is_ready, "the worker is ready")
-            await until(lambda: '"front ready"' in "".join(front_lines), "the front listens")
-            assert await asked(port) == [200, 200, 200, 404, 401, 401]
-    lines = [*front_lines, *worker_lines]
-    assert [line for line in lines if "hush" in line] == []
-    front, worker = ([told(line) for line in some] for some in (front_lines, worker_lines))
-    assert [line["status"] for line in front if line["message"] == "request"] == [
-        200,
-        200,
-        200,
-        404,
-        401,
-        401,
-    ]
-    assert not [line for line in front if line["logger"] == "uvicorn.access"], (
-        "each request is told of once"
-    )
-    assert len([line for line in front if line["message"] == "caller refused"]) == 2
-    done = [line for line in worker if line["message"] == "job done"]
-    ids = [(line["job_id"], line["request_id"]) for line in front if line.get("job_id")]
-    assert [(line["job_id"], line["request_id"]) for line in done] == ids
-    life = [line["message"] for line in worker if line["logger"] == "aios.worker"]
-    assert [event for event in life if event.startswith("worker")] == [
-        "worker starting",
-        "worker ready",
-        "worker draining",
-        "worker stopped",
-    ]
+    worker_flags = ["--log-level", "debug", "--model", "echo=echo"]
+    front_flags = ["--log-level", "debug", "--host", "127.0.0.1", "--port", str(port)]
+    async with (
+        running("worker", *worker_flags, **env) as worker_lines,
+        running("api", *front_flags, AIOS_API_KEYS=f"ann:{KEY}", **env) as front_lines,
+    ):
+        await until(is_ready, "the worker is ready")
+        await until(lambda: '"front ready"' in "".join(front_lines), "the front listens")
+        await send_keys(port)
+
+    for line in [*front_lines, *worker_lines]:
+        assert "hush" not in line
+
+    front_log = parsed(front_lines)
+    statuses = []
+    accepted = []
+    for record in front_log:
+        assert record["logger"] != "uvicorn.access", "each request is logged once"
+        if record["message"] == "request":
+            statuses.append(record["status"])
+        if record.get("job_id"):
+            accepted.append(record)
+    assert statuses == [200, 200, 200, 404, 401, 401]
+    assert len(with_message(front_log, "caller refused")) == 2
+
+    worker_log = parsed(worker_lines)
+    done = with_message(worker_log, "job done")
+    assert ids_of(done) == ids_of(accepted)
+
+    # The worker tells each step of its life.
+    states = []
+    for record in worker_log:
+        if record["logger"] == "aios.worker" and record["message"].startswith("worker"):
+            states.append(record["message"])
+    assert states == ["worker starting", "worker ready", "worker draining", "worker stopped"]
 
 
-def told(line: str) -> dict[str, Any]:
-    """A line, which is one JSON object by default."""
-    parsed: dict[str, Any] = json.loads(line)
-    return parsed
+def parsed(lines: list[str]) -> list[dict[str, Any]]:
+    """Parse log lines: each is one JSON object by default."""
+    return [json.loads(line) for line in lines]
+
+
+def with_message(log: list[dict[str, Any]], message: str) -> list[dict[str, Any]]:
+    return [record for record in log if record["message"] == message]
+
+
+def ids_of(log: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [(record["job_id"], record["request_id"]) for record in log]

@@ -1,5 +1,4 @@
-"""`uvicorn levanter.serve.min_server:app`: a whole fleet behind one name, begun and ended with the
-server."""
+"""`uvicorn levanter.serve.min_server:app` serves a whole fleet, which starts and ends with it."""
 
 import os
 import subprocess
@@ -20,17 +19,15 @@ from tests.fixtures.redis_server import free_port
 
 @contextmanager
 def uvicorn(port: int, log: Path, **env: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """The server in a directory that is not ours; killed at the end with all that it started."""
-    command = [
-        sys.executable,
-        "-m",
-        "uvicorn",
-        "levanter.serve.min_server:app",
-        "--port",
-        str(port),
-    ]
-    own = {"OMP_NUM_THREADS": "1", "AIOS_RUN_DIR": str(log.parent / "run")}
-    environment = {**without_settings(os.environ), **own, **env}
+    """Start the server in a directory that is not ours, and kill it with all its children."""
+    command = [sys.executable, "-m", "uvicorn", "levanter.serve.min_server:app"]
+    command += ["--port", str(port)]
+    environment = {
+        **without_settings(os.environ),
+        "OMP_NUM_THREADS": "1",
+        "AIOS_RUN_DIR": str(log.parent / "run"),
+        **env,
+    }
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, cwd=log.parent, env=environment, stdout=output, stderr=output
@@ -58,7 +55,7 @@ def is_warm(url: str) -> bool:
 def test_uvicorn_serves_a_fleet_and_ends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """B16, B17: healthy when a worker is warm; AIOS_SEED stands for --seed."""
+    """B16, B17: the server is healthy when a worker is warm, and it ends its fleet."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     monkeypatch.setenv("AIOS_RUN_DIR", str(tmp_path / "run"))
@@ -69,15 +66,22 @@ def test_uvicorn_serves_a_fleet_and_ends_it(
         body = {"prompt": "ab", "max_tokens": 4}
         answer = httpx.post(f"{url}/v1/completions", json=body, timeout=180)
         assert answer.json()["choices"][0]["text"] == "abab"
-        assert [model["id"] for model in httpx.get(f"{url}/v1/models").json()["data"]] == ["mine"]
-        found = [(fleet.port, fleet.has_open_metrics) for fleet in running_fleets()]
-        assert found == [(0, False)], "the port of uvicorn is not known to who tells of the fleet"
-        family = psutil.Process(process.pid).children(recursive=True)
-        assert {"api"}.isdisjoint(child.cmdline()[-1] for child in family)
-        assert any("redis-server" in child.name() for child in family)
+        (model,) = httpx.get(f"{url}/v1/models").json()["data"]
+        assert model["id"] == "mine"
+
+        # The fleet does not know the port of uvicorn.
+        (fleet,) = running_fleets()
+        assert fleet.port == 0
+        assert fleet.has_open_metrics is False
+
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert any("redis-server" in child.name() for child in children)
+        for child in children:
+            assert child.cmdline()[-1] != "api"
+
         process.terminate()
         process.wait(timeout=180)
-        _, alive = psutil.wait_procs(family, timeout=180)
+        _, alive = psutil.wait_procs(children, timeout=180)
         assert alive == []
     assert "settings from general variables" in (tmp_path / "log").read_text()
 
@@ -85,9 +89,7 @@ def test_uvicorn_serves_a_fleet_and_ends_it(
 def test_uvicorn_is_told_why_a_fleet_does_not_start(tmp_path: Path) -> None:
     with uvicorn(free_port(), tmp_path / "log", MODEL_PATH="/no/where") as process:
         assert process.wait(timeout=180) != 0
-    said = (tmp_path / "log").read_text()
-    assert (
-        "model_path: model 'where': cannot read '/no/where': it does not exist (from MODEL_PATH)"
-        in said
-    )
-    assert "Traceback" not in said
+    log = (tmp_path / "log").read_text()
+    fault = "model 'where': cannot read '/no/where': it does not exist (from MODEL_PATH)"
+    assert f"model_path: {fault}" in log
+    assert "Traceback" not in log

@@ -1,5 +1,4 @@
-"""A restart of a fleet's only worker, drained or killed: what is asked for meanwhile waits, and
-nothing fails."""
+"""The only worker of a fleet restarts, drained or killed: requests wait, and none fails."""
 
 import asyncio
 import signal
@@ -45,19 +44,20 @@ async def test_a_hundred_requests_across_a_restart(
 
 
 async def _ask_all(running: FrontProcess, done: list[int], rest_may_come: asyncio.Event) -> None:
-    """Each of the clients sends its next request when the last one is answered; the first that
-    fails ends all."""
+    """Send all requests with some clients, each of which has one request under way.
+
+    The first failure ends them all.
+    """
     numbers = iter(range(NUM_REQUESTS))
 
     async def ask(client: httpx.AsyncClient) -> None:
         for number in numbers:
             if number >= NUM_BEFORE:
                 await rest_may_come.wait()
-            answer = await client.post(
-                "/generate", json={"prompts": [f"number{number:03}"], "max_tokens": 9}
-            )
+            prompt = f"number{number:03}"
+            answer = await client.post("/generate", json={"prompts": [prompt], "max_tokens": 9})
             assert answer.status_code == 200, answer.text
-            assert answer.json()["completions"] == [f"number{number:03}"]
+            assert answer.json()["completions"] == [prompt]
             done.append(number)
 
     async with (
@@ -73,6 +73,6 @@ async def _has_gone(redis: Redis) -> bool:
 
 
 async def _are_open(redis: Redis) -> bool:
-    """Jobs in the hands of a worker that was killed are not in line until another comes."""
+    """Count running jobs too: those of a killed worker are not queued until another starts."""
     depth = await Submissions(Broker(redis)).depth("echo")
     return depth.queued + depth.running == NUM_CLIENTS

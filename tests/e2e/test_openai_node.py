@@ -1,5 +1,7 @@
-"""OpenAI's own Node client against a running fleet with the sample model. `scripts/test.sh`
-installs the client."""
+"""OpenAI's own Node client against a running fleet with the sample model.
+
+`scripts/test.sh` installs the client.
+"""
 
 import json
 import subprocess
@@ -21,49 +23,44 @@ USAGE = ("prompt_tokens", "completion_tokens", "total_tokens")
     not (FOLDER / "node_modules").exists(), reason="needs `npm ci` in tests/e2e/node, and Node 20"
 )
 def test_models_completions_chats_streams_and_errors() -> None:
-    models = (
-        "--model",
-        f"sample={SAMPLE_MODEL}",
-        "--model",
-        "echo=echo",
-        "--default-model",
-        "sample",
-    )
-    with serving(*models, "--threads", "1", "--max-new-tokens", "400") as fleet:
+    flags = ["--model", f"sample={SAMPLE_MODEL}", "--model", "echo=echo"]
+    flags += ["--default-model", "sample", "--threads", "1", "--max-new-tokens", "400"]
+    with serving(*flags) as fleet:
         command = ["node", str(FOLDER / "openai_sdk.mjs"), fleet.url]
-        told = json.loads(
-            subprocess.run(
-                command, check=True, stdout=subprocess.PIPE, text=True, timeout=180
-            ).stdout
-        )
-        job = f"{fleet.url}/v1/jobs/{told['left'].removeprefix('cmpl-')}"
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=180)
+        report = json.loads(done.stdout)
+        job = f"{fleet.url}/v1/jobs/{report['left'].removeprefix('cmpl-')}"
         wait_until(
             lambda: httpx.get(job).json()["state"] not in ("queued", "running"),
             "the stream left ends",
         )
         assert httpx.get(job).json()["state"] == "cancelled"
-    check(told)
+    check(report)
 
 
-def check(told: dict[str, Any]) -> None:
-    assert told["models"] == ["echo", "sample"]
-    [text, other] = told["texts"]
-    assert text == other == told["chat"]["content"] == told["streamed"]
-    assert text.endswith("x = 3") and told["chat"]["role"] == "assistant"
-    assert (
-        told["completion_tokens"]
-        == 2 * told["num_logprobs"]
-        == 2 * told["usage"]["completion_tokens"]
-    )
-    assert told["same_usage"] and all(told["usage"][name] > 0 for name in USAGE)
-    assert told["dimensions"] == [128, 128]
-    assert told["wrong"] == {
+def check(report: dict[str, Any]) -> None:
+    assert report["models"] == ["echo", "sample"]
+    [text, other] = report["texts"]
+    assert text.endswith("x = 3")
+    assert other == text
+    assert report["streamed"] == text
+    assert report["chat"]["content"] == text
+    assert report["chat"]["role"] == "assistant"
+
+    assert report["completion_tokens"] == 2 * report["num_logprobs"]
+    assert report["completion_tokens"] == 2 * report["usage"]["completion_tokens"]
+    assert report["same_usage"]
+    for name in USAGE:
+        assert report["usage"][name] > 0
+
+    assert report["dimensions"] == [128, 128]
+    assert report["wrong"] == {
         "name": "BadRequestError",
         "status": 400,
         "code": "invalid_request",
         "param": "n",
     }
-    assert told["unknown"] == {
+    assert report["unknown"] == {
         "name": "NotFoundError",
         "status": 404,
         "code": "model_not_found",

@@ -1,4 +1,4 @@
-"""A puzzle network served as a person would: a real front, a real worker, grids over HTTP."""
+"""A real front and a real worker serve a puzzle network: grids over HTTP."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from shared.messages import Solve
+from shared.results import Solution
 from tests.fixtures.e2e.dry_run import dry_run
 from tests.fixtures.e2e.serving import Serving, serving
 from tests.fixtures.worker.sapient_fixtures import Net, write_checkpoint
@@ -23,29 +24,20 @@ PUZZLES = [
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("sudoku")
+    folder = tmp_path_factory.mktemp("sudoku")
     write_checkpoint(
-        place,
+        folder,
         Net(halt_max_steps=3),
         filename="step_100",
         data_path="data/sudoku-extreme-1k-aug-1000",
     )
-    return place
+    return folder
 
 
 @pytest.fixture(scope="module")
 def fleet(path: Path) -> Iterator[Serving]:
-    flags = (
-        "--model",
-        f"sudoku={path}",
-        "--model",
-        "parrot=echo",
-        "--default-model",
-        "parrot",
-        "--max-batch-size",
-        "2",
-    )
-    with serving(*flags) as running:
+    flags = ["--model", f"sudoku={path}", "--model", "parrot=echo", "--default-model", "parrot"]
+    with serving(*flags, "--max-batch-size", "2") as running:
         yield running
 
 
@@ -53,32 +45,51 @@ def solve(fleet: Serving, body: dict[str, object]) -> httpx.Response:
     return httpx.post(f"{fleet.url}/v1/puzzles/solve", json={"model": "sudoku"} | body, timeout=60)
 
 
+def rows_of(puzzle: str) -> list[list[int]]:
+    """Return the nine rows of a puzzle, with 0 for a blank cell."""
+    digits = puzzle.replace(".", "0")
+    rows = []
+    for start in range(0, 81, 9):
+        rows.append([int(digit) for digit in digits[start : start + 9]])
+    return rows
+
+
+def cells_of(solution: Solution) -> str:
+    text = ""
+    for row in solution.grid:
+        for cell in row:
+            text += str(cell)
+    return text
+
+
 def test_http_says_what_the_runner_says(fleet: Serving, path: Path) -> None:
-    """More puzzles than places, as strings and as rows, equal the runner alone, one at a time."""
+    """More puzzles than the batch holds have the solutions of the runner, one at a time.
+
+    That is so for strings and for rows.
+    """
     runner = load_runner("auto", RunnerOptions(path=str(path), max_batch=1))
-    expected = solve_all(runner, [*map(Solve, PUZZLES)])
-    texts = solve(fleet, {"grids": PUZZLES}).json()
-    assert (texts["model"], texts["usage"]["prompt_tokens"]) == ("sudoku", 3 * 81)
-    for got, solution in zip(texts["solutions"], expected, strict=True):
-        assert got["grid"] == "".join(str(cell) for row in solution.grid for cell in row)
-        assert (got["steps"], got["is_halted"]) == (3, solution.is_halted)
-        assert got["confidence"] == pytest.approx(solution.confidence, abs=1e-5)
-    rows = [
-        [int(cell) for cell in PUZZLES[0].replace(".", "0")][start : start + 9]
-        for start in range(0, 81, 9)
-    ]
-    [answer] = solve(fleet, {"grid": rows, "max_steps": 5}).json()["solutions"]
-    assert answer["steps"] == 5
-    [answer] = solve(fleet, {"grid": rows}).json()["solutions"]
-    assert answer["grid"] == [list(row) for row in expected[0].grid]
+    expected = solve_all(runner, [Solve(puzzle) for puzzle in PUZZLES])
+
+    answer = solve(fleet, {"grids": PUZZLES}).json()
+    assert answer["model"] == "sudoku"
+    assert answer["usage"]["prompt_tokens"] == 3 * 81
+    for solution, of_runner in zip(answer["solutions"], expected, strict=True):
+        assert solution["grid"] == cells_of(of_runner)
+        assert solution["steps"] == 3
+        assert solution["is_halted"] == of_runner.is_halted
+        assert solution["confidence"] == pytest.approx(of_runner.confidence, abs=1e-5)
+
+    rows = rows_of(PUZZLES[0])
+    [solution] = solve(fleet, {"grid": rows, "max_steps": 5}).json()["solutions"]
+    assert solution["steps"] == 5
+    [solution] = solve(fleet, {"grid": rows}).json()["solutions"]
+    assert solution["grid"] == [list(row) for row in expected[0].grid]
 
 
 def test_the_fleet_says_what_it_serves(fleet: Serving) -> None:
-    found = {
-        model["id"]: model["description"]
-        for model in httpx.get(f"{fleet.url}/v1/models").json()["data"]
-    }
-    assert found["sudoku"].startswith("Sapient HRM for sudoku (step_100)")
+    models = httpx.get(f"{fleet.url}/v1/models").json()["data"]
+    [sudoku] = [model for model in models if model["id"] == "sudoku"]
+    assert sudoku["description"].startswith("Sapient HRM for sudoku (step_100)")
 
 
 @pytest.mark.parametrize(
@@ -93,16 +104,18 @@ def test_what_the_worker_refuses_is_a_400(
     fleet: Serving, body: dict[str, object], field: str
 ) -> None:
     answer = solve(fleet, body)
-    assert (answer.status_code, answer.json()["error"]["field"]) == (400, field)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["field"] == field
 
 
 def test_text_and_puzzles_are_not_confused(fleet: Serving) -> None:
-    refused = httpx.post(
-        f"{fleet.url}/generate", json={"model": "sudoku", "prompts": ["a"]}, timeout=60
-    )
-    assert (refused.status_code, refused.json()["error"]["field"]) == (400, "model")
-    refused = solve(fleet, {"model": "parrot", "grid": PUZZLES[0]})
-    assert (refused.status_code, refused.json()["error"]["field"]) == (400, "model")
+    body = {"model": "sudoku", "prompts": ["a"]}
+    for refused in (
+        httpx.post(f"{fleet.url}/generate", json=body, timeout=60),
+        solve(fleet, {"model": "parrot", "grid": PUZZLES[0]}),
+    ):
+        assert refused.status_code == 400
+        assert refused.json()["error"]["field"] == "model"
 
 
 def test_a_dry_run_tries_a_blank_grid(path: Path) -> None:

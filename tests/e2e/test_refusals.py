@@ -1,9 +1,8 @@
-"""A setting that cannot be used ends every role alike: status 2 and one sentence, whichever role
-and setting it is.
+"""A setting that cannot be used ends every role with status 2 and one sentence.
 
-The sentence names the setting, its value, where that came from and what to do. A role refuses what
-it reads, so the cells are each role times each port and path that it reads, times what can be wrong
-with it.
+The sentence names the setting, its value, the value's source and the remedy. A role refuses the
+settings that it reads. So there is a cell for each role, each port and path that it reads, and each
+fault that these can have.
 """
 
 import json
@@ -31,14 +30,14 @@ READERS = {
     "config": ("serve", "api", "worker", "jobs"),
 }
 FILES = ("prohibited_terms", "chat_template", "config")
-"""Where a directory will not do. A model and a tokenizer may be a directory or a file."""
+"""Settings that need a file. A model and a tokenizer may be a directory or a file."""
 FOREIGN = "x86_64-conda-linux-gnu"
-"""What conda's compilers set HOST to."""
+"""The value of HOST that conda's compilers set."""
 
 
 @dataclass
 class Cell:
-    """What is asked of one role, and the words that its refusal must hold."""
+    """The arguments of one role, and the words that its refusal must hold."""
 
     role: str
     argv: list[str]
@@ -50,7 +49,21 @@ class Cell:
 
 
 def flag(name: str) -> str:
-    return "--model" if name == "models" else "--" + name.replace("_", "-")
+    if name == "models":
+        return "--model"
+    return "--" + name.replace("_", "-")
+
+
+def source(name: str) -> str:
+    """Return the words of a refusal that name the flag."""
+    return f"(from {flag(name)})"
+
+
+def value_of(name: str, path: Path) -> str:
+    """Return the flag's value for a path: a model in `--model` has a name before it."""
+    if name == "models":
+        return f"mine={path}"
+    return str(path)
 
 
 def ports() -> list[str]:
@@ -62,74 +75,94 @@ def paths() -> list[str]:
 
 
 def port_cells(taken: int) -> Iterator[Cell]:
-    """A port in use, a host that is nobody's and one of another machine, each for each port that a
-    role opens."""
+    """Yield a cell for each port that a role opens and each fault of a port or its host.
+
+    The port is in use, or the host belongs to nobody or to another machine.
+    """
     for name in ports():
         for role in READERS[name]:
-            others = [] if name == "port" else ["--port", "0"]
-            in_use = [*others, "--host", "127.0.0.1", flag(name), str(taken)]
-            yield Cell(
-                role,
-                in_use,
-                [f"{name}: ", str(taken), "address already in use", f"(from {flag(name)})"],
-            )
-            variable = {f"AIOS_{name.upper()}": str(taken)}
-            yield Cell(
-                role,
-                [*others, "--host", "127.0.0.1"],
-                [f"{name}: ", f"(from AIOS_{name.upper()})"],
-                variable,
-            )
-            for host, env in (
-                (FOREIGN, {"HOST": FOREIGN}),
-                ("192.0.2.7", {"AIOS_HOST": "192.0.2.7"}),
-            ):
-                words = ["host: ", repr(host), f"(from {next(iter(env))})", "--host"]
-                yield Cell(role, [*others, flag(name), "0"], words, env)
+            yield from port_cells_of(role, name, taken)
     for host in ("a" * 300, "a..b", ":::"):
         yield Cell("api", ["--port", "0", "--host", host], ["host: ", host, "(from --host)"])
 
 
-def path_cells(place: Path) -> Iterator[Cell]:
-    """A path that is not there, that the system refuses, and one of the wrong kind; names with
-    spaces throughout."""
-    (place / "a directory").mkdir()
-    (place / "a loop").symlink_to(place / "a loop")
-    wrong = {
+def port_cells_of(role: str, name: str, taken: int) -> Iterator[Cell]:
+    port = ["--port", "0"]
+    if name == "port":
+        port = []
+
+    yield Cell(
+        role,
+        [*port, "--host", "127.0.0.1", flag(name), str(taken)],
+        [f"{name}: ", str(taken), "address already in use", source(name)],
+    )
+    variable = f"AIOS_{name.upper()}"
+    yield Cell(
+        role,
+        [*port, "--host", "127.0.0.1"],
+        [f"{name}: ", f"(from {variable})"],
+        env={variable: str(taken)},
+    )
+    # 192.0.2.0/24 is kept for documentation: no machine has such an address.
+    for variable, host in (("HOST", FOREIGN), ("AIOS_HOST", "192.0.2.7")):
+        yield Cell(
+            role,
+            [*port, flag(name), "0"],
+            ["host: ", repr(host), f"(from {variable})", "--host"],
+            env={variable: host},
+        )
+
+
+def path_cells(folder: Path) -> Iterator[Cell]:
+    """Yield a cell for each path that a role reads and each fault of a path.
+
+    The path is missing, of the wrong kind, or the system refuses it. Names have spaces.
+    """
+    (folder / "a directory").mkdir()
+    (folder / "a loop").symlink_to(folder / "a loop")
+    wrong_for_all = {
         "missing": "it does not exist",
         "a loop": "too many levels",
         "long" * 80: "file name too long",
     }
     for name in paths():
-        faults = {**wrong, "a directory": "it is a directory"} if name in FILES else wrong
+        faults = dict(wrong_for_all)
+        if name in FILES:
+            faults["a directory"] = "it is a directory"
         for role in READERS[name]:
-            for target, words in faults.items():
-                path = str(place / target)
+            for target, fault in faults.items():
+                # "a loop" is no name for a model, which is another fault: test_settings.py.
                 if name == "model_path" and not target.isalpha():
-                    continue  # no name for a model: test_settings.py
-                value = f"mine={path}" if name == "models" else path
-                model = (
-                    []
-                    if name.startswith(("model", "tokenizer", "chat"))
-                    else ["--model", "echo=echo"]
-                )
-                argv = ["--port", "0", "--host", "127.0.0.1", *model, flag(name), value]
-                named = (
-                    "model_path: 'long"
-                    if name == "model_path" and target.startswith("long")
-                    else path
-                )
-                told = [] if named != path else [words]
-                yield Cell(
-                    role, argv, [f"{name}: ", named, *told, f"(from {flag(name)})", flag(name)]
-                )
-    binary = place / "binary"
+                    continue
+                yield path_cell(role, name, folder / target, fault)
+
+    yield from file_cells(folder)
+
+
+def path_cell(role: str, name: str, path: Path, fault: str) -> Cell:
+    argv = ["--port", "0", "--host", "127.0.0.1"]
+    if not name.startswith(("model", "tokenizer", "chat")):
+        argv += ["--model", "echo=echo"]
+    argv += [flag(name), value_of(name, path)]
+
+    # A long name is refused as the model's name, before the path is opened.
+    if name == "model_path" and path.name.startswith("long"):
+        words = ["model_path: 'long"]
+    else:
+        words = [str(path), fault]
+    return Cell(role, argv, [f"{name}: ", *words, source(name), flag(name)])
+
+
+def file_cells(folder: Path) -> Iterator[Cell]:
+    """Yield cells for files that are not text, and for paths from YAML and the environment."""
+    binary = folder / "binary"
     binary.write_bytes(b"\xff\xfe\x00")
     for name in ("prohibited_terms", "config"):
         argv = ["--port", "0", "--model", "echo=echo", flag(name), str(binary)]
         yield Cell("api", argv, [f"{name}: ", str(binary), "not UTF-8"])
-    in_yaml = place / "settings.yaml"
-    in_yaml.write_text(f"serve: {{hrm: {{tokenizer_path: {place}/missing}}}}")
+
+    in_yaml = folder / "settings.yaml"
+    in_yaml.write_text(f"serve: {{hrm: {{tokenizer_path: {folder}/missing}}}}")
     origin = f"(from {in_yaml}: serve.hrm.tokenizer_path)"
     yield Cell(
         "worker", ["--config", str(in_yaml)], ["tokenizer_path: ", "it does not exist", origin]
@@ -138,12 +171,12 @@ def path_cells(place: Path) -> Iterator[Cell]:
         "worker",
         [],
         ["model_path: ", "it does not exist", "(from MODEL_PATH)"],
-        {"MODEL_PATH": f"{place}/no"},
+        env={"MODEL_PATH": f"{folder}/no"},
     )
 
 
 def redis_cells() -> Iterator[Cell]:
-    """URLs that redis-py takes apart late, or never."""
+    """Yield cells with URLs that redis-py parses late, or never."""
     wrong = {
         "redis://h:99999999/0": "host or port",
         "redis://:hush/hush@h/0": "%2F",
@@ -161,32 +194,35 @@ def redis_cells() -> Iterator[Cell]:
 
 
 def outcomes(cells: list[Cell], redis_url: str, *, as_nobody: bool) -> list[dict[str, Any]]:
-    asked = []
+    """Run each cell and return its status and its output."""
+    runs = []
     for cell in cells:
-        argv = ["--redis-url", redis_url, *cell.argv]  # so that no Redis is started
-        asked.append({"role": cell.role, "argv": argv, "env": cell.env, "as_nobody": as_nobody})
+        # With a URL no role starts a Redis of its own.
+        argv = ["--redis-url", redis_url, *cell.argv]
+        runs.append({"role": cell.role, "argv": argv, "env": cell.env, "as_nobody": as_nobody})
     done = subprocess.run(
         [sys.executable, "-m", "tests.fixtures.e2e.refused"],
-        input=json.dumps(asked),
+        input=json.dumps(runs),
         env=without_settings(os.environ) | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
         timeout=110,
     )
-    told: list[dict[str, Any]] = json.loads(done.stdout)
-    return told
+    parsed: list[dict[str, Any]] = json.loads(done.stdout)
+    return parsed
 
 
 def check(cells: list[Cell], redis_url: str, *, as_nobody: bool = False) -> None:
-    for cell, told in zip(cells, outcomes(cells, redis_url, as_nobody=as_nobody), strict=True):
-        # The others are the log.
-        sentences = [line for line in told["said"].splitlines() if not line.startswith("{")]
-        assert told["status"] == 2, (str(cell), told)
-        assert len(sentences) == 1, (str(cell), told)
-        assert "hush" not in told["said"]
-        missing = [word for word in cell.words if word not in sentences[0]]
-        assert not missing, (str(cell), missing, sentences[0])
+    for cell, outcome in zip(cells, outcomes(cells, redis_url, as_nobody=as_nobody), strict=True):
+        assert outcome["status"] == 2, (str(cell), outcome)
+        assert "hush" not in outcome["said"]
+
+        # Lines that begin with a brace are the log.
+        sentences = [line for line in outcome["said"].splitlines() if not line.startswith("{")]
+        assert len(sentences) == 1, (str(cell), outcome)
+        for words in cell.words:
+            assert words in sentences[0], (str(cell), words, sentences[0])
 
 
 def test_every_port_setting_of_every_role(redis_url: str) -> None:
@@ -195,9 +231,9 @@ def test_every_port_setting_of_every_role(redis_url: str) -> None:
 
 
 def test_every_path_setting_of_every_role(redis_url: str, tmp_path: Path) -> None:
-    place = tmp_path / "with 'quotes' and spaces"
-    place.mkdir()
-    check(list(path_cells(place)), redis_url)
+    folder = tmp_path / "with 'quotes' and spaces"
+    folder.mkdir()
+    check(list(path_cells(folder)), redis_url)
 
 
 def test_a_redis_that_cannot_be_named(redis_url: str) -> None:
@@ -205,29 +241,33 @@ def test_a_redis_that_cannot_be_named(redis_url: str) -> None:
 
 
 def test_no_port_or_path_setting_is_left_out() -> None:
-    """A new one is told of here by its name."""
-    cancellations = ("port", "path", "file", "template", "terms", "dir")
-    # Of URLs.
-    found = {name for name in Settings.model_fields if name.endswith(cancellations)} - {"root_path"}
-    assert found | {"models", "config"} == set(READERS)
+    """A new setting whose name ends like a port or a path has to be in READERS."""
+    endings = ("port", "path", "file", "template", "terms", "dir")
+    names = {name for name in Settings.model_fields if name.endswith(endings)}
+    # The root path is a part of URLs, not of the file system.
+    names.remove("root_path")
+    assert names | {"models", "config"} == set(READERS)
 
 
 def test_what_may_not_be_read_is_told_alike(redis_url: str, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     (secret / "inside").mkdir(parents=True)
     secret.chmod(0)
-    beyond = str(secret / "inside")
-    cells = []
-    for role, name in (
+    beyond = secret / "inside"
+    rows = [
         ("api", "prohibited_terms"),
         ("jobs", "config"),
         ("worker", "model_path"),
         ("serve", "models"),
-    ):
-        value = f"mine={beyond}" if name == "models" else beyond
-        model = [] if name.startswith("model") else ["--model", "echo=echo"]
-        argv = ["--port", "0", *model, flag(name), value]
-        cells.append(Cell(role, argv, [f"{name}: ", beyond, "permission denied", flag(name)]))
+    ]
+    cells = []
+    for role, name in rows:
+        argv = ["--port", "0"]
+        if not name.startswith("model"):
+            argv += ["--model", "echo=echo"]
+        argv += [flag(name), value_of(name, beyond)]
+        words = [f"{name}: ", str(beyond), "permission denied", flag(name)]
+        cells.append(Cell(role, argv, words))
     try:
         check(cells, redis_url, as_nobody=True)
     finally:

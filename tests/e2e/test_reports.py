@@ -1,4 +1,4 @@
-"""What each role tells its supervisor: that it is ready, or why it ends."""
+"""Each role reports to its supervisor that it is ready or why it ends."""
 
 import os
 import subprocess
@@ -14,7 +14,10 @@ from shared.supervised import REPORT_ENV
 
 @contextmanager
 def supervised(*words: str) -> Iterator[tuple["subprocess.Popen[bytes]", BinaryIO]]:
-    """A role and what it reports; killed at the end if it still runs."""
+    """Start a role, and yield it with the file of its reports.
+
+    A role that still runs at the end is killed.
+    """
     read_end, write_end = os.pipe()
     env = {**os.environ, "OMP_NUM_THREADS": "1", REPORT_ENV: str(write_end)}
     command = [sys.executable, "-m", *words, "--log-level", "warning"]

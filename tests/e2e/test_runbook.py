@@ -1,4 +1,4 @@
-"""docs/operations.md, followed by the letter: its commands for a fleet at work do what it says."""
+"""The commands of docs/operations.md for a running fleet do what the page says."""
 
 import asyncio
 import json
@@ -25,19 +25,19 @@ NEEDS_AN_ID = ("aios dead show", "aios dead retry", "aios worker --dry-run ...",
 
 
 def commands() -> list[str]:
-    """The lines of its shell blocks that speak to the fleet, without what they are said to
-    print."""
-    blocks = re.findall(r"^ *```sh\n(.*?)^ *```", PAGE, re.DOTALL | re.MULTILINE)
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [
-        line
-        for line in lines
-        if line.startswith(("aios ", "curl ")) and not line.startswith(STAYS + NEEDS_AN_ID)
-    ]
+    """Return the page's shell commands to a fleet, without the output in their comments."""
+    lines = []
+    for block in re.findall(r"^ *```sh\n(.*?)^ *```", PAGE, re.DOTALL | re.MULTILINE):
+        for line in block.splitlines():
+            command = line.split("  #")[0].strip()
+            is_of_fleet = command.startswith(("aios ", "curl "))
+            if is_of_fleet and not command.startswith(STAYS + NEEDS_AN_ID):
+                lines.append(command)
+    return lines
 
 
 async def run(command: str, env: dict[str, str]) -> str:
-    """What it prints; it must end with 0."""
+    """Run a command, which must end with 0, and return its output."""
     process = await asyncio.create_subprocess_exec(
         "bash",
         "-c",
@@ -53,8 +53,8 @@ async def run(command: str, env: dict[str, str]) -> str:
 
 
 def test_the_commands_are_found() -> None:
-    found = commands()
-    assert len(found) > 12
+    lines = commands()
+    assert len(lines) > 12
     for beginning in (
         "aios status",
         "aios keys list",
@@ -62,71 +62,71 @@ def test_the_commands_are_found() -> None:
         "curl -s localhost:9090/readyz",
         "curl -si",
     ):
-        assert any(command.startswith(beginning) for command in found), beginning
+        assert any(line.startswith(beginning) for line in lines), beginning
 
 
 async def test_its_commands_work_on_a_fleet(redis_url: str, redis: Redis, tmp_path: Path) -> None:
-    """Each ends with 0; those whose output it shows print that."""
+    """Each command ends with 0 and prints the output that the page shows."""
     (tmp_path / "aios").write_text(f'#!/bin/sh\nexec {sys.executable} -m scripts.cli.aios "$@"\n')
     (tmp_path / "aios").chmod(0o755)
     port = free_port()
     async with front(redis_url, "--admin-keys", f"ops:{ADMIN}", "--require-key", "no") as running:
-        worker = await start_worker(
-            redis_url, redis, "--worker-port", str(port), "--host", "127.0.0.1", model=SAMPLE
-        )
+        flags = ("--worker-port", str(port), "--host", "127.0.0.1")
+        worker = await start_worker(redis_url, redis, *flags, model=SAMPLE)
         env = {
             **os.environ,
             "AIOS_REDIS_URL": redis_url,
             "PATH": f"{tmp_path}:{os.environ['PATH']}",
             "ADMIN_KEY": ADMIN,
         }
-        told = {}
-        await run(f"curl -s {running.url}/generate --json '{{}}'", env)  # an error to look for
+        outputs = {}
+        # The page looks for errors in the log, and this request is one.
+        await run(f"curl -s {running.url}/generate --json '{{}}'", env)
         try:
             await running.ready()
             for command in commands():
-                here = command.replace("localhost:8000", running.url.removeprefix("http://"))
-                here = here.replace("localhost:9090", f"127.0.0.1:{port}").replace(
-                    "unload/maths", "unload/sample"
-                )
-                told[command.partition(" -H")[0].partition(" --json")[0]] = await run(here, env)
+                adapted = command.replace("localhost:8000", running.url.removeprefix("http://"))
+                adapted = adapted.replace("localhost:9090", f"127.0.0.1:{port}")
+                adapted = adapted.replace("unload/maths", "unload/sample")
+                name = command.partition(" -H")[0].partition(" --json")[0]
+                outputs[name] = await run(adapted, env)
         finally:
             await worker.end()
-    assert told["curl -s localhost:8000/readyz"] == '{"status":"ready"}'
-    assert told["curl -s localhost:9090/readyz"] == '{"status": "ready"}'
-    assert "1 of 1 workers ready" in told["aios status"]
-    assert re.match(
-        r"d?[0-9a-f]{12}  ann  tenant ann  best class interactive  made ", told["aios keys list"]
-    )
-    assert "server-timing: queue;dur=" in told["curl -si localhost:8000/v1/completions"]
-    assert (
-        json.loads(told["curl -s -X POST localhost:8000/api/models/unload/maths"])["status"]
-        == "unloaded"
-    )
+
+    assert outputs["curl -s localhost:8000/readyz"] == '{"status":"ready"}'
+    assert outputs["curl -s localhost:9090/readyz"] == '{"status": "ready"}'
+    assert "1 of 1 workers ready" in outputs["aios status"]
+    key_line = r"d?[0-9a-f]{12}  ann  tenant ann  best class interactive  made "
+    assert re.match(key_line, outputs["aios keys list"])
+    assert "server-timing: queue;dur=" in outputs["curl -si localhost:8000/v1/completions"]
+    unloaded = outputs["curl -s -X POST localhost:8000/api/models/unload/maths"]
+    assert json.loads(unloaded)["status"] == "unloaded"
 
 
 async def test_a_roll_of_workers_and_fronts(redis_url: str, redis: Redis) -> None:
-    """The order of its upgrade: the old worker is told to stop when the new one is ready; then the
-    front."""
+    """The page's order of an upgrade loses no request.
+
+    The old worker stops when the new one is ready, and the old front after that.
+    """
     old = await start_worker(redis_url, redis)
     new = None
     try:
         async with front(redis_url) as first, httpx.AsyncClient(timeout=60) as http:
             await first.ready()
-            asked = asyncio.create_task(
-                http.post(f"{first.url}/generate", json={"prompts": ["abc"] * 8, "max_tokens": 200})
-            )
+            body = {"prompts": ["abc"] * 8, "max_tokens": 200}
+            asking = asyncio.create_task(http.post(f"{first.url}/generate", json=body))
+
             new = await start_worker(redis_url, redis)
             old.signal(signal.SIGTERM)
             assert await asyncio.wait_for(old.wait(), DEADLINE_S) == 0
-            assert len((await asked).json()["completions"]) == 8
+            assert len((await asking).json()["completions"]) == 8
+
             async with front(redis_url) as second:
                 await second.ready()
                 first.process.send_signal(signal.SIGTERM)
                 assert await asyncio.wait_for(first.process.wait(), DEADLINE_S) == 0
-                assert (
-                    await http.post(f"{second.url}/generate", json={"prompts": ["abc"]})
-                ).status_code == 200
+                answer = await http.post(f"{second.url}/generate", json={"prompts": ["abc"]})
+                assert answer.status_code == 200
     finally:
         await old.end()
         if new is not None:

@@ -1,4 +1,4 @@
-"""What a person sees who starts a fleet in a terminal, and leaves it with Ctrl-C."""
+"""A person starts a fleet in a terminal and leaves it with Ctrl-C."""
 
 import fcntl
 import os
@@ -17,7 +17,7 @@ from tests.fixtures.polling import is_running, wait_until
 
 
 class Seen:
-    """A process on a terminal of its own, and what it has printed there."""
+    """A process on a terminal of its own, and its output there."""
 
     def __init__(self, *command: str) -> None:
         self._master, slave = pty.openpty()
@@ -52,7 +52,8 @@ class Seen:
         while True:
             try:
                 data = os.read(self._master, 4096)
-            except OSError:  # the last of its other side's holders has ended
+            except OSError:
+                # The last process that held the other side has ended.
                 return
             self.printed += data.decode(errors="replace")
 
@@ -78,19 +79,27 @@ def test_a_terminal_gets_lines_to_be_read_one_that_says_ready_and_a_warning() ->
             "ready",
             deadline_s=60,
         )
-        family = psutil.Process(seen.process.pid).children(recursive=True)
+        processes = psutil.Process(seen.process.pid).children(recursive=True)
         seen.type("\x03")
         assert seen.process.wait(timeout=180) == 0
-        assert not [child for child in family if is_running(child.pid)]
+        for process in processes:
+            assert not is_running(process.pid)
+
     lines = seen.printed.replace("^C", "").splitlines()
     (ready,) = [line for line in lines if line.startswith("ready at ")]
     assert re.match(
-        r"ready at (http://127\.0\.0\.1:\d+)  model: sample-hrm-text  docs: \1/docs  try: curl -s \1/generate ",
+        r"ready at (http://127\.0\.0\.1:\d+)  model: sample-hrm-text  "
+        r"docs: \1/docs  try: curl -s \1/generate ",
         ready,
     )
+
     logged = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ (INFO|WARNING) aios\.[a-z_.]+: ")
-    assert [line for line in lines if line != ready and not logged.match(line)] == []
+    for line in lines:
+        if line != ready:
+            assert logged.match(line), line
+
     (warning,) = [line for line in lines if " WARNING " in line and "network" in line]
-    assert "anybody on the network" in warning and "--api-keys" in warning
+    assert "anybody on the network" in warning
+    assert "--api-keys" in warning
     assert lines.index(warning) < lines.index(ready)
     assert "Traceback" not in seen.printed

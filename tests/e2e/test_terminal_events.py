@@ -1,8 +1,6 @@
-"""The invariant of the queue: whatever happens, every accepted job ends in exactly one terminal
-event (P4).
+"""Every accepted job ends in exactly one terminal event, whatever happens (P4).
 
-Real worker processes of the echo model on a real redis-server; one of them is killed and replaced
-on the way.
+Real workers of the echo model share a real redis-server. One of them is killed on the way.
 """
 
 import asyncio
@@ -36,72 +34,101 @@ NUM_JOBS = 500
 
 
 def random_task(rng: random.Random) -> Generate | Score:
-    """Long, short, stopping, scoring and invalid tasks, some of several choices; some prompts end
-    by themselves."""
+    """Draw a long, short, stopping, scoring or invalid task.
+
+    Some tasks have several choices, and some prompts end by themselves.
+    """
+    # A seed gives the same tasks as long as the order of the draws stays.
     kind = rng.random()
     if kind < 0.2:
-        tails = tuple("x" * rng.randint(1, 9) for _ in range(rng.randint(1, 4)))
-        return Score("context", tails)
+        continuations = []
+        for _ in range(rng.randint(1, 4)):
+            continuations.append("x" * rng.randint(1, 9))
+        return Score("context", tuple(continuations))
     if kind < 0.25:
         return Generate("", Sampling(max_tokens=5, seed=0))
-    prompt = "".join(rng.choices("abcdefgh ", k=rng.randint(1, 40))) + rng.choice(["", " eos"])
-    stop = (prompt[:2],) if rng.random() < 0.2 else ()
-    sampling = Sampling(rng.randint(1, 200), seed=1, stop=stop, n=rng.choice((1, 1, 1, 2, 3)))
-    return Generate(prompt, sampling)
+
+    prompt = "".join(rng.choices("abcdefgh ", k=rng.randint(1, 40)))
+    prompt += rng.choice(["", " eos"])
+    stop: tuple[str, ...] = ()
+    if rng.random() < 0.2:
+        stop = (prompt[:2],)
+    max_tokens = rng.randint(1, 200)
+    num_choices = rng.choice((1, 1, 1, 2, 3))
+    return Generate(prompt, Sampling(max_tokens, seed=1, stop=stop, n=num_choices))
 
 
 def expected_text(task: Generate) -> str:
-    """What echo says in each choice, from its definition alone."""
-    said = (task.prompt * 200)[: task.sampling.max_tokens]  # type: ignore[operator]
+    """Return the text of each choice of the echo model, from its definition alone."""
+    text = (task.prompt * 200)[: task.sampling.max_tokens]  # type: ignore[operator]
     if "eos" in task.prompt:  # type: ignore[operator]
-        said = said[: len(task.prompt)]
+        text = text[: len(task.prompt)]
     for stop in task.sampling.stop:
-        said = said.partition(stop)[0]
-    return said
+        text = text.partition(stop)[0]
+    return text
 
 
 def check_log(job: Job, events: list[Event], was_cancelled: bool) -> None:
+    """Check that the job ends once and that no token is lost or doubled."""
     terminal = [event for event in events if isinstance(event, Terminal)]
     assert len(terminal) == 1, (job, events)
-    assert events[-1] is terminal[0]
-    if isinstance(terminal[0], Cancelled):
+    end = terminal[0]
+    assert events[-1] is end
+
+    if isinstance(end, Cancelled):
         assert was_cancelled
         return
-    if isinstance(terminal[0], Failed):
-        assert job.task.prompt == "", terminal[0]  # type: ignore[union-attr]
+    if isinstance(end, Failed):
+        assert job.task.prompt == "", end  # type: ignore[union-attr]
         return
-    assert isinstance(terminal[0], Done)
+
+    assert isinstance(end, Done)
     if isinstance(job.task, Score):
-        scores = end_of(terminal[0], Scored).scores
-        assert [score.num_tokens for score in scores] == [
-            len(tail) for tail in job.task.continuations
-        ]
+        scores = end_of(end, Scored).scores
+        for score, continuation in zip(scores, job.task.continuations, strict=True):
+            assert score.num_tokens == len(continuation)
         return
-    tokens = [event for event in events if isinstance(event, Tokens)]
-    for choice in range(job.task.sampling.n):
-        own = [event for event in tokens if event.choice == choice]
-        assert "".join(event.text for event in own) == expected_text(job.task)
-        assert [event.finish_reason is not None for event in own] == [False] * (len(own) - 1) + [
-            True
-        ]
-    num_ids = sum(len(event.ids) for event in tokens)
-    assert num_ids == terminal[0].num_completion_tokens, "a token was lost or doubled"
+    check_tokens(job.task, events, end)
+
+
+def check_tokens(task: Generate, events: list[Event], end: Done) -> None:
+    """Check that each choice has its whole text and one finish reason, in its last event."""
+    texts = [""] * task.sampling.n
+    reasons: list[str | None] = [None] * task.sampling.n
+    num_ids = 0
+    for event in events:
+        if not isinstance(event, Tokens):
+            continue
+        assert reasons[event.choice] is None, "tokens after the end of their choice"
+        texts[event.choice] += event.text
+        reasons[event.choice] = event.finish_reason
+        num_ids += len(event.ids)
+
+    for text in texts:
+        assert text == expected_text(task)
+    assert None not in reasons
+    assert num_ids == end.num_completion_tokens, "a token was lost or doubled"
 
 
 async def test_500_random_jobs_end_once_each(redis_server: RedisServer, redis: Redis) -> None:
-    """P1 (first slice), P4, P6: with cancels at random and a worker killed and another stopped
-    half-way."""
+    """P1 (first slice), P4, P6: 500 jobs end once each, with cancels at random.
+
+    One worker is killed half-way and another is stopped.
+    """
     rng = random.Random(20)
     desk = Desk(redis, "echo")
     jobs = list[Job]()
     more = list[Job]()
     to_cancel = set(rng.sample(range(NUM_JOBS), 60))
     victim, drained, survivor = await asyncio.gather(
-        *(start_worker(redis_server.url, redis) for _ in range(3))
+        start_worker(redis_server.url, redis),
+        start_worker(redis_server.url, redis),
+        start_worker(redis_server.url, redis),
     )
     try:
         for start in range(0, NUM_JOBS, 20):
-            jobs += await desk.submit(*(random_task(rng) for _ in range(20)), max_jobs=NUM_JOBS)
+            tasks = [random_task(rng) for _ in range(20)]
+            jobs += await desk.submit(*tasks, max_jobs=NUM_JOBS)
             for index in range(start, start + 20):
                 if index in to_cancel:
                     await desk.submissions.end([jobs[index]], Cancelled())
@@ -109,13 +136,15 @@ async def test_500_random_jobs_end_once_each(redis_server: RedisServer, redis: R
                 more = await kill_with_jobs_in_hand(victim, redis, desk, jobs)
             if start == 300:
                 drained.signal(signal.SIGTERM)
-        await all_ended(redis, [*jobs, *more])
+
+        # The jobs of `more` come last: their indices are not among those to cancel.
+        jobs += more
+        await all_ended(redis, jobs)
         assert await drained.wait() == 0
-        for index, job in enumerate([*jobs, *more]):
-            check_log(job, await desk.events(job), index in to_cancel)
-        assert await num_taken_over(desk, [*jobs, *more]) > 0, (
-            "the kill hit nothing, so this proved nothing"
-        )
+        for index, job in enumerate(jobs):
+            check_log(job, await desk.events(job), was_cancelled=index in to_cancel)
+        num_retried = await num_taken_over(desk, jobs)
+        assert num_retried > 0, "the kill hit nothing, so this proved nothing"
         await nothing_is_left(redis, desk)
     finally:
         for worker in (victim, drained, survivor):
@@ -123,32 +152,27 @@ async def test_500_random_jobs_end_once_each(redis_server: RedisServer, redis: R
 
 
 async def all_ended(redis: Redis, jobs: list[Job], deadline_s: float = 150.0) -> None:
+    ended = (b"done", b"failed", b"cancelled")
     async with asyncio.timeout(deadline_s):
         for job in jobs:
-            while await redis.hget(keys.job(job.id), "state") not in (
-                b"done",
-                b"failed",
-                b"cancelled",
-            ):  # type: ignore[misc]
+            while await redis.hget(keys.job(job.id), "state") not in ended:  # type: ignore[misc]
                 await asyncio.sleep(0.02)
 
 
 async def kill_with_jobs_in_hand(
     victim: WorkerProcess, redis: Redis, desk: Desk, jobs: list[Job], deadline_s: float = DEADLINE_S
 ) -> list[Job]:
-    """Freeze the worker when it holds jobs, make sure that it does, and kill it then. Returns jobs
-    that it got for want of others."""
+    """Freeze the worker, check that it holds jobs, and kill it.
+
+    A worker that holds none goes on with another job, until it is frozen in time.
+    Return the jobs that were added.
+    """
     more: list[Job] = []
     async with asyncio.timeout(deadline_s):
         while True:
+            # A running worker may end its jobs between the check and the kill; a frozen one cannot.
             victim.signal(signal.SIGSTOP)
-            held = [
-                await redis.hmget(keys.job(job.id), "state", "worker") for job in [*jobs, *more]
-            ]  # type: ignore[misc]
-            if any(
-                state == b"running" and f"-{victim.pid}-".encode() in worker
-                for state, worker in held
-            ):
+            if await holds_a_job(victim, redis, [*jobs, *more]):
                 break
             victim.signal(signal.SIGCONT)
             more += await desk.submit(Generate("abc", Sampling(200, seed=0)), max_jobs=NUM_JOBS)
@@ -158,26 +182,39 @@ async def kill_with_jobs_in_hand(
     return more
 
 
+async def holds_a_job(worker: WorkerProcess, redis: Redis, jobs: list[Job]) -> bool:
+    for job in jobs:
+        state, owner = await redis.hmget(keys.job(job.id), "state", "worker")  # type: ignore[misc]
+        if state == b"running" and f"-{worker.pid}-".encode() in owner:
+            return True
+    return False
+
+
 async def num_taken_over(desk: Desk, jobs: list[Job]) -> int:
-    logs = [await desk.events(job) for job in jobs]
-    return sum(any(isinstance(event, Started) and event.epoch > 1 for event in log) for log in logs)
+    """Count the jobs that a second worker started again."""
+    count = 0
+    for job in jobs:
+        epochs = [event.epoch for event in await desk.events(job) if isinstance(event, Started)]
+        if epochs and max(epochs) > 1:
+            count += 1
+    return count
 
 
 async def nothing_is_left(redis: Redis, desk: Desk) -> None:
-    """No job waits, none is leased, no quota is held, and every key of every job has a time to
-    live."""
+    """Check that no job waits, no lease and no quota is held, and every key of a job expires."""
     async with asyncio.timeout(DEADLINE_S):
         while await desk.counts() != (0, 0):
             await asyncio.sleep(0.02)
-    for key in [*await redis.keys("aios:{00}:job:*"), *await redis.keys("aios:{00}:log:*")]:
-        assert await redis.pttl(key) > 0, key
+    for pattern in ("aios:{00}:job:*", "aios:{00}:log:*"):
+        for key in await redis.keys(pattern):
+            assert await redis.pttl(key) > 0, key
     assert not await redis.keys("aios:{00}:held:*")
 
 
 async def test_a_worker_that_starts_later_finds_the_jobs_that_waited(
     redis_server: RedisServer, redis: Redis
 ) -> None:
-    """Nothing queued before the first worker is lost."""
+    """A job queued before the first worker starts is not lost."""
     desk = Desk(redis, "echo")
     (job,) = await desk.submit(Generate("hello", Sampling(max_tokens=5, seed=0)))
     worker: WorkerProcess = await start_worker(redis_server.url, redis)

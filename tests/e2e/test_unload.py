@@ -1,5 +1,7 @@
-"""Unloading over HTTP from real worker processes: their memory shrinks, and the next request has
-the model back."""
+"""A real worker unloads a model over HTTP: its memory shrinks.
+
+The next request has the model back.
+"""
 
 import asyncio
 from pathlib import Path
@@ -16,31 +18,32 @@ from tests.fixtures.e2e.fleet import start_worker
 from tests.fixtures.polling import DEADLINE_S, until
 
 ADMIN = {"X-API-Key": "root"}
-ASK = {"prompts": ["Hello", "Once upon a time"], "max_tokens": 6, "temperature": 0}
+BODY = {"prompts": ["Hello", "Once upon a time"], "max_tokens": 6, "temperature": 0}
 MIB = 2**20
 
 
 async def test_a_worker_gives_its_memory_back_and_takes_it_again(
     redis_url: str, redis: Redis, tmp_path: object
 ) -> None:
-    """D22 and D92: the same answer before and after."""
+    """D22, D92: the answer is the same before and after."""
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=264, n_positions=64, n_embd=512, n_layer=16, n_head=8)
-    GPT2LMHeadModel(config).save_pretrained(str(tmp_path))  # 50 M parameters: 200 MB of weights
+    # 50 M parameters are 200 MB of weights.
+    GPT2LMHeadModel(config).save_pretrained(str(tmp_path))
     byte_tokenizer().save_pretrained(str(tmp_path))
-    worker = await start_worker(
-        redis_url, redis, "--threads", "1", "--device", "cpu", model=f"big={tmp_path}"
-    )
+    flags = ("--threads", "1", "--device", "cpu")
+    worker = await start_worker(redis_url, redis, *flags, model=f"big={tmp_path}")
     try:
         async with in_memory(redis, admin_keys="ops:root", require_key="no") as client:
             before = (await ask(client)).json()
             full = psutil.Process(worker.pid).memory_info().rss
+
+            unloaded = await unload(client)
+            # 202 says that the worker has not done it yet.
             async with asyncio.timeout(DEADLINE_S):
-                while (
-                    told := await client.post("/api/models/unload/big", headers=ADMIN)
-                ).status_code == 202:
-                    continue
-            assert told.json() == {
+                while unloaded.status_code == 202:
+                    unloaded = await unload(client)
+            assert unloaded.json() == {
                 "model_id": "big",
                 "status": "unloaded",
                 "workers": 1,
@@ -58,17 +61,20 @@ async def test_a_worker_gives_its_memory_back_and_takes_it_again(
 async def loses_its_files(
     client: httpx.AsyncClient, worker: asyncio.subprocess.Process, path: Path, before: object
 ) -> None:
-    """A request for an unloaded model without files is told why, the worker lives, and the model
-    comes back."""
+    """A request for an unloaded model without files is refused with the reason.
+
+    The worker lives, and the model comes back with its files.
+    """
     await until(lambda: is_unloaded(client), "the model is unloaded")
     weights = path / "model.safetensors"
     weights.rename(path / "away")
-    refused = await client.post("/generate", json=ASK, timeout=60)
+    refused = await client.post("/generate", json=BODY, timeout=60)
     assert refused.status_code == 503
     assert refused.json()["error"]["code"] == "model_failed"
     await until(lambda: is_failed(client), "the fleet is told")
-    refused = await client.post("/generate", json=ASK, timeout=60)
-    assert (refused.status_code, refused.headers["X-Reject-Reason"]) == (503, "model_failed")
+    refused = await client.post("/generate", json=BODY, timeout=60)
+    assert refused.status_code == 503
+    assert refused.headers["X-Reject-Reason"] == "model_failed"
     assert int(refused.headers["Retry-After"]) >= 1
     assert worker.returncode is None
     (path / "away").rename(weights)
@@ -76,13 +82,17 @@ async def loses_its_files(
     assert (await ask(client)).json() == before
 
 
+async def unload(client: httpx.AsyncClient) -> httpx.Response:
+    return await client.post("/api/models/unload/big", headers=ADMIN)
+
+
 async def is_unloaded(client: httpx.AsyncClient) -> bool:
-    return (await client.post("/api/models/unload/big", headers=ADMIN)).status_code == 200
+    return (await unload(client)).status_code == 200
 
 
 async def is_failed(client: httpx.AsyncClient) -> bool:
-    told = (await client.get("/api/models/status/big")).json()
-    return bool(told["status"] == "failed" and "has no weights" in told["reason"])
+    model = (await client.get("/api/models/status/big")).json()
+    return bool(model["status"] == "failed" and "has no weights" in model["reason"])
 
 
 async def is_ready(client: httpx.AsyncClient) -> bool:
@@ -90,6 +100,6 @@ async def is_ready(client: httpx.AsyncClient) -> bool:
 
 
 async def ask(client: httpx.AsyncClient) -> httpx.Response:
-    answer = await client.post("/generate", json=ASK, timeout=60)
+    answer = await client.post("/generate", json=BODY, timeout=60)
     assert answer.status_code == 200, answer.text
     return answer

@@ -1,5 +1,7 @@
-"""The wheel, and the one made from the source archive, in an environment that has nothing else of
-this project."""
+"""The wheel works in an environment without this project's sources.
+
+The wheel of the source archive is the same.
+"""
 
 import json
 import os
@@ -32,7 +34,8 @@ _FILES = (
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    env = dict(os.environ)
+    env.pop("PYTHONPATH", None)
     done = subprocess.run(
         command, cwd=cwd, env=env, capture_output=True, text=True, timeout=180, check=False
     )
@@ -40,28 +43,27 @@ def run(*command: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
-def wheel_of(source: Path, place: Path) -> Path:
-    """The wheel that `pip wheel` makes of a source folder or archive, without an index."""
+def wheel_of(source: Path, folder: Path) -> Path:
+    """Build a wheel of a source folder or archive with `pip wheel`, without an index."""
+    pip_wheel = (sys.executable, "-m", "pip", "wheel")
     offline = ("--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check")
-    run(
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        source,
-        *offline,
-        "--wheel-dir",
-        place,
-        cwd=place.parent,
-    )
-    (wheel,) = place.glob("*.whl")
+    run(*pip_wheel, *offline, "--wheel-dir", folder, source, cwd=folder.parent)
+    (wheel,) = folder.glob("*.whl")
     return wheel
+
+
+def install(python: Path, wheel: Path) -> None:
+    """Install a wheel into the environment of `python`, without an index."""
+    pip = (sys.executable, "-m", "pip", "--python", python)
+    run(*pip, "install", "--no-index", "--no-deps", wheel, cwd=wheel.parent)
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the sources, so that building leaves nothing in this tree and finds nothing of an
-    earlier build."""
+    """Copy the sources, so that a build leaves nothing in this tree.
+
+    It also uses nothing of an earlier build.
+    """
     copy = tmp_path_factory.mktemp("source")
     for name in _SOURCES:
         shutil.copytree(REPO_ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -77,35 +79,32 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An environment with the wheel, and this one's other packages. Its folder."""
-    place = tmp_path_factory.mktemp("installed") / "venv"
-    run(sys.executable, "-m", "venv", "--without-pip", place, cwd=place.parent)
-    python = place / "bin" / "python"
-    pip = (sys.executable, "-m", "pip", "--python", python)
-    run(*pip, "install", "--no-index", "--no-deps", wheel, cwd=place.parent)
-    packages = next(place.glob("lib/python3*/site-packages"))
+    """Create an environment with the wheel and this one's other packages, and return its folder."""
+    folder = tmp_path_factory.mktemp("installed") / "venv"
+    run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
+    install(folder / "bin" / "python", wheel)
+
+    packages = next(folder.glob("lib/python3*/site-packages"))
     # A path from a .pth file comes behind the environment's own, and .pth files in it are not read:
     # the editable installation of this tree stays out.
     (packages / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    yield place
+    yield folder
 
 
 def test_it_serves_the_sample_from_an_empty_folder(
     installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    assert re.fullmatch(
-        r"aios \d+\.\d+\.\d+\n", run(installed / "bin" / "aios", "--version", cwd=tmp_path)
-    )
-    command = (str(installed / "bin" / "aios"),)
-    with serving("--threads", "1", command=command, cwd=tmp_path) as fleet:
-        for child in (
-            *fleet.children("api"),
-            *fleet.children("worker"),
-            *fleet.children("scripts.cli.jobs"),
-        ):
-            assert child.cmdline()[0].startswith(str(installed))
-            assert str(REPO_ROOT) + os.sep not in str(child.environ().get("PYTHONPATH"))
+    command = installed / "bin" / "aios"
+    version = run(command, "--version", cwd=tmp_path)
+    assert re.fullmatch(r"aios \d+\.\d+\.\d+\n", version)
+
+    with serving("--threads", "1", command=(str(command),), cwd=tmp_path) as fleet:
+        for role in ("api", "worker", "scripts.cli.jobs"):
+            for child in fleet.children(role):
+                assert child.cmdline()[0].startswith(str(installed))
+                assert str(REPO_ROOT) + os.sep not in str(child.environ().get("PYTHONPATH"))
+
         body = {"prompts": ["Solve for x: 2x + 3 = 9"], "temperature": 0}
         answer = httpx.post(f"{fleet.url}/generate", json=body, timeout=180)
         assert answer.json()["completions"][0].endswith("x = 3")
@@ -114,20 +113,20 @@ def test_it_serves_the_sample_from_an_empty_folder(
 
 
 def test_every_module_and_its_data_are_in_it(wheel: Path, source: Path) -> None:
-    # Installed under the names of the folders in it.
+    # The folders in it are installed at the top, under their own names.
     old_names = source / "scripts" / "entry_points"
-    expected = {str(file.relative_to(old_names)) for file in old_names.rglob("*.py")}
-    for room in ("api", "worker", "shared", "scripts"):
-        files = [
-            *(source / room).rglob("*.py"),
-            *(source / room).rglob("*.lua"),
-            source / room / "py.typed",
-        ]
-        expected |= {
-            str(file.relative_to(source)) for file in files if not file.is_relative_to(old_names)
-        }
-    models = [file for file in (source / "models").rglob("*") if file.is_file()]
-    expected |= {f"shared/{file.relative_to(source)}" for file in models}
+    expected = set()
+    for package in ("api", "worker", "shared", "scripts"):
+        expected.add(f"{package}/py.typed")
+        for pattern in ("*.py", "*.lua"):
+            for file in (source / package).rglob(pattern):
+                root = source
+                if file.is_relative_to(old_names):
+                    root = old_names
+                expected.add(str(file.relative_to(root)))
+    for file in (source / "models").rglob("*"):
+        if file.is_file():
+            expected.add(f"shared/{file.relative_to(source)}")
     assert set(contents(wheel)) == expected
 
 
@@ -151,18 +150,24 @@ def test_the_wheel_of_the_source_archive_is_the_same(
 
 
 def contents(wheel: Path) -> dict[str, int]:
-    """The files of a wheel and their checksums."""
+    """Return the files of a wheel and their checksums."""
+    checksums = {}
     with zipfile.ZipFile(wheel) as files:
-        return {
-            file.filename: file.CRC for file in files.infolist() if "dist-info" not in file.filename
-        }
+        for file in files.infolist():
+            if "dist-info" not in file.filename:
+                checksums[file.filename] = file.CRC
+    return checksums
 
 
 def test_what_is_not_installed_is_named(installed: Path, tmp_path: Path) -> None:
-    """Without the extras there is a sentence, and no traceback."""
-    code = (
-        "import sys\nfrom scripts.cli import aios\naios.find_spec = lambda name: "
-        "None\nsys.exit(aios.main(sys.argv[1:]))\n"
+    """Without the extras the command prints a sentence and no traceback."""
+    code = "\n".join(
+        [
+            "import sys",
+            "from scripts import aios",
+            "aios.find_spec = lambda name: None",
+            "sys.exit(aios.main(sys.argv[1:]))",
+        ]
     )
     command = [str(installed / "bin" / "python"), "-c", code, "serve", "hrm"]
     done = subprocess.run(
@@ -177,25 +182,26 @@ def test_what_is_not_installed_is_named(installed: Path, tmp_path: Path) -> None
 def test_a_plugin_adds_a_task_what_does_it_and_how_it_is_asked_for(
     installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing of this project is changed: a package is installed beside it. The last test of this
-    environment."""
+    """A package beside this project adds a task, a runner and a route.
+
+    Nothing of this project changes. This is the last test of the environment.
+    """
     shutil.copytree(REPO_ROOT / "tests" / "fixtures" / "plugin", tmp_path / "plugin")
     plugin = wheel_of(tmp_path / "plugin", tmp_path / "out")
-    pip = (sys.executable, "-m", "pip", "--python", installed / "bin" / "python")
-    run(*pip, "install", "--no-index", "--no-deps", plugin, cwd=tmp_path)
+    install(installed / "bin" / "python", plugin)
     monkeypatch.delenv("PYTHONPATH", raising=False)
     model = {"id": "mirror", "path": str(tmp_path), "runner": "mirror", "options": {"ends": "!"}}
     monkeypatch.setenv("AIOS_MODELS", json.dumps([model]))
     with serving(command=(str(installed / "bin" / "aios"),), cwd=tmp_path) as fleet:
         body = {"texts": ["abc", "d e"]}
-        assert httpx.post(f"{fleet.url}/mirror", json=body, timeout=180).json() == {
-            "texts": ["cba!", "e d!"]
-        }
+        answer = httpx.post(f"{fleet.url}/mirror", json=body, timeout=180)
+        assert answer.json() == {"texts": ["cba!", "e d!"]}
+
         job = {"task": "mirror", **body, "by_word": True}
-        later = httpx.post(
-            f"{fleet.url}/v1/jobs", json=job, headers={"Prefer": "wait=180"}, timeout=180
-        )
-        assert later.json() == {"texts": ["abc!", "e d!"]}
+        headers = {"Prefer": "wait=180"}
+        waited = httpx.post(f"{fleet.url}/v1/jobs", json=job, headers=headers, timeout=180)
+        assert waited.json() == {"texts": ["abc!", "e d!"]}
+
         refused = httpx.post(f"{fleet.url}/generate", json={"prompts": ["a"]}, timeout=180)
         assert "serves 'mirror'" in refused.json()["error"]["message"]
         assert "/mirror" in httpx.get(f"{fleet.url}/openapi.json", timeout=180).json()["paths"]

@@ -1,5 +1,4 @@
-"""The agreement of all paths, on few prompts: tiny nets of random weights, and the sample model in
-int8."""
+"""All paths agree on few prompts, for tiny nets of random weights and the sample model in int8."""
 
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from worker.models import linear
 def test_every_path_says_what_transformers_says(
     write: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """P3: alone, batched, staggered, chunked, preempted, shared, resumed, forked - one answer."""
+    """P3: alone, batched, staggered, chunked, preempted, shared, resumed, forked: one answer."""
     path = write(tmp_path, "tiny")  # type: ignore[operator]
     assert agreement.agrees(
         RunnerOptions(path=str(path)), num_prompts=17, num_tokens=10, longest=60

@@ -1,4 +1,4 @@
-"""The `aios` command: what it accepts, and what it hands to the processes it starts."""
+"""The `aios` command: its arguments, and the settings of the processes that it starts."""
 
 import asyncio
 import os
@@ -30,7 +30,9 @@ def test_anything_unknown_gets_the_usage(
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert (main(["--help"]), main(["--version"]), main(["-V"])) == (0, 0, 0)
+    assert main(["--help"]) == 0
+    assert main(["--version"]) == 0
+    assert main(["-V"]) == 0
     assert "aios worker" in capsys.readouterr().out
 
 
@@ -52,41 +54,42 @@ def test_a_role_alone_needs_a_redis(
 
 
 def test_children_resolve_to_the_parents_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FORCE_DEVICE", "cuda")  # must not reach a child that is told cpu
+    # The variable must not reach a child whose settings say cpu.
+    monkeypatch.setenv("FORCE_DEVICE", "cuda")
     settings = Settings(
         device="cpu", workers=3, threads=2, models=(ModelEntry(id="a", path="echo"),)
     )
-    api, worker, jobs = fleet_roles(
-        settings, [{"AIOS_WORKER_CORES": str(copy)} for copy in range(3)]
-    )
-    assert [(role.name, len(role.copies), role.argv[-1]) for role in (api, worker, jobs)] == [
-        ("api", 1, "api"),
-        ("worker", 3, "worker"),
-        ("jobs", 1, "scripts.cli.jobs"),
-    ]
+    copies = [{"AIOS_WORKER_CORES": "0"}, {"AIOS_WORKER_CORES": "1"}, {"AIOS_WORKER_CORES": "2"}]
+
+    api, worker, jobs = fleet_roles(settings, copies)
+
+    assert (api.name, len(api.copies), api.argv[-1]) == ("api", 1, "api")
+    assert (worker.name, len(worker.copies), worker.argv[-1]) == ("worker", 3, "worker")
+    assert (jobs.name, len(jobs.copies), jobs.argv[-1]) == ("jobs", 1, "scripts.cli.jobs")
     for role in (api, worker, jobs):
+        config = Path(role.env["AIOS_CONFIG"])
         for copy in role.copies:
-            assert (
-                resolve({}, {**role.env, **copy}, Path(role.env["AIOS_CONFIG"])).settings
-                == settings
-            )
+            assert resolve({}, {**role.env, **copy}, config).settings == settings
 
 
 def test_each_process_has_a_port_of_its_own_for_metrics() -> None:
     settings = Settings(worker_port=9090, metrics_port=8001)
+
     api, worker, jobs = fleet_roles(settings, [{"A": "b"}, {}])
+
     assert worker.copies == [{"A": "b", "AIOS_WORKER_PORT": "9090"}, {"AIOS_WORKER_PORT": "9091"}]
-    assert [role.env["AIOS_METRICS_PORT"] for role in (api, worker, jobs)] == [
-        "8001",
-        "none",
-        "none",
-    ]
-    _, free, _ = fleet_roles(Settings(worker_port=0), [{}, {}])
-    assert (free.env["AIOS_WORKER_PORT"], free.copies) == ("0", [{}, {}])
+    assert api.env["AIOS_METRICS_PORT"] == "8001"
+    assert worker.env["AIOS_METRICS_PORT"] == "none"
+    assert jobs.env["AIOS_METRICS_PORT"] == "none"
+
+    # Port 0 is any free port, so each copy may have the same setting.
+    _, worker, _ = fleet_roles(Settings(worker_port=0), [{}, {}])
+    assert worker.env["AIOS_WORKER_PORT"] == "0"
+    assert worker.copies == [{}, {}]
 
 
 class MortalRedis(EmbeddedRedis):
-    """Dies whenever it is looked at, `times` in all."""
+    """A Redis that dies at each check, `times` in all."""
 
     pid = 1  # type: ignore[assignment]
 
@@ -104,7 +107,7 @@ class MortalRedis(EmbeddedRedis):
 async def test_a_redis_that_dies_again_and_again_ends_the_fleet(
     deaths: int, lives_s: float, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Deaths count that come within `lives_s` of a start."""
+    """Deaths count when they come within `lives_s` of a start."""
     monkeypatch.setattr(aios, "REDIS_CHECK_S", 0.001)
     monkeypatch.setattr(aios, "REDIS_LIVES_S", lives_s)
     supervisor = Supervisor([])
@@ -129,18 +132,24 @@ def test_the_ready_line_has_what_to_type_next() -> None:
     assert line.startswith(
         "ready at http://127.0.0.1:8123  model: m  docs: http://127.0.0.1:8123/docs  try: curl -s "
     )
-    assert "/generate" in line and "Authorization" not in line
-    assert ready_line(settings, ready_fleet("embed"), needs_key=False).endswith(
-        "try: curl -s http://127.0.0.1:8123/v1/models"
-    )
+    assert "/generate" in line
+    assert "Authorization" not in line
+
+    line = ready_line(settings, ready_fleet("embed"), needs_key=False)
+    assert line.endswith("try: curl -s http://127.0.0.1:8123/v1/models")
+
     line = ready_line(Settings(host="::", port=1), ready_fleet(), needs_key=False)
     assert line.startswith("ready at http://[::1]:1 ")
 
 
 async def test_the_ready_line_says_that_a_key_is_needed_and_never_which() -> None:
     settings = resolve({}, {"API_KEYS": "hush-1"}, None).settings
-    line = ready_line(settings, ready_fleet("generate"), needs_key=await callers_need_key(settings))
-    assert "-H 'Authorization: Bearer YOUR-KEY'" in line and "hush" not in line
+    needs_key = await callers_need_key(settings)
+
+    line = ready_line(settings, ready_fleet("generate"), needs_key=needs_key)
+
+    assert "-H 'Authorization: Bearer YOUR-KEY'" in line
+    assert "hush" not in line
 
 
 async def test_a_key_is_needed_once_one_was_made_in_a_redis_that_is_not_the_fleets_own(
@@ -155,21 +164,31 @@ async def test_a_key_is_needed_once_one_was_made_in_a_redis_that_is_not_the_flee
 
 def test_only_a_front_whose_redis_ends_with_it_finishes_what_is_in_flight() -> None:
     settings = Settings(drain_timeout_s=30)
-    own = fleet_roles(settings, [{}], redis_ends=True)
-    assert [role.env.get("AIOS_REDIS_ENDS_WITH_FLEET") for role in own] == ["1", None, None]
-    assert [role.env["AIOS_DRAIN_TIMEOUT_S"] for role in own] == ["30.0", "1.0", "1.0"]
-    assert [role.grace_s for role in own] == [40, 11, 11]
-    others = fleet_roles(settings, [{}])
-    assert not any("AIOS_REDIS_ENDS_WITH_FLEET" in role.env for role in others)
-    assert [role.grace_s for role in others] == [40, 40, 40]
+
+    api, worker, jobs = fleet_roles(settings, [{}], redis_ends=True)
+    assert api.env["AIOS_REDIS_ENDS_WITH_FLEET"] == "1"
+    assert api.env["AIOS_DRAIN_TIMEOUT_S"] == "30.0"
+    assert api.grace_s == 40
+    for role in (worker, jobs):
+        assert "AIOS_REDIS_ENDS_WITH_FLEET" not in role.env
+        assert role.env["AIOS_DRAIN_TIMEOUT_S"] == "1.0"
+        assert role.grace_s == 11
+
+    for role in fleet_roles(settings, [{}]):
+        assert "AIOS_REDIS_ENDS_WITH_FLEET" not in role.env
+        assert role.grace_s == 40
 
 
 def test_only_the_front_is_given_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEYS", "hush-1")
     settings = resolve({}, {"API_KEYS": "hush-1", "AIOS_ADMIN_KEYS": "hush-2"}, None).settings
-    api, *others = fleet_roles(settings, [{}])
-    assert [api.env[name] for name in ("AIOS_API_KEYS", "AIOS_ADMIN_KEYS")] == ["hush-1", "hush-2"]
-    assert not any("hush" in str(role.env) for role in others)
+
+    api, worker, jobs = fleet_roles(settings, [{}])
+
+    assert api.env["AIOS_API_KEYS"] == "hush-1"
+    assert api.env["AIOS_ADMIN_KEYS"] == "hush-2"
+    assert "hush" not in str(worker.env)
+    assert "hush" not in str(jobs.env)
 
 
 def test_a_fleets_ports_are_looked_at_before_anything_is_started() -> None:
@@ -177,10 +196,10 @@ def test_a_fleets_ports_are_looked_at_before_anything_is_started() -> None:
         port = taken.getsockname()[1]
         for name in ("port", "metrics_port", "worker_port"):
             values = {"host": "127.0.0.1", "port": 0} | {name: port}
-            with pytest.raises(
-                SettingsError, match=f"^{name}: cannot listen on 127.0.0.1 port {port}: "
-            ):
+            sentence = f"^{name}: cannot listen on 127.0.0.1 port {port}: "
+            with pytest.raises(SettingsError, match=sentence):
                 bindable_port(Settings(**values))
+
     free = bindable_port(Settings(host="127.0.0.1", port=0))
     assert bindable_port(Settings(host="127.0.0.1", port=free)) == free
 
@@ -189,9 +208,8 @@ def test_ports_of_one_fleet_must_differ() -> None:
     free = bindable_port(Settings(host="127.0.0.1", port=0))
     with pytest.raises(SettingsError, match=r"^metrics_port: cannot listen"):
         bindable_port(Settings(host="127.0.0.1", port=free, metrics_port=free))
-    with pytest.raises(
-        SettingsError, match=r"^worker_port: 2 workers have the ports 65535 and up, beyond 65535"
-    ):
+    beyond = r"^worker_port: 2 workers have the ports 65535 and up, beyond 65535"
+    with pytest.raises(SettingsError, match=beyond):
         bindable_port(Settings(host="127.0.0.1", port=0, worker_port=65_535), workers=2)
 
 
@@ -201,16 +219,17 @@ def test_a_child_tells_of_a_setting_as_its_parent_had_it(
     monkeypatch.setenv("PORT", "8123")
     settings = resolve({"device": "cpu"}, {"PORT": "8123"}, None).settings
     _, worker, _ = fleet_roles(settings, [{}])
+
     child = resolve({}, worker.env, Path(os.devnull)).settings
-    assert [child.origin(name) for name in ("port", "device", "host")] == [
-        "PORT",
-        "--device",
-        "default",
-    ]
+
+    assert child.origin("port") == "PORT"
+    assert child.origin("device") == "--device"
+    assert child.origin("host") == "default"
     with caplog.at_level("INFO"):
         tell_of_variables(settings)
         assert caplog.records[0].fields == {"variables": {"PORT": "8123"}}  # type: ignore[attr-defined]
-        monkeypatch.delenv("PORT")  # as for a child
+        # A child has no such variable: its value comes with the settings.
+        monkeypatch.delenv("PORT")
         tell_of_variables(child)
     assert len(caplog.records) == 1
 
@@ -221,10 +240,13 @@ def test_a_misspelt_variable_is_told_once(
     monkeypatch.setenv("AIOS_MAX_BATCH", "4")
     monkeypatch.setenv("AIOS_APIKEYS", "secret")
     tell_of_variables(Settings())
-    assert [(record.levelname, record.fields) for record in caplog.records] == [  # type: ignore[attr-defined]
-        ("WARNING", {"variable": "AIOS_MAX_BATCH", "nearest": "AIOS_MAX_BATCH_SIZE"}),
-        ("WARNING", {"variable": "AIOS_APIKEYS", "nearest": "AIOS_API_KEYS"}),
-    ]
+
+    batch, keys = caplog.records
+    assert batch.levelname == "WARNING"
+    assert batch.fields == {"variable": "AIOS_MAX_BATCH", "nearest": "AIOS_MAX_BATCH_SIZE"}  # type: ignore[attr-defined]
+    assert keys.levelname == "WARNING"
+    assert keys.fields == {"variable": "AIOS_APIKEYS", "nearest": "AIOS_API_KEYS"}  # type: ignore[attr-defined]
+
     _, worker, _ = fleet_roles(Settings(), [{"AIOS_WORKER_CORES": "0"}])
     monkeypatch.setattr("os.environ", {**os.environ, **worker.env, **worker.copies[0]})
     tell_of_variables(Settings())

@@ -1,5 +1,4 @@
-"""The benchmarks run: every row prints rates and finite ratios on a tiny net, and says what the
-answers agreed on."""
+"""The benchmarks run on a tiny net: every row prints rates, finite ratios and equal answers."""
 
 import math
 import re
@@ -21,10 +20,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ratios(text: str) -> list[float]:
-    """Those of all rows; a row without a finite one above zero fails."""
-    found = [float(number) for number in re.findall(r"ratio (\S+)", text)]
-    assert found and all(math.isfinite(number) and number > 0 for number in found), text
-    return found
+    """Return the ratios of all rows, which are finite and above zero."""
+    numbers = [float(number) for number in re.findall(r"ratio (\S+)", text)]
+    assert numbers, text
+    for number in numbers:
+        assert math.isfinite(number), text
+        assert number > 0, text
+    return numbers
 
 
 def test_every_row_of_the_engine_prints_ratios(
@@ -32,10 +34,9 @@ def test_every_row_of_the_engine_prints_ratios(
 ) -> None:
     engine.main([*ONCE, "--cache", str(cache)])
     text = capsys.readouterr().out
-    head = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-    ).stdout
-    assert text.startswith(f"commit {head[:12]}")
+    git = ["git", "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout
+    assert text.startswith(f"commit {commit[:12]}")
     for row in (
         "decode x4",
         "single",
@@ -61,8 +62,10 @@ def test_the_fleet_beside_its_engines(cache: Path, capsys: pytest.CaptureFixture
 
 
 def test_tokens_beside_a_long_task(capsys: pytest.CaptureFixture[str]) -> None:
-    """They go on: on a machine that does nothing else they come as evenly as alone
-    (docs/benchmarks.md)."""
+    """Tokens go on beside a long task.
+
+    On a machine that does nothing else they come as evenly as alone (docs/benchmarks.md).
+    """
     beside.main(["--seconds", "0.5"])
     text = capsys.readouterr().out
     assert len(re.findall(r"^round \d: alone p50 .* beside p50 .* p99 x", text, re.MULTILINE)) == 3
@@ -77,7 +80,7 @@ def test_an_unknown_row_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_ratio_above_one_means_that_ours_is_faster() -> None:
-    """Best against best; the disturbed round only shows in the spread."""
+    """The ratio compares the best rounds; a disturbed round only shows in the spread."""
     speed = Comparison()
     speed.add(ours=1.0, theirs=3.0)
     speed.add(ours=9.0, theirs=2.0)
@@ -93,5 +96,10 @@ def test_a_ratio_above_one_means_that_ours_is_faster() -> None:
 def test_every_token_of_the_vocabulary_is_a_text_of_its_own() -> None:
     words = model.tokenizer(1000)
     assert len(words) == 1000
-    texts = [words.decode([token]) for token in range(model.FIRST_WORD, 1000)]
-    assert len(set(texts)) == len(texts) and all(text.isalpha() for text in texts)
+
+    texts = set()
+    for token in range(model.FIRST_WORD, 1000):
+        text = words.decode([token])
+        assert text.isalpha()
+        assert text not in texts
+        texts.add(text)

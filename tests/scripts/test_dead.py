@@ -1,4 +1,4 @@
-"""`aios dead` on a real Redis: what was convicted is listed, shown, tried again and forgotten."""
+"""`aios dead` on a real Redis lists, shows, retries and drops convicted jobs."""
 
 import asyncio
 import json
@@ -18,22 +18,28 @@ Aios = Callable[..., Any]
 
 @pytest.fixture
 def aios(redis_url: str, capsys: pytest.CaptureFixture[str]) -> Aios:
-    """Runs `aios dead ...`: its exit status and what it printed, as JSON where it is."""
+    """Run `aios dead ...` and return its exit status and its output.
+
+    With `--json` each line of the output is parsed.
+    """
 
     async def run(*words: str) -> tuple[int, Any]:
         status = await asyncio.to_thread(main, ["dead", "--redis-url", redis_url, *words])
         out = capsys.readouterr().out
-        return status, [json.loads(line) for line in out.splitlines()] if "--json" in words else out
+        if "--json" in words:
+            return status, [json.loads(line) for line in out.splitlines()]
+        return status, out
 
     return run
 
 
 async def convict(redis: Redis, desk: Desk) -> Job:
-    """A job whose third worker died."""
+    """Return a job whose third worker has died."""
     (job,) = await desk.submit(tenant="acme", priority="bulk")
     for number in range(3):
         (claim,) = await desk.take(1, f"w{number}")
         await desk.say(claim, Started(claim.epoch, f"w{number}", 1))
+        # The lease has lapsed, as if the worker had died.
         await redis.zadd(keys.leases("00", desk.model), {job.id: 1}, xx=True)
     assert await desk.take(1, "w3") == []
     return job
@@ -44,38 +50,48 @@ async def test_the_dead_are_listed_and_shown(redis: Redis, aios: Aios) -> None:
     assert await aios("list", "--json") == (0, [])
     first = await convict(redis, desk)
     second = await convict(redis, desk)
+
+    # The latest comes first.
     status, (dead, other) = await aios("list", "--json")
-    assert (status, dead["id"], other["id"]) == (0, second.id, first.id), "the latest first"
-    assert {name: dead[name] for name in ("model", "tenant", "worker", "epochs")} == {
-        **{"model": "m", "tenant": "acme", "worker": "w2", "epochs": 3}
-    }
+    assert status == 0
+    assert other["id"] == first.id
+    assert dead["id"] == second.id
+    assert dead["model"] == "m"
+    assert dead["tenant"] == "acme"
+    assert dead["worker"] == "w2"
+    assert dead["epochs"] == 3
+
     _, (shown,) = await aios("show", first.id, "--json")
-    assert (shown["task"]["type"], shown["task"]["prompt"]) == ("generate", "hi")
-    assert [event["type"] for event in shown["log"]] == ["started"] * 3 + ["failed"]
-    assert (
-        first.id in (await aios("list"))[1]
-        and "worker_crashed" in (await aios("show", first.id))[1]
-    )
+    assert shown["task"]["type"] == "generate"
+    assert shown["task"]["prompt"] == "hi"
+    event_types = [event["type"] for event in shown["log"]]
+    assert event_types == ["started", "started", "started", "failed"]
+
+    assert first.id in (await aios("list"))[1]
+    assert "worker_crashed" in (await aios("show", first.id))[1]
+
     week_ms = 7 * 86_400_000
-    assert [
-        await redis.pttl(name) > week_ms - 60_000
-        for name in (keys.job(first.id), keys.log(first.id))
-    ] == [*(True, True)]
+    for key in (keys.job(first.id), keys.log(first.id)):
+        assert await redis.pttl(key) > week_ms - 60_000
 
 
 async def test_one_is_tried_again_as_a_new_job(redis: Redis, aios: Aios) -> None:
     desk = Desk(redis)
     job = await convict(redis, desk)
-    status, (made,) = await aios("retry", job.id, "--json")
-    assert status == 0 and made["id"] != job.id
+
+    status, (retried,) = await aios("retry", job.id, "--json")
+    assert status == 0
+    assert retried["id"] != job.id
+
     (claim,) = await desk.take(5, is_empty=False)
-    assert (claim.job.id, claim.job.task, claim.job.tenant, claim.job.priority) == (
-        made["id"],
-        SAY_HI,
-        "acme",
-        "bulk",
-    )
-    assert (claim.epoch, claim.is_alone) == (1, False), "its deaths are forgotten"
+    assert claim.job.id == retried["id"]
+    assert claim.job.task == SAY_HI
+    assert claim.job.tenant == "acme"
+    assert claim.job.priority == "bulk"
+    # The deaths of its workers are forgotten.
+    assert claim.epoch == 1
+    assert claim.is_alone is False
+
     assert await desk.say(claim, DONE)
     assert await aios("list", "--json") == (0, [])
     assert not await redis.exists(keys.job(job.id), keys.log(job.id))
@@ -86,10 +102,14 @@ async def test_a_retry_that_was_cut_off_queues_nothing_twice(redis: Redis, aios:
     job = await convict(redis, desk)
     entries = await redis.xrange(keys.dead("00"))
     kept = await redis.dump(keys.job(job.id))
-    (made,) = (await aios("retry", job.id, "--json"))[1]
-    await redis.xadd(keys.dead("00"), entries[0][1])  # as if it had not come to this
+    _, (retried,) = await aios("retry", job.id, "--json")
+
+    # The entry and the job come back, as if the retry had been cut off before their removal.
+    await redis.xadd(keys.dead("00"), entries[0][1])
     await redis.restore(keys.job(job.id), 0, kept)
-    assert (await aios("retry", job.id, "--json"))[1] == [made]
+
+    _, again = await aios("retry", job.id, "--json")
+    assert again == [retried]
     assert await desk.counts() == (1, 0)
 
 
@@ -97,8 +117,11 @@ async def test_one_is_dropped_with_its_keys(redis: Redis, aios: Aios) -> None:
     desk = Desk(redis)
     job = await convict(redis, desk)
     other = await convict(redis, desk)
+
     assert await aios("drop", job.id) == (0, "")
-    assert [dead["id"] for dead in (await aios("list", "--json"))[1]] == [other.id]
+
+    _, (dead,) = await aios("list", "--json")
+    assert dead["id"] == other.id
     assert not await redis.exists(keys.job(job.id), keys.log(job.id))
 
 
@@ -118,7 +141,7 @@ async def test_without_a_redis_it_says_so(
     monkeypatch.delenv("AIOS_REDIS_URL", raising=False)
     assert await asyncio.to_thread(main, ["dead", "list"]) == 2
     assert "redis_url" in capsys.readouterr().err
-    assert (
-        await asyncio.to_thread(main, ["dead", "list", "--redis-url", "redis://127.0.0.1:1/0"]) == 1
-    )
+
+    away = ["--redis-url", "redis://127.0.0.1:1/0"]
+    assert await asyncio.to_thread(main, ["dead", "list", *away]) == 1
     assert "aios dead:" in capsys.readouterr().err

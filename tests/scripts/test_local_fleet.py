@@ -1,5 +1,4 @@
-"""The fleets of this machine are found by the tools, by their owner alone, and only while they
-live."""
+"""Tools find the fleets of this machine, for their owner alone and only while they live."""
 
 import json
 import os
@@ -24,7 +23,8 @@ from tests.fixtures.polling import wait_until
 HOLDER = """
 import sys
 from scripts.cli.local_fleet import LocalFleet, announced
-with announced(LocalFleet(1, 8001, "http://127.0.0.1:8001", "redis://:s3cret@127.0.0.1:1/0", 1, True)):
+redis_url = "redis://:s3cret@127.0.0.1:1/0"
+with announced(LocalFleet(1, 8001, "http://127.0.0.1:8001", redis_url, 1, True)):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -32,7 +32,7 @@ with announced(LocalFleet(1, 8001, "http://127.0.0.1:8001", "redis://:s3cret@127
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the files lie; no other place is looked at."""
+    """Return the folder of the files; the tools look in no other."""
     monkeypatch.delenv("AIOS_RUN_DIR")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
@@ -60,7 +60,7 @@ def test_a_fleet_is_found_while_it_runs_and_its_password_is_its_owners(folder: P
 
 
 def test_what_is_no_file_is_passed_over(folder: Path) -> None:
-    """A pipe above all: to open one would wait for ever."""
+    """A tool opens no pipe, which would block it for ever."""
     folder.mkdir(mode=0o700)
     os.mkfifo(folder / "pipe.fleet.json")
     (folder / "folder.fleet.json").mkdir()
@@ -72,7 +72,7 @@ def test_what_is_no_file_is_passed_over(folder: Path) -> None:
 def test_it_is_found_from_a_shell_without_a_session(
     lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And where one of the folders cannot be had, as in a container, the next one serves."""
+    """Where one of the folders cannot be used, as in a container, the next one serves."""
     (tmp_path / "file").touch()
     monkeypatch.setenv(lost, str(tmp_path / "file" / "none"))
     with announced(fleet()):
@@ -82,7 +82,7 @@ def test_it_is_found_from_a_shell_without_a_session(
 def test_a_user_without_a_home_needs_none(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One whom the system does not know, in an environment that tells nothing."""
+    """A user whom the system does not know needs no variable either."""
 
     def unknown(number: int) -> None:
         raise KeyError(number)
@@ -92,9 +92,8 @@ def test_a_user_without_a_home_needs_none(
         monkeypatch.delenv(name, raising=False)
     with announced(fleet()):
         assert running_fleets() == [fleet()]
-        assert [place.parent for place in tmp_path.glob("aios-*/*")] == [
-            tmp_path / f"aios-{os.getuid()}"
-        ]
+        (file,) = tmp_path.glob("aios-*/*")
+        assert file.parent == tmp_path / f"aios-{os.getuid()}"
 
 
 def test_without_any_folder_the_fleet_runs_all_the_same(
@@ -108,7 +107,10 @@ def test_without_any_folder_the_fleet_runs_all_the_same(
 
 
 def test_a_killed_fleet_is_not_found_although_its_process_id_is_taken_again(folder: Path) -> None:
-    """The file of process 1, which always runs: whose it is depends on who holds it."""
+    """A file belongs to the process that holds it open, not to its process id.
+
+    Here it names process 1, which always runs.
+    """
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER],
         stdin=subprocess.PIPE,
@@ -120,7 +122,8 @@ def test_a_killed_fleet_is_not_found_although_its_process_id_is_taken_again(fold
         assert holder.stdout is not None
         try:
             assert holder.stdout.readline() == "held\n"
-            assert [found.port for found in running_fleets()] == [8001]
+            (running,) = running_fleets()
+            assert running.port == 8001
         finally:
             holder.send_signal(signal.SIGKILL)
             holder.wait()
@@ -143,9 +146,8 @@ def test_a_folder_or_a_file_of_somebody_else_is_not_believed(folder: Path) -> No
 def test_one_of_several_is_chosen_by_its_port() -> None:
     with announced(fleet(8000)), announced(fleet(9000)):
         assert choose_fleet(9000) == fleet(9000)
-        with pytest.raises(
-            SettingsError, match=r"several.*127.0.0.1:8000 .*127.0.0.1:9000 .*--port"
-        ):
+        several = r"several.*127.0.0.1:8000 .*127.0.0.1:9000 .*--port"
+        with pytest.raises(SettingsError, match=several):
             choose_fleet()
         with pytest.raises(SettingsError, match=r"port: no fleet with port 1 .*127.0.0.1:8000 "):
             choose_fleet(1)
@@ -155,17 +157,18 @@ def test_a_redis_that_is_named_wins() -> None:
     named = Settings(redis_url="redis://elsewhere")
     with announced(fleet()):
         assert with_local_fleet(named) == (named, None)
-        found, its_fleet = with_local_fleet(Settings())
-        assert (found.redis_url, its_fleet) == (fleet().redis_url, fleet())
+        settings, local = with_local_fleet(Settings())
+        assert settings.redis_url == fleet().redis_url
+        assert local == fleet()
         with pytest.raises(SettingsError, match="port: chooses a fleet"):
             with_local_fleet(named, 8000)
-    with pytest.raises(
-        SettingsError, match=r"redis_url: .*no `aios serve hrm` of this user runs here"
-    ):
+
+    none = r"redis_url: .*no `aios serve hrm` of this user runs here"
+    with pytest.raises(SettingsError, match=none):
         with_local_fleet(Settings())
 
 
 def test_its_password_is_not_told_when_one_is_to_be_chosen() -> None:
-    with announced(fleet(8000)), announced(fleet(9000)), pytest.raises(SettingsError) as told:
+    with announced(fleet(8000)), announced(fleet(9000)), pytest.raises(SettingsError) as error:
         choose_fleet()
-    assert "s3cret" not in str(told.value)
+    assert "s3cret" not in str(error.value)

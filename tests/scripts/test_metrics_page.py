@@ -5,13 +5,16 @@ from shared.telemetry.model_load import NUMBERS, ModelLoad
 
 
 def test_it_is_that_of_today() -> None:
-    """If not: python -m scripts.tools.metrics_page."""
+    """The page is up to date; `python -m scripts.tools.metrics_page` writes it."""
     assert PAGE.read_text(encoding="utf-8") == page()
 
 
 def test_every_metric_is_a_row() -> None:
     rows = metrics_table().splitlines()[2:]
-    names = {metric.name for sheet in roles().values() for metric in sheet.listed}
+    names = set()
+    for sheet in roles().values():
+        for metric in sheet.listed:
+            names.add(metric.name)
     assert len(rows) == len(names)
     assert "| `aios_worker_tokens_total` | counter | `model` | worker | Tokens generated. |" in rows
     assert "| `aios_janitor_sweeps_total` | counter | `sweep` | jobs | Sweeps done. |" in rows

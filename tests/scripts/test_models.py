@@ -1,9 +1,8 @@
-"""`aios models` on a real Redis: what it does to the catalogue, and what it refuses."""
+"""`aios models` on a real Redis changes the catalogue and refuses nonsense."""
 
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -17,7 +16,7 @@ Aios = Callable[..., Awaitable[tuple[int, str, str]]]
 
 @pytest.fixture
 def aios(redis_url: str, capsys: pytest.CaptureFixture[str]) -> Aios:
-    """Runs `aios models ...`: its exit status, and what it printed on stdout and stderr."""
+    """Run `aios models ...` and return its exit status, its stdout and its stderr."""
 
     async def run(*words: str) -> tuple[int, str, str]:
         status = await asyncio.to_thread(main, ["models", "--redis-url", redis_url, *words])
@@ -29,44 +28,41 @@ def aios(redis_url: str, capsys: pytest.CaptureFixture[str]) -> Aios:
 
 async def test_a_model_is_added_changed_pinned_listed_and_removed(redis: Redis, aios: Aios) -> None:
     catalogue = Catalogue(redis)
+    changed = ("add", "maths", "/models/xl", "--context-window", "512")
     assert await aios("add", "maths", "/models/xl") == (0, "maths added\n", "")
-    assert await aios("add", "maths", "/models/xl", "--context-window", "512") == (
-        0,
-        "maths changed\n",
-        "",
-    )
+    assert await aios(*changed) == (0, "maths changed\n", "")
     assert await aios("pin", "maths") == (0, "maths pinned\n", "")
     listing = await catalogue.listing()
-    assert (listing.entries["maths"].context_window, listing.pinned) == (512, {"maths"})
+    assert listing.entries["maths"].context_window == 512
+    assert listing.pinned == {"maths"}
+
     status, out, _ = await aios("list", "--json")
-    expected: dict[str, Any] = {
-        "id": "maths",
-        "path": "/models/xl",
-        "is_pinned": True,
-        "workers": 0,
-        "loaded": 0,
-    }
     assert status == 0
-    assert json.loads(out).items() >= expected.items()
+    model = json.loads(out)
+    assert model["id"] == "maths"
+    assert model["path"] == "/models/xl"
+    assert model["is_pinned"] is True
+    assert model["workers"] == 0
+    assert model["loaded"] == 0
+
     assert await aios("load", "maths") == (0, "maths ordered\n", "")
     assert (await catalogue.listing()).loads.keys() == {"maths"}
+
     assert await aios("unpin", "maths") == (0, "maths unpinned\n", "")
-    assert await aios("remove", "maths", "--json") == (
-        0,
-        '{"id": "maths", "done": "removed"}\n',
-        "",
-    )
+    removed = '{"id": "maths", "done": "removed"}\n'
+    assert await aios("remove", "maths", "--json") == (0, removed, "")
     assert await aios("list") == (0, "", "")
 
 
 async def test_what_cannot_be_is_refused_in_words(redis: Redis, aios: Aios) -> None:
     await announce(redis, "own")
-    for words, told in (
+    for words, sentence in (
         (("pin", "none"), "there is no model 'none'"),
         (("remove", "own"), "not by the catalogue"),
         (("add", "a b", "/models/xl"), "aios models: id: "),
         (("add", "a", "/models/xl", "--runner", "none"), "aios models: runner: "),
     ):
         status, out, err = await aios(*words)
-        assert (status, out) == (1, ""), words
-        assert told in err, err
+        assert status == 1, words
+        assert out == "", words
+        assert sentence in err, err

@@ -1,4 +1,4 @@
-"""Offline inference: a file of prompts in, a file of answers out."""
+"""Offline inference turns a file of prompts into a file of answers."""
 
 import json
 from pathlib import Path
@@ -12,16 +12,25 @@ def run(tmp_path: Path, lines: list[object], *flags: str) -> dict[int, dict[str,
     prompts = tmp_path / "in.jsonl"
     answers = tmp_path / "out.jsonl"
     prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
     main([str(prompts), str(answers), *flags])
-    return {line["index"]: line for line in map(json.loads, answers.read_text().splitlines())}
+
+    by_index = {}
+    for line in answers.read_text().splitlines():
+        answer = json.loads(line)
+        by_index[answer["index"]] = answer
+    return by_index
 
 
 def test_every_prompt_is_answered_once(tmp_path: Path) -> None:
-    """B66: more prompts than places, of unlike lengths, on the sample model; the sums are right."""
-    sums = [f"{left} + {left + 7} = ?" for left in range(10, 30)]
-    answers = run(
-        tmp_path, [*sums, {"prompt": "3 + 4 = ?", "n": 2, "max_tokens": 5}], "--max-batch-size", "4"
-    )
+    """B66: the sample model answers more prompts of unlike lengths than its batch holds."""
+    lines: list[object] = []
+    for left in range(10, 30):
+        lines.append(f"{left} + {left + 7} = ?")
+    lines.append({"prompt": "3 + 4 = ?", "n": 2, "max_tokens": 5})
+
+    answers = run(tmp_path, lines, "--max-batch-size", "4")
+
     assert sorted(answers) == list(range(21))
     for index in range(20):
         (choice,) = answers[index]["choices"]  # type: ignore[misc]

@@ -1,5 +1,7 @@
-"""The commands that older documents name: found by their names, with their flags and variables on
-our settings."""
+"""The commands of older documents are found by their names.
+
+Their flags and variables are mapped to our settings.
+"""
 
 import os
 import re
@@ -27,28 +29,44 @@ SERVE = ("serve", "hrm")
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
-    """What is served instead of being served, in an environment that sets nothing."""
-    settings: list[Settings] = []
-    for place in (aios, commands):
-        monkeypatch.setattr(place, "serve_hrm", lambda given: settings.append(given) or 0)
+    """Collect the settings of each command in place of serving.
+
+    The environment has no settings.
+    """
+    collected: list[Settings] = []
+
+    def serve_hrm(settings: Settings) -> int:
+        collected.append(settings)
+        return 0
+
+    monkeypatch.setattr(aios, "serve_hrm", serve_hrm)
+    monkeypatch.setattr(commands, "serve_hrm", serve_hrm)
     for name in os.environ.keys() - without_settings(os.environ).keys():
         monkeypatch.delenv(name)
-    return settings
+    return collected
+
+
+def run_python(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=cwd,
+        env=without_settings(os.environ),
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_python_finds_it_in_any_directory(module: str, tmp_path: Path) -> None:
     """A74, B35, C3: the package is installed under that name."""
-    asked = [sys.executable, "-m", module, "--print-config", "--port", "8123"]
-    env = without_settings(os.environ)
-    done = subprocess.run(
-        asked, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=180, check=True
-    )
-    assert "8123" in done.stdout and "--port" in done.stdout
-    asked = [sys.executable, "-m", module, "--prot", "1"]
-    refused = subprocess.run(
-        asked, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=180, check=False
-    )
+    done = run_python("-m", module, "--print-config", "--port", "8123", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "8123" in done.stdout
+    assert "--port" in done.stdout
+
+    refused = run_python("-m", module, "--prot", "1", cwd=tmp_path)
     assert refused.returncode == 2
     hint = "--prot: there is no such flag; did you mean --port? --help lists those there are"
     assert refused.stderr == f"python -m {module}: {hint}\n"
@@ -95,7 +113,8 @@ def test_flags_are_those_of_the_documents(
 ) -> None:
     assert command(flags) == 0
     (settings,) = served
-    assert {name: getattr(settings, name) for name in expected} == expected
+    for name, value in expected.items():
+        assert getattr(settings, name) == value
 
 
 @pytest.mark.parametrize(
@@ -123,22 +142,28 @@ def test_flags_are_those_of_the_documents(
 def test_what_cannot_be_is_refused(
     flags: list[str], words: list[str], served: list[Settings], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """B33, X15."""
+    """B33, X15: flags that exclude each other or have no meaning are refused in one line."""
     for command in MODULES.values():
         assert command(flags) == 2
-        said = capsys.readouterr().err
-        assert said.count("\n") == 1
-        assert all(word in said for word in words), said
+        printed = capsys.readouterr().err
+        assert printed.count("\n") == 1
+        for word in words:
+            assert word in printed
     assert served == []
 
 
 def test_only_min_server_waits_until_the_model_is_warm(
     served: list[Settings], tmp_path: Path
 ) -> None:
-    """X6; a file, a variable and a flag outrank the command's default."""
-    for command in MODULES.values():
+    """X6: a file outranks the command's default."""
+    for command, mode in (
+        (commands.hrm_server, "live"),
+        (commands.min_server, "ready"),
+        (commands.model_server, "live"),
+    ):
         assert command([]) == 0
-    assert [settings.healthz_mode for settings in served] == ["live", "ready", "live"]
+        assert served[-1].healthz_mode == mode
+
     config = tmp_path / "config.yaml"
     config.write_text("serve: {hrm: {healthz_mode: live}}")
     assert commands.min_server(["--config", str(config)]) == 0
@@ -162,18 +187,19 @@ def test_a_variable_is_obeyed_or_refused_by_every_role(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """C6, D17, D71, D72, D105: none is passed over in silence."""
+    """C6, D17, D71, D72, D105: no variable is passed over in silence."""
     run = every_role()[role]
-    asked = {name: "1" for name in NOT_OBEYED} | {
-        "ENABLE_LARGE_MODELS": "0",
-        "LOAD_IN_4BIT": "true",
-    }
-    for name, value in asked.items():
+    variables = dict.fromkeys(NOT_OBEYED, "1")
+    variables["ENABLE_LARGE_MODELS"] = "0"
+    variables["LOAD_IN_4BIT"] = "true"
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
         assert run(["--print-config"]) == 2
-        said = capsys.readouterr().err
-        assert name in said and said.count("\n") == 1
+        printed = capsys.readouterr().err
+        assert name in printed
+        assert printed.count("\n") == 1
         monkeypatch.delenv(name)
+
     monkeypatch.setenv("LOAD_IN_8BIT", "true")
     assert run(["--print-config"]) == 0
     assert re.search(r"^quantize +int8 +# LOAD_IN_8BIT$", capsys.readouterr().out, re.MULTILINE)
@@ -183,15 +209,13 @@ def test_a_variable_is_obeyed_or_refused_by_every_role(
 def test_switches_of_the_environment() -> None:
     assert resolve({}, {"LOAD_IN_8BIT": "TRUE"}, None).settings.quantize == "int8"
     assert resolve({}, {"LOAD_IN_8BIT": "1"}, None).origins["quantize"] == "LOAD_IN_8BIT"
-    assert (
-        resolve({}, {"LOAD_IN_4BIT": "false", "LOAD_IN_8BIT": "off"}, None).settings.quantize
-        == "none"
-    )
-    assert (
-        resolve({}, {"LOAD_IN_8BIT": "true", "AIOS_QUANTIZE": "none"}, None).settings.quantize
-        == "none"
-    )
+
+    both_off = {"LOAD_IN_4BIT": "false", "LOAD_IN_8BIT": "off"}
+    assert resolve({}, both_off, None).settings.quantize == "none"
+    with_ours = {"LOAD_IN_8BIT": "true", "AIOS_QUANTIZE": "none"}
+    assert resolve({}, with_ours, None).settings.quantize == "none"
     assert resolve({"quantize": "int8"}, {"LOAD_IN_4BIT": "true"}, None).settings.quantize == "int8"
+
     for env, words in (
         ({"LOAD_IN_4BIT": "true"}, r"4 bits.*\(from LOAD_IN_4BIT\)"),
         ({"LOAD_IN_4BIT": "1", "LOAD_IN_8BIT": "1"}, "exclude each other"),
@@ -211,8 +235,10 @@ def test_a_real_package_of_that_name_is_found_before_ours(tmp_path: Path) -> Non
     real.parent.mkdir()
     real.write_text("")
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    asked = [sys.executable, "-c", "import levanter; print(levanter.__file__)"]
-    done = subprocess.run(asked, env=env, cwd=tmp_path, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", "import levanter; print(levanter.__file__)"]
+    done = subprocess.run(
+        command, env=env, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == str(real)
 
 
@@ -222,19 +248,23 @@ def test_a_model_in_hugging_faces_cache_is_served_under_its_name(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """B97, as far as it goes without fetching anything."""
+    """B97: a model in the cache is served without fetching anything."""
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    place = tmp_path / "models--org--net"
-    (place / "snapshots" / "abc").mkdir(parents=True)
-    (place / "snapshots" / "abc" / "config.json").write_text("{}")
-    (place / "refs").mkdir()
-    (place / "refs" / "main").write_text("abc")
+    folder = tmp_path / "models--org--net"
+    snapshot = folder / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("abc")
+
     for flags in (["--hf-checkpoint", "org/net"], ["--hf_checkpoint=org/net"]):
         assert commands.min_server([*flags, "--tokenizer", "/t"]) == 0
         (entry,) = served[-1].models
-        assert (entry.id, entry.path) == ("org/net", str(place / "snapshots" / "abc"))
+        assert entry.id == "org/net"
+        assert entry.path == str(snapshot)
+
     assert commands.min_server(["--hf-checkpoint", "org/other"]) == 0
     assert served[-1].model_path == "org/other"
     assert run_role("worker", aios.dry_run_worker, ["--hf-checkpoint", "org/other"]) == 2

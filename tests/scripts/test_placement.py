@@ -1,4 +1,4 @@
-"""Where workers compute: shares of cores, GPUs in turn, and what `auto` comes to."""
+"""The placement of workers: shares of cores, GPUs in turn, and the numbers of `auto`."""
 
 import logging
 
@@ -17,25 +17,29 @@ CORES = ((0, 4), (1, 5), (2, 6), (3, 7))
 
 
 def machine(num_cores: int = 4, gpus: int = 0) -> Machine:
-    return Machine(CORES, num_cores, 32 * 2**20, 64 * 2**30, gpus)
+    cache_bytes = 32 * 2**20
+    memory_bytes = 64 * 2**30
+    return Machine(CORES, num_cores, cache_bytes, memory_bytes, gpus)
 
 
 @given(st.integers(1, 64), st.data())
 def test_shares_are_disjoint_even_and_whole(num_cores: int, data: st.DataObject) -> None:
     workers = data.draw(st.integers(1, num_cores))
     cores = [(core, core + num_cores) for core in range(num_cores)]
+
     shares = core_shares(cores, workers)
-    assert sorted(processor for share in shares for processor in share) == sorted(
-        map(int, sum(cores, ()))
-    )
-    sizes = [len(share) // 2 for share in shares]
+
+    shared_out = []
+    sizes = []
+    for share in shares:
+        shared_out += share
+        sizes.append(len(share) // 2)
+        for processor in share:
+            # Both processors of a core are in one share.
+            if processor < num_cores:
+                assert processor + num_cores in share
+    assert sorted(shared_out) == list(range(2 * num_cores))
     assert max(sizes) - min(sizes) <= 1
-    assert all(
-        {core, core + num_cores} <= set(share)
-        for share in shares
-        for core in share
-        if core < num_cores
-    )
 
 
 @pytest.mark.parametrize(
@@ -44,15 +48,16 @@ def test_shares_are_disjoint_even_and_whole(num_cores: int, data: st.DataObject)
         (Shape(4, 1), ["0,4", "1,5", "2,6", "3,7"]),
         (Shape(2, 2), ["0,4,1,5", "2,6,3,7"]),
         (Shape(1, 4), [None]),
-        (Shape(2, 3), [None, None]),  # more threads than cores: the system moves them better
+        # With more threads than cores, the system places them better.
+        (Shape(2, 3), [None, None]),
         (Shape(5, 1), [None] * 5),
     ],
 )
 def test_workers_get_cores_of_their_own_where_there_are_enough(
     shape: Shape, expected: list[str | None]
 ) -> None:
-    places = worker_envs(shape, machine(), {})
-    assert [place.get("AIOS_WORKER_CORES") for place in places] == expected
+    envs = worker_envs(shape, machine(), {})
+    assert [env.get("AIOS_WORKER_CORES") for env in envs] == expected
 
 
 def test_nobody_is_pinned_under_a_quota() -> None:
@@ -97,10 +102,17 @@ def test_auto_becomes_numbers_and_is_logged(
 ) -> None:
     monkeypatch.setattr(placement, "survey", lambda device: machine())
     with caplog.at_level(logging.INFO):
-        settings, places = place_workers(Settings(workers="auto"))
-    assert (settings.workers, settings.threads, len(places)) == (4, 1, 4)
-    [said] = fields_of(caplog, "workers placed")
-    assert (said["shape"], said["num_cores"]) == ("4 workers of 1 thread", 4)
-    assert said["why"].startswith("workers: one a core; threads: ")
-    settings, places = place_workers(Settings(workers=2, threads=1, pin_cores=False))
-    assert (settings.workers, settings.threads, places) == (2, 1, [{}, {}])
+        settings, envs = place_workers(Settings(workers="auto"))
+    assert settings.workers == 4
+    assert settings.threads == 1
+    assert len(envs) == 4
+
+    [event] = fields_of(caplog, "workers placed")
+    assert event["shape"] == "4 workers of 1 thread"
+    assert event["num_cores"] == 4
+    assert event["why"].startswith("workers: one a core; threads: ")
+
+    settings, envs = place_workers(Settings(workers=2, threads=1, pin_cores=False))
+    assert settings.workers == 2
+    assert settings.threads == 1
+    assert envs == [{}, {}]

@@ -1,4 +1,4 @@
-"""What `aios status` and `aios top` show, letter by letter, and that it fits any width."""
+"""The screen of `aios status` and `aios top` is pinned letter by letter and fits any width."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,27 +17,30 @@ GOLDEN = Path(__file__).parent / "golden"
 NOTHING = Waiting(0, 0.0, 0.0)
 
 
-def load(name: str, **told: float) -> WorkerModel:
-    fields = {field: 0 for field in WorkerModel.__struct_fields__[1:]} | {"max_batch": 16}
-    return WorkerModel(id=name, **fields | told)  # type: ignore[arg-type]
+def load(name: str, **numbers: float) -> WorkerModel:
+    """Return a worker's model whose other numbers are 0."""
+    fields: dict[str, float] = dict.fromkeys(WorkerModel.__struct_fields__[1:], 0)
+    fields["max_batch"] = 16
+    return WorkerModel(id=name, **fields | numbers)  # type: ignore[arg-type]
 
 
-def model(name: str, workers: int, running: int, tokens_per_s: float, **classes: Waiting) -> Model:
+def model(name: str, running: int, tokens_per_s: float, **classes: Waiting) -> Model:
+    """Return a model of one worker, with 700 bytes for each waiting job."""
     lines = {"interactive": NOTHING, "default": NOTHING, "bulk": NOTHING} | classes
     waiting = sum(line.waiting for line in lines.values())
     return Model(
-        name,
-        "hrm_text",
-        "cuda",
-        "bfloat16",
-        name == "hrm",
-        workers,
-        tokens_per_s,
-        4321.0,
-        running,
-        waiting,
-        waiting * 700,
-        lines,
+        id=name,
+        runner="hrm_text",
+        device="cuda",
+        dtype="bfloat16",
+        is_default=name == "hrm",
+        workers=1,
+        tokens_per_s=tokens_per_s,
+        work_per_s=4321.0,
+        running=running,
+        waiting=waiting,
+        queue_bytes=waiting * 700,
+        classes=lines,
     )
 
 
@@ -54,42 +57,66 @@ BUSY = load(
     prefix_lookups=40,
     prefix_hits=10,
 )
+SERVER = Server(
+    version="7.0.15",
+    port=6379,
+    uptime_s=300_000,
+    memory_bytes=1_400_000,
+    max_memory_bytes=4 << 30,
+    clients=21,
+    ops_per_s=12_345,
+    is_append_only=True,
+)
 NOW = Snapshot(
     "2026-11-21T14:50:30+00:00",
     "ready",
     workers=(
         Worker(
-            "gpu-node-7.cluster.local-4711-63d9ef",
-            "ready",
-            "h100",
-            93_784.0,
-            17,
-            5 << 30,
-            40 << 30,
-            0,
-            (BUSY, load("sapient/a-very-long-name-of-a-model")),
+            id="gpu-node-7.cluster.local-4711-63d9ef",
+            state="ready",
+            pool="h100",
+            uptime_s=93_784.0,
+            in_flight=17,
+            memory_bytes=5 << 30,
+            device_bytes=40 << 30,
+            stale_appends=0,
+            models=(BUSY, load("sapient/a-very-long-name-of-a-model")),
         ),
         Worker(
-            "vm-25310-738046",
-            "full",
-            "default",
-            65.0,
-            0,
-            48_771_072,
-            0,
-            0,
-            (load("hrm", step_s=0.003),),
+            id="vm-25310-738046",
+            state="full",
+            pool="default",
+            uptime_s=65.0,
+            in_flight=0,
+            memory_bytes=48_771_072,
+            device_bytes=0,
+            stale_appends=0,
+            models=(load("hrm", step_s=0.003),),
         ),
-        Worker("vm-25311-000000", "loading", "default", 2.5, 0, 1 << 20, 0, 0, ()),
+        Worker(
+            id="vm-25311-000000",
+            state="loading",
+            pool="default",
+            uptime_s=2.5,
+            in_flight=0,
+            memory_bytes=1 << 20,
+            device_bytes=0,
+            stale_appends=0,
+            models=(),
+        ),
     ),
     models=(
         model(
-            "hrm", 1, 14, 812.4, default=Waiting(3, 0.42, 1.9), bulk=Waiting(1250, 4000.0, 9000.0)
+            "hrm",
+            running=14,
+            tokens_per_s=812.4,
+            default=Waiting(3, 0.42, 1.9),
+            bulk=Waiting(1250, 4000.0, 9000.0),
         ),
-        model("sapient/a-very-long-name-of-a-model", 1, 0, 0.0),
+        model("sapient/a-very-long-name-of-a-model", running=0, tokens_per_s=0.0),
     ),
     dead_jobs=3,
-    redis=(Server("7.0.15", 6379, 300_000, 1_400_000, 4 << 30, 21, 12_345, True),),
+    redis=(SERVER,),
 )
 REQUESTS = Requests(
     1,
@@ -112,16 +139,18 @@ EMPTY = View(Snapshot("2026-11-21T14:50:30+00:00", "not_ready"), hints=())
 
 
 def test_tasks_tell_how_far_they_have_come() -> None:
-    """And where there are none, there is no column for it."""
-    worker = NOW.workers[0]
-    drawing = msgspec.structs.replace(
-        worker, models=(load("draw", running=2, steps_done=30, steps_total=40),)
-    )
-    lines = screen(replace(VIEW, now=msgspec.structs.replace(NOW, workers=(drawing,))), 160)
+    """A fleet without tasks has no column for their progress."""
+    tasks = load("draw", running=2, steps_done=30, steps_total=40)
+    drawing = msgspec.structs.replace(NOW.workers[0], models=(tasks,))
+    now = msgspec.structs.replace(NOW, workers=(drawing,))
+
+    lines = screen(replace(VIEW, now=now), 160)
+
     [title] = [line for line in lines if line.startswith("WORKER")]
     [row] = [line for line in lines if "draw" in line]
-    assert row[title.index("DONE") : title.index("DONE") + 4] == " 75%"
-    assert not any("DONE" in line for line in screen(VIEW, 160))
+    column = title.index("DONE")
+    assert row[column : column + 4] == " 75%"
+    assert "DONE" not in "\n".join(screen(VIEW, 160))
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -134,21 +163,29 @@ def test_a_busy_fleet(width: int) -> None:
 @pytest.mark.parametrize("view", [VIEW, AWAY, EMPTY, replace(VIEW, requests=None)])
 def test_no_line_is_too_wide_and_all_are_ascii(view: View, width: int) -> None:
     lines = screen(view, width)
-    assert max(map(len, lines)) <= width
-    assert all(line.isascii() and (line.isprintable() or not line) for line in lines)
+    assert lines
+    for line in lines:
+        assert len(line) <= width
+        assert line.isascii()
+        assert line.isprintable()
 
 
 def test_what_is_missing_is_said() -> None:
     assert "REDIS IS AWAY" in screen(AWAY, 80)[0]
-    assert {"no model has been announced", "no worker is alive"} < set(screen(EMPTY, 80))
-    assert "NOT READY" in screen(EMPTY, 80)[0]
     assert "--front" in screen(replace(VIEW, requests=None), 80)[-1]
+
+    empty = screen(EMPTY, 80)
+    assert "NOT READY" in empty[0]
+    assert "no model has been announced" in empty
+    assert "no worker is alive" in empty
 
 
 def test_what_a_terminal_would_obey_is_not_printed() -> None:
     evil = msgspec.structs.replace(NOW.workers[1], pool="\x1b[2J\n")
     lines = screen(View(msgspec.structs.replace(NOW, workers=(evil,))), 120)
-    assert not any("\x1b" in line or "\n" in line for line in lines)
+    for line in lines:
+        assert "\x1b" not in line
+        assert "\n" not in line
 
 
 def test_a_table_drops_what_matters_least_and_then_shortens_names() -> None:
@@ -159,9 +196,18 @@ def test_a_table_drops_what_matters_least_and_then_shortens_names() -> None:
         "abcdefghijklmnop   1  3",
         "q                 22  4",
     ]
-    assert table(columns, 14) == ["NAME      A  B", "abc~nop   1  3", "q        22  4"]
-    assert table(columns, 12) == ["NAME       B", "abcd~mnop  3", "q          4"]
-    assert all(len(line) <= 9 for line in table(columns, 9))
+    assert table(columns, 14) == [
+        "NAME      A  B",
+        "abc~nop   1  3",
+        "q        22  4",
+    ]
+    assert table(columns, 12) == [
+        "NAME       B",
+        "abcd~mnop  3",
+        "q          4",
+    ]
+    for line in table(columns, 9):
+        assert len(line) <= 9
 
 
 @pytest.mark.parametrize(
@@ -205,8 +251,6 @@ def test_spans(seconds: float, text: str) -> None:
 
 
 def test_shortened_names_keep_both_ends() -> None:
-    assert (shorten("abcdefghij", 5), shorten("abc", 3), shorten("a\x1bb", 9)) == (
-        "ab~ij",
-        "abc",
-        "a?b",
-    )
+    assert shorten("abcdefghij", 5) == "ab~ij"
+    assert shorten("abc", 3) == "abc"
+    assert shorten("a\x1bb", 9) == "a?b"

@@ -1,4 +1,4 @@
-"""docs/settings.md and config/default.yaml name every setting, as it is."""
+"""docs/settings.md and config/default.yaml name every setting as it is."""
 
 import pytest
 
@@ -20,10 +20,15 @@ from shared.tasks.runner_table import RUNNERS
 
 
 def test_they_are_those_of_today() -> None:
-    """If not: python -m scripts.tools.settings_files."""
+    """The files are up to date; `python -m scripts.tools.settings_files` writes them."""
     assert PAGE.read_text(encoding="utf-8") == page()
     assert YAML.read_text(encoding="utf-8") == default_yaml()
     assert SCHEMA.read_text(encoding="utf-8") == chart_schema()
+
+
+def row_with(flag: str, rows: list[str]) -> str:
+    [row] = [row for row in rows if f"`{flag}`" in row]
+    return row
 
 
 def test_every_setting_is_a_row() -> None:
@@ -31,16 +36,18 @@ def test_every_setting_is_a_row() -> None:
     assert len(rows) == len(Settings.model_fields)
     for name, row in zip(Settings.model_fields, rows, strict=True):
         assert f"`AIOS_{name.upper()}`" in row
-    assert next(row for row in rows if "`--port`" in row) == (
+    assert row_with("--port", rows) == (
         "| `--port` | `AIOS_PORT` `PORT` | `8000` | port the api listens on; 0 picks a free one |"
     )
-    assert "`--no-access-log`" in next(row for row in rows if "`--access-log`" in row)
-    assert "`LOAD_IN_8BIT`" in next(row for row in rows if "`--quantize`" in row)
+    assert "`--no-access-log`" in row_with("--access-log", rows)
+    assert "`LOAD_IN_8BIT`" in row_with("--quantize", rows)
 
 
 def test_every_option_of_a_runner_is_a_row_and_in_the_charts_schema() -> None:
     rows = options_table().splitlines()[2:]
-    names = {name for info in RUNNERS.values() for name in info.options.model_fields}
+    names = set[str]()
+    for info in RUNNERS.values():
+        names.update(info.options.model_fields)
     assert len(rows) == len(names)
     assert (
         "| `segments` | `hrm-act` `hrm-puzzle` | `compat` | how ACT segments halt: "

@@ -1,5 +1,7 @@
-"""The supervisor, over tiny shell commands: restarts, the way out on bad settings, the order of
-stopping."""
+"""The supervisor runs tiny shell commands.
+
+It restarts them, ends on bad settings and stops them in order.
+"""
 
 import asyncio
 import os
@@ -25,16 +27,19 @@ DEAF = 'trap "" TERM; echo "up deaf $$" >> "$LOG"; while :; do sleep 0.02; done'
 MAIN = """
 import asyncio, signal, sys
 from scripts.cli.supervisor import Role, Supervisor
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores them
+# A test run in the background ignores these signals.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-roles = [Role(name, ["sh", "-c", script], {"PATH": "/usr/bin:/bin", "LOG": sys.argv[1]}, grace_s=600)
-         for name, script in zip(sys.argv[2::2], sys.argv[3::2])]
+env = {"PATH": "/usr/bin:/bin", "LOG": sys.argv[1]}
+roles = []
+for name, script in zip(sys.argv[2::2], sys.argv[3::2]):
+    roles.append(Role(name, ["sh", "-c", script], env, grace_s=600))
 sys.exit(asyncio.run(Supervisor(roles).run()))
 """
 
 
 class Fleet:
-    """Stand-in roles that write what happens to them, one line each, into a file."""
+    """Stand-in roles that write their events into a file, one line each."""
 
     def __init__(self, directory: Path) -> None:
         self.log = directory / "log"
@@ -48,11 +53,22 @@ class Fleet:
     def lines(self) -> list[list[str]]:
         return [line.split() for line in self.log.read_text().splitlines()]
 
-    def saw(self, *words: str, times: int = 1) -> bool:
-        return sum(line[: len(words)] == list(words) for line in self.lines()) >= times
+    def with_words(self, *words: str) -> list[list[str]]:
+        """Return the lines that begin with these words."""
+        return [line for line in self.lines() if line[: len(words)] == list(words)]
 
-    def pids(self) -> list[int]:
-        return [int(line[2]) for line in self.lines() if line[0] == "up"]
+    def count(self, *words: str) -> int:
+        return len(self.with_words(*words))
+
+    def saw(self, *words: str, times: int = 1) -> bool:
+        return self.count(*words) >= times
+
+    def pids(self, *names: str) -> list[int]:
+        """Return the process ids of the roles, or of one."""
+        return [int(line[2]) for line in self.with_words("up", *names)]
+
+    def all_ended(self) -> bool:
+        return not any(is_running(pid) for pid in self.pids())
 
 
 @pytest.fixture
@@ -60,7 +76,8 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
     fleet = Fleet(tmp_path)
     yield fleet
     for process in fleet.supervisors:
-        process.kill()  # its children go with it
+        # The children end with their parent.
+        process.kill()
         process.wait()
 
 
@@ -68,22 +85,21 @@ async def test_a_child_that_dies_is_restarted(fleet: Fleet) -> None:
     supervisor = Supervisor([fleet.role("api"), fleet.role("worker", count=2)], QUICK)
     running = asyncio.create_task(supervisor.run())
     await until(lambda: fleet.saw("up", "worker", times=2) and fleet.saw("up", "api"), "all are up")
-    victim = next(int(line[2]) for line in fleet.lines() if line[1] == "worker")
-    os.kill(victim, signal.SIGKILL)
+    os.kill(fleet.pids("worker")[0], signal.SIGKILL)
     await until(lambda: fleet.saw("up", "worker", times=3), "a third worker has started")
     supervisor.stop()
     assert await running == 0
-    assert not any(map(is_running, fleet.pids()))
+    assert fleet.all_ended()
     assert len(fleet.pids()) == 4
 
 
 async def test_each_copy_has_its_own_environment_and_keeps_it(fleet: Fleet) -> None:
-    says_place = (
+    script = (
         READY + 'echo "at $PLACE $$" >> "$LOG"; [ "$PLACE" = 1 ] || while :; do sleep 0.02; done'
     )
     role = Role(
         "worker",
-        ("sh", "-c", says_place),
+        ("sh", "-c", script),
         os.environ | {"LOG": str(fleet.log)},
         [{"PLACE": "0"}, {"PLACE": "1"}],
     )
@@ -95,7 +111,7 @@ async def test_each_copy_has_its_own_environment_and_keeps_it(fleet: Fleet) -> N
     )
     supervisor.stop()
     assert await running == 0
-    assert len([line for line in fleet.lines() if line[1] == "0"]) == 1
+    assert fleet.count("at", "0") == 1
 
 
 async def test_a_clean_exit_that_nobody_asked_for_is_a_death_too(fleet: Fleet) -> None:
@@ -112,8 +128,9 @@ async def test_bad_settings_stop_everyone_with_that_status(fleet: Fleet) -> None
     )
     supervisor = Supervisor([fleet.role("api"), fleet.role("worker", wait_for_api)], QUICK)
     assert await supervisor.run() == 2
-    assert fleet.saw("down", "api") and not any(map(is_running, fleet.pids()))
-    assert sum(line[:2] == ["up", "worker"] for line in fleet.lines()) == 1
+    assert fleet.saw("down", "api")
+    assert fleet.all_ended()
+    assert fleet.count("up", "worker") == 1
 
 
 def events(caplog: pytest.LogCaptureFixture, name: str) -> list[dict[str, object]]:
@@ -140,10 +157,10 @@ async def test_one_that_never_gets_ready_ends_the_fleet_which_says_why(
 ) -> None:
     supervisor = Supervisor([fleet.role("api"), fleet.role("bad", script)], QUICK)
     assert await asyncio.wait_for(supervisor.run(), DEADLINE_S) == 1
-    (said,) = events(caplog, "process never gets ready, the fleet ends")
-    assert said == {"role": "bad", "copy": 0, "status": status, "reason": reason}
-    assert fleet.saw("up", "bad", times=5) and not fleet.saw("up", "bad", times=6)
-    assert not any(map(is_running, fleet.pids()))
+    (event,) = events(caplog, "process never gets ready, the fleet ends")
+    assert event == {"role": "bad", "copy": 0, "status": status, "reason": reason}
+    assert fleet.count("up", "bad") == 5
+    assert fleet.all_ended()
 
 
 async def test_a_command_that_does_not_exist_ends_the_fleet(fleet: Fleet) -> None:
@@ -163,7 +180,7 @@ async def test_one_that_dies_at_its_work_is_started_again_without_end(fleet: Fle
 
 
 async def test_failed_starts_count_in_a_row(fleet: Fleet) -> None:
-    """Four failures, a life at work, four failures: it goes on."""
+    """Four failures before and four after a life at work do not end the fleet."""
     script = (
         'echo "up worker $$" >> "$LOG"; [ $(($(grep -c "up worker" "$LOG") % 5)) = 0 ] || exit 1; '
         + READY
@@ -181,7 +198,7 @@ async def test_failed_starts_count_in_a_row(fleet: Fleet) -> None:
 async def test_a_fleet_with_one_good_copy_goes_on(
     fleet: Fleet, caplog: pytest.LogCaptureFixture, status: int
 ) -> None:
-    """The other one had been at work, and can no longer start: its model's files are gone, say."""
+    """The other copy has worked and can no longer start, as when its model's files are gone."""
     works = READY + 'echo "up worker $$" >> "$LOG"; '
     lives = works + "while :; do sleep 0.02; done"
     once = (
@@ -206,12 +223,15 @@ async def test_who_does_not_drain_in_time_is_killed(fleet: Fleet) -> None:
     await until(lambda: fleet.saw("up", "deaf"), "it is up")
     supervisor.stop()
     assert await running == 0
-    assert not any(map(is_running, fleet.pids()))
+    assert fleet.all_ended()
 
 
 def start(fleet: Fleet, *scripts: str) -> subprocess.Popen[bytes]:
-    named = [word for script in scripts for word in script.split("=", 1)]
-    process = subprocess.Popen([sys.executable, "-c", MAIN, str(fleet.log), *named])
+    """Start a supervisor whose roles are given as `name=script`."""
+    command = [sys.executable, "-c", MAIN, str(fleet.log)]
+    for script in scripts:
+        command += script.split("=", 1)
+    process = subprocess.Popen(command)
     fleet.supervisors.append(process)
     wait_until(lambda: fleet.saw("up", times=len(scripts)), "all are up")
     return process
@@ -230,9 +250,12 @@ def test_a_signal_stops_the_roles_in_their_order(fleet: Fleet, number: signal.Si
     )
     process.send_signal(number)
     if number is not signal.SIGINT:
-        process.send_signal(number)  # as `timeout` and some init processes do; it hurries nobody
+        # `timeout` and some init processes send a signal twice; the second hurries nobody.
+        process.send_signal(number)
     assert process.wait(DEADLINE_S) == 0
-    assert [line[:2] for line in fleet.lines()[2:]] == [["down", "api"], ["down", "worker"]]
+    first, second = fleet.lines()[2:]
+    assert first[:2] == ["down", "api"]
+    assert second[:2] == ["down", "worker"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -245,10 +268,11 @@ def test_a_second_signal_kills(fleet: Fleet, number: signal.Signals) -> None:
     process.send_signal(number)
     wait_until(lambda: fleet.saw("term", "deaf"), "the child was asked to drain")
     if number is not signal.SIGINT:
-        time.sleep(0.4)  # sooner it counts as the same signal
+        # Sooner it counts as the same signal.
+        time.sleep(0.4)
     process.send_signal(number)
     assert process.wait(DEADLINE_S) == 0, "it waits for the grace, which is longer"
-    assert not any(map(is_running, fleet.pids()))
+    assert fleet.all_ended()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
@@ -256,26 +280,22 @@ def test_children_do_not_outlive_a_killed_supervisor(fleet: Fleet) -> None:
     process = start(fleet, f"deaf={DEAF}", "worker=" + LIVES.replace("{name}", "worker"))
     process.kill()
     process.wait()
-    wait_until(lambda: not any(map(is_running, fleet.pids())), "the children are gone")
+    wait_until(fleet.all_ended, "the children are gone")
 
 
 def test_backoff_doubles_up_to_its_limit() -> None:
-    assert [Backoff().delay_s(n) for n in (1, 2, 3, 4, 5, 6, 1000)] == [
-        0.5,
-        1.0,
-        2.0,
-        4.0,
-        8.0,
-        10.0,
-        10.0,
-    ]
+    backoff = Backoff()
+    assert backoff.delay_s(1) == 0.5
+    assert backoff.delay_s(2) == 1.0
+    assert backoff.delay_s(3) == 2.0
+    assert backoff.delay_s(4) == 4.0
+    assert backoff.delay_s(5) == 8.0
+    assert backoff.delay_s(6) == 10.0
+    assert backoff.delay_s(1000) == 10.0
 
 
 def test_a_status_is_told_as_people_know_it() -> None:
-    told = [status_in_words(status) for status in (0, 3, -9, -11)]
-    assert told == [
-        "exit status 0",
-        "exit status 3",
-        "killed by SIGKILL (out of memory?)",
-        "killed by SIGSEGV",
-    ]
+    assert status_in_words(0) == "exit status 0"
+    assert status_in_words(3) == "exit status 3"
+    assert status_in_words(-9) == "killed by SIGKILL (out of memory?)"
+    assert status_in_words(-11) == "killed by SIGSEGV"

@@ -1,4 +1,4 @@
-"""`aios top` in a terminal of its own, and where there is none."""
+"""`aios top` runs in a terminal of its own and without a terminal."""
 
 import asyncio
 import os
@@ -35,8 +35,7 @@ WORKER = WorkerInfo(
 
 
 class Terminal:
-    """What a person has before them: `screen` is what was printed since the last full drawing
-    began."""
+    """A process on a terminal of its own. `printed` is all output that was waited for."""
 
     def __init__(self, url: str, rows: int = 24, columns: int = 80) -> None:
         self.ours, theirs = pty.openpty()
@@ -52,21 +51,23 @@ class Terminal:
 
     @property
     def modes(self) -> int:
-        """Whether it waits for whole lines, and shows what is typed."""
+        """The flags for whole lines and for the echo of typed text."""
         return int(termios.tcgetattr(self._theirs)[3]) & (termios.ICANON | termios.ECHO)
 
     def shows(self, text: str) -> None:
-        """Wait until it is printed from now on."""
+        """Wait until new output has this text."""
         deadline = time.monotonic() + DEADLINE_S
-        seen = ""
-        while text not in seen:
-            assert time.monotonic() < deadline, f"{text!r} is not in {seen[-3000:]!r}"
-            seen += self.read()
-        self.printed += seen
+        new = ""
+        while text not in new:
+            assert time.monotonic() < deadline, f"{text!r} is not in {new[-3000:]!r}"
+            new += self.read()
+        self.printed += new
 
     def read(self) -> str:
         ready, _, _ = select.select([self.ours], [], [], 0.05)
-        return os.read(self.ours, 65_536).decode() if ready else ""
+        if not ready:
+            return ""
+        return os.read(self.ours, 65_536).decode()
 
     def type(self, text: str) -> None:
         os.write(self.ours, text.encode())
@@ -81,15 +82,15 @@ class Terminal:
 
 @contextmanager
 def terminal(url: str, **size: int) -> Iterator[Terminal]:
-    made = Terminal(url, **size)
+    opened = Terminal(url, **size)
     try:
-        yield made
+        yield opened
     finally:
-        made.close()
+        opened.close()
 
 
 def ended(url: str, *flags: str) -> subprocess.CompletedProcess[str]:
-    """What it came to without a terminal."""
+    """Run the command to its end without a terminal."""
     return subprocess.run(
         [*COMMAND, url, *flags], check=False, capture_output=True, text=True, timeout=3 * DEADLINE_S
     )
@@ -100,13 +101,17 @@ def test_it_draws_and_q_leaves_everything_as_it_was(redis_url: str) -> None:
         before = seen.modes
         seen.shows(ENTER)
         seen.shows("no worker is alive")
-        seen.shows("\x1b[H")  # and draws again
-        assert before and seen.modes != before
+        # It draws again.
+        seen.shows("\x1b[H")
+        assert before
+        assert seen.modes != before
+
         seen.type("xq")
         seen.shows(LEAVE)
         assert seen.process.wait(DEADLINE_S) == 0
         assert seen.modes == before
-        assert "\x1b[?25h" in seen.printed and "Traceback" not in seen.printed
+        assert "\x1b[?25h" in seen.printed
+        assert "Traceback" not in seen.printed
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
@@ -117,7 +122,8 @@ def test_a_signal_leaves_as_well(redis_url: str, how: signal.Signals) -> None:
         seen.process.send_signal(how)
         seen.shows(LEAVE)
         assert seen.process.wait(DEADLINE_S) == 0
-        assert seen.modes == before and "Traceback" not in seen.printed
+        assert seen.modes == before
+        assert "Traceback" not in seen.printed
 
 
 async def test_it_keeps_to_the_size_of_the_terminal(redis: Redis, redis_url: str) -> None:
@@ -126,7 +132,10 @@ async def test_it_keeps_to_the_size_of_the_terminal(redis: Redis, redis_url: str
         seen.shows("more lines)")
         drawing = seen.printed.rpartition("\x1b[H")[2]
         lines = re.sub(r"\x1b\[\??\d*[a-zA-Z]", "", drawing).split("\r\n")
-        assert len(lines) == 6 and max(map(len, lines)) <= 50
+        assert len(lines) == 6
+        for line in lines:
+            assert len(line) <= 50
+
         seen.resize(40, 120)
         seen.process.send_signal(signal.SIGWINCH)
         seen.shows("WORKER")
@@ -147,8 +156,11 @@ def test_it_outlives_a_redis_that_comes_and_goes(own_redis: RedisServer) -> None
 
 def test_without_a_terminal_snapshots_follow_each_other(redis_url: str) -> None:
     done = ended(redis_url, "--count", "3")
-    assert (done.returncode, done.stdout.count("NOT READY"), done.stderr) == (1, 3, "")
-    assert "\x1b" not in done.stdout and done.stdout.count("\n\naios") == 2
+    assert done.returncode == 1
+    assert done.stderr == ""
+    assert done.stdout.count("NOT READY") == 3
+    assert done.stdout.count("\n\naios") == 2
+    assert "\x1b" not in done.stdout
 
 
 def test_who_reads_only_the_beginning_gets_no_traceback(redis_url: str) -> None:
@@ -156,10 +168,12 @@ def test_who_reads_only_the_beginning_gets_no_traceback(redis_url: str) -> None:
         [*COMMAND, redis_url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
-        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         assert "NOT READY" in process.stdout.readline()
         process.stdout.close()
-        assert (process.wait(DEADLINE_S), process.stderr.read()) == (0, "")
+        assert process.wait(DEADLINE_S) == 0
+        assert process.stderr.read() == ""
         process.stderr.close()
     finally:
         process.kill()
@@ -170,7 +184,8 @@ async def test_once_ends_with_the_status_of_the_fleet(redis: Redis, redis_url: s
     await Presence(redis, ttl_s=60).announce(WORKER)
     done = await asyncio.to_thread(ended, redis_url, "--once", "--front", "http://127.0.0.1:1")
     assert done.returncode == 0
-    assert "0 of 1 fronts answer" in done.stdout and "1 of 1 workers ready" in done.stdout
+    assert "0 of 1 fronts answer" in done.stdout
+    assert "1 of 1 workers ready" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -195,9 +210,14 @@ def test_the_window_of_rates_slides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(top.time, "monotonic", lambda: now[0])
     recent: Recent[int] = Recent()
     assert recent.add(0) == (None, 0.0)
+
+    # The window is 10 s long.
     for second in range(1, 30):
         now[0] += 1
         before, elapsed_s = recent.add(second)
-        assert (before, elapsed_s) == (max(0, second - 10), min(second, 10))
+        assert before == max(0, second - 10)
+        assert elapsed_s == min(second, 10)
+
+    # After a pause the last value before it is the oldest.
     now[0] += 60
     assert recent.add(99) == (29, 60)

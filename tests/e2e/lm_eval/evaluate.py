@@ -1,8 +1,8 @@
-"""Runs lm-evaluation-harness some times in one process, as its command would: to import it takes
-longer than to run it.
+"""Run several evaluations of lm-evaluation-harness in one process.
 
-Reads a JSON object from standard input, of each evaluation its `model`, `model_args` and `tasks`;
-writes one of their results and samples, by task, to the file that is named as its argument.
+Its import takes longer than a run. Standard input is a JSON object with the `model`, `model_args`
+and `tasks` of each evaluation. The file of the argument gets an object with the results and samples
+of each evaluation, by task.
 """
 
 import json
@@ -18,38 +18,42 @@ HERE = Path(__file__).parent
 
 def main() -> None:
     tasks = TaskManager(include_path=str(HERE), include_defaults=False)
-    asked: dict[str, dict[str, Any]] = json.load(sys.stdin)
-    told = {name: evaluated(tasks, **evaluation) for name, evaluation in asked.items()}
-    Path(sys.argv[1]).write_text(json.dumps(told))
+    evaluations: dict[str, dict[str, Any]] = json.load(sys.stdin)
+    results = {}
+    for name, evaluation in evaluations.items():
+        results[name] = evaluated(tasks, **evaluation)
+    Path(sys.argv[1]).write_text(json.dumps(results))
 
 
 def evaluated(
     manager: TaskManager, *, model: str, model_args: dict[str, Any], tasks: list[str]
 ) -> dict[str, Any]:
     is_chat = model == "local-chat-completions"
-    told = simple_evaluate(
+    evaluation = simple_evaluate(
         model=model,
         model_args=model_args,
         tasks=tasks,
         task_manager=manager,
         apply_chat_template=is_chat,
     )
-    return {
-        task: {"results": told["results"][task], "samples": _samples(told["samples"][task])}
-        for task in tasks
-    }
+    results = {}
+    for task in tasks:
+        results[task] = {
+            "results": evaluation["results"][task],
+            "samples": _samples(evaluation["samples"][task]),
+        }
+    return results
 
 
 def _samples(samples: list[dict[str, Any]]) -> list[Any]:
-    """What the model answered to each problem, in the order of the file."""
-    return [
-        sample["filtered_resps"] if "acc" in sample else sample["resps"][0][0]
-        for sample in _sorted(samples)
-    ]
-
-
-def _sorted(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return sorted(samples, key=lambda sample: int(sample["doc_id"]))
+    """Return the model's answer to each problem, in the order of the file."""
+    answers = []
+    for sample in sorted(samples, key=lambda sample: int(sample["doc_id"])):
+        if "acc" in sample:
+            answers.append(sample["filtered_resps"])
+        else:
+            answers.append(sample["resps"][0][0])
+    return answers
 
 
 if __name__ == "__main__":
