@@ -82,7 +82,8 @@ def test_the_one_among_the_designs_is_the_same_file() -> None:
 def rooms() -> set[str]:
     """Return the packages at the top of the tree."""
     patterns = PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
-    return {pattern.removesuffix("*") for pattern in patterns} - entry_points().keys()
+    names = {pattern.removesuffix("*").partition(".")[0] for pattern in patterns}
+    return names - entry_points().keys()
 
 
 def entry_points() -> dict[str, Path]:

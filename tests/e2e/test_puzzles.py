@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from shared.messages import Solve
-from shared.results import Solution
+from shared.tasks.results import Solution
 from tests.fixtures.e2e.dry_run import dry_run
 from tests.fixtures.e2e.serving import Serving, serving
 from tests.fixtures.worker.sapient_fixtures import Net, write_checkpoint

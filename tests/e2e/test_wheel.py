@@ -164,7 +164,7 @@ def test_what_is_not_installed_is_named(installed: Path, tmp_path: Path) -> None
     code = "\n".join(
         [
             "import sys",
-            "from scripts import aios",
+            "from scripts.cli import aios",
             "aios.find_spec = lambda name: None",
             "sys.exit(aios.main(sys.argv[1:]))",
         ]

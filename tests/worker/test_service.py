@@ -130,7 +130,7 @@ async def test_choices_take_as_many_places(redis: Redis, monkeypatch: pytest.Mon
     def recorded(claim: Claim, job_span: JobSpan) -> None:
         num_taken = 0
         for earlier in worker._ledger.claims:
-            num_taken += earlier.places
+            num_taken += earlier.slots
         num_taken_before.append(num_taken)
         open_claim(claim, job_span)
 
