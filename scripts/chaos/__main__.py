@@ -1,7 +1,7 @@
-"""Measure on this machine which faults the fleet bears: `python -m scripts.chaos --rows
-kill,stop,...` prints one row of a table for each experiment.
+"""Measure on this machine which faults the fleet bears: `python -m scripts.chaos
+--scenarios kill,stop,...` prints one row of a table for each scenario.
 
-Exits with 1 if a row falls short. A row holds if nothing failed, if no client of a single front had
+Exits with 1 if a scenario falls short. It holds if nothing failed, if no client of a single front had
 to ask again, if all texts are those of an undisturbed run, if each job has one terminal event, and
 if nothing is left behind in Redis.
 """
@@ -14,18 +14,23 @@ import time
 from dataclasses import fields
 
 from scripts.chaos.cancel import cancel
-from scripts.chaos.criteria import ExperimentPlan, Row
+from scripts.chaos.criteria import ExperimentPlan, ScenarioResult
 from scripts.chaos.fair import fair
-from scripts.chaos.scenarios import ROWS, RowOf
+from scripts.chaos.scenarios import SCENARIOS, Scenario
 from scripts.chaos.submits import submits
 
 _SHOWN = 5
-ALL_ROWS: dict[str, RowOf] = {**ROWS, "submits": submits, "fair": fair, "cancel": cancel}
+ALL_SCENARIOS: dict[str, Scenario] = {
+    **SCENARIOS,
+    "submits": submits,
+    "fair": fair,
+    "cancel": cancel,
+}
 
 
 def main() -> int:
     options = vars(_parser().parse_args())
-    names = options.pop("rows").split(",")
+    names = options.pop("scenarios").split(",")
 
     # Every other option is a field of the plan.
     plan = ExperimentPlan(**options)
@@ -33,33 +38,35 @@ def main() -> int:
 
     status = 0
     for name in names:
-        row = _run(name, plan)
-        if row.wrong:
+        result = _run(name, plan)
+        if result.wrong:
             status = 1
     return status
 
 
-def _run(name: str, plan: ExperimentPlan) -> Row:
+def _run(name: str, plan: ExperimentPlan) -> ScenarioResult:
     begun = time.strftime("%H:%M:%S")
     load_before = os.getloadavg()[0]
-    row = asyncio.run(ALL_ROWS[name](plan))
+    result = asyncio.run(ALL_SCENARIOS[name](plan))
     load_after = os.getloadavg()[0]
 
-    figures = ", ".join(f"{key} {value}" for key, value in row.figures.items())
-    verdict = "falls short" if row.wrong else "holds"
+    figures = ", ".join(f"{key} {value}" for key, value in result.figures.items())
+    verdict = "falls short" if result.wrong else "holds"
     load = f"load {load_before:.1f} to {load_after:.1f}"
-    print(f"| {row.name} | {verdict} | {figures} | {begun}, {load} |", flush=True)
+    print(f"| {result.name} | {verdict} | {figures} | {begun}, {load} |", flush=True)
 
-    for line in row.wrong[:_SHOWN]:
+    for line in result.wrong[:_SHOWN]:
         print(f"  {line}", flush=True)
-    if len(row.wrong) > _SHOWN:
-        print(f"  and {len(row.wrong) - _SHOWN} more", flush=True)
-    return row
+    if len(result.wrong) > _SHOWN:
+        print(f"  and {len(result.wrong) - _SHOWN} more", flush=True)
+    return result
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m scripts.chaos", description=__doc__)
-    parser.add_argument("--rows", default=",".join(ALL_ROWS), help="of " + ", ".join(ALL_ROWS))
+    parser.add_argument(
+        "--scenarios", default=",".join(ALL_SCENARIOS), help="of " + ", ".join(ALL_SCENARIOS)
+    )
     for field in fields(ExperimentPlan):
         flag = "--" + field.name.replace("_", "-")
         parser.add_argument(flag, type=type(field.default), default=field.default)

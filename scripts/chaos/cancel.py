@@ -1,4 +1,4 @@
-"""The row of cancelling, which measures how soon the slot of a cancelled job goes to another
+"""The scenario of cancelling, which measures how soon the slot of a cancelled job goes to another
 job."""
 
 import asyncio
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import httpx
 
-from scripts.chaos.criteria import ExperimentPlan, Row
+from scripts.chaos.criteria import ExperimentPlan, ScenarioResult
 from scripts.chaos.invariants import all_ended, violations
 from scripts.chaos.polling import came_true
 from scripts.chaos.processes import Fleet, FleetProcess
@@ -194,7 +194,7 @@ class Cancelling:
         return [value.decode() for value in values]
 
 
-async def cancel(plan: ExperimentPlan) -> Row:
+async def cancel(plan: ExperimentPlan) -> ScenarioResult:
     """Cancel `tries` jobs in each phase, in each of the ways in turn."""
     figures: dict[str, Any] = {"step ms": round(1000 * plan.step_s), "tries": plan.tries}
     wrong: list[str] = []
@@ -230,7 +230,7 @@ async def cancel(plan: ExperimentPlan) -> Row:
             await cancelling.close()
             await all_ended(fleet.redis, _COMES_BY_S)
             wrong += await violations(fleet.redis)
-    return Row("cancel", figures, wrong)
+    return ScenarioResult("cancel", figures, wrong)
 
 
 def _p99(ordered: Sequence[float]) -> float:

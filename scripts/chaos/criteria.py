@@ -1,4 +1,4 @@
-"""The plan of an experiment, and the criteria for its outcome: the figures of a row of the table,
+"""The plan of an experiment, and the criteria for its outcome: the figures of a scenario,
 and everything that is wrong with them."""
 
 from collections.abc import Sequence
@@ -35,8 +35,8 @@ class ExperimentPlan:
 
 
 @dataclass
-class Row:
-    """One row of the table. It passes when `wrong` is empty."""
+class ScenarioResult:
+    """The outcome of a scenario, and a row of the table. It holds when `wrong` is empty."""
 
     name: str
     figures: dict[str, Any]
@@ -44,7 +44,7 @@ class Row:
 
 
 def bars(name: str, plan: ExperimentPlan, figures: dict[str, Any]) -> list[str]:
-    """Return what is wrong by the further criteria for rows in which workers are lost."""
+    """Return what is wrong by the further criteria for scenarios in which workers are lost."""
     wrong = []
     gap_s = figures["gap p99 s"] or 0.0
     if name != "redis" and figures["requests hit"] == 0:
@@ -57,11 +57,11 @@ def bars(name: str, plan: ExperimentPlan, figures: dict[str, Any]) -> list[str]:
     return wrong
 
 
-async def row_of(
+async def result_of(
     name: str, fleet: Fleet, answers: Sequence[Answer], *, toll: Toll, seconds: float
-) -> Row:
-    """Wait for all jobs to end, and return the figures that all rows share and what is wrong with
-    them."""
+) -> ScenarioResult:
+    """Wait for all jobs to end, and return the figures that all scenarios share and what is
+    wrong with them."""
     await all_ended(fleet.redis, _DRAIN_S)
 
     hit = set()
@@ -101,7 +101,7 @@ async def row_of(
         "late appends refused": fleet.log_lines(_REFUSED),
         "seconds": round(seconds, 1),
     }
-    return Row(name, figures, wrong + failures + changes)
+    return ScenarioResult(name, figures, wrong + failures + changes)
 
 
 async def run_twice(fleet: Fleet, requests: Sequence[ClientRequest]) -> int:

@@ -1,4 +1,4 @@
-"""The row of fair sharing, which measures who is served while there is too little for all."""
+"""The scenario of fair sharing, which measures who is served while there is too little for all."""
 
 import asyncio
 import random
@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from scripts.chaos.criteria import ExperimentPlan, Row
+from scripts.chaos.criteria import ExperimentPlan, ScenarioResult
 from scripts.chaos.invariants import all_ended, violations
 from scripts.chaos.polling import came_true
 from scripts.chaos.queue_clients import QueueClients
@@ -28,7 +28,7 @@ _OVERHEAD_S = 0.01
 _ENDED_BY_S = 60.0
 
 
-async def shares(clients: QueueClients, jobs: int, num_tokens: int) -> Row:
+async def shares(clients: QueueClients, jobs: int, num_tokens: int) -> ScenarioResult:
     """Check that two tenants of one class get the same number of tokens, although one has ten times
     as many jobs, which are twice as long and came first."""
     flood = await clients.submit("flood", 10 * jobs, num_tokens=2 * num_tokens)
@@ -61,7 +61,7 @@ async def shares(clients: QueueClients, jobs: int, num_tokens: int) -> Row:
         wrong.append(f"the modest tenant had {share:.2f} times the flood's tokens")
     if not is_flooded:
         wrong.append("the flood had dried up")
-    return Row("shares", figures, wrong)
+    return ScenarioResult("shares", figures, wrong)
 
 
 def _unstretched() -> float:
@@ -75,7 +75,7 @@ async def preemption(
     step_s: float,
     *,
     slowness: Callable[[], float] = _unstretched,
-) -> Row:
+) -> ScenarioResult:
     """Check that interactive jobs are served at once while bulk jobs hold every slot and more of
     them wait, and that the bulk jobs' texts are those of an undisturbed run.
 
@@ -121,7 +121,7 @@ async def preemption(
         wrong.append(f"the median first token took {median:.1f} steps, not {limit:.1f}")
     if min(num_open) < clients.slots:
         wrong.append("bulk did not hold every slot all the time")
-    return Row("preemption", figures, wrong)
+    return ScenarioResult("preemption", figures, wrong)
 
 
 async def ageing(
@@ -131,7 +131,7 @@ async def ageing(
     step_s: float,
     *,
     slowness: Callable[[], float] = _unstretched,
-) -> Row:
+) -> ScenarioResult:
     """Check that a bulk job ends in time although interactive jobs come without end, three times as
     many at once as there are slots.
 
@@ -168,15 +168,15 @@ async def ageing(
         wrong.append(f"the bulk job took {seconds:.1f} s")
     if median_waiting == 0:
         wrong.append("the stream did not fill the fleet")
-    return Row("ageing", figures, wrong)
+    return ScenarioResult("ageing", figures, wrong)
 
 
-async def fair(plan: ExperimentPlan) -> Row:
+async def fair(plan: ExperimentPlan) -> ScenarioResult:
     """Run all three experiments, on workers with few slots."""
     flags = ("--max-batch-size", str(_BATCH))
     async with fleet_of(replace(plan, workers=_WORKERS), 0, worker_flags=flags) as fleet:
         clients = QueueClients(fleet.redis, plan.model, slots=_WORKERS * _BATCH)
-        rows = [
+        results = [
             await shares(clients, jobs=100, num_tokens=24),
             await preemption(clients, num_urgent=50, num_tokens=600, step_s=plan.step_s),
             await ageing(clients, num_tokens=16, ageing_s=plan.ageing_s, step_s=plan.step_s),
@@ -186,12 +186,12 @@ async def fair(plan: ExperimentPlan) -> Row:
 
         figures = {}
         wrong = []
-        for row in rows:
-            for name, value in row.figures.items():
-                figures[f"{row.name}: {name}"] = value
-            wrong += row.wrong
+        for result in results:
+            for name, value in result.figures.items():
+                figures[f"{result.name}: {name}"] = value
+            wrong += result.wrong
         wrong += await violations(fleet.redis)
-    return Row("fair", figures, wrong)
+    return ScenarioResult("fair", figures, wrong)
 
 
 @asynccontextmanager

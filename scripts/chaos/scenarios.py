@@ -1,4 +1,4 @@
-"""The rows of the table. Each puts a load on a fleet, injects faults, measures what comes of it,
+"""The scenarios. Each puts a load on a fleet, injects faults, measures what comes of it,
 and judges whether that is enough."""
 
 import asyncio
@@ -11,7 +11,7 @@ from typing import Any
 
 from scripts.chaos import faults
 from scripts.chaos.clients import Client, load
-from scripts.chaos.criteria import ExperimentPlan, Row, at, bars, row_of, run_twice
+from scripts.chaos.criteria import ExperimentPlan, ScenarioResult, at, bars, result_of, run_twice
 from scripts.chaos.faults import Fault, Toll, every
 from scripts.chaos.processes import Fleet, fleet
 from scripts.chaos.requests import ClientRequest, Mode
@@ -21,7 +21,7 @@ from shared.settings.settings import SAMPLE_MODEL
 _DISTINCT = 40
 _LATE_S = (0.02, 0.1)
 
-RowOf = Callable[[ExperimentPlan], Coroutine[Any, Any, Row]]
+Scenario = Callable[[ExperimentPlan], Coroutine[Any, Any, ScenarioResult]]
 
 
 def fleet_of(
@@ -83,7 +83,7 @@ async def under_load(
     *,
     is_persistent: bool = False,
     has_proxies: bool = False,
-) -> Row:
+) -> ScenarioResult:
     """Inject one fault after the other into a fleet whose clients stream, wait or ask for scores,
     and repeat nothing unless they are persistent."""
     async with fleet_of(plan, has_proxies=has_proxies) as running:
@@ -94,12 +94,12 @@ async def under_load(
             answers = await load(client, requests, plan.clients)
             seconds = time.monotonic() - begun
         await client.close()
-        row = await row_of(name, running, answers, toll=toll, seconds=seconds)
-        row.wrong += bars(name, plan, row.figures)
-        return row
+        result = await result_of(name, running, answers, toll=toll, seconds=seconds)
+        result.wrong += bars(name, plan, result.figures)
+        return result
 
 
-async def fronts_killed(plan: ExperimentPlan) -> Row:
+async def fronts_killed(plan: ExperimentPlan) -> ScenarioResult:
     """Kill one of two fronts every so often, while their clients reconnect."""
     async with fleet_of(plan, 2) as running:
         # A front that is started again has the port of the one that was killed.
@@ -111,18 +111,18 @@ async def fronts_killed(plan: ExperimentPlan) -> Row:
         async with every(plan.every_s, faults.kill_front, running) as toll:
             answers = await load(client, requests, plan.clients)
             seconds = time.monotonic() - begun
-        row = await row_of("front", running, answers, toll=toll, seconds=seconds)
+        result = await result_of("front", running, answers, toll=toll, seconds=seconds)
 
         num_run_twice = await run_twice(running, requests)
-        row.figures["run twice"] = num_run_twice
+        result.figures["run twice"] = num_run_twice
         if num_run_twice:
-            row.wrong.append(f"{num_run_twice} requests were run twice")
+            result.wrong.append(f"{num_run_twice} requests were run twice")
         await client.close()
         await undisturbed.close()
-        return row
+        return result
 
 
-async def slow(plan: ExperimentPlan) -> Row:
+async def slow(plan: ExperimentPlan) -> ScenarioResult:
     """Delay whatever a worker or front sends to Redis, and Redis to it, by 20 to 100 ms."""
     async with fleet_of(plan, has_proxies=True) as running:
         client = Client(_urls_of(running))
@@ -133,15 +133,15 @@ async def slow(plan: ExperimentPlan) -> Row:
         begun = time.monotonic()
         answers = await load(client, requests, plan.clients)
         seconds = time.monotonic() - begun
-        row = await row_of("slow", running, answers, toll=Toll(), seconds=seconds)
+        result = await result_of("slow", running, answers, toll=Toll(), seconds=seconds)
         took_s = sorted(answer.took_s for answer in answers)
-        row.figures["took p50 s"] = at(took_s, 0.5)
-        row.figures["took p99 s"] = at(took_s, 0.99)
+        result.figures["took p50 s"] = at(took_s, 0.5)
+        result.figures["took p99 s"] = at(took_s, 0.99)
         await client.close()
-        return row
+        return result
 
 
-async def rolling(plan: ExperimentPlan) -> Row:
+async def rolling(plan: ExperimentPlan) -> ScenarioResult:
     """Restart every worker and both fronts, one after the other, while the load goes on."""
     async with fleet_of(plan, 2) as running:
         urls = [front.url for front in running.fronts]
@@ -157,22 +157,22 @@ async def rolling(plan: ExperimentPlan) -> Row:
         is_covered = not loading.done()
         answers = await loading
         seconds = time.monotonic() - begun
-        row = await row_of("rolling", running, answers, toll=toll, seconds=seconds)
+        result = await result_of("rolling", running, answers, toll=toll, seconds=seconds)
 
-        row.figures["exits s"] = " ".join(f"{exit_s:.2f}" for exit_s in toll.exits_s)
+        result.figures["exits s"] = " ".join(f"{exit_s:.2f}" for exit_s in toll.exits_s)
         slowest_s = max(toll.exits_s)
         if slowest_s >= 2:
-            row.wrong.append(f"the slowest exit took {slowest_s:.2f} s")
+            result.wrong.append(f"the slowest exit took {slowest_s:.2f} s")
         if any(toll.statuses):
-            row.wrong.append(f"exit statuses {toll.statuses}")
+            result.wrong.append(f"exit statuses {toll.statuses}")
         if not is_covered:
-            row.wrong.append("the load ended before the last restart")
+            result.wrong.append("the load ended before the last restart")
         await client.close()
         await undisturbed.close()
-        return row
+        return result
 
 
-async def poisoned(plan: ExperimentPlan) -> Row:
+async def poisoned(plan: ExperimentPlan) -> ScenarioResult:
     """Send 64 requests, one of which kills every worker that runs it, and replace the workers that
     end."""
     async with fleet_of(replace(plan, workers=3)) as running:
@@ -193,20 +193,20 @@ async def poisoned(plan: ExperimentPlan) -> Row:
 
         [poisonous] = [answer for answer in answers if answer.request.prompt == POISON]
         answers.remove(poisonous)
-        row = await row_of("poison", running, answers, toll=toll, seconds=seconds)
+        result = await result_of("poison", running, answers, toll=toll, seconds=seconds)
         num_dead = await running.redis.xlen("aios:{00}:dead")
-        row.figures["crashes"] = toll.faults
-        row.figures["dead"] = num_dead
+        result.figures["crashes"] = toll.faults
+        result.figures["dead"] = num_dead
 
         # Three workers is how many a job may crash before it is given up.
         is_given_up = "worker_crashed" in poisonous.error and num_dead == 1
         if not is_given_up or toll.faults > 3:
-            row.wrong.append(
+            result.wrong.append(
                 f"{toll.faults} crashes, {num_dead} dead, the poison's client got "
                 f"{poisonous.error[:200]!r}"
             )
         await client.close()
-        return row
+        return result
 
 
 def _urls_of(running: Fleet) -> Callable[[], list[str]]:
@@ -233,7 +233,7 @@ def _echoed(request: ClientRequest) -> str:
     return (request.prompt * request.max_tokens)[: request.max_tokens]
 
 
-ROWS: dict[str, RowOf] = {
+SCENARIOS: dict[str, Scenario] = {
     "kill": partial(under_load, "kill", fault=faults.kill_worker),
     "stop": partial(under_load, "stop", fault=faults.stop_worker),
     "cut": partial(under_load, "cut", fault=faults.cut_worker, has_proxies=True),

@@ -1,4 +1,4 @@
-"""The row of many submits, which go straight into the queue, without a front, while workers are
+"""The scenario of many submits, which go straight into the queue, without a front, while workers are
 killed."""
 
 import asyncio
@@ -9,7 +9,7 @@ from dataclasses import replace
 from redis.asyncio import Redis
 
 from scripts.chaos import faults
-from scripts.chaos.criteria import ExperimentPlan, Row
+from scripts.chaos.criteria import ExperimentPlan, ScenarioResult
 from scripts.chaos.faults import every
 from scripts.chaos.invariants import Trace, all_ended, traces, violations
 from scripts.chaos.scenarios import fleet_of
@@ -22,7 +22,7 @@ _ENDED_BY_S = 300.0
 _AT_ONCE = 16
 
 
-async def submits(plan: ExperimentPlan) -> Row:
+async def submits(plan: ExperimentPlan) -> ScenarioResult:
     """Check that each submitted job ends in exactly one terminal event, with the text of the echo
     model."""
     async with fleet_of(replace(plan, model="echo", step_s=0.0)) as fleet:
@@ -55,7 +55,7 @@ async def submits(plan: ExperimentPlan) -> Row:
             "submitted in s": round(submitted_s, 1),
             "seconds": round(seconds, 1),
         }
-        return Row("submits", figures, wrong)
+        return ScenarioResult("submits", figures, wrong)
 
 
 async def _submit_all(redis: Redis, count: int) -> None:

@@ -53,8 +53,8 @@ async def clients(
 
 async def test_tenants_share_by_tokens_served(clients: QueueClients) -> None:
     """Ten times as many jobs, each twice as long, earn no larger share."""
-    row = await shares(clients, jobs=30, num_tokens=12)
-    assert not row.wrong, row
+    result = await shares(clients, jobs=30, num_tokens=12)
+    assert not result.wrong, result
 
 
 async def test_interactive_jobs_pause_bulk_and_change_nothing(clients: QueueClients) -> None:
@@ -62,12 +62,16 @@ async def test_interactive_jobs_pause_bulk_and_change_nothing(clients: QueueClie
 
     The texts of the bulk jobs stay the same.
     """
-    row = await preemption(clients, num_urgent=3, num_tokens=400, step_s=STEP_S, slowness=slowness)
-    assert not row.wrong, row
+    result = await preemption(
+        clients, num_urgent=3, num_tokens=400, step_s=STEP_S, slowness=slowness
+    )
+    assert not result.wrong, result
 
 
 async def test_bulk_ends_among_interactive_jobs_without_end(clients: QueueClients) -> None:
     """Interactive jobs go first for as long as the ageing setting says, then bulk has its turn."""
-    row = await ageing(clients, num_tokens=8, ageing_s=AGEING_S, step_s=STEP_S, slowness=slowness)
-    assert not row.wrong, row
-    assert row.figures["interactive ended meanwhile"] > 3 * PLACES, "it was not first at once"
+    result = await ageing(
+        clients, num_tokens=8, ageing_s=AGEING_S, step_s=STEP_S, slowness=slowness
+    )
+    assert not result.wrong, result
+    assert result.figures["interactive ended meanwhile"] > 3 * PLACES, "it was not first at once"
