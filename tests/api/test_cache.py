@@ -7,10 +7,8 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
-from fastapi import FastAPI, Request
 from redis.asyncio import Redis
 
-from api.access.caller import Caller, caller_of
 from shared.fleet.presence import Presence
 from shared.messages import Failed, WorkerInfo
 from shared.queue import keys
@@ -107,7 +105,7 @@ async def test_without_the_setting_nothing_is_kept(redis: Redis, worker: EchoWor
     async with in_memory(redis) as client:
         assert await ask_twice(client) == (None, None)
     assert len(worker.jobs) == 2
-    assert await redis.keys("aios:{00}:asked:*") == []
+    assert await redis.keys("aios:{00}:repeat:*") == []
 
 
 @pytest.mark.parametrize("body", [{"prompt": "a"}, {"prompt": "a", "temperature": 0.5, "seed": 3}])
@@ -263,7 +261,7 @@ async def test_an_answer_that_has_expired_is_asked_for_again(
 ) -> None:
     """The cache misses if the entry, its request or its job is gone."""
     _, id = await ask(cached)
-    [entry] = await redis.keys("aios:{00}:asked:*")
+    [entry] = await redis.keys("aios:{00}:repeat:*")
     assert 0 < await redis.pttl(entry) <= TTL_S * 1000
 
     for name in (keys.request(id), entry):
@@ -300,17 +298,10 @@ async def test_a_hit_takes_nothing_of_a_quota(redis: Redis, worker: EchoWorker) 
 
 
 async def test_tenants_share_nothing(redis: Redis, worker: EchoWorker) -> None:
-    async def caller(request: Request) -> Caller:
-        return Caller(request.headers["X-Tenant"])
-
-    async with in_memory(redis, response_cache_ttl_s=TTL_S) as client:
-        app = client._transport.app  # type: ignore[attr-defined]
-        assert isinstance(app, FastAPI)
-        app.dependency_overrides[caller_of] = caller
-
+    async with in_memory(redis, response_cache_ttl_s=TTL_S, api_keys="ann:k1,bob:k2") as client:
         for expected in ("miss", "hit"):
-            for tenant in ("a", "b"):
-                x_cache, _ = await ask(client, headers={"X-Tenant": tenant})
+            for key in ("k1", "k2"):
+                x_cache, _ = await ask(client, headers={"X-API-Key": key})
                 assert x_cache == expected
 
 

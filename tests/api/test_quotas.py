@@ -62,7 +62,7 @@ async def test_no_limit_is_exceeded_by_one(redis: Redis, redis_url: str) -> None
     assert codes.count("rate_limited") > 0, "the concurrency was reached"
     assert codes.count("") > 20
     assert await Desk(redis, "echo").counts() == (0, 0)
-    assert not await redis.keys("aios:{00}:held:*"), "a leaked quota"
+    assert not await redis.keys("aios:{00}:open:*"), "a leaked quota"
     assert set(await redis.hvals(keys.depth("00", "echo"))) == {b"0"}  # type: ignore[misc]
 
 
@@ -92,7 +92,7 @@ async def test_nor_by_processes(redis: Redis, redis_url: str) -> None:
     assert set(codes) == {"queue_full", "rate_limited", ""}, (
         "both were reached, and nothing else went wrong"
     )
-    assert not await redis.keys("aios:{00}:held:*"), "a leaked quota"
+    assert not await redis.keys("aios:{00}:open:*"), "a leaked quota"
     assert set(await redis.hvals(keys.depth("00", "echo"))) == {b"0"}  # type: ignore[misc]
 
 
@@ -135,7 +135,7 @@ async def watch(redis: Redis) -> None:
     while True:
         # One transaction: the numbers belong to the same moment.
         async with redis.pipeline(transaction=True) as pipe:
-            pipe.zcard("aios:{00}:held:public")
+            pipe.zcard(keys.open_jobs("00", "public"))
             pipe.hgetall(keys.depth("00", "echo"))
             num_held, depth = await pipe.execute()
 

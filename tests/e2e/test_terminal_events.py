@@ -208,7 +208,7 @@ async def nothing_is_left(redis: Redis, desk: Desk) -> None:
     for pattern in ("aios:{00}:job:*", "aios:{00}:log:*"):
         for key in await redis.keys(pattern):
             assert await redis.pttl(key) > 0, key
-    assert not await redis.keys("aios:{00}:held:*")
+    assert not await redis.keys("aios:{00}:open:*")
 
 
 async def test_a_worker_that_starts_later_finds_the_jobs_that_waited(

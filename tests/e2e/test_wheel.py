@@ -113,17 +113,20 @@ def test_it_serves_the_sample_from_an_empty_folder(
 
 
 def test_every_module_and_its_data_are_in_it(wheel: Path, source: Path) -> None:
-    # The folders in it are installed at the top, under their own names.
-    old_names = source / "scripts" / "entry_points"
-    expected = set()
-    for package in ("api", "worker", "shared", "scripts"):
-        expected.add(f"{package}/py.typed")
+    """The wheel holds the product, and of `scripts` the command and the old entry points."""
+    expected = {"scripts/__init__.py", "shared/config/default.yaml"}
+    for package in ("api", "worker", "shared", "scripts/cli"):
         for pattern in ("*.py", "*.lua"):
             for file in (source / package).rglob(pattern):
-                root = source
-                if file.is_relative_to(old_names):
-                    root = old_names
-                expected.add(str(file.relative_to(root)))
+                expected.add(str(file.relative_to(source)))
+    for package in ("api", "worker", "shared", "scripts"):
+        expected.add(f"{package}/py.typed")
+
+    # The packages in this folder are installed at the top, under their own names.
+    old_names = source / "scripts" / "entry_points"
+    for file in old_names.rglob("*.py"):
+        expected.add(str(file.relative_to(old_names)))
+
     for file in (source / "models").rglob("*"):
         if file.is_file():
             expected.add(f"shared/{file.relative_to(source)}")
