@@ -16,7 +16,7 @@ from shared.queue.submission import Key
 
 
 @dataclass(frozen=True)
-class Context:
+class RequestContext:
     """The parts of this front, the caller, and what the headers of its request say."""
 
     front: Front
@@ -56,14 +56,14 @@ async def _context(
     options: RequestOptionsDep,
     request_state: RequestStateDep,
     request: Request,
-) -> Context:
+) -> RequestContext:
     """Raise OverQuota for a caller that comes too often, and ProhibitedContent."""
     async with redis_answers():
         await front.rate_limiter.keep(
             caller.id or caller.tenant, caller.rates_of(request.scope["route"].path)
         )
     front.prohibited.check(request_state.body)
-    return Context(front, caller, options, request_state, request.receive)
+    return RequestContext(front, caller, options, request_state, request.receive)
 
 
-ContextDep = Annotated[Context, Depends(_context)]
+RequestContextDep = Annotated[RequestContext, Depends(_context)]

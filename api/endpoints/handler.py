@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from api.deps import RequestStateDep
-from api.endpoints.context import Context, ContextDep
+from api.endpoints.context import RequestContext, RequestContextDep
 from api.endpoints.endpoint import Endpoint, ImmediateEndpoint, Post
 from api.schemas.errors import LATER, STREAM, STREAM_ALONE, STREAM_OR_TEXT, Responses, errors_of
 from api.stream.respond import respond, resume
@@ -19,7 +19,7 @@ from api.stream.sse import EventStream
 from api.submit.submission import submit
 
 
-async def answer(context: Context, post: Post, body: Any) -> Response:
+async def answer(context: RequestContext, post: Post, body: Any) -> Response:
     """Have the body's endpoint do the work, and return its answer. Raise the FleetErrors of
     admission and the jobs."""
     endpoint = post.endpoint_of(body)
@@ -39,7 +39,7 @@ async def answer(context: Context, post: Post, body: Any) -> Response:
 def add_route(router: APIRouter, post: Post) -> None:
     """Serve a row at its path."""
 
-    async def handler(body: Any, context: ContextDep) -> Response:
+    async def handler(body: Any, context: RequestContextDep) -> Response:
         return await answer(context, post, body)
 
     handler.__name__ = post.name
@@ -54,7 +54,7 @@ def add_route(router: APIRouter, post: Post) -> None:
 
 
 def _peeking(post: Post) -> list[Any]:
-    """Where dialects share a path, choose the format of errors by the body's keys."""
+    """Choose the format of errors by the body's keys, for dialects that share a path."""
     if not post.by_key:
         return []
 
@@ -82,7 +82,7 @@ def _responses(post: Post) -> Responses:
 
 
 def _instantly(
-    context: Context, endpoint: ImmediateEndpoint, body: Any, *, is_streamed: bool
+    context: RequestContext, endpoint: ImmediateEndpoint, body: Any, *, is_streamed: bool
 ) -> Response:
     whole = endpoint.render(body, context.request_state.request_id)
     if not is_streamed:

@@ -18,7 +18,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 from typing_extensions import TypeAliasType
 
-from api.endpoints.context import ContextDep
+from api.endpoints.context import RequestContextDep
 from api.endpoints.dialect import Dialect
 from api.endpoints.dialects import POSTS
 from api.endpoints.handler import answer
@@ -86,7 +86,7 @@ def _submitted(task: str) -> Any:
 
 
 @router.post(PATH, status_code=202, response_model=Accepted, responses=IN_TIME)
-async def submit(body: Submission, context: ContextDep) -> Response:
+async def submit(body: Submission, context: RequestContextDep) -> Response:
     """202 and the job's address at once; with `Prefer: wait=N`, the endpoint's own answer if it
     comes in time."""
     post = TASKS.get(body.task)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from fastapi.responses import Response
 
-from api.endpoints.context import Context
+from api.endpoints.context import RequestContext
 from api.endpoints.endpoint import Endpoint
 from api.redis_timeout import redis_answers
 from api.stream.answers import accepted, attached, stream, timings_at_end, whole
@@ -20,7 +20,7 @@ from shared.errors import InvalidRequest
 
 
 async def respond(
-    context: Context,
+    context: RequestContext,
     endpoint: Endpoint,
     follower: RequestFollower,
     stream_format: StreamFormat | None,
@@ -44,7 +44,7 @@ async def respond(
 
 @redis_answers()
 async def resume(
-    context: Context, endpoint: Endpoint, stream_format: StreamFormat | None
+    context: RequestContext, endpoint: Endpoint, stream_format: StreamFormat | None
 ) -> Response:
     """Go on with the stream that the caller has seen a part of. Nothing is submitted."""
     seen = Cursor.parse(context.options.last_event_id)
@@ -59,7 +59,9 @@ async def resume(
     return answer
 
 
-async def _whole(context: Context, endpoint: Endpoint, follower: RequestFollower) -> Response:
+async def _whole(
+    context: RequestContext, endpoint: Endpoint, follower: RequestFollower
+) -> Response:
     front, options, request_state = context.front, context.options, context.request_state
     try:
         outcomes = await front.dispatcher.gather(follower, context.receive, options.wait_s)
@@ -78,7 +80,7 @@ async def _whole(context: Context, endpoint: Endpoint, follower: RequestFollower
 
 
 def _stream(
-    context: Context,
+    context: RequestContext,
     endpoint: Endpoint,
     follower: RequestFollower,
     stream_format: StreamFormat | None,
@@ -96,7 +98,7 @@ def _stream(
     )
 
 
-async def _leave(context: Context, follower: RequestFollower) -> Response:
+async def _leave(context: RequestContext, follower: RequestFollower) -> Response:
     """Answer 202: the caller will ask again."""
     if follower.is_first:
         context.front.dispatcher.follow_in_background(follower)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from api.endpoints.context import Context
+from api.endpoints.context import RequestContext
 from api.endpoints.endpoint import Endpoint, TaskPlan
 from api.redis_timeout import redis_answers
 from api.stream.answers import attached
@@ -28,7 +28,7 @@ from shared.telemetry.tracing import Attributes
 
 
 async def submit(
-    context: Context, endpoint: Endpoint, body: Any, *, is_streamed: bool
+    context: RequestContext, endpoint: Endpoint, body: Any, *, is_streamed: bool
 ) -> RequestFollower:
     """Queue the tasks of the body, or find the request that came before with the same key.
 
@@ -49,7 +49,12 @@ async def submit(
 
 
 async def _submit(
-    context: Context, endpoint: Endpoint, model: ModelInfo, plan: TaskPlan, *, is_streamed: bool
+    context: RequestContext,
+    endpoint: Endpoint,
+    model: ModelInfo,
+    plan: TaskPlan,
+    *,
+    is_streamed: bool,
 ) -> RequestFollower:
     front = context.front
     caller = context.caller
@@ -116,7 +121,7 @@ async def _submit(
 
 
 def _digest(
-    context: Context, model: ModelInfo, record: RequestRecord, tasks: Sequence[Task]
+    context: RequestContext, model: ModelInfo, record: RequestRecord, tasks: Sequence[Task]
 ) -> str | None:
     """Return the digest by which an answer given before is found; None where none may be used.
 
@@ -130,7 +135,7 @@ def _digest(
 
 
 async def _answered(
-    context: Context, cache: AnswerCache, digest: str, model: ModelInfo
+    context: RequestContext, cache: AnswerCache, digest: str, model: ModelInfo
 ) -> RequestFollower | None:
     if context.options.cache == "no-cache":
         return None
