@@ -1,5 +1,6 @@
-"""What pyproject.toml cannot say: the sample model and the default settings, which lie outside of
-all packages, go into the wheel."""
+"""Put the sample model and the default settings into the wheel, which pyproject.toml cannot say.
+
+They lie outside of all packages."""
 
 from pathlib import Path
 from shutil import copytree

@@ -18,11 +18,11 @@ class FleetView:
         self._presence = presence
         self._max_age_s = max_age_s
         self._reading: asyncio.Task[Fleet | None] | None = None
-        self._expires_at = 0.0
+        self.expires_at = 0.0
 
     async def now(self) -> Fleet:
         """The fleet as it was at most `max_age_s` ago. Raises BrokerUnavailable."""
-        is_old = asyncio.get_running_loop().time() >= self._expires_at
+        is_old = asyncio.get_running_loop().time() >= self.expires_at
         if self._reading is None or (self._reading.done() and is_old):
             self._reading = asyncio.create_task(self._read(), name="fleet-view")
         fleet = await asyncio.shield(self._reading)
@@ -32,7 +32,7 @@ class FleetView:
 
     def look_again(self) -> None:
         """Let the next who asks read the fleet, which this front has just changed."""
-        self._expires_at = 0.0
+        self.expires_at = 0.0
 
     async def order_unload(self, model_id: str) -> int:
         """Have every worker give the model's memory back; returns the order. Raises
@@ -50,4 +50,4 @@ class FleetView:
         except (TimeoutError, *UNAVAILABLE):
             return None
         finally:
-            self._expires_at = asyncio.get_running_loop().time() + self._max_age_s
+            self.expires_at = asyncio.get_running_loop().time() + self._max_age_s

@@ -1,1 +1,1 @@
-"""What fronts and workers must agree on. No torch."""
+"""The agreements between fronts and workers. No torch."""

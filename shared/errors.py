@@ -189,7 +189,7 @@ class BrokerUnavailable(FleetError):
 
 
 class StorageUnavailable(FleetError):
-    """Where the bytes of artifacts lie does not answer, or has no room."""
+    """The storage of artifacts does not answer, or has no room."""
 
     code = "storage_unavailable"
     status = 503

@@ -229,8 +229,10 @@ class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 
 WorkerState = Literal["loading", "ready", "draining"]
 Residence = Literal["loaded", "unloading", "unloaded", "loading"]
-"""Whether a served model is in a worker's memory: `unloading` while jobs in hand end, `loading` for
-one that waits."""
+"""The state of a served model in a worker's memory.
+
+It is `unloading` while jobs in hand end, and `loading` for a job that waits.
+"""
 
 
 class LoadFailure(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -14,7 +14,7 @@ from shared.messages import PRIORITIES, Priority
 from shared.queue.submission import Quota
 
 FRESH_S = 1.0
-"""How long it holds that somebody may call, where it can change."""
+"""The time for which a front trusts what it knows of a key that can change."""
 _UNLIMITED = Quota()
 
 

@@ -27,13 +27,13 @@ _UNREADABLE: dict[type, str] = {
     RecursionError: "this is nested too deeply",
     ValueError: "this has a number of too many digits",
 }
-"""What FastAPI tells of a body that it cannot read only by the cause of its error."""
+"""Messages for bodies that cannot be read, by the cause of FastAPI's error, which tells no more."""
 _EXPECTED = {
     "missing": "this field is required",
     "bool_parsing": "expected a boolean",
     **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "expected an object"),
 }
-"""Where pydantic's own words for a kind of error are about Python."""
+"""Messages by pydantic's kind of error, where its own words are about Python."""
 
 
 class ClientDisconnected(ClientGone):

@@ -17,8 +17,8 @@ from shared.telemetry.logging_setup import fields
 _LOOK_S = 0.05
 _ADMITTING_S = 2.5  # a request that was let in before the signal is in Redis by then
 _TELLING_S = 1.0  # for followers to be told what was cut off
-_REDIS_AWAY_S = 5.0  # longer than it takes to be started again
-_LAST_POLL_S = 2.0  # for those who poll, to ask once more
+REDIS_AWAY_S = 5.0  # longer than it takes to be started again
+LAST_POLL_S = 2.0  # for those who poll, to ask once more
 
 log = logging.getLogger("aios.api")
 
@@ -43,7 +43,7 @@ class FinalDrain:
         except TimeoutError:
             await self._cut_off()
         if self._has_pollers:
-            await asyncio.sleep(_LAST_POLL_S)
+            await asyncio.sleep(LAST_POLL_S)
 
     async def _cut_off(self) -> None:
         """End all jobs, and wait until their followers have been told."""
@@ -66,7 +66,7 @@ class FinalDrain:
             open_jobs = await self._front.submissions.open_jobs()
         except UNAVAILABLE:
             # Its supervisor starts it again, with what it had, or else stops this front.
-            return self._now_s() - self._redis_seen_s < _REDIS_AWAY_S
+            return self._now_s() - self._redis_seen_s < REDIS_AWAY_S
         self._redis_seen_s = self._now_s()
         num_followed = self._front.dispatcher.num_followed
         if self._front.dispatcher.num_in_background or (open_jobs and not num_followed):

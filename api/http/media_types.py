@@ -17,7 +17,7 @@ _SHOWN = re.compile(
     r"image/(?:png|jpeg|gif|webp|avif|bmp)|audio/[a-z0-9.-]+|video/[a-z0-9.-]+"
     r"|text/plain|application/json"
 )
-"""What can hold no script that a browser would run."""
+"""Media types that can hold no script that a browser would run."""
 _MOST_NAME = 255
 
 

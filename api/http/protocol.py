@@ -14,8 +14,7 @@ import re
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 65_536
-"""Of a head that is not whole yet. Proxies allow less, 8 to 32 KiB unless they are told
-otherwise."""
+"""The most bytes of a head that is not complete yet. Proxies allow 8 to 32 KiB by default."""
 
 _HEAD_END = b"\r\n\r\n"
 _OFFER = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)

@@ -26,7 +26,7 @@ router = APIRouter(prefix="/v1/artifacts", tags=["files"], responses=errors_of(P
 PATH = "/v1/artifacts"
 _JSON = "application/json"
 _BY_ACCIDENT = "application/x-www-form-urlencoded"
-"""What curl says of whatever it posts, unless it is told otherwise."""
+"""The default of curl for whatever it posts."""
 _BODY = {
     _JSON: {"schema": InlineArtifact.model_json_schema()},
     DEFAULT_MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}},

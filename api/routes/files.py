@@ -35,7 +35,7 @@ BYTES: Responses = {
     206: {"description": "The part that `Range` asks for.", "content": _ANY},
     304: {"description": "`If-None-Match` names these bytes."},
 }
-"""What a route may answer that sends an artifact."""
+"""The answers of a route that sends an artifact."""
 
 _FORM = {MEDIA_TYPE: {"schema": FileForm.model_json_schema()}}
 _LIVES = "expires_after[seconds]"

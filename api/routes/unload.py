@@ -16,7 +16,7 @@ from shared.errors import InvalidRequest, ModelNotFound
 
 router = APIRouter(prefix="/api/models", tags=["inference"], responses=errors_of(ApiErrorBody))
 
-_PATIENCE_S, _LOOK_S = 5.0, 0.2
+PATIENCE_S, _LOOK_S = 5.0, 0.2
 ModelId = Annotated[str, Path(description="May contain slashes.")]
 RESPONSES: Responses = {
     202: {"model": Unloading, "description": "Jobs in hand are being ended first."}
@@ -47,7 +47,7 @@ async def _unload(front: Front, model_id: str, task: str | None = None) -> JSONR
     order = await front.fleet.order_unload(model_id)
     state = unloading(fleet, model_id, order)
     with suppress(TimeoutError):
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(PATIENCE_S):
             while state.status == "unloading" and not front.draining.is_set():
                 await asyncio.sleep(_LOOK_S)  # the fleet is read no oftener than that anyway
                 state = unloading(await front.fleet.now(), model_id, order)

@@ -15,7 +15,8 @@ _STATUSES: tuple[tuple[Residence, Literal["ready", "loading", "unloading", "unlo
     ("unloading", "unloading"),
     ("unloaded", "unloaded"),
 )
-"""What the workers' residences make a model's status: the first that there is."""
+"""Pairs of a worker's residence and the model's status. The first residence that any worker has
+decides."""
 
 
 class Acceleration(BaseModel):

@@ -11,7 +11,7 @@ USAGE = {
     "total_tokens": 47,
     "prompt_tokens_details": {"cached_tokens": 0},
 }
-"""Of the examples of whole answers."""
+"""The usage in the examples of whole answers."""
 
 
 class UsageBody(BaseModel):

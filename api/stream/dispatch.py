@@ -271,8 +271,10 @@ class Dispatcher:
         events.fail(await self._revocations.told(caller, model))
 
     async def _expire(self, events: RequestEvents, at_s: float) -> None:
-        """When the time to queue is over, end what no worker has taken: there may be no worker left
-        to do so."""
+        """End what no worker has taken when the time to queue is over.
+
+        There may be no worker left to do so.
+        """
         await asyncio.sleep(max(0.0, at_s - _now_s()))
         event = QueueTimeout("No worker took the request in time.").as_event()
         await self._cancellations.expire(list(events.unstarted.values()), event)

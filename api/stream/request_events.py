@@ -27,7 +27,7 @@ from shared.messages import (
 
 SomeResult = TypeVar("SomeResult", bound=Result)
 JobEvent = Started | Tokens | Progress | Done
-"""What a job that has not failed may say."""
+"""An event of a job that has not failed."""
 
 _FIRST_TOKEN_S = 2.0
 
@@ -213,5 +213,5 @@ def usage_of(done: Done) -> Usage:
 
 
 def finish_reasons(done: Done) -> tuple[str, ...]:
-    """Why each choice ended."""
+    """Return the reason why each choice ended."""
     return done.generated.finish_reasons or (done.finish_reason,)

@@ -62,4 +62,4 @@ TEXT = StreamFormat(
     reconnect=b"",
     tells_errors=False,
 )
-"""Of payloads that are objects with a `text`."""
+"""The format of payloads that are objects with a `text`."""

@@ -11,7 +11,7 @@ from shared.errors import JobNotFound
 from shared.queue.requests import Request
 
 OnDisconnect = Literal["cancel", "continue", "grace"]
-"""What becomes of work whose caller has left: it ends, goes on, or ends unless somebody follows it
+"""The fate of work whose caller has left: it ends, goes on, or ends unless somebody follows it
 soon."""
 
 

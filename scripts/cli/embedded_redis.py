@@ -34,7 +34,7 @@ _CONFIG_NAME = "redis.conf"
 _LOG_NAME = "redis.log"
 # No path stands in it, for Redis would want quotes and spaces in one quoted: the server runs in its
 # directory.
-_CONFIG = """\
+CONFIG = """\
 bind 127.0.0.1
 port {port}
 protected-mode yes
@@ -148,7 +148,7 @@ class EmbeddedRedis:
     def _launch(self) -> "subprocess.Popen[bytes]":
         config = self.directory / _CONFIG_NAME
         config.touch(mode=0o600)
-        config.write_text(_CONFIG.format(port=self.port, password=self.password, log=_LOG_NAME))
+        config.write_text(CONFIG.format(port=self.port, password=self.password, log=_LOG_NAME))
         # What the server prints before it has read where to log goes there too.
         with (self.directory / _LOG_NAME).open("ab") as log:
             return subprocess.Popen(

@@ -23,10 +23,10 @@ PROG = "aios models"
 
 def main(argv: Sequence[str]) -> int:
     """Run the command named by `argv`; return its exit status."""
-    return run_tool(PROG, _parser().parse_args(argv), _answer)
+    return run_tool(PROG, parser().parse_args(argv), _answer)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = parser_of(PROG, "The fleet's models.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", parents=[flags()], help="all that are known, and where they stand")
@@ -74,7 +74,7 @@ async def _answer(asked: argparse.Namespace, settings: Settings) -> list[str]:
             return [_line(model, as_json=asked.json) for model in await _all(broker)]
 
         if asked.command == "add":
-            entry = _entry(asked)
+            entry = entry_of(asked)
             is_new = await Catalogue(broker.client(keys.PRESENCE)).add(entry)
             done = "added" if is_new else "changed"
         else:
@@ -88,7 +88,7 @@ async def _answer(asked: argparse.Namespace, settings: Settings) -> list[str]:
         return [f"{asked.id} {done}"]
 
 
-def _entry(asked: argparse.Namespace) -> ModelEntry:
+def entry_of(asked: argparse.Namespace) -> ModelEntry:
     """Return the model that the flags describe. Raise ToolError."""
     fields = {
         "id": asked.id,

@@ -30,7 +30,7 @@ class Subscriptions:
 
     def __init__(self, redis: Redis, *, confirm_timeout_s: float = 2.0) -> None:
         self._pubsub = redis.pubsub()
-        self._channels: dict[str, _Channel] = {}
+        self.channels: dict[str, _Channel] = {}
         self._confirm_timeout_s = confirm_timeout_s
         self._reader: asyncio.Task[None] | None = None
         # Two at once would open two connections and lose one's subscriptions.
@@ -44,10 +44,10 @@ class Subscriptions:
         the gap.
         """
         inbox: asyncio.Queue[Message] = asyncio.Queue()
-        channel = self._channels.get(name)
+        channel = self.channels.get(name)
         is_first = channel is None
         if channel is None:
-            channel = self._channels[name] = _Channel()
+            channel = self.channels[name] = _Channel()
         channel.inboxes.add(inbox)
         try:
             if is_first:
@@ -58,8 +58,8 @@ class Subscriptions:
             yield inbox
         finally:
             channel.inboxes.discard(inbox)
-            if not channel.inboxes and self._channels.get(name) is channel:
-                del self._channels[name]
+            if not channel.inboxes and self.channels.get(name) is channel:
+                del self.channels[name]
                 await self._unsubscribe(name)
 
     async def close(self) -> None:
@@ -95,7 +95,7 @@ class Subscriptions:
                 await self._reconnect()
                 continue
             if message is not None:
-                self._dispatch(message)
+                self.dispatch(message)
 
     async def _reconnect(self) -> None:
         """Connect again. redis-py then subscribes to all channels again."""
@@ -103,8 +103,8 @@ class Subscriptions:
             async with self._connecting:
                 await self._pubsub.connect()  # type: ignore[no-untyped-call]
 
-    def _dispatch(self, message: dict[str, Any]) -> None:
-        channel = self._channels.get(message["channel"].decode())
+    def dispatch(self, message: dict[str, Any]) -> None:
+        channel = self.channels.get(message["channel"].decode())
         if channel is None:
             return
         if message["type"] == "subscribe":

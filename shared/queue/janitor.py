@@ -23,9 +23,9 @@ from shared.queue.broker import Broker
 from shared.queue.reservations import Departure, Reservations
 from shared.queue.script import Script, raw
 
-Found = Counter[str]
-"""How many things a sweep found, by name."""
-Sweep = Callable[[], Awaitable[Found]]
+SweepCounts = Counter[str]
+"""Counts of the things that a sweep has ended or removed, by name."""
+Sweep = Callable[[], Awaitable[SweepCounts]]
 
 _BATCH = 200
 _EXPIRED = raw(encode(QueueTimeout("No worker took the request in time.").as_event()))
@@ -71,9 +71,9 @@ class Janitor:
             "artifacts": self.artifacts,
         }
 
-    async def jobs(self) -> Found:
+    async def jobs(self) -> SweepCounts:
         """End jobs that are past their deadline or their time to wait, and find lost ones again."""
-        found: Found = Counter()
+        counts: SweepCounts = Counter()
         async for shard, ids in self._scan("job"):
             verdicts = await self._repair.call(
                 shard,
@@ -86,52 +86,52 @@ class Janitor:
             )
             for verdict in verdicts:
                 if verdict != b"fine":
-                    found[f"{verdict.decode()}_jobs"] += 1
-        return found
+                    counts[f"{verdict.decode()}_jobs"] += 1
+        return counts
 
-    async def orphans(self) -> Found:
+    async def orphans(self) -> SweepCounts:
         """Let logs without a job and lasting requests expire. Strike off expired dead letters."""
-        found: Found = Counter()
+        counts: SweepCounts = Counter()
         for kind in ("log", "request"):
             async for shard, ids in self._scan(kind):
-                found[f"orphan_{kind}s"] += await self._let_expire(kind, shard, ids)
+                counts[f"orphan_{kind}s"] += await self._let_expire(kind, shard, ids)
         for shard in self._broker.shards:
-            found["expired_dead"] += await self._strike_off(shard)
+            counts["expired_dead"] += await self._strike_off(shard)
         # `+` leaves out what was not found at all, here and below.
-        return +found
+        return +counts
 
-    async def quotas(self) -> Found:
+    async def quotas(self) -> SweepCounts:
         """Stop counting jobs that have ended, or are gone, against quotas and fleet-wide limits."""
-        found: Found = Counter()
+        counts: SweepCounts = Counter()
         if self._reservations.are_needed:
-            found = await self._reserved()
+            counts = await self._reserved()
         async for shard, tenants in self._scan("open"):
             for tenant in tenants:
                 scan = partial(self._client(shard).zscan, keys.open_jobs(shard, tenant))
                 async for members in _pages(scan):
                     ids = [member.decode() for member, _ in members]
-                    found["leaked_holders"] += await self._release.call(
+                    counts["leaked_holders"] += await self._release.call(
                         shard, tenant=tenant, jobs=ids, dry_run=self._dry_run
                     )
-        return +found
+        return +counts
 
-    async def depths(self) -> Found:
+    async def depths(self) -> SweepCounts:
         """Count what waits again, and remove entries and turns that lead to nothing."""
-        found: Found = Counter()
+        counts: SweepCounts = Counter()
         async for shard, models in self._scan("depth"):
             for model in models:
-                counts = await self._recount.call(
+                removed = await self._recount.call(
                     shard, model=model, classes=PRIORITIES, dry_run=self._dry_run
                 )
-                stray_entries, idle_turns, wrong_depths = counts
-                found["stray_entries"] += stray_entries
-                found["idle_turns"] += idle_turns
-                found["wrong_depths"] += wrong_depths
-        return +found
+                stray_entries, idle_turns, wrong_depths = removed
+                counts["stray_entries"] += stray_entries
+                counts["idle_turns"] += idle_turns
+                counts["wrong_depths"] += wrong_depths
+        return +counts
 
-    async def tenants(self) -> Found:
+    async def tenants(self) -> SweepCounts:
         """Forget the virtual times of tenants that have nothing open and no advantage to lose."""
-        found: Found = Counter()
+        counts: SweepCounts = Counter()
         async for shard, names in self._scan("served"):
             for name in names:
                 model, _, priority = name.rpartition(":")
@@ -143,19 +143,19 @@ class Janitor:
                         "class": priority,
                         "tenants": [tenant.decode() for tenant in fields],
                     }
-                    found["idle_tenants"] += await self._prune.call(
+                    counts["idle_tenants"] += await self._prune.call(
                         shard, dry_run=self._dry_run, **idle
                     )
-        return +found
+        return +counts
 
-    async def workers(self) -> Found:
+    async def workers(self) -> SweepCounts:
         """Take the names of workers that are gone off the list."""
         gone = await self._presence.gone()
         if gone and not self._dry_run:
             await self._presence.forget(gone)
         return +Counter({"gone_workers": len(gone)})
 
-    async def artifacts(self) -> Found:
+    async def artifacts(self) -> SweepCounts:
         """Remove expired artifacts, with their bytes and share of quotas, and unfinished files."""
         return await self._artifacts.clear(dry_run=self._dry_run)
 
@@ -199,7 +199,7 @@ class Janitor:
             await client.xdel(keys.dead(shard), *expired)
         return len(expired)
 
-    async def _reserved(self) -> Found:
+    async def _reserved(self) -> SweepCounts:
         """Settle jobs that have left, also those that left without a note."""
         gone: dict[str, list[str]] = {}
         async for tenant, job_ids in self._counted():

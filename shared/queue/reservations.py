@@ -28,7 +28,7 @@ Answer = TypeVar("Answer")
 _PAGE = 1000
 _MOST_PAGES = 100
 _EVERY_S = 1.0
-_ANSWER_S = 1.0
+ANSWER_S = 1.0
 """Time for one server to tell what has left; after that its jobs count as if they waited."""
 _UNCONFIRMED_MS = 5_000
 """Longer than a front waits for Redis to take a request."""
@@ -63,7 +63,7 @@ class Reservations:
         self._confirmed: list[str] = []
         self._settling: asyncio.Task[None] | None = None
         self._next: asyncio.Task[None] | None = None
-        self._settled_s = 0.0
+        self.settled_s = 0.0
 
     @property
     def are_needed(self) -> bool:
@@ -87,8 +87,8 @@ class Reservations:
     def confirm(self, request_id: str) -> None:
         """Note that the request is queued. Redis is told with the next question to it."""
         self._confirmed.append(request_id)
-        if time.monotonic() - self._settled_s > _EVERY_S and self._next is None:
-            self._settled_s = time.monotonic()
+        if time.monotonic() - self.settled_s > _EVERY_S and self._next is None:
+            self.settled_s = time.monotonic()
             self._next = asyncio.create_task(self._settle_after(self._settling))
 
     async def void(self, request_id: str) -> None:
@@ -115,7 +115,7 @@ class Reservations:
         self._next = None
         with suppress(*UNAVAILABLE):
             await self.settle_all()
-        self._settled_s = time.monotonic()
+        self.settled_s = time.monotonic()
 
     async def settle_all(self) -> None:
         """Settle as `settle` does, at once.
@@ -209,7 +209,7 @@ class Reservations:
 
         async def ask_one(part: Sequence[str]) -> None:
             with suppress(TimeoutError, *UNAVAILABLE):
-                async with asyncio.timeout(_ANSWER_S):
+                async with asyncio.timeout(ANSWER_S):
                     answers.append(await ask(part))
 
         parts = await self._broker.by_server(shards)

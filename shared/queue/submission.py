@@ -132,8 +132,8 @@ class Submissions:
     ) -> None:
         self._broker = broker
         self._requests = Requests(broker, result_ttl_s=result_ttl_s)
-        self._reservations = Reservations(broker)
-        self._submit = Script(broker, "submit", needs=("limits",))
+        self.reservations = Reservations(broker)
+        self.submit_script = Script(broker, "submit", needs=("limits",))
         self._end = Script(broker, "end")
         self._ttl_ms = int(result_ttl_s * 1000)
         self._key_ttl_ms = int(key_ttl_s * 1000)
@@ -188,12 +188,12 @@ class Submissions:
         costs = [cost_of(job.task) for job in jobs]
 
         # With several shards the limits are counted apart, before the request is queued.
-        is_reserved = self._reservations.are_needed
+        is_reserved = self.reservations.are_needed
         if is_reserved:
             needs = []
             for job, cost, spec in zip(jobs, costs, specs, strict=True):
                 needs.append({"id": job.id, "cost": cost, "bytes": len(spec)})
-            refused = await self._reservations.reserve(request_id, jobs=needs, **about, **limits)
+            refused = await self.reservations.reserve(request_id, jobs=needs, **about, **limits)
             if refused is not None:
                 # The same request may have come before: it is found although there is no room.
                 before = await self.known(submit_request.tenant, submit_request.key)
@@ -206,7 +206,7 @@ class Submissions:
         for job, cost, spec in zip(jobs, costs, specs, strict=True):
             entry = {"id": job.id, "slots": slots_of(job.task), "cost": cost, "spec": raw(spec)}
             entries.append(entry)
-        answer = await self._submit.call(
+        answer = await self.submit_script.call(
             keys.shard_of(request_id),
             request={
                 "id": request_id,
@@ -225,9 +225,9 @@ class Submissions:
             **({} if is_reserved else limits),
         )
         if is_reserved and answer[0] == b"queued":
-            self._reservations.confirm(request_id)
+            self.reservations.confirm(request_id)
         elif is_reserved:
-            await self._reservations.void(request_id)
+            await self.reservations.void(request_id)
 
         match answer[0]:
             case b"queued":

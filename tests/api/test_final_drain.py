@@ -19,7 +19,7 @@ LATER = {"Prefer": "respond-async"}
 
 @pytest.fixture(autouse=True)
 def no_lingering(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(final_drain, "_LAST_POLL_S", 0.0)
+    monkeypatch.setattr(final_drain, "LAST_POLL_S", 0.0)
 
 
 def nobody() -> bool:
@@ -97,7 +97,7 @@ async def test_what_is_open_at_the_end_of_the_time_ends_once_whoever_took_it(
 async def test_it_does_not_wait_for_a_redis_that_stays_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(final_drain, "_REDIS_AWAY_S", 0.2)
+    monkeypatch.setattr(final_drain, "REDIS_AWAY_S", 0.2)
     server = start_redis(tmp_path)
     redis = connect(server.url)
     try:

@@ -173,7 +173,7 @@ async def test_a_redis_that_hangs_costs_seconds_and_what_it_took_is_called_off(
     async with live(redis, require_key="no") as (client, front):
         await front.fleet.now()
         # The view of the fleet stays fresh, so that it is the submission that finds Redis hanging.
-        front.fleet._expires_at = math.inf
+        front.fleet.expires_at = math.inf
 
         with own_redis.hanging():
             answer = await client.post("/generate", json={"prompts": ["a"]})

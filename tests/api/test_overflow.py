@@ -90,9 +90,9 @@ async def test_openai_callers_are_told_what_gave_way(
     assert answer.headers["X-Effective-Max-Tokens"] == "3"
 
 
-@pytest.mark.parametrize(("window", "told"), [(None, "8"), (3, "3")])
+@pytest.mark.parametrize(("window", "expected"), [(None, "8"), (3, "3")])
 async def test_the_smaller_limit_is_told(
-    redis: Redis, worker: EchoWorker, window: int | None, told: str
+    redis: Redis, worker: EchoWorker, window: int | None, expected: str
 ) -> None:
     """The front's cap allows 8 tokens, the context window 3; the answer has the smaller limit."""
     worker.max_tokens = window
@@ -102,7 +102,7 @@ async def test_the_smaller_limit_is_told(
         openai = await client.post("/v1/completions", json={"prompt": prompts, "max_tokens": 10})
 
     for answer in (plain, openai):
-        assert answer.headers["X-Effective-Max-Tokens"] == told
+        assert answer.headers["X-Effective-Max-Tokens"] == expected
         assert "X-Truncated-Prompt-Tokens" not in answer.headers
 
 

@@ -90,7 +90,7 @@ async def test_it_waits_for_every_worker(
 async def test_it_does_not_wait_for_long(
     redis: Redis, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unload, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr(unload, "PATIENCE_S", 0.1)
     await announce(redis, "w1")
 
     answer = await client.post(UNLOAD_PATH)

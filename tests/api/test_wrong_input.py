@@ -181,15 +181,15 @@ def test_an_unknown_model(fleet: JobSnapshot, path: str) -> None:
 
 @pytest.mark.parametrize("path", RIGHT)
 @pytest.mark.parametrize(
-    ("key", "told"),
+    ("key", "beginning"),
     [
         ({}, "Expected an API key, in Authorization: Bearer KEY or X-API-Key: KEY."),
         ({"X-API-Key": "wrong"}, "The API key is not known"),
         ({"Authorization": "Bearer wrong"}, "The API key is not known"),
     ],
 )
-def test_a_bad_key(fleet: JobSnapshot, path: str, key: dict[str, str], told: str) -> None:
+def test_a_bad_key(fleet: JobSnapshot, path: str, key: dict[str, str], beginning: str) -> None:
     answer = post(fleet, path, json.dumps(RIGHT[path]).encode(), key)
     assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, 'Bearer realm="aios"')
     message, _ = message_and_field(path, answer)
-    assert message.startswith(told)
+    assert message.startswith(beginning)

@@ -163,7 +163,7 @@ async def test_the_seed_dialect_gets_the_sentence_too(redis: Redis, tmp_path: Pa
     """A checkpoint that breaks after its load answers everything with NaN."""
     options = RunnerOptions(str(write_model("causal", tmp_path / "m")), name="mine")
     runner: Any = load_runner("auto", options)
-    runner._net.model.lm_head.weight[7, 0] = float("nan")
+    runner.net.model.lm_head.weight[7, 0] = float("nan")
     runners = {"mine": runner, "parrot": Echo(RunnerOptions("echo"))}
     async with fleet_inside(redis, runners) as client:
         generated = await client.post("/generate", json={"prompts": ["a"]})

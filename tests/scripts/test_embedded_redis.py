@@ -216,7 +216,7 @@ def test_what_a_server_says_before_it_logs_is_shown(
 
 
 def test_a_real_servers_complaint_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded_redis, "_CONFIG", embedded_redis._CONFIG + "no-such-setting yes\n")
+    monkeypatch.setattr(embedded_redis, "CONFIG", embedded_redis.CONFIG + "no-such-setting yes\n")
     with pytest.raises(EmbeddedRedisError, match="no-such-setting"), EmbeddedRedis():
         pass
 

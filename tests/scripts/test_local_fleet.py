@@ -72,7 +72,7 @@ def test_what_is_no_file_is_passed_over(folder: Path) -> None:
 def test_it_is_found_from_a_shell_without_a_session(
     lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where one of the folders cannot be used, as in a container, the next one serves."""
+    """The next folder serves if one cannot be used, as in a container."""
     (tmp_path / "file").touch()
     monkeypatch.setenv(lost, str(tmp_path / "file" / "none"))
     with announced(fleet()):

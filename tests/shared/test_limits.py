@@ -293,7 +293,7 @@ async def test_when_to_come_again_is_told_by_what_ended_lately(
         assert await desk.say(claim, DONE)
 
     await desk.submit(*[SAY_HI] * 30)
-    await desk.submissions._reservations.settle()
+    await desk.submissions.reservations.settle()
     tag = keys.ADMISSION if shards > 1 else "00"
     await connections[0].set(f"{keys.prefix(tag)}busy:m", 1)
 

@@ -61,7 +61,7 @@ async def test_followers_early_late_and_from_a_cursor_see_the_same(
 
     assert await collect(reader, job) == expected
     assert await collect(reader, job, after=17) == expected[17:]
-    assert subscriptions._channels == {}, "the last follower has left"
+    assert subscriptions.channels == {}, "the last follower has left"
 
 
 @pytest.mark.parametrize("lost", [{3}, {1, 2, 3, 4}, set(range(100))])
@@ -71,7 +71,7 @@ async def test_events_that_pubsub_loses_are_read_from_the_log(
     """DESIGN 3.3: a gap is filled from the log, and a slow poll of the log is the safety net."""
     job = await running_job(redis)
     reader = LogReader(Broker(redis), subscriptions, poll_s=0.05)
-    dispatch = subscriptions._dispatch
+    dispatch = subscriptions.dispatch
     num_events = 0
 
     def lossy_dispatch(message: dict[str, bytes]) -> None:
@@ -84,11 +84,11 @@ async def test_events_that_pubsub_loses_are_read_from_the_log(
             dispatch(message)
 
     def is_subscribed() -> bool:
-        for channel in subscriptions._channels.values():
+        for channel in subscriptions.channels.values():
             return channel.confirmed.is_set()
         return False
 
-    monkeypatch.setattr(subscriptions, "_dispatch", lossy_dispatch)
+    monkeypatch.setattr(subscriptions, "dispatch", lossy_dispatch)
     following = asyncio.create_task(collect(reader, job))
     while not is_subscribed():
         await asyncio.sleep(0.005)
@@ -152,7 +152,7 @@ async def test_a_job_that_redis_has_lost_is_not_waited_for(
     job = await running_job(redis)
     reader = LogReader(Broker(redis), subscriptions, poll_s=0.05)
     following = asyncio.create_task(collect(reader, job))
-    while not subscriptions._channels:
+    while not subscriptions.channels:
         await asyncio.sleep(0.005)
 
     await redis.flushall()

@@ -9,7 +9,7 @@ from shared.fleet.sums import of_workers
 from shared.messages import ModelInfo, WorkerInfo, decode_worker, encode
 from shared.telemetry.metrics import Metrics, WorkerMetrics
 from shared.telemetry.model_load import NUMBERS, ModelLoad
-from worker.host.metrics_reporter import _MEASURES
+from worker.host.metrics_reporter import MEASURES
 
 MODEL = ModelInfo(
     "m", runner="echo", found="found", context_window=9, max_new_tokens=9, max_batch=4
@@ -22,7 +22,7 @@ def test_a_number_is_measured_and_told_wherever_its_field_says(name: str) -> Non
     first = worker_with(name, value=7)
     second = worker_with(name, value=5)
 
-    assert name in _MEASURES
+    assert name in MEASURES
     assert decode_worker(encode(first)) == first
     assert decode_worker(encode(second)) == second
     assert (name in WorkerMetrics().by_model) == (number.metric is not None)
@@ -44,7 +44,7 @@ def worker_with(name: str, value: int) -> WorkerInfo:
 
 
 def test_nothing_else_is_measured() -> None:
-    assert _MEASURES.keys() == NUMBERS.keys()
+    assert MEASURES.keys() == NUMBERS.keys()
 
 
 def test_columns_are_shown() -> None:

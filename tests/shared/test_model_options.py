@@ -185,7 +185,7 @@ def test_they_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_the_catalogues_command_judges_them_too() -> None:
     def entry_with(option: str) -> ModelEntry:
         argv = ["add", "brain", "/models/brain", "--runner", "hrm-act", "--option", option]
-        return models._entry(models._parser().parse_args(argv))
+        return models.entry_of(models.parser().parse_args(argv))
 
     assert entry_with("segments=max").options == {"segments": "max"}
     with pytest.raises(ToolError, match="'compat', 'max' or 'q_halt'"):

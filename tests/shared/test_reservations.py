@@ -54,7 +54,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait long for an answer, so that a busy machine does not look like a server that is away."""
-    monkeypatch.setattr(reservations, "_ANSWER_S", 60.0)
+    monkeypatch.setattr(reservations, "ANSWER_S", 60.0)
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ class Fleet:
         submissions = desk.submissions
         if dies:
             submissions = Desk(desk.broker).submissions
-            submissions._submit = Deadly()  # type: ignore[assignment]
+            submissions.submit_script = Deadly()  # type: ignore[assignment]
 
         request_id, jobs = submissions.jobs_of(request)
 
@@ -524,7 +524,7 @@ async def test_a_request_that_was_given_up_does_not_come_any_more(redis: Redis) 
     other = Desk(redis, shards=4)
     request = SubmitRequest("m", (SAY_HI,))
     request_id, jobs = slow.submissions.jobs_of(request)
-    submit_script = slow.submissions._submit
+    submit_script = slow.submissions.submit_script
 
     class SleepyScript:
         async def call(self, *args: str, **kwargs: object) -> object:
@@ -532,7 +532,7 @@ async def test_a_request_that_was_given_up_does_not_come_any_more(redis: Redis) 
             await other.submit(max_jobs=1)
             return await submit_script.call(*args, **kwargs)
 
-    slow.submissions._submit = SleepyScript()  # type: ignore[assignment]
+    slow.submissions.submit_script = SleepyScript()  # type: ignore[assignment]
     with pytest.raises(BrokerUnavailable):
         await slow.submissions.submit(request, request_id, jobs, Quota(), QueueLimits(1))
     assert await other.counts() == (1, 0)
@@ -573,7 +573,7 @@ async def test_notes_do_not_heap_up(redis: Redis) -> None:
         await desk.submissions.end(await desk.submit(), Cancelled())
 
     # Long ago, so that the next submission settles.
-    desk.submissions._reservations._settled_s = 0.0
+    desk.submissions.reservations.settled_s = 0.0
     await desk.submit()
 
     async def count_departures() -> int:
@@ -708,4 +708,4 @@ def counted_at(shards: int) -> str:
 
 def never_settle(desk: Desk) -> None:
     """Keep the desk from settling departures by itself."""
-    desk.submissions._reservations._settled_s = math.inf
+    desk.submissions.reservations.settled_s = math.inf

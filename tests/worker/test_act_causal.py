@@ -220,7 +220,7 @@ def test_prefix_hits(brain: Brain, mode: str) -> None:
 
 def test_few_pages(brain: Brain, mode: str) -> None:
     """Rows that gave their pages back are computed again and go on with the same tokens."""
-    per_token = brain.load(mode)._net.kv_shape.bytes_per_token(torch.float32)
+    per_token = brain.load(mode).net.kv_shape.bytes_per_token(torch.float32)
     # Room for 12 pages of 2 tokens: one window of 24 tokens.
     runner = brain.load(mode, context_window=24, page_size=2, kv_bytes=12 * 2 * per_token)
     serving = Serving(runner)
@@ -303,7 +303,7 @@ def test_keys_and_values_are_kept_for_every_pass(brain: Brain) -> None:
         "q_halt": SEGMENTS * per_segment,
     }
     for mode, num_slots in expected.items():
-        assert brain.load(mode)._net.kv_shape.num_slots == num_slots
+        assert brain.load(mode).net.kv_shape.num_slots == num_slots
 
 
 def test_only_causal_brains_keep_keys_and_values(tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_only_causal_brains_keep_keys_and_values(tmp_path: Path) -> None:
 
     causal = load_runner("auto", options_for(tmp_path, attention="causal"))
     assert isinstance(causal, PagedRunner)
-    assert isinstance(causal._net, ActCausalNet)
+    assert isinstance(causal.net, ActCausalNet)
     assert causal.spec.runner == "hrm-act"
     assert causal.spec.reuse == "prefix"
     assert causal.spec.chunk_prefill is True

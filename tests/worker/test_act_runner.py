@@ -41,7 +41,7 @@ def alone(
 
     Return the logits of every position, and (q_halt, q_continue) of each segment.
     """
-    model = runner._model
+    model = runner.model
     row = torch.tensor([ids])
     length = torch.tensor([len(ids)])
     carry = model.initial_carry(1, len(ids))
@@ -94,12 +94,12 @@ def test_q_halt_is_per_row(bundle: Path) -> None:
         gaps.append(q_halt - q_continue)
     gaps.sort()
     # From here on two rows halt after one segment, and two do not.
-    runner._model.inner.q_head.bias.data[0] -= (gaps[1] + gaps[2]) / 2
+    runner.model.inner.q_head.bias.data[0] -= (gaps[1] + gaps[2]) / 2
 
     halts = [halting_segment(runner, row) for row in rows]
     assert len(set(halts)) > 1, "every row halts at the same segment, so this proves nothing"
 
-    together = runner._last_logits([tuple(row) for row in rows])
+    together = runner.last_logits([tuple(row) for row in rows])
     for logits, row, halt in zip(together, rows, halts, strict=True):
         expected = next_logits(runner, row, halt)
         torch.testing.assert_close(logits, expected, atol=5e-4, rtol=0.0)
@@ -173,13 +173,13 @@ def test_rows_of_all_tails_of_a_step_run_together_and_once(
     """
     runner = load(bundle, step_tokens=1000)
     passes: list[int] = []
-    forward = runner._model.forward_segment
+    forward = runner.model.forward_segment
 
     def count_rows(ids: torch.Tensor, *rest: torch.Tensor) -> ActOutput:
         passes.append(len(ids))
         return forward(ids, *rest)
 
-    monkeypatch.setattr(runner._model, "forward_segment", count_rows)
+    monkeypatch.setattr(runner.model, "forward_segment", count_rows)
     tasks = [Score((10, 11), ((5, 6, 7), (8,))), Score((30, 31, 32), ((5, 6), (9,)))]
     results = score_all(runner, tasks)
     assert passes == [4, 1]

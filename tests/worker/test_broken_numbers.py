@@ -184,7 +184,7 @@ def test_part_of_a_prompt_that_is_broken_is_never_known_as_a_prefix(
     # The second chunk of 8 tokens has the broken one; the prompt's end is far behind it.
     assert num_steps == 2
 
-    cache = conversation.engine._scheduler._cache
+    cache = conversation.engine.scheduler.cache
     assert cache is not None
     _, num_known = cache.tree.match("", broken)
     assert num_known == 8

@@ -63,7 +63,7 @@ def running_sequences(worker: WorkerService) -> list[TokenSequence]:
     """Return the sequences that take part in steps, none while the model is being loaded."""
     if worker.not_ready():
         return []
-    return list(worker.models["m"].host.engine._scheduler._running)
+    return list(worker.models["m"].host.engine.scheduler.running)
 
 
 def num_running(worker: WorkerService) -> int:
@@ -71,16 +71,16 @@ def num_running(worker: WorkerService) -> int:
 
 
 def num_free_places(worker: WorkerService) -> int:
-    return worker.models["m"].host.intake._free
+    return worker.models["m"].host.intake.free_slots
 
 
 def is_free(worker: WorkerService) -> bool:
     """Return whether all places and all pages are free, and no job is in hand."""
-    if num_free_places(worker) != MAX_BATCH or worker._ledger.claims:
+    if num_free_places(worker) != MAX_BATCH or worker.ledger.claims:
         return False
-    scheduler = worker.models["m"].host.engine._scheduler
-    assert scheduler._cache is not None
-    return scheduler._cache.pages.num_free == NUM_PAGES and not scheduler.has_work
+    scheduler = worker.models["m"].host.engine.scheduler
+    assert scheduler.cache is not None
+    return scheduler.cache.pages.num_free == NUM_PAGES and not scheduler.has_work
 
 
 def is_in(phase: str, worker: WorkerService, ghost: Paced) -> bool:

@@ -113,7 +113,7 @@ async def test_a_changed_entry_is_loaded_anew(redis: Redis) -> None:
 
 
 async def test_a_model_is_loaded_and_pinned_by_order(redis: Redis) -> None:
-    """Where two models fit, a pinned one stays while others come and go."""
+    """A pinned model stays while others come and go, with room for two."""
     catalogue = Catalogue(redis)
     async with at_work(redis, most=2) as worker:
         for name in ("kept", "one", "two"):

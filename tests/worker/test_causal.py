@@ -104,7 +104,7 @@ def test_staggered_arrivals(tiny: Tiny) -> None:
 
 def test_few_pages(tiny: Tiny) -> None:
     """Rows that gave their pages back are computed again and go on with the same tokens."""
-    shape = tiny.load()._net.kv_shape
+    shape = tiny.load().net.kv_shape
     num_pages = 12
     kv_bytes = num_pages * PAGE * shape.bytes_per_token(torch.float32)
     runner = tiny.load(context_window=40, kv_bytes=kv_bytes)
@@ -205,7 +205,7 @@ class Negated(nn.Module):
 
 def test_a_head_put_in_place_after_loading_is_the_one_that_speaks(tiny: Tiny) -> None:
     """Logits are those of the present head: packed and int8 layers come late."""
-    net = tiny.load()._net
+    net = tiny.load().net
     assert isinstance(net, CausalNet)
     states = torch.randn(3, net.model.config.hidden_size)
     before = net.logits(states)

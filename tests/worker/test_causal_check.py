@@ -240,15 +240,15 @@ def test_masks_are_told_apart_whatever_their_size(window: int | None) -> None:
     Windows may be too large for a forward on loading.
     """
     if window is None:
-        assert causal_check._is_ours(window, causal_mask_function, 4096) is True
+        assert causal_check.is_ours(window, causal_mask_function, 4096) is True
     else:
         for size in (window - 1, window, window + 1):
             rule = sliding_window_causal_mask_function(size)
-            assert causal_check._is_ours(window, rule, 4096) is (size == window)
+            assert causal_check.is_ours(window, rule, 4096) is (size == window)
 
     chunks = chunked_causal_mask_function(window or 2000, torch.zeros(1, dtype=torch.long))
-    assert not causal_check._is_ours(window, chunks, 4096)
-    assert not causal_check._is_ours(window, bidirectional_mask_function, 4096)
+    assert not causal_check.is_ours(window, chunks, 4096)
+    assert not causal_check.is_ours(window, bidirectional_mask_function, 4096)
 
 
 def test_a_rope_that_depends_on_the_batch_limits_the_window(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_no_class_gives_way_to_its_own_or_a_worse_one(priority: Priority) -> Non
 
 
 def test_a_better_class_gets_the_pages_too() -> None:
-    """Where slots are free but bulk works hold all pages, these give pages back."""
+    """Bulk works give pages back if slots are free but they hold all pages."""
     harness = Harness(num_pages=12, max_batch=4)
     harness.submit(generate("x", "bulk", 16, (1,) * 8), generate("y", "bulk", 16, (2,) * 8))
     harness.run(8)
@@ -150,12 +150,12 @@ def test_none_is_paused_for_ever() -> None:
 
 
 def claimed_ids(worker: WorkerService) -> set[str]:
-    return {claim.job.id for claim in worker._ledger.claims}
+    return {claim.job.id for claim in worker.ledger.claims}
 
 
 def has_all_places_free(worker: WorkerService) -> bool:
     intake = worker.models["m"].host.intake
-    return intake._free == 2 and intake._urgent_free == 2
+    return intake.free_slots == 2 and intake.urgent_free_slots == 2
 
 
 async def test_a_full_worker_takes_an_urgent_job_all_the_same(redis: Redis) -> None:

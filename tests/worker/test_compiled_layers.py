@@ -48,7 +48,7 @@ def test_two_compilations_serve_all_layers_and_widths(tmp_path: Path) -> None:
         return graph
 
     # Compilations that other tests left in the cache would not be made, and counted, again.
-    torch._dynamo.reset()
+    torch.compiler.reset()
     compiled.model.compile_layers(count_and_run)
     with torch.inference_mode():
         for num_tokens in (5, 17, 2, 64):

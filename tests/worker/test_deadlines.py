@@ -15,7 +15,7 @@ from worker.engine.engine import Engine
 from worker.engine.request import Emission, SequenceWork
 from worker.engine.runner import RunnerOptions
 from worker.engine.sequence import Encoded
-from worker.host.outbox import _add
+from worker.host.outbox import add_emission
 
 PROMPT = (1, 2, 2, 1)
 SEED = 5
@@ -39,7 +39,7 @@ def run(ghost: Ghost, *works: SequenceWork) -> list[Emission]:
     while engine.has_work:
         engine.step()
 
-    cache = engine._scheduler._cache
+    cache = engine.scheduler.cache
     assert cache is not None
     assert cache.pages.num_free + cache.tree.num_pages == ghost.spec.num_pages
     return emissions
@@ -129,7 +129,7 @@ def test_without_an_answer_it_fails() -> None:
 def test_an_end_without_text_is_still_told() -> None:
     """The end of a choice is an event even where it brings no text."""
     news: list[Event] = []
-    _add(news, Emission("a", choice=1, finish_reason="deadline"))
+    add_emission(news, Emission("a", choice=1, finish_reason="deadline"))
     assert news == [Tokens((), "", 1, finish_reason="deadline")]
 
 

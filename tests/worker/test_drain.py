@@ -128,7 +128,7 @@ async def test_another_worker_goes_on_at_once(redis: Redis) -> None:
             assert isinstance(await end_of(redis, job), Done)
             # Both workers had the job, one after the other.
             assert await log_fields_of(redis, job) == ("abc" * 20, [1, 2])
-    assert leaver._ledger.claims == []
+    assert leaver.ledger.claims == []
 
 
 async def test_a_long_step_does_not_hold_a_worker(redis: Redis) -> None:
@@ -157,7 +157,7 @@ async def test_the_only_worker_leaves_its_jobs_to_the_next(redis: Redis) -> None
     [job] = await Desk(redis).submit(long_task(60))
     leaver = service(redis, lease_s=LONG_LEASE_S)
     running = asyncio.create_task(leaver.run(lambda: loaded(slow), stop))
-    await until(lambda: len(leaver._ledger.claims) == 1, "it is taken")
+    await until(lambda: len(leaver.ledger.claims) == 1, "it is taken")
 
     await check_stop(running, stop, limit_s=1.0)
     assert await Desk(redis).counts() == (0, 1)

@@ -131,7 +131,7 @@ def test_a_text_that_gave_its_place_up_is_read_again(causal: tuple[Path, PreTrai
     text = runner.encode(Embed("A text of thirty-two characters.", normalize=False))
     engine.submit(SequenceWork("text", text, None, priority="bulk"))
     engine.step()
-    [sequence] = engine._scheduler._running
+    [sequence] = engine.scheduler.running
     assert sequence.pooled is not None
     assert sequence.pooled.num_tokens == 8
 
@@ -171,7 +171,7 @@ def test_broken_states_fail_alone(causal: tuple[Path, PreTrainedModel]) -> None:
     """A text with a token whose embedding is NaN fails; the text beside it does not."""
     path, _ = causal
     runner = paged(path)
-    embedding = runner._net.model.get_input_embeddings()  # type: ignore[attr-defined]
+    embedding = runner.net.model.get_input_embeddings()  # type: ignore[attr-defined]
     [token] = byte_tokenizer()("!")["input_ids"]
     embedding.weight.data[token] = float("nan")
 
@@ -231,8 +231,8 @@ def test_act_brains(tmp_path: Path, is_causal: bool) -> None:
         ids = runner.encode(task).prompt_ids
         row = torch.tensor([ids])
         length = torch.tensor([len(ids)])
-        carry = plain._model.initial_carry(1, len(ids))
+        carry = plain.model.initial_carry(1, len(ids))
         with torch.no_grad():
-            out = plain._model.forward_segment(row, length, carry)
+            out = plain.model.forward_segment(row, length, carry)
         expected.append(out.hidden[0].mean(0))
     check(vectors, expected)

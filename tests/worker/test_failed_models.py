@@ -46,8 +46,8 @@ class Files:
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(known_models, "LOOK_S", 0.05)
-    monkeypatch.setattr(known_models, "_FIRST_RETRY_S", 0.05)
-    monkeypatch.setattr(known_models, "_LONGEST_RETRY_S", 0.2)
+    monkeypatch.setattr(known_models, "FIRST_RETRY_S", 0.05)
+    monkeypatch.setattr(known_models, "LONGEST_RETRY_S", 0.2)
 
 
 async def failure(redis: Redis) -> LoadFailure | None:
@@ -98,7 +98,7 @@ async def test_only_its_own_requests_fail_until_it_is_back(
 
         files.error = None
         await until(lambda: residence(worker) == "loaded", "it comes back by itself")
-        await worker._announce()
+        await worker.announce()
         assert await failure(redis) is None
         [late] = await desk.submit(task("abc"))
         await ended(redis, late)
@@ -155,7 +155,7 @@ async def test_a_worker_that_had_it_and_died_is_waited_for(
         await until(lambda: files.num_loads > num_loads + 3, "it goes on trying")
         assert await desk.counts() == (1, 0)
 
-        monkeypatch.setattr(known_models, "_RESTART_S", 0.0)
+        monkeypatch.setattr(known_models, "RESTART_S", 0.0)
         assert (await failed(redis, job)).code == "model_failed"
 
 
@@ -180,8 +180,8 @@ async def test_an_order_to_unload_ends_the_trying(redis: Redis) -> None:
 
 async def test_it_is_tried_later_and_later(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """The time to the next try doubles with each failure, up to a longest one."""
-    monkeypatch.setattr(known_models, "_FIRST_RETRY_S", 1.0)
-    monkeypatch.setattr(known_models, "_LONGEST_RETRY_S", 60.0)
+    monkeypatch.setattr(known_models, "FIRST_RETRY_S", 1.0)
+    monkeypatch.setattr(known_models, "LONGEST_RETRY_S", 60.0)
     async with at_work(redis, lambda: [model("m", echo)]) as worker:
         known = worker.models["m"]
         waits = []

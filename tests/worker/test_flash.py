@@ -137,8 +137,8 @@ def test_padding_touches_no_page_of_a_sequence(
     """
     stand_in(monkeypatch)
     runner = load(model)
-    store = runner._store
-    decoder = runner._decoder
+    store = runner.store
+    decoder = runner.decoder
     assert decoder is not None
     slices = []
     for key, pages in (("0", [9, 2]), ("1", [0, 31]), ("2", [5, 7])):
@@ -152,10 +152,10 @@ def test_padding_touches_no_page_of_a_sequence(
         slices.append(Slice(sequence, num_tokens=1))
 
     with torch.inference_mode():
-        for slot in range(store._keys.shape[0]):
+        for slot in range(store.keys.shape[0]):
             for pool in store.pool(slot):
                 pool.normal_()
-        before = store._keys.clone()
+        before = store.keys.clone()
         answer = decoder.decode(slices)
 
     assert answer is not None
@@ -163,14 +163,14 @@ def test_padding_touches_no_page_of_a_sequence(
     assert len(tokens) == 3
     assert len(logits) == 3
     # Pages have 4 positions, so the sixth token is at position 1 of a row's second page.
-    changed = (store._keys != before).flatten(3).any(-1).any(0)
+    changed = (store.keys != before).flatten(3).any(-1).any(0)
     assert changed.nonzero().tolist() == [[2, 1], [7, 1], [31, 1], [runner.spec.num_pages, 0]]
 
 
 def test_a_net_that_cannot_be_captured_decodes_without(
     model: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where the capture fails, the runner logs the reason and decodes without graphs."""
+    """A runner whose capture fails logs the reason and decodes without graphs."""
     expected = generate_all(load(model), greedy_tasks(5, 5))
     stand_in(monkeypatch)
 
@@ -326,7 +326,7 @@ def test_pages_are_large_where_flash_attention_asks_for_it(
     monkeypatch.setattr(loading.device, "select_device", lambda _: torch.device(place))
     settings = Settings(dtype=dtype, page_size=given, cuda_graphs=False)
 
-    options = loading._options(ModelEntry(id="m", path="x"), settings, "hrm-text")
+    options = loading.runner_options(ModelEntry(id="m", path="x"), settings, "hrm-text")
 
     assert options.page_size == expected
     assert options.declared(PagedOptions).cuda_graphs is False
@@ -339,7 +339,7 @@ def test_without_flash_attention_no_kernel_is_looked_for(
     monkeypatch.setattr(loading.device, "select_device", lambda _: torch.device("cuda"))
     settings = Settings(dtype="bfloat16", flash_attention=False)
 
-    options = loading._options(ModelEntry(id="m", path="x"), settings, "hrm-text")
+    options = loading.runner_options(ModelEntry(id="m", path="x"), settings, "hrm-text")
 
     assert options.page_size == 16
     assert options.declared(PagedOptions).flash_attention is False
@@ -354,12 +354,12 @@ def test_the_page_of_padding_comes_out_of_the_budget(
     """With graphs one page more must fit into the budget; without them none is needed."""
     # One context window of 64 tokens in pages of 4.
     pages = 16
-    page_bytes = load(model)._net.kv_shape.bytes_per_token(torch.float32) * 4
+    page_bytes = load(model).net.kv_shape.bytes_per_token(torch.float32) * 4
     assert load(model, kv_bytes=page_bytes * pages).spec.num_pages == pages
 
     stand_in(monkeypatch)
     runner = load(model, kv_bytes=page_bytes * (pages + 1))
-    keys, _ = runner._store.pool(0)
+    keys, _ = runner.store.pool(0)
     assert runner.spec.num_pages == pages
     assert len(keys) == pages + 1
     assert load(model, kv_bytes=page_bytes * pages, cuda_graphs=False).spec.num_pages == pages

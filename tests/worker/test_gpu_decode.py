@@ -122,8 +122,8 @@ def rows(runner: PagedRunner, lengths: Sequence[int]) -> list[Slice]:
     generator = torch.Generator().manual_seed(0)
     free_pages = torch.randperm(runner.spec.num_pages, generator=generator).tolist()
     with torch.inference_mode():
-        for slot in range(runner._net.kv_shape.num_slots):
-            for pool in runner._store.pool(slot):
+        for slot in range(runner.net.kv_shape.num_slots):
+            for pool in runner.store.pool(slot):
                 pool.normal_()
 
     slices = []
@@ -144,8 +144,8 @@ def rows(runner: PagedRunner, lengths: Sequence[int]) -> list[Slice]:
 
 def answer_of(runner: PagedRunner, slices: Sequence[Slice]) -> Tensor:
     """Return the states that a decode graph computes for the rows."""
-    assert runner._decoder is not None
-    answer = runner._decoder.decode(slices)
+    assert runner.decoder is not None
+    answer = runner.decoder.decode(slices)
     assert answer is not None
     return answer[0]
 
@@ -224,7 +224,7 @@ def test_a_graph_computes_what_a_plain_forward_does(
     states = answer_of(runner, slices).clone()
 
     batch = BatchBuilder(256, CUDA, is_prefix=True, kernel=runner.kernel).build(slices)
-    expected = runner._net.hidden(batch.ids, batch.plan, runner._store)
+    expected = runner.net.hidden(batch.ids, batch.plan, runner.store)
     torch.testing.assert_close(states, expected, atol=0.06, rtol=0.03)
 
 
@@ -236,7 +236,7 @@ def test_padding_touches_no_page_of_a_sequence(model: tuple[str, Path]) -> None:
     """
     runner = load(model)
     slices = rows(runner, (300, 17, 513))
-    before = runner._store._keys.clone()
+    before = runner.store.keys.clone()
 
     answer_of(runner, slices)
 
@@ -244,7 +244,7 @@ def test_padding_touches_no_page_of_a_sequence(model: tuple[str, Path]) -> None:
     for part in slices:
         page, offset = divmod(part.sequence.num_computed, 256)
         written.append([part.sequence.pages[page], offset])
-    changed = (runner._store._keys != before).flatten(3).any(-1).any(0)
+    changed = (runner.store.keys != before).flatten(3).any(-1).any(0)
     assert changed.nonzero().tolist() == sorted(written)
 
 
@@ -316,14 +316,14 @@ def test_compiled_layers_equal_plain_ones(model: tuple[str, Path]) -> None:
         pytest.skip("only HRM-Text compiles its layers")
     plain = load(model)
     compiled = load(model, compile_layers=True)
-    compiled_net: HrmTextModel = compiled._net.model  # type: ignore[attr-defined]
-    plain_net: HrmTextModel = plain._net.model  # type: ignore[attr-defined]
+    compiled_net: HrmTextModel = compiled.net.model  # type: ignore[attr-defined]
+    plain_net: HrmTextModel = plain.net.model  # type: ignore[attr-defined]
     assert compiled_net.halves != plain_net.halves, "it fell back to plain layers"
 
     slices = rows(compiled, (300, 2, 513))
     # Both read the same stored keys and values.
-    plain._store._keys.copy_(compiled._store._keys)
-    plain._store._values.copy_(compiled._store._values)
+    plain.store.keys.copy_(compiled.store.keys)
+    plain.store.values.copy_(compiled.store.values)
 
     states = answer_of(compiled, slices)
     expected = answer_of(plain, slices)

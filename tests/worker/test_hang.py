@@ -61,7 +61,7 @@ async def test_a_hung_step_loses_its_jobs_and_its_late_words_are_refused(redis: 
                 assert isinstance(await end_of(redis, job), Done)
                 assert await log_fields_of(redis, job) == ("abc" * 10, [1, 2])
         assert time.monotonic() - hung.step_began_s > LEASE_S * 0.9, "the lease was not respected"
-        assert len(zombie._ledger.claims) == 2, "it knows already, so this proves nothing"
+        assert len(zombie.ledger.claims) == 2, "it knows already, so this proves nothing"
 
         # No renewal tells the worker that it lost its jobs: it learns that from its appends.
         zombie.models["m"].queue.renew = none_lost  # type: ignore[method-assign]
@@ -69,8 +69,8 @@ async def test_a_hung_step_loses_its_jobs_and_its_late_words_are_refused(redis: 
         await until(lambda: metrics.stale_appends.read() == {(): 2}, "late appends are refused")
         host = zombie.models["m"].host
         await until(lambda: not host.engine.has_work, "the sequences are dropped")
-        assert zombie._ledger.claims == []
-        assert host.intake._free == 4
+        assert zombie.ledger.claims == []
+        assert host.intake.free_slots == 4
 
     for job in jobs:
         text, _ = await log_fields_of(redis, job)

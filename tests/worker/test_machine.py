@@ -172,7 +172,7 @@ def test_the_share_of_memory_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_no_gpu_is_counted_where_no_driver_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU's device file the count is 0, and no process is started to ask torch."""
     monkeypatch.setattr(machine.sys, "platform", "linux")
-    monkeypatch.setattr(machine, "_GPU_NODES", ())
+    monkeypatch.setattr(machine, "GPU_NODES", ())
     monkeypatch.setattr(
         machine.subprocess, "run", lambda *_, **__: pytest.fail("asked torch for nothing")
     )
@@ -180,21 +180,21 @@ def test_no_gpu_is_counted_where_no_driver_is(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_gpus_are_counted_by_torch_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Where there is a driver, a process asks torch for the number of GPUs, and its answer counts.
+    """A process asks torch for the number of GPUs if there is a driver, and its answer counts.
 
     A driver that torch cannot use, as with a build for the CPU, is no GPU.
     """
     # Imported here, since other tests of this file need no torch.
     import torch
 
-    monkeypatch.setattr(machine, "_GPU_NODES", (str(tmp_path),))
+    monkeypatch.setattr(machine, "GPU_NODES", (str(tmp_path),))
     num_gpus = torch.cuda.device_count()
     if num_gpus == 0:
         num_gpus = int(torch.backends.mps.is_available())
     assert count_gpus() == num_gpus
 
-    monkeypatch.setattr(machine, "_COUNT_GPUS", "print(3)")
+    monkeypatch.setattr(machine, "COUNT_GPUS", "print(3)")
     assert count_gpus() == 3
 
-    monkeypatch.setattr(machine, "_COUNT_GPUS", "raise ImportError('no torch')")
+    monkeypatch.setattr(machine, "COUNT_GPUS", "raise ImportError('no torch')")
     assert count_gpus() == 0

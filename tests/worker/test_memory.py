@@ -14,7 +14,7 @@ from worker.hardware import device, memory
 from worker.host import loading
 from worker.kv.store import KVShape
 from worker.models.errors import ModelFormatError
-from worker.runners.paged import _num_pages
+from worker.runners.paged import count_pages
 
 CUDA = torch.device("cuda:0")
 CPU = torch.device("cpu")
@@ -66,19 +66,19 @@ def test_a_window_that_does_not_fit_behind_the_weights_is_refused(
     cost = window * 2 * 4 * 2 * 64 * 4
 
     enough = options(kv_fraction=1.0, max_device_bytes=GIB + cost)
-    assert _num_pages(net, window, enough) == window // 16
+    assert count_pages(net, window, enough) == window // 16
 
     too_little = options(kv_fraction=1.0, max_device_bytes=GIB + cost - 1)
     with pytest.raises(
         ModelFormatError, match=r"max_gpu_memory_gb allows 1\. .*bfloat16.*context window"
     ):
-        _num_pages(net, window, too_little)
+        count_pages(net, window, too_little)
 
     gpu(monkeypatch, free=cost - 1)
     with pytest.raises(
         ModelFormatError, match=r"free memory of cuda:0 allows 1\. .*bfloat16.*context window"
     ):
-        _num_pages(net, window, options(kv_fraction=1.0))
+        count_pages(net, window, options(kv_fraction=1.0))
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_a_model_that_turns_out_too_large_is_refused(monkeypatch: pytest.MonkeyP
 def placed(settings: Settings, **values: Any) -> RunnerOptions:
     """Return the options of the first model under the changed settings."""
     changed = settings.model_copy(update=values)
-    return loading._options(changed.models[0], changed, "hrm-text")
+    return loading.runner_options(changed.models[0], changed, "hrm-text")
 
 
 def test_settings_become_a_budget(settings: Settings) -> None:

@@ -181,13 +181,13 @@ def test_steps_stay_small_for_a_while_and_grow_again() -> None:
     # A halved budget stays for 64 plans and then grows back.
     scheduler = Scheduler(ghost.spec)
     scheduler.shrink(64)
-    assert scheduler._budget == 32
+    assert scheduler.budget == 32
     for _ in range(64):
         scheduler.plan()
-    assert scheduler._budget == 32
+    assert scheduler.budget == 32
     for _ in range(200):
         scheduler.plan()
-    assert scheduler._budget == 64, "never more than the spec allows"
+    assert scheduler.budget == 64, "never more than the spec allows"
 
 
 @settings(max_examples=100, deadline=None)
@@ -234,7 +234,7 @@ def test_any_load_on_any_memory_ends_well(
             assert len(load.prompt) > room
         else:
             check(load, of_load)
-    cache = engine._scheduler._cache
+    cache = engine.scheduler.cache
     assert cache is not None
     cache.tree.evict(num_pages)
     assert cache.pages.num_free == num_pages
@@ -259,7 +259,7 @@ def test_a_real_allocators_refusal_makes_smaller_steps(
     expected = generate_all(load_runner("auto", options), tasks)
     runner = load_runner("auto", options)
     assert isinstance(runner, PagedRunner)
-    real = runner._net.hidden
+    real = runner.net.hidden
     sizes = []
 
     def hidden(ids: Tensor, plan: AttentionPlan, store: KVStore | None) -> Tensor:
@@ -269,7 +269,7 @@ def test_a_real_allocators_refusal_makes_smaller_steps(
             return real_refusal()
         return out
 
-    monkeypatch.setattr(runner._net, "hidden", hidden)
+    monkeypatch.setattr(runner.net, "hidden", hidden)
     assert generate_all(runner, tasks) == expected
     assert max(sizes) > 30, "nothing was refused, so this proved nothing"
 

@@ -303,10 +303,10 @@ def test_nothing_is_kept_of_rows_that_have_left(path: Path) -> None:
     engine.step()
     engine.abort("0")
     engine.step()
-    assert sorted(runner._progress) == ["1", "2", "3"]
+    assert sorted(runner.progress) == ["1", "2", "3"]
     while engine.has_work:
         engine.step()
-    assert runner._progress == {}
+    assert runner.progress == {}
 
     ends = {emission.key: emission.ended for emission in emissions}
     assert sorted(ends) == ["1", "2", "3", "4"]
@@ -329,14 +329,14 @@ def test_a_step_that_failed_is_repeated_not_skipped(
     """
     expected = solve_all(load(path), solve_each(PUZZLES))
     runner = load(path)
-    logits = runner._model.logits
+    logits = runner.model.logits
 
     def fragile(z_h: torch.Tensor) -> torch.Tensor:
         if len(z_h) > 1:
             raise RuntimeError("bad luck")
         return logits(z_h)
 
-    monkeypatch.setattr(runner._model, "logits", fragile)
+    monkeypatch.setattr(runner.model, "logits", fragile)
     solutions = solve_all(runner, solve_each(PUZZLES))
 
     for solution, whole in zip(solutions, expected, strict=True):

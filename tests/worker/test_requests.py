@@ -15,7 +15,7 @@ from worker.engine.engine import Engine
 from worker.engine.request import Emission, SequenceWork
 from worker.engine.runner import RunnerOptions
 from worker.engine.sequence import Encoded, Sampled, Slice, StepResult, TokenSequence
-from worker.host.outbox import _add
+from worker.host.outbox import add_emission
 from worker.runners.echo import EOS, Echo
 
 
@@ -280,7 +280,7 @@ def test_joined_events_lose_nothing() -> None:
     """
     news: list[Any] = []
     for emission in answer("eos", n=1, logprobs=1):
-        _add(news, emission)
+        add_emission(news, emission)
 
     [tokens, done] = news
     assert tokens == Tokens(

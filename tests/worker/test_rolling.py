@@ -218,7 +218,7 @@ def test_a_brain_reads_for_each_token_all_the_context_that_fits(brain: ActRunner
     expected = 0.0
     for position in range(1, len(whole)):
         row = whole[max(0, position - 20) : position]
-        log_probs = act_log_probs(brain._model, row)
+        log_probs = act_log_probs(brain.model, row)
         expected += float(log_probs[-1, whole[position]])
     check(score, expected, num_tokens=50)
 
@@ -233,7 +233,7 @@ def test_aios_compat_reads_the_end_of_the_text_once(brain: ActRunner) -> None:
 
     [[score]] = score_all(brain, [task])
 
-    log_probs = act_log_probs(brain._model, LONG[30:50])
+    log_probs = act_log_probs(brain.model, LONG[30:50])
     check(score, total_of(log_probs, LONG[31:50]), num_tokens=19)
     with pytest.raises(InvalidRequest, match="two are expected"):
         brain.encode(rolling("x", method="aios_compat"))
@@ -251,7 +251,7 @@ def test_a_causal_brain_is_cut_as_a_causal_lm(
     write_bundle(tmp_path, Net(vocab=264, max_seq_len=20, causal=True), tokenizer="tokenizer")
     runner = load_runner("auto", RunnerOptions(path=str(tmp_path), max_batch=4, page_size=4))
     assert isinstance(runner, PagedRunner)
-    assert isinstance(runner._net, ActCausalNet)
+    assert isinstance(runner.net, ActCausalNet)
     text = LONG[:50]
     task = rolling(text, method=method)
 
@@ -267,7 +267,7 @@ def test_a_causal_brain_is_cut_as_a_causal_lm(
 
     expected = 0.0
     for context, tail, _ in windows:
-        log_probs = act_log_probs(runner._net.model, (*context, *tail[:-1]))
+        log_probs = act_log_probs(runner.net.model, (*context, *tail[:-1]))
         expected += total_of(log_probs[len(context) - 1 :], tail)
     check(score, expected, num_tokens)
 

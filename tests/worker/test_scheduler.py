@@ -174,7 +174,7 @@ def test_any_schedule_gives_the_same_answers(
     for number, plan in enumerate(plans):
         check(plan, [emission for emission in emissions if emission.key == str(number)])
 
-    cache = engine._scheduler._cache
+    cache = engine.scheduler.cache
     assert cache is not None
     assert cache.pages.num_free + cache.tree.num_pages == num_pages
     cache.tree.evict(num_pages)

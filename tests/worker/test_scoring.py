@@ -106,20 +106,20 @@ def test_scores_survive_preemption(tiny: Model, monkeypatch: pytest.MonkeyPatch)
     Pages are few, and answers that grow beside it take them.
     """
     path, model = tiny
-    bytes_per_token = load(path)._net.kv_shape.bytes_per_token(torch.float32)
+    bytes_per_token = load(path).net.kv_shape.bytes_per_token(torch.float32)
     kv_bytes = FEW_PAGES * PAGE * bytes_per_token
     runner = load(path, max_batch=8, step_tokens=12, kv_bytes=kv_bytes)
     assert runner.spec.num_pages == FEW_PAGES
 
     num_scored_before: list[int] = []
-    preempt = Scheduler._preempt
+    preempt = Scheduler.preempt
 
     def recorded(scheduler: Scheduler, sequence: TokenSequence) -> None:
         if sequence.is_scoring and sequence.num_remaining == 0:
             num_scored_before.append(len(sequence.scores))
         preempt(scheduler, sequence)
 
-    monkeypatch.setattr(Scheduler, "_preempt", recorded)
+    monkeypatch.setattr(Scheduler, "preempt", recorded)
     sampling = Sampling(20, seed=0, temperature=0.0, ignore_eos=True)
     continuations = tuple(ids(9, seed) for seed in range(20, 36))
     score = Score(ids(30, 4), continuations)
@@ -138,8 +138,8 @@ class Counted:
     def __init__(self, runner: PagedRunner, monkeypatch: pytest.MonkeyPatch) -> None:
         self.forwards: list[int] = []
         self.logit_rows: list[int] = []
-        hidden = runner._net.hidden
-        logits = runner._net.logits
+        hidden = runner.net.hidden
+        logits = runner.net.logits
 
         def counted_hidden(ids: Tensor, *rest: object) -> Tensor:
             self.forwards.append(len(ids))
@@ -149,8 +149,8 @@ class Counted:
             self.logit_rows.append(len(states))
             return logits(states)
 
-        monkeypatch.setattr(runner._net, "hidden", counted_hidden)
-        monkeypatch.setattr(runner._net, "logits", counted_logits)
+        monkeypatch.setattr(runner.net, "hidden", counted_hidden)
+        monkeypatch.setattr(runner.net, "logits", counted_logits)
 
 
 def test_a_context_with_four_continuations_is_computed_once(

@@ -56,7 +56,7 @@ async def test_a_worker_that_takes_over_its_own_job_says_everything_once(
         text, epochs = await log_fields_of(redis, job)
         assert text == ("abc" * 200)[:400]
         assert len(epochs) > 1, "no lease lapsed, so this proved nothing"
-    assert worker.models["m"].host.intake._free == 3
+    assert worker.models["m"].host.intake.free_slots == 3
     stop.set()
     assert await running is True
 
@@ -93,7 +93,7 @@ async def test_a_replay_that_cannot_be_read_is_tried_again(
     worker = service(redis)
     stop = asyncio.Event()
     failures = 1
-    real = worker._reader.read
+    real = worker.reader.read
 
     async def read(job_id: str, after: int = 0) -> list[tuple[int, Event]]:
         nonlocal failures
@@ -102,14 +102,14 @@ async def test_a_replay_that_cannot_be_read_is_tried_again(
             raise RedisConnectionError("cut")
         return await real(job_id, after)
 
-    monkeypatch.setattr(worker._reader, "read", read)
+    monkeypatch.setattr(worker.reader, "read", read)
     runner = Echo(RunnerOptions("echo", max_batch=3))
     running = asyncio.create_task(worker.run(lambda: loaded(runner), stop))
 
     assert isinstance(await end_of(redis, job), Done)
     text, _ = await log_fields_of(redis, job)
     assert text == "abcabcabc"
-    assert worker.models["m"].host.intake._free == 3
+    assert worker.models["m"].host.intake.free_slots == 3
     stop.set()
     assert await running is True
 
@@ -125,24 +125,24 @@ async def test_choices_take_as_many_places(redis: Redis, monkeypatch: pytest.Mon
     worker = service(redis)
     desk = Desk(redis)
     num_taken_before = []
-    open_claim = worker._ledger.open
+    open_claim = worker.ledger.open
 
     def recorded(claim: Claim, job_span: JobSpan) -> None:
         num_taken = 0
-        for earlier in worker._ledger.claims:
+        for earlier in worker.ledger.claims:
             num_taken += earlier.slots
         num_taken_before.append(num_taken)
         open_claim(claim, job_span)
 
-    monkeypatch.setattr(worker._ledger, "open", recorded)
+    monkeypatch.setattr(worker.ledger, "open", recorded)
     jobs = []
     for n in choices:
         jobs += await desk.submit(Generate("abc", Sampling(3, seed=0, n=n)))
     running = asyncio.create_task(worker.run(lambda: loaded(runner), stop))
 
     # The second job needs three places where two are free: the number falls below zero.
-    await until(lambda: len(worker._ledger.claims) == 2, "the places are taken")
-    assert worker.models["m"].host.intake._free == 4 - 2 - 3
+    await until(lambda: len(worker.ledger.claims) == 2, "the places are taken")
+    assert worker.models["m"].host.intake.free_slots == 4 - 2 - 3
     assert await desk.counts() == (8, 2)
 
     runner.gate.set()
@@ -152,7 +152,7 @@ async def test_choices_take_as_many_places(redis: Redis, monkeypatch: pytest.Mon
         assert end.num_completion_tokens == 3 * n
     assert len(num_taken_before) == len(jobs)
     assert max(num_taken_before) < 4
-    await until(lambda: worker.models["m"].host.intake._free == 4, "all places are free again")
+    await until(lambda: worker.models["m"].host.intake.free_slots == 4, "all places are free again")
     stop.set()
     assert await running is True
 

@@ -231,7 +231,7 @@ def test_less_at_once_where_memory_lacks() -> None:
     assert harness.runner.batches == [["e", "f"], ["g"]]
 
     # After so many batches without trouble the limit is doubled.
-    for number in range(task_engine._CALM_BATCHES):
+    for number in range(task_engine.CALM_BATCHES):
         harness.submit(str(number))
         harness.run()
 
@@ -314,7 +314,7 @@ def test_nothing_more_is_taken_while_a_batch_is_at_work() -> None:
 def test_progress_is_told_now_and_then_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first and the last step of a task are reported, and others at most every
     `_REPORT_EVERY_S`."""
-    monkeypatch.setattr(task_engine, "_REPORT_EVERY_S", 1e9)
+    monkeypatch.setattr(task_engine, "REPORT_EVERY_S", 1e9)
     harness = make_harness()
 
     def report_each_step(progress: BatchProgress) -> None:
@@ -326,7 +326,7 @@ def test_progress_is_told_now_and_then_and_at_the_end(monkeypatch: pytest.Monkey
     harness.run()
     assert harness.progress_of("a") == [1, 100]
 
-    monkeypatch.setattr(task_engine, "_REPORT_EVERY_S", 0.0)
+    monkeypatch.setattr(task_engine, "REPORT_EVERY_S", 0.0)
     harness.submit("b")
     harness.run()
     assert harness.progress_of("b") == list(range(1, 101))

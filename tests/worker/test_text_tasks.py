@@ -139,7 +139,7 @@ async def test_a_cancelled_one_frees_its_place(redis: Redis, name: str) -> None:
 
         assert await desk.submissions.end([job], Cancelled()) == 1
         runner.gate.set()
-        await until(lambda: worker.models["m"].host.intake._free == 4, "its place is free")
+        await until(lambda: worker.models["m"].host.intake.free_slots == 4, "its place is free")
         await until(lambda: not worker.models["m"].host.engine.has_work, "the engine forgets it")
         assert isinstance(await end_of(redis, job), Cancelled)
         await check(desk, [job])
@@ -154,7 +154,7 @@ async def test_a_late_one_fails(redis: Redis) -> None:
         [busy] = await desk.submit(Generate("abc", SAMPLING))
         await until(lambda: runner.num_steps == 1, "the step has begun")
         jobs = await desk.submit(TASKS["embed"], TASKS["classify"], deadline_s=2)
-        await until(lambda: len(worker._ledger.claims) == 3, "they are in hand")
+        await until(lambda: len(worker.ledger.claims) == 3, "they are in hand")
         late_s = time.monotonic() + 2
         await until(lambda: time.monotonic() > late_s, "the deadline has passed")
 

@@ -39,10 +39,10 @@ async def test_d22_load_infer_unload_infer_again(redis: Redis, tmp_path: Path) -
         # No variable of the test may keep the runner alive.
         engine = worker.models["m"].host.engine
         parts = {
-            "runner": weakref.ref(engine._runner),
-            "net": weakref.ref(engine._runner._net),  # type: ignore[attr-defined]
-            "keys": weakref.ref(engine._runner._store._keys),  # type: ignore[attr-defined]
-            "prefix tree": weakref.ref(engine._scheduler._cache.tree),  # type: ignore[union-attr]
+            "runner": weakref.ref(engine.runner),
+            "net": weakref.ref(engine.runner.net),  # type: ignore[attr-defined]
+            "keys": weakref.ref(engine.runner.store.keys),  # type: ignore[attr-defined]
+            "prefix tree": weakref.ref(engine.scheduler.cache.tree),  # type: ignore[union-attr]
         }
         del engine
         await unload(redis, worker)
@@ -90,7 +90,7 @@ async def test_jobs_in_hand_end_and_queued_ones_wait_for_the_model(redis: Redis)
             assert await log_fields_of(redis, job) == ("abc" * 3, [1])
         await until(lambda: told(redis, worker, "m", order), "the worker obeyed")
         assert len(made) == 2
-        assert worker.models["m"].host.intake._free == MAX_BATCH
+        assert worker.models["m"].host.intake.free_slots == MAX_BATCH
 
 
 async def test_another_model_goes_on_while_one_is_loaded_again(redis: Redis) -> None:
@@ -190,7 +190,7 @@ async def test_work_is_left_to_others_that_have_the_model(
 
         await unload(redis, worker)
         await presence.announce(WorkerInfo("other", "ready", (info,)))
-        monkeypatch.setattr(known_models, "_PATIENCE_S", 0.0)
+        monkeypatch.setattr(known_models, "PATIENCE_S", 0.0)
         [second] = await Desk(redis).submit(task("abc"))
         await ended(redis, second)
 
@@ -203,14 +203,14 @@ async def test_an_order_of_before_does_not_concern_a_worker(redis: Redis) -> Non
         [job] = await Desk(redis).submit(task("abc"))
         await ended(redis, job)
         assert residence(worker) == "loaded"
-        assert worker._orders == {"m": order}
+        assert worker.orders == {"m": order}
 
         await unload(redis, worker)
         # The second order is obeyed at once: the model is unloaded already.
         await unload(redis, worker)
 
         await redis.flushall()
-        await worker._announce()
+        await worker.announce()
         assert residence(worker) == "unloaded"
 
 

@@ -83,7 +83,7 @@ def test_segments_of_a_brain_are_counted_by_token(paths: dict[str, str], segment
 
     segments_per_token = 1
     if segments == "max":
-        segments_per_token = runner._max_segments  # type: ignore[attr-defined]
+        segments_per_token = runner.max_segments  # type: ignore[attr-defined]
     assert engine.stats.num_tokens == 4
     assert engine.stats.num_settled == 4
     assert engine.stats.num_segments == 4 * segments_per_token

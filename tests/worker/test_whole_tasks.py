@@ -52,7 +52,7 @@ async def test_one_step_of_three_leases_keeps_its_job_and_nobody_is_blamed(redis
     other = service(redis)
     async with serving(worker, echo_task()):
         [job] = await desk.submit(EchoTask("x", step_ms=int(3000 * LEASE_S)))
-        await until(lambda: len(worker._ledger.claims) == 1, "it is taken")
+        await until(lambda: len(worker.ledger.claims) == 1, "it is taken")
         async with serving(other, echo_task()):
             end = await end_of(redis, job)
 
@@ -165,7 +165,7 @@ async def test_a_long_task_holds_up_no_token(redis: Redis) -> None:
     busy = Busy(RunnerOptions("echo-task", max_batch=4))
     running = asyncio.create_task(worker.run(lambda: loaded(echo, busy), stop))
     [task] = await Desk(redis, "t").submit(EchoTask("x"))
-    await until(lambda: len(worker._ledger.claims_of("t")) == 1, "the task is in hand")
+    await until(lambda: len(worker.ledger.claims_of("t")) == 1, "the task is in hand")
 
     [answer] = await Desk(redis).submit(long_task(300))
 

@@ -38,19 +38,19 @@ class Engine:
         wake: Callable[[], None] = lambda: None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._runner = runner
+        self.runner = runner
         self._emit = emit
         self._wake = wake
         self._now = now
         self.stats = EngineStats()
-        self._scheduler = Scheduler(runner.spec)
+        self.scheduler = Scheduler(runner.spec)
         self._requests: dict[str, Request] = {}
         self._inbox: queue.SimpleQueue[SequenceWork | str] = queue.SimpleQueue()
 
     def prepare(self, take: Take) -> SequenceWork:
         """Turn a task that was taken into token ids. Raise a FleetError for one that the model
         cannot do."""
-        encoded = self._runner.encode(take.task)
+        encoded = self.runner.encode(take.task)
         sampling = take.task.sampling if isinstance(take.task, Generate) else None
         return SequenceWork(
             take.key,
@@ -79,7 +79,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return self._scheduler.has_work or not self._inbox.empty()
+        return self.scheduler.has_work or not self._inbox.empty()
 
     @property
     def due_in_s(self) -> float | None:
@@ -88,13 +88,13 @@ class Engine:
     @property
     def load(self) -> Load:
         """Return the numbers of now. Any thread may ask."""
-        return self._scheduler.load
+        return self.scheduler.load
 
     def step(self) -> None:
         """Admit what has come, run one step for all sequences that the scheduler chooses, and emit
         the news of them."""
         emissions = self._admit() + self._expire()
-        slices = self._scheduler.plan()
+        slices = self.scheduler.plan()
         if slices:
             for part, result in self._timed(slices):
                 emissions += self._commit(part, result)
@@ -139,8 +139,8 @@ class Engine:
         """Take a job in. Return its end where it is too large, or where replayed tokens had already
         ended it."""
         try:
-            request = Request(work, self._runner)
-            if not all(map(self._scheduler.can_hold, request.sequences)):
+            request = Request(work, self.runner)
+            if not all(map(self.scheduler.can_hold, request.sequences)):
                 raise InvalidRequest("The request is too large for the model.")
             emissions = request.catch_up()
         except FleetError as error:
@@ -148,7 +148,7 @@ class Engine:
 
         for sequence in request.sequences:
             if sequence in request.open_sequences:
-                self._scheduler.add(sequence)
+                self.scheduler.add(sequence)
             else:
                 self._leave(sequence)
         if request.open_sequences:
@@ -170,7 +170,7 @@ class Engine:
         """
         failure: FleetError
         try:
-            return list(zip(slices, self._runner.step(slices), strict=True))
+            return list(zip(slices, self.runner.step(slices), strict=True))
         except OutOfMemory as error:
             failure = self._lack(slices, error)
         except Exception as error:
@@ -181,7 +181,7 @@ class Engine:
             half = len(slices) // 2
             return self._run(slices[:half]) + self._run(slices[half:])
         if isinstance(failure, NoMemory):
-            smaller = self._scheduler.halve(slices[0])
+            smaller = self.scheduler.halve(slices[0])
             if smaller is not None:
                 return self._run([smaller])
         return [(slices[0], failure)]
@@ -192,7 +192,7 @@ class Engine:
         job_ids = sorted({part.sequence.key.partition(":")[0] for part in slices})
         logger.exception(
             "step failed",
-            extra=fields(model=self._runner.spec.name, batch=len(slices), job_ids=job_ids),
+            extra=fields(model=self.runner.spec.name, batch=len(slices), job_ids=job_ids),
         )
         if isinstance(error, FleetError):
             return error
@@ -200,12 +200,12 @@ class Engine:
 
     def _lack(self, slices: list[Slice], error: OutOfMemory) -> NoMemory:
         """Let the next steps be smaller. Return the failure of a job that cannot be."""
-        count = sum(map(self._scheduler.cost, slices))
-        spec = self._runner.spec
+        count = sum(map(self.scheduler.cost, slices))
+        spec = self.runner.spec
         logger.warning(
             "no memory for step", extra=fields(model=spec.name, num_tokens=count, error=str(error))
         )
-        self._scheduler.shrink(count)
+        self.scheduler.shrink(count)
         problem = (
             f"{spec.name!r} has no memory for the {count} tokens that this request needs at once"
         )
@@ -223,9 +223,9 @@ class Engine:
             return [self._failed(request, result)]
 
         if not part.sequence.output_ids:
-            self.stats.num_prompt_tokens += self._scheduler.cost(part)
+            self.stats.num_prompt_tokens += self.scheduler.cost(part)
         # Before the result is noted: a new token, or a score, changes what the slice stands for.
-        self._scheduler.commit(part)
+        self.scheduler.commit(part)
         if isinstance(result, Sampled):
             self.stats.num_tokens += 1
         try:
@@ -254,5 +254,5 @@ class Engine:
 
     def _leave(self, sequence: TokenSequence, *, keep: bool = True) -> None:
         if sequence.status is not Status.FINISHED:
-            self._scheduler.finish(sequence, keep=keep)
-            self._runner.release(sequence)
+            self.scheduler.finish(sequence, keep=keep)
+            self.runner.release(sequence)

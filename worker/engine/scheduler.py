@@ -55,31 +55,31 @@ class Scheduler:
 
     def __init__(self, spec: RunnerSpec) -> None:
         self._spec = spec
-        self._cache: Cache | None = None
+        self.cache: Cache | None = None
         if spec.num_pages:
-            self._cache = Cache(spec)
-        self._waiting: list[TokenSequence] = []
-        self._running: list[TokenSequence] = []
+            self.cache = Cache(spec)
+        self.waiting: list[TokenSequence] = []
+        self.running: list[TokenSequence] = []
         self._arrivals = 0
         # Tokens by which a prompt that cannot be cut has exceeded the budget of its step.
         self._debt = 0
-        self._budget = spec.step_tokens
+        self.budget = spec.step_tokens
         self._calm_steps = 0
         self._num_preempted = 0
 
     @property
     def load(self) -> Load:
         """Return the numbers of now. Any thread may ask."""
-        running = len(self._running)
-        waiting = len(self._waiting)
-        cache = self._cache
+        running = len(self.running)
+        waiting = len(self.waiting)
+        cache = self.cache
         if cache is None:
             return Load(running, waiting, num_preempted=self._num_preempted)
 
         # Copies, for the engine's thread goes on. A page that moves meanwhile is counted here or
         # there.
         held: set[int] = set()
-        for sequence in list(self._running):
+        for sequence in list(self.running):
             held.update(list(sequence.pages))
         num_pages = cache.pages.num_pages
         return Load(
@@ -96,20 +96,20 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._waiting or self._running)
+        return bool(self.waiting or self.running)
 
     def add(self, sequence: TokenSequence) -> None:
         self._arrivals += 1
         sequence.arrival = self._arrivals
         sequence.status = Status.WAITING
-        self._waiting.append(sequence)
+        self.waiting.append(sequence)
 
     def can_hold(self, sequence: TokenSequence) -> bool:
         """Return whether there would be room for a sequence if everything else were gone.
 
         One without room must not be added.
         """
-        return self._cache is None or self._cache.can_hold(sequence)
+        return self.cache is None or self.cache.can_hold(sequence)
 
     def plan(self) -> list[Slice]:
         """Return each sequence's share of the next step: those that decode come first, then prompts
@@ -119,13 +119,13 @@ class Scheduler:
         self._make_way()
 
         slices: list[Slice] = []
-        for sequence in sorted(self._running, key=_turn):
+        for sequence in sorted(self.running, key=_turn):
             # A sequence that grows may pause others, but only those behind it in turn: these do not
             # decode any more when the loop comes to them.
             if self._is_decoding(sequence) and self._grow(sequence):
                 slices.append(Slice(sequence, sequence.num_remaining))
 
-        budget = self._budget
+        budget = self.budget
         # The debt is paid only while something decodes: otherwise nobody waits for a next token.
         if slices:
             budget -= self._debt
@@ -134,13 +134,13 @@ class Scheduler:
             prompts = self._prompts(budget)
 
         spent = sum(map(self.cost, prompts))
-        self._debt = max(0, self._debt + spent - self._budget)
+        self._debt = max(0, self._debt + spent - self.budget)
         return slices + prompts
 
     def commit(self, part: Slice) -> None:
         """Note that a slice has been computed."""
-        if self._cache is not None and part.sequence.status is Status.RUNNING:
-            self._cache.commit(part)
+        if self.cache is not None and part.sequence.status is Status.RUNNING:
+            self.cache.commit(part)
 
     def finish(self, sequence: TokenSequence, *, keep: bool = True) -> None:
         """Take a sequence out, running or waiting, and free what it holds. Twice is once.
@@ -149,16 +149,16 @@ class Scheduler:
         anything.
         """
         if sequence.status is Status.RUNNING:
-            self._running.remove(sequence)
-            if self._cache is not None:
-                self._cache.give_back(sequence, keep=keep)
+            self.running.remove(sequence)
+            if self.cache is not None:
+                self.cache.give_back(sequence, keep=keep)
         elif sequence.status is Status.WAITING:
-            self._waiting.remove(sequence)
+            self.waiting.remove(sequence)
         sequence.status = Status.FINISHED
 
     def shrink(self, num_tokens: int) -> None:
         """Plan smaller steps, because the device had no memory for one of `num_tokens`."""
-        self._budget = max(1, min(self._budget, num_tokens // 2))
+        self.budget = max(1, min(self.budget, num_tokens // 2))
         self._calm_steps = 0
 
     def halve(self, part: Slice) -> Slice | None:
@@ -168,7 +168,7 @@ class Scheduler:
         """
         if part.num_continuations > 1:
             return Slice(part.sequence, num_continuations=part.num_continuations // 2)
-        if part.num_continuations or self._cache is None:
+        if part.num_continuations or self.cache is None:
             return None
         size = max(self._num_uncut(part.sequence), part.num_tokens // 2)
         if not 0 < size < part.num_tokens:
@@ -184,12 +184,12 @@ class Scheduler:
 
     def _recover(self) -> None:
         self._calm_steps += 1
-        if self._calm_steps > _CALM_STEPS and self._budget < self._spec.step_tokens:
-            self._budget = min(self._spec.step_tokens, 2 * self._budget)
+        if self._calm_steps > _CALM_STEPS and self.budget < self._spec.step_tokens:
+            self.budget = min(self._spec.step_tokens, 2 * self.budget)
             self._calm_steps = 0
 
     def _age(self) -> None:
-        for sequence in self._waiting:
+        for sequence in self.waiting:
             sequence.num_waited += 1
             if sequence.num_waited % PATIENCE_STEPS == 0:
                 sequence.rank = max(0, sequence.rank - 1)
@@ -197,34 +197,34 @@ class Scheduler:
     def _make_way(self) -> None:
         """Give a sequence that waits in a better class the slot, and the pages, of the latest one
         in the lowest class."""
-        for sequence in sorted(self._waiting, key=_turn):
+        for sequence in sorted(self.waiting, key=_turn):
             if not self._is_above(sequence):
                 return
-            if self._cache is not None and self._cache.is_being_computed(
+            if self.cache is not None and self.cache.is_being_computed(
                 sequence, self._unfinished()
             ):
                 # It gains by waiting: another one computes what it would compute, too.
                 continue
-            while not (len(self._running) < self._spec.max_batch and self._start(sequence)):
+            while not (len(self.running) < self._spec.max_batch and self._start(sequence)):
                 if not self._is_above(sequence):
                     return
-                self._preempt(max(self._running, key=_turn))
+                self.preempt(max(self.running, key=_turn))
 
     def _is_above(self, sequence: TokenSequence) -> bool:
         """Return whether something of a lower class is running."""
-        return any(other.rank > sequence.rank for other in self._running)
+        return any(other.rank > sequence.rank for other in self.running)
 
     def _unfinished(self) -> list[TokenSequence]:
         """Return the running sequences whose prompts or continuations are not computed, by turn."""
         unfinished: list[TokenSequence] = []
-        for sequence in self._running:
+        for sequence in self.running:
             if not self._is_decoding(sequence):
                 unfinished.append(sequence)
         unfinished.sort(key=_turn)
         return unfinished
 
     def _is_decoding(self, sequence: TokenSequence) -> bool:
-        if self._cache is None:
+        if self.cache is None:
             return not sequence.encoded.continuations
         return not sequence.is_scoring and sequence.num_computed > 0 and sequence.num_remaining == 1
 
@@ -232,18 +232,18 @@ class Scheduler:
         """Make room for a sequence's next token; the last in turn give way. Return False if it was
         the last itself."""
         while sequence.status is Status.RUNNING:
-            if self._cache is None or self._cache.grow(sequence):
+            if self.cache is None or self.cache.grow(sequence):
                 return True
-            self._preempt(max(self._running, key=_turn))
+            self.preempt(max(self.running, key=_turn))
         return False
 
-    def _preempt(self, sequence: TokenSequence) -> None:
+    def preempt(self, sequence: TokenSequence) -> None:
         self._num_preempted += 1
-        self._running.remove(sequence)
-        if self._cache is not None:
-            self._cache.give_back(sequence, keep=True)
+        self.running.remove(sequence)
+        if self.cache is not None:
+            self.cache.give_back(sequence, keep=True)
         sequence.status = Status.WAITING
-        self._waiting.append(sequence)
+        self.waiting.append(sequence)
 
     def _prompts(self, budget: int) -> list[Slice]:
         """Return shares for prompts and continuations.
@@ -282,14 +282,12 @@ class Scheduler:
         """Return unfinished prompts and continuations by turn, then those that wait, have a slot,
         and gain by starting."""
         unfinished = self._unfinished()
-        room = max(0, self._spec.max_batch - len(self._running))
+        room = max(0, self._spec.max_batch - len(self.running))
         ready: list[TokenSequence] = []
-        for sequence in sorted(self._waiting, key=_turn):
+        for sequence in sorted(self.waiting, key=_turn):
             if len(ready) >= room:
                 break
-            if self._cache is None or not self._cache.is_being_computed(
-                sequence, unfinished + ready
-            ):
+            if self.cache is None or not self.cache.is_being_computed(sequence, unfinished + ready):
                 ready.append(sequence)
         return unfinished + ready
 
@@ -302,9 +300,9 @@ class Scheduler:
             return None
         if sequence.status is Status.WAITING and not self._start(sequence):
             return None
-        if self._cache is None and not sequence.encoded.continuations:
+        if self.cache is None and not sequence.encoded.continuations:
             return Slice(sequence, sequence.num_remaining)
-        if self._cache is None or sequence.num_remaining == 0:
+        if self.cache is None or sequence.num_remaining == 0:
             return self._continuations(sequence, budget)
 
         num_uncut = self._num_uncut(sequence)
@@ -321,12 +319,12 @@ class Scheduler:
 
     def _start(self, sequence: TokenSequence) -> bool:
         """Let a sequence run. Return False where there are no pages for it."""
-        if self._cache is not None:
-            num_running = len(self._running)
-            if not self._cache.allocate(sequence, num_running=num_running):
+        if self.cache is not None:
+            num_running = len(self.running)
+            if not self.cache.allocate(sequence, num_running=num_running):
                 return False
-        self._waiting.remove(sequence)
-        self._running.append(sequence)
+        self.waiting.remove(sequence)
+        self.running.append(sequence)
         sequence.status = Status.RUNNING
         return True
 
@@ -343,7 +341,7 @@ class Scheduler:
 
     def _continuation_cost(self, sequence: TokenSequence, continuation: tuple[int, ...]) -> int:
         """Return the number of tokens that are computed for one continuation."""
-        if self._cache is not None:
+        if self.cache is not None:
             return len(continuation)
         # Without keys and values the context is computed again, by the strict method for each
         # token.

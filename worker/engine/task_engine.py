@@ -25,9 +25,9 @@ from worker.engine.task_runner import NewFile, TaskOutput, TaskRunner
 
 logger = logging.getLogger("aios.engine")
 
-_REPORT_EVERY_S = 0.05
+REPORT_EVERY_S = 0.05
 """The shortest time between two reports of progress to a caller, but for the last step."""
-_CALM_BATCHES = 64
+CALM_BATCHES = 64
 """Batches without trouble after which a halved limit is doubled again."""
 
 
@@ -75,7 +75,7 @@ class TaskEngine:
         *,
         batch_wait_s: float = 0.0,
     ) -> None:
-        self._runner = runner
+        self.runner = runner
         self._emit = emit
         self._wake = wake
         self._now = now
@@ -89,8 +89,8 @@ class TaskEngine:
 
     def prepare(self, take: Take) -> TaskWork:
         """Check a task that was taken. Raise InvalidRequest for one that the model cannot do."""
-        self._runner.check(take.task)
-        return TaskWork(take, self._runner.group_key(take.task))
+        self.runner.check(take.task)
+        return TaskWork(take, self.runner.group_key(take.task))
 
     def submit(self, work: TaskWork) -> None:
         self._inbox.put(work)
@@ -231,13 +231,13 @@ class TaskEngine:
         tasks = [item.work.take.task for item in batch]
         begun_s = time.perf_counter()
         try:
-            return self._runner.run(tasks, _Progress(self, batch))
+            return self.runner.run(tasks, _Progress(self, batch))
         finally:
             self.stats.note_step(len(batch), time.perf_counter() - begun_s)
 
     def _lack(self, batch: Sequence[_TaskInHand], error: OutOfMemory) -> NoMemory:
         """Let the next batches be smaller. Return the failure of a task that cannot be."""
-        name = self._runner.spec.name
+        name = self.runner.spec.name
         logger.warning(
             "no memory for batch", extra=fields(model=name, batch=len(batch), error=str(error))
         )
@@ -248,9 +248,9 @@ class TaskEngine:
     def _grow(self) -> None:
         """Let batches be larger again after a while without trouble."""
         self._calm_batches += 1
-        if self._calm_batches >= _CALM_BATCHES:
+        if self._calm_batches >= CALM_BATCHES:
             self._calm_batches = 0
-            self._max_batch = min(self._runner.spec.max_batch, 2 * self._max_batch)
+            self._max_batch = min(self.runner.spec.max_batch, 2 * self._max_batch)
 
     def _failure(self, batch: Sequence[_TaskInHand], error: Exception) -> FleetError:
         """Log an error that a batch has raised. Return it as the failure of a task."""
@@ -258,7 +258,7 @@ class TaskEngine:
         job_ids = sorted(item.work.key.partition(":")[0] for item in batch)
         logger.exception(
             "step failed",
-            extra=fields(model=self._runner.spec.name, batch=len(batch), job_ids=job_ids),
+            extra=fields(model=self.runner.spec.name, batch=len(batch), job_ids=job_ids),
         )
         if isinstance(error, FleetError):
             return error
@@ -289,7 +289,7 @@ class TaskEngine:
         item.progress = progress
         now_s = time.monotonic()
         is_last = progress.done == progress.total
-        if item.is_open and (is_last or now_s - item.reported_s >= _REPORT_EVERY_S):
+        if item.is_open and (is_last or now_s - item.reported_s >= REPORT_EVERY_S):
             item.reported_s = now_s
             self._emit([Emission(item.work.key, progress=progress)])
 

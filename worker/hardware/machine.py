@@ -15,8 +15,8 @@ from worker.hardware import cgroup
 
 _UNKNOWN_CACHE_PER_CORE = 2 * 2**20
 _BYTES_OF_UNIT = {"K": 2**10, "M": 2**20, "G": 2**30}
-_GPU_NODES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, ROCm, and either under WSL2
-_COUNT_GPUS = (
+GPU_NODES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, ROCm, and either under WSL2
+COUNT_GPUS = (
     "import torch; print(torch.cuda.device_count() or int(torch.backends.mps.is_available()))"
 )
 _PROBE_TIMEOUT_S = 120.0
@@ -142,10 +142,10 @@ def _memory(meminfo: Path) -> tuple[int, int]:
 def count_gpus() -> int:
     """Return the number of GPUs that torch can use here."""
     # Torch is not asked at all where no GPU's driver is loaded.
-    if sys.platform != "darwin" and not any(Path(node).exists() for node in _GPU_NODES):
+    if sys.platform != "darwin" and not any(Path(node).exists() for node in GPU_NODES):
         return 0
     # In a process of its own, because importing torch is slow and binds threads.
-    command = [sys.executable, "-c", _COUNT_GPUS]
+    command = [sys.executable, "-c", COUNT_GPUS]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S, check=False
     )

@@ -67,9 +67,9 @@ class Intake:
         self._shards = list(shards)
         self._doorbells = Doorbells(queue, _WAIT_S)
         self._most = max_batch
-        self._free = max_batch
+        self.free_slots = max_batch
         # Places without jobs of the best class: what an urgent job may still have.
-        self._urgent_free = max_batch
+        self.urgent_free_slots = max_batch
         self._freed = asyncio.Event()
         self._should_empty = False
         self.num_taken_over = 0
@@ -109,18 +109,18 @@ class Intake:
     def _free_slots(self, priorities: tuple[Priority, ...]) -> int:
         """Return the number of slots that are free for jobs of these classes."""
         # A suspect waits for this worker to have nothing else in hand.
-        if self._should_empty and self._free < self._most:
+        if self._should_empty and self.free_slots < self._most:
             return 0
         if not self._engine.accepts:
             return 0
         if priorities == _URGENT:
-            return self._urgent_free
-        return self._free
+            return self.urgent_free_slots
+        return self.free_slots
 
     def _count(self, claim: Claim, jobs: int) -> None:
-        self._free -= jobs * claim.slots
+        self.free_slots -= jobs * claim.slots
         if claim.job.priority in _URGENT:
-            self._urgent_free -= jobs * claim.slots
+            self.urgent_free_slots -= jobs * claim.slots
 
     async def _take_any(self, priorities: tuple[Priority, ...]) -> bool:
         """Take from the first shard that has anything, and return whether one had. The others come
@@ -139,7 +139,7 @@ class Intake:
         # Deadlines count from before the question: the time for its answer must not add to them.
         asked_s = time.monotonic()
         slots = self._free_slots(priorities)
-        is_empty = self._free == self._most
+        is_empty = self.free_slots == self._most
         taken = await self._queue.take(shard, slots, is_empty=is_empty, priorities=priorities)
         self._should_empty = taken.should_empty
         self.num_convicted += taken.num_convicted

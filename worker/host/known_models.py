@@ -40,14 +40,14 @@ logger = logging.getLogger("aios.host")
 
 LOOK_S = 0.5
 """The time between two looks for work of models that are not in memory."""
-_PATIENCE_S = 10.0
+PATIENCE_S = 10.0
 """The time for which others that have the model may let work wait before one more worker loads
 it."""
-_RESTART_S = 30.0
+RESTART_S = 30.0
 """The time for which a worker that has gone is waited for: a supervisor starts it again, and it
 loads its models."""
-_FIRST_RETRY_S = 1.0
-_LONGEST_RETRY_S = 60.0
+FIRST_RETRY_S = 1.0
+LONGEST_RETRY_S = 60.0
 """A model that could not be loaded is tried again after 1, 2, 4 ... seconds."""
 _REFUSED_AT_ONCE = 64
 """The places of jobs that are taken from a shard at once only to be ended."""
@@ -110,7 +110,7 @@ class KnownModel:
         self.num_failures += 1
         self.reason = reason
         num_doublings = min(self.num_failures - 1, 32)  # no overflow, however long it fails
-        wait_s = min(_LONGEST_RETRY_S, _FIRST_RETRY_S * 2**num_doublings)
+        wait_s = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2**num_doublings)
         self.retry_at_s = time.monotonic() + wait_s
         logger.error(
             "model not loaded", extra=fields(model=self.info.id, error=reason, retry_in_s=wait_s)
@@ -299,7 +299,7 @@ class KnownModels:
         now_s = time.monotonic()
         if known.waiting_since_s is None:
             known.waiting_since_s = now_s
-        if now_s - known.waiting_since_s >= _PATIENCE_S:
+        if now_s - known.waiting_since_s >= PATIENCE_S:
             return True
         for other in fleet.serving(known.info.id):
             if other.id == self._context.worker_id:
@@ -423,7 +423,7 @@ class KnownModels:
         # One that could and has gone may have died: it is started again, and goes on with what it
         # had.
         has_gone = not known.able_others <= others
-        return has_gone and now_s - known.able_at_s < _RESTART_S
+        return has_gone and now_s - known.able_at_s < RESTART_S
 
     async def _refuse_waiting(self, known: KnownModel) -> None:
         """Take what waits and end it with the reason. Nothing else is taken until that is

@@ -171,7 +171,7 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
     bytes_before = device.bytes_in_use()
     try:
         kind = detect(entry.path) if entry.runner == AUTO else entry.runner
-        options = _options(entry, settings, kind)
+        options = runner_options(entry, settings, kind)
         runner = _load_runner(kind, options)
     except ModelFormatError as error:
         raise SettingsError(_sentence(entry, str(error))) from error
@@ -300,7 +300,7 @@ def _load_runner(kind: str, options: RunnerOptions) -> AnyRunner:
     return runner
 
 
-def _options(entry: ModelEntry, settings: Settings, kind: str) -> RunnerOptions:
+def runner_options(entry: ModelEntry, settings: Settings, kind: str) -> RunnerOptions:
     own_options = options_of(entry, dict(settings), kind)
     kv_bytes = DEFAULT_KV_BYTES
     if settings.kv_memory_mib != "auto":

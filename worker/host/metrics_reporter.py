@@ -78,7 +78,7 @@ class _ReportedModel:
     def load(self) -> ModelLoad:
         values: dict[str, Any] = {}
         for name in NUMBERS:
-            values[name] = _MEASURES[name](self)
+            values[name] = MEASURES[name](self)
         return ModelLoad(self.model.info.id, **values)
 
 
@@ -156,7 +156,7 @@ class MetricsReporter:
         metrics.batch.read = self._batches
         metrics.step.read = self._steps
         for name, metric in metrics.by_model.items():
-            metric.read = partial(self._each, _MEASURES[name])
+            metric.read = partial(self._each, MEASURES[name])
 
     def _each(self, measure: Callable[[_ReportedModel], float]) -> Values:
         values: dict[tuple[str, ...], float] = {}
@@ -187,7 +187,7 @@ class MetricsReporter:
         return {("allocated",): allocated, ("total",): total}
 
 
-_MEASURES: dict[str, Callable[[_ReportedModel], float]] = {
+MEASURES: dict[str, Callable[[_ReportedModel], float]] = {
     "running": lambda item: item.engine.load.running,
     "steps_done": lambda item: item.engine.load.steps_done,
     "steps_total": lambda item: item.engine.load.steps_total,

@@ -55,7 +55,7 @@ class Outbox:
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._sending = asyncio.Lock()
-        self._room = threading.Semaphore(max_waiting_steps)
+        self.room = threading.Semaphore(max_waiting_steps)
         self._steps_collected = 0
         self.num_stale = 0
 
@@ -74,7 +74,7 @@ class Outbox:
         are unsent."""
         # The thread does not hang when it is Redis that it waits for.
         with resting():
-            self._room.acquire()
+            self.room.acquire()
         self._loop.call_soon_threadsafe(self._collect, emissions)
 
     async def flush(self) -> None:
@@ -103,7 +103,7 @@ class Outbox:
             if emission.files:
                 self._keep(entry.claim, emission)
             else:
-                _add(entry.news, emission)
+                add_emission(entry.news, emission)
         self._wake.set()
 
     def _keep(self, claim: Claim, emission: Emission) -> None:
@@ -183,7 +183,7 @@ class Outbox:
                     then()
         # Only when Redis has answered: engines that wait for room are held up by it this way.
         if steps:
-            self._room.release(steps)
+            self.room.release(steps)
 
     async def _append(self, appends: Sequence[Append]) -> list[bool]:
         """Try until Redis answers: the fence makes a repeated append harmless."""
@@ -261,7 +261,7 @@ def _log_end(claim: Claim, end: Terminal) -> None:
         logger.debug("job done", extra=job_fields(claim.job, model=claim.job.model, **tokens))
 
 
-def _add(news: list[Event], emission: Emission) -> None:
+def add_emission(news: list[Event], emission: Emission) -> None:
     """Join tokens to those of their choice that are still unsent: fewer, larger events."""
     if emission.ids or emission.text or emission.finish_reason:
         tokens = Tokens(

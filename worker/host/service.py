@@ -90,10 +90,10 @@ class WorkerService:
         self._on_ready = on_ready
         self._presence = Presence(broker.client(keys.PRESENCE))
         self._subscriptions = Subscriptions(broker.client(keys.PRESENCE))
-        self._reader = LogReader(broker)
-        self._ledger = Ledger(self._closed)
+        self.reader = LogReader(broker)
+        self.ledger = Ledger(self._closed)
         writer = LogWriter(broker, result_ttl_s=policy.result_ttl_s)
-        self._outbox = Outbox(writer, self._ledger, artifacts or ArtifactStore(broker))
+        self.outbox = Outbox(writer, self.ledger, artifacts or ArtifactStore(broker))
         self._drain_timeout_s = drain_timeout_s
         self._batch_wait_s = batch_wait_s
         self._budget = budget or Budget()
@@ -104,14 +104,14 @@ class WorkerService:
         self.unloaded: list[UnloadedModel] = []
         self._known: KnownModels | None = None
         self._serving: set[asyncio.Task[None]] = set()
-        self._orders: dict[str, int] | None = None
+        self.orders: dict[str, int] | None = None
         self._is_broken = asyncio.Event()
         self._stop = asyncio.Event()
         self._threads = self._make_threads()
         self._lag = LoopLag()
         self._memory_guard = memory_guard or MemoryGuard()
         self._reporter = MetricsReporter(
-            self._ledger, self._outbox, self.silence_s, self._memory_guard, pool=pool
+            self.ledger, self.outbox, self.silence_s, self._memory_guard, pool=pool
         )
         self._num_silent = 0
         self._leave_by: float | None = None
@@ -156,7 +156,7 @@ class WorkerService:
         """
         logger.info("worker starting", extra=fields(worker=self.worker_id))
         self._stop = stop
-        announcing = self._start(self._forever(self._announce, _ANNOUNCE_EVERY_S))
+        announcing = self._start(self._forever(self.announce, _ANNOUNCE_EVERY_S))
         lagging = self._start(self._lag.watch())
         try:
             loading = asyncio.create_task(self._load(load))
@@ -198,14 +198,14 @@ class WorkerService:
             self._policy,
             worker_id=self.worker_id,
             presence=self._presence,
-            reader=self._reader,
-            ledger=self._ledger,
-            outbox=self._outbox,
+            reader=self.reader,
+            ledger=self.ledger,
+            outbox=self.outbox,
             reporter=self._reporter,
             tracing=self._tracing,
             threads=self._threads,
             batch_wait_s=self._batch_wait_s,
-            tell=partial(self._once, self._announce),
+            tell=partial(self._once, self.announce),
         )
         self._known = KnownModels(
             context,
@@ -223,7 +223,7 @@ class WorkerService:
             thread.start()
         renew_every_s = self._policy.lease_s / _RENEWALS_A_LEASE
         upkeep = [
-            self._start(self._outbox.run()),
+            self._start(self.outbox.run()),
             self._start(self._forever(self._renew, renew_every_s)),
         ]
         for shard in self._broker.shards:
@@ -232,7 +232,7 @@ class WorkerService:
         self._state = "ready"
         # Before the first job: a crash from now on is not one of its start.
         self._on_ready()
-        await self._once(self._announce)
+        await self._once(self.announce)
         logger.info("worker ready", extra=fields(worker=self.worker_id, models=list(self.models)))
 
         for model in self.models.values():
@@ -304,7 +304,7 @@ class WorkerService:
         """Drop what others have ended at once, before its next append is refused."""
         async with self._subscriptions.listen(keys.control(shard, self.worker_id)) as inbox:
             while True:
-                self._ledger.ended((await inbox.get()).decode())
+                self.ledger.ended((await inbox.get()).decode())
 
     async def _drain(self) -> None:
         """Hand everything over when the current steps have ended, or the time is up.
@@ -312,7 +312,7 @@ class WorkerService:
         The tokens of a step that ends later are lost, and computed again by the job's next worker.
         """
         self._state = "draining"
-        in_hand = len(self._ledger.claims)
+        in_hand = len(self.ledger.claims)
         logger.info("worker draining", extra=fields(worker=self.worker_id, num_jobs=in_hand))
         self._leave_by = asyncio.get_running_loop().time() + self._drain_timeout_s + _PARTING_S
         # Each thread by itself: a task that is done whole may take all the time there is, and what
@@ -321,7 +321,7 @@ class WorkerService:
         for thread in self._threads.values():
             thread.stop()
             parts.append(asyncio.create_task(self._drain_thread(thread)))
-        parts.append(asyncio.create_task(self._part(self._announce())))
+        parts.append(asyncio.create_task(self._part(self.announce())))
         await asyncio.wait(parts, timeout=self._drain_timeout_s)
         await self._hand_over(self.models.values())
 
@@ -345,8 +345,8 @@ class WorkerService:
 
     async def _hand_over(self, models: Iterable[KnownModel]) -> None:
         """Send all news, and let others take at once what is in hand of these models."""
-        await self._part(self._outbox.flush())
-        in_hand = self._ledger.by_model()
+        await self._part(self.outbox.flush())
+        in_hand = self.ledger.by_model()
         for model in models:
             claims = in_hand.get(model.info.id, [])
             if not claims:
@@ -358,7 +358,7 @@ class WorkerService:
             )
             await self._part(model.queue.give_back(claims))
             for claim in claims:
-                self._ledger.close(claim, "handed_back")
+                self.ledger.close(claim, "handed_back")
 
     async def _part(self, last_words: Awaitable[object]) -> None:
         """Do something on the way out that may fail or be cut off: leases and presence lapse
@@ -377,7 +377,7 @@ class WorkerService:
             self._bear_silence(silence_s)
         else:
             self._num_silent = 0
-        for name, claims in self._ledger.by_model().items():
+        for name, claims in self.ledger.by_model().items():
             model = self.models[name]
             silence_s = 0.0
             # Each model's leases follow its own thread.
@@ -386,7 +386,7 @@ class WorkerService:
             if silence_s > self._policy.lease_s:
                 continue
             for claim in await model.queue.renew(claims, silence_s=silence_s):
-                self._ledger.close(claim, "lapsed")
+                self.ledger.close(claim, "lapsed")
 
     def _bear_silence(self, silence_s: float) -> None:
         """Note that leases run out. Give up if this lasts for too long."""
@@ -403,7 +403,7 @@ class WorkerService:
         if model.host is not None:  # else it was only taken to be refused
             model.host.closed(claim, was_stale)
 
-    async def _announce(self) -> None:
+    async def announce(self) -> None:
         """Announce the worker as it is now, and obey the orders that come back."""
         self._memory_guard.look()
         models: dict[str, KnownModel] = {}
@@ -436,11 +436,11 @@ class WorkerService:
     def _obey(self, orders: dict[str, int]) -> None:
         """Note which models are ordered to go: by model, the number of the last order."""
         # Orders that were given before this worker came are not its own.
-        if self._orders is None:
-            self._orders = orders
+        if self.orders is None:
+            self.orders = orders
         for name, model in self.models.items():
-            if name in orders and orders[name] != self._orders.get(name):
-                self._orders[name] = orders[name]
+            if name in orders and orders[name] != self.orders.get(name):
+                self.orders[name] = orders[name]
                 model.order = orders[name]
 
     async def _forever(self, turn: Callable[[], Awaitable[None]], every_s: float) -> None:

@@ -35,37 +35,37 @@ class KVStore:
         device: torch.device,
     ) -> None:
         size = (shape.num_slots, num_pages, page_size, shape.num_heads, shape.head_dim)
-        self._keys = torch.zeros(size, dtype=dtype, device=device)
-        self._values = torch.zeros(size, dtype=dtype, device=device)
+        self.keys = torch.zeros(size, dtype=dtype, device=device)
+        self.values = torch.zeros(size, dtype=dtype, device=device)
 
     @property
     def device(self) -> torch.device:
-        return self._keys.device
+        return self.keys.device
 
     def write(self, slot: int, rows: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store keys and values [N, num_heads, head_dim] at `rows` [N]."""
-        self._keys[slot].flatten(0, 1).index_copy_(0, rows, keys)
-        self._values[slot].flatten(0, 1).index_copy_(0, rows, values)
+        self.keys[slot].flatten(0, 1).index_copy_(0, rows, keys)
+        self.values[slot].flatten(0, 1).index_copy_(0, rows, values)
 
     def pool(self, slot: int) -> tuple[Tensor, Tensor]:
         """Return all keys and values of a slot as they lie in memory, each [num_pages, page_size,
         num_heads, head_dim]."""
-        return self._keys[slot], self._values[slot]
+        return self.keys[slot], self.values[slot]
 
     def clear(self, rows: Tensor) -> None:
         """Make `rows` [N] zero in every slot."""
-        self._keys.flatten(1, 2)[:, rows] = 0
-        self._values.flatten(1, 2)[:, rows] = 0
+        self.keys.flatten(1, 2)[:, rows] = 0
+        self.values.flatten(1, 2)[:, rows] = 0
 
     def read(self, slot: int, pages: Tensor) -> tuple[Tensor, Tensor]:
         """Return keys and values [B, P * page_size, num_heads, head_dim] of `pages` [B, P]."""
         flat = pages.flatten()
-        size = (pages.shape[0], -1, *self._keys.shape[3:])
-        keys = self._keys[slot].index_select(0, flat).view(size)
-        values = self._values[slot].index_select(0, flat).view(size)
+        size = (pages.shape[0], -1, *self.keys.shape[3:])
+        keys = self.keys[slot].index_select(0, flat).view(size)
+        values = self.values[slot].index_select(0, flat).view(size)
         return keys, values
 
     def copy_pages(self, sources: Tensor, targets: Tensor) -> None:
         """Copy whole pages in every slot; all sources are read before any target is written."""
-        self._keys[:, targets] = self._keys[:, sources]
-        self._values[:, targets] = self._values[:, sources]
+        self.keys[:, targets] = self.keys[:, sources]
+        self.values[:, targets] = self.values[:, sources]

@@ -143,12 +143,12 @@ def _problem(calls: _Calls, longest: int) -> str | None:
         return f"its keys and values differ in size (heads x head size: {sorted(calls.shapes)})"
     if sorted(calls.slots) != list(range(len(calls.slots))):
         return "its layers do not attend once each"
-    if not all(_is_ours(window, rule, longest) for window, rule in set(calls.contexts)):
+    if not all(is_ours(window, rule, longest) for window, rule in set(calls.contexts)):
         return "its attention mask is neither causal nor a sliding window"
     return None
 
 
-def _is_ours(window: int | None, rule: Rule | None, longest: int) -> bool:
+def is_ours(window: int | None, rule: Rule | None, longest: int) -> bool:
     """Return whether a mask is causal and, with a window, sliding.
 
     Every pair of positions near the window's edges is tried, and of positions on a wide grid.

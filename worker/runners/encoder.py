@@ -83,7 +83,7 @@ class EncoderRunner:
         self._num_unpooled = 0
         if sentence is not None and not sentence.includes_prompt:
             self._num_unpooled = vocabulary.num_leading(sentence.text(""))
-        self._model = model
+        self.model = model
         self._vocabulary = vocabulary
         self._pad_id = pad_id
 
@@ -133,7 +133,7 @@ class EncoderRunner:
 
     def _pool(self, texts: Sequence[Encoded]) -> list[StepResult | FleetError]:
         rows = [text.prompt_ids for text in texts]
-        states_of = last_states(self._model, rows, self._pad_id)
+        states_of = last_states(self.model, rows, self._pad_id)
         results = []
         for text, states in zip(texts, states_of, strict=True):
             if self._sentence is None:
@@ -146,8 +146,8 @@ class EncoderRunner:
         return results
 
     def _classify(self, texts: Sequence[Encoded]) -> list[StepResult | FleetError]:
-        logits = class_logits(self._model, [text.prompt_ids for text in texts], self._pad_id)
-        scores = scores_of(logits, self._model.config)
+        logits = class_logits(self.model, [text.prompt_ids for text in texts], self._pad_id)
+        scores = scores_of(logits, self.model.config)
         results = []
         for text_scores, text in zip(scores, texts, strict=True):
             results.append(self._labels(text_scores, text))
@@ -155,7 +155,7 @@ class EncoderRunner:
 
     def _labels(self, scores: list[float], text: Encoded) -> StepResult | FleetError:
         assert isinstance(text, EncodedText)
-        names: Any = self._model.config.id2label
+        names: Any = self.model.config.id2label
         labels = []
         for number, score in enumerate(scores):
             if not math.isfinite(score):

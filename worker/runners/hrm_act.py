@@ -54,9 +54,9 @@ class ActRunner:
     ) -> None:
         self.spec = spec
         self.eos_ids = language.eos_ids
-        self._model = model
+        self.model = model
         self._language = language
-        self._max_segments = 1 if segments == "compat" else model.config.halt_max_steps
+        self.max_segments = 1 if segments == "compat" else model.config.halt_max_steps
         self._may_halt = segments == "q_halt"
         self._device = next(model.parameters()).device
 
@@ -89,7 +89,7 @@ class ActRunner:
         for part in parts:
             predictors += self._predictors(part)
         states = self._states(predictors)
-        scores = score_slices(self._model.logits, states, parts, self.spec.name)
+        scores = score_slices(self.model.logits, states, parts, self.spec.name)
         for index, result in zip(indices, scores, strict=True):
             results[index] = result
 
@@ -105,7 +105,7 @@ class ActRunner:
                 rows.append(part.sequence.token_ids)
         if not indices:
             return
-        sampled = sample(self._last_logits(rows), sequences, self.eos_ids, self.spec.name)
+        sampled = sample(self.last_logits(rows), sequences, self.eos_ids, self.spec.name)
         for index, result in zip(indices, sampled, strict=True):
             results[index] = result
 
@@ -144,9 +144,9 @@ class ActRunner:
                     predictors.append((row, len(row) - 1))
         return predictors
 
-    def _last_logits(self, rows: Sequence[_Row]) -> Tensor:
+    def last_logits(self, rows: Sequence[_Row]) -> Tensor:
         """Return the logits [B, vocab] at the last token of each row."""
-        return self._model.logits(self._states([(row, len(row) - 1) for row in rows]))
+        return self.model.logits(self._states([(row, len(row) - 1) for row in rows]))
 
     def _states(self, tokens: Sequence[_TokenOfRow]) -> Tensor:
         """Return the high-level states [N, hidden] of tokens in their rows.
@@ -183,12 +183,12 @@ class ActRunner:
         ids = torch.tensor(padded, device=self._device)
 
         # `active` are the indices of the rows that have not halted; `carry` has a row for each.
-        carry = self._model.initial_carry(len(rows), width)
+        carry = self.model.initial_carry(len(rows), width)
         active = torch.arange(len(rows), device=self._device)
         settled = torch.empty_like(carry)
-        for segment in range(1, self._max_segments + 1):
-            out = self._model.forward_segment(ids[active], lengths[active], carry)
-            is_last = segment == self._max_segments
+        for segment in range(1, self.max_segments + 1):
+            out = self.model.forward_segment(ids[active], lengths[active], carry)
+            is_last = segment == self.max_segments
             halted = (out.q_halt > out.q_continue) & self._may_halt | is_last
             settled[active[halted]] = out.hidden[halted]
             count_segments(len(active), int(halted.sum()))

@@ -37,10 +37,10 @@ class ActCausalNet:
         self.model = model
         self.device = device
         self.dtype = model.inner.embed_tokens.embedding_weight.dtype
-        self._max_segments = 1 if segments == "compat" else config.halt_max_steps
+        self.max_segments = 1 if segments == "compat" else config.halt_max_steps
         self._may_halt = segments == "q_halt"
         self._depths: dict[int, int] = {}
-        num_slots = self._max_segments * config.slots_per_segment
+        num_slots = self.max_segments * config.slots_per_segment
         self.kv_shape = KVShape(num_slots, num_heads=config.num_heads, head_dim=config.head_dim)
         self._scale = config.head_dim**-0.5
 
@@ -65,7 +65,7 @@ class ActCausalNet:
             )
 
         depths: Tensor | None = None
-        num_segments = self._max_segments
+        num_segments = self.max_segments
         num_run = len(ids) * num_segments
         if self._may_halt:
             depths = self._row_depths(plan.first_ids)
@@ -102,7 +102,7 @@ class ActCausalNet:
             carry = self.model.initial_carry(1)
             depth = 0
             halted = False
-            while not halted and depth < self._max_segments:
+            while not halted and depth < self.max_segments:
                 carry = self.model.forward_tokens(ids, torch.zeros_like(ids), carry, _see_yourself)
                 depth += 1
                 q_halt, q_continue = self.model.halting(carry[0])

@@ -66,16 +66,16 @@ class PuzzleRunner:
         halt: Halt,
     ) -> None:
         self.spec = spec
-        self._model = model
+        self.model = model
         self._kind = kind
         self._identifiers = identifiers
         self._halt = halt
-        self._progress: dict[str, _Progress] = {}
+        self.progress: dict[str, _Progress] = {}
 
     def encode(self, task: Task) -> EncodedPuzzle:
         if not isinstance(task, Solve):
             raise InvalidRequest("This model solves puzzles and knows no text.", field="model")
-        trained = self._model.config.halt_max_steps
+        trained = self.model.config.halt_max_steps
         max_steps = task.max_steps
         if max_steps is None:
             max_steps = trained
@@ -94,7 +94,7 @@ class PuzzleRunner:
         return ""
 
     def release(self, sequence: TokenSequence) -> None:
-        self._progress.pop(sequence.key, None)
+        self.progress.pop(sequence.key, None)
 
     @tells_out_of_memory
     @torch.inference_mode()
@@ -105,7 +105,7 @@ class PuzzleRunner:
         steps = []
         for part in slices:
             puzzles.append(_puzzle(part.sequence))
-            row_progress = self._progress.get(part.sequence.key) or self._start()
+            row_progress = self.progress.get(part.sequence.key) or self._start()
             progress.append(row_progress)
             steps.append(row_progress.steps + 1)
 
@@ -125,25 +125,25 @@ class PuzzleRunner:
         for row, part in enumerate(slices):
             z_h = out.carry.z_h[row]
             z_l = out.carry.z_l[row]
-            self._progress[part.sequence.key] = _Progress(z_h, z_l, steps[row])
+            self.progress[part.sequence.key] = _Progress(z_h, z_l, steps[row])
         return results
 
     def _start(self) -> _Progress:
-        z_h, z_l = self._model.initial_carry(1)
+        z_h, z_l = self.model.initial_carry(1)
         return _Progress(z_h[0], z_l[0], steps=0)
 
     def _segment(
         self, puzzles: Sequence[EncodedPuzzle], progress: Sequence[_Progress]
     ) -> SegmentOutput:
         """Run one segment of each puzzle's row, from where `progress` has it."""
-        device = self._model.H_init.device
+        device = self.model.H_init.device
         ids = torch.tensor([puzzle.prompt_ids for puzzle in puzzles], device=device)
         identifiers = torch.tensor([puzzle.identifier for puzzle in puzzles], device=device)
         carry = Carry(
             torch.stack([row.z_h for row in progress]),
             torch.stack([row.z_l for row in progress]),
         )
-        return self._model.forward_segment(ids, identifiers, carry)
+        return self.model.forward_segment(ids, identifiers, carry)
 
     def _answers(
         self,
@@ -158,7 +158,7 @@ class PuzzleRunner:
             return []
 
         # Looked at once, at the end: a state that was not finite at any segment still is not.
-        logits = self._model.logits(out.carry.z_h[list(rows)])
+        logits = self.model.logits(out.carry.z_h[list(rows)])
         is_finite = torch.isfinite(logits).all(dim=(1, 2)).tolist()
         tokens = logits.argmax(-1).tolist()
         confidences = out.q_halt.sigmoid().tolist()
@@ -188,7 +188,7 @@ class PuzzleRunner:
                 field="identifier",
             )
 
-        count = self._model.config.num_identifiers
+        count = self.model.config.num_identifiers
         if identifier is not None and not 0 <= identifier < count:
             problem = f"identifier: expected a number from 0 to {count - 1}, got {identifier}."
             raise InvalidRequest(problem, field="identifier")

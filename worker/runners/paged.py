@@ -74,7 +74,7 @@ class PagedRunner:
         # Graphs write the tokens of their padding rows to a page of their own, behind the others.
         use_graphs = self.kernel is not None and declared.cuda_graphs
         num_spare = 1 if use_graphs else 0
-        num_pages = _num_pages(net, window, options, num_spare=num_spare)
+        num_pages = count_pages(net, window, options, num_spare=num_spare)
 
         reuse: Literal["prefix", "prompt", "none"] = "none"
         if options.prefix_cache:
@@ -92,10 +92,10 @@ class PagedRunner:
             chunk_prefill=not net.is_prefix,
         )
         self.eos_ids = language.eos_ids
-        self._net = net
+        self.net = net
         self._is_tiled = ACCELERATORS[options.quantize].rounds_activations
         self._language = language
-        self._store = KVStore(
+        self.store = KVStore(
             net.kv_shape,
             num_pages + num_spare,
             page_size=options.page_size,
@@ -108,13 +108,13 @@ class PagedRunner:
             extra = fields(model=options.name, instead=instead, error=obstacle)
             logger.warning("flash attention not used", extra=extra)
 
-        self._decoder: DecodeGraphs | None = None
+        self.decoder: DecodeGraphs | None = None
         if self.kernel is not None and use_graphs:
-            self._decoder = capture_decoding(net, self._store, self.kernel, self.spec)
+            self.decoder = capture_decoding(net, self.store, self.kernel, self.spec)
 
     @property
     def has_graphs(self) -> bool:
-        return self._decoder is not None
+        return self.decoder is not None
 
     def encode(self, task: Task) -> Encoded:
         return self._language.encode(text_task(task), self.spec.context_window)
@@ -133,8 +133,8 @@ class PagedRunner:
         self._copy_pages(slices)
         results: list[StepResult | FleetError] = [None] * len(slices)
         decoded = None
-        if self._decoder is not None:
-            decoded = self._decoder.decode(slices)
+        if self.decoder is not None:
+            decoded = self.decoder.decode(slices)
         if decoded is not None:
             states, logits = decoded
             self._sample(range(len(slices)), states, logits, slices, results)
@@ -145,12 +145,12 @@ class PagedRunner:
         for part, result in zip(slices, results, strict=True):
             if isinstance(result, FleetError):
                 failed.append(part)
-        quarantine.clear(self._store, failed, self.spec.page_size)
+        quarantine.clear(self.store, failed, self.spec.page_size)
         return results
 
     def _compute(self, slices: Sequence[Slice], results: list[StepResult | FleetError]) -> None:
         """Compute a step of any kind, into `results`."""
-        net = self._net
+        net = self.net
         page_size = self.spec.page_size
         builder = BatchBuilder(
             page_size,
@@ -160,7 +160,7 @@ class PagedRunner:
             is_tiled=self._is_tiled,
         )
         batch = builder.build(slices)
-        hidden = net.hidden(batch.ids, batch.plan, self._store)
+        hidden = net.hidden(batch.ids, batch.plan, self.store)
 
         if batch.samplers:
             states = hidden[batch.sampled]
@@ -191,8 +191,8 @@ class PagedRunner:
         for index, result in zip(samplers, sampled, strict=True):
             results[index] = result
 
-        if self._net.q_head is not None:
-            q_values = self._net.q_head(states).tolist()
+        if self.net.q_head is not None:
+            q_values = self.net.q_head(states).tolist()
             for index, (q_halt, q_continue) in zip(samplers, q_values, strict=True):
                 result = results[index]
                 if isinstance(result, Sampled):
@@ -210,7 +210,7 @@ class PagedRunner:
             return
         parts = [slices[index] for index in batch.scored]
         states = hidden[batch.predictors]
-        scores = score_slices(self._net.logits, states, parts, self.spec.name)
+        scores = score_slices(self.net.logits, states, parts, self.spec.name)
         for index, result in zip(batch.scored, scores, strict=True):
             results[index] = result
 
@@ -227,12 +227,12 @@ class PagedRunner:
         if not sources:
             return
         source_pages, target_pages = moved(
-            [torch.tensor(sources), torch.tensor(targets)], self._net.device
+            [torch.tensor(sources), torch.tensor(targets)], self.net.device
         )
-        self._store.copy_pages(source_pages, target_pages)
+        self.store.copy_pages(source_pages, target_pages)
 
 
-def _num_pages(net: Net, window: int, options: RunnerOptions, *, num_spare: int = 0) -> int:
+def count_pages(net: Net, window: int, options: RunnerOptions, *, num_spare: int = 0) -> int:
     """Return the number of pages for a full batch of full windows, or what the memory budget allows
     beside `num_spare` more.
 

@@ -1,6 +1,6 @@
-"""What the dashboard shows, row by row.
+"""The rows of the dashboard and their panels.
 
-Fleet gauges are told alike by every front, so the maximum over fronts is taken.
+Every front reports the same fleet gauges, so panels take the maximum over fronts.
 """
 
 from scripts.tools.dashboard.panel import (

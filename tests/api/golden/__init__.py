@@ -44,13 +44,13 @@ class Pair:
 
     @property
     def expected(self) -> Any:
-        """What `told` gives of the right answer."""
+        """What `comparable` gives of the right answer."""
         if self.media_type == "application/json":
             return json.loads(self.answer)
         return self.answer + "\n\n" if self.media_type == "text/event-stream" else self.answer
 
 
-def told(answer: httpx.Response) -> Any:
+def comparable(answer: httpx.Response) -> Any:
     """An answer's JSON, or its text, with what differs each time made the same; times that are null
     stay so."""
     text = normal(answer.text)

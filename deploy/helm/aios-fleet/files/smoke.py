@@ -1,8 +1,7 @@
-"""What `helm test` runs: the front at FRONT_URL is ready, and some model of the fleet completes a
-prompt.
+"""Check for `helm test` that the front at FRONT_URL is ready and that a model completes a prompt.
 
-Standard library alone. With keys, the first of AIOS_API_KEYS is shown. Exits with 0, or with what
-was answered instead.
+It uses the standard library alone. With keys, it sends the first of AIOS_API_KEYS. It exits with 0,
+or with the answer that it got instead.
 """
 
 import json
