@@ -2,8 +2,9 @@
 choice's end once."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
+
+import msgspec
 
 from api.http.error_format import OPENAI
 from api.http.problem import Problem
@@ -86,7 +87,7 @@ class ChatChunks(Chunks):
 
     def _chunks(self, delta: ChoiceDelta) -> Iterator[dict[str, Any]]:
         if delta.text or delta.logprobs:
-            yield self._choice(replace(delta, finish_reason=None))
+            yield self._choice(msgspec.structs.replace(delta, finish_reason=None))
         if delta.finish_reason:
             yield self._choice(ChoiceDelta(delta.index, finish_reason=delta.finish_reason))
 

@@ -181,15 +181,15 @@ class Stream:
 
     def _of(self, news: RequestEvent) -> Iterator[bytes]:
         payloads = list(self._renderer.of(news.job, news.event))
-        before = self._at
+        behind_event = self._at.at(news.job, news.index)
         for number, payload in enumerate(payloads):
-            is_last = number + 1 == len(payloads)
-            self._at = before.at(
-                news.job, news.index if is_last else news.index - 1, 0 if is_last else number + 1
-            )
+            if number + 1 == len(payloads):
+                self._at = behind_event
+            else:
+                self._at = behind_event.at(news.job, news.index - 1, number + 1)
             if self._seen is None or not self._seen.has(news.job, news.index, number):
                 yield self._stream_format.frame(payload, str(self._at))
-        self._at = self._at.at(news.job, news.index)
+        self._at = behind_event
 
     def closing(self, usage: Usage, timings: Timings | None) -> Iterator[bytes]:
         """Yield the frames that follow when all jobs are done."""

@@ -77,7 +77,9 @@ class Cursor:
 
     def at(self, job: int, index: int, frames: int = 0) -> "Cursor":
         """Return the cursor with one job moved."""
-        return replace(self, jobs=(*self.jobs[:job], (index, frames), *self.jobs[job + 1 :]))
+        # Once a token: `dataclasses.replace` takes several times as long.
+        jobs = (*self.jobs[:job], (index, frames), *self.jobs[job + 1 :])
+        return Cursor(self.request_id, jobs, self.closing)
 
     def closed(self, frames: int) -> "Cursor":
         """Return the cursor behind so many of the closing frames."""

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import msgspec
+
 from api.http.request_state import Usage
 from shared.errors import ClientGone, FleetError, WorkerFailed, from_event
 from shared.messages import (
@@ -21,6 +23,7 @@ from shared.messages import (
     Progress,
     Result,
     Started,
+    Terminal,
     TokenLogprob,
     Tokens,
 )
@@ -126,8 +129,7 @@ class OutcomeBuilder:
         return outcome
 
 
-@dataclass(frozen=True)
-class RequestEvent:
+class RequestEvent(msgspec.Struct, frozen=True):
     """An event of a job, with the job's number in its request and the event's index in its log."""
 
     job: int
@@ -185,7 +187,7 @@ class RequestEvents:
 
     def _note(self, job: int, event: Event) -> JobEvent:
         self.unstarted.pop(job, None)
-        if isinstance(event, Started | Tokens | Progress):
+        if not isinstance(event, Terminal):
             return event
         del self.unfinished[job]
         if isinstance(event, Done):
