@@ -38,7 +38,7 @@ def test_the_fast_tier_loads_no_torch() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=200,
         check=False,
     )
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr

@@ -90,8 +90,8 @@ def test_now_later_and_as_a_stream_it_is_the_same(client: httpx.Client, asked: A
 
     events = client.get(f"/v1/jobs/{later['id']}/events")
     if asked.form is None:
-        *_, last, end = frames(events)
-        assert end.data == "[DONE]"
+        # Some dialects end with a mark that has no body.
+        *_, last = [frame for frame in frames(events) if frame.data != "[DONE]"]
         assert lasting(last.json) == lasting(whole.json())
         return
 
