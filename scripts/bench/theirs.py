@@ -49,10 +49,10 @@ class _Clock:
 
 
 class Theirs:
-    def __init__(self, path: Path, *, threads: int) -> None:
+    def __init__(self, path: Path, *, threads: int, dtype: str = "float32") -> None:
         self._is_hrm = AutoConfig.from_pretrained(path).model_type == "hrm_text"
         family: Any = HrmTextForCausalLM if self._is_hrm else LlamaForCausalLM
-        self._model = family.from_pretrained(path, dtype=torch.float32).eval()
+        self._model = family.from_pretrained(path, dtype=getattr(torch, dtype)).eval()
         # There is no end to look for: every answer has its full length.
         self._model.generation_config.eos_token_id = None
         self._threads = threads
