@@ -44,7 +44,7 @@ async def add(body: CatalogueEntry, front: FrontDep) -> CatalogueChange:
     except SettingsError as error:
         raise InvalidRequest(str(error), field="options") from None
     is_new = await _catalogue(front).add(body)
-    front.fleet.look_again()
+    front.fleet.invalidate()
     return CatalogueChange(model_id=body.id, done="added" if is_new else "changed")
 
 
@@ -54,7 +54,7 @@ async def remove(model_id: ModelId, front: FrontDep) -> CatalogueChange:
     """Let workers forget a model, once its jobs in hand have ended."""
     if not await _catalogue(front).remove(model_id):
         raise ModelNotFound(f"model_id: {model_id!r} is not in the catalogue.", field="model_id")
-    front.fleet.look_again()
+    front.fleet.invalidate()
     return CatalogueChange(model_id=model_id, done="removed")
 
 

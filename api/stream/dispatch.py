@@ -268,7 +268,7 @@ class Dispatcher:
                 await asyncio.sleep(_REDIS_AWAY_S)
 
     async def _notice_revocation(self, events: RequestEvents, caller: Caller, model: str) -> None:
-        events.fail(await self._revocations.told(caller, model))
+        events.fail(await self._revocations.wait(caller, model))
 
     async def _expire(self, events: RequestEvents, at_s: float) -> None:
         """End what no worker has taken when the time to queue is over.
