@@ -75,7 +75,7 @@ class Revocations:
 
 
 def _lost_right(before: Caller, now: Caller, model: str) -> FleetError | None:
-    """Return why the rights of now forbid this model's answer; None if they do not."""
+    """Return why the present rights forbid this model's answer; None if they do not."""
     if now.tenant != before.tenant:
         return Forbidden("The API key is for another tenant now.")
     if before.may_use(model) and not now.may_use(model):

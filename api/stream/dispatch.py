@@ -76,11 +76,9 @@ class RequestFollower:
 
         Times are noted only by the front that took the request.
         """
-        request_state.told_id, request_state.job_ids, request_state.model = (
-            self.work.id,
-            self.work.request.job_ids,
-            self.work.record.model,
-        )
+        request_state.x_job_id = self.work.id
+        request_state.job_ids = self.work.request.job_ids
+        request_state.model = self.work.record.model
         request_state.watch = self.watch
 
 
