@@ -17,7 +17,7 @@ from api.schemas.errors import PlainErrorBody, errors_of
 from api.schemas.files import InlineArtifact, StoredFile, request_body, stored_file
 from api.submit.byte_inputs import InlineBytes, byte_input_of
 from api.submit.request_options import KeyDep
-from api.submit.uploads import Examined, admit, bytes_of, keep, label_of, pieces_of
+from api.submit.uploads import ScannedUpload, admit, bytes_of, keep, label_of, pieces_of
 from shared.artifacts.store import DEFAULT_MEDIA_TYPE, Artifact, Upload
 from shared.errors import InvalidRequest, PayloadTooLarge
 
@@ -50,9 +50,9 @@ async def create_artifact(
     async with front.artifacts.upload(caller.tenant) as upload:
         if media_type.partition(";")[0] == _JSON:
             return stored_file(await _keep_inline(front, request, upload, key))
-        examined = Examined(front, upload)
+        scanned = ScannedUpload(front, upload)
         async for piece in pieces_of(request):
-            await examined.write(piece, media_type)
+            await scanned.write(piece, media_type)
         label = label_of(media_type, filename, purpose)
         return stored_file(await keep(front, request, upload, label, key=key))
 
@@ -95,7 +95,7 @@ async def _keep_inline(front: Front, request: Request, upload: Upload, key: str)
     media_type = given.media_type
     if body.media_type is not None:
         media_type = media_type_of(body.media_type, field="media_type")
-    await Examined(front, upload).write(given.data, media_type)
+    await ScannedUpload(front, upload).write(given.data, media_type)
     label = label_of(media_type, body.filename, body.purpose)
     return await keep(front, request, upload, label, key=key)
 

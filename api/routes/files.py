@@ -22,7 +22,7 @@ from api.schemas.files import (
     stored_file,
 )
 from api.submit.request_options import KeyDep
-from api.submit.uploads import Examined, admit, bytes_of, keep, label_of, pieces_of
+from api.submit.uploads import ScannedUpload, admit, bytes_of, keep, label_of, pieces_of
 from shared.artifacts.store import DEFAULT_MEDIA_TYPE
 from shared.errors import InvalidRequest
 
@@ -72,10 +72,10 @@ async def create_file(
     await admit(front, caller, request)
     content_type = request.headers.get("content-type", "")
     async with front.artifacts.upload(caller.tenant) as upload:
-        examined = Examined(front, upload)
+        scanned = ScannedUpload(front, upload)
 
         async def take(part: FilePart, data: bytes) -> None:
-            await examined.write(data, part.media_type)
+            await scanned.write(data, part.media_type)
 
         form = await read_form(pieces_of(request), content_type, take)
         purpose = form.fields.get("purpose")
