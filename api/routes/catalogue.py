@@ -24,11 +24,11 @@ def _catalogue(front: Front) -> Catalogue:
 @router.get("/catalogue")
 @redis_answers()
 async def listing(front: FrontDep) -> CatalogueListing:
-    """All models of the catalogue. Those of workers' own settings are in `/api/models/status`."""
-    found = await _catalogue(front).listing()
+    """List the models of the catalogue. Those of workers' settings are in `/api/models/status`."""
+    content = await _catalogue(front).listing()
     models = []
-    for name, entry in sorted(found.entries.items()):
-        is_pinned = name in found.pinned
+    for name, entry in sorted(content.entries.items()):
+        is_pinned = name in content.pinned
         models.append(
             CatalogueModel(model_id=name, path=entry.path, runner=entry.runner, is_pinned=is_pinned)
         )
@@ -38,7 +38,10 @@ async def listing(front: FrontDep) -> CatalogueListing:
 @router.post("/add")
 @redis_answers()
 async def add(body: CatalogueEntry, front: FrontDep) -> CatalogueChange:
-    """Let every worker that can read the model's path serve it. One with the same id is changed."""
+    """Let every worker that can read the model's path serve it.
+
+    A model of the same id is changed.
+    """
     try:
         check_options([body], {})
     except SettingsError as error:
