@@ -31,6 +31,7 @@ class MetricsExporter:
         is_old = asyncio.get_running_loop().time() >= self._expires_s
         if self._reading is None or (self._reading.done() and is_old):
             self._reading = asyncio.create_task(self._read(), name="fleet-report")
+        # The read is for all that wait: one that leaves does not cancel it.
         await asyncio.shield(self._reading)
         return self._metrics.render()
 

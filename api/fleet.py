@@ -24,6 +24,7 @@ class FleetView:
         is_old = asyncio.get_running_loop().time() >= self.expires_at
         if self._reading is None or (self._reading.done() and is_old):
             self._reading = asyncio.create_task(self._read(), name="fleet-view")
+        # The read is for all that wait: one that leaves does not cancel it.
         fleet = await asyncio.shield(self._reading)
         if fleet is None:
             raise BrokerUnavailable("Redis is not reachable.", retry_after_s=1)

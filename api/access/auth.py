@@ -82,6 +82,7 @@ class FirstKey:
         is_old = asyncio.get_running_loop().time() >= self._expires_s
         if self._reading is None or (self._reading.done() and is_old):
             self._reading = asyncio.create_task(self._read(), name="first-key")
+        # The read is for all that wait: one that leaves does not cancel it.
         is_made = await asyncio.shield(self._reading)
         if is_made is None:
             raise BrokerUnavailable(

@@ -38,7 +38,7 @@ class RequestContext:
 
     @property
     def stays(self) -> bool:
-        """Whether the caller waits for an answer, unlike one who wants a 202 at once."""
+        """True if the caller waits for an answer, false if it wants a 202 at once."""
         return self.options.wait_s != 0
 
     @property

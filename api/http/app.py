@@ -88,6 +88,7 @@ def middleware(
     """Return the middleware around the routes, the outermost first."""
     log_bodies = settings.log_bodies or settings.log_level == "debug"
 
+    # The state of the request and its path come first, because all others read them.
     layers = [
         Middleware(RequestId),
         Middleware(Paths, table=table, root_path=settings.root_path or ""),
@@ -115,6 +116,8 @@ def middleware(
             expose_headers=_EXPOSED_HEADERS,
         )
         layers.append(cors)
+    # An answer of the guard has a log line and CORS headers too. A caller without a right is
+    # refused before anything of its body is read.
     layers += [
         Middleware(CrashGuard),
         Middleware(Methods, table=table),

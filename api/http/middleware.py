@@ -133,7 +133,7 @@ class AccessLog:
         }
         line |= log_fields_of(request_state)
         if self._log_bodies:
-            line["answer"] = _shown(answer)
+            line["answer"] = _excerpt(answer)
         level = logging.DEBUG
         if self._log_requests and not request_state.is_probe:
             level = logging.INFO
@@ -251,7 +251,7 @@ class BodyLimit:
         request_state.body = body
         if self._log_bodies and body:
             extra = _id_fields(request_state)
-            access_log.info("Processing request: %s", _shown(body), extra=extra)
+            access_log.info("Processing request: %s", _excerpt(body), extra=extra)
         await self._app(scope, _replay(body, receive), send)
 
     async def _read(self, receive: Receive) -> bytes | None:
@@ -310,7 +310,7 @@ def _too_large(max_bytes: int, how: str = "") -> PayloadTooLarge:
     return PayloadTooLarge(f"Expected a body of at most {max_bytes} bytes; {how}this is larger.")
 
 
-def _shown(body: bytes) -> str:
+def _excerpt(body: bytes) -> str:
     return body[:_SHOWN_BODY].decode(errors="replace")
 
 

@@ -46,7 +46,14 @@ def _render(work: SubmittedWork, outcomes: Sequence[Outcome]) -> EchoTaskRespons
     return EchoTaskResponse(steps=result.steps, file=made_file(ref))
 
 
-ECHO_TASK = Endpoint("echo_task", "echo_task", EchoTaskRequest, EchoTaskResponse, _plan, _render)
+ECHO_TASK = Endpoint(
+    name="echo_task",
+    task="echo_task",
+    body=EchoTaskRequest,
+    answer=EchoTaskResponse,
+    plan=_plan,
+    render=_render,
+)
 DIALECT = Dialect(
     (
         Post(

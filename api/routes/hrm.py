@@ -94,13 +94,29 @@ def _rolling(work: SubmittedWork, outcomes: Sequence[Outcome]) -> RollingRespons
 
 
 GENERATE = Endpoint(
-    "generate", "generate", GenerateRequest, GenerateResponse, _plan_generate, _completions, _stream
+    name="generate",
+    task="generate",
+    body=GenerateRequest,
+    answer=GenerateResponse,
+    plan=_plan_generate,
+    render=_completions,
+    stream=_stream,
 )
 SCORE = Endpoint(
-    "loglikelihood", "score", LoglikelihoodRequest, LoglikelihoodResponse, _plan_score, _scores
+    name="loglikelihood",
+    task="score",
+    body=LoglikelihoodRequest,
+    answer=LoglikelihoodResponse,
+    plan=_plan_score,
+    render=_scores,
 )
 ROLLING = Endpoint(
-    "loglikelihood_rolling", "score", RollingRequest, RollingResponse, _plan_rolling, _rolling
+    name="loglikelihood_rolling",
+    task="score",
+    body=RollingRequest,
+    answer=RollingResponse,
+    plan=_plan_rolling,
+    render=_rolling,
 )
 DIALECT = Dialect(
     (

@@ -116,14 +116,14 @@ def _endpoint(
         return InferenceEvents(work.id, finish)
 
     return Endpoint(
-        f"inference/{name}",
-        task,
-        body,
-        InferenceResponse,
-        plan,
-        render,
-        stream,
-        EVENTS,
+        name=f"inference/{name}",
+        task=task,
+        body=body,
+        answer=InferenceResponse,
+        plan=plan,
+        render=render,
+        stream=stream,
+        stream_format=EVENTS,
         errors=API,
         is_timed=True,
         model_of=_model,
@@ -189,7 +189,13 @@ TASKS = {INFOS[endpoint.task].pipeline_tags[0]: endpoint for endpoint in _ROWS}
 ENDPOINTS: tuple[Endpoint | ImmediateEndpoint, ...] = (
     *TASKS.values(),
     ImmediateEndpoint(
-        EchoRequest, InferenceResponse, _echo, _stream_echo, EVENTS, API, _is_streamed
+        body=EchoRequest,
+        answer=InferenceResponse,
+        render=_echo,
+        stream=_stream_echo,
+        stream_format=EVENTS,
+        errors=API,
+        is_streamed=_is_streamed,
     ),
 )
 _TAGS: dict[str, str] = {}

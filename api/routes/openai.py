@@ -77,7 +77,14 @@ def _heading(work: SubmittedWork) -> Heading:
 
 
 COMPLETIONS = Endpoint(
-    "completions", "generate", CompletionRequest, Completion, _plan, _whole, _chunks, errors=OPENAI
+    name="completions",
+    task="generate",
+    body=CompletionRequest,
+    answer=Completion,
+    plan=_plan,
+    render=_whole,
+    stream=_chunks,
+    errors=OPENAI,
 )
 DIALECT = Dialect(
     (

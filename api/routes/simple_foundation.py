@@ -132,7 +132,15 @@ def _endpoint(
         return Texts(work.record.n, 1, end)
 
     return Endpoint(
-        name, "generate", body, answer, plan, render, stream, bare_stream_format=TEXT, is_timed=True
+        name=name,
+        task="generate",
+        body=body,
+        answer=answer,
+        plan=plan,
+        render=render,
+        stream=stream,
+        bare_stream_format=TEXT,
+        is_timed=True,
     )
 
 

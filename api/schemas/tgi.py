@@ -73,7 +73,7 @@ class TgiParameters(SampledRequest):
 
     @property
     def is_sampled(self) -> bool:
-        """Whether tokens are sampled, as TGI decides it."""
+        """True if tokens are sampled, by the rule of TGI."""
         if self.do_sample is not None:
             return self.do_sample
         return bool(_WARPERS & self.model_fields_set)

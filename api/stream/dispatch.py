@@ -138,6 +138,7 @@ class Dispatcher:
             for timer in timers:
                 timer.cancel()
             del self._followed[events]
+            # This comes before the only await, which may be cancelled.
             self._leave(events, follower, error)
             for watcher in watchers:
                 watcher.cancel()
@@ -201,6 +202,7 @@ class Dispatcher:
         if isinstance(error, DeadlineExceeded):
             self._cancellations.cancel(open_ids, error.as_event())
         elif isinstance(error, FleetError) and not isinstance(error, _LEFT):
+            # The whole answer cannot come any more, whoever else follows it.
             self._cancellations.cancel(open_ids, Cancelled("sibling"))
         elif follower.follower_id:
             grace_s = 0.0

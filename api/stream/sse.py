@@ -34,6 +34,7 @@ class EventStream(Response):
         headers: Callable[[], dict[str, str]],
     ) -> None:
         super().__init__(headers=_HEADERS, media_type=stream_format.media_type)
+        # Starlette has set that of an empty body.
         del self.headers["content-length"]
         self._stream_format = stream_format
         self._more_headers = headers

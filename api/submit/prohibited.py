@@ -57,20 +57,22 @@ class Prohibited:
         """
         if self._pattern is None:
             return None
-        return Scan(self._pattern, field, kept=_RAW_OF_FOLDED * self._longest, is_text=is_text)
+        return Scan(self._pattern, field, num_kept=_RAW_OF_FOLDED * self._longest, is_text=is_text)
 
 
 class Scan:
     """Looks for terms in UTF-8 text that comes in pieces.
 
-    A term may lie across two pieces. So the last `kept` characters before a piece are scanned again
-    with it, where a run of white space counts as one space.
+    A term may lie across two pieces. So the last `num_kept` characters before a piece are scanned
+    again with it. A run of white space counts as one space among them.
     """
 
-    def __init__(self, pattern: re.Pattern[str], field: str, *, kept: int, is_text: bool) -> None:
+    def __init__(
+        self, pattern: re.Pattern[str], field: str, *, num_kept: int, is_text: bool
+    ) -> None:
         self._pattern = pattern
         self._field = field
-        self._kept = kept
+        self._num_kept = num_kept
         self._is_text: bool | None = None  # until the first piece tells
         if is_text:
             self._is_text = True
@@ -86,7 +88,7 @@ class Scan:
         text = _SPACES.sub(" ", self._tail + self._decoder.decode(piece))
         if self._pattern.search(_folded(text)):
             raise _refusal(self._field)
-        self._tail = text[-self._kept :]
+        self._tail = text[-self._num_kept :]
 
 
 def read_terms(settings: Settings) -> list[str]:

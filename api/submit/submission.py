@@ -89,6 +89,7 @@ async def _submit(
     if not jobs:
         return await attached(front, request, caller, stays=context.stays)
     if cache and digest:
+        # The request has not been answered yet: `AnswerCache.find` looks whether it has.
         await cache.note(caller.tenant, digest, request)
     front.metrics.admissions.labels(model.id, submit_request.priority).inc()
     return RequestFollower(
