@@ -134,10 +134,8 @@ class AccessLog:
         line |= log_fields_of(request_state)
         if self._log_bodies:
             line["answer"] = _excerpt(answer)
-        level = logging.DEBUG
-        if self._log_requests and not request_state.is_probe:
-            level = logging.INFO
-        access_log.log(level, "request", extra=fields(**line))
+        is_shown = self._log_requests and not request_state.is_probe
+        access_log.log(logging.INFO if is_shown else logging.DEBUG, "request", extra=fields(**line))
 
 
 class DefaultSeed:

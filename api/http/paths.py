@@ -56,7 +56,7 @@ class Paths:
         if not self._root_path or not f"{path}/".startswith(f"{self._root_path}/"):
             return unstripped
         inner = self._without_slash(path[len(self._root_path) :] or "/")
-        # Below the prefix `/api` a proxy may have taken it already: paths of ours begin so too.
+        # A proxy may have taken the prefix already, and a path of ours may begin like it (`/api`).
         if self._table.at(unstripped) and not self._table.at(inner):
             return unstripped
         return inner

@@ -97,7 +97,7 @@ class TgiRequest(RequestBody):
     model: str | None = None
 
     def task(self, max_tokens: int, *, with_tokens: bool) -> Generate:
-        """Return the work. The answer tells of each token if it is `with_tokens`."""
+        """Return the work. The answer will list its tokens if it is `with_tokens`."""
         parameters = self.parameters
         task = parameters.task(self.inputs, max_tokens)
         logprobs = None

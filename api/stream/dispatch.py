@@ -40,7 +40,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _REDIS_AWAY_S = 0.5
 _LEFT = (ClientDisconnected, Unauthorized, Forbidden)
 """Errors by which a caller leaves: it hung up, or may not call any more. Its jobs are unharmed."""
-_LATE_S = 1.0  # time for a worker to stop at the deadline, with the tokens that it has
+_LATE_S = 1.0  # time for a worker to end a job at its deadline with what it has
 
 
 class StillRunning(Exception):
