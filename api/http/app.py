@@ -153,8 +153,8 @@ def create_app(
         watching_lag.cancel()
         await front.close()
 
-    # FastAPI's own telemetry would trace each request once more, with what is in the query of its
-    # URL.
+    # FastAPI's own telemetry would trace each request once more, and tell the query of its URL,
+    # where clients put keys.
     app = FastAPI(
         title=NAME,
         middleware=middleware(settings, front, tracing, table),

@@ -48,8 +48,8 @@ Take = Callable[[FilePart, bytes], Awaitable[None]]
 async def read_form(pieces: AsyncIterable[bytes], content_type: str, take: Take) -> Form:
     """Read a form of one file and fields around it.
 
-    Raise InvalidRequest for what is no such form, PayloadTooLarge for a head or field that is too
-    long, and whatever `take` raises.
+    Raise InvalidRequest for a body that is no such form, PayloadTooLarge for a head or field that
+    is too long, and what `take` raises.
     """
     reading = _Reading()
     parser = MultipartParser(_boundary(content_type), reading.callbacks())

@@ -89,7 +89,7 @@ async def load(model_id: ModelId, front: FrontDep) -> CatalogueChange:
 
 
 async def _check_known(front: Front, model_id: str) -> None:
-    """Raise ModelNotFound for a model that nobody knows."""
+    """Raise ModelNotFound for a model that neither a worker nor the catalogue knows."""
     fleet = await front.fleet.now()
     if model_id not in fleet.models and model_id not in fleet.catalogued:
         raise ModelNotFound(f"model_id: {model_id!r} does not exist.", field="model_id")

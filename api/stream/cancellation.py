@@ -1,4 +1,7 @@
-"""Cancel jobs that nobody waits for any more; try again while Redis is away."""
+"""Cancel jobs that nobody waits for any more.
+
+While Redis is away, try again.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence

@@ -163,7 +163,7 @@ class Dispatcher:
 
     @property
     def num_in_background(self) -> int:
-        """The number of those of them that nobody waits for."""
+        """The number of followed requests that nobody waits for."""
         return len(self._background)
 
     def drain(self, error: Callable[[str], FleetError] | None = None) -> None:

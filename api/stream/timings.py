@@ -8,7 +8,7 @@ from shared.queue.requests import JobTimes
 
 
 class Timings(BaseModel):
-    """Times of a request in seconds. One is None if what it measures has not come, or never comes.
+    """Times of a request in seconds. One is None until its end has come, and if it never comes.
 
     `queue_s` is the time until a worker took the first job, `prefill_s` from there to the first
     token of any job, `decode_s` from there to the end of the last job. Answers that are no text

@@ -1,7 +1,7 @@
 """Bytes that a field of a body stands for: base64, a data URL, or the id of an artifact.
 
-Nothing else is understood. A server that fetches URLs for its callers, or opens paths, can be made
-to read what is not theirs.
+Nothing else is understood. A server that fetches URLs or opens paths for its callers can be made to
+read data that is not theirs.
 """
 
 import base64
