@@ -1,9 +1,11 @@
 """The front's process: `python -m api [flags]`.
 
-On SIGTERM or SIGINT it stops being ready, refuses new work, sends who waits to another front, and
-exits with 0 within two seconds. The jobs go on: any front can tell of them. Where Redis ends with
-the fleet nobody could: there it finishes what is in flight first, until the time is over. Who has
-no patience for that kills it, as its supervisor does.
+On SIGTERM or SIGINT the front stops being ready and refuses new work. It sends callers that wait to
+another front, and exits with 0 within two seconds. The jobs go on, and any front can answer for
+them.
+
+Where Redis ends with the fleet, no other front could answer. There the front first finishes what is
+in flight, for at most `drain_s` seconds. A supervisor that cannot wait that long kills it.
 """
 
 import asyncio
@@ -11,7 +13,6 @@ import contextlib
 import logging
 import socket
 from collections.abc import AsyncIterator, Generator
-from functools import partial
 
 import uvicorn
 from fastapi import FastAPI
@@ -33,25 +34,27 @@ from shared.telemetry.logging_setup import chosen_style, configure_logging, fiel
 from shared.telemetry.metrics import CONTENT_TYPE
 from shared.telemetry.tracing import Tracing, open_tracing
 
+# uvicorn's grace for answers that are still being written; it takes whole seconds.
 _LAST_WRITES_S = 1
 
 log = logging.getLogger("aios.api")
 
 
 class Server(uvicorn.Server):
-    """Leaves signals to `serve`, which drains before it stops; says when it answers, to a
-    supervisor too."""
+    """A uvicorn server that reports when it is ready, and that does not stop by signals itself."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to answer, then report that in the log and to the supervisor, if there is one."""
         await super().startup(sockets)
         if self.started:
-            # uvicorn says where it runs only of sockets that it opened itself
+            # uvicorn logs the address only for sockets that it opened itself.
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             log.info("front ready", extra=fields(host=host, port=port))
             report_ready()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
+        """Capture nothing: `_drain_on_signal` drains first, and then stops this server."""
         yield
 
 
@@ -67,19 +70,21 @@ async def _serve(settings: Settings, broker: Broker, tracing: Tracing) -> None:
     app = create_app(settings, broker, tracing)
     requires_key = await _requires_key(app.state.front)
     advise(on_open_door(settings.host, settings.port, requires_key=requires_key))
-    advise(
-        [*on_open_files(open_files_limit(), settings.max_queue_depth), *await redis_advice(broker)]
-    )
+    file_advice = on_open_files(open_files_limit(), settings.max_queue_depth)
+    advise([*file_advice, *await redis_advice(broker)])
+
     server = Server(server_config(app, settings))
     signals: asyncio.Queue[str] = asyncio.Queue()
+    actions = {
+        "SIGTERM": lambda: signals.put_nowait("SIGTERM"),
+        "SIGINT": lambda: signals.put_nowait("SIGINT"),
+    }
     stopping = asyncio.create_task(
         _drain_on_signal(signals, server, app.state.front, settings.drain_s)
     )
     try:
-        with signals_call(
-            {name: partial(signals.put_nowait, name) for name in ("SIGTERM", "SIGINT")}
-        ):
-            async with _telling(settings, app.state.front):
+        with signals_call(actions):
+            async with _metrics_port(settings, app.state.front):
                 with open_port(settings, "port") as sockets:
                     log.info(
                         "front starting", extra=fields(host=settings.host, port=port_of(sockets))
@@ -91,8 +96,10 @@ async def _serve(settings: Settings, broker: Broker, tracing: Tracing) -> None:
 
 
 async def _requires_key(front: Front) -> bool:
-    """Return whether callers need a key. While Redis, which knows that, is away, nobody may call
-    without."""
+    """Return whether callers need a key.
+
+    While Redis, which knows that, is away, nobody may call without one.
+    """
     try:
         return await front.auth.requires_key()
     except BrokerUnavailable:
@@ -102,8 +109,8 @@ async def _requires_key(front: Front) -> bool:
 def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """Return the configuration of the server.
 
-    The prefix of `root_path` is the app's own business (`api/http/paths.py`), because uvicorn knows only
-    proxies that strip it.
+    The app handles the prefix of `root_path` itself (`api/http/paths.py`), because uvicorn knows
+    only proxies that strip it.
     """
     return uvicorn.Config(
         app,
@@ -115,30 +122,32 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         server_header=False,
         proxy_headers=True,
         forwarded_allow_ips=list(settings.forwarded_allow_ips),
-        # uvicorn hands the number to a timer, which takes parts of a second too
+        # uvicorn hands the number to a timer, which takes parts of a second too.
         timeout_keep_alive=settings.keep_alive_s,  # type: ignore[arg-type]
         timeout_graceful_shutdown=_LAST_WRITES_S,
     )
 
 
 @contextlib.asynccontextmanager
-async def _telling(settings: Settings, front: Front) -> AsyncIterator[None]:
-    """The metrics at a second port, where one is asked for."""
+async def _metrics_port(settings: Settings, front: Front) -> AsyncIterator[None]:
+    """Serve the metrics at a second port, if `metrics_port` is set."""
 
-    async def rendered() -> Answer:
+    async def answer() -> Answer:
         return 200, CONTENT_TYPE, await front.exporter.render()
 
     if settings.metrics_port is None:
         yield
         return
-    async with listening(settings, "metrics_port", {"/metrics": rendered}):
+    async with listening(settings, "metrics_port", {"/metrics": answer}):
         yield
 
 
 async def _drain_on_signal(
     signals: "asyncio.Queue[str]", server: Server, front: Front, time_s: float
 ) -> None:
-    log.info("front draining", extra=fields(signal=await signals.get()))
+    """Wait for the first signal, drain the front, then stop the server."""
+    signal = await signals.get()
+    log.info("front draining", extra=fields(signal=signal))
     front.draining.set()
     try:
         if redis_ends_with_fleet():
@@ -151,11 +160,11 @@ async def _drain_on_signal(
 
 
 def run(settings: Settings) -> int:
-    """Serve until told to stop; the exit status."""
+    """Serve until a signal comes. Return the exit status."""
     configure_logging(settings.log_level, settings.log_format)
     tell_of_variables(settings)
     if chosen_style(settings.log_format) == "console":
-        # Its start lines say what ours say.
+        # The start lines of uvicorn repeat ours.
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
         runner.run(serve(settings))

@@ -36,6 +36,7 @@ from shared.settings.settings import Settings
 from shared.telemetry.metrics import Metrics
 from shared.telemetry.process import LoopLag, tell
 
+# With uvicorn's grace of a second for the last writes, a front exits within two seconds.
 _CLOSE_S = 0.4
 
 log = logging.getLogger("aios.api")
@@ -43,7 +44,10 @@ log = logging.getLogger("aios.api")
 
 @dataclass(frozen=True)
 class Front:
-    """`draining` is set once, when this process has been told to stop."""
+    """The parts of this front, which `build_front` wires together.
+
+    `draining` is set once, when this process has been told to stop.
+    """
 
     broker: Broker
     fleet: FleetView
@@ -69,8 +73,10 @@ class Front:
     healthz_mode: Literal["live", "ready"]
 
     async def close(self) -> None:
-        """Give what is under way a moment, and no more than that while Redis hangs: the process is
-        to exit."""
+        """Wait a moment for what is under way to end.
+
+        While Redis hangs it does not end, and the process is to exit all the same.
+        """
         try:
             async with asyncio.timeout(_CLOSE_S):
                 await self.dispatcher.close()
@@ -82,7 +88,7 @@ class Front:
 def build_front(settings: Settings, broker: Broker, endpoints: Endpoints) -> Front:
     """Wire the parts of a front together. Nothing connects yet.
 
-    Raise SettingsError for what only shows here.
+    Raise SettingsError for settings whose faults only show here, such as a key with two meanings.
     """
     metrics = Metrics()
     draining = asyncio.Event()
@@ -95,15 +101,6 @@ def build_front(settings: Settings, broker: Broker, endpoints: Endpoints) -> Fro
     cancellations = CancellationQueue(submissions, requests)
     fleet = FleetView(Presence(broker.client(keys.PRESENCE)))
     subscriptions = Subscriptions(broker.client(keys.PRESENCE))
-    limits = Limits(
-        max_new_tokens=settings.max_new_tokens,
-        cap_policy=settings.cap_policy,
-        max_prompts=settings.max_prompts_per_request,
-        queue_limits=QueueLimits(settings.max_queue_depth, settings.max_queue_bytes),
-        queue_timeout_s=settings.queue_timeout_s,
-        request_timeout_s=settings.request_timeout_s,
-        absent_grace_s=settings.absent_grace_s,
-    )
     reader = LogReader(broker, subscriptions)
     cache = None
     if settings.response_cache_ttl_s:
@@ -125,7 +122,7 @@ def build_front(settings: Settings, broker: Broker, endpoints: Endpoints) -> Fro
             submissions,
             cancellations,
             draining=draining,
-            limits=limits,
+            limits=_limits(settings),
             default_model=settings.default_model,
         ),
         dispatcher=dispatcher,
@@ -147,6 +144,18 @@ def build_front(settings: Settings, broker: Broker, endpoints: Endpoints) -> Fro
         keepalive_s=settings.keepalive_s,
         on_disconnect=settings.on_disconnect,
         healthz_mode=settings.healthz_mode,
+    )
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        max_new_tokens=settings.max_new_tokens,
+        cap_policy=settings.cap_policy,
+        max_prompts=settings.max_prompts_per_request,
+        queue_limits=QueueLimits(settings.max_queue_depth, settings.max_queue_bytes),
+        queue_timeout_s=settings.queue_timeout_s,
+        request_timeout_s=settings.request_timeout_s,
+        absent_grace_s=settings.absent_grace_s,
     )
 
 

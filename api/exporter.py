@@ -1,8 +1,7 @@
-"""Export a front's own metrics and those of the whole fleet, read from Redis when they are asked
-for.
+"""Export the metrics of a front and those of the whole fleet.
 
-Read at most twice a second, however many ask. What Redis did not tell is left out, but for
-`aios_redis_up`.
+The fleet's are read from Redis when a scraper asks for them, at most twice a second however many
+ask. While Redis does not answer they are left out, but for `aios_redis_up`.
 """
 
 import asyncio
@@ -28,20 +27,21 @@ class MetricsExporter:
         self._expires_s = 0.0
 
     async def render(self) -> bytes:
-        """The exposition text."""
+        """Return the metrics in Prometheus's exposition format."""
         is_old = asyncio.get_running_loop().time() >= self._expires_s
         if self._reading is None or (self._reading.done() and is_old):
             self._reading = asyncio.create_task(self._read(), name="fleet-report")
+        # The read is for all that wait: one that leaves does not cancel it.
         await asyncio.shield(self._reading)
         return self._metrics.render()
 
     async def _read(self) -> None:
-        told: dict[str, Values] = {"redis_up": {(): 0}}
+        values: dict[str, Values] = {"redis_up": {(): 0}}
         with suppress(BrokerUnavailable, TimeoutError, *UNAVAILABLE):
             async with asyncio.timeout(_PATIENCE_S):
                 fleet = await self._fleet.now()
                 queues, num_dead = await self._queues.look(sorted(fleet.models))
-            told = {
+            values = {
                 "redis_up": {(): 1},
                 "dead_jobs": {(): num_dead},
                 **of_workers(fleet),
@@ -49,4 +49,4 @@ class MetricsExporter:
             }
         self._expires_s = asyncio.get_running_loop().time() + _MAX_AGE_S
         for name, metric in self._metrics.fleet.by_name.items():
-            metric.show(told.get(name, {}))
+            metric.show(values.get(name, {}))

@@ -1,8 +1,7 @@
-"""The front's view of the fleet: read from Redis at most twice a second, by one reader for all
-requests.
+"""The front's view of the fleet, read from Redis.
 
-A read that fails is remembered as long as one that succeeds: a hanging Redis costs its time once,
-not per request.
+It is read at most twice a second, by one reader for all requests. A read that fails is remembered
+as long as one that succeeds, so a hanging Redis costs its time limit once, not once per request.
 """
 
 import asyncio
@@ -21,22 +20,25 @@ class FleetView:
         self.expires_at = 0.0
 
     async def now(self) -> Fleet:
-        """The fleet as it was at most `max_age_s` ago. Raises BrokerUnavailable."""
+        """Return the fleet as it was at most `max_age_s` ago. Raise BrokerUnavailable."""
         is_old = asyncio.get_running_loop().time() >= self.expires_at
         if self._reading is None or (self._reading.done() and is_old):
             self._reading = asyncio.create_task(self._read(), name="fleet-view")
+        # The read is for all that wait: one that leaves does not cancel it.
         fleet = await asyncio.shield(self._reading)
         if fleet is None:
             raise BrokerUnavailable("Redis is not reachable.", retry_after_s=1)
         return fleet
 
-    def look_again(self) -> None:
-        """Let the next who asks read the fleet, which this front has just changed."""
+    def invalidate(self) -> None:
+        """Have the next request read the fleet, because this front has just changed it."""
         self.expires_at = 0.0
 
     async def order_unload(self, model_id: str) -> int:
-        """Have every worker give the model's memory back; returns the order. Raises
-        BrokerUnavailable."""
+        """Order every worker to give the model's memory back.
+
+        Return the number of the order. Raise BrokerUnavailable.
+        """
         try:
             async with redis_answers_in_time():
                 return await self._presence.order_unload(model_id)

@@ -15,8 +15,8 @@ _MOST_TICKS = int(REDIS_TIMEOUT_S / _TICK_S)
 class redis_answers_in_time:
     """Raise TimeoutError when the body, which asks Redis, takes longer than two seconds.
 
-    Turns of the event loop are counted, not seconds alone: when something holds this process up, an
-    answer that has come meanwhile is read before Redis is said to be away.
+    Turns of the event loop are counted, not seconds alone. When something holds this process up, an
+    answer that has come meanwhile is read before Redis counts as away.
     """
 
     async def __aenter__(self) -> None:
@@ -45,8 +45,10 @@ class redis_answers_in_time:
 
 @asynccontextmanager
 async def redis_answers() -> AsyncIterator[None]:
-    """Around what asks Redis and follows nothing, or its decorator. Raises BrokerUnavailable when
-    it takes long."""
+    """Raise BrokerUnavailable when the body, which asks Redis, takes longer than two seconds.
+
+    It is a decorator too. It is not for bodies that follow a job, which may take any time.
+    """
     try:
         async with redis_answers_in_time():
             yield

@@ -1,8 +1,8 @@
-"""From the key in a request's headers to its caller.
+"""Find the caller of a request by the key in its headers.
 
-Keys of the environment are known by this process; any other is looked for in Redis, once for each
-request, so that one that is revoked or has expired is refused from that moment on. What is under
-way then is ended by `api/access/revocations.py`.
+This process knows the keys of the environment. Any other key is looked up in Redis, once for each
+request, so a key that is revoked or expires is refused from that moment on. Answers that are under
+way at that moment are ended by `api/access/revocations.py`.
 """
 
 import asyncio
@@ -37,6 +37,7 @@ class CallerDefaults:
     endpoint_rates: Mapping[str, Rate] | None = None
 
     def caller(self, id: str, grant: Grant, digest: str = "") -> Caller:
+        """Return the caller whose key has this grant."""
         rates = dict(self.endpoint_rates or {})
         rate = grant.rate or self.rate
         if rate:
@@ -59,9 +60,9 @@ class CallerDefaults:
 class FirstKey:
     """Knows whether a key has ever been made in Redis.
 
-    That can only become true, and is not asked again then. Until then Redis is asked at most every
-    `max_age_s`, by one reader for all requests. A read that fails is remembered as long, so a
-    hanging Redis costs its time once.
+    Once that is true it stays true, and Redis is not asked again. Until then Redis is asked at most
+    every `max_age_s`, by one reader for all requests. A read that fails is remembered as long, so a
+    hanging Redis costs its time limit once.
     """
 
     def __init__(self, keyring: Keyring, *, max_age_s: float = 0.5) -> None:
@@ -81,16 +82,19 @@ class FirstKey:
         is_old = asyncio.get_running_loop().time() >= self._expires_s
         if self._reading is None or (self._reading.done() and is_old):
             self._reading = asyncio.create_task(self._read(), name="first-key")
+        # The read is for all that wait: one that leaves does not cancel it.
         is_made = await asyncio.shield(self._reading)
         if is_made is None:
             raise BrokerUnavailable(
-                "Redis is not reachable, which knows whether keys are needed.", retry_after_s=1
+                "Redis, which knows whether keys are needed, is not reachable.", retry_after_s=1
             )
         self.is_known = is_made
         return is_made
 
     async def _read(self) -> bool | None:
         loop = asyncio.get_running_loop()
+        # An answer is as old as its question. A failure counts from its end: it may take longer
+        # than `max_age_s`, and would be forgotten at once.
         as_of_s = loop.time()
         try:
             async with redis_answers():
@@ -105,8 +109,8 @@ class FirstKey:
 class Auth:
     """Finds callers by their keys.
 
-    `known` are the grants of the environment's keys, by digest. Where keys are not required anyway,
-    they are as soon as a `first_key` has been made, if that is given.
+    `known` are the grants of the environment's keys, by digest. With `requires_key` callers always
+    need a key. Without it they need one as soon as a `first_key` has been made, if that is given.
     """
 
     def __init__(
@@ -133,14 +137,14 @@ class Auth:
     ) -> Caller:
         """Return the caller who sent these headers.
 
-        Raise Unauthorized, Forbidden, and BrokerUnavailable when Redis is needed and away.
+        Raise Unauthorized or Forbidden, and BrokerUnavailable when Redis is needed and away.
         """
         header, key = _credentials(headers)
         caller = None
         if key:
             caller = await self._find(key)
         if caller is None:
-            # Where keys are not needed an unknown one is no error: some clients always send one.
+            # Where no key is needed, an unknown one is no error: some clients always send one.
             if needs_key or needs_admin or await self.requires_key():
                 raise self._refusal(header)
             return self._anonymous
@@ -151,27 +155,27 @@ class Auth:
     async def requires_key(self) -> bool:
         """Return whether a caller without a key is refused.
 
-        Raise BrokerUnavailable when that is not known.
+        Raise BrokerUnavailable when only Redis knows that and it is away.
         """
         if self._first_key is None:
             return self._requires_key
         return self._requires_key or await self._first_key.is_made()
 
     def can_change(self, caller: Caller) -> bool:
-        """Return whether the caller may be refused later, while this process runs."""
+        """Return whether the caller's rights may change while this process runs."""
         if caller.digest:
             return True
         return not caller.id and self.may_be_open
 
-    async def again(self, caller: Caller) -> Caller:
-        """Return the caller with its rights as they are now. Raise as `caller` does."""
-        [now] = await self.again_all([caller])
-        if isinstance(now, FleetError):
-            raise now
-        return now
+    async def refresh(self, caller: Caller) -> Caller:
+        """Return the caller with its present rights. Raise Unauthorized and BrokerUnavailable."""
+        [present] = await self.refresh_all([caller])
+        if isinstance(present, FleetError):
+            raise present
+        return present
 
-    async def again_all(self, callers: Sequence[Caller]) -> list[Caller | FleetError]:
-        """Return each caller with its rights as they are now, or the error of one that has none.
+    async def refresh_all(self, callers: Sequence[Caller]) -> list[Caller | FleetError]:
+        """Return each caller with its present rights, or the error of one that has none any more.
 
         All keys are read from Redis at once. Raise BrokerUnavailable.
         """
@@ -181,33 +185,35 @@ class Auth:
                 grants = await self._keyring.find_all(digests)
         except UNAVAILABLE as error:
             raise _away() from error
-        now: list[Caller | FleetError] = []
+        present: list[Caller | FleetError] = []
         for caller in callers:
             if caller.digest in grants:
-                now.append(self._defaults.caller(caller.id, grants[caller.digest], caller.digest))
+                grant = grants[caller.digest]
+                present.append(self._defaults.caller(caller.id, grant, caller.digest))
             elif caller.digest:
-                now.append(Unauthorized("The API key was revoked, or has expired."))
+                present.append(Unauthorized("The API key was revoked, or has expired."))
             elif self.can_change(caller) and await self.requires_key():
-                now.append(Unauthorized("Callers need an API key now."))
+                present.append(Unauthorized("Callers need an API key now."))
             else:
-                now.append(caller)
-        return now
+                present.append(caller)
+        return present
 
     async def _find(self, key: str) -> Caller | None:
+        """Return the caller with this key, None if nobody has it. Raise BrokerUnavailable."""
         digest = digest_of(key)
         grant = None
-        # All of them are compared, so that the time tells nothing.
-        for known, its_grant in self._known.items():
-            if hmac.compare_digest(known, digest):
-                grant = its_grant
+        # All digests are compared, so that the time this takes tells nothing of the key.
+        for known_digest, known_grant in self._known.items():
+            if hmac.compare_digest(known_digest, digest):
+                grant = known_grant
         if grant is not None:
             return self._defaults.caller(id_of(digest), grant)
-        kept = await self._kept(digest)
-        if kept is None:
+        grant = await self._stored_grant(digest)
+        if grant is None:
             return None
-        return self._defaults.caller(id_of(digest), kept, digest)
+        return self._defaults.caller(id_of(digest), grant, digest)
 
-    async def _kept(self, digest: str) -> Grant | None:
+    async def _stored_grant(self, digest: str) -> Grant | None:
         try:
             async with redis_answers():
                 return await self._keyring.find(digest)
@@ -221,13 +227,11 @@ class Auth:
             return Unauthorized(
                 "Expected an API key, in Authorization: Bearer KEY or X-API-Key: KEY."
             )
-        return Unauthorized(
-            "The API key is not known, or no longer: it was revoked or has expired."
-        )
+        return Unauthorized("The API key is not known: it is wrong, was revoked or has expired.")
 
 
 def build_auth(settings: Settings, broker: Broker) -> Auth:
-    """Return what settings say of keys. Raise SettingsError when one key is given two meanings."""
+    """Return the Auth that settings ask for. Raise SettingsError for a key with two meanings."""
     known = _grants(settings.api_keys, is_admin=False)
     admins = _grants(settings.admin_keys, is_admin=True)
     if known.keys() & admins.keys():
@@ -238,23 +242,28 @@ def build_auth(settings: Settings, broker: Broker) -> Auth:
     quota = Quota(settings.tenant_concurrency, settings.tenant_rate_per_s, settings.tenant_burst)
     defaults = CallerDefaults(quota, rate, endpoint_rates(settings))
     keyring = Keyring(broker)
-    is_auto = settings.require_key == "auto"
+
+    requires_key = settings.require_key == "yes"
+    first_key = None
+    if settings.require_key == "auto":
+        requires_key = bool(known or admins)
+        first_key = FirstKey(keyring)
     return Auth(
         keyring,
         {**known, **admins},
         defaults,
-        requires_key=settings.require_key == "yes" or (is_auto and bool(known or admins)),
-        first_key=FirstKey(keyring) if is_auto else None,
+        requires_key=requires_key,
+        first_key=first_key,
         style=settings.key_style,
     )
 
 
 def _away() -> BrokerUnavailable:
-    return BrokerUnavailable("Redis is not reachable, which knows the keys.", retry_after_s=1)
+    return BrokerUnavailable("Redis, which knows the keys, is not reachable.", retry_after_s=1)
 
 
 def endpoint_rates(settings: Settings) -> dict[str, Rate]:
-    """Return the rates that settings set for paths."""
+    """Return the rates that settings give for endpoints, by their paths."""
     rates = {}
     for text in settings.endpoint_rate_limits:
         path, _, rate = text.partition("=")
@@ -263,9 +272,9 @@ def endpoint_rates(settings: Settings) -> dict[str, Rate]:
 
 
 def _grants(entries: Sequence[SecretStr], *, is_admin: bool) -> dict[str, Grant]:
-    """Return the grants of keys by digest.
+    """Return the grants of keys, by their digests.
 
-    A key without a name is of the tenant `public`, as everybody is where there are no keys.
+    A key without a name belongs to the tenant `public`, as does everybody where there are no keys.
     """
     grants = {}
     for entry in entries:
@@ -277,7 +286,10 @@ def _grants(entries: Sequence[SecretStr], *, is_admin: bool) -> dict[str, Grant]
 
 
 def _credentials(headers: Headers) -> tuple[str | None, str]:
-    """Return the header that has a key, and the key; an Authorization of another scheme is none."""
+    """Return the way in which a key came, and the key; None and "" if none came.
+
+    An Authorization of another scheme than Bearer is ignored.
+    """
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return _BEARER, token.strip()

@@ -1,5 +1,4 @@
-"""The caller of a request: its tenant, its quota, its best class, and the models that it may
-use."""
+"""The caller of a request, with its tenant, its quota, its best class and its models."""
 
 import asyncio
 from collections.abc import Mapping
@@ -14,17 +13,18 @@ from shared.messages import PRIORITIES, Priority
 from shared.queue.submission import Quota
 
 FRESH_S = 1.0
-"""The time for which a front trusts what it knows of a key that can change."""
+"""Seconds for which a front trusts what it knows of a key that can change."""
 _UNLIMITED = Quota()
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Jobs are read, followed and cancelled by callers of their own tenant alone.
+    """The caller of a request, and its rights.
 
-    `id` is that of the key ("": none), by which rates are counted; without `models` all may be
-    used. `rates` are by endpoint, and under "" that of all endpoints together. `digest` is that of
-    a key which Redis holds, and which can be revoked; "" for all others.
+    Only callers of a job's own tenant may read, follow and cancel it. `id` is that of the key, ""
+    without one. An empty `models` allows all models. `rates` are by the path of an endpoint; the
+    one under "" is for all endpoints together. `digest` is that of a key which Redis holds and
+    which can be revoked, "" for any other.
     """
 
     tenant: str = "public"
@@ -36,15 +36,16 @@ class Caller:
     is_admin: bool = False
     digest: str = ""
 
-    def clamped(self, asked: Priority) -> Priority:
-        """`asked`, or the best class this caller may have if that is worse."""
-        return max(asked, self.best_priority, key=PRIORITIES.index)
+    def clamped(self, requested: Priority) -> Priority:
+        """Return the requested class, or the best that this caller may have if that is worse."""
+        # PRIORITIES begin with the best.
+        return max(requested, self.best_priority, key=PRIORITIES.index)
 
     def may_use(self, model: str) -> bool:
         return not self.models or model in self.models
 
     def check_model(self, model: str) -> None:
-        """Raises Forbidden."""
+        """Raise Forbidden for a model that the caller may not use."""
         if not self.may_use(model):
             raise Forbidden(f"model: this key may not use {model!r}.", field="model")
 
@@ -54,15 +55,16 @@ class Caller:
 
 
 async def caller_of(request: Request) -> Caller:
-    """The caller behind a request, as `AuthMiddleware` has found it.
+    """Return the caller that `AuthMiddleware` has found for a request.
 
-    A body may take its time, and the key be revoked meanwhile: then the caller is looked for again.
+    A body may take long to come, and the key may be revoked meanwhile. After `FRESH_S` the rights
+    are therefore read again. Raise as `Auth.refresh` does.
     """
     caller: Caller = request.state.caller
     age_s = asyncio.get_running_loop().time() - request.state.caller_found_s
     if age_s <= FRESH_S:
         return caller
-    fresh: Caller = await request.app.state.front.auth.again(caller)
+    fresh: Caller = await request.app.state.front.auth.refresh(caller)
     return fresh
 
 

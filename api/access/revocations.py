@@ -1,7 +1,7 @@
-"""Ends what is under way for callers that may not call any more.
+"""End the answers that are under way for callers that may not call any more.
 
-Their key was revoked, has expired or been narrowed, or the first key of the fleet has been made and
-they have none.
+Their key was revoked, has expired or was narrowed, or they have none and the first key of the fleet
+has been made.
 """
 
 import asyncio
@@ -13,60 +13,69 @@ from shared.errors import BrokerUnavailable, FleetError, Forbidden
 
 
 class Revocations:
-    """Asks again every `FRESH_S`, for all who are being answered together, as long as there are
-    any.
+    """Watches the rights of callers while they are being answered.
 
-    While Redis is away nobody is cut off: there is no news of any job then, either.
+    The rights of all of them are read together, every `FRESH_S` for as long as there are any. While
+    Redis is away nobody is cut off: there is no news of any job then, either.
     """
 
     def __init__(self, auth: Auth) -> None:
         self._auth = auth
+        # The caller and the model of each answer, by the future of the error that will end it.
         self._waiting: dict[asyncio.Future[FleetError], tuple[Caller, str]] = {}
-        self._asking: asyncio.Task[None] | None = None
+        self._checking: asyncio.Task[None] | None = None
 
     def concerns(self, caller: Caller) -> bool:
         """Return whether the caller can lose its rights."""
         return self._auth.can_change(caller)
 
-    async def told(self, caller: Caller, model: str) -> FleetError:
-        """Return why the caller may not be told of this model's answer any more; wait until that is
-        so."""
-        news: asyncio.Future[FleetError] = asyncio.get_running_loop().create_future()
-        self._waiting[news] = (caller, model)
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._ask(), name="revocations")
-            self._asking.add_done_callback(self._pass_on)
+    async def wait(self, caller: Caller, model: str) -> FleetError:
+        """Wait until the caller may not have this model's answer any more. Return the reason."""
+        reason: asyncio.Future[FleetError] = asyncio.get_running_loop().create_future()
+        self._waiting[reason] = (caller, model)
+        if self._checking is None or self._checking.done():
+            self._checking = asyncio.create_task(self._check(), name="revocations")
+            self._checking.add_done_callback(self._fail_all)
         try:
-            return await news
+            return await reason
         finally:
-            del self._waiting[news]
+            del self._waiting[reason]
 
-    async def _ask(self) -> None:
+    async def _check(self) -> None:
         while self._waiting:
             await asyncio.sleep(FRESH_S)
             with suppress(BrokerUnavailable):
-                await self._ask_once()
+                await self._check_once()
 
-    def _pass_on(self, asking: "asyncio.Task[None]") -> None:
-        """Fail all who wait when asking ended unexpectedly: nobody would look after them any
-        more."""
-        error = None if asking.cancelled() else asking.exception()
+    def _fail_all(self, checking: "asyncio.Task[None]") -> None:
+        """Fail all that wait if the check ended by a bug: nothing else would ever wake them."""
+        if checking.cancelled():
+            return
+        error = checking.exception()
         if error is None:
             return
-        for news in self._waiting:
-            if not news.done():
-                news.set_exception(error)
+        for reason in self._waiting:
+            if not reason.done():
+                reason.set_exception(error)
 
-    async def _ask_once(self) -> None:
-        waiting = list(self._waiting.items())
-        found = await self._auth.again_all([caller for _, (caller, _) in waiting])
-        for (news, (caller, model)), now in zip(waiting, found, strict=True):
-            error = now if isinstance(now, FleetError) else _narrowed(caller, now, model)
-            if error is not None and not news.done():
-                news.set_result(error)
+    async def _check_once(self) -> None:
+        # A copy: answers come and end while Redis is asked.
+        waiting = dict(self._waiting)
+        callers = [caller for caller, _ in waiting.values()]
+        present = await self._auth.refresh_all(callers)
+        for reason, now in zip(waiting, present, strict=True):
+            caller, model = waiting[reason]
+            error: FleetError | None
+            if isinstance(now, FleetError):
+                error = now
+            else:
+                error = _lost_right(caller, now, model)
+            if error is not None and not reason.done():
+                reason.set_result(error)
 
 
-def _narrowed(before: Caller, now: Caller, model: str) -> FleetError | None:
+def _lost_right(before: Caller, now: Caller, model: str) -> FleetError | None:
+    """Return why the present rights forbid this model's answer; None if they do not."""
     if now.tenant != before.tenant:
         return Forbidden("The API key is for another tenant now.")
     if before.may_use(model) and not now.may_use(model):

@@ -27,8 +27,10 @@ class RequestContext:
 
     @property
     def key(self) -> Key | None:
-        """The idempotency key. Two requests are one if the key, the path and the bytes of the body
-        are equal."""
+        """The idempotency key, None without one.
+
+        Two requests are one if the key, the path and the bytes of the body are equal.
+        """
         if not self.options.key:
             return None
         state = self.request_state
@@ -36,7 +38,7 @@ class RequestContext:
 
     @property
     def stays(self) -> bool:
-        """True unless the caller wants a 202 at once."""
+        """True if the caller waits for an answer, false if it wants a 202 at once."""
         return self.options.wait_s != 0
 
     @property
@@ -57,7 +59,10 @@ async def _context(
     request_state: RequestStateDep,
     request: Request,
 ) -> RequestContext:
-    """Raise OverQuota for a caller that comes too often, and ProhibitedContent."""
+    """Return the context of a request that its caller may make now.
+
+    Raise OverQuota for a caller that asks too often, and ProhibitedContent.
+    """
     async with redis_answers():
         await front.rate_limiter.keep(
             caller.id or caller.tenant, caller.rates_of(request.scope["route"].path)

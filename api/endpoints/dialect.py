@@ -1,4 +1,4 @@
-"""Dialects: groups of routes that belong together, and who may call them."""
+"""Dialects: groups of routes that belong together, and the callers that may call them."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -22,10 +22,10 @@ class Access(Enum):
 class Dialect:
     """Routes that ask for work (`posts`), and all other routes (`router`).
 
-    `access` is that of `router`; any caller may ask for work. Probes (`are_probes`) are neither
-    logged nor traced. Bodies of `uploads`, by path, are handed on as they come: routes that store
-    them bound what they keep in memory. Errors at paths that begin with `prefix` have the format
-    `errors`, also where no route is found.
+    `access` is that of `router`; any caller may ask for work. Probes (`are_probes`) are not traced,
+    and are logged at the level debug alone. `uploads` are paths whose bodies are handed on as they
+    come: their routes bound what they keep in memory. Errors at paths that begin with `prefix` have
+    the format `errors`, also where no route is found.
     """
 
     posts: tuple[Post, ...] = ()

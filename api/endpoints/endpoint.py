@@ -1,14 +1,12 @@
-"""The table of endpoints: one row for each way to ask for work. HTTP, `/v1/jobs` and tests read the
-same rows.
+"""The table of endpoints, with a row for each way to ask for work.
 
-The functions of a row are pure: a body becomes tasks, and outcomes become JSON. So every front
-renders the same answer from the same record, at any time and any number of times.
+HTTP, `/v1/jobs` and tests read the same rows. The functions of a row are pure: a body becomes
+tasks, and outcomes become JSON. So every front renders the same answer from the same record, at any
+time and any number of times.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
-from operator import or_
 from typing import Any, Protocol
 
 from pydantic import BaseModel
@@ -26,17 +24,23 @@ from shared.messages import ModelInfo, Progress, Task, TaskName
 
 
 class StreamRenderer(Protocol):
-    """Renders the JSON payloads of one stream. The payloads of an event depend on the events of its
-    own job alone."""
+    """Renders the JSON payloads of one stream.
+
+    The payloads of an event depend on the events of its own job alone. So a cursor stays good when
+    the events of several jobs come in another order.
+    """
 
     def opening(self) -> Any:
         """Return the payload that begins the stream, or None in a dialect without one."""
 
-    def of(self, job: int, event: JobEvent) -> Iterable[Any]: ...
+    def of(self, job: int, event: JobEvent) -> Iterable[Any]:
+        """Return the payloads of an event of the job with this number in its request."""
 
     def closing(self, usage: Usage, timings: Timings | None) -> Iterable[Any]:
-        """Return the payloads that follow when all jobs are done. `timings` is None unless the
-        endpoint is timed."""
+        """Return the payloads that follow when all jobs are done.
+
+        A timed endpoint gets `timings`, unless Redis does not answer. Any other ignores them.
+        """
 
     def failed(self, problem: Problem) -> Any:
         """Return the last payload of a stream that ends with an error."""
@@ -53,6 +57,7 @@ class TaskPlan:
 
     @property
     def capped_at(self) -> int | None:
+        """The most tokens of a completion, where the server's cap allows fewer than asked for."""
         if self.budget is None or not self.budget.is_clamped:
             return None
         return self.budget.max_tokens
@@ -70,11 +75,12 @@ def _model_of(body: Any) -> str | None:
 class Endpoint:
     """A way to ask for work that workers do.
 
-    `name` stands in the records of requests. `task` must be served by the model. `plan` raises
+    `name` stands in the records of requests. The model must serve `task`. `plan` raises
     InvalidRequest where the limits or the model forbid the body. `render` returns an `answer`.
-    Without `stream` a stream is the whole answer in one frame. `bare_stream_format` replaces
-    `stream_format` for callers who set `stream` and do not accept events. A timed endpoint tells in
-    its answers how long they took.
+    Without `stream` a stream has the whole answer in its last frame. `bare_stream_format` replaces
+    `stream_format` for callers who ask for a stream and do not accept events. The answers of a
+    timed endpoint tell how long they took. `model_of` and `is_streamed` read a body: the model that
+    it names, and whether it asks for a stream.
     """
 
     name: str
@@ -119,9 +125,9 @@ class Post:
     """A path, and the endpoints that it serves. The type of the parsed body tells several apart.
 
     `name` and `summary` are for the OpenAPI document. `body` is the union of the endpoints' bodies,
-    with what chooses among them; None for a single endpoint. `by_key` tells dialects apart by a key
-    of the body before it is parsed: errors are in the caller's dialect. `job_task` is the name of
-    this path in `POST /v1/jobs`; "" where it has none.
+    annotated with the validator that chooses among them; None for a single endpoint. `by_key` tells
+    dialects apart by a key of the body before it is parsed, so that errors are in the caller's
+    dialect. `job_task` is the name of this path in `POST /v1/jobs`; "" where it has none.
     """
 
     path: str
@@ -142,7 +148,11 @@ class Post:
 
     @property
     def answer(self) -> Any:
-        return reduce(or_, dict.fromkeys(endpoint.answer for endpoint in self.endpoints))
+        """The union of the types of the endpoints' answers."""
+        union = self.endpoints[0].answer
+        for endpoint in self.endpoints[1:]:
+            union = union | endpoint.answer
+        return union
 
     @property
     def errors(self) -> ErrorFormat:
@@ -150,6 +160,7 @@ class Post:
         return self.endpoints[0].errors
 
     def endpoint_of(self, body: Any) -> Endpoint | ImmediateEndpoint:
+        """Return the endpoint of a parsed body, by its type."""
         return next(endpoint for endpoint in self.endpoints if type(body) is endpoint.body)
 
     def errors_of(self, fields: Mapping[str, Any]) -> ErrorFormat:
@@ -171,7 +182,7 @@ class Endpoints:
                     self._by_name[endpoint.name] = endpoint
 
     def of(self, work: SubmittedWork) -> Endpoint:
-        """Raise JobNotFound for an endpoint that only another version has."""
+        """Return the endpoint of a request. Raise JobNotFound for one that this version lacks."""
         if work.record.endpoint not in self._by_name:
             raise JobNotFound("This job was created by another version of the server.")
         return self._by_name[work.record.endpoint]

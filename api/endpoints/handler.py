@@ -1,7 +1,7 @@
-"""One way through for every POST that asks for work: from a row of the table of endpoints to a
-route.
+"""Make routes of the rows in the table of endpoints: one way through for all that asks for work.
 
-The context of the request, then `submit`, then `respond`. `/v1/jobs` goes the same way.
+The way leads from the context of the request to `submit`, then to `respond`. `POST /v1/jobs` goes
+the same way.
 """
 
 from collections.abc import AsyncGenerator
@@ -17,17 +17,20 @@ from api.schemas.errors import LATER, STREAM, STREAM_ALONE, STREAM_OR_TEXT, Resp
 from api.stream.respond import respond, resume
 from api.stream.sse import EventStream
 from api.submit.submission import submit
+from shared.errors import FleetError
 
 
 async def answer(context: RequestContext, post: Post, body: Any) -> Response:
-    """Have the body's endpoint do the work, and return its answer. Raise the FleetErrors of
-    admission and the jobs."""
+    """Have the work of a parsed body done, and return the answer of its endpoint.
+
+    Raise the FleetErrors of admission and of the jobs.
+    """
     endpoint = post.endpoint_of(body)
     if post.always_streams and "stream" in endpoint.body.model_fields:
         body = body.model_copy(update={"stream": True})
     is_streamed = post.always_streams or endpoint.is_streamed(body)
     if isinstance(endpoint, ImmediateEndpoint):
-        return _instantly(context, endpoint, body, is_streamed=is_streamed)
+        return _answer_at_once(context, endpoint, body, is_streamed=is_streamed)
     accepts_events = post.always_streams or "text/event-stream" in context.options.accept
     stream_format = None if accepts_events else endpoint.bare_stream_format
     if is_streamed and context.options.last_event_id:
@@ -45,21 +48,29 @@ def add_route(router: APIRouter, post: Post) -> None:
     handler.__name__ = post.name
     handler.__doc__ = post.summary
     handler.__annotations__["body"] = post.body_type
-    shown: dict[str, Any] = (
-        {"response_class": Response} if post.always_streams else {"response_model": post.answer}
+    declared: dict[str, Any] = {"response_model": post.answer}
+    if post.always_streams:
+        declared = {"response_class": Response}
+    register = router.post(
+        post.path,
+        tags=[post.tag],
+        dependencies=_dependencies(post),
+        responses=_responses(post),
+        **declared,
     )
-    router.post(
-        post.path, tags=[post.tag], dependencies=_peeking(post), responses=_responses(post), **shown
-    )(handler)
+    register(handler)
 
 
-def _peeking(post: Post) -> list[Any]:
-    """Choose the format of errors by the body's keys, for dialects that share a path."""
+def _dependencies(post: Post) -> list[Any]:
+    """Return the dependency that chooses the format of errors, where dialects share a path.
+
+    It looks at the body's keys before the body is validated.
+    """
     if not post.by_key:
         return []
 
     async def peek(request: Request, request_state: RequestStateDep) -> None:
-        with suppress(ValueError):  # no JSON: the route refuses it
+        with suppress(ValueError):  # this is no JSON: the route refuses it
             body = await request.json()
             if isinstance(body, dict):
                 request_state.errors = post.errors_of(body)
@@ -71,19 +82,20 @@ def _responses(post: Post) -> Responses:
     """Return the responses that the OpenAPI document lists besides the answer itself."""
     formats = [endpoint.errors.schema for endpoint in post.endpoints]
     endpoints = [endpoint for endpoint in post.endpoints if isinstance(endpoint, Endpoint)]
-    found = errors_of(*dict.fromkeys(formats)) | LATER
+    responses = errors_of(*formats) | LATER
     if post.always_streams:
-        found |= STREAM_ALONE
+        responses |= STREAM_ALONE
     elif any(endpoint.bare_stream_format for endpoint in endpoints):
-        found |= STREAM_OR_TEXT
+        responses |= STREAM_OR_TEXT
     elif any("stream" in endpoint.body.model_fields for endpoint in endpoints):
-        found |= STREAM
-    return found
+        responses |= STREAM
+    return responses
 
 
-def _instantly(
+def _answer_at_once(
     context: RequestContext, endpoint: ImmediateEndpoint, body: Any, *, is_streamed: bool
 ) -> Response:
+    """Answer without a job, and so without a job's headers."""
     whole = endpoint.render(body, context.request_state.request_id)
     if not is_streamed:
         return Response(whole.model_dump_json(), media_type="application/json")
@@ -92,4 +104,10 @@ def _instantly(
         for payload in endpoint.stream(body, whole):
             yield endpoint.stream_format.frame(payload, "")
 
-    return EventStream(frames(), endpoint.stream_format, lambda _: b"", dict)
+    def last_words(error: FleetError) -> bytes:
+        return b""  # nothing fails once the stream has begun
+
+    def headers() -> dict[str, str]:
+        return {}
+
+    return EventStream(frames(), endpoint.stream_format, last_words, headers)

@@ -18,11 +18,12 @@ def text_plan(
     *,
     notes: Mapping[str, Any] | None = None,
 ) -> TaskPlan:
-    """Plan `body.n` completions of each prompt. Raise InvalidRequest for more than one request may
-    ask for."""
+    """Plan `body.n` completions of each prompt.
+
+    Raise InvalidRequest for more completions, or more tokens, than one request may ask for.
+    """
     limits.check_count("n", len(prompts) * body.n, "completions")
     budget = limits.budget(body.max_tokens, default_max_tokens, model)
-    asked = body.suited(model.prompting)
-    return TaskPlan(
-        [asked.task(prompt, budget.max_tokens) for prompt in prompts], budget, body.n, notes or {}
-    )
+    suited = body.suited(model.prompting)
+    tasks = [suited.task(prompt, budget.max_tokens) for prompt in prompts]
+    return TaskPlan(tasks, budget, body.n, notes or {})

@@ -18,6 +18,8 @@ _DOCUMENTS = frozenset({"/docs", "/redoc", document.PATH})
 
 @dataclass(frozen=True)
 class Entry:
+    """A route, and the callers that may call it."""
+
     route: APIRoute
     access: Access
 
@@ -39,12 +41,12 @@ class RouteTable:
                 if dialect.are_probes:
                     self.probe_paths.update(route.path for route in _routes_of(dialect.router))
             self.upload_paths |= dialect.uploads
-            asking = APIRouter()
+            work_router = APIRouter()
             for post in dialect.posts:
-                add_route(asking, post)
+                add_route(work_router, post)
                 self._errors_at[post.path] = post.errors
             self.posts += dialect.posts
-            self._add(asking, Access.CALLER)
+            self._add(work_router, Access.CALLER)
             if dialect.prefix:
                 self._errors_below[dialect.prefix] = dialect.errors
         # Most requests name a path without parameters: these are looked up, not tried in turn.
@@ -55,7 +57,7 @@ class RouteTable:
 
     @property
     def endpoint_paths(self) -> set[str]:
-        """The paths of endpoints: rates may be set for these."""
+        """The paths of endpoints. Settings may give a rate to each."""
         return {post.path for post in self.posts}
 
     def at(self, path: str) -> list[APIRoute]:
@@ -70,7 +72,7 @@ class RouteTable:
         return None
 
     def allowed(self, path: str) -> list[str]:
-        """Return the methods at this path but OPTIONS; empty where there is no route."""
+        """Return the methods at this path, without OPTIONS; none where there is no route."""
         if path in _DOCUMENTS:
             return ["GET", "HEAD"]
         methods: set[str] = set()
@@ -81,9 +83,9 @@ class RouteTable:
         return sorted(methods)
 
     def is_callers(self, path: str) -> bool:
-        """Return whether the path is for callers, or a document.
+        """Return whether the path is one for callers, or that of a document.
 
-        Health, metrics and what is for operators is not.
+        Paths of health, of metrics and for operators are not.
         """
         if path in _DOCUMENTS:
             return True

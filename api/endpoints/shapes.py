@@ -1,5 +1,7 @@
-"""One path, several shapes of body, told apart by what is in them; errors are those of the one
-shape."""
+"""Bodies of several shapes at one path.
+
+The keys of a body tell its shape. Its errors are those of that shape alone.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
@@ -13,15 +15,14 @@ from api.schemas.fields import RequestBody, refuse
 
 
 def one_of(shapes: Mapping[str, type[RequestBody]]) -> PlainValidator:
-    """For a body that has exactly one of these keys; it is validated as that key's shape alone."""
+    """Return a validator for a body with exactly one of these keys, which has that key's shape."""
+    first = next(iter(shapes))
 
     def choose(body: dict[str, Any]) -> type[RequestBody]:
         given = [name for name in shapes if body.get(name) is not None]
         if len(given) != 1:
-            told = " and ".join(given) or "none"
-            raise refuse(
-                next(iter(shapes)), f"expected exactly one of {', '.join(shapes)}, got {told}"
-            )
+            names = " and ".join(given) or "none"
+            raise refuse(first, f"expected exactly one of {', '.join(shapes)}, got {names}")
         return shapes[given[0]]
 
     return chosen(choose, shapes.values())
@@ -30,7 +31,10 @@ def one_of(shapes: Mapping[str, type[RequestBody]]) -> PlainValidator:
 def chosen(
     choose: Callable[[dict[str, Any]], type[RequestBody]], shapes: Iterable[type[RequestBody]]
 ) -> PlainValidator:
-    """For a body that is one of `shapes`, as `choose` sees from it or refuses to."""
+    """Return a validator for a body that has one of `shapes`.
+
+    `choose` returns the shape of a body, or raises the error that refuses it.
+    """
 
     def parse(value: Any) -> Any:
         if not isinstance(value, dict):

@@ -1,5 +1,4 @@
-"""The front as an ASGI app: its middleware and routes, listed as data, and the life of its Redis
-connections."""
+"""The front as an ASGI app: its middleware and its routes, listed as data, and its lifespan."""
 
 import asyncio
 from collections.abc import AsyncIterator, Set
@@ -43,12 +42,19 @@ from shared.settings.layers import SettingsError
 from shared.settings.settings import Settings
 from shared.telemetry.tracing import NO_TRACING, Tracing
 
-# Tried in this order: what asks for work comes first, since most requests do.
+# Routes are tried in this order. Those that ask for work come first, since most requests do.
 PARTS = (
     *DIALECTS,
-    *(home.DIALECT, health.DIALECT, inference.HEALTH),
-    *(submit.DIALECT, jobs.DIALECT, unload.DIALECT, catalogue.DIALECT, fleet.DIALECT),
-    *(files.DIALECT, artifacts.DIALECT),
+    home.DIALECT,
+    health.DIALECT,
+    inference.HEALTH,
+    submit.DIALECT,
+    jobs.DIALECT,
+    unload.DIALECT,
+    catalogue.DIALECT,
+    fleet.DIALECT,
+    files.DIALECT,
+    artifacts.DIALECT,
 )
 TABLE = RouteTable(PARTS)
 # For the OpenAPI document alone: AuthMiddleware reads the headers itself.
@@ -57,44 +63,62 @@ _KEYS = [
     Security(APIKeyHeader(name="X-API-Key", auto_error=False)),
 ]
 _EXPOSED_HEADERS = (
-    *(REQUEST_ID, JOB_ID, "Location", "Preference-Applied", "Retry-After", "X-Reject-Reason"),
-    *(
-        "X-Effective-Max-Tokens",
-        "X-Truncated-Prompt-Tokens",
-        "Server-Timing",
-        "X-Tokens-Per-Second",
-        CACHE,
-    ),
-    *("WWW-Authenticate", "ETag", "Accept-Ranges", "Content-Range", "Content-Disposition"),
+    REQUEST_ID,
+    JOB_ID,
+    "Location",
+    "Preference-Applied",
+    "Retry-After",
+    "X-Reject-Reason",
+    "X-Effective-Max-Tokens",
+    "X-Truncated-Prompt-Tokens",
+    "Server-Timing",
+    "X-Tokens-Per-Second",
+    CACHE,
+    "WWW-Authenticate",
+    "ETag",
+    "Accept-Ranges",
+    "Content-Range",
+    "Content-Disposition",
 )
 
 
 def middleware(
     settings: Settings, front: Front, tracing: Tracing, table: RouteTable
 ) -> list[Middleware]:
-    """Outermost first."""
-    cors = Middleware(
-        CORSMiddleware,
-        allow_origins=settings.cors_origins,
-        allow_methods=("GET", "HEAD", "POST", "DELETE"),
-        allow_headers=("*",),
-        allow_credentials=False,
-        expose_headers=_EXPOSED_HEADERS,
-    )
+    """Return the middleware around the routes, the outermost first."""
     log_bodies = settings.log_bodies or settings.log_level == "debug"
-    return [
+
+    # The state of the request and its path come first, because all others read them.
+    layers = [
         Middleware(RequestId),
         Middleware(Paths, table=table, root_path=settings.root_path or ""),
-        *([Middleware(TracingMiddleware, tracing=tracing)] if tracing.is_on else []),
+    ]
+    if tracing.is_on:
+        layers.append(Middleware(TracingMiddleware, tracing=tracing))
+    layers.append(
         Middleware(
             AccessLog,
             metrics=front.metrics,
             work_paths={*table.endpoint_paths, submit.PATH},
             log_bodies=log_bodies,
             log_requests=settings.access_log,
-        ),
-        *([Middleware(DefaultSeed, seed=settings.seed)] if settings.seed is not None else []),
-        *([cors] if settings.enable_cors else []),
+        )
+    )
+    if settings.seed is not None:
+        layers.append(Middleware(DefaultSeed, seed=settings.seed))
+    if settings.enable_cors:
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "HEAD", "POST", "DELETE"),
+            allow_headers=("*",),
+            allow_credentials=False,
+            expose_headers=_EXPOSED_HEADERS,
+        )
+        layers.append(cors)
+    # An answer of the guard has a log line and CORS headers too. A caller without a right is
+    # refused before anything of its body is read.
+    layers += [
         Middleware(CrashGuard),
         Middleware(Methods, table=table),
         Middleware(
@@ -109,28 +133,28 @@ def middleware(
         ),
         Middleware(document.BackgroundOpenApi),
     ]
+    return layers
 
 
 def create_app(
     settings: Settings, broker: Broker, tracing: Tracing = NO_TRACING, table: RouteTable = TABLE
 ) -> FastAPI:
-    """The app over `broker` and `tracing`, which stay the caller's to close. `app.state.front`
-    holds its parts.
+    """Return the app over `broker` and `tracing`, which stay the caller's to close.
 
-    Raises SettingsError.
+    `app.state.front` holds its parts. Raise SettingsError.
     """
     _check_endpoints(settings, table.endpoint_paths)
     front = build_front(settings, broker, Endpoints(table.posts))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        lagging = asyncio.create_task(front.lag.watch())
+        watching_lag = asyncio.create_task(front.lag.watch())
         yield
-        lagging.cancel()
+        watching_lag.cancel()
         await front.close()
 
-    # FastAPI's own telemetry would trace each request once more, with what is in the query of its
-    # URL.
+    # FastAPI's own telemetry would trace each request once more, and tell the query of its URL,
+    # where clients put keys.
     app = FastAPI(
         title=NAME,
         middleware=middleware(settings, front, tracing, table),
@@ -141,19 +165,21 @@ def create_app(
     )
     app.state.front = front
     for router, access in table.routers:
-        is_open = access is Access.OPEN
-        app.include_router(
-            router,
-            dependencies=[] if is_open or settings.require_key == "no" else _KEYS,
-            responses={} if is_open else errors_of(PlainErrorBody),
-        )
+        if access is Access.OPEN:
+            app.include_router(router)
+            continue
+        dependencies = []
+        if settings.require_key != "no":
+            dependencies = _KEYS
+        app.include_router(router, dependencies=dependencies, responses=errors_of(PlainErrorBody))
     if front.auth.may_be_open:
         document.say_keys_are_optional(app)
     return app
 
 
 def _check_endpoints(settings: Settings, paths: Set[str]) -> None:
-    """Raises SettingsError for a rate of another path."""
-    if unknown := sorted(endpoint_rates(settings).keys() - paths):
+    """Raise SettingsError for a rate of a path that is not among these."""
+    unknown = sorted(endpoint_rates(settings).keys() - paths)
+    if unknown:
         known = ", ".join(sorted(paths))
         raise SettingsError(f"endpoint_rate_limits: expected one of {known}, got {unknown[0]}")

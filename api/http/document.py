@@ -12,7 +12,7 @@ PATH = "/openapi.json"
 
 
 class BackgroundOpenApi:
-    """Generate the document in a thread, before FastAPI serves it for the first time.
+    """Generates the document in a thread, before FastAPI serves it for the first time.
 
     That takes half a second or more. Meanwhile streams must go on, and answers of Redis must be
     read in time.
@@ -25,13 +25,16 @@ class BackgroundOpenApi:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and request_state_of(scope).path == PATH:
             async with self._lock:
-                await asyncio.to_thread(scope["app"].openapi)  # which keeps what it has made
+                # FastAPI keeps the document that it has made, so only the first call takes long.
+                await asyncio.to_thread(scope["app"].openapi)
         await self._app(scope, receive, send)
 
 
 def say_keys_are_optional(app: FastAPI) -> None:
-    """Let the document say that keys are optional, for a front that needs them only once there is
-    one."""
+    """Let the document say that keys are optional.
+
+    This is for a front that needs keys only once the first one has been made.
+    """
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -39,6 +42,7 @@ def say_keys_are_optional(app: FastAPI) -> None:
             for operations in generate()["paths"].values():
                 for operation in operations.values():
                     if "security" in operation:
+                        # The empty requirement: a request may come without a key.
                         operation["security"].insert(0, {})
         assert app.openapi_schema is not None
         return app.openapi_schema

@@ -1,8 +1,7 @@
-"""Bodies that come compressed: `Content-Encoding: gzip` and `deflate`, as RFC 9110 says, also one
-upon the other.
+"""Unpack bodies that come compressed: `Content-Encoding: gzip` and `deflate` of RFC 9110.
 
-Nothing is unpacked beyond the size that a body may have, so what swells to more costs no more
-memory than that.
+Several codings may be applied one after the other. Nothing is unpacked beyond the size that a body
+may have, so a body that swells to more costs no more memory than that.
 """
 
 import zlib
@@ -21,15 +20,15 @@ HEADER = "Content-Encoding"
 def decoded(body: bytes, content_encoding: str, *, max_bytes: int) -> bytes:
     """Return the body without its codings.
 
-    Raises UnsupportedEncoding, InvalidRequest for one that is broken or cut, PayloadTooLarge.
+    Raise UnsupportedEncoding, PayloadTooLarge, and InvalidRequest for a body that is broken or cut.
     """
     names = [name.strip().lower() for name in content_encoding.split(",")]
     codings = [name for name in names if name not in ("", "identity")]
     unknown = [name for name in codings if name not in _DECODERS]
     if unknown or len(codings) > _MOST_CODINGS:
-        what = unknown[0] if unknown else f"more than {_MOST_CODINGS} codings"
+        given = unknown[0] if unknown else f"more than {_MOST_CODINGS} codings"
         raise UnsupportedEncoding(
-            f"{HEADER}: expected {ACCEPTED} or identity, got {what[:40]!r}.", field=HEADER
+            f"{HEADER}: expected {ACCEPTED} or identity, got {given[:40]!r}.", field=HEADER
         )
     if not body:
         return body
@@ -44,7 +43,10 @@ def decoded(body: bytes, content_encoding: str, *, max_bytes: int) -> bytes:
 
 
 def _gzip(data: bytes, max_bytes: int) -> bytes:
-    """One member or several, as `cat a.gz b.gz` makes them; zeros behind the last are padding."""
+    """Unpack one member or several, as `cat a.gz b.gz` makes them.
+
+    Zeros behind the last member are padding.
+    """
     whole = b""
     start = 0
     for _ in range(_MOST_MEMBERS):
@@ -53,12 +55,12 @@ def _gzip(data: bytes, max_bytes: int) -> bytes:
         if not data[start : start + 1].strip(b"\0"):
             break
     if data[start:].strip(b"\0"):
-        raise EOFError("more members than anybody needs, or something else follows the last")
+        raise EOFError("there are too many members, or something else follows the last")
     return whole
 
 
 def _deflate(data: bytes, max_bytes: int) -> bytes:
-    """In the zlib format that the standard names, or bare, as some clients send it."""
+    """Unpack data in the zlib format, as the standard has it, or bare, as some clients send it."""
     try:
         whole, end = _unpacked(data, 0, zlib.MAX_WBITS, max_bytes)
     except zlib.error:
@@ -69,11 +71,10 @@ def _deflate(data: bytes, max_bytes: int) -> bytes:
 
 
 def _unpacked(data: bytes, start: int, window: int, max_bytes: int) -> tuple[bytes, int]:
-    """The stream that begins at `start`, and where it ends. Raises zlib.error, EOFError,
-    PayloadTooLarge.
+    """Unpack the stream that begins at `start`. Return its data, and where it ends.
 
     It is read in pieces, because the decoder copies whatever it is given behind the end of a
-    stream.
+    stream. Raise zlib.error, EOFError and PayloadTooLarge.
     """
     decoder = zlib.decompressobj(window)
     whole = bytearray()

@@ -1,5 +1,7 @@
-"""The formats of errors, by dialect. A new one is a row here, with a schema in
-`schemas/errors.py`."""
+"""The formats of errors, by dialect.
+
+A new one is a row here, with a schema in `api/schemas/errors.py`.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +17,11 @@ _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rat
 
 @dataclass(frozen=True)
 class ErrorFormat:
-    """`body` returns the JSON of an error, of type `schema`. `invalid_body` is the status of an
-    invalid body."""
+    """The format of a dialect's errors.
+
+    `body` returns the JSON of an error, of type `schema`. `invalid_body` is the status of the
+    answer to an invalid body.
+    """
 
     body: Callable[[Problem], dict[str, Any]]
     schema: type[BaseModel]

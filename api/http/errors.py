@@ -1,7 +1,7 @@
-"""From an error to an answer: status, headers, and a body in the dialect of the path.
+"""Turn an error into an answer: status, headers, and a body in the dialect of the path.
 
 The one place that knows how FastAPI, Starlette and Redis report trouble. Bodies say which field was
-wrong and what was expected; they never carry a stack or the caller's input.
+wrong and what was expected. They never carry a stack or a prompt.
 """
 
 import re
@@ -31,9 +31,13 @@ _UNREADABLE: dict[type, str] = {
 _EXPECTED = {
     "missing": "this field is required",
     "bool_parsing": "expected a boolean",
-    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "expected an object"),
+    "model_type": "expected an object",
+    "model_attributes_type": "expected an object",
+    "dict_type": "expected an object",
 }
-"""Messages by pydantic's kind of error, where its own words are about Python."""
+"""Messages by pydantic's type of error, where its own words are about Python."""
+_NO_OBJECT = ("missing", "model_attributes_type", "dict_type")
+"""pydantic's types of error for a whole body that is absent, or no JSON object."""
 
 
 class ClientDisconnected(ClientGone):
@@ -41,29 +45,32 @@ class ClientDisconnected(ClientGone):
 
 
 def render(problem: Problem, request_state: RequestState) -> JSONResponse:
-    """In the form of the path's dialect, or of the body's where several share a path."""
+    """Render a problem in the format of the path's dialect.
+
+    Where dialects share a path, it is that of the body's dialect.
+    """
     return JSONResponse(request_state.errors.body(problem), problem.status, dict(problem.headers))
 
 
 def invalid_request(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
-    """Return pydantic's errors as `field: what was expected`, joined by semicolons."""
-    if errors[0]["type"] == "json_invalid":
-        where = f"{errors[0]['ctx']['error']} at character {errors[0]['loc'][-1]}"
+    """Return an error that tells pydantic's errors as `field: what was expected`.
+
+    They are joined by semicolons. The `field` is that of the first.
+    """
+    first = errors[0]
+    if first["type"] == "json_invalid":
+        where = f"{first['ctx']['error']} at character {first['loc'][-1]}"
         return InvalidRequest(f"{_EXPECTED_BODY}; this is not valid JSON: {where}.")
-    if errors[0]["loc"] == ("body",) and errors[0]["type"] in (
-        "missing",
-        "model_attributes_type",
-        "dict_type",
-    ):
+    if first["loc"] == ("body",) and first["type"] in _NO_OBJECT:
         return InvalidRequest(f"{_EXPECTED_BODY}, with Content-Type: application/json.")
     problems = []
     for error in errors[:_SHOWN_PROBLEMS]:
         path = _path_of(error)
         problem = _expectation(error)
         problems.append(f"{path}: {problem}" if path else problem)
-    field = errors[0].get("ctx", {}).get("field")
+    field = first.get("ctx", {}).get("field")
     if not field:
-        field = re.split(r"[.\[]", _path_of(errors[0]), maxsplit=1)[0]
+        field = re.split(r"[.\[]", _path_of(first), maxsplit=1)[0]
     return InvalidRequest("; ".join(problems), field=field or None)
 
 
@@ -79,11 +86,12 @@ def _path_of(error: Mapping[str, Any]) -> str:
 
 
 def _expectation(error: Mapping[str, Any]) -> str:
+    """Return what was expected: in our own words, or in pydantic's."""
     if error["type"] in _EXPECTED:
         return _EXPECTED[error["type"]]
-    message: str = (
-        error["msg"].removeprefix("Value error, ").removesuffix(" after validation, not 0")
-    )
+    message: str = error["msg"]
+    message = message.removeprefix("Value error, ")
+    message = message.removesuffix(" after validation, not 0")
     return re.sub(r"^\w+ should (?:be|have) ", "expected ", message)
 
 
@@ -102,18 +110,22 @@ async def _on_invalid_body(request: Request, error: RequestValidationError) -> R
 
 
 def _refused(request: Request, error: InvalidRequest) -> Response:
+    """Answer with the status that the dialect has for an invalid body."""
     status = request_state_of(request.scope).errors.invalid_body
     return _answer(request, replace(problem_of(error), status=status))
 
 
 async def _on_http_exception(request: Request, error: HTTPException) -> Response:
-    if (reason := _UNREADABLE.get(type(error.__cause__))) is not None:
+    reason = _UNREADABLE.get(type(error.__cause__))
+    if reason is not None:
         return _refused(request, InvalidRequest(f"{_EXPECTED_BODY}; {reason}."))
-    is_ours = error.status_code >= FleetError.status
-    code = _HTTP_CODES.get(error.status_code, FleetError.code if is_ours else "http_error")
-    return _answer(
-        request, Problem(error.status_code, code, str(error.detail), None, error.headers or {})
-    )
+    code = "http_error"
+    if error.status_code in _HTTP_CODES:
+        code = _HTTP_CODES[error.status_code]
+    elif error.status_code >= FleetError.status:
+        code = FleetError.code
+    problem = Problem(error.status_code, code, str(error.detail), None, error.headers or {})
+    return _answer(request, problem)
 
 
 async def _on_redis_away(request: Request, error: Exception) -> Response:
@@ -128,5 +140,6 @@ HANDLERS: dict[int | type[Exception], Handler] = {
     FleetError: _on_fleet_error,
     RequestValidationError: _on_invalid_body,
     HTTPException: _on_http_exception,
-    **dict.fromkeys(UNAVAILABLE, _on_redis_away),
 }
+for _kind in UNAVAILABLE:
+    HANDLERS[_kind] = _on_redis_away

@@ -1,8 +1,8 @@
-"""The end of a front whose Redis ends with it: what is in flight is finished first, for nobody
-could go on with it.
+"""The end of a front whose Redis ends with it.
 
-New work is refused meanwhile, by admission. What has not ended when the time is over is ended with
-an error that says so, which all who follow it are told.
+What is in flight is finished first, because no other front could go on with it. Admission refuses
+new work meanwhile. Jobs that have not ended when the time is over are ended with an error that says
+so, and all their followers are told.
 """
 
 import asyncio
@@ -15,27 +15,30 @@ from shared.queue.broker import UNAVAILABLE
 from shared.telemetry.logging_setup import fields
 
 _LOOK_S = 0.05
-_ADMITTING_S = 2.5  # a request that was let in before the signal is in Redis by then
-_TELLING_S = 1.0  # for followers to be told what was cut off
-REDIS_AWAY_S = 5.0  # longer than it takes to be started again
-LAST_POLL_S = 2.0  # for those who poll, to ask once more
+_ADMITTING_S = 2.5  # by then a request that was let in before the signal is in Redis
+_TELLING_S = 1.0  # time for followers to be told that their jobs were cut off
+REDIS_AWAY_S = 5.0  # longer than a restart of Redis takes
+LAST_POLL_S = 2.0  # time for callers that poll to ask once more
 
 log = logging.getLogger("aios.api")
 
 
 class FinalDrain:
-    """`is_asked`: whether a caller waits for an answer of this front, of any kind."""
+    """Waits until nothing is in flight, and cuts off what lasts too long.
 
-    def __init__(self, front: Front, is_asked: Callable[[], bool]) -> None:
+    `has_callers` tells whether any caller waits for an answer of this front, of whatever kind.
+    """
+
+    def __init__(self, front: Front, has_callers: Callable[[], bool]) -> None:
         self._front = front
-        self._is_asked = is_asked
+        self._has_callers = has_callers
         self._now_s = asyncio.get_running_loop().time
         self._began_s = self._now_s()
         self._redis_seen_s = self._began_s
         self._has_pollers = False
 
     async def run(self, time_s: float) -> None:
-        """Return when nothing is in flight any more; what is left after `time_s` is ended."""
+        """Return when nothing is in flight any more. End what is left after `time_s`."""
         try:
             async with asyncio.timeout(time_s):
                 while await self._is_busy():  # noqa: ASYNC110 - what is awaited is in Redis
@@ -65,13 +68,14 @@ class FinalDrain:
         try:
             open_jobs = await self._front.submissions.open_jobs()
         except UNAVAILABLE:
-            # Its supervisor starts it again, with what it had, or else stops this front.
+            # The supervisor starts Redis again, with its data, or else stops this front.
             return self._now_s() - self._redis_seen_s < REDIS_AWAY_S
         self._redis_seen_s = self._now_s()
         num_followed = self._front.dispatcher.num_followed
+        # A job for which no caller waits belongs to one that will ask again.
         if self._front.dispatcher.num_in_background or (open_jobs and not num_followed):
             self._has_pollers = True
-        is_admitting = self._is_asked() and self._now_s() - self._began_s < _ADMITTING_S
+        is_admitting = self._has_callers() and self._now_s() - self._began_s < _ADMITTING_S
         return bool(open_jobs) or num_followed > 0 or is_admitting
 
 

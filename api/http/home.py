@@ -1,7 +1,7 @@
 """The page of `GET /`: what this is, which models it serves, and what to try next.
 
-Pure functions of `Home`. The page needs nothing from elsewhere: no script, no font, no image.
-Whatever is named by others is escaped.
+The functions are pure. The page needs nothing from elsewhere: no script, no font, no image. All
+names and descriptions are escaped.
 """
 
 import json
@@ -17,6 +17,7 @@ POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
+"""The Content-Security-Policy of the page."""
 _PROMPT = "Compute: 347 + 285"
 _PUZZLE = "530070000600195000098000060800060003400803001700020006060000280000419005000080079"
 
@@ -29,8 +30,11 @@ class HomeModel(BaseModel):
 
 
 class Home(BaseModel):
-    """`models` is None where that is for callers with a key alone, or not known. `links` are by
-    what they lead to."""
+    """The content of `GET /`, as a page or as JSON.
+
+    `models` is None where only callers with a key may know them, or while they are not known.
+    `links` are paths, by what they lead to.
+    """
 
     name: str
     status: str
@@ -52,28 +56,38 @@ def links_below(root_path: str) -> dict[str, str]:
 
 
 def example_of(base_url: str, models: list[HomeModel] | None, *, needs_key: bool) -> str:
-    """Return a command that asks the default model, or the first one, for what it can do."""
-    ordered = sorted(models or [], key=lambda model: not model.is_default)
-    asked: tuple[str, dict[str, str]] | None = None
-    for model in ordered:
-        if "generate" in model.tasks:
-            asked = "/v1/completions", {"model": model.id, "prompt": _PROMPT}
-        elif "solve" in model.tasks:
-            asked = "/v1/puzzles/solve", {"model": model.id, "puzzle": _PUZZLE}
-        elif "embed" in model.tasks:
-            asked = "/v1/embeddings", {"model": model.id, "input": _PROMPT}
-        if asked is not None:
+    """Return a command that asks a model for something that it can do.
+
+    The default model is preferred. Where no model can do any of it, the command lists the models.
+    """
+    call: tuple[str, dict[str, str]] | None = None
+    # The default model comes first: False is less than True.
+    for model in sorted(models or [], key=lambda model: not model.is_default):
+        call = _call_of(model)
+        if call is not None:
             break
-    if asked is None and models is None:
-        asked = "/v1/completions", {"prompt": _PROMPT}
+    if models is None:
+        call = "/v1/completions", {"prompt": _PROMPT}
+
     key = ""
     if needs_key:
         key = ' -H "Authorization: Bearer $KEY"'
-    if asked is None:
+    if call is None:
         return f"curl {shlex.quote(base_url + '/v1/models')}{key}"
-    path, body = asked
+    path, body = call
     url = shlex.quote(base_url + path)
     return f"curl {url}{key} -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
+
+
+def _call_of(model: HomeModel) -> tuple[str, dict[str, str]] | None:
+    """Return the path and the body of a request that suits the model, None if none of ours does."""
+    if "generate" in model.tasks:
+        return "/v1/completions", {"model": model.id, "prompt": _PROMPT}
+    if "solve" in model.tasks:
+        return "/v1/puzzles/solve", {"model": model.id, "puzzle": _PUZZLE}
+    if "embed" in model.tasks:
+        return "/v1/embeddings", {"model": model.id, "input": _PROMPT}
+    return None
 
 
 def wants_html(accept: str) -> bool:
@@ -85,7 +99,7 @@ def wants_html(accept: str) -> bool:
 
 
 def _quality(accept: str, main: str, sub: str) -> float:
-    """Return the weight of the most specific range that fits a type."""
+    """Return the weight of the most specific range in `accept` that fits a type."""
     weights: dict[str, float] = {}
     for part in accept.lower().split(","):
         name, *parameters = [piece.strip() for piece in part.split(";")]
@@ -113,7 +127,7 @@ def _number(text: str) -> float:
 
 
 def page(home: Home) -> str:
-    """Return the page as HTML, in the reader's light or dark."""
+    """Return the page as HTML, in the light or dark colours that the reader prefers."""
     links = ""
     for name, url in home.links.items():
         links += f'<li><a href="{escape(url)}">{escape(name)}</a></li>'

@@ -1,4 +1,4 @@
-"""Media types as callers say them: which are well-formed, are text, may be shown by browsers."""
+"""Media types as callers give them: well-formed or not, text or not, safe in a browser or not."""
 
 import re
 from urllib.parse import quote
@@ -24,14 +24,14 @@ _MOST_NAME = 255
 def media_type_of(text: str, *, field: str) -> str:
     """Return the media type in lower case, with its charset and no other parameter.
 
-    Raise InvalidRequest for what is none (RFC 6838).
+    Raise InvalidRequest, which names `field`, for text that is no media type (RFC 6838).
     """
-    found = _MEDIA_TYPE.fullmatch(text.strip())
-    if found is None:
+    match = _MEDIA_TYPE.fullmatch(text.strip())
+    if match is None:
         expected = "expected a media type, such as image/png"
         raise InvalidRequest(f"{field}: {expected}, got {text[:64]!r}.", field=field)
-    essence = found[1].lower()
-    for parameter in (found[2] or "").split(";"):
+    essence = match[1].lower()
+    for parameter in (match[2] or "").split(";"):
         charset = _CHARSET.fullmatch(parameter)
         if charset is not None:
             return f"{essence}; charset={charset[1].lower()}"
@@ -43,7 +43,7 @@ def is_text(media_type: str) -> bool:
 
 
 def disposition(media_type: str, name: str) -> str:
-    """Return a Content-Disposition (RFC 6266): shown only if the type can hold no script."""
+    """Return a Content-Disposition (RFC 6266): `inline` only if the type can hold no script."""
     is_shown = _SHOWN.fullmatch(media_type.partition(";")[0]) is not None
     kind = "inline" if is_shown else "attachment"
     if not name:
@@ -52,7 +52,10 @@ def disposition(media_type: str, name: str) -> str:
 
 
 def file_name(text: str) -> str:
-    """Return the last part of the path that a caller names a file by, if it can be printed."""
+    """Return the last part of the path that a caller names a file by.
+
+    Characters that cannot be printed are left out. The name has at most 255 bytes of UTF-8.
+    """
     last = re.split(r"[/\\]", text)[-1]
     printable = "".join(character for character in last if character.isprintable())
     return printable.encode("utf-8", errors="replace")[:_MOST_NAME].decode(errors="ignore")

@@ -1,8 +1,7 @@
-"""The middleware around every request: its id, a log line with metrics, a bounded body, a crash
-guard.
+"""The middleware around every request: an id, a log line, metrics, a bounded body, a crash guard.
 
-Pure ASGI, so that nothing here buffers an answer or hides a disconnect. Order and arguments are in
-`app.middleware`.
+It is pure ASGI, so that nothing here buffers an answer or hides a disconnect. `api/http/app.py`
+has its order and its arguments.
 """
 
 import asyncio
@@ -27,6 +26,8 @@ from shared.errors import ClientGone, Draining, FleetError, PayloadTooLarge, Uns
 from shared.telemetry.logging_setup import fields
 from shared.telemetry.metrics import Metrics
 
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""Methods that metrics and traces name; a caller may invent any number of others."""
 REQUEST_ID = "X-Request-Id"
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _SHOWN_BODY = 1000
@@ -36,8 +37,10 @@ error_log = logging.getLogger("aios.api")
 
 
 class RequestId:
-    """Give each request its state and each answer an X-Request-Id: the caller's own if it is sane,
-    or a new one."""
+    """Gives each request its state, and each answer an X-Request-Id.
+
+    The id is the caller's own if that is sane, else a new one.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -46,8 +49,10 @@ class RequestId:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(REQUEST_ID, "")
-        request_state = RequestState(given if _SANE_ID.fullmatch(given) else str(uuid.uuid4()))
+        request_id = Headers(scope=scope).get(REQUEST_ID, "")
+        if not _SANE_ID.fullmatch(request_id):
+            request_id = str(uuid.uuid4())
+        request_state = RequestState(request_id)
         scope.setdefault("state", {})["request_state"] = request_state
 
         async def send_with_id(message: Message) -> None:
@@ -59,8 +64,11 @@ class RequestId:
 
 
 class AccessLog:
-    """One log line and one observation per request, when its answer has ended; how the answer
-    began, if bodies are logged. A POST to one of the `work_paths` asks for work."""
+    """Logs and counts each request when its answer has ended.
+
+    With `log_bodies` the log line has the beginning of the answer. A POST to one of the
+    `work_paths` asks for work.
+    """
 
     def __init__(
         self,
@@ -82,7 +90,8 @@ class AccessLog:
             await self._app(scope, receive, send)
             return
         started_s = time.perf_counter()
-        status, answer = ClientGone.status, b""  # unless an answer begins
+        status = ClientGone.status  # until an answer begins
+        answer = b""
         is_shown = False
 
         async def send_noting_status(message: Message) -> None:
@@ -112,9 +121,10 @@ class AccessLog:
         self._metrics.latency.labels(route).observe(seconds)
         if request_state.error is not None:
             self._metrics.errors.labels(request_state.error).inc()
-        is_work = method == "POST" and route in self._work_paths
-        if request_state.error is not None and is_work and request_state.told_id is None:
-            self._metrics.rejections.labels(request_state.error).inc()
+            is_work = method == "POST" and route in self._work_paths
+            if is_work and request_state.x_job_id is None:
+                self._metrics.rejections.labels(request_state.error).inc()
+
         line = {
             "method": method,
             "route": route,
@@ -123,13 +133,13 @@ class AccessLog:
         }
         line |= log_fields_of(request_state)
         if self._log_bodies:
-            line["answer"] = _shown(answer)
-        is_news = self._log_requests and not request_state.is_probe
-        access_log.log(logging.INFO if is_news else logging.DEBUG, "request", extra=fields(**line))
+            line["answer"] = _excerpt(answer)
+        is_shown = self._log_requests and not request_state.is_probe
+        access_log.log(logging.INFO if is_shown else logging.DEBUG, "request", extra=fields(**line))
 
 
 class DefaultSeed:
-    """Gives requests that name no seed the fleet's."""
+    """Gives the fleet's seed to requests that name none."""
 
     def __init__(self, app: ASGIApp, *, seed: int) -> None:
         self._app = app
@@ -143,14 +153,11 @@ class DefaultSeed:
             fleets_seed.reset(token)
 
 
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-
-
 class CrashGuard:
-    """The seam where a bug becomes a 500 without a stack in the body; the stack goes to the log.
+    """Turns a bug into a 500 without a stack in the body. The stack goes to the log.
 
-    A server that stops cancels what it cannot wait for, such as a look into a Redis that is mute:
-    whoever has no answer by then is sent to another front.
+    A server that stops cancels requests that it cannot wait for, such as one that waits for a
+    hanging Redis. A caller without an answer is then sent to another front.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -177,22 +184,18 @@ class CrashGuard:
                 raise
             request_state = request_state_of(scope)
             request_state.error = "internal_error"
-            said = fields(request_id=request_state.request_id, trace_id=request_state.trace_id)
-            error_log.exception("unhandled error", extra=said)
+            error_log.exception("unhandled error", extra=_id_fields(request_state))
             if not has_begun:
-                problem = Problem(
-                    500,
-                    "internal_error",
-                    f"Internal error; request id {request_state.request_id}.",
-                    None,
-                    {},
-                )
+                message = f"Internal error; request id {request_state.request_id}."
+                problem = Problem(500, "internal_error", message, None, {})
                 await render(problem, request_state)(scope, receive, send)
 
 
 class BodyLimit:
-    """Reads the whole body and hands it on in one piece, unpacked. Refuses one that is too large,
-    announced or not, packed or unpacked. Its beginning is logged if bodies are.
+    """Reads the whole body, and hands it on in one piece, unpacked.
+
+    A body that is too large is refused, announced or not, packed or unpacked. The beginning of a
+    body is logged if bodies are.
 
     A body that is posted to one of the `upload_paths` is handed on as it comes, and refused as soon
     as it is too large.
@@ -245,13 +248,17 @@ class BodyLimit:
         request_state = request_state_of(scope)
         request_state.body = body
         if self._log_bodies and body:
-            said = fields(request_id=request_state.request_id, trace_id=request_state.trace_id)
-            access_log.info("Processing request: %s", _shown(body), extra=said)
+            extra = _id_fields(request_state)
+            access_log.info("Processing request: %s", _excerpt(body), extra=extra)
         await self._app(scope, _replay(body, receive), send)
 
     async def _read(self, receive: Receive) -> bytes | None:
-        """The body, or its first part that is too large; None if the caller left meanwhile."""
-        body, has_more = b"", True
+        """Return the body, or as much of it as shows that it is too large.
+
+        Return None if the caller has left meanwhile.
+        """
+        body = b""
+        has_more = True
         while has_more and len(body) <= self._max_body_bytes:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -261,26 +268,31 @@ class BodyLimit:
         return body
 
     async def _hand_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Whoever reads more than the bound is told so by an error, which becomes the answer."""
+        """Hand the body on as it comes.
+
+        Reading more than the bound raises an error in the route, which becomes the answer.
+        """
         headers = Headers(scope=scope)
         request_state = request_state_of(scope)
         coding = ",".join(headers.getlist(HEADER)).strip().lower()
         if coding not in ("", "identity"):
-            words = f"{HEADER}: expected none; what is uploaded is kept as it comes."
-            await self._refuse(UnsupportedEncoding(words, field=HEADER), scope, receive, send)
+            message = f"{HEADER}: expected none; what is uploaded is kept as it comes."
+            await self._refuse(UnsupportedEncoding(message, field=HEADER), scope, receive, send)
             return
         request_state.num_uploaded = 0
         if self._log_bodies:
-            said = fields(request_id=request_state.request_id, trace_id=request_state.trace_id)
-            shown = f"an upload of {headers.get('content-length', 'some')} bytes"
-            access_log.info("Processing request: %s", shown, extra=said)
+            description = f"an upload of {headers.get('content-length', 'some')} bytes"
+            extra = _id_fields(request_state)
+            access_log.info("Processing request: %s", description, extra=extra)
+
+        num_bytes = 0
 
         async def receive_bounded() -> Message:
+            nonlocal num_bytes
             message = await receive()
-            request_state.num_uploaded = (request_state.num_uploaded or 0) + len(
-                message.get("body", b"")
-            )
-            if request_state.num_uploaded > self._max_upload_bytes:
+            num_bytes += len(message.get("body", b""))
+            request_state.num_uploaded = num_bytes
+            if num_bytes > self._max_upload_bytes:
                 raise _too_large(self._max_upload_bytes)
             return message
 
@@ -296,12 +308,12 @@ def _too_large(max_bytes: int, how: str = "") -> PayloadTooLarge:
     return PayloadTooLarge(f"Expected a body of at most {max_bytes} bytes; {how}this is larger.")
 
 
-def _shown(body: bytes) -> str:
+def _excerpt(body: bytes) -> str:
     return body[:_SHOWN_BODY].decode(errors="replace")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body once and then whatever comes."""
+    """Return a `receive` that gives the body once, and then whatever comes."""
     is_given = False
 
     async def replay() -> Message:
@@ -314,16 +326,23 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
+def _id_fields(request_state: RequestState) -> dict[str, Any]:
+    """Return the fields that lead from a log line to the request's other lines and its trace."""
+    return fields(request_id=request_state.request_id, trace_id=request_state.trace_id)
+
+
 def log_fields_of(request_state: RequestState) -> dict[str, Any]:
-    """The fields of the line, without those of HTTP; None for what there is not. Times are in
-    milliseconds."""
-    said: dict[str, Any] = {
+    """Return the fields of a request's log line, without those of HTTP.
+
+    A field is None where there is nothing to tell. Times are in milliseconds.
+    """
+    line: dict[str, Any] = {
         "request_id": request_state.request_id,
         "trace_id": request_state.trace_id,
         "tenant": request_state.tenant or None,
         "key": request_state.key or None,
         "model": request_state.model,
-        "x_job_id": request_state.told_id,
+        "x_job_id": request_state.x_job_id,
         "job_id": request_state.job_ids[0] if request_state.job_ids else None,
         "num_jobs": len(request_state.job_ids) or None,
         "prompt_tokens": request_state.usage.prompt_tokens,
@@ -331,13 +350,12 @@ def log_fields_of(request_state: RequestState) -> dict[str, Any]:
         "upload_bytes": request_state.num_uploaded,
         "error": request_state.error,
     }
-    if request_state.watch is not None:
-        said |= {
-            "worker": request_state.watch.worker,
-            "attempts": request_state.watch.attempts or None,
-        }
-        said |= _times(request_state.watch.timings(request_state.usage.completion_tokens))
-    return said
+    watch = request_state.watch
+    if watch is not None:
+        line["worker"] = watch.worker
+        line["attempts"] = watch.attempts or None
+        line |= _times(watch.timings(request_state.usage.completion_tokens))
+    return line
 
 
 def _times(timings: Timings) -> dict[str, float | None]:

@@ -1,6 +1,6 @@
-"""Reading `multipart/form-data` as it comes: one file, handed on in pieces, and short fields.
+"""Read `multipart/form-data` as it comes: one file, handed on in pieces, and short fields.
 
-Nothing is kept that has no bound: not the number of parts, nor their heads, nor the fields.
+All that is kept in memory has a bound: the number of parts, their heads, and the fields.
 """
 
 from collections.abc import AsyncIterable, Awaitable, Callable
@@ -35,19 +35,21 @@ class FilePart:
 
 @dataclass
 class Form:
+    """A form that was read: the head of its file, and its fields by name."""
+
     file: FilePart
     fields: dict[str, str]
 
 
 Take = Callable[[FilePart, bytes], Awaitable[None]]
-"""Takes the file, piece by piece."""
+"""The function that takes the file, piece by piece."""
 
 
 async def read_form(pieces: AsyncIterable[bytes], content_type: str, take: Take) -> Form:
     """Read a form of one file and fields around it.
 
-    Raise InvalidRequest for what is no such form, PayloadTooLarge for a head or field that is too
-    long, and whatever `take` raises.
+    Raise InvalidRequest for a body that is no such form, PayloadTooLarge for a head or field that
+    is too long, and what `take` raises.
     """
     reading = _Reading()
     parser = MultipartParser(_boundary(content_type), reading.callbacks())
@@ -56,7 +58,7 @@ async def read_form(pieces: AsyncIterable[bytes], content_type: str, take: Take)
             parser.write(piece)
         except FormParserError as error:
             raise InvalidRequest(f"{_BROKEN}.") from error
-        for data in reading.taken():
+        for data in reading.take_pieces():
             assert reading.file is not None
             await take(reading.file, data)
     if not reading.is_whole:
@@ -80,7 +82,7 @@ def _no_file(expected: str) -> InvalidRequest:
 
 @dataclass
 class _Reading:
-    """Between two pieces of the body: where in the form the parser is, and what it found."""
+    """The state of the parser between two pieces of the body, and what it has found so far."""
 
     fields: dict[str, str] = field(default_factory=dict)
     file: FilePart | None = None
@@ -106,7 +108,7 @@ class _Reading:
             "on_end": self._on_end,
         }
 
-    def taken(self) -> list[bytes]:
+    def take_pieces(self) -> list[bytes]:
         """Return the pieces of the file that came since the last call."""
         pieces = self._pieces
         self._pieces = []
@@ -118,7 +120,8 @@ class _Reading:
             raise PayloadTooLarge(f"Expected at most {_MOST_PARTS} parts in the form.")
         self._num_head_bytes = 0
         self._head = {}
-        self._header = self._value = b""
+        self._header = b""
+        self._value = b""
 
     def _on_header_field(self, data: bytes, start: int, end: int) -> None:
         self._count_head(end - start)
@@ -136,7 +139,8 @@ class _Reading:
 
     def _on_header_end(self) -> None:
         self._head[self._header.lower()] = self._value
-        self._header = self._value = b""
+        self._header = b""
+        self._value = b""
 
     def _on_headers_finished(self) -> None:
         _, options = parse_options_header(self._head.get(b"content-disposition", b""))

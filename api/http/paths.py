@@ -1,7 +1,7 @@
-"""Finds the route that a request means: below a proxy's prefix, with a slash at its end, by HEAD.
+"""Find the route that a request means: below a proxy's prefix, with a slash at its end, by HEAD.
 
-Pure ASGI around the app. Nothing here redirects: what is meant is served, anything else is a plain
-404 or 405.
+Pure ASGI around the app. Nothing here redirects: the route that is meant is served, and anything
+else is a plain 404 or 405.
 """
 
 from starlette.datastructures import MutableHeaders
@@ -13,11 +13,10 @@ from api.http.request_state import request_state_of
 
 
 class Paths:
-    """Takes the prefix `root_path` from the path, whether or not a proxy has done so, and a slash
-    from its end.
+    """Takes the prefix `root_path`, and a slash at the end, from the path.
 
-    What is left is `RequestState.path`. For those inside, the scope says it as ASGI wants it: a
-    path that begins with `root_path`.
+    A proxy may have taken the prefix already. What is left is `RequestState.path`. The path of the
+    scope always begins with `root_path`, as ASGI wants it.
     """
 
     def __init__(self, app: ASGIApp, *, table: RouteTable, root_path: str) -> None:
@@ -29,7 +28,7 @@ class Paths:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path = self._meant(scope["path"])
+        path = self._inner_path(scope["path"])
         request_state = request_state_of(scope)
         request_state.path = path
         request_state.errors = self._table.errors_at(path)
@@ -42,7 +41,7 @@ class Paths:
             return
 
         async def send_with_prefix(message: Message) -> None:
-            # Answers name other paths of ours by `Location` alone.
+            # `Location` is the only header by which an answer names another path of ours.
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 if headers.get("location", "").startswith("/"):
@@ -51,34 +50,33 @@ class Paths:
 
         await self._app(scope, receive, send_with_prefix)
 
-    def _meant(self, path: str) -> str:
-        """Return the path below the prefix.
-
-        A path that begins with the prefix may be one from which it was taken already: `/api` begins
-        some of ours.
-        """
-        as_it_is = self._without_slash(path)
+    def _inner_path(self, path: str) -> str:
+        """Return the path below the prefix, without a slash at its end."""
+        unstripped = self._without_slash(path)
         if not self._root_path or not f"{path}/".startswith(f"{self._root_path}/"):
-            return as_it_is
+            return unstripped
         inner = self._without_slash(path[len(self._root_path) :] or "/")
-        if self._table.at(as_it_is) and not self._table.at(inner):
-            return as_it_is
+        # A proxy may have taken the prefix already, and a path of ours may begin like it (`/api`).
+        if self._table.at(unstripped) and not self._table.at(inner):
+            return unstripped
         return inner
 
     def _without_slash(self, path: str) -> str:
-        """Return the path without a slash at its end, where callers may use it so."""
+        """Return the path without one slash at its end, if the rest is a path for callers."""
         shorter = path[:-1]
         if not path.endswith("/") or not shorter or shorter.endswith("/"):
             return path
-        # A proxy may deny `/metrics` by its exact path; that must not be had by another name.
+        # A proxy may deny `/metrics` by its exact path; no other path may lead there.
         if not self._table.is_callers(shorter):
             return path
         return shorter
 
 
 class Methods:
-    """HEAD is answered wherever GET is, without a body; OPTIONS says what there is, and so does
-    every 405."""
+    """Answers HEAD wherever there is GET, and OPTIONS with the methods of the path.
+
+    Every 405 names these methods too.
+    """
 
     def __init__(self, app: ASGIApp, *, table: RouteTable) -> None:
         self._app = app
@@ -111,9 +109,9 @@ class Methods:
         await self._app(scope, receive, send_with_allow)
 
     async def _head(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As GET, to the routes; to the log and the server it stays HEAD."""
+        """Answer without a body. The routes see a GET; the log and the server see HEAD."""
         request_state_of(scope).is_head = True
-        asked = {**scope, "method": "GET"}
+        get_scope = {**scope, "method": "GET"}
 
         async def send_without_body(message: Message) -> None:
             if message["type"] == "http.response.body":
@@ -121,7 +119,7 @@ class Methods:
             await send(message)
 
         try:
-            await self._app(asked, receive, send_without_body)
+            await self._app(get_scope, receive, send_without_body)
         finally:
-            if "route" in asked:
-                scope["route"] = asked["route"]
+            if "route" in get_scope:
+                scope["route"] = get_scope["route"]

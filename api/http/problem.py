@@ -11,7 +11,10 @@ _REJECTED = (409, 429, 503)
 
 @dataclass(frozen=True)
 class Problem:
-    """`field` is the input at fault; `job_id` names work that goes on all the same."""
+    """An error as a client will see it.
+
+    `field` is the input at fault. `job_id` is that of a request which goes on all the same.
+    """
 
     status: int
     code: str
@@ -22,6 +25,7 @@ class Problem:
 
 
 def problem_of(error: FleetError) -> Problem:
+    """Return the error as a value, with the headers that belong to it."""
     headers = {}
     if error.retry_after_s:
         headers["Retry-After"] = str(error.retry_after_s)

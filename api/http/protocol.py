@@ -1,12 +1,11 @@
-"""uvicorn's HTTP protocol, with limits for clients that it would misunderstand or let take all
-memory.
+"""uvicorn's HTTP protocol, mended for clients that offer an upgrade or send an endless head.
 
 A client that offers to go on in another protocol is answered in HTTP/1.1, as RFC 9110 allows.
 Java's HttpClient offers `Upgrade: h2c` with every first request; the parser would drop the body of
 that request and whatever follows it.
 
-A head, which is the request line with its headers, has a bound, because the parser joins whatever
-comes.
+A head is the request line with its headers. It has a bound here, because the parser keeps in memory
+whatever comes.
 """
 
 import re
@@ -30,8 +29,10 @@ _REFUSAL = (
 
 
 class Protocol(HttpToolsProtocol):
-    """One connection. `_num_head_bytes` is how much has come of a head that is not whole; None
-    while a body comes."""
+    """One connection.
+
+    `_num_head_bytes` have come of a head that is not complete; it is None while a body comes.
+    """
 
     _num_head_bytes: int | None = 0
 
@@ -53,8 +54,11 @@ class Protocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def _refuse(self) -> None:
-        """End the connection; while an earlier request is being answered nothing may be written in
-        between."""
+        """Answer 431, and close the connection.
+
+        While an earlier request is being answered, the connection is only closed: nothing may be
+        written into that answer.
+        """
         if self.transport.is_closing():
             return
         if self.cycle is None or self.cycle.response_complete:
@@ -65,7 +69,8 @@ class Protocol(HttpToolsProtocol):
 def without_offer(data: bytes) -> bytes:
     """Return the data without the `Upgrade` headers of the head that it begins with.
 
-    Only where the head is whole: what stands behind it is a body, of which no byte may be lost.
+    They are removed only where the head is complete. A body stands behind it, and no byte of that
+    may be lost.
     """
     end = data.find(_HEAD_END)
     if end < 0:

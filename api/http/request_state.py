@@ -1,7 +1,7 @@
 """The state of one request, for its log line and the metrics: its id, its tokens, its error.
 
-Created by the outermost middleware, filled in by routes and error handlers, read once when the
-answer has ended.
+The outermost middleware creates it, routes and error handlers fill it in, and it is read once, when
+the answer has ended.
 """
 
 from collections.abc import MutableMapping
@@ -15,7 +15,7 @@ from shared.telemetry.tracing import NO_SPAN, Span
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens read and written; of those read some were computed before."""
+    """Numbers of tokens. `cached_prompt_tokens` of the `prompt_tokens` were computed before."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -35,14 +35,15 @@ class Usage:
 
 @dataclass
 class RequestState:
-    """`key` is the id of the key that came, "" where none did.
+    """The state of one request, as far as it has got.
 
-    `path` is that of a route, without a proxy's prefix, and `errors` the form in which this caller
-    is told of them. A request with `is_head` wants the headers alone, and must begin nothing; one
-    with `is_probe` is a machine's, of which nothing is told. `told_id` is what the caller knows its
-    jobs by. `watch` timed its jobs, where this front took them; `trace_id` is that of its trace, if
-    it has one, and `span` the server's. `num_uploaded` are the bytes of an upload that have come;
-    its `body` is not kept.
+    `path` is that of a route, without a proxy's prefix. A request with `is_head` wants the headers
+    alone, and must begin nothing. One with `is_probe` comes from a probe, and is not traced.
+
+    `num_uploaded` bytes of an upload have come; its `body` is not kept. `key` is the id of the API
+    key, "" without one. `x_job_id` is the id by which the caller knows its jobs, `job_ids` are those
+    of the jobs themselves. `watch` times the jobs, if this front took them. `trace_id` is None where
+    nothing is traced; `span` is the server's. `errors` is the format of errors for this caller.
     """
 
     request_id: str
@@ -56,7 +57,7 @@ class RequestState:
     tenant: str = ""
     key: str = ""
     model: str | None = None
-    told_id: str | None = None
+    x_job_id: str | None = None
     job_ids: tuple[str, ...] = ()
     watch: Stopwatch | None = None
     trace_id: str | None = None

@@ -1,4 +1,4 @@
-"""The server's span of each request, which goes on with its caller's trace.
+"""The server's span of each request, which continues its caller's trace.
 
 The middleware is there only where tracing is on.
 """
@@ -52,8 +52,8 @@ class TracingMiddleware:
             "user_agent.original": headers.get("user-agent"),
             "aios.request_id": request_state.request_id,
         }
-        within = Trace(headers.get("traceparent", ""), headers.get("tracestate", ""))
-        request_state.span = self._tracing.span(_method(scope), within, "server", attributes)
+        parent = Trace(headers.get("traceparent", ""), headers.get("tracestate", ""))
+        request_state.span = self._tracing.span(_method(scope), parent, "server", attributes)
         request_state.trace_id = request_state.span.trace.id
         return request_state.span
 

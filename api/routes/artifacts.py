@@ -17,7 +17,7 @@ from api.schemas.errors import PlainErrorBody, errors_of
 from api.schemas.files import InlineArtifact, StoredFile, request_body, stored_file
 from api.submit.byte_inputs import InlineBytes, byte_input_of
 from api.submit.request_options import KeyDep
-from api.submit.uploads import Examined, admit, bytes_of, keep, label_of, pieces_of
+from api.submit.uploads import ScannedUpload, admit, bytes_of, keep, label_of, pieces_of
 from shared.artifacts.store import DEFAULT_MEDIA_TYPE, Artifact, Upload
 from shared.errors import InvalidRequest, PayloadTooLarge
 
@@ -25,13 +25,13 @@ router = APIRouter(prefix="/v1/artifacts", tags=["files"], responses=errors_of(P
 
 PATH = "/v1/artifacts"
 _JSON = "application/json"
-_BY_ACCIDENT = "application/x-www-form-urlencoded"
-"""The default of curl for whatever it posts."""
+_CURL_DEFAULT = "application/x-www-form-urlencoded"
+"""The media type that curl gives to whatever it posts, unless it is told another."""
 _BODY = {
     _JSON: {"schema": InlineArtifact.model_json_schema()},
     DEFAULT_MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}},
 }
-_Name = Annotated[str, Query(description="What to call it, where the body is the bytes.")]
+_Name = Annotated[str, Query(description="The name of the file, where the body is its bytes.")]
 
 
 @router.post("", response_model=StoredFile, openapi_extra=request_body(_BODY))
@@ -44,15 +44,15 @@ async def create_artifact(
     filename: _Name = "",
     purpose: Annotated[str, Query()] = "user_data",
 ) -> StoredFile:
-    """Keep the body, which is of its `Content-Type`; a JSON body has the bytes in base64."""
+    """Keep the body as an artifact of its `Content-Type`. A JSON body has the bytes in base64."""
     await admit(front, caller, request)
     media_type = _media_type(request)
     async with front.artifacts.upload(caller.tenant) as upload:
         if media_type.partition(";")[0] == _JSON:
             return stored_file(await _keep_inline(front, request, upload, key))
-        examined = Examined(front, upload)
+        scanned = ScannedUpload(front, upload)
         async for piece in pieces_of(request):
-            await examined.write(piece, media_type)
+            await scanned.write(piece, media_type)
         label = label_of(media_type, filename, purpose)
         return stored_file(await keep(front, request, upload, label, key=key))
 
@@ -65,18 +65,18 @@ async def artifact(
     caller: CallerDep,
     request_state: RequestStateDep,
 ) -> Response:
-    """The bytes, or a part of them."""
-    found = await front.artifacts.find(caller.tenant, id)
-    return await bytes_of(front, found, request, request_state)
+    """Return the bytes of an artifact, or a part of them."""
+    stored = await front.artifacts.find(caller.tenant, id)
+    return await bytes_of(front, stored, request, request_state)
 
 
 def _media_type(request: Request) -> str:
     given = request.headers.get("content-type", DEFAULT_MEDIA_TYPE)
     media_type = media_type_of(given, field="Content-Type")
-    if media_type == _BY_ACCIDENT:
+    if media_type == _CURL_DEFAULT:
         raise InvalidRequest(
-            "Content-Type: expected what the bytes are, got what curl says unless it is told"
-            " otherwise: -H 'Content-Type: image/png'.",
+            "Content-Type: expected the media type of the bytes, got the default of curl; tell it"
+            " another, as by -H 'Content-Type: image/png'.",
             field="Content-Type",
         )
     if media_type == MEDIA_TYPE:
@@ -88,6 +88,7 @@ def _media_type(request: Request) -> str:
 
 
 async def _keep_inline(front: Front, request: Request, upload: Upload, key: str) -> Artifact:
+    """Make an artifact of the bytes in a JSON body."""
     body = _parsed(await _read_all(request, front.max_body_bytes))
     given = byte_input_of(body.data, name="data", max_bytes=front.artifacts.max_bytes)
     if not isinstance(given, InlineBytes):
@@ -95,7 +96,7 @@ async def _keep_inline(front: Front, request: Request, upload: Upload, key: str)
     media_type = given.media_type
     if body.media_type is not None:
         media_type = media_type_of(body.media_type, field="media_type")
-    await Examined(front, upload).write(given.data, media_type)
+    await ScannedUpload(front, upload).write(given.data, media_type)
     label = label_of(media_type, body.filename, body.purpose)
     return await keep(front, request, upload, label, key=key)
 
@@ -112,12 +113,12 @@ async def _read_all(request: Request, max_bytes: int) -> bytes:
 
 
 def _parsed(body: bytes) -> InlineArtifact:
-    """Raise InvalidRequest and RequestValidationError."""
+    """Return the JSON body. Raise InvalidRequest and RequestValidationError."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):
-        words = "Expected a JSON object as the body; this is not valid JSON."
-        raise InvalidRequest(words) from None
+        message = "Expected a JSON object as the body; this is not valid JSON."
+        raise InvalidRequest(message) from None
     try:
         return InlineArtifact.model_validate(value)
     except ValidationError as error:

@@ -24,11 +24,11 @@ def _catalogue(front: Front) -> Catalogue:
 @router.get("/catalogue")
 @redis_answers()
 async def listing(front: FrontDep) -> CatalogueListing:
-    """All models of the catalogue. Those of workers' own settings are in `/api/models/status`."""
-    found = await _catalogue(front).listing()
+    """List the models of the catalogue. Those of workers' settings are in `/api/models/status`."""
+    content = await _catalogue(front).listing()
     models = []
-    for name, entry in sorted(found.entries.items()):
-        is_pinned = name in found.pinned
+    for name, entry in sorted(content.entries.items()):
+        is_pinned = name in content.pinned
         models.append(
             CatalogueModel(model_id=name, path=entry.path, runner=entry.runner, is_pinned=is_pinned)
         )
@@ -38,13 +38,16 @@ async def listing(front: FrontDep) -> CatalogueListing:
 @router.post("/add")
 @redis_answers()
 async def add(body: CatalogueEntry, front: FrontDep) -> CatalogueChange:
-    """Let every worker that can read the model's path serve it. One with the same id is changed."""
+    """Let every worker that can read the model's path serve it.
+
+    A model of the same id is changed.
+    """
     try:
         check_options([body], {})
     except SettingsError as error:
         raise InvalidRequest(str(error), field="options") from None
     is_new = await _catalogue(front).add(body)
-    front.fleet.look_again()
+    front.fleet.invalidate()
     return CatalogueChange(model_id=body.id, done="added" if is_new else "changed")
 
 
@@ -54,7 +57,7 @@ async def remove(model_id: ModelId, front: FrontDep) -> CatalogueChange:
     """Let workers forget a model, once its jobs in hand have ended."""
     if not await _catalogue(front).remove(model_id):
         raise ModelNotFound(f"model_id: {model_id!r} is not in the catalogue.", field="model_id")
-    front.fleet.look_again()
+    front.fleet.invalidate()
     return CatalogueChange(model_id=model_id, done="removed")
 
 
@@ -86,7 +89,7 @@ async def load(model_id: ModelId, front: FrontDep) -> CatalogueChange:
 
 
 async def _check_known(front: Front, model_id: str) -> None:
-    """Raise ModelNotFound for a model that nobody knows."""
+    """Raise ModelNotFound for a model that neither a worker nor the catalogue knows."""
     fleet = await front.fleet.now()
     if model_id not in fleet.models and model_id not in fleet.catalogued:
         raise ModelNotFound(f"model_id: {model_id!r} does not exist.", field="model_id")

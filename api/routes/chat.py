@@ -35,7 +35,14 @@ def _heading(work: SubmittedWork) -> Heading:
 
 
 CHAT = Endpoint(
-    "chat", "generate", ChatRequest, ChatCompletion, _plan, _whole, _chunks, errors=OPENAI
+    name="chat",
+    task="generate",
+    body=ChatRequest,
+    answer=ChatCompletion,
+    plan=_plan,
+    render=_whole,
+    stream=_chunks,
+    errors=OPENAI,
 )
 DIALECT = Dialect(
     (

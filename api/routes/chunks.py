@@ -1,5 +1,4 @@
-"""The chunks of a streamed completion: one for each choice that has something new, and each
-choice's end once."""
+"""The chunks of a streamed completion: one for all that is new of a choice, and its end once."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,8 +18,10 @@ from api.stream.timings import Timings
 
 
 class Chunks:
-    """Renders the events of a request's jobs, `n` choices each; remembers how far each choice has
-    come. An empty chunk opens the stream."""
+    """Renders the events of a request's jobs, of `n` choices each.
+
+    It remembers how far the text of each choice has come. An empty chunk opens the stream.
+    """
 
     _object = "text_completion"
 
@@ -60,8 +61,12 @@ class Chunks:
     def _logprobs(self, delta: ChoiceDelta) -> dict[str, Any] | None:
         offset = self._offsets.get(delta.index, 0)
         body = logprobs_body(delta.ids, delta.logprobs, offset)
-        self._offsets[delta.index] = offset + sum(len(item.token) for item in delta.logprobs)
-        return None if body is None else body.model_dump()
+        for logprob in delta.logprobs:
+            offset += len(logprob.token)
+        self._offsets[delta.index] = offset
+        if body is None:
+            return None
+        return body.model_dump()
 
     def _chunk(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None) -> dict[str, Any]:
         heading = self._heading
@@ -72,12 +77,16 @@ class Chunks:
             "model": heading.model,
             "choices": choices,
         }
-        return chunk | {"usage": usage} if self._with_usage else chunk
+        if self._with_usage:
+            chunk["usage"] = usage
+        return chunk
 
 
 class ChatChunks(Chunks):
-    """A choice's first delta names the role; its end has a chunk of its own, whose delta is
-    empty."""
+    """Renders the events of a dialogue.
+
+    The first delta of a choice names the role. Its end has a chunk of its own, with an empty delta.
+    """
 
     _object = "chat.completion.chunk"
 

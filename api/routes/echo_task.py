@@ -1,5 +1,7 @@
-"""`POST /v1/echo-task`: a task without a model, which takes as long as it is told and makes a file
-of a text."""
+"""`POST /v1/echo-task`: a task without a model.
+
+It takes as long as it is told to, and makes a file of a text.
+"""
 
 from collections.abc import Sequence
 
@@ -27,7 +29,7 @@ class EchoTaskRequest(RequestBody):
 
 
 class EchoTaskResponse(BaseModel):
-    """The text once for each step is a file."""
+    """The answer: the file has the text once for each step."""
 
     steps: int
     file: MadeFile
@@ -44,7 +46,14 @@ def _render(work: SubmittedWork, outcomes: Sequence[Outcome]) -> EchoTaskRespons
     return EchoTaskResponse(steps=result.steps, file=made_file(ref))
 
 
-ECHO_TASK = Endpoint("echo_task", "echo_task", EchoTaskRequest, EchoTaskResponse, _plan, _render)
+ECHO_TASK = Endpoint(
+    name="echo_task",
+    task="echo_task",
+    body=EchoTaskRequest,
+    answer=EchoTaskResponse,
+    plan=_plan,
+    render=_render,
+)
 DIALECT = Dialect(
     (
         Post(

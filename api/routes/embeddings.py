@@ -22,7 +22,13 @@ def _whole(work: SubmittedWork, outcomes: Sequence[Outcome]) -> Embeddings:
 
 
 EMBEDDINGS = Endpoint(
-    "embeddings", "embed", EmbeddingsRequest, Embeddings, _plan, _whole, errors=OPENAI
+    name="embeddings",
+    task="embed",
+    body=EmbeddingsRequest,
+    answer=Embeddings,
+    plan=_plan,
+    render=_whole,
+    errors=OPENAI,
 )
 DIALECT = Dialect(
     (

@@ -1,8 +1,7 @@
-"""The answer that a solution states, and the code that it shows. Pure text in, text out; None where
-there is none.
+"""The answer that a solution states, and the code that it shows.
 
-What is stated more plainly wins: a box over a sentence, a sentence over an equation; of several of
-one kind the last.
+The functions are pure: text in, text out, None where there is none. The plainest form of an answer
+wins: a box over a sentence, a sentence over an equation. Of several of one kind the last wins.
 """
 
 import re
@@ -91,6 +90,7 @@ def _brace_ends(text: str) -> dict[int, int]:
 
 
 def _stated(text: str) -> str | None:
+    """Return the last answer that a sentence states."""
     last = None
     for match in _STATED.finditer(text):
         sentence = _SENTENCE_END.split(match["value"])[0]
@@ -113,6 +113,7 @@ def _equated(text: str) -> str | None:
 
 
 def _is_side(left: str) -> bool:
+    """Return whether this can stand before an equals sign whose other side is an answer."""
     if not left or not _NO_SIDE.match(left[-1]):
         return True
     return _NAME.search(left[-_NAME_SIZE:]) is not None

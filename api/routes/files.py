@@ -22,7 +22,7 @@ from api.schemas.files import (
     stored_file,
 )
 from api.submit.request_options import KeyDep
-from api.submit.uploads import Examined, admit, bytes_of, keep, label_of, pieces_of
+from api.submit.uploads import ScannedUpload, admit, bytes_of, keep, label_of, pieces_of
 from shared.artifacts.store import DEFAULT_MEDIA_TYPE
 from shared.errors import InvalidRequest
 
@@ -72,10 +72,10 @@ async def create_file(
     await admit(front, caller, request)
     content_type = request.headers.get("content-type", "")
     async with front.artifacts.upload(caller.tenant) as upload:
-        examined = Examined(front, upload)
+        scanned = ScannedUpload(front, upload)
 
         async def take(part: FilePart, data: bytes) -> None:
-            await examined.write(data, part.media_type)
+            await scanned.write(data, part.media_type)
 
         form = await read_form(pieces_of(request), content_type, take)
         purpose = form.fields.get("purpose")
@@ -96,8 +96,8 @@ async def files(
     order: _Order = None,
     purpose: _Purpose = None,
 ) -> StoredFiles:
-    """The files of the caller's tenant, the latest first."""
-    found, has_more = await front.artifacts.page(
+    """List the files of the caller's tenant, the latest first."""
+    page, has_more = await front.artifacts.page(
         caller.tenant,
         limit=_limit_of(limit),
         after=after or "",
@@ -105,9 +105,9 @@ async def files(
         is_oldest_first=_order_of(order) == "asc",
     )
     return StoredFiles(
-        data=[stored_file(artifact) for artifact in found],
-        first_id=found[0].id if found else None,
-        last_id=found[-1].id if found else None,
+        data=[stored_file(artifact) for artifact in page],
+        first_id=page[0].id if page else None,
+        last_id=page[-1].id if page else None,
         has_more=has_more,
     )
 
@@ -125,7 +125,7 @@ async def content(
     caller: CallerDep,
     request_state: RequestStateDep,
 ) -> Response:
-    """The bytes of a file, or a part of them."""
+    """Return the bytes of a file, or a part of them."""
     artifact = await front.artifacts.find(caller.tenant, id)
     return await bytes_of(front, artifact, request, request_state)
 
@@ -137,7 +137,10 @@ async def delete_file(id: str, front: FrontDep, caller: CallerDep) -> FileDelete
 
 
 def _lives_s(fields: dict[str, str]) -> float | None:
-    """Return how long the caller wants the file to be kept, as OpenAI's `expires_after` says it."""
+    """Return for how many seconds the file is to be kept, as OpenAI's `expires_after` says it.
+
+    None leaves that to the fleet. Raise InvalidRequest.
+    """
     if _LIVES not in fields:
         return None
     is_number = _NUMBER.fullmatch(fields[_LIVES]) is not None and int(fields[_LIVES]) > 0

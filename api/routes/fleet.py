@@ -17,8 +17,7 @@ _PATIENCE_S = 2.0
 
 
 class FleetNow(RootModel[dict[str, Any]]):
-    """Workers, models with their queues, and servers of Redis, as `aios status --json` tells
-    them."""
+    """The fleet, as `aios status --json` tells it: workers, models, queues, servers of Redis."""
 
 
 @router.get("/v1/fleet", response_model=FleetNow)

@@ -1,5 +1,7 @@
-"""`/generate` and `/generate_stream`, which three dialects share: a body is of the dialect whose
-key it has, and so are its answer and its errors."""
+"""`/generate` and `/generate_stream`, which three dialects share.
+
+A body is of the dialect whose key it has, and so are its answer and its errors.
+"""
 
 from typing import Annotated
 
@@ -16,7 +18,8 @@ Body = Annotated[
     GenerateRequest | PromptRequest | TgiRequest,
     one_of({key: endpoint.body for key, endpoint in _ENDPOINTS.items()}),
 ]
-_TOLD_APART = {"inputs": tgi.ONE}
+# The other two dialects have the same format of errors.
+_BY_KEY = {"inputs": tgi.ONE}
 
 DIALECT = Dialect(
     (
@@ -27,7 +30,7 @@ DIALECT = Dialect(
             tuple(_ENDPOINTS.values()),
             tag="generate",
             body=Body,
-            by_key=_TOLD_APART,
+            by_key=_BY_KEY,
             job_task="generate",
         ),
         Post(
@@ -37,7 +40,7 @@ DIALECT = Dialect(
             tuple(_ENDPOINTS.values()),
             tag="generate",
             body=Body,
-            by_key=_TOLD_APART,
+            by_key=_BY_KEY,
             always_streams=True,
         ),
     )

@@ -23,7 +23,7 @@ class Liveness(BaseModel):
 
 
 class Health(BaseModel):
-    """`model` is the default one; `reason` says why it is not served."""
+    """The health of the fleet. `model` is the default one; `reason` says why none is served."""
 
     status: Literal["healthy", "unhealthy"]
     ready: bool
@@ -32,7 +32,7 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """`reason` says why not."""
+    """The readiness of the fleet. `reason` says why it is not ready."""
 
     status: Literal["ready", "not ready"]
     reason: str | None = None
@@ -40,7 +40,7 @@ class Readiness(BaseModel):
 
 @router.get("/healthz", response_model=Liveness, responses={503: {"model": Liveness}})
 async def healthz(front: FrontDep) -> Response:
-    """Up; in the mode `ready` also 503 until a worker is ready."""
+    """Tell that this process is up. In the mode `ready`, answer 503 until a worker is ready."""
     is_ready = await reason_not_ready(front) is None
     if front.healthz_mode == "ready" and not is_ready:
         return JSONResponse({"status": "not ready", "ready": False}, 503)
@@ -49,18 +49,17 @@ async def healthz(front: FrontDep) -> Response:
 
 @router.get("/health", response_model=Health, responses={503: {"model": Health}})
 async def health(front: FrontDep) -> Response:
-    """SimpleFoundation's: healthy when new work would find a worker, else 503."""
+    """Tell SimpleFoundation's clients whether new work would find a worker; 503 if not."""
     reason = await reason_not_ready(front)
     if reason is not None:
         return JSONResponse({"status": "unhealthy", "ready": False, "reason": reason}, 503)
-    return JSONResponse(
-        {"status": "healthy", "ready": True, "model": (await front.admission.find(None)).id}
-    )
+    model = await front.admission.find(None)
+    return JSONResponse({"status": "healthy", "ready": True, "model": model.id})
 
 
 @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
 async def readyz(front: FrontDep) -> Response:
-    """Tell whether new work would find a worker."""
+    """Tell whether new work would find a worker; 503 if not."""
     reason = await reason_not_ready(front)
     if reason is not None:
         return JSONResponse({"status": "not ready", "reason": reason}, 503)
@@ -69,12 +68,15 @@ async def readyz(front: FrontDep) -> Response:
 
 @router.get("/metrics", include_in_schema=False)
 async def metrics(front: FrontDep) -> Response:
-    """Prometheus text; what is told of the fleet is read as it is asked for."""
+    """Return the metrics as Prometheus reads them. Those of the fleet are read from Redis now."""
     return Response(await front.exporter.render(), media_type=CONTENT_TYPE)
 
 
 async def reason_not_ready(front: Front) -> str | None:
-    """None when new work would find a worker, or wait for one that may soon be back."""
+    """Return why new work would find no worker.
+
+    Return None when it would find one, or wait for one that may soon be back.
+    """
     if front.draining.is_set():
         return "this server is shutting down"
     try:

@@ -1,5 +1,7 @@
-"""`GET /`: a small page for a browser, the same as JSON for anything else. `POST /` is
-text-generation-inference's."""
+"""`GET /`: a small page for a browser, the same as JSON for anything else.
+
+`POST /` belongs to text-generation-inference's dialect.
+"""
 
 from typing import Annotated
 
@@ -21,16 +23,16 @@ _HEADERS = {"Vary": "Accept", "Cache-Control": "no-store"}
 async def home(
     request: Request, front: FrontDep, accept: Annotated[str, Header()] = ""
 ) -> Response:
-    """Open to anybody; which models there are is told only where anybody may call."""
-    told = await _home(front, str(request.base_url).rstrip("/"), request.scope["root_path"])
+    """Show anybody what this is. Models are shown only where anybody may call."""
+    content = await _home(front, str(request.base_url).rstrip("/"), request.scope["root_path"])
     if wants_html(accept):
         headers = {
             **_HEADERS,
             "Content-Security-Policy": POLICY,
             "X-Content-Type-Options": "nosniff",
         }
-        return Response(page(told), media_type="text/html; charset=utf-8", headers=headers)
-    return Response(told.model_dump_json(), media_type="application/json", headers=_HEADERS)
+        return Response(page(content), media_type="text/html; charset=utf-8", headers=headers)
+    return Response(content.model_dump_json(), media_type="application/json", headers=_HEADERS)
 
 
 async def _home(front: Front, base_url: str, root_path: str) -> Home:

@@ -1,5 +1,7 @@
-"""The HRM contract: `/loglikelihood`, `/loglikelihood_rolling`, and `/generate` with `prompts`:
-many in, all answers out, in order."""
+"""The HRM contract: `/loglikelihood`, `/loglikelihood_rolling`, and `/generate` with `prompts`.
+
+Many go in, and all answers come out in the same order.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -46,7 +48,10 @@ def _plan_rolling(body: RollingRequest, model: ModelInfo, limits: Limits) -> Tas
 
 
 def group_by_prompt(prompts: list[str]) -> dict[str, list[int]]:
-    """Return the indices of each distinct prompt: a context is read once, whatever follows it."""
+    """Return the indices of each distinct prompt.
+
+    So a context is read once, however many continuations follow it.
+    """
     indices_of: dict[str, list[int]] = {}
     for index, prompt in enumerate(prompts):
         indices_of.setdefault(prompt, []).append(index)
@@ -89,20 +94,36 @@ def _rolling(work: SubmittedWork, outcomes: Sequence[Outcome]) -> RollingRespons
 
 
 GENERATE = Endpoint(
-    "generate", "generate", GenerateRequest, GenerateResponse, _plan_generate, _completions, _stream
+    name="generate",
+    task="generate",
+    body=GenerateRequest,
+    answer=GenerateResponse,
+    plan=_plan_generate,
+    render=_completions,
+    stream=_stream,
 )
 SCORE = Endpoint(
-    "loglikelihood", "score", LoglikelihoodRequest, LoglikelihoodResponse, _plan_score, _scores
+    name="loglikelihood",
+    task="score",
+    body=LoglikelihoodRequest,
+    answer=LoglikelihoodResponse,
+    plan=_plan_score,
+    render=_scores,
 )
 ROLLING = Endpoint(
-    "loglikelihood_rolling", "score", RollingRequest, RollingResponse, _plan_rolling, _rolling
+    name="loglikelihood_rolling",
+    task="score",
+    body=RollingRequest,
+    answer=RollingResponse,
+    plan=_plan_rolling,
+    render=_rolling,
 )
 DIALECT = Dialect(
     (
         Post(
             "/loglikelihood",
             "loglikelihood",
-            "The log-likelihood (nats) of each continuation given the prompt of the same place.",
+            "The log-likelihood (nats) of each continuation, given the prompt at the same index.",
             (SCORE,),
             tag="hrm",
             job_task="score",

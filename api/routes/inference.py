@@ -1,5 +1,4 @@
-"""Local inference: `/api/inference` for any task, whole or as named events, and what there is to
-ask."""
+"""Local inference: `/api/inference` for any task, whole or as named events, and its models."""
 
 from typing import Annotated
 
@@ -36,7 +35,7 @@ Body = Annotated[
 
 @router.get("/models/status", response_model_exclude_none=True)
 async def statuses(front: FrontDep) -> ModelStatuses:
-    """All models that a worker has served, and those of the catalogue."""
+    """List all models that a worker has served, and those of the catalogue."""
     fleet = await front.fleet.now()
     models = []
     for name in sorted(fleet.models.keys() | fleet.catalogued):
@@ -47,7 +46,8 @@ async def statuses(front: FrontDep) -> ModelStatuses:
 @router.get("/models/status/{model_id:path}", response_model_exclude_none=True)
 async def status(model_id: str, front: FrontDep) -> ModelStatus:
     fleet = await front.fleet.now()
-    if (obstacle := fleet.obstacle(model_id)) is not None:
+    obstacle = fleet.obstacle(model_id)
+    if obstacle is not None:
         raise DeviceUnavailable(obstacle, field="model_id")
     if model_id not in fleet.models and model_id not in fleet.catalogued:
         raise ModelNotFound(f"model_id: {model_id!r} does not exist.", field="model_id")
@@ -55,12 +55,13 @@ async def status(model_id: str, front: FrontDep) -> ModelStatus:
 
 
 def _known(front: Front, fleet: Fleet, model_id: str) -> ModelInfo:
+    """Return what is known of a model that is in the fleet or in its catalogue."""
     return fleet.models.get(model_id) or unseen(model_id, front.admission.limits)
 
 
 @probes.get("/health", response_model=ApiHealth)
 async def health(front: FrontDep) -> Response:
-    """Counts of workers, models and requests; 503 while no worker is ready."""
+    """Count workers, models and jobs. Answer 503 while no worker is ready."""
     body = api_health(await front.fleet.now())
     return JSONResponse(body.model_dump(), 200 if body.status == "ok" else 503)
 

@@ -1,6 +1,6 @@
-"""The tasks of local inference, as a table: how a body becomes work, and what comes of it a result.
+"""The tasks of local inference, as a table: how a body becomes work, and an outcome a result.
 
-A new task is its options and result in `schemas/inference.py`, and a row here.
+A new task is its options and its result in `api/schemas/inference.py`, and a row here.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -116,14 +116,14 @@ def _endpoint(
         return InferenceEvents(work.id, finish)
 
     return Endpoint(
-        f"inference/{name}",
-        task,
-        body,
-        InferenceResponse,
-        plan,
-        render,
-        stream,
-        EVENTS,
+        name=f"inference/{name}",
+        task=task,
+        body=body,
+        answer=InferenceResponse,
+        plan=plan,
+        render=render,
+        stream=stream,
+        stream_format=EVENTS,
         errors=API,
         is_timed=True,
         model_of=_model,
@@ -161,7 +161,7 @@ def _embedded(outcome: Outcome) -> FeatureResult:
 
 
 def _echo(body: EchoRequest, request_id: str) -> InferenceResponse:
-    """No work for any model: answered under the request's own id."""
+    """Return the inputs, without work for any model, under the request's own id."""
     return InferenceResponse(
         correlation_id=request_id,
         model_id=body.model_id,
@@ -185,11 +185,17 @@ _ROWS = (
     _endpoint("embed", FeatureRequest, _embed, _embedded),
 )
 TASKS = {INFOS[endpoint.task].pipeline_tags[0]: endpoint for endpoint in _ROWS}
-"""By Hugging Face's first name of each."""
+"""The endpoints, by Hugging Face's first name of each task."""
 ENDPOINTS: tuple[Endpoint | ImmediateEndpoint, ...] = (
     *TASKS.values(),
     ImmediateEndpoint(
-        EchoRequest, InferenceResponse, _echo, _stream_echo, EVENTS, API, _is_streamed
+        body=EchoRequest,
+        answer=InferenceResponse,
+        render=_echo,
+        stream=_stream_echo,
+        stream_format=EVENTS,
+        errors=API,
+        is_streamed=_is_streamed,
     ),
 )
 _TAGS: dict[str, str] = {}
@@ -204,7 +210,7 @@ _TAGS[_ECHO] = _ECHO
 
 
 def name_of(task: Any, tag: Any) -> str:
-    """The task that a body asks for. Raises the error of the field that names none of ours."""
+    """Return the name of the task that a body asks for. Raise an error for one that is not ours."""
     if task is not None and task not in BODIES:
         raise refuse("task", f"expected one of {', '.join(BODIES)}")
     if task is None and tag is not None and tag not in _TAGS:
@@ -213,7 +219,9 @@ def name_of(task: Any, tag: Any) -> str:
 
 
 def body_type(body: dict[str, Any]) -> type[Any]:
-    task, tag = body.get("task"), body.get("pipeline_tag")
+    """Return the type of a body, by its task. Raise an error that names the field at fault."""
+    task = body.get("task")
+    tag = body.get("pipeline_tag")
     for name, value in (("task", task), ("pipeline_tag", tag)):
         if value is not None and not isinstance(value, str):
             raise refuse(name, "expected the name of a task")

@@ -33,10 +33,13 @@ router = APIRouter(prefix="/v1", tags=["openai"], responses=errors_of(OpenAIErro
 
 @router.get("/models")
 async def models(front: FrontDep, caller: CallerDep) -> ModelList:
-    """The models that a ready worker serves and the caller may use."""
+    """List the models that a ready worker serves and the caller may use."""
     fleet = await front.fleet.now()
-    names = [name for name in sorted(fleet.models) if fleet.serves(name) and caller.may_use(name)]
-    return ModelList(data=[model_body(fleet.models[name]) for name in names])
+    bodies = []
+    for name in sorted(fleet.models):
+        if fleet.serves(name) and caller.may_use(name):
+            bodies.append(model_body(fleet.models[name]))
+    return ModelList(data=bodies)
 
 
 @router.get("/models/{id:path}")
@@ -59,11 +62,10 @@ def _plan(body: CompletionRequest, model: ModelInfo, limits: Limits) -> TaskPlan
 
 def _whole(work: SubmittedWork, outcomes: Sequence[Outcome]) -> Completion:
     notes = work.record.notes
-    return (
-        echoed(_heading(work), outcomes, notes)
-        if "texts" in notes
-        else completion(_heading(work), outcomes)
-    )
+    # Only a request with `echo` has the notes of `echo_notes`.
+    if "texts" in notes:
+        return echoed(_heading(work), outcomes, notes)
+    return completion(_heading(work), outcomes)
 
 
 def _chunks(work: SubmittedWork) -> Chunks:
@@ -75,7 +77,14 @@ def _heading(work: SubmittedWork) -> Heading:
 
 
 COMPLETIONS = Endpoint(
-    "completions", "generate", CompletionRequest, Completion, _plan, _whole, _chunks, errors=OPENAI
+    name="completions",
+    task="generate",
+    body=CompletionRequest,
+    answer=Completion,
+    plan=_plan,
+    render=_whole,
+    stream=_chunks,
+    errors=OPENAI,
 )
 DIALECT = Dialect(
     (

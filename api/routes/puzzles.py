@@ -22,7 +22,14 @@ def _whole(work: SubmittedWork, outcomes: Sequence[Outcome]) -> SolveResponse:
     return solve_response(work.record.model, work.record.notes["as_string"], outcomes)
 
 
-SOLVE = Endpoint("solve", "solve", SolveRequest, SolveResponse, _plan, _whole)
+SOLVE = Endpoint(
+    name="solve",
+    task="solve",
+    body=SolveRequest,
+    answer=SolveResponse,
+    plan=_plan,
+    render=_whole,
+)
 DIALECT = Dialect(
     (
         Post(

@@ -1,5 +1,4 @@
-"""`POST /v1/jobs`: the body of any endpoint under the name of its task, to be done and asked for
-later."""
+"""`POST /v1/jobs`: the body of any endpoint, with the name of its task, to be answered later."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -33,7 +32,7 @@ TASKS = {post.job_task: post for post in POSTS if post.job_task}
 
 
 class Submission(BaseModel):
-    """The fields beside `task` are those of the endpoint's body."""
+    """A task, with the fields of its endpoint's body beside its name."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -80,15 +79,22 @@ class _Beside:
 
 
 def _submitted(task: str) -> Any:
-    """The body of `POST /v1/jobs` with this task, a schema of its own by the name it gets here."""
-    name = "".join(map(str.capitalize, task.split("_")))
+    """Return the type of a body of `POST /v1/jobs` with this task.
+
+    By the name that the type gets here it has a schema of its own in the OpenAPI document.
+    """
+    name = ""
+    for word in task.split("_"):
+        name += word.capitalize()
     return TypeAliasType(f"{name}Job", Annotated[TASKS[task].body_type, _Beside(task)])
 
 
 @router.post(PATH, status_code=202, response_model=Accepted, responses=IN_TIME)
 async def submit(body: Submission, context: RequestContextDep) -> Response:
-    """202 and the job's address at once; with `Prefer: wait=N`, the endpoint's own answer if it
-    comes in time."""
+    """Answer 202 with the job's address at once.
+
+    With `Prefer: wait=N`, answer as the job's endpoint does, if that is ready in time.
+    """
     post = TASKS.get(body.task)
     if post is None:
         raise InvalidRequest(f"task: expected one of {', '.join(TASKS)}.", field="task")

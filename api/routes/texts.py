@@ -1,5 +1,4 @@
-"""A stream of plain text: a payload for each piece of each completion, and what is known of all at
-the end."""
+"""A stream of plain text: a payload for each piece of a completion, and a summary at the end."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

@@ -1,5 +1,4 @@
-"""text-generation-inference's way to ask: `inputs` and `parameters`, at `/` and at the paths that
-dialects share."""
+"""text-generation-inference's dialect: `inputs` and `parameters`, at `/` and at shared paths."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -36,8 +35,10 @@ _NO_TOKEN = TgiToken(id=0, text="", logprob=0.0, special=True)
 
 
 class TgiFrames:
-    """Renders the frames of one job with one completion: one for each token, the last with the
-    whole text."""
+    """Renders the frames of one job with one completion.
+
+    There is a frame for each token. The last one has the whole text.
+    """
 
     def __init__(self, notes: TgiNotes) -> None:
         self._notes = notes
@@ -71,7 +72,8 @@ class TgiFrames:
         tokens = self._tokens(delta)
         for index, token in enumerate(tokens):
             self._last = token
-            self._num_tokens += bool(delta.ids)
+            if delta.ids:  # else the frame repeats a token that was counted
+                self._num_tokens += 1
             frame: dict[str, Any] = {"index": self._num_tokens, "token": token.model_dump()}
             if self._notes.top_n and index < len(delta.logprobs):
                 tops = top_bodies(delta.logprobs[index])
@@ -84,7 +86,7 @@ class TgiFrames:
             yield frame
 
     def _tokens(self, delta: ChoiceDelta) -> list[TgiToken]:
-        """Return the tokens of a delta, whose texts are what each adds.
+        """Return the tokens of a delta, each with the text that it adds.
 
         A token that may begin a stop string adds nothing until that is certain.
         """
@@ -139,26 +141,26 @@ def _frames(work: SubmittedWork) -> TgiFrames:
 
 
 ONE = Endpoint(
-    "tgi",
-    "generate",
-    TgiRequest,
-    TgiResponse,
-    _plan,
-    _one,
-    _frames,
-    EVENTS,
+    name="tgi",
+    task="generate",
+    body=TgiRequest,
+    answer=TgiResponse,
+    plan=_plan,
+    render=_one,
+    stream=_frames,
+    stream_format=EVENTS,
     errors=TGI,
     model_of=_model,
 )
 LISTED = Endpoint(
-    "tgi_list",
-    "generate",
-    TgiRequest,
-    TgiResponses,
-    _plan,
-    _listed,
-    _frames,
-    EVENTS,
+    name="tgi_list",
+    task="generate",
+    body=TgiRequest,
+    answer=TgiResponses,
+    plan=_plan,
+    render=_listed,
+    stream=_frames,
+    stream_format=EVENTS,
     errors=TGI,
     model_of=_model,
 )

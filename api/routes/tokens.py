@@ -39,10 +39,20 @@ def _text(work: SubmittedWork, outcomes: Sequence[Outcome]) -> DetokenizeRespons
 
 
 TOKENIZE = Endpoint(
-    "tokenize", "tokenize", TokenizeRequest, TokenizeResponse, _plan_tokenize, _tokens
+    name="tokenize",
+    task="tokenize",
+    body=TokenizeRequest,
+    answer=TokenizeResponse,
+    plan=_plan_tokenize,
+    render=_tokens,
 )
 DETOKENIZE = Endpoint(
-    "detokenize", "detokenize", DetokenizeRequest, DetokenizeResponse, _plan_detokenize, _text
+    name="detokenize",
+    task="detokenize",
+    body=DetokenizeRequest,
+    answer=DetokenizeResponse,
+    plan=_plan_detokenize,
+    render=_text,
 )
 DIALECT = Dialect(
     (

@@ -1,4 +1,7 @@
-"""Having workers give a model's memory back. It stays served: what comes later loads it again."""
+"""Have workers give a model's memory back.
+
+The model stays served: a later request loads it again.
+"""
 
 import asyncio
 from contextlib import suppress
@@ -16,7 +19,8 @@ from shared.errors import InvalidRequest, ModelNotFound
 
 router = APIRouter(prefix="/api/models", tags=["inference"], responses=errors_of(ApiErrorBody))
 
-PATIENCE_S, _LOOK_S = 5.0, 0.2
+PATIENCE_S = 5.0
+_LOOK_S = 0.2
 ModelId = Annotated[str, Path(description="May contain slashes.")]
 RESPONSES: Responses = {
     202: {"model": Unloading, "description": "Jobs in hand are being ended first."}
@@ -25,14 +29,16 @@ RESPONSES: Responses = {
 
 @router.post("/unload/{model_id:path}", response_model=Unloading, responses=RESPONSES)
 async def unload(model_id: ModelId, front: FrontDep) -> JSONResponse:
-    """Free a model's memory on all workers, each when its jobs in hand have ended: 200 when that is
-    done, 202 when it takes longer than a few seconds."""
+    """Free a model's memory on all workers, on each when its jobs in hand have ended.
+
+    Answer 200 when that is done, 202 when it takes longer than a few seconds.
+    """
     return await _unload(front, model_id)
 
 
 @router.delete("/{task}/{model_id:path}", response_model=Unloading, responses=RESPONSES)
 async def delete(task: str, model_id: ModelId, front: FrontDep) -> JSONResponse:
-    """The same, by a task that the model serves; it is unloaded for all of them."""
+    """Free a model's memory, by a task that it serves. It is unloaded for all its tasks."""
     if task not in TASKS:
         raise InvalidRequest(f"task: expected one of {', '.join(TASKS)}.", field="task")
     return await _unload(front, model_id, task)

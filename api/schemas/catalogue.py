@@ -15,8 +15,10 @@ class CatalogueEntry(ModelEntry):
 
 
 class CatalogueChange(BaseModel):
-    """The change that was made to a model of the catalogue. Each worker obeys an order to load in
-    its own time."""
+    """A change that was made to a model of the catalogue.
+
+    `ordered` stands for an order to load, which each worker obeys in its own time.
+    """
 
     model_id: str
     done: Literal["added", "changed", "removed", "pinned", "unpinned", "ordered"]

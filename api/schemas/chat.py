@@ -1,5 +1,7 @@
-"""Bodies of `/v1/chat/completions` as OpenAI documents them. What is not served is refused by name,
-never ignored."""
+"""Bodies of `/v1/chat/completions` as OpenAI documents them.
+
+A field that is not served is refused by its name, never ignored.
+"""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
@@ -41,7 +43,7 @@ _NEUTRAL: dict[str, Sequence[Any]] = {
     "service_tier": ("auto", "default"),
     "prompt_cache_options": (),
 }
-"""Fields of what is not served, and values that ask for nothing."""
+"""Fields that are not served, each with the values that ask for nothing."""
 _NEUTRAL_IN_MESSAGES: dict[str, Sequence[Any]] = {
     "name": (),
     "tool_calls": ([],),
@@ -54,7 +56,7 @@ _ANSWER = {"role": "assistant", "content": "+(347+285) 12 13 06\n= 632", "refusa
 
 
 def _as_text(value: Any) -> Any:
-    """Content given in parts as one text; parts that are no text are named."""
+    """Return content that is given in parts as one text. Raise ValueError for other parts."""
     if not isinstance(value, list):
         return value
     if not value:
@@ -131,7 +133,9 @@ class ChatRequest(SampledRequest):
         return Generate(chat, self.sampling(max_tokens), self.condition, overflow)
 
     def sampling(self, max_tokens: int) -> Sampling:
-        logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        logprobs = None
+        if self.logprobs:
+            logprobs = self.top_logprobs or 0
         return msgspec.structs.replace(super().sampling(max_tokens), n=self.n, logprobs=logprobs)
 
 
@@ -207,18 +211,22 @@ def _choice_body(index: int, choice: Choice) -> ChatChoice:
 
 
 def chat_logprobs(ids: Sequence[int], logprobs: Sequence[TokenLogprob]) -> ChatLogprobs | None:
-    """The object for some tokens of a choice; None if they have no log-probabilities."""
+    """Return the object for some tokens of a choice; None if they have no log-probabilities."""
     if not logprobs or len(logprobs) != len(ids):
         return None
-    return ChatLogprobs(
-        content=[_token_body(token, item) for token, item in zip(ids, logprobs, strict=True)]
-    )
+    content = []
+    for token, logprob in zip(ids, logprobs, strict=True):
+        content.append(_token_body(token, logprob))
+    return ChatLogprobs(content=content)
 
 
-def _token_body(token: int, item: TokenLogprob) -> ChatTokenLogprob:
-    top = [_named(other, text, value) for other, text, value in item.top]
-    own = _named(token, item.token, item.logprob if item.logprob is not None else 0.0)
-    return ChatTokenLogprob(**own.model_dump(), top_logprobs=top)
+def _token_body(token: int, logprob: TokenLogprob) -> ChatTokenLogprob:
+    value = 0.0
+    if logprob.logprob is not None:
+        value = logprob.logprob
+    chosen = _named(token, logprob.token, value)
+    top = [_named(other, text, value) for other, text, value in logprob.top]
+    return ChatTokenLogprob(**chosen.model_dump(), top_logprobs=top)
 
 
 def _named(token: int, text: str, logprob: float) -> TopLogprob:

@@ -16,8 +16,10 @@ from shared.messages import Generate, Read, Text, TokenLogprob
 
 
 def echo_tasks(body: CompletionRequest, max_tokens: int) -> list[Generate | Read]:
-    """Return the tasks of a request with `echo`: to generate, unless `max_tokens` is 0, and to
-    read."""
+    """Return the tasks of a request with `echo`.
+
+    Those that generate come first, unless `max_tokens` is 0. Those that read prompts follow.
+    """
     tasks: list[Generate | Read] = []
     if max_tokens:
         tasks += [body.task(prompt, max_tokens) for prompt in body.prompt]
@@ -28,7 +30,7 @@ def echo_tasks(body: CompletionRequest, max_tokens: int) -> list[Generate | Read
 
 
 def echo_notes(body: CompletionRequest, max_tokens: int) -> dict[str, Any]:
-    """Return what `echoed` must know later.
+    """Return the notes that `echoed` needs.
 
     `texts` are the prompts that were given as text, None for the others; `reads` tells which
     prompts have a `Read` job.

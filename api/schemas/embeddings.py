@@ -27,12 +27,15 @@ class EmbeddingsRequest(RequestBody):
     ) = None
 
     def tasks(self) -> list[Embed]:
-        """A text that does not fit the context window is refused, as OpenAI has it."""
+        """Return a task for each text.
+
+        A text that does not fit the context window is refused, as OpenAI has it.
+        """
         return [Embed(text, overflow="refuse") for text in self.input]
 
 
 class Embedding(BaseModel):
-    """`embedding` has length 1; as base64 it is little-endian float32."""
+    """The vector of a text, which has length 1. As base64 it is little-endian float32."""
 
     object: Literal["embedding"] = "embedding"
     index: int
@@ -52,16 +55,17 @@ class Embeddings(BaseModel):
 
 
 def embeddings(model: str, outcomes: Sequence[Outcome], encoding_format: str) -> Embeddings:
+    """Return the vectors in the order of the texts."""
+    data = []
+    for index, outcome in enumerate(outcomes):
+        vector = outcome.as_a(Embedded).vector
+        data.append(Embedding(index=index, embedding=_body(vector, encoding_format)))
     count = sum(outcome.usage.prompt_tokens for outcome in outcomes)
-    return Embeddings(
-        data=[
-            Embedding(index=index, embedding=_body(outcome.as_a(Embedded).vector, encoding_format))
-            for index, outcome in enumerate(outcomes)
-        ],
-        model=model,
-        usage=EmbeddingsUsage(prompt_tokens=count, total_tokens=count),
-    )
+    usage = EmbeddingsUsage(prompt_tokens=count, total_tokens=count)
+    return Embeddings(data=data, model=model, usage=usage)
 
 
 def _body(vector: bytes, encoding_format: str) -> Any:
-    return base64.b64encode(vector).decode() if encoding_format == "base64" else unpack(vector)
+    if encoding_format == "base64":
+        return base64.b64encode(vector).decode()
+    return unpack(vector)

@@ -1,7 +1,7 @@
 """Answers of routes besides their own bodies, for the OpenAPI document: errors, `202`, streams.
 
-`api/http/errors.py` writes the errors. Whatever is wrong with a request is a 400, so FastAPI's own 422
-has no place here.
+`api/http/errors.py` writes the errors. The range `4XX` stands for invalid bodies too, so FastAPI
+does not add its own 422 to the document.
 """
 
 from functools import reduce
@@ -28,7 +28,7 @@ JobId = Field(None, exclude_if=is_absent, description="Of work that goes on and 
 
 
 class PlainError(BaseModel):
-    """`field` is the input at fault."""
+    """An error. `field` is the input at fault."""
 
     code: str
     message: str
@@ -41,7 +41,7 @@ class PlainErrorBody(BaseModel):
 
 
 class OpenAIError(BaseModel):
-    """`param` is the input at fault."""
+    """An error. `param` is the input at fault."""
 
     message: str
     type: str
@@ -55,7 +55,7 @@ class OpenAIErrorBody(BaseModel):
 
 
 class ApiError(BaseModel):
-    """`details` has the `field` at fault, if there is one."""
+    """An error. `details` has the `field` at fault, if there is one."""
 
     code: str
     message: str
@@ -73,14 +73,14 @@ class TgiErrorBody(BaseModel):
 
 
 class Accepted(BaseModel):
-    """`GET /v1/jobs/{id}` tells more."""
+    """A request that nobody waits for. `GET /v1/jobs/{id}` tells more."""
 
     id: str
     state: str
 
 
 def errors_of(*bodies: type[BaseModel]) -> Responses:
-    """For a route whose errors have one of these bodies."""
+    """Return the responses of a route whose errors have one of these bodies."""
     body: Any = reduce(or_, bodies)
     return {
         "4XX": {"model": body, "description": _REFUSED},

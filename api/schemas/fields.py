@@ -36,9 +36,11 @@ _EXPECTED_BIAS = (
 
 
 def draw_seed() -> int:
-    """The seed for a request that names none: the fleet's, else another one each time."""
-    given = fleets_seed.get()
-    return secrets.randbits(SEED_BITS) if given is None else given
+    """Return the seed for a request that names none: the fleet's, else a new one each time."""
+    seed = fleets_seed.get()
+    if seed is None:
+        seed = secrets.randbits(SEED_BITS)
+    return seed
 
 
 def _is_unicode(value: str) -> str:
@@ -91,11 +93,11 @@ RepetitionPenalty = Annotated[
 
 
 def _check_bias(value: Any) -> Any:
-    is_object = isinstance(value, dict) and len(value) <= MAX_BIASES
-    if not is_object or not all(
-        _is_token_id(name) and _is_bias(item) for name, item in value.items()
-    ):
+    if not isinstance(value, dict) or len(value) > MAX_BIASES:
         raise ValueError(_EXPECTED_BIAS)
+    for name, bias in value.items():
+        if not _is_token_id(name) or not _is_bias(bias):
+            raise ValueError(_EXPECTED_BIAS)
     return value
 
 
@@ -134,9 +136,11 @@ Stops = Annotated[
 
 
 def shown(*examples: Any) -> ConfigDict:
-    """The `model_config` of a body that the OpenAPI document shows by examples: of the sample
-    model, unless they name another. All are sent, and answers compared, by
-    `tests/e2e/test_openapi_examples.py`."""
+    """Return the `model_config` of a body that the OpenAPI document shows by examples.
+
+    The examples are of the sample model, unless they name another. The test
+    `tests/e2e/test_openapi_examples.py` sends all of them, and compares the answers.
+    """
     return ConfigDict(json_schema_extra={"examples": list(examples)})
 
 
@@ -148,11 +152,9 @@ class RequestBody(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_nulls(cls, value: Any) -> Any:
-        return (
-            {name: item for name, item in value.items() if item is not None}
-            if isinstance(value, dict)
-            else value
-        )
+        if not isinstance(value, dict):
+            return value
+        return {name: field for name, field in value.items() if field is not None}
 
 
 class SampledRequest(RequestBody):
@@ -183,18 +185,24 @@ class SampledRequest(RequestBody):
         return self
 
     def suited(self, prompting: Prompting) -> Self:
-        """The same with what a model declares for fields that the caller leaves open; most dialects
-        keep their own."""
+        """Return the request with a model's defaults for fields that the caller leaves open.
+
+        Most dialects keep their own defaults, as here.
+        """
         return self
 
     def task(self, prompt: Text, max_tokens: int) -> Generate:
-        """The work for one prompt; without a seed from the caller each task is given one."""
+        """Return the work for one prompt. Without a seed from the caller each task gets its own."""
         return Generate(prompt, self.sampling(max_tokens), self.condition)
 
     def sampling(self, max_tokens: int) -> Sampling:
+        if self.seed is None:
+            seed = draw_seed()
+        else:
+            seed = self.seed & ((1 << SEED_BITS) - 1)
         return Sampling(
             max_tokens=max_tokens,
-            seed=draw_seed() if self.seed is None else self.seed & ((1 << SEED_BITS) - 1),
+            seed=seed,
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=max(0, self.top_k),
@@ -212,9 +220,13 @@ class SampledRequest(RequestBody):
 
 
 def refuse_unsupported(value: Any, neutral: Mapping[str, Sequence[Any]]) -> Any:
-    """Refuse, by its name, a field of what is not served, unless it has one of the values that ask
-    for nothing."""
-    for name, harmless in neutral.items() if isinstance(value, dict) else ():
+    """Return the body. Raise an error for a field that is not served and asks for something.
+
+    `neutral` has the fields that are not served, each with the values that ask for nothing.
+    """
+    if not isinstance(value, dict):
+        return value
+    for name, harmless in neutral.items():
         if value.get(name) is not None and value[name] not in harmless:
             allowed = " or ".join(["absent", *map(json.dumps, harmless)])
             raise refuse(name, f"this is not supported; it must be {allowed}")
@@ -222,7 +234,7 @@ def refuse_unsupported(value: Any, neutral: Mapping[str, Sequence[Any]]) -> Any:
 
 
 def refuse(field: str, expected: str) -> PydanticCustomError:
-    """The error for a rule that concerns a whole body; it names `field` as the one at fault."""
+    """Return the error for a rule about a whole body. It names `field` as the one at fault."""
     return PydanticCustomError(
         "rule", "{field}: {expected}", {"field": field, "expected": expected}
     )

@@ -11,8 +11,10 @@ _PIXEL = "R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 
 
 class StoredFile(BaseModel):
-    """The record of a file. `bytes` is its size, `digest` is its SHA-256; times are in seconds
-    since 1970."""
+    """The record of a file.
+
+    `bytes` is its size, and `digest` its SHA-256. Times are in seconds since 1970.
+    """
 
     id: str
     object: Literal["file"] = "file"
@@ -57,7 +59,7 @@ class FileForm(BaseModel):
 
 
 class InlineArtifact(BaseModel):
-    """Bytes in `data`: base64 or a data URL. For many bytes send them as they are instead."""
+    """Bytes in `data`, as base64 or a data URL. Many bytes are better sent as they are."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -88,7 +90,7 @@ def stored_file(artifact: Artifact) -> StoredFile:
 
 
 def request_body(content: dict[str, Any]) -> dict[str, Any]:
-    """Return what the OpenAPI document says of a body that a route reads by itself."""
+    """Return the description, for the OpenAPI document, of a body that a route reads by itself."""
     return {"requestBody": {"required": True, "content": content}}
 
 

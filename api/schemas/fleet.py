@@ -1,5 +1,4 @@
-"""Bodies under `/api` about the fleet: which models are in memory, and how many workers there
-are."""
+"""Bodies under `/api` about the fleet: the state of its models and of its workers."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -15,8 +14,7 @@ _STATUSES: tuple[tuple[Residence, Literal["ready", "loading", "unloading", "unlo
     ("unloading", "unloading"),
     ("unloaded", "unloaded"),
 )
-"""Pairs of a worker's residence and the model's status. The first residence that any worker has
-decides."""
+"""Pairs of a residence and a status of a model. The first residence that any worker has decides."""
 
 
 class Acceleration(BaseModel):
@@ -27,10 +25,13 @@ class Acceleration(BaseModel):
 
 
 class ModelStatus(BaseModel):
-    """`unavailable` while no worker serves it, `failed` while those that serve it cannot load it,
-    for which there is a `reason`; they try again. Of the `workers` that serve it, so many have it
-    `loaded`. `in_flight` jobs of all their models are in their hands. A request for one that is
-    `unloaded` loads it."""
+    """The state of a model in the fleet.
+
+    It is `unavailable` while no worker serves it. It is `failed`, for a `reason`, while the workers
+    that serve it cannot load it; they try again. A request for a model that is `unloaded` loads it.
+    `loaded` of the `workers` that serve it have it in memory. These workers have `in_flight` jobs
+    in hand, of all their models.
+    """
 
     model_id: str
     status: Literal["ready", "loading", "unloading", "unloaded", "failed", "unavailable"]
@@ -50,8 +51,10 @@ class ModelStatuses(BaseModel):
 
 
 class Unloading(BaseModel):
-    """The number of `workers` that serve the model, and of those that have `unloaded` it since the
-    order."""
+    """The progress of an order to unload a model.
+
+    `workers` serve the model. `unloaded` of them have unloaded it since the order.
+    """
 
     model_id: str
     status: Literal["unloading", "unloaded"]
@@ -60,8 +63,12 @@ class Unloading(BaseModel):
 
 
 class ApiHealth(BaseModel):
-    """Workers by their state; models that are served, of those that are known; the devices they
-    compute with; the memory of all worker processes together; jobs in their hands."""
+    """The health of the fleet.
+
+    `workers` are counted by their state. `models` has how many are `known`, and how many of them
+    are `served`. `devices` are those of the ready workers' models. `memory_bytes` is the memory of
+    all worker processes together. Workers have `in_flight` jobs in hand.
+    """
 
     status: Literal["ok", "unavailable"]
     workers: dict[str, int]

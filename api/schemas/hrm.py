@@ -1,5 +1,4 @@
-"""Bodies of the seed dialect, shape A: `/generate` with `prompts`, `/loglikelihood` and
-`/loglikelihood_rolling`."""
+"""Bodies of the HRM contract: `/generate` with `prompts`, and the routes for log-likelihoods."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -48,7 +47,7 @@ class GenerateRequest(SampledRequest):
 
 
 class GenerateResponse(BaseModel):
-    """The `n` completions of each prompt stand together."""
+    """The completions in the order of the prompts. The `n` of each prompt stand together."""
 
     model_config = shown(
         {
@@ -81,19 +80,21 @@ class LoglikelihoodRequest(ScoringRequest):
 
     @model_validator(mode="after")
     def _same_length(self) -> "LoglikelihoodRequest":
-        counts = len(self.prompts), len(self.continuations)
-        if counts[0] != counts[1]:
-            text = (
-                f"expected as many as prompts, got {counts[0]} prompts and {counts[1]} "
-                "continuations"
-            )
-            raise refuse("continuations", text)
+        num_prompts = len(self.prompts)
+        num_continuations = len(self.continuations)
+        if num_prompts != num_continuations:
+            expected = "expected as many as prompts"
+            given = f"{num_prompts} prompts and {num_continuations} continuations"
+            raise refuse("continuations", f"{expected}, got {given}")
         return self
 
 
 class LoglikelihoodResponse(BaseModel):
-    """The log-likelihood of each continuation (nats), whether greedy decoding would say it, and its
-    length in tokens."""
+    """The scores of the continuations, in their order.
+
+    `ll` are log-likelihoods in nats, `is_greedy` tells whether greedy decoding would yield the
+    continuation, `num_tokens` are lengths in tokens.
+    """
 
     model_config = shown({"ll": [-106.5], "is_greedy": [False], "num_tokens": [6]})
 
@@ -109,7 +110,7 @@ class RollingRequest(ScoringRequest):
 
 
 class RollingResponse(BaseModel):
-    """The log-likelihood of each text (nats), over all its tokens, and their number."""
+    """The log-likelihood of each text in nats, over all its tokens, and their number."""
 
     model_config = shown({"ll": [-182.7], "num_tokens": [11]})
 

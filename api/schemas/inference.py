@@ -1,8 +1,7 @@
-"""Bodies of local inference: one door for all tasks; each task has its own options and its own
-result.
+"""Bodies of local inference: one route for all tasks, with options and a result for each.
 
-Times are in milliseconds, as the front measures them: from when it took the request, to when it
-could answer.
+Times are in milliseconds by the clock of Redis, from when the request was queued to when its job
+ended.
 """
 
 from typing import Annotated, Any
@@ -53,8 +52,10 @@ class FeatureOptions(Options):
 
 
 class InferenceRequest(RequestBody):
-    """`task` names what to do; without it `pipeline_tag` does; without both, the inputs come
-    back."""
+    """A request for a task.
+
+    `task` names it, or else `pipeline_tag`. Without both, the inputs come back.
+    """
 
     inputs: NonEmpty = Field(validation_alias=AliasChoices("inputs", "input", "text", "prompt"))
     model_id: str | None = Field(None, validation_alias=AliasChoices("model_id", "model"))
@@ -121,7 +122,7 @@ class LabelBody(BaseModel):
 
 
 class ClassificationResult(BaseModel):
-    """Likeliest first."""
+    """The labels, the likeliest first."""
 
     labels: list[LabelBody]
 
@@ -135,8 +136,10 @@ Result = EchoResult | TextGenerationResult | ClassificationResult | FeatureResul
 
 
 class TimesBody(BaseModel):
-    """From the request's coming to its end, and to its first token; tokens are counted while it
-    ran. Null for what is not known: answers that are no text have no first token."""
+    """The times from the request's coming to its end and to its first token, and its speed.
+
+    What is not known is null. Answers that are no text have no first token.
+    """
 
     runtime_ms: float | None
     first_token_latency_ms: float | None
@@ -158,7 +161,7 @@ def _ms(seconds: float | None) -> float | None:
 
 
 class InferenceResponse(BaseModel):
-    """By `correlation_id` the request can be asked for and cancelled."""
+    """The answer. By its `correlation_id` the request can be looked up and cancelled."""
 
     correlation_id: str
     model_id: str | None

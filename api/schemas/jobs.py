@@ -10,8 +10,10 @@ from api.stream.timings import Timings
 
 
 class JobProgress(BaseModel):
-    """`done` of `total` steps of a request of one job, or of its jobs. `total` is null where that
-    is not known."""
+    """The progress of a request: `done` of the `total` steps of its only job, or of its jobs.
+
+    `total` is null where it is not known.
+    """
 
     done: int
     total: int | None
@@ -19,9 +21,13 @@ class JobProgress(BaseModel):
 
 
 class JobStatus(BaseModel):
-    """`result` is there when it is done, `error` when it is not and has ended, `partial` if some
-    text was said by then. `queue_position` counts from 1; both it and `starts_in_s` are null unless
-    it waits. `progress` is null unless it is open, and of one job that tells of none."""
+    """The state of a request.
+
+    One that is done has a `result`. One that has ended otherwise has an `error` and, if it was to
+    generate text, the `partial` answer. `queue_position` counts from 1; it and `starts_in_s` are
+    null unless the request waits. `progress` is null unless the request is open, and for a single
+    job that tells of none.
+    """
 
     id: str
     object: Literal["job"]

@@ -1,8 +1,8 @@
-"""The `logprobs` object of completions: parallel lists over all tokens of a choice, those without
-text included.
+"""The `logprobs` object of completions: parallel lists over all tokens of a choice.
 
-A token that adds no text by itself - it ends the response, or is part of a character - is named
-`token_id:N`; so is a rival whose text a likelier one has already.
+Tokens without a text of their own are among them: those that end the response, or are part of a
+character. They are named `token_id:N`. So is a token of `top_logprobs` whose text a likelier one
+has already.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,11 @@ from shared.messages import TokenLogprob
 
 
 class Logprobs(BaseModel):
-    """`text_offset` counts characters from the text's beginning, a stop string and what it cut off
-    included. Tokens of an echoed prompt that nothing predicts have null."""
+    """The log-probabilities of a choice's tokens.
+
+    `text_offset` counts characters from the beginning of the text, with a stop string and what it
+    cut off. Tokens of an echoed prompt that nothing predicts have null.
+    """
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -25,31 +28,37 @@ class Logprobs(BaseModel):
 def logprobs_body(
     ids: Sequence[int], logprobs: Sequence[TokenLogprob], offset: int = 0
 ) -> Logprobs | None:
-    """The object for some tokens of a choice, the first of them at `offset`; None if they have no
-    log-probabilities."""
+    """Return the object for some tokens of a choice; None if they have no log-probabilities.
+
+    `offset` is that of the first token, in characters.
+    """
     if not logprobs or len(logprobs) != len(ids):
         return None
-    offsets = []
-    for item in logprobs:
-        offsets.append(offset)
-        offset += len(item.token)
-    return Logprobs(
-        tokens=[_name(token, item.token) for token, item in zip(ids, logprobs, strict=True)],
-        token_logprobs=[item.logprob for item in logprobs],
-        top_logprobs=[_top(token, item) for token, item in zip(ids, logprobs, strict=True)],
-        text_offset=offsets,
-    )
+    body = Logprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+    for token, logprob in zip(ids, logprobs, strict=True):
+        body.tokens.append(_name(token, logprob.token))
+        body.token_logprobs.append(logprob.logprob)
+        body.top_logprobs.append(_top(token, logprob))
+        body.text_offset.append(offset)
+        offset += len(logprob.token)
+    return body
 
 
-def _top(chosen: int, item: TokenLogprob) -> dict[str, float] | None:
-    """The likeliest tokens, and the chosen one, which need not be among them; it keeps its name."""
-    if item.logprob is None:
+def _top(chosen: int, logprob: TokenLogprob) -> dict[str, float] | None:
+    """Return the likeliest tokens with the chosen one, which need not be among them.
+
+    The chosen token keeps its name where another one has the same text.
+    """
+    if logprob.logprob is None:
         return None
-    named = {_name(chosen, item.token): item.logprob}
-    for token, text, value in item.top:
-        if token != chosen:
-            name = _name(token, text)
-            named[f"token_id:{token}" if name in named else name] = value
+    named = {_name(chosen, logprob.token): logprob.logprob}
+    for token, text, value in logprob.top:
+        if token == chosen:
+            continue
+        name = _name(token, text)
+        if name in named:
+            name = f"token_id:{token}"
+        named[name] = value
     return named
 
 

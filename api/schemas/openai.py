@@ -39,24 +39,36 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def _is_text(value: Any) -> bool:
-    """A string that is not empty and has no lone surrogates, which no encoding could carry."""
+    """Return whether this is a text that an encoding can carry: not empty, no lone surrogates."""
     return isinstance(value, str) and len(value) > 0 and _SURROGATE.search(value) is None
 
 
 def _is_ids(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) > 0
-        and all(type(i) is int and 0 <= i <= MAX_TOKEN_ID for i in value)
-    )
+    """Return whether this is a list of token ids, not empty."""
+    if not isinstance(value, list) or not value:
+        return False
+    return all(type(token) is int and 0 <= token <= MAX_TOKEN_ID for token in value)
 
 
 def as_texts(value: Any) -> Any:
-    """Any of the four forms as a tuple of prompts."""
-    prompts = value if isinstance(value, list) and not _is_ids(value) else [value]
-    if not prompts or not all(_is_text(prompt) or _is_ids(prompt) for prompt in prompts):
+    """Return a prompt, or a list of prompts, as a tuple of texts and tuples of token ids.
+
+    Raise ValueError for anything else.
+    """
+    prompts = [value]
+    if isinstance(value, list) and not _is_ids(value):
+        prompts = value
+    texts: list[Any] = []
+    for prompt in prompts:
+        if _is_text(prompt):
+            texts.append(prompt)
+        elif _is_ids(prompt):
+            texts.append(tuple(prompt))
+        else:
+            raise ValueError(_EXPECTED_PROMPT)
+    if not texts:
         raise ValueError(_EXPECTED_PROMPT)
-    return tuple(prompt if isinstance(prompt, str) else tuple(prompt) for prompt in prompts)
+    return tuple(texts)
 
 
 _TEXT_SCHEMA = {"type": "string", "minLength": 1}
@@ -129,16 +141,21 @@ class CompletionRequest(SampledRequest):
     stream_options: StreamOptions = StreamOptions()
 
     def task(self, prompt: Text, max_tokens: int) -> Generate:
-        """As OpenAI has it, what does not fit the context window is refused, unless the caller
-        wants the prompt cut; a default `max_tokens` is no reason to refuse."""
-        task, keep = super().task(prompt, max_tokens), self.truncate_prompt_tokens
+        """Return the work for one prompt.
+
+        As OpenAI has it, a request that does not fit the context window is refused, unless the
+        caller wants the prompt cut. One that does not fit for its default `max_tokens` alone gets
+        fewer tokens.
+        """
+        task = super().task(prompt, max_tokens)
+        keep = self.truncate_prompt_tokens
+        if keep == -1:
+            return msgspec.structs.replace(task, overflow="truncate", max_prompt_tokens=None)
         if keep is not None:
-            return msgspec.structs.replace(
-                task, overflow="truncate", max_prompt_tokens=keep if keep > 0 else None
-            )
-        return msgspec.structs.replace(
-            task, overflow="clamp" if self.max_tokens is None else "refuse"
-        )
+            return msgspec.structs.replace(task, overflow="truncate", max_prompt_tokens=keep)
+        if self.max_tokens is None:
+            return msgspec.structs.replace(task, overflow="clamp")
+        return msgspec.structs.replace(task, overflow="refuse")
 
     @model_validator(mode="before")
     @classmethod

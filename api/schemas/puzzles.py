@@ -1,7 +1,7 @@
-"""Bodies of `/v1/puzzles/solve`: one grid or several in, as many solutions out, each in its
-caller's shape.
+"""Bodies of `/v1/puzzles/solve`: one grid or several in, as many solutions out, in the same shape.
 
-Knows what a grid looks like in JSON; which grids a model takes is for its worker to say.
+This module knows what a grid looks like in JSON. Which grids a model takes is for its worker to
+say.
 """
 
 from collections.abc import Sequence
@@ -33,26 +33,25 @@ _EXPECTED_IDENTIFIER = "expected a number from 0 up, or a name"
 
 
 def _as_puzzle(value: Any) -> Any:
-    """A string as it is, rows as tuples."""
+    """Return a Sudoku's string as it is, and rows as tuples. Raise ValueError for anything else."""
     if isinstance(value, str) and len(value) <= _MOST_CHARACTERS and value.isascii():
         return value
-    if (
-        not isinstance(value, list)
-        or not 0 < len(value) <= _MOST_ROWS
-        or not all(map(_is_row, value))
-    ):
+    if not isinstance(value, list) or not 0 < len(value) <= _MOST_ROWS:
         raise ValueError(_EXPECTED_GRID)
-    return tuple(row if isinstance(row, str) else tuple(row) for row in value)
+    rows: list[Any] = []
+    for row in value:
+        if not _is_row(row):
+            raise ValueError(_EXPECTED_GRID)
+        rows.append(row if isinstance(row, str) else tuple(row))
+    return tuple(rows)
 
 
 def _is_row(value: Any) -> bool:
     if isinstance(value, str):
         return len(value) <= _MOST_ROWS and value.isascii()
-    return (
-        isinstance(value, list)
-        and len(value) <= _MOST_ROWS
-        and all(_is_number(item) for item in value)
-    )
+    if not isinstance(value, list) or len(value) > _MOST_ROWS:
+        return False
+    return all(_is_number(cell) for cell in value)
 
 
 def _is_number(value: Any) -> bool:
@@ -61,7 +60,8 @@ def _is_number(value: Any) -> bool:
 
 def _as_identifier(value: Any) -> Any:
     is_name = isinstance(value, str) and len(value) <= _MOST_CHARACTERS and value.isascii()
-    if not is_name and not (_is_number(value) and value >= 0):
+    is_index = _is_number(value) and value >= 0
+    if not is_name and not is_index:
         raise ValueError(_EXPECTED_IDENTIFIER)
     return value
 
@@ -86,7 +86,7 @@ MaxSteps = Annotated[int, Field(strict=True, ge=1, le=_MOST)]
 
 
 class SolveRequest(RequestBody):
-    """Exactly one of `grid` (or `puzzle`) and `grids` (or `puzzles`)."""
+    """One puzzle or several: exactly one of `grid` (or `puzzle`) and `grids` (or `puzzles`)."""
 
     model_config = shown(
         {
@@ -113,22 +113,20 @@ class SolveRequest(RequestBody):
     @model_validator(mode="before")
     @classmethod
     def _one_shape(cls, value: Any) -> Any:
-        given = [
-            name for name in _SHAPES if isinstance(value, dict) and value.get(name) is not None
-        ]
-        if isinstance(value, dict) and len(given) != 1:
-            raise refuse(
-                "grid",
-                (
-                    f"expected exactly one of {', '.join(_SHAPES)}, got "
-                    f"{' and '.join(given) or 'none'}"
-                ),
-            )
+        if not isinstance(value, dict):
+            return value
+        given = [name for name in _SHAPES if value.get(name) is not None]
+        if len(given) != 1:
+            names = " and ".join(given) or "none"
+            raise refuse("grid", f"expected exactly one of {', '.join(_SHAPES)}, got {names}")
         return value
 
     @property
     def puzzles(self) -> list[str | Grid]:
-        return self.grids if self.grid is None else [self.grid]
+        """The puzzles, whichever field has them."""
+        if self.grid is not None:
+            return [self.grid]
+        return self.grids
 
     def tasks(self) -> list[Solve]:
         return [
@@ -137,8 +135,11 @@ class SolveRequest(RequestBody):
 
 
 class SolutionBody(BaseModel):
-    """`confidence` is the network's own, from 0 to 1; `is_halted` tells whether it wanted to stop
-    at that step."""
+    """The solution of a puzzle.
+
+    `confidence` is the network's own, from 0 to 1. `is_halted` tells whether the network wanted to
+    stop at that step.
+    """
 
     grid: Annotated[str | Grid, WithJsonSchema(_PUZZLE_SCHEMA)]
     confidence: float

@@ -1,5 +1,4 @@
-"""Bodies of SimpleFoundation: `/generate` with `prompt`, `/solve/math`, `/solve/coding` and
-`/model/info`.
+"""Bodies of SimpleFoundation: `/generate` with `prompt`, `/solve/...` and `/model/info`.
 
 Times are in seconds. Beside the documented keys there are those that its server really sends.
 """
@@ -52,10 +51,11 @@ _MaxTokens = AliasChoices("max_tokens", "max_new_tokens")
 
 
 class FoundationRequest(SampledRequest):
-    """Greedy with `do_sample` false or a temperature of 0. A stream is bare text, or events for who
-    accepts them.
+    """A request for text.
 
-    What is left open is as the model declares, else as here.
+    Decoding is greedy with `do_sample` false or a temperature of 0. A stream is bare text, or
+    events for a caller that accepts them. A field that is left open is as the model declares, else
+    as here.
     """
 
     temperature: Temperature = 0.7
@@ -72,7 +72,9 @@ class FoundationRequest(SampledRequest):
 
     def sampling(self, max_tokens: int) -> Sampling:
         sampling = super().sampling(max_tokens)
-        return sampling if self.do_sample else msgspec.structs.replace(sampling, temperature=0.0)
+        if self.do_sample:
+            return sampling
+        return msgspec.structs.replace(sampling, temperature=0.0)
 
 
 class PromptRequest(FoundationRequest):
@@ -120,7 +122,7 @@ class CodingRequest(ProblemRequest):
 
 
 class PromptResponse(BaseModel):
-    """`generated_texts` has all of them, where several were asked for."""
+    """The completion. `generated_texts` has all completions, where several were asked for."""
 
     model_config = shown(
         {
@@ -143,7 +145,7 @@ class PromptResponse(BaseModel):
 
 
 class MathResponse(BaseModel):
-    """`answer` is null where the solution states none."""
+    """A solution. `answer` is null where the solution states none."""
 
     model_config = shown(
         {
@@ -165,8 +167,10 @@ class MathResponse(BaseModel):
 
 
 class CodingResponse(BaseModel):
-    """`code` is null where the solution has no fenced block, as that of a model which writes no
-    code."""
+    """A solution.
+
+    `code` is null where the solution has no fenced block, as with a model that writes no code.
+    """
 
     model_config = shown(
         {

@@ -39,7 +39,11 @@ _NEUTRAL: dict[str, Sequence[Any]] = {
 
 
 class TgiParameters(SampledRequest):
-    """Greedy unless `do_sample` is true, or is not given and a temperature, top_k or top_p is."""
+    """The parameters of a completion.
+
+    Tokens are sampled if `do_sample` is true, or if it is not given and a temperature, top_k or
+    top_p is. Else decoding is greedy.
+    """
 
     max_tokens: MaxTokens | None = Field(
         None,
@@ -69,11 +73,16 @@ class TgiParameters(SampledRequest):
 
     @property
     def is_sampled(self) -> bool:
-        return bool(_WARPERS & self.model_fields_set) if self.do_sample is None else self.do_sample
+        """True if tokens are sampled, by the rule of TGI."""
+        if self.do_sample is not None:
+            return self.do_sample
+        return bool(_WARPERS & self.model_fields_set)
 
     def sampling(self, max_tokens: int) -> Sampling:
         sampling = super().sampling(max_tokens)
-        return sampling if self.is_sampled else msgspec.structs.replace(sampling, temperature=0.0)
+        if self.is_sampled:
+            return sampling
+        return msgspec.structs.replace(sampling, temperature=0.0)
 
 
 class TgiRequest(RequestBody):
@@ -88,18 +97,24 @@ class TgiRequest(RequestBody):
     model: str | None = None
 
     def task(self, max_tokens: int, *, with_tokens: bool) -> Generate:
-        """The work; `with_tokens` when each of them will be told."""
-        given = self.parameters
-        task = given.task(self.inputs, max_tokens)
-        sampling = msgspec.structs.replace(
-            task.sampling, logprobs=(given.top_n_tokens or 0) if with_tokens else None
+        """Return the work. The answer will list its tokens if it is `with_tokens`."""
+        parameters = self.parameters
+        task = parameters.task(self.inputs, max_tokens)
+        logprobs = None
+        if with_tokens:
+            logprobs = parameters.top_n_tokens or 0
+        return msgspec.structs.replace(
+            task,
+            sampling=msgspec.structs.replace(task.sampling, logprobs=logprobs),
+            max_prompt_tokens=parameters.truncate,
         )
-        return msgspec.structs.replace(task, sampling=sampling, max_prompt_tokens=given.truncate)
 
 
 class TgiToken(BaseModel):
-    """`special`: it ends the answer and is no text. `logprob` is null where it was not asked
-    for."""
+    """A token of an answer.
+
+    A `special` one ends the answer and has no text. `logprob` is null where it was not asked for.
+    """
 
     id: int
     text: str
@@ -147,47 +162,58 @@ class TgiNotes(msgspec.Struct, frozen=True):
 
 
 def notes_of(body: TgiRequest) -> TgiNotes:
-    """A missing seed is drawn here, since it is told."""
-    given = body.parameters
-    if given.is_sampled and given.seed is None:
-        given.seed = draw_seed()
+    """Return the notes for rendering the answer to a body.
+
+    A missing seed is drawn here and set in the body, because the answer tells it.
+    """
+    parameters = body.parameters
+    if parameters.is_sampled and parameters.seed is None:
+        parameters.seed = draw_seed()
+    prefix = ""
+    if parameters.return_full_text:
+        prefix = body.inputs
+    seed = None
+    if parameters.is_sampled:
+        seed = parameters.seed
     return TgiNotes(
-        body.inputs if given.return_full_text else "",
-        given.details,
-        bool(given.stop),
-        given.top_n_tokens or 0,
-        given.seed if given.is_sampled else None,
+        prefix=prefix,
+        has_details=parameters.details,
+        has_stops=bool(parameters.stop),
+        top_n=parameters.top_n_tokens or 0,
+        seed=seed,
     )
 
 
 def finish_reason(reason: str, notes: TgiNotes, last_text: str) -> str:
-    """TGI's word for it, by the text that the last token adds."""
+    """Return TGI's word for the reason. `last_text` is the text that the last token adds."""
     if reason != "stop":
         return "length"
-    return "stop_sequence" if notes.has_stops and last_text else "eos_token"
+    if notes.has_stops and last_text:
+        return "stop_sequence"
+    return "eos_token"
 
 
 def token_bodies(
     ids: Sequence[int], logprobs: Sequence[TokenLogprob], *, is_end: bool
 ) -> list[TgiToken]:
-    """`is_end`: the last of them ended the answer by itself. Without log-probabilities their texts
-    are not known."""
+    """Return the bodies of some tokens.
+
+    `is_end` tells that the last of them ended the answer by itself. Without log-probabilities the
+    texts are not known.
+    """
     if not logprobs:
         return [TgiToken(id=id, text="", logprob=None) for id in ids]
-    last = len(ids) - 1
-    return [
-        TgiToken(
-            id=id,
-            text=item.token,
-            logprob=item.logprob,
-            special=is_end and at == last and not item.token,
-        )
-        for at, (id, item) in enumerate(zip(ids, logprobs, strict=True))
-    ]
+    tokens = []
+    for id, logprob in zip(ids, logprobs, strict=True):
+        tokens.append(TgiToken(id=id, text=logprob.token, logprob=logprob.logprob))
+    last = tokens[-1]
+    last.special = is_end and not last.text
+    return tokens
 
 
-def top_bodies(item: TokenLogprob) -> list[TgiToken]:
-    return [TgiToken(id=id, text=text, logprob=logprob) for id, text, logprob in item.top]
+def top_bodies(logprob: TokenLogprob) -> list[TgiToken]:
+    """Return the bodies of the likeliest tokens in the place of one."""
+    return [TgiToken(id=id, text=text, logprob=value) for id, text, value in logprob.top]
 
 
 def response(outcome: Outcome, notes: TgiNotes) -> TgiResponse:
@@ -195,12 +221,17 @@ def response(outcome: Outcome, notes: TgiNotes) -> TgiResponse:
     text = notes.prefix + choice.text
     if not notes.has_details:
         return TgiResponse(generated_text=text, details=None)
-    last_text = choice.logprobs[-1].token if choice.logprobs else ""
+    last_text = ""
+    if choice.logprobs:
+        last_text = choice.logprobs[-1].token
+    top_tokens = None
+    if notes.top_n:
+        top_tokens = [top_bodies(logprob) for logprob in choice.logprobs]
     details = TgiDetails(
         finish_reason=finish_reason(choice.finish_reason, notes, last_text),
         generated_tokens=outcome.usage.completion_tokens,
         seed=notes.seed,
         tokens=token_bodies(choice.ids, choice.logprobs, is_end=choice.finish_reason == "stop"),
-        top_tokens=[top_bodies(item) for item in choice.logprobs] if notes.top_n else None,
+        top_tokens=top_tokens,
     )
     return TgiResponse(generated_text=text, details=details)

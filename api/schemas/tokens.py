@@ -65,11 +65,10 @@ class DetokenizeResponse(BaseModel):
 
 
 def tokenize_response(outcome: Outcome, window: int, *, with_texts: bool) -> TokenizeResponse:
-    found = outcome.as_a(Tokenized)
-    texts = list(found.texts) if with_texts else None
-    return TokenizeResponse(
-        count=len(found.ids), max_model_len=window, tokens=list(found.ids), token_strs=texts
-    )
+    tokenized = outcome.as_a(Tokenized)
+    ids = list(tokenized.ids)
+    texts = list(tokenized.texts) if with_texts else None
+    return TokenizeResponse(count=len(ids), max_model_len=window, tokens=ids, token_strs=texts)
 
 
 def detokenize_response(outcome: Outcome) -> DetokenizeResponse:

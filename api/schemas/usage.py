@@ -1,5 +1,4 @@
-"""The `usage` object: the counts that all dialects share, and the details that OpenAI's has beside
-them."""
+"""The `usage` object: the counts that all dialects share, and the details of OpenAI's."""
 
 from pydantic import BaseModel
 

@@ -1,6 +1,6 @@
 """The forms of an answer: whole, as a stream from any frame on, or a 202 with the job's address.
 
-Knows no dialect: an endpoint's renderers make the bodies.
+This module knows no dialect: an endpoint's renderers make the bodies.
 """
 
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -36,10 +36,10 @@ async def attached(
     *,
     stays: bool = True,
 ) -> RequestFollower:
-    """Follow a request that somebody else has submitted.
+    """Return a follower of a request that was submitted before.
 
-    One who does not stay to the end does not count as a follower. Raise JobNotFound, and
-    InvalidRequest for a wrong cursor.
+    A caller that does not stay to the end does not count as a follower: its leaving ends nothing.
+    Raise JobNotFound, and InvalidRequest for a wrong cursor.
     """
     work = work_of(request)
     snapshots = await front.requests.look(request)
@@ -59,6 +59,7 @@ async def attached(
 
 
 def whole(endpoint: Endpoint, work: SubmittedWork, outcomes: Sequence[Outcome]) -> Response:
+    """Return the whole answer, in the endpoint's dialect."""
     body = endpoint.render(work, outcomes).model_dump_json()
     return Response(body, media_type="application/json", headers=answer_headers(work, outcomes))
 
@@ -66,7 +67,7 @@ def whole(endpoint: Endpoint, work: SubmittedWork, outcomes: Sequence[Outcome]) 
 async def timings_at_end(front: Front, work: SubmittedWork, usage: Usage) -> Timings | None:
     """Return the timings of a request that has ended, None when Redis does not answer.
 
-    An answer that is there does not depend on them.
+    The answer is there by then, and may not fail for want of them.
     """
     try:
         async with redis_answers():
@@ -99,14 +100,14 @@ def stream(
 ) -> Response:
     """Return a response that streams the request from its beginning, or from behind `seen`.
 
-    The frames are in the endpoint's format unless another one is given. The headers tell what is
-    known when the first frame comes. Timings are a comment behind the last frame, if the format may
-    have comments.
+    The frames are in the endpoint's format unless another one is given. The headers tell as much as
+    is known when the first frame comes. Timings are a comment behind the last frame, if the format
+    may have comments.
     """
     started: dict[int, Started] = {}
     renderer = endpoint.stream_renderer(follower.work)
     stream_format = stream_format or endpoint.stream_format
-    follower.leave_in(request_state)
+    follower.note_in(request_state)
 
     async def frames() -> AsyncGenerator[bytes, None]:
         start = Cursor.start(follower.work.id, len(follower.work.request.job_ids))
@@ -134,11 +135,11 @@ def stream(
 
 
 class Stream:
-    """One reader's way through a stream: it is told from the beginning of the logs, and sent from
-    behind a cursor.
+    """One reader's way through a stream.
 
-    `seen` is where it was; None for one that has seen
-    nothing. Jobs are noted in `started` when they have.
+    The stream is rendered from the beginning of the logs, because renderers have a state, and sent
+    from behind the cursor `seen`. That is None for a reader who has seen nothing. Jobs that have
+    started are noted in `started`.
     """
 
     def __init__(
@@ -156,40 +157,46 @@ class Stream:
         self._seen = seen
 
     async def frames(self, run: RequestEvents, keepalive_s: float) -> AsyncGenerator[bytes, None]:
-        """Begins with the first token, or when that is slow to come: what fails at once has a
-        status of its own. Ends when all jobs are done."""
+        """Yield frames until all jobs are done.
+
+        The first one comes with the first token, or when that is slow to come. So a request that
+        fails at once is answered with a status of its own.
+        """
         is_open = self._seen is not None
-        async for news in run.progress(keepalive_s):
-            if news is not None and isinstance(news.event, Started):
-                self._started[news.job] = news.event
+        async for arrived in run.progress(keepalive_s):
+            if arrived is not None and isinstance(arrived.event, Started):
+                self._started[arrived.job] = arrived.event
             elif not is_open:
                 is_open = True
                 yield self._opening()
-            if news is None:
+            if arrived is None:
                 yield self._stream_format.keep_alive
             else:
-                for frame in self._of(news):
+                for frame in self._of(arrived):
                     yield frame
 
     def _opening(self) -> bytes:
         payload = self._renderer.opening()
-        return (
-            self._stream_format.keep_alive
-            if payload is None
-            else self._stream_format.frame(payload, str(self._at))
-        )
+        if payload is None:
+            return self._stream_format.keep_alive
+        return self._stream_format.frame(payload, str(self._at))
 
-    def _of(self, news: RequestEvent) -> Iterator[bytes]:
-        payloads = list(self._renderer.of(news.job, news.event))
-        behind_event = self._at.at(news.job, news.index)
+    def _of(self, arrived: RequestEvent) -> Iterator[bytes]:
+        """Yield the frames of an event, without those that the reader has seen."""
+        job = arrived.job
+        index = arrived.index
+        payloads = list(self._renderer.of(job, arrived.event))
+        before = self._at
         for number, payload in enumerate(payloads):
             if number + 1 == len(payloads):
-                self._at = behind_event
+                self._at = before.at(job, index)
             else:
-                self._at = behind_event.at(news.job, news.index - 1, number + 1)
-            if self._seen is None or not self._seen.has(news.job, news.index, number):
+                # The event is not sent whole yet: the cursor counts its frames.
+                self._at = before.at(job, index - 1, number + 1)
+            if self._seen is None or not self._seen.has(job, index, number):
                 yield self._stream_format.frame(payload, str(self._at))
-        self._at = behind_event
+        # An event may have no frames at all.
+        self._at = self._at.at(job, index)
 
     def closing(self, usage: Usage, timings: Timings | None) -> Iterator[bytes]:
         """Yield the frames that follow when all jobs are done."""

@@ -1,4 +1,7 @@
-"""Cancel jobs that nobody waits for any more; try again while Redis is away."""
+"""Cancel jobs that nobody waits for any more.
+
+While Redis is away, try again.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,7 +23,7 @@ class CancellationQueue:
         self._waiting: set[asyncio.TimerHandle] = set()
 
     def leave(self, request_id: str, follower_id: str) -> None:
-        """A follower has left, and ends nothing by that."""
+        """Note that a follower has left whose leaving ends nothing."""
         self._start(lambda: self._requests.leave(request_id, follower_id))
 
     def cancel(
@@ -31,8 +34,11 @@ class CancellationQueue:
         after_s: float = 0.0,
         left: tuple[str, str] | None = None,
     ) -> None:
-        """End what has not ended of the jobs of one request; `left` as in `Submissions.end`. What
-        is to come after a while does not come if this front closes before."""
+        """End the jobs of one request that have not ended.
+
+        `left` is as in `Submissions.end`. With `after_s` they are ended so much later, and not at
+        all if this front closes before.
+        """
 
         def start() -> None:
             self._start(lambda: self._submissions.end(job_ids, ending, left=left))
@@ -50,12 +56,14 @@ class CancellationQueue:
         self._waiting.add(timer)
 
     async def expire(self, job_ids: Sequence[str], ending: Failed) -> None:
-        """End those that no worker has taken."""
+        """End those of the jobs that no worker has taken."""
         await _insist(lambda: self._submissions.end(job_ids, ending, if_waiting=True))
 
     async def close(self) -> None:
-        """Returns when nothing is under way any more; what is when the caller stops waiting is
-        dropped."""
+        """Wait until nothing is under way any more.
+
+        A caller that stops waiting drops what is still under way.
+        """
         for timer in self._waiting:
             timer.cancel()
         await asyncio.gather(*self._under_way)
@@ -67,6 +75,7 @@ class CancellationQueue:
 
 
 async def _insist(action: Callable[[], Awaitable[object]]) -> None:
+    """Try again while Redis is away, for about ten seconds, then give up."""
     for _ in range(_TRIES):
         try:
             await action()

@@ -1,16 +1,18 @@
-"""Deltas of choices: what each event adds to a completion, and each completion's end once."""
+"""Deltas of choices: what each event adds to a completion, and the end of each completion once."""
 
 from collections.abc import Iterator
-
-import msgspec
+from dataclasses import dataclass
 
 from api.stream.request_events import JobEvent, finish_reasons
 from shared.messages import Done, TokenLogprob, Tokens
 
 
-class ChoiceDelta(msgspec.Struct, frozen=True):
-    """New tokens and text of the completion at `index`, counted over all jobs; `finish_reason` is
-    in its last piece, which may have nothing else."""
+@dataclass(frozen=True)
+class ChoiceDelta:
+    """New tokens and text of the completion at `index`, which counts over all jobs.
+
+    `finish_reason` is in the last delta of a completion, which may have nothing else.
+    """
 
     index: int
     text: str = ""
@@ -20,13 +22,14 @@ class ChoiceDelta(msgspec.Struct, frozen=True):
 
 
 class ChoiceDeltas:
-    """Remembers which of the completions, `n` of each job, have ended."""
+    """Makes deltas of events, and remembers which of the `n` completions of each job have ended."""
 
     def __init__(self, n: int) -> None:
         self._n = n
         self._ended: set[int] = set()
 
     def of(self, job: int, event: JobEvent) -> Iterator[ChoiceDelta]:
+        """Yield the deltas of an event of the job with this number."""
         if isinstance(event, Tokens):
             index = job * self._n + event.choice
             if event.finish_reason is not None:

@@ -1,5 +1,4 @@
-"""The cursor of a stream: a text in the `id:` of its frames, by which any front can go on behind
-it.
+"""The cursor of a stream: a text in the `id:` of each frame, behind which any front can go on.
 
 REQUEST.3-0+1-5 stands behind all frames of the first job up to its 3rd event, behind one frame of
 the 1st event of the second job, and so on. REQUEST.9-4-8.1 stands behind one of the frames that
@@ -12,9 +11,8 @@ from dataclasses import dataclass, replace
 from shared.errors import InvalidRequest
 
 HEADER = "Last-Event-ID"
-_FORM = re.compile(
-    r"([0-9a-f]{34})\.([0-9]{1,10}(?:\+[0-9]{1,3})?(?:-[0-9]{1,10}(?:\+[0-9]{1,3})?)*)(?:\.([0-9]))?"
-)
+_JOB = r"[0-9]{1,10}(?:\+[0-9]{1,3})?"
+_FORM = re.compile(rf"([0-9a-f]{{34}})\.({_JOB}(?:-{_JOB})*)(?:\.([0-9]))?")
 _MOST_CHARACTERS = 16_384
 
 

@@ -1,9 +1,10 @@
-"""Follows the jobs of a request to their ends, and ends those that nobody waits for any more.
+"""Follow the jobs of a request to their ends, and end those that nobody waits for any more.
 
-Every way out of `Dispatcher.follow` says what becomes of jobs that had not ended by themselves.
-They are ended in Redis when time has run out, a sibling has failed or the caller has left (and
-wanted it so); they go on when this front drains or the caller will ask again. Knows no dialect; of
-HTTP only the ASGI `receive`.
+Every way out of `Dispatcher.follow` decides what becomes of jobs that have not ended by themselves.
+They are ended in Redis when their time has run out, a sibling has failed, or the caller has left
+and wanted them to end. They go on when this front drains, or when the caller will ask again.
+
+This module knows no dialect, and of HTTP only the ASGI `receive`.
 """
 
 import asyncio
@@ -38,9 +39,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 _REDIS_AWAY_S = 0.5
 _LEFT = (ClientDisconnected, Unauthorized, Forbidden)
-"""By its own will or because it may not call any more: the caller is not there, and its jobs are as
-they were."""
-_LATE_S = 1.0  # a worker has that long to stop at the deadline with what it has
+"""Errors by which a caller leaves: it hung up, or may not call any more. Its jobs are unharmed."""
+_LATE_S = 1.0  # time for a worker to end a job at its deadline with what it has
 
 
 class StillRunning(Exception):
@@ -53,12 +53,13 @@ def _now_s() -> float:
 
 @dataclass(frozen=True)
 class RequestFollower:
-    """One who follows a request. Times in seconds from `since_s` on, which is now.
+    """One who follows a request.
 
-    `follower_id` is its mark, if its leaving may end the request; "" if not. `is_first`: by the
-    front that took it, so that each job is counted in the metrics once. `cache`: "hit" for one that
-    had been answered before, "miss" where none was found, "" where none was looked for. `watch`
-    takes the jobs' times, for the front that took the request.
+    `queue_s` and `deadline_s` are seconds from `since_s` on, which is now. `follower_id` is "" if
+    its leaving does not end the request. `is_first` holds in the front that took the request, so
+    that each job is counted in the metrics once. `cache` is "hit" for an answer that was given
+    before, "miss" where none was found, "" where none was looked for. `watch` takes the times of
+    the jobs, in the front that took the request.
     """
 
     work: SubmittedWork
@@ -71,20 +72,20 @@ class RequestFollower:
     caller: Caller | None = None
     since_s: float = field(default_factory=_now_s)
 
-    def leave_in(self, request_state: RequestState) -> None:
+    def note_in(self, request_state: RequestState) -> None:
         """Note the work in the state of the caller's request, for its log line.
 
         Times are noted only by the front that took the request.
         """
-        request_state.told_id, request_state.job_ids, request_state.model = (
-            self.work.id,
-            self.work.request.job_ids,
-            self.work.record.model,
-        )
+        request_state.x_job_id = self.work.id
+        request_state.job_ids = self.work.request.job_ids
+        request_state.model = self.work.record.model
         request_state.watch = self.watch
 
 
 class Dispatcher:
+    """Follows requests, for their callers or for nobody."""
+
     def __init__(
         self,
         cancellations: CancellationQueue,
@@ -106,8 +107,10 @@ class Dispatcher:
     async def gather(
         self, follower: RequestFollower, receive: Receive, wait_s: float | None = None
     ) -> list[Outcome]:
-        """The outcome of each job, in order. Raises the FleetError of the first that fails,
-        StillRunning."""
+        """Return the outcome of each job, in order.
+
+        Raise the FleetError of the first that fails, and StillRunning after `wait_s`.
+        """
         async with self.follow(follower, receive, wait_s) as events:
             return await events.outcomes()
 
@@ -115,7 +118,10 @@ class Dispatcher:
     async def follow(
         self, follower: RequestFollower, receive: Receive | None, wait_s: float | None = None
     ) -> AsyncIterator[RequestEvents]:
-        """Follow the jobs from the beginning for the caller behind `receive`, or for nobody."""
+        """Follow the jobs from the beginning for the caller behind `receive`, or for nobody.
+
+        The error that leaves the body decides what becomes of jobs that have not ended.
+        """
         events = RequestEvents(follower.work.request.job_ids, follower.work.record.n)
         timers = self._set_timers(events, follower, wait_s)
         watchers = self._watch(events, follower, receive)
@@ -132,14 +138,17 @@ class Dispatcher:
             for timer in timers:
                 timer.cancel()
             del self._followed[events]
+            # This comes before the only await, which may be cancelled.
             self._leave(events, follower, error)
             for watcher in watchers:
                 watcher.cancel()
             await asyncio.gather(*watchers, return_exceptions=True)
 
     def follow_in_background(self, follower: RequestFollower) -> None:
-        """Follow a request that nobody waits for: its time to queue, its deadline, jobs whose
-        sibling has failed."""
+        """Follow a request that nobody waits for.
+
+        Somebody must end its jobs when their time is over, or when a sibling has failed.
+        """
         task = asyncio.create_task(
             self._follow_in_background(replace(follower, follower_id="", caller=None)),
             name="mind-request",
@@ -149,17 +158,20 @@ class Dispatcher:
 
     @property
     def num_followed(self) -> int:
-        """Requests that are followed, by callers or for nobody."""
+        """The number of requests that are followed, for callers or for nobody."""
         return len(self._followed)
 
     @property
     def num_in_background(self) -> int:
-        """Those of them that nobody waits for."""
+        """The number of followed requests that nobody waits for."""
         return len(self._background)
 
     def drain(self, error: Callable[[str], FleetError] | None = None) -> None:
-        """Send everybody who waits away, now and from now on: to another front, as their jobs go
-        on, or with the error that is made of their request's id."""
+        """Send all callers that wait away, and all that come from now on.
+
+        `error` makes the error of each from the id of its request. By default it sends the caller
+        to another front: its jobs go on.
+        """
         self._drained = error or _draining
         for events, request_id in self._followed.items():
             events.fail(self._drained(request_id))
@@ -179,7 +191,7 @@ class Dispatcher:
     def _leave(
         self, events: RequestEvents, follower: RequestFollower, error: BaseException | None
     ) -> None:
-        """Say what becomes of open jobs, when following them ended with `error`."""
+        """Decide what becomes of the open jobs, after following them ended with `error`."""
         open_ids = list(events.unfinished.values())
         left = (follower.work.id, follower.follower_id)
         if isinstance(error, Draining | StillRunning):
@@ -190,6 +202,7 @@ class Dispatcher:
         if isinstance(error, DeadlineExceeded):
             self._cancellations.cancel(open_ids, error.as_event())
         elif isinstance(error, FleetError) and not isinstance(error, _LEFT):
+            # The whole answer cannot come any more, whoever else follows it.
             self._cancellations.cancel(open_ids, Cancelled("sibling"))
         elif follower.follower_id:
             grace_s = 0.0
@@ -206,11 +219,14 @@ class Dispatcher:
     def _count(
         self, events: RequestEvents, follower: RequestFollower, error: BaseException | None
     ) -> None:
+        """Count the jobs by their results, and the tokens."""
         model = follower.work.record.model
         has_failed = any(result != "done" for result in events.results.values())
+        # The code of jobs without a result. Where a job has failed, its siblings were cancelled;
+        # else `error` ended all of them.
         otherwise = ClientGone.code
         if isinstance(error, FleetError) and not has_failed:
-            otherwise = error.code  # else one has failed, and its siblings were called off
+            otherwise = error.code
         for job in range(len(follower.work.request.job_ids)):
             self._metrics.jobs.labels(model, events.results.get(job, otherwise)).inc()
         self._metrics.prompt_tokens.labels(model).inc(events.usage.prompt_tokens)
@@ -231,21 +247,21 @@ class Dispatcher:
     def _watch(
         self, events: RequestEvents, follower: RequestFollower, receive: Receive | None
     ) -> list["asyncio.Task[None]"]:
-        """Start tasks for each job, for the caller's leaving and for the time to queue.
+        """Start a task for each job, and those that notice when the caller or the time is gone.
 
         Whatever they raise fails `events`.
         """
-        watching: list[Coroutine[Any, Any, None]] = []
+        coroutines: list[Coroutine[Any, Any, None]] = []
         for job, job_id in events.unfinished.items():
-            watching.append(self._follow_job(job, job_id, events, follower.watch))
-        watching.append(self._expire(events, follower.since_s + follower.queue_s))
+            coroutines.append(self._follow_job(job, job_id, events, follower.watch))
+        coroutines.append(self._expire(events, follower.since_s + follower.queue_s))
         if receive is not None:
-            watching.append(_notice_disconnect(events, receive))
+            coroutines.append(_notice_disconnect(events, receive))
         if follower.caller is not None and self._revocations.concerns(follower.caller):
-            watching.append(
+            coroutines.append(
                 self._notice_revocation(events, follower.caller, follower.work.record.model)
             )
-        watchers = [asyncio.create_task(watch) for watch in watching]
+        watchers = [asyncio.create_task(coroutine) for coroutine in coroutines]
         for watcher in watchers:
             watcher.add_done_callback(lambda task: _pass_on(task, events))
         return watchers
@@ -253,8 +269,10 @@ class Dispatcher:
     async def _follow_job(
         self, job: int, job_id: str, events: RequestEvents, watch: Stopwatch | None
     ) -> None:
-        """Hand over the job's events; while Redis is away, wait for it and go on from the
-        cursor."""
+        """Hand over the events of a job as they come.
+
+        While Redis is away, wait for it, then go on behind the last event.
+        """
         after = 0
         while True:
             try:
@@ -268,12 +286,12 @@ class Dispatcher:
                 await asyncio.sleep(_REDIS_AWAY_S)
 
     async def _notice_revocation(self, events: RequestEvents, caller: Caller, model: str) -> None:
-        events.fail(await self._revocations.told(caller, model))
+        events.fail(await self._revocations.wait(caller, model))
 
     async def _expire(self, events: RequestEvents, at_s: float) -> None:
-        """End what no worker has taken when the time to queue is over.
+        """End the jobs that no worker has taken when the time to queue is over.
 
-        There may be no worker left to do so.
+        Workers do so too, but there may be none left.
         """
         await asyncio.sleep(max(0.0, at_s - _now_s()))
         event = QueueTimeout("No worker took the request in time.").as_event()
@@ -293,5 +311,8 @@ async def _notice_disconnect(events: RequestEvents, receive: Receive) -> None:
 
 
 def _pass_on(task: "asyncio.Task[None]", events: RequestEvents) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
+    if task.cancelled():
+        return
+    error = task.exception()
+    if error is not None:
         events.fail(error)

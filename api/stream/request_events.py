@@ -1,7 +1,6 @@
-"""The jobs of one request while they are followed: their events merged in order of arrival, and
-what is still open.
+"""The events of one request's jobs, merged in the order of their arrival, and their outcomes.
 
-Fed by the dispatcher, read by one route. Knows neither Redis nor HTTP.
+The dispatcher puts them in, and one route reads them. This module knows neither Redis nor HTTP.
 """
 
 import asyncio
@@ -37,10 +36,10 @@ _FIRST_TOKEN_S = 2.0
 
 @dataclass
 class Choice:
-    """One completion of a prompt, as far as it is known. `logprobs` are one for each id, or none at
-    all.
+    """One completion of a prompt, as far as it is known.
 
-    `q_values` are q_halt and q_continue at its last token, of a model with a q head.
+    There are as many `logprobs` as ids, or none. `q_values` are q_halt and q_continue at the last
+    token, of a model with a q head.
     """
 
     text: str = ""
@@ -71,8 +70,10 @@ class Outcome:
     artifacts: tuple[ArtifactRef, ...] = ()
 
     def as_a(self, kind: type[SomeResult]) -> SomeResult:
-        """Return the result, which is of this kind. Raise WorkerFailed if a worker of another
-        version gave none."""
+        """Return the result, which is of this kind.
+
+        Raise WorkerFailed if a worker of another version has given none.
+        """
         if not isinstance(self.result, kind):
             raise WorkerFailed("The worker that did this speaks another version of the protocol.")
         return self.result
@@ -101,8 +102,10 @@ class OutcomeBuilder:
             self._done = event
 
     def outcome(self, otherwise: str = "") -> Outcome:
-        """Return the outcome as it stands. Choices that have not ended get the reason
-        `otherwise`."""
+        """Return the outcome as it stands.
+
+        Choices of a job that is not done get the finish reason `otherwise`.
+        """
         reasons = (otherwise,) * len(self._choices)
         q_values: Sequence[tuple[float, float] | None] = ()
         outcome = Outcome(tuple(self._choices), Usage())
@@ -138,12 +141,16 @@ class RequestEvent(msgspec.Struct, frozen=True):
 
 
 class RequestEvents:
-    """Jobs go by their number in the request."""
+    """The events of one request's jobs, and what is still open.
+
+    `unfinished` and `unstarted` are ids of jobs, by the job's number in the request. `results` are
+    "done" or an error code, for the jobs that have ended. `usage` sums up the jobs that are done.
+    """
 
     def __init__(self, job_ids: Sequence[str], n: int = 1) -> None:
         self.unfinished = dict(enumerate(job_ids))
         self.unstarted = dict(enumerate(job_ids))
-        self.results: dict[int, str] = {}  # "done" or an error code, of the jobs that have ended
+        self.results: dict[int, str] = {}
         self.usage = Usage()
         self._builders = [OutcomeBuilder(n) for _ in job_ids]
         self._inbox: asyncio.Queue[tuple[int, int, Event] | BaseException] = asyncio.Queue()
@@ -152,40 +159,45 @@ class RequestEvents:
         self._inbox.put_nowait((job, index, event))
 
     def fail(self, error: BaseException) -> None:
-        """Make `progress` raise."""
+        """Make `progress` raise this error."""
         self._inbox.put_nowait(error)
 
     async def progress(self, quiet_s: float | None = None) -> AsyncIterator[RequestEvent | None]:
-        """Events of all jobs as they come, until the last is done; None whenever nothing came for
-        `quiet_s`.
+        """Yield the events of all jobs as they come, until the last job is done.
 
-        Waits are shorter before the first token, so that a stream can begin. Raises the FleetError
-        of the first job that fails.
+        Yield None whenever nothing has come for `quiet_s`. The wait is shorter before the first
+        token, so that a stream can begin. Raise the FleetError of the first job that fails.
         """
-        wait_s = None if quiet_s is None else min(quiet_s, _FIRST_TOKEN_S)
+        wait_s = quiet_s
+        if quiet_s is not None:
+            wait_s = min(quiet_s, _FIRST_TOKEN_S)
         while self.unfinished:
             try:
                 async with asyncio.timeout(wait_s):
-                    item = await self._inbox.get()
+                    arrived = await self._inbox.get()
             except TimeoutError:
                 yield None
                 wait_s = quiet_s
-            else:
-                if isinstance(item, BaseException):
-                    raise item
-                job, index, event = item
-                yield RequestEvent(job, index, self._note(job, event))
-                wait_s = wait_s if isinstance(event, Started) else quiet_s
+                continue
+            if isinstance(arrived, BaseException):
+                raise arrived
+            job, index, event = arrived
+            yield RequestEvent(job, index, self._note(job, event))
+            if not isinstance(event, Started):
+                wait_s = quiet_s
 
     async def outcomes(self) -> list[Outcome]:
-        """Return the outcome of each job, in order. Raise the FleetError of the first that
-        fails."""
+        """Return the outcome of each job, in order.
+
+        Raise the FleetError of the first that fails.
+        """
         async for arrived in self.progress():
             assert arrived is not None
             self._builders[arrived.job].add(arrived.event)
         return [builder.outcome() for builder in self._builders]
 
     def _note(self, job: int, event: Event) -> JobEvent:
+        """Keep the account of open jobs. Return the event, or raise the error that it tells of."""
         self.unstarted.pop(job, None)
         if not isinstance(event, Terminal):
             return event
@@ -201,9 +213,9 @@ class RequestEvents:
 
 def error_of(event: Failed | Cancelled) -> FleetError:
     """Return the error of a job that ended without a result, for whoever waits for it."""
-    return (
-        from_event(event) if isinstance(event, Failed) else ClientGone("The request was cancelled.")
-    )
+    if isinstance(event, Failed):
+        return from_event(event)
+    return ClientGone("The request was cancelled.")
 
 
 def total_usage(outcomes: Iterable[Outcome]) -> Usage:

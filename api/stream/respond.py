@@ -1,5 +1,4 @@
-"""Answer a request whose work was submitted: whole, as a stream, or with a 202 and the address of
-the job."""
+"""Answer a request whose work was submitted: whole, as a stream, or with a 202."""
 
 from dataclasses import replace
 
@@ -28,7 +27,7 @@ async def respond(
     is_streamed: bool,
 ) -> Response:
     """Answer in the form that the caller asked for. Raise the FleetErrors of the jobs."""
-    follower.leave_in(context.request_state)
+    follower.note_in(context.request_state)
     if not follower.is_first:
         context.front.metrics.replays.labels("cache" if follower.cache else "key").inc()
     if not context.stays:
@@ -46,7 +45,10 @@ async def respond(
 async def resume(
     context: RequestContext, endpoint: Endpoint, stream_format: StreamFormat | None
 ) -> Response:
-    """Go on with the stream that the caller has seen a part of. Nothing is submitted."""
+    """Go on with a stream of which the caller has seen a part. Nothing is submitted.
+
+    Raise JobNotFound, and InvalidRequest for a wrong cursor.
+    """
     seen = Cursor.parse(context.options.last_event_id)
     request = await context.front.requests.find(seen.request_id, context.caller.tenant)
     if work_of(request).record.endpoint != endpoint.name:
@@ -62,7 +64,9 @@ async def resume(
 async def _whole(
     context: RequestContext, endpoint: Endpoint, follower: RequestFollower
 ) -> Response:
-    front, options, request_state = context.front, context.options, context.request_state
+    front = context.front
+    options = context.options
+    request_state = context.request_state
     try:
         outcomes = await front.dispatcher.gather(follower, context.receive, options.wait_s)
     except StillRunning:
@@ -99,7 +103,7 @@ def _stream(
 
 
 async def _leave(context: RequestContext, follower: RequestFollower) -> Response:
-    """Answer 202: the caller will ask again."""
+    """Answer 202. The caller will ask again, so this front follows the jobs for nobody."""
     if follower.is_first:
         context.front.dispatcher.follow_in_background(follower)
     return await accepted(context.front, follower.work, context.options.preferences)

@@ -1,7 +1,8 @@
 """A stream as a response: headers, frames, and errors that come after the first frame.
 
 Until the first frame the status line is open, so an error before it becomes an ordinary error
-answer. Listens to no disconnect: the run behind the frames does, and raises ClientDisconnected.
+answer. A disconnect is noticed not here but by the dispatcher, whose ClientDisconnected comes out
+of the frames.
 """
 
 from collections.abc import AsyncGenerator, Callable
@@ -19,10 +20,10 @@ _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 class EventStream(Response):
-    """Sends `frames`, or nothing but the head of the answer where that is all that was asked for.
+    """Sends `frames`. A HEAD request gets the head of the answer alone.
 
-    `last_words` renders an error that comes when the stream has begun, `headers` are asked for when
-    it begins.
+    `last_words` renders an error that comes when the stream has begun. `headers` is called when it
+    begins.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class EventStream(Response):
         headers: Callable[[], dict[str, str]],
     ) -> None:
         super().__init__(headers=_HEADERS, media_type=stream_format.media_type)
+        # Starlette has set that of an empty body.
         del self.headers["content-length"]
         self._stream_format = stream_format
         self._more_headers = headers
@@ -57,7 +59,7 @@ class EventStream(Response):
                 raise
             request_state_of(scope).error = error.code
             if not self._stream_format.tells_errors:
-                return  # without an end, so that the server breaks the connection
+                return  # without an end of the body, so that the server breaks the connection
             if isinstance(error, Draining):
                 await _send_frame(send, self._stream_format.reconnect)
             elif not isinstance(error, ClientDisconnected):

@@ -1,7 +1,7 @@
-"""Times of a request's jobs by the clock of the front that took it, with no question to Redis.
+"""Times of a request's jobs, by the clock of the front that took it, without asking Redis.
 
-They are for the histograms, and for the request's log line. One who follows a job again sees its
-events again, all at once; only the first look at each counts.
+They are for the histograms and for the request's log line. A front that follows a job again sees
+its events again, all at once. Only the first sight of each event counts.
 """
 
 import time
@@ -13,15 +13,18 @@ from shared.telemetry.metrics import Metrics
 
 
 class Stopwatch:
-    """Runs from its making, which is when the request was queued. `worker` is the one that began a
-    job last, `attempts` how often one was begun. Of an answer that is not streamed the first token
-    is seen with what was gathered behind it, up to half a second late.
+    """Measures from its creation on, which is when the request was queued.
+
+    `worker` is the worker that started a job last. `attempts` is how often the job with the most
+    starts was started. The first token of an answer that is not streamed is seen up to half a
+    second late, together with those that the worker gathered behind it.
     """
 
     def __init__(self, metrics: Metrics, model: str, num_jobs: int) -> None:
         self.worker: str | None = None
         self.attempts = 0
-        self._metrics, self._model = metrics, model
+        self._metrics = metrics
+        self._model = model
         self._gaps = metrics.token_gaps(model)
         self._queued_s = time.monotonic()
         self._seen = [0] * num_jobs
@@ -31,8 +34,10 @@ class Stopwatch:
         self._ended_s: list[float | None] = [None] * num_jobs
 
     def note(self, job: int, index: int, event: Event) -> None:
-        """An event of the job with this number in its request; `index` is its place in the job's
-        log."""
+        """Note an event of the job with this number in its request.
+
+        `index` is that of the event in the job's log.
+        """
         if index <= self._seen[job]:
             return
         self._seen[job] = index
@@ -40,20 +45,23 @@ class Stopwatch:
         if isinstance(event, Tokens):
             self._tokens(job, now_s, len(event.ids))
         elif isinstance(event, Started):
-            self.worker, self.attempts = event.worker, max(self.attempts, event.epoch)
+            self.worker = event.worker
+            self.attempts = max(self.attempts, event.epoch)
             self._start(job, now_s)
         elif isinstance(event, Terminal):
             self._end(job, now_s, is_done=isinstance(event, Done))
 
     def timings(self, num_completion_tokens: int) -> Timings:
         """Return the timings of the request, as far as it has got."""
-        parts = zip(self._started_s, self._first_s, self._ended_s, strict=True)
-        return timings_of(
-            [JobTimes(self._queued_s, *times) for times in parts], num_completion_tokens
-        )
+        times = []
+        for started_s, first_s, ended_s in zip(
+            self._started_s, self._first_s, self._ended_s, strict=True
+        ):
+            times.append(JobTimes(self._queued_s, started_s, first_s, ended_s))
+        return timings_of(times, num_completion_tokens)
 
     def _start(self, job: int, now_s: float) -> None:
-        """The first time; who takes the job over later starts in the middle of it."""
+        """Note the first start. A worker that takes the job over starts in the middle of it."""
         if self._started_s[job] is None:
             self._started_s[job] = now_s
             self._metrics.queue_wait.labels(self._model).observe(now_s - self._queued_s)

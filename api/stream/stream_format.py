@@ -1,9 +1,8 @@
-"""From the payloads of a stream to its bytes: events with a payload each, events with names, or
-nothing but the text.
+"""Turn the payloads of a stream into bytes: events, events with names, or nothing but the text.
 
-Every block of events has data: some clients take one without for an event, and fail. So `retry:`
-and `id:` stand in the block of a frame, and no blank line follows a comment or the last words of a
-front that drains.
+Every block of an event stream has data, because some clients take a block without data for an
+event, and fail. So `retry:` and `id:` stand in the block of a frame, and no blank line follows a
+comment or the last words of a front that drains.
 """
 
 from collections.abc import Callable
@@ -27,8 +26,12 @@ class NamedEvent:
 
 @dataclass(frozen=True)
 class StreamFormat:
-    """`frame` makes bytes of a payload and of the id by which a reader can ask for what comes
-    behind it. Text cannot tell of an error: there the connection breaks."""
+    """The format of a stream.
+
+    `frame` makes bytes of a payload and of the frame's id, "" for none. A reader can ask for what
+    comes behind that id. A format without `tells_errors`, such as bare text, has no form for an
+    error: the connection breaks instead.
+    """
 
     frame: Callable[[Any, str], bytes]
     end: bytes = b""
@@ -40,10 +43,14 @@ class StreamFormat:
 
 
 def _event(payload: Any, id: str) -> bytes:
-    """A NamedEvent, or any other as it is."""
-    name = f"event: {payload.name}\n" if isinstance(payload, NamedEvent) else ""
-    data = payload.data if isinstance(payload, NamedEvent) else payload
-    head = name + (f"id: {id}\n" if id else "")
+    """Return the event of a payload, with its name if it is a NamedEvent."""
+    head = ""
+    data = payload
+    if isinstance(payload, NamedEvent):
+        head += f"event: {payload.name}\n"
+        data = payload.data
+    if id:
+        head += f"id: {id}\n"
     return head.encode() + b"data: " + msgspec.json.encode(data) + b"\n\n"
 
 

@@ -1,4 +1,4 @@
-"""Timings of a request, from times that Redis noted, so that any front tells the same."""
+"""Timings of a request, from times that Redis has noted, so that all fronts tell the same."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,13 @@ from shared.queue.requests import JobTimes
 
 
 class Timings(BaseModel):
-    """Seconds; None for what has not come yet, or does not come. `queue_s` until a worker took the
-    first of its jobs, `prefill_s` from there to the first token of any (answers that are no text
-    have none), `decode_s` from there to the end of the last job, `total_s` from its coming to its
-    end. `tokens_per_s` are generated while it ran."""
+    """Times of a request in seconds. One is None until its end has come, and if it never comes.
+
+    `queue_s` is the time until a worker took the first job, `prefill_s` from there to the first
+    token of any job, `decode_s` from there to the end of the last job. Answers that are no text
+    have no first token. `total_s` is the time from the request's coming to its end. `tokens_per_s`
+    counts the generated tokens from when a worker took the first job to the end.
+    """
 
     queue_s: float | None
     prefill_s: float | None
@@ -36,7 +39,7 @@ def timings_of(times: Sequence[JobTimes], num_completion_tokens: int) -> Timings
     ended_s: float | None = 0.0
     for job in times:
         if job.ended_s is None or ended_s is None:
-            ended_s = None  # the request ends with the last of its jobs
+            ended_s = None  # the request has ended only when all of its jobs have
         else:
             ended_s = max(ended_s, job.ended_s)
 

@@ -1,6 +1,6 @@
 """Admission: the model of a request, and its way into the queue.
 
-Knows no HTTP and no dialect; everything it refuses is a FleetError.
+This module knows no HTTP and no dialect. It refuses by FleetErrors alone.
 """
 
 import asyncio
@@ -50,8 +50,11 @@ class Admission:
         self._default_model = default_model
 
     async def resolve(self, name: str | None, task: TaskName) -> ModelInfo:
-        """The model for new work. Raises Draining, InvalidRequest (wrong task), ModelFailed and
-        what `find` does."""
+        """Return the model for new work.
+
+        Raise Draining, ModelFailed, InvalidRequest for a task that the model does not serve, and
+        what `find` raises.
+        """
         if self._draining.is_set():
             raise Draining("This server is shutting down.", retry_after_s=1)
         model = await self.find(name)
@@ -66,28 +69,26 @@ class Admission:
         return model
 
     async def find(self, name: str | None) -> ModelInfo:
-        """The model that `name` stands for, served or awaited; None and "local" stand for the
-        default one.
+        """Return the model that `name` stands for, which is served or awaited.
 
-        Raises DeviceUnavailable, ModelNotFound, NoWorker.
+        None and "local" stand for the default model. Raise DeviceUnavailable, ModelNotFound,
+        NoWorker and BrokerUnavailable.
         """
         fleet = await self._fleet.now()
         if name is None or (name == LOCAL_MODEL and name not in fleet.models):
             name = self._default_model or fleet.default_model
-        if name is not None and (obstacle := fleet.obstacle(name)) is not None:
+        if name is None:
+            raise _no_model_yet()
+        obstacle = fleet.obstacle(name)
+        if obstacle is not None:
             raise DeviceUnavailable(obstacle, field="model")
-        if name in fleet.catalogued and name not in fleet.models:
-            return unseen(name, self.limits)
-        if (
-            name is not None
-            and fleet.models
-            and name not in fleet.models
-            and name != self._default_model
-        ):
+        if name not in fleet.models:
+            if name in fleet.catalogued:
+                return unseen(name, self.limits)
+            if not fleet.models or name == self._default_model:
+                raise _no_model_yet()
             expected = "expected one of those that GET /v1/models lists"
             raise ModelNotFound(f"model: {name!r} does not exist; {expected}.", field="model")
-        if name is None or name not in fleet.models:
-            raise NoWorker("No worker has loaded a model yet.", retry_after_s=_RETRY_AFTER_S)
         if not fleet.may_serve(name, self.limits.absent_grace_s):
             raise NoWorker(
                 f"No worker that serves {name!r} is ready.", retry_after_s=_RETRY_AFTER_S
@@ -97,26 +98,30 @@ class Admission:
     async def submit(
         self, submit_request: SubmitRequest, quota: Quota
     ) -> tuple[Request, list[Job]]:
-        """The request with its queued jobs, all or none; no jobs for one that came before with the
-        same key.
+        """Queue the jobs of a request, all or none. Return the request and the queued jobs.
 
-        Raises what `Submissions.submit` does, and BrokerUnavailable when Redis does not answer.
+        None are queued for a request that came before with the same key. Raise what
+        `Submissions.submit` raises, and BrokerUnavailable when Redis does not answer.
         """
-        name, jobs = self._submissions.jobs_of(submit_request)
+        request_id, jobs = self._submissions.jobs_of(submit_request)
         submitting = asyncio.create_task(
-            self._submissions.submit(submit_request, name, jobs, quota, self.limits.queue_limits)
+            self._submissions.submit(
+                submit_request, request_id, jobs, quota, self.limits.queue_limits
+            )
         )
         try:
+            # Redis may queue the jobs though nobody waits for its answer any more. So the task runs
+            # to its end, and what it has queued is abandoned then.
             async with redis_answers_in_time():
                 request = await asyncio.shield(submitting)
         except (TimeoutError, asyncio.CancelledError, *UNAVAILABLE) as error:
             submitting.add_done_callback(
-                lambda task: self._abandon(task, submit_request, name, jobs)
+                lambda task: self._abandon(task, submit_request, request_id, jobs)
             )
             if isinstance(error, asyncio.CancelledError):
                 raise
             raise BrokerUnavailable("Redis did not take the request.", retry_after_s=1) from error
-        if request.id != name:
+        if request.id != request_id:
             jobs = []  # the request came before, with the same key
         return request, jobs
 
@@ -124,24 +129,29 @@ class Admission:
         self,
         submitting: "asyncio.Task[Request]",
         submit_request: SubmitRequest,
-        name: str,
+        request_id: str,
         jobs: Sequence[Job],
     ) -> None:
-        """Nobody will follow these jobs, which may be queued all the same, even if the answer was
-        lost. They go on where a key leads to them."""
+        """End jobs that nobody will follow. They may be queued even if Redis's answer was lost.
+
+        Jobs of a request with an idempotency key go on, because the key leads to them.
+        """
         if not submitting.cancelled() and isinstance(submitting.exception(), FleetError):
-            return
+            return  # Redis refused the request: nothing is queued
         if not submit_request.key:
             self._cancellations.cancel([job.id for job in jobs], Cancelled("abandoned"))
         elif submit_request.follower_id:
-            self._cancellations.leave(name, submit_request.follower_id)
+            self._cancellations.leave(request_id, submit_request.follower_id)
+
+
+def _no_model_yet() -> NoWorker:
+    return NoWorker("No worker has loaded a model yet.", retry_after_s=_RETRY_AFTER_S)
 
 
 def unseen(model_id: str, limits: Limits) -> ModelInfo:
-    """Return what is known of a model of the catalogue that no worker has seen yet: that it may
-    come.
+    """Return what is known of a model of the catalogue that no worker has seen yet.
 
-    Its tasks are not known, and which it serves is for its worker to say.
+    Its tasks are not known: only its worker can tell which it serves.
     """
-    found = "in the catalogue; no worker has seen it yet"
-    return ModelInfo(model_id, "", found, 0, limits.max_new_tokens, 1, tasks=())
+    description = "in the catalogue; no worker has seen it yet"
+    return ModelInfo(model_id, "", description, 0, limits.max_new_tokens, 1, tasks=())

@@ -1,7 +1,7 @@
 """Bytes that a field of a body stands for: base64, a data URL, or the id of an artifact.
 
-Nothing else is understood. A server that fetches URLs for its callers, or opens paths, can be made
-to read what is not theirs.
+Nothing else is understood. A server that fetches URLs or opens paths for its callers can be made to
+read data that is not theirs.
 """
 
 import base64
@@ -39,10 +39,10 @@ class StoredBytes:
 
 
 def byte_input_of(text: str, *, name: str, max_bytes: int) -> InlineBytes | StoredBytes:
-    """Return the bytes that `text` has, or the artifact that it names.
+    """Return the bytes that `text` holds, or the artifact that it names.
 
-    `name` is that of the field. Raise InvalidRequest, and PayloadTooLarge for more than `max_bytes`
-    before anything is decoded.
+    `name` is that of the field. Raise InvalidRequest, and PayloadTooLarge for more than
+    `max_bytes`, before anything is decoded.
     """
     if is_artifact_id(text):
         return StoredBytes(text)
@@ -64,12 +64,14 @@ def _data_url(rest: str, name: str, max_bytes: int) -> InlineBytes:
     media_type = media_type_of(declared or _OF_TEXT, field=name)
     if is_base64:
         return InlineBytes(_base64(data, name, max_bytes), media_type)
+    # Each %XX stands for one byte.
     _check_size(len(data) - 2 * data.count("%"), name, max_bytes)
     return InlineBytes(unquote_to_bytes(data), media_type)
 
 
 def _base64(text: str, name: str, max_bytes: int) -> bytes:
     packed = _SPACE.sub("", text)
+    # Four characters hold three bytes, less one for each sign of padding.
     _check_size(len(packed) * 3 // 4 - packed[-2:].count("="), name, max_bytes)
     try:
         return base64.b64decode(packed, validate=True)

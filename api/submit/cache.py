@@ -1,10 +1,10 @@
-"""Answers that are given again to who asks the same: those of a tenant's own finished requests,
-from their logs.
+"""Answers of finished requests that are given again when their tenant asks the same.
 
-Only where asking again would compute the same: greedy text, scores, puzzles. Sampled text is not
-among them, even with a seed: who samples wants another draw, and equal seeds give equal text in
-float32 alone, which a front cannot see. What was answered by other weights (another fingerprint
-than is announced now), cut short by a deadline, failed or called off is not given again.
+They are read from the logs of those requests. An answer is given again only where computing it
+again would yield the same: greedy text, scores, puzzles. Sampled text is not given again, even with
+a seed. A caller that samples wants another draw, and equal seeds give equal text in float32 alone,
+which a front cannot see. Answers of other weights (of a fingerprint that is not announced now), and
+requests that were cut short by a deadline, failed or were cancelled, are not given again either.
 """
 
 import asyncio
@@ -30,15 +30,16 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 def digest_of(record: RequestRecord, tasks: Sequence[Task]) -> str | None:
-    """Return a digest of what is asked for, whoever asks and when.
+    """Return a digest of the work that is asked for, whoever asks for it and when.
 
-    None where another try may yield something else.
+    Return None where another try may yield something else.
     """
     repeated = [info_of(task).repeated(task) for task in tasks]
     if None in repeated:
         return None
-    asked = msgspec.structs.replace(record, created=0, on_disconnect="cancel")
-    return hashlib.sha256(encode_record(asked) + _encoder.encode(repeated)).hexdigest()
+    # These two fields do not change the answer.
+    timeless = msgspec.structs.replace(record, created=0, on_disconnect="cancel")
+    return hashlib.sha256(encode_record(timeless) + _encoder.encode(repeated)).hexdigest()
 
 
 class AnswerCache:
@@ -51,7 +52,10 @@ class AnswerCache:
 
     @redis_answers()
     async def find(self, tenant: str, digest: str, fingerprint: str) -> Request | None:
-        """Return a request that asked the same and was answered whole under this fingerprint."""
+        """Return a request that asked the same and was answered whole under this fingerprint.
+
+        Return None where there is none. Raise BrokerUnavailable.
+        """
         request_id = await self._repeats.find(tenant, digest)
         if request_id is None:
             return None
@@ -86,7 +90,8 @@ class AnswerCache:
 
 
 def _is_whole(event: object) -> bool:
-    return isinstance(event, Done) and "deadline" not in (
-        event.finish_reason,
-        *event.generated.finish_reasons,
-    )
+    """Return whether a job's last event says that it is done, and not cut short by a deadline."""
+    if not isinstance(event, Done):
+        return False
+    reasons = (event.finish_reason, *event.generated.finish_reasons)
+    return "deadline" not in reasons

@@ -1,4 +1,7 @@
-"""Limits of one request: tokens, prompts, time. Pure: knows neither the fleet nor Redis."""
+"""Limits of one request: tokens, prompts, time.
+
+This module is pure: it knows neither the fleet nor Redis.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,8 +13,7 @@ from shared.queue.submission import QueueLimits
 
 @dataclass(frozen=True)
 class Deadlines:
-    """Seconds from now until a worker must have taken a request, and until its answer must be
-    there."""
+    """Seconds from now until a worker must have taken a request, and until its answer is due."""
 
     queue_s: float
     deadline_s: float
@@ -19,8 +21,10 @@ class Deadlines:
 
 @dataclass(frozen=True)
 class TokenBudget:
-    """The number of tokens a completion may have; `is_clamped` when the caller would have got more
-    without the cap."""
+    """The most tokens that a completion may have.
+
+    `is_clamped` holds if the caller would have got more without the cap.
+    """
 
     max_tokens: int
     is_clamped: bool
@@ -28,8 +32,11 @@ class TokenBudget:
 
 @dataclass(frozen=True)
 class Limits:
-    """`queue_limits` is how much may wait at once. Work waits for a model that was served
-    `absent_grace_s` ago at most."""
+    """The limits of every request.
+
+    `queue_limits` are the most that may wait at once. Work may wait for a model that no worker has
+    served for `absent_grace_s` at most.
+    """
 
     max_new_tokens: int
     cap_policy: Literal["clamp", "reject"]
@@ -39,29 +46,37 @@ class Limits:
     request_timeout_s: float
     absent_grace_s: float = 0.0
 
-    def budget(self, asked: int | None, default: int, model: ModelInfo) -> TokenBudget:
-        """Return `asked`, or else `default`, within the cap. Raise InvalidRequest above it if the
-        policy is reject."""
-        cap = min(self.max_new_tokens, model.max_new_tokens)
-        if asked is not None and asked > cap and self.cap_policy == "reject":
-            raise InvalidRequest(
-                f"max_tokens: expected at most {cap}, got {asked}.", field="max_tokens"
-            )
-        wanted = default if asked is None else asked
-        return TokenBudget(min(wanted, cap), is_clamped=wanted > cap)
+    def budget(self, requested: int | None, default: int, model: ModelInfo) -> TokenBudget:
+        """Return the budget for `requested` tokens, or else for `default`, within the cap.
 
-    def check_count(self, field: str, count: int, what: str = "items") -> None:
-        """Raise InvalidRequest for more prompts, grids or completions than one request may have."""
+        Raise InvalidRequest where `requested` is above the cap and the policy is to reject it.
+        """
+        cap = min(self.max_new_tokens, model.max_new_tokens)
+        if requested is None:
+            return TokenBudget(min(default, cap), is_clamped=default > cap)
+        if requested > cap and self.cap_policy == "reject":
+            raise InvalidRequest(
+                f"max_tokens: expected at most {cap}, got {requested}.", field="max_tokens"
+            )
+        return TokenBudget(min(requested, cap), is_clamped=requested > cap)
+
+    def check_count(self, field: str, count: int, noun: str = "items") -> None:
+        """Raise InvalidRequest for more prompts, grids or completions than one request may have.
+
+        `noun` names them in the message.
+        """
         most = self.max_prompts
         if count > most:
             raise InvalidRequest(
-                f"{field}: expected at most {most} {what} in one request, got {count}.", field=field
+                f"{field}: expected at most {most} {noun} in one request, got {count}.", field=field
             )
 
     def times(self, deadline_s: float | None) -> Deadlines:
-        """Return how long a request may wait and run: until its deadline, but no longer than any
-        request may."""
-        most_s = self.request_timeout_s
-        return Deadlines(
-            self.queue_timeout_s, most_s if deadline_s is None else min(deadline_s, most_s)
-        )
+        """Return how long a request may wait and run.
+
+        It may run until its deadline, but no longer than any request may.
+        """
+        limit_s = self.request_timeout_s
+        if deadline_s is not None:
+            limit_s = min(deadline_s, limit_s)
+        return Deadlines(self.queue_timeout_s, limit_s)

@@ -1,8 +1,7 @@
-"""Terms that no request for work may contain, whatever their letter case and in whichever text of
-its body.
+"""Terms that no request for work may contain, in any text of its body and in any letter case.
 
-Knows no dialect: a body is any JSON, and the text at fault is named by the way to it. Token ids are
-not text.
+This module knows no dialect: a body may be any JSON, and the text at fault is named by its path.
+Token ids are not text.
 """
 
 import codecs
@@ -18,18 +17,24 @@ from shared.settings.settings import Settings
 
 _SPACES = re.compile(r"\s+")
 _RAW_OF_FOLDED = 8
-"""At most so many characters are folded into one, but for what nobody writes."""
+"""The most characters that are folded into one, in text that anybody would write."""
 
 
 class Prohibited:
+    """Checks the texts of requests for any of the terms."""
+
     def __init__(self, terms: Sequence[str] = ()) -> None:
         folded = sorted({_folded(term) for term in terms})
-        self._pattern = re.compile("|".join(map(re.escape, folded))) if folded else None
         self._longest = max(map(len, folded), default=0)
+        self._pattern: re.Pattern[str] | None = None
+        if folded:
+            self._pattern = re.compile("|".join(map(re.escape, folded)))
 
     def check(self, body: bytes) -> None:
-        """Raises ProhibitedContent, which names the field and not the term. What is no JSON has no
-        text: its route refuses it."""
+        """Raise ProhibitedContent for a body with a term. It names the field, but not the term.
+
+        A body that is no JSON has no text: its route refuses it.
+        """
         if self._pattern is None:
             return
         try:
@@ -41,32 +46,36 @@ class Prohibited:
                 raise _refusal(path)
 
     def check_text(self, text: str, *, field: str) -> None:
-        """Raise ProhibitedContent."""
+        """Raise ProhibitedContent for a text with a term."""
         if self._pattern is not None and self._pattern.search(_folded(text)):
             raise _refusal(field)
 
     def scan(self, field: str, *, is_text: bool) -> "Scan | None":
-        """Return what looks through bytes that come in pieces; None if there is nothing to look
-        for.
+        """Return a Scan for bytes that come in pieces; None if there are no terms.
 
-        Bytes that are not said to be text are looked through if they begin as text does.
+        Bytes that are not declared as text are scanned if they begin as text does.
         """
         if self._pattern is None:
             return None
-        return Scan(self._pattern, field, kept=_RAW_OF_FOLDED * self._longest, is_text=is_text)
+        return Scan(self._pattern, field, num_kept=_RAW_OF_FOLDED * self._longest, is_text=is_text)
 
 
 class Scan:
-    """Looks for terms in UTF-8 text that comes in pieces, also where one lies across two of them.
+    """Looks for terms in UTF-8 text that comes in pieces.
 
-    So much of the text before is `kept` for that, runs of white space as one space.
+    A term may lie across two pieces. So the last `num_kept` characters before a piece are scanned
+    again with it. A run of white space counts as one space among them.
     """
 
-    def __init__(self, pattern: re.Pattern[str], field: str, *, kept: int, is_text: bool) -> None:
+    def __init__(
+        self, pattern: re.Pattern[str], field: str, *, num_kept: int, is_text: bool
+    ) -> None:
         self._pattern = pattern
         self._field = field
-        self._kept = kept
-        self._is_text: bool | None = is_text or None
+        self._num_kept = num_kept
+        self._is_text: bool | None = None  # until the first piece tells
+        if is_text:
+            self._is_text = True
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._tail = ""
 
@@ -79,15 +88,22 @@ class Scan:
         text = _SPACES.sub(" ", self._tail + self._decoder.decode(piece))
         if self._pattern.search(_folded(text)):
             raise _refusal(self._field)
-        self._tail = text[-self._kept :]
+        self._tail = text[-self._num_kept :]
 
 
 def read_terms(settings: Settings) -> list[str]:
-    """One a line; empty lines and those that begin with # are none. Raises SettingsError."""
+    """Return the terms in the file that settings name, which has one in each line.
+
+    Empty lines, and lines that begin with #, are left out. Raise SettingsError.
+    """
     if settings.prohibited_terms is None:
         return []
-    lines = read_text(settings, "prohibited_terms").splitlines()
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    terms = []
+    for line in read_text(settings, "prohibited_terms").splitlines():
+        term = line.strip()
+        if term and not line.startswith("#"):
+            terms.append(term)
+    return terms
 
 
 def _refusal(path: str) -> ProhibitedContent:
@@ -100,14 +116,14 @@ def _texts(value: Any) -> Iterator[tuple[str, str]]:
     """Yield every string in a JSON value with its path: `prompts[1]`, `messages[0].content`."""
     todo: list[tuple[str, Any]] = [("", value)]
     while todo:
-        path, item = todo.pop()
-        if isinstance(item, str):
-            yield path, item
-        elif isinstance(item, dict):
-            for name, part in item.items():
+        path, node = todo.pop()
+        if isinstance(node, str):
+            yield path, node
+        elif isinstance(node, dict):
+            for name, part in node.items():
                 todo.append((f"{path}.{name}" if path else name, part))
-        elif isinstance(item, list):
-            for number, part in enumerate(item):
+        elif isinstance(node, list):
+            for number, part in enumerate(node):
                 todo.append((f"{path}[{number}]", part))
 
 
@@ -122,8 +138,11 @@ def _begins_as_text(piece: bytes) -> bool:
 
 
 def _folded(text: str) -> str:
-    """As letters that look alike in Unicode's eyes compare, and runs of white space as one
-    space."""
-    return _SPACES.sub(
-        " ", unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    )
+    """Return the text in the form in which texts are compared.
+
+    Letters have no case, and those that Unicode holds compatible (NFKC) are equal. A run of white
+    space is one space.
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    # Folding a normal text may yield letters that are not normal.
+    return _SPACES.sub(" ", unicodedata.normalize("NFKC", folded))

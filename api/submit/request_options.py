@@ -14,14 +14,14 @@ from shared.messages import PRIORITIES, Priority
 _MOST_KEY = 255
 _Choice = TypeVar("_Choice", bound=str)
 CacheDirective = Literal["no-store", "no-cache"]
-"""Neither look for an answer that was given before nor keep this one, or only the latter."""
+"""`no-store` neither looks for an earlier answer nor keeps the new one. `no-cache` keeps it."""
 
 _FLAGS = ("1", "0", "true", "false")
 _DIGITS = re.compile(r"[0-9]{1,12}")
 
 
 def _shown(**limits: Any) -> WithJsonSchema:
-    """A header in the OpenAPI document: absent or text, never null."""
+    """Return the schema of a header for the OpenAPI document: text, and never null."""
     return WithJsonSchema({"type": "string", **limits})
 
 
@@ -34,8 +34,11 @@ KeyHeader = Annotated[
 
 @dataclass(frozen=True)
 class RequestOptions:
-    """`wait_s`: None is until the answer is there, 0 is not at all. `preferences` are those of
-    `Prefer` that are kept. `last_event_id` names the frame to go on behind."""
+    """The options of a request, as its headers give them.
+
+    `wait_s` is None to wait until the answer is there, 0 not to wait. `preferences` are those of
+    `Prefer` that are honoured. `last_event_id` names the frame behind which a stream is to go on.
+    """
 
     priority: Priority = "default"
     deadline_s: float | None = None
@@ -79,7 +82,7 @@ async def request_options_of(
     ] = None,
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> RequestOptions:
-    """Return what the headers ask for. Raise InvalidRequest that names a header."""
+    """Return the options that the headers ask for. Raise InvalidRequest, which names a header."""
     wait_s, preferences = _preferences(",".join(prefer or ()))
     return RequestOptions(
         priority=_one_of("X-Priority", x_priority, PRIORITIES) or "default",
@@ -132,31 +135,31 @@ def _key(value: str | None) -> str:
 
 
 def _preferences(value: str) -> tuple[float | None, tuple[str, ...]]:
-    """Return the seconds to wait, and the preferences that are kept, by RFC 7240.
+    """Return the seconds to wait, and the preferences that are honoured, by RFC 7240.
 
-    None waits for the answer, 0 does not wait. Preferences of other names are none of ours, and of
-    each name the first counts.
+    None waits for the answer, 0 does not wait. Other preferences are ignored. The first of each
+    name counts.
     """
     given: dict[str, str] = {}
     for part in value.split(","):
         name, _, argument = part.partition(";")[0].partition("=")
         given.setdefault(name.strip().lower(), argument.strip().strip('"'))
     wait_s = None
-    kept: list[str] = []
+    honoured: list[str] = []
     if "respond-async" in given:
         wait_s = 0.0
-        kept.append("respond-async")
+        honoured.append("respond-async")
     wait = given.get("wait")
     if wait is not None:
         if not _DIGITS.fullmatch(wait):
             raise _refusal("Prefer", "wait=SECONDS, a whole number")
         wait_s = float(wait)
-        kept.append(f"wait={wait}")
-    return wait_s, tuple(kept)
+        honoured.append(f"wait={wait}")
+    return wait_s, tuple(honoured)
 
 
 def _cache_directive(value: str) -> CacheDirective | None:
-    """Return the directive of RFC 9111 that is asked for; others are none of ours."""
+    """Return the directive of RFC 9111 that concerns this cache. Others are ignored."""
     directives = {part.strip().lower() for part in value.split(",")}
     if "no-store" in directives:
         return "no-store"

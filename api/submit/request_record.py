@@ -1,5 +1,7 @@
-"""The record of a request: what the front that takes it leaves in Redis, for any front to
-answer."""
+"""The record of a request, which the front that takes it leaves in Redis.
+
+By it any front can answer for the request.
+"""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,14 +13,16 @@ from shared.errors import JobNotFound
 from shared.queue.requests import Request
 
 OnDisconnect = Literal["cancel", "continue", "grace"]
-"""The fate of work whose caller has left: it ends, goes on, or ends unless somebody follows it
-soon."""
+"""The fate of work whose caller leaves: it ends, goes on, or ends unless it is soon followed."""
 
 
 class RequestRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`endpoint` names how it was asked and is answered, `created` is seconds since 1970. Each job
-    has `n` choices; the server's cap made them `capped_at` tokens, where that is fewer than asked.
-    `notes` are the endpoint's own."""
+    """The record of a request.
+
+    `endpoint` names the endpoint that it came to and that renders its answer. `created` is in
+    seconds since 1970. Each job has `n` choices. Where the server's cap allows them fewer tokens
+    than the caller asked for, it is `capped_at`. `notes` are the endpoint's own.
+    """
 
     endpoint: str = msgspec.field(name="kind")
     model: str
@@ -31,8 +35,10 @@ class RequestRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 
 @dataclass(frozen=True)
 class SubmittedWork:
-    """A request that is in the fleet, and its record; once it has ended, how long it took, if its
-    endpoint is timed."""
+    """A request that is in the fleet, and its record.
+
+    `timings` are set to render the answer of a timed endpoint, unless Redis does not tell them.
+    """
 
     request: Request
     record: RequestRecord
@@ -52,7 +58,7 @@ def encode_record(record: RequestRecord) -> bytes:
 
 
 def work_of(request: Request) -> SubmittedWork:
-    """Raises JobNotFound for a record that only another version can read."""
+    """Return a request with its record. Raise JobNotFound for a record of another version."""
     try:
         return SubmittedWork(request, _decoder.decode(request.record))
     except msgspec.DecodeError as error:

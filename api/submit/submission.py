@@ -1,4 +1,4 @@
-"""Submit the work that a body asks for, or find it: by its key, or among answers given before."""
+"""Submit the work that a body asks for, or find it by its key or among earlier answers."""
 
 import time
 from collections.abc import Sequence
@@ -32,8 +32,9 @@ async def submit(
 ) -> RequestFollower:
     """Queue the tasks of the body, or find the request that came before with the same key.
 
-    The script that queues looks for the key. Where no model is found the key is looked up here:
-    work that the caller comes back to needs no model any more.
+    The script that queues jobs looks for the key. Where no model is found, the key is looked up
+    here: a caller that comes back to its work needs no model any more. Raise the FleetErrors of
+    admission.
     """
     front = context.front
     try:
@@ -58,43 +59,24 @@ async def _submit(
 ) -> RequestFollower:
     front = context.front
     caller = context.caller
-    options = context.options
     caller.check_model(model.id)
-    on_disconnect = context.on_disconnect
-    times = front.admission.limits.times(options.deadline_s)
     record = RequestRecord(
         endpoint=endpoint.name,
         model=model.id,
         created=int(time.time()),
         n=plan.n,
         capped_at=plan.capped_at,
-        on_disconnect=on_disconnect,
+        on_disconnect=context.on_disconnect,
         notes=dict(plan.notes),
     )
-    follower_id = ""
-    if context.stays and on_disconnect != "continue":
-        follower_id = new_follower_id()
-    submit_request = SubmitRequest(
-        model=model.id,
-        tasks=tuple(plan.tasks),
-        tenant=caller.tenant,
-        priority=caller.clamped(options.priority),
-        queue_timeout_s=times.queue_s,
-        deadline_s=times.deadline_s,
-        is_urgent=options.deadline_s is not None,
-        request_id=context.request_state.request_id,
-        is_streamed=is_streamed,
-        key=context.key,
-        record=encode_record(record),
-        follower_id=follower_id,
-    )
+    submit_request = _submit_request(context, record, plan.tasks, is_streamed=is_streamed)
 
     cache = front.cache
     digest = _digest(context, model, record, plan.tasks)
     if cache and digest:
-        before = await _answered(context, cache, digest, model)
-        if before is not None:
-            return before
+        earlier = await _answered(context, cache, digest, model)
+        if earlier is not None:
+            return earlier
 
     attributes: Attributes = {
         "aios.model": model.id,
@@ -107,23 +89,50 @@ async def _submit(
     if not jobs:
         return await attached(front, request, caller, stays=context.stays)
     if cache and digest:
+        # The request has not been answered yet: `AnswerCache.find` looks whether it has.
         await cache.note(caller.tenant, digest, request)
     front.metrics.admissions.labels(model.id, submit_request.priority).inc()
     return RequestFollower(
         SubmittedWork(request, record),
-        queue_s=times.queue_s,
-        deadline_s=times.deadline_s,
-        follower_id=follower_id,
+        queue_s=submit_request.queue_timeout_s,
+        deadline_s=submit_request.deadline_s,
+        follower_id=submit_request.follower_id,
         cache="miss" if digest else "",
         watch=Stopwatch(front.metrics, model.id, len(jobs)),
         caller=caller,
     )
 
 
+def _submit_request(
+    context: RequestContext, record: RequestRecord, tasks: Sequence[Task], *, is_streamed: bool
+) -> SubmitRequest:
+    """Return the request for the queue: the tasks, with all that the context says of them."""
+    caller = context.caller
+    options = context.options
+    times = context.front.admission.limits.times(options.deadline_s)
+    follower_id = ""
+    if context.stays and record.on_disconnect != "continue":
+        follower_id = new_follower_id()
+    return SubmitRequest(
+        model=record.model,
+        tasks=tuple(tasks),
+        tenant=caller.tenant,
+        priority=caller.clamped(options.priority),
+        queue_timeout_s=times.queue_s,
+        deadline_s=times.deadline_s,
+        is_urgent=options.deadline_s is not None,
+        request_id=context.request_state.request_id,
+        is_streamed=is_streamed,
+        key=context.key,
+        record=encode_record(record),
+        follower_id=follower_id,
+    )
+
+
 def _digest(
     context: RequestContext, model: ModelInfo, record: RequestRecord, tasks: Sequence[Task]
 ) -> str | None:
-    """Return the digest by which an answer given before is found; None where none may be used.
+    """Return the digest by which an earlier answer is found; None where none may be used.
 
     A request with an idempotency key says by the key which answer it wants.
     """
@@ -137,9 +146,11 @@ def _digest(
 async def _answered(
     context: RequestContext, cache: AnswerCache, digest: str, model: ModelInfo
 ) -> RequestFollower | None:
+    """Return a follower of an earlier request with the same answer, None if there is none."""
     if context.options.cache == "no-cache":
         return None
     request = await cache.find(context.caller.tenant, digest, model.fingerprint)
     if request is None:
         return None
-    return replace(await attached(context.front, request, context.caller, stays=False), cache="hit")
+    follower = await attached(context.front, request, context.caller, stays=False)
+    return replace(follower, cache="hit")

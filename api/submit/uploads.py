@@ -1,4 +1,4 @@
-"""Bodies that become artifacts as they come, piece by piece, and answers that are artifacts."""
+"""Uploads, which become artifacts piece by piece as they come, and downloads of artifacts."""
 
 import re
 from collections.abc import AsyncGenerator, Mapping
@@ -23,7 +23,10 @@ _FIELD = "file"
 
 
 async def admit(front: Front, caller: Caller, request: Request) -> None:
-    """Raise OverQuota for a caller that comes too often, and Draining, before a body is read."""
+    """Check, before a body is read, whether this caller may upload now.
+
+    Raise OverQuota for a caller that asks too often, and Draining.
+    """
     if front.draining.is_set():
         raise Draining("This server is shutting down.", retry_after_s=1)
     async with redis_answers():
@@ -32,8 +35,10 @@ async def admit(front: Front, caller: Caller, request: Request) -> None:
 
 
 async def pieces_of(request: Request) -> AsyncGenerator[bytes, None]:
-    """Yield the body as it comes. Raise ClientDisconnected, and PayloadTooLarge behind its
-    bound."""
+    """Yield the body as it comes.
+
+    Raise ClientDisconnected, and PayloadTooLarge as soon as more than its bound has come.
+    """
     try:
         async for piece in request.stream():
             yield piece
@@ -41,8 +46,8 @@ async def pieces_of(request: Request) -> AsyncGenerator[bytes, None]:
         raise ClientDisconnected("The caller has hung up.") from error
 
 
-class Examined:
-    """Writes pieces to an upload when they have been looked through for what may not be in them."""
+class ScannedUpload:
+    """Writes pieces to an upload once they have been scanned for prohibited terms."""
 
     def __init__(self, front: Front, upload: Upload) -> None:
         self._prohibited = front.prohibited
@@ -51,7 +56,7 @@ class Examined:
         self._has_begun = False
 
     async def write(self, data: bytes, media_type: str) -> None:
-        """Raise ProhibitedContent, and what an upload raises."""
+        """Write a piece. Raise ProhibitedContent, and what `Upload.write` raises."""
         if not data:
             return
         if not self._has_begun:
@@ -72,7 +77,7 @@ async def keep(
 ) -> Artifact:
     """Make an artifact of what was uploaded, if its caller may still call.
 
-    Raise Unauthorized, and what an upload raises.
+    Raise Unauthorized, ProhibitedContent for the name of the file, and what `Upload.keep` raises.
     """
     await caller_of(request)
     front.prohibited.check_text(label.name, field="filename")
@@ -80,7 +85,7 @@ async def keep(
 
 
 def label_of(media_type: str, name: str, purpose: str, lives_s: float | None = None) -> Label:
-    """Raise InvalidRequest for a purpose that is no plain word."""
+    """Return the label of an artifact. Raise InvalidRequest for a purpose that is no plain word."""
     if not _PURPOSE.fullmatch(purpose):
         raise InvalidRequest(
             "purpose: expected up to 64 small letters, digits, dashes and underscores.",
@@ -94,7 +99,7 @@ async def bytes_of(
 ) -> Response:
     """Answer with an artifact's bytes, or the part of them that is asked for.
 
-    What is kept comes from callers, so no browser may take it for a page of ours.
+    Artifacts come from callers, so no browser may take one for a page of ours.
     """
     etag = f'"{artifact.digest}"'
     headers = {
@@ -146,15 +151,15 @@ class Unsatisfiable(ValueError):
 def range_of(headers: Mapping[str, str], etag: str, num_bytes: int) -> tuple[int, int] | None:
     """Return where the part that is asked for begins and ends, None for the whole.
 
-    Several ranges at once, and what is no range of bytes, are answered by the whole, as the RFC
+    Several ranges at once, and what is no range of bytes, are answered with the whole, as RFC 9110
     allows. Raise Unsatisfiable.
     """
     if headers.get("if-range", etag) != etag:
         return None
-    found = _RANGE.fullmatch(headers.get("range", "").replace(" ", ""))
-    if found is None or found[0] == "bytes=-":
+    match = _RANGE.fullmatch(headers.get("range", "").replace(" ", ""))
+    if match is None or match[0] == "bytes=-":
         return None
-    first, last = found.groups()
+    first, last = match.groups()
     if not first:
         return _suffix(int(last), num_bytes)
     start = int(first)
@@ -167,6 +172,7 @@ def range_of(headers: Mapping[str, str], etag: str, num_bytes: int) -> tuple[int
 
 
 def _suffix(length: int, num_bytes: int) -> tuple[int, int]:
+    """Return where the last `length` bytes begin and end. Raise Unsatisfiable for none."""
     if length == 0 or num_bytes == 0:
         raise Unsatisfiable
     return max(0, num_bytes - length), num_bytes
