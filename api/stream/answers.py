@@ -186,17 +186,17 @@ class Stream:
         job = arrived.job
         index = arrived.index
         payloads = list(self._renderer.of(job, arrived.event))
-        before = self._at
+        behind_event = self._at.at(job, index)
         for number, payload in enumerate(payloads):
             if number + 1 == len(payloads):
-                self._at = before.at(job, index)
+                self._at = behind_event
             else:
                 # The event is not sent whole yet: the cursor counts its frames.
-                self._at = before.at(job, index - 1, number + 1)
+                self._at = behind_event.at(job, index - 1, number + 1)
             if self._seen is None or not self._seen.has(job, index, number):
                 yield self._stream_format.frame(payload, str(self._at))
         # An event may have no frames at all.
-        self._at = self._at.at(job, index)
+        self._at = behind_event
 
     def closing(self, usage: Usage, timings: Timings | None) -> Iterator[bytes]:
         """Yield the frames that follow when all jobs are done."""

@@ -1,14 +1,14 @@
 """Deltas of choices: what each event adds to a completion, and the end of each completion once."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from api.stream.request_events import JobEvent, finish_reasons
 from shared.messages import Done, TokenLogprob, Tokens
 
 
-@dataclass(frozen=True)
-class ChoiceDelta:
+class ChoiceDelta(msgspec.Struct, frozen=True):
     """New tokens and text of the completion at `index`, which counts over all jobs.
 
     `finish_reason` is in the last delta of a completion, which may have nothing else.
