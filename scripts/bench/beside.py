@@ -125,11 +125,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         action="store_true",
         help="let the task's thread not give way, as it does",
     )
-    asked = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
     keep_freed_memory()
 
-    decoding = Decoding(asked.model)
+    decoding = Decoding(args.model)
     has_ended = threading.Event()
 
     def note_end(emissions: list[Emission]) -> None:
@@ -137,22 +137,22 @@ def main(argv: Sequence[str] | None = None) -> None:
             has_ended.set()
 
     tasks = EngineThread(on_death=lambda: None, name="tasks")
-    if not asked.keeps_priority:
+    if not args.keeps_priority:
         tasks.give_way()
     engine = TaskEngine(Multiplier(), note_end, tasks.wake)
     tasks.add(engine)
     tasks.start()
     decoding.start()
-    time.sleep(min(2.0, asked.seconds))  # warms up: these tokens do not count
+    time.sleep(min(2.0, args.seconds))  # warms up: these tokens do not count
 
     ratios: list[float] = []
     for number in range(_ROUNDS):
         begin_s = time.perf_counter()
-        time.sleep(asked.seconds)
+        time.sleep(args.seconds)
 
         middle_s = time.perf_counter()
         has_ended.clear()
-        task = EchoTask("x", step_ms=int(1000 * asked.seconds))
+        task = EchoTask("x", step_ms=int(1000 * args.seconds))
         engine.submit(engine.prepare(Take(str(number), task)))
         has_ended.wait()
         end_s = time.perf_counter()

@@ -29,10 +29,10 @@ from scripts.bench.loads.tally import HEADER, Summary, Window, by_class, row, su
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Load the fronts as the flags say and print what came of it; return the exit status."""
-    asked = _parser().parse_args(argv)
-    mix = Mix(asked.lengths, asked.classes, num_prompts=asked.prompts, may_end=asked.may_end)
-    total, classes = asyncio.run(_run(asked, mix))
-    if asked.json:
+    args = _parser().parse_args(argv)
+    mix = Mix(args.lengths, args.classes, num_prompts=args.prompts, may_end=args.may_end)
+    total, classes = asyncio.run(_run(args, mix))
+    if args.json:
         by_name = {name: asdict(one) for name, one in classes.items()}
         print(json.dumps({"all": asdict(total), "classes": by_name}))
     else:
@@ -46,23 +46,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if total.failed else 0
 
 
-async def _run(asked: argparse.Namespace, mix: Mix) -> tuple[Summary, dict[str, Summary]]:
+async def _run(args: argparse.Namespace, mix: Mix) -> tuple[Summary, dict[str, Summary]]:
     """Return the summary of all requests, and that of each class."""
     headers = {}
-    if asked.key:
-        headers["Authorization"] = f"Bearer {asked.key}"
-    callers = [Caller(url, headers) for url in asked.url or ["http://127.0.0.1:8000"]]
+    if args.key:
+        headers["Authorization"] = f"Bearer {args.key}"
+    callers = [Caller(url, headers) for url in args.url or ["http://127.0.0.1:8000"]]
     try:
-        if asked.clients:
-            asks = mix.asks(asked.seed)
-            heard, window = await closed_loop(callers, asks, asked.seconds, asked.clients)
+        if args.clients:
+            asks = mix.asks(args.seed)
+            heard, window = await closed_loop(callers, asks, args.seconds, args.clients)
         else:
-            asks = mix.asks(asked.seed, asked.rate, is_poisson=asked.arrivals == "poisson")
-            heard, window = await open_loop(callers, asks, asked.seconds)
+            asks = mix.asks(args.seed, args.rate, is_poisson=args.arrivals == "poisson")
+            heard, window = await open_loop(callers, asks, args.seconds)
     finally:
         for caller in callers:
             caller.close()
-    counted = Window(window.begun + asked.warm_up, window.ended)
+    counted = Window(window.begun + args.warm_up, window.ended)
     return summary(heard, counted), by_class(heard, counted)
 
 

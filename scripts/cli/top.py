@@ -36,20 +36,20 @@ WINDOW_S = 10.0
 
 def main(argv: Sequence[str]) -> int:
     """Show the fleet until `q`, a signal or `--count` ends it, and return the exit status."""
-    options = _parser().parse_args(argv)
-    flags = ["--redis-url", options.redis_url] if options.redis_url else []
-    return run_role(PROG, partial(run, options), flags)
+    args = _parser().parse_args(argv)
+    flags = ["--redis-url", args.redis_url] if args.redis_url else []
+    return run_role(PROG, partial(run, args), flags)
 
 
-def run(options: argparse.Namespace, settings: Settings) -> int:
+def run(args: argparse.Namespace, settings: Settings) -> int:
     """Watch the fleet and return the exit status.
 
     It is 0 after `q` or a signal, and after `--count` views that of `aios status`.
     """
-    settings, fleet = with_local_fleet(settings, options.port)
-    if fleet is not None and fleet.has_open_metrics and not options.front:
-        options.front = [fleet.url]
-    return asyncio.run(_watch(options, redis_url(settings)))
+    settings, fleet = with_local_fleet(settings, args.port)
+    if fleet is not None and fleet.has_open_metrics and not args.front:
+        args.front = [fleet.url]
+    return asyncio.run(_watch(args, redis_url(settings)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,14 +82,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-async def _watch(options: argparse.Namespace, url: str) -> int:
+async def _watch(args: argparse.Namespace, url: str) -> int:
     """Watch the fleet in a task until a signal or `q` cancels the task, wherever it waits."""
     async with open_unsettled(url) as broker:
-        watcher = Watcher(broker, options.front)
-        if sys.stdout.isatty() and os.name == "posix" and options.count is None:
-            watching = _live(watcher, options.every)
+        watcher = Watcher(broker, args.front)
+        if sys.stdout.isatty() and os.name == "posix" and args.count is None:
+            watching = _live(watcher, args.every)
         else:
-            watching = _plain(watcher, options.every, options.count)
+            watching = _plain(watcher, args.every, args.count)
         task = asyncio.create_task(watching)
         with signals_call({"SIGINT": task.cancel, "SIGTERM": task.cancel}):
             try:

@@ -54,26 +54,26 @@ def main() -> None:
     parser.add_argument("--max-workers", type=int, default=4)
     parser.add_argument("--results", type=Path, default=Path("results.json"))
     parser.add_argument("problems", type=Path)
-    options = parser.parse_args()
+    args = parser.parse_args()
 
-    problems = options.problems.read_text(encoding="utf-8").splitlines()
-    with httpx.Client(base_url=options.url, timeout=60) as client:
+    problems = args.problems.read_text(encoding="utf-8").splitlines()
+    with httpx.Client(base_url=args.url, timeout=60) as client:
         results = process_batch(
             client,
             problems,
-            options.type,
-            max_workers=options.max_workers,
+            args.type,
+            max_workers=args.max_workers,
             temperature=0,
-            template=options.template,
+            template=args.template,
         )
 
     text = json.dumps(results, indent=2, ensure_ascii=False)
-    options.results.write_text(f"{text}\n", encoding="utf-8")
+    args.results.write_text(f"{text}\n", encoding="utf-8")
     num_solved = 0
     for result in results:
         if "error" not in result:
             num_solved += 1
-    print(f"{num_solved} of {len(results)} answered, in {options.results}")
+    print(f"{num_solved} of {len(results)} answered, in {args.results}")
 
 
 if __name__ == "__main__":

@@ -54,13 +54,13 @@ def main() -> None:
     )
     parser.add_argument("--url", default="http://localhost:8000")
     parser.add_argument("prompt")
-    options = parser.parse_args()
+    args = parser.parse_args()
 
-    with httpx.Client(base_url=options.url, timeout=60) as client:
-        [completion] = generate(client, [options.prompt])
+    with httpx.Client(base_url=args.url, timeout=60) as client:
+        [completion] = generate(client, [args.prompt])
         print(completion)
-        print(f"log-likelihood: {log_likelihood(client, options.prompt, completion):.2f}")
-        for piece in stream(client, options.prompt):
+        print(f"log-likelihood: {log_likelihood(client, args.prompt, completion):.2f}")
+        for piece in stream(client, args.prompt):
             print(piece, end="", flush=True)
         print()
 

@@ -29,9 +29,9 @@ def main() -> None:
     parser.add_argument("--url", default="http://localhost:8000")
     parser.add_argument("--template", help="the prompt of the model, with {problem} in it")
     parser.add_argument("problem")
-    options = parser.parse_args()
+    args = parser.parse_args()
 
-    solution, answer = solve_math_problem(options.url, options.problem, options.template)
+    solution, answer = solve_math_problem(args.url, args.problem, args.template)
     print(solution)
     print(f"answer: {answer}")
 

@@ -34,14 +34,14 @@ def main() -> None:
     parser.add_argument("--type", choices=("math", "coding"), default="math")
     parser.add_argument("--template", help="the prompt of the model, with {problem} in it")
     parser.add_argument("problem")
-    options = parser.parse_args()
+    args = parser.parse_args()
 
     pieces = stream_solution(
-        options.url,
-        options.problem,
-        options.type,
+        args.url,
+        args.problem,
+        args.type,
         temperature=0,
-        template=options.template,
+        template=args.template,
     )
     for piece in pieces:
         print(piece, end="", flush=True)

@@ -67,11 +67,11 @@ def main() -> int:
     )
     parser.add_argument("--url", default="http://localhost:8000")
     parser.add_argument("--seeds", type=int, default=100, help="runs of each example")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     shares = []
-    with httpx.Client(base_url=asked.url, timeout=120) as client:
+    with httpx.Client(base_url=args.url, timeout=120) as client:
         for example in EXAMPLES:
-            shares.append(share_right(client, example, asked.seeds))
+            shares.append(share_right(client, example, args.seeds))
             print(f"{example.path:14} {example.problem:40} {shares[-1]:.2f}", flush=True)
     return 0 if min(shares) >= _BAR else 1
 

@@ -27,9 +27,9 @@ TARGETS = ("api", "worker-cpu", "hrm-serve", LAST_TARGET)
 
 
 def main() -> int:
-    options = _parser().parse_args()
+    args = _parser().parse_args()
     try:
-        reports = build_and_try(options)
+        reports = build_and_try(args)
     except (EngineError, AssertionError) as error:
         print(f"images: {error}", file=sys.stderr)
         return 1
@@ -37,27 +37,27 @@ def main() -> int:
     return 0
 
 
-def build_and_try(options: argparse.Namespace) -> list[Report]:
+def build_and_try(args: argparse.Namespace) -> list[Report]:
     """Build and try the images that the command line names.
 
     Raises EngineError if a command of the container engine fails, and AssertionError if an image
     fails its trial.
     """
     engine = find_engine()
-    base = options.base
-    if options.stand_in:
+    base = args.base
+    if args.stand_in:
         base = STAND_IN
-    if options.build:
-        if options.stand_in:
+    if args.build:
+        if args.stand_in:
             make_stand_in(engine)
-        plan = BuildPlan(options.tag, base, options.torch_index, revision=_revision())
-        for target in options.targets:
+        plan = BuildPlan(args.tag, base, args.torch_index, revision=_revision())
+        for target in args.targets:
             build(engine, target, plan, os.environ)
 
     reports = []
-    if options.smoke:
-        for target in options.targets:
-            reports.append(try_image(engine, target, options.tag))
+    if args.smoke:
+        for target in args.targets:
+            reports.append(try_image(engine, target, args.tag))
     return reports
 
 
