@@ -116,12 +116,12 @@ def read(dialect: str, answer: Mapping[str, Any]) -> tuple[str, int]:
 
 async def ask(client: httpx.AsyncClient, side: Side, prompt: str, sampling: Sampling) -> Answer:
     url = side.url + PATHS[side.dialect]
-    begun = time.perf_counter()
+    started = time.perf_counter()
     try:
         response = await client.post(url, json=body_of(side, prompt, sampling))
     except httpx.HTTPError as error:
-        return Answer(time.perf_counter() - begun, error=repr(error))
-    seconds = time.perf_counter() - begun
+        return Answer(time.perf_counter() - started, error=repr(error))
+    seconds = time.perf_counter() - started
 
     if response.status_code != 200:
         return Answer(seconds, error=f"{response.status_code}: {response.text[:200]}")
@@ -143,9 +143,9 @@ async def ask_all(
         async with free:
             return await ask(client, side, prompt, sampling)
 
-    begun = time.perf_counter()
+    started = time.perf_counter()
     answers = await asyncio.gather(*(ask_in_turn(prompt) for prompt in prompts))
-    return Answers(side, answers, time.perf_counter() - begun)
+    return Answers(side, answers, time.perf_counter() - started)
 
 
 def row(of: Answers) -> dict[str, Any]:

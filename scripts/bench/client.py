@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 class Stream:
     """A streamed completion. Times are those of `time.perf_counter`."""
 
-    begun_at: float
+    started_at: float
     text: str = ""
     first_at: float = math.inf
     ended_at: float = math.inf

@@ -21,7 +21,7 @@ from scripts.bench import model
 from scripts.bench.client import complete_all
 from scripts.bench.measure import Comparison, Timed, header, take_turns
 from scripts.bench.options import options
-from scripts.bench.ours import KV_MIB, Ours, Said
+from scripts.bench.ours import KV_MIB, Ours, Response
 from scripts.bench.prompts import draw_prompts
 from scripts.bench.rig import QUICK, Load
 from scripts.bench.serve import engine, fleet
@@ -99,23 +99,23 @@ def _turns(
 
 def _fleet_turn(url: str, prompts: list[list[int]], length: int) -> Turn:
     streams = complete_all(url, prompts, length)
-    waits = [stream.first_at - stream.begun_at for stream in streams]
+    waits = [stream.first_at - stream.started_at for stream in streams]
     return Turn(statistics.median(waits), [stream.text for stream in streams])
 
 
 def _engine_turn(engines: list[Ours], prompts: list[list[int]], length: int) -> Turn:
     """Deal the prompts out to all engines and return their turn."""
 
-    def generate(one: Ours, share: list[list[int]]) -> list[Said]:
+    def generate(one: Ours, share: list[list[int]]) -> list[Response]:
         return one.generate(share, [length] * len(share))
 
-    begun = now()
+    started = now()
     shares = [prompts[number :: len(engines)] for number in range(len(engines))]
     waits = []
     with ThreadPoolExecutor(len(engines)) as callers:
         for responses in callers.map(generate, engines, shares):
             for response in responses:
-                waits.append(response.first_at - begun)
+                waits.append(response.first_at - started)
         return Turn(statistics.median(waits))
 
 

@@ -66,7 +66,7 @@ async def ask(
     Each client has one connection, which it keeps. All together send at most `rate_per_s`.
     """
     latencies: dict[int, list[float]] = {}
-    begun = now()
+    started = now()
     payload = json.dumps({"prompts": ["hello"], "max_tokens": 1}).encode()
     head = (
         "POST /generate HTTP/1.1\r\n"
@@ -80,7 +80,7 @@ async def ask(
     async def client(number: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", ports[number % len(ports)])
         await asyncio.sleep(number / rate_per_s)  # not all at once
-        while now() - begun < seconds:
+        while now() - started < seconds:
             sent = now()
             writer.write(message)
             status = await _status(reader)
@@ -89,7 +89,7 @@ async def ask(
         writer.close()
 
     await asyncio.gather(*(client(number) for number in range(clients)))
-    return Answers(now() - begun, latencies)
+    return Answers(now() - started, latencies)
 
 
 async def _status(reader: asyncio.StreamReader) -> int:

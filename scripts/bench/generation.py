@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from scripts.bench.measure import Comparison, Timed, compared, take_turns, timed
-from scripts.bench.ours import Ours, Said
+from scripts.bench.ours import Ours, Response
 from scripts.bench.prompts import agreement, draw_prompts
 from scripts.bench.rig import Rig
 from scripts.bench.theirs import Batch, Theirs
@@ -77,15 +77,15 @@ def staggered(rig: Rig) -> list[str]:
     ]
 
 
-def _mean_wait(responses: Sequence[Said], seconds: float, at_s: Sequence[float]) -> float:
+def _mean_wait(responses: Sequence[Response], seconds: float, at_s: Sequence[float]) -> float:
     """Return the mean seconds from arrival to the end of the response.
 
     The turn took `seconds` and ended with its last response.
     """
-    begun = max(response.ended_at for response in responses) - seconds
+    started = max(response.ended_at for response in responses) - seconds
     waits = []
     for response, arrived_s in zip(responses, at_s, strict=True):
-        waits.append(response.ended_at - begun - arrived_s)
+        waits.append(response.ended_at - started - arrived_s)
     return statistics.mean(waits)
 
 
@@ -118,7 +118,7 @@ def _agreement(rig: Rig, prompts: list[list[int]], turns: Turns) -> str:
     return agreement(rig.theirs, prompts, turns["ours"][0].value.ids, turns["theirs"][0].value.ids)
 
 
-def _as_batch(responses: Sequence[Said]) -> Batch:
+def _as_batch(responses: Sequence[Response]) -> Batch:
     """Return responses as a batch: its first token is there when its last row has one, as in a
     static batch."""
     first_at = max(response.first_at for response in responses)

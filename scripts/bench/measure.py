@@ -25,9 +25,9 @@ class Timed(Generic[T]):
 
 
 def timed(call: Callable[..., T], *args: object) -> Timed[T]:
-    begun = now()
+    started = now()
     value = call(*args)
-    return Timed(now() - begun, value)
+    return Timed(now() - started, value)
 
 
 def take_turns(rounds: int, **sides: Callable[[], T]) -> dict[str, list[Timed[T]]]:

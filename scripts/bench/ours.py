@@ -25,7 +25,7 @@ KV_MIB = 1024
 
 
 @dataclass
-class Said:
+class Response:
     """The engine's response to one request.
 
     Times are those of `time.perf_counter`, and infinite until then.
@@ -62,34 +62,34 @@ class Ours:
         keep_freed_memory()
         torch.set_num_threads(threads)
         self._threads = threads
-        self._said: dict[str, Said] = {}
+        self._responses: dict[str, Response] = {}
         self._ended: dict[str, Done] = {}
         self.runner: Runner = load_sequence_runner("auto", options)
         warm_up(self.runner)
         self._engine = Engine(self.runner, self._note)
 
-    def generate(self, prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[Said]:
+    def generate(self, prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[Response]:
         """Return greedy answers of the given lengths to prompts that come at once."""
         return self.arrivals(prompts, lengths, [0.0] * len(prompts))
 
     def arrivals(
         self, prompts: Sequence[Sequence[int]], lengths: Sequence[int], at_s: Sequence[float]
-    ) -> list[Said]:
+    ) -> list[Response]:
         """Return greedy answers of the given lengths to prompts that come one after another.
 
         `at_s` are the times of arrival in seconds from now, ascending.
         """
         self._begin()
-        begun = now()
+        started = now()
         for number, at in enumerate(at_s):
-            self._step_until(begun + at)
+            self._step_until(started + at)
             self._submit(str(number), prompts[number], lengths[number])
         self._finish()
 
         responses = []
         short = []
         for number, length in enumerate(lengths):
-            response = self._said[str(number)]
+            response = self._responses[str(number)]
             responses.append(response)
             if len(response.ids) != length:
                 short.append(number)
@@ -126,17 +126,17 @@ class Ours:
         length = 2 * count + len(running)
         for number, prompt in enumerate(running):
             self._submit(str(number), prompt, length)
-        while len(self._said) < len(running):
+        while len(self._responses) < len(running):
             self._engine.step()
         for number, prompt in enumerate(waiting, start=len(running)):
             self._submit(str(number), prompt, length=1)
         self._engine.step()
 
-        begun = now()
+        started = now()
         for _ in range(count):
             self._engine.step()
-        seconds = now() - begun
-        assert len(self._said) == len(running) and not self._ended, (
+        seconds = now() - started
+        assert len(self._responses) == len(running) and not self._ended, (
             "the batch changed while it was measured"
         )
 
@@ -151,7 +151,7 @@ class Ours:
 
     def _begin(self) -> None:
         torch.set_num_threads(self._threads)  # for each turn: torch keeps it by thread
-        self._said = {}
+        self._responses = {}
         self._ended = {}
 
     def _step_until(self, moment: float) -> None:
@@ -169,7 +169,7 @@ class Ours:
     def _note(self, emissions: list[Emission]) -> None:
         at = now()
         for emission in emissions:
-            response = self._said.setdefault(emission.key, Said())
+            response = self._responses.setdefault(emission.key, Response())
             response.ids += emission.ids
             if emission.ids:
                 response.first_at = min(response.first_at, at)
