@@ -1,9 +1,7 @@
-"""Benchmarks: our engine and fleet beside `transformers`, with the same weights and prompts, in one
-run.
+"""Benchmarks: our engine and our fleet compared with `transformers` on the same weights and prompts.
 
     python -m scripts.bench.engine --rows decode,single,prefill
     python -m scripts.bench.fleet --workers 2 --threads 1
 
-Only ratios are worth comparing between runs: both sides take turns, so that a busy machine slows
-both.
+Both sides run in turns, so that a busy machine slows both. Between runs compare only the ratios.
 """

@@ -1,6 +1,6 @@
-"""A light client of `/v1/completions`.
+"""A client of `/v1/completions` that needs little CPU time.
 
-It opens a socket for each stream and reads lines as they come, without an HTTP library.
+It opens a socket for each stream and reads its lines without an HTTP library.
 """
 
 import asyncio
@@ -14,7 +14,10 @@ from urllib.parse import urlsplit
 
 @dataclass
 class Stream:
-    """A streamed completion. Times are those of `time.perf_counter`."""
+    """A streamed completion.
+
+    Times are those of `time.perf_counter`, and infinite until they are known.
+    """
 
     started_at: float
     text: str = ""
@@ -24,7 +27,7 @@ class Stream:
 
 
 def complete_all(url: str, prompts: Sequence[Sequence[int]], length: int) -> list[Stream]:
-    """Return greedy streams of all prompts, which are sent at once."""
+    """Send all prompts at the same time, and return their greedy streams of `length` tokens."""
 
     async def gather() -> list[Stream]:
         return await asyncio.gather(*(_complete(url, prompt, length) for prompt in prompts))
@@ -35,7 +38,7 @@ def complete_all(url: str, prompts: Sequence[Sequence[int]], length: int) -> lis
 async def _complete(url: str, prompt: Sequence[int], length: int) -> Stream:
     """Return the stream of one prompt.
 
-    Raise RuntimeError with the server's words if it answers anything but a whole stream.
+    Raise RuntimeError, with the server's answer, if it is not a stream of `length` tokens.
     """
     body = {
         "prompt": prompt,
@@ -71,7 +74,7 @@ async def _complete(url: str, prompt: Sequence[int], length: int) -> Stream:
 
 
 def _read(stream: Stream, chunk: dict[str, object]) -> None:
-    """Add a chunk to its stream."""
+    """Add a chunk to the stream."""
     choices = chunk.get("choices")
     usage = chunk.get("usage")
     if isinstance(choices, list) and choices and choices[0]["text"]:

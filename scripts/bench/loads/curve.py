@@ -41,7 +41,9 @@ async def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--shapes", type=_shapes, default=[(1, 1), (2, 1), (1, 2), (2, 2)], help="WORKERSxFRONTS"
     )
-    parser.add_argument("--shares", type=_numbers, default=SHARES, help="of the peak, to ask for")
+    parser.add_argument(
+        "--shares", type=_numbers, default=SHARES, help="rates as shares of the peak"
+    )
     parser.add_argument("--seconds", type=float, default=12.0, help="of each row that count")
     parser.add_argument(
         "--warm-up", type=float, default=4.0, help="seconds of each row that do not"
