@@ -72,8 +72,8 @@ async def take_jobs(broker: Broker, count: int, num_tokens: int) -> list[Claim]:
     await submissions.submit(request, request_id, jobs, Quota(), QueueLimits(count))
 
     queue = WorkQueue(broker, QueuePolicy(), model="bench", worker="bench", fingerprint="")
-    taken = await queue.take(broker.shards[0], count, is_empty=True)
-    return list(taken.claims)
+    batch = await queue.take(broker.shards[0], count, is_empty=True)
+    return list(batch.claims)
 
 
 async def append_steps(writer: LogWriter, claims: list[Claim], first: int, steps: int) -> None:

@@ -246,8 +246,8 @@ def rows(runner: PagedRunner, plan: BenchPlan, count: int, num_computed: int) ->
     sampling = Sampling(max_tokens=8, seed=0, temperature=0.0)
     slices = []
     for number in range(count):
-        drawn = torch.randint(plan.shape.vocab_size, (plan.context,), generator=generator)
-        encoded = Encoded(tuple(drawn.tolist()), 8)
+        ids = torch.randint(plan.shape.vocab_size, (plan.context,), generator=generator)
+        encoded = Encoded(tuple(ids.tolist()), 8)
         row = TokenSequence(str(number), encoded, sampling, num_computed=num_computed)
         row.pages = list(range(number * pages_per_row, (number + 1) * pages_per_row))
         slices.append(Slice(row, plan.context - num_computed))

@@ -115,13 +115,14 @@ def chosen_by(net: Any, prompts: list[tuple[int, ...]], answers: list[list[int]]
 
     The tokens before each position are those of the prompt and the answer.
     """
-    chosen = []
+    tokens = []
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = torch.tensor([[*prompt, *answer]], device=net.device)
         types = torch.tensor([[1] * len(prompt) + [0] * len(answer)], device=net.device)
         logits = net(input_ids=ids, token_type_ids=types, use_cache=False).logits[0]
-        chosen.append(logits[len(prompt) - 1 : -1].argmax(-1).cpu())
-    return torch.cat(chosen)
+        # The logits of a position predict the next token.
+        tokens.append(logits[len(prompt) - 1 : -1].argmax(-1).cpu())
+    return torch.cat(tokens)
 
 
 def share(one: Tensor, other: Tensor) -> float:

@@ -105,7 +105,8 @@ class Ours:
         """
         self._begin()
         for number, (context, continuations) in enumerate(zip(contexts, tails, strict=True)):
-            task = Score(tuple(context), tuple(map(tuple, continuations)))
+            texts = tuple(tuple(continuation) for continuation in continuations)
+            task = Score(tuple(context), texts)
             self._engine.submit(SequenceWork(str(number), self.runner.encode(task), None))
         self._finish()
 

@@ -52,10 +52,10 @@ def _pairs(rig: Rig, count: int, seed: int) -> Pairs:
     length = load.context_tokens
     contexts = draw_prompts(count, length, length, rig.vocab, seed=seed)
     length = load.continuation_tokens
-    drawn = draw_prompts(count * load.continuations, length, length, rig.vocab, seed=seed + 1000)
+    texts = draw_prompts(count * load.continuations, length, length, rig.vocab, seed=seed + 1000)
     continuations = []
-    for start in range(0, len(drawn), load.continuations):
-        continuations.append(drawn[start : start + load.continuations])
+    for start in range(0, len(texts), load.continuations):
+        continuations.append(texts[start : start + load.continuations])
     return contexts, continuations
 
 

@@ -46,7 +46,7 @@ def main() -> int:
 
 def _run(name: str, plan: ExperimentPlan) -> ScenarioResult:
     """Run a scenario and print its row, with the first few of its problems below."""
-    begun = time.strftime("%H:%M:%S")
+    started_at = time.strftime("%H:%M:%S")
     load_before = os.getloadavg()[0]
     result = asyncio.run(ALL_SCENARIOS[name](plan))
     load_after = os.getloadavg()[0]
@@ -54,7 +54,7 @@ def _run(name: str, plan: ExperimentPlan) -> ScenarioResult:
     figures = ", ".join(f"{key} {value}" for key, value in result.figures.items())
     verdict = "falls short" if result.wrong else "holds"
     load = f"load {load_before:.1f} to {load_after:.1f}"
-    print(f"| {result.name} | {verdict} | {figures} | {begun}, {load} |", flush=True)
+    print(f"| {result.name} | {verdict} | {figures} | {started_at}, {load} |", flush=True)
 
     for line in result.wrong[:_SHOWN]:
         print(f"  {line}", flush=True)

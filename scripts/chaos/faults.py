@@ -147,12 +147,12 @@ async def replace_the_dead(fleet: Fleet, toll: Toll) -> None:
         await asyncio.sleep(0.02)
 
 
-async def _new_worker(fleet: Fleet, gone: FleetProcess) -> None:
+async def _new_worker(fleet: Fleet, old: FleetProcess) -> None:
     await fleet.add_worker()
 
 
-async def _new_front(fleet: Fleet, gone: FleetProcess) -> None:
-    await fleet.add_front(port_of(gone))
+async def _new_front(fleet: Fleet, old: FleetProcess) -> None:
+    await fleet.add_front(port_of(old))
 
 
 def port_of(front: FleetProcess) -> int:

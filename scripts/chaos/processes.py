@@ -194,12 +194,12 @@ class Fleet:
         await self._http.aclose()
         await self.redis.aclose()
 
-    def log_lines(self, words: str) -> int:
-        """Return the number of lines with `words` in the logs of all members."""
+    def log_lines(self, text: str) -> int:
+        """Return the number of lines with `text` in the logs of all members."""
         num_lines = 0
         for member in self._everybody:
             for line in member.log.read_text().splitlines():
-                if words in line:
+                if text in line:
                     num_lines += 1
         return num_lines
 

@@ -87,21 +87,21 @@ def choose_fleet(port: int | None = None) -> LocalFleet:
     Raise SettingsError if there is not exactly one.
     """
     running = running_fleets()
-    chosen = [fleet for fleet in running if port is None or fleet.port == port]
-    if len(chosen) == 1:
-        return chosen[0]
+    matches = [fleet for fleet in running if port is None or fleet.port == port]
+    if len(matches) == 1:
+        return matches[0]
     if not running:
         raise SettingsError(
             "redis_url: expected a URL in --redis-url or AIOS_REDIS_URL: no `aios serve "
             "hrm` of this user runs here"
         )
-    shown = ", ".join(f"{fleet.url} (process {fleet.pid})" for fleet in running)
-    if chosen:
+    listing = ", ".join(f"{fleet.url} (process {fleet.pid})" for fleet in running)
+    if matches:
         raise SettingsError(
-            f"redis_url: several fleets run here: {shown}; choose one by --port, or give "
+            f"redis_url: several fleets run here: {listing}; choose one by --port, or give "
             "--redis-url"
         )
-    raise SettingsError(f"port: no fleet with port {port} runs here; there is {shown}")
+    raise SettingsError(f"port: no fleet with port {port} runs here; there is {listing}")
 
 
 def with_local_fleet(

@@ -110,7 +110,7 @@ def entry_of(args: argparse.Namespace) -> ModelEntry:
         raise ToolError(str(error)) from None
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        field = ".".join(map(str, problem["loc"]))
+        field = ".".join(str(part) for part in problem["loc"])
         raise ToolError(f"{field}: {problem['msg']}") from None
     return entry
 

@@ -62,10 +62,12 @@ def worker_envs(shape: Shape, machine: Machine, env: Mapping[str, str]) -> list[
 
     # Under a quota of processor time, other containers may run, and pin, on the same cores.
     has_quota = machine.num_cores < len(machine.cores)
-    if shape.workers == 1 or has_quota or shape.workers * shape.threads > machine.num_cores:
+    has_too_few = shape.workers * shape.threads > machine.num_cores
+    if shape.workers == 1 or has_quota or has_too_few:
         return [{} for _ in range(shape.workers)]
     for processors in core_shares(machine.cores, shape.workers):
-        envs.append({CORES_ENV: ",".join(map(str, processors))})
+        numbers = [str(processor) for processor in processors]
+        envs.append({CORES_ENV: ",".join(numbers)})
     return envs
 
 

@@ -162,10 +162,10 @@ def _of_lua(source: str) -> Iterator[Mutant]:
     # Comments and strings become blanks of the same length, so that all positions stay the same.
     masked = re.sub(r"--[^\n]*|'[^'\n]*'", lambda match: " " * len(match[0]), source)
 
-    words = (
+    operators = (
         r"math\.(?:min|max)\b|\b(?:and|or|true|false|not)\b|<=|>=|==|~=|(?<![-.])[-+*/%<>](?![-.=])"
     )
-    for match in re.finditer(words, masked):
+    for match in re.finditer(operators, masked):
         text = _SWAPS.get(match[0])
         if match[0] == "==":
             text = "~="  # where Python has `!=`
@@ -339,7 +339,7 @@ def copy_tree(target: Path) -> None:
     shutil.copytree(REPO_ROOT, target, ignore=ignored, symlinks=True)
 
 
-def try_file(tree: Path, name: str, chosen: Sequence[Mutant]) -> list[Mutant]:
+def try_file(tree: Path, name: str, mutants: Sequence[Mutant]) -> list[Mutant]:
     """Run the tests of a file with each of the mutants, and return those that survive.
 
     Raise SystemExit if the tests fail without a mutant.
@@ -350,7 +350,7 @@ def try_file(tree: Path, name: str, chosen: Sequence[Mutant]) -> list[Mutant]:
     if not have_passed:
         raise SystemExit(f"{name}: its tests fail without any change")
     survivors = []
-    for mutant in chosen:
+    for mutant in mutants:
         path.write_text(mutant.applied(source))
         try:
             has_survived, _ = run_tests(tree, TESTS[name], limit_s=_SLOWER * seconds + _GRACE_S)
@@ -408,10 +408,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         copy_tree(tree)
         for name in args.files:
             started_s = time.monotonic()
-            chosen = drawn_of(name, args.most, args.seed)
-            num_noticed = len(chosen) - len(try_file(tree, name, chosen))
+            mutants = drawn_of(name, args.most, args.seed)
+            num_noticed = len(mutants) - len(try_file(tree, name, mutants))
             seconds = time.monotonic() - started_s
-            print(f"{name}: {num_noticed} of {len(chosen)} noticed, {seconds:.0f} s", flush=True)
+            print(f"{name}: {num_noticed} of {len(mutants)} noticed, {seconds:.0f} s", flush=True)
     return 0
 
 

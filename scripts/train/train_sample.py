@@ -186,7 +186,7 @@ def train(args: argparse.Namespace) -> None:
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{num_parameters:,} parameters", flush=True)
 
-    begun = time.monotonic()
+    started_s = time.monotonic()
     tokens = 0
     stream = batches(tokenizer, args.batch, args.seed)
     for step, batch in enumerate(itertools.islice(stream, args.steps)):
@@ -202,7 +202,7 @@ def train(args: argparse.Namespace) -> None:
 
         tokens += batch["input_ids"].numel()
         if step % 50 == 0:
-            seconds = time.monotonic() - begun
+            seconds = time.monotonic() - started_s
             print(
                 f"step {step} loss {loss.item():.4f} {tokens / seconds:,.0f} tok/s {seconds:.0f} s",
                 flush=True,

@@ -72,7 +72,7 @@ async def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def _run(running: Fleet, args: argparse.Namespace, damaged: Path) -> int:
-    """Put the load on a fleet, print the figures, and return the exit status."""
+    """Put the load on a fleet, and return the exit status."""
     catalogue = Catalogue(running.redis)
     names = [f"m{number}" for number in range(args.models)]
     for name in names:
@@ -100,8 +100,14 @@ async def _run(running: Fleet, args: argparse.Namespace, damaged: Path) -> int:
         await asyncio.gather(*clients)
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
+    return _report(tally, tally.num_answered - num_before, args)
 
-    num_answered = tally.num_answered - num_before
+
+def _report(tally: Tally, num_answered: int, args: argparse.Namespace) -> int:
+    """Print the figures, and return the exit status.
+
+    `num_answered` is the number of answers of the working set.
+    """
     print(
         f"{args.clients} clients on {_WORKING_SET} models: {num_answered} answered in "
         f"{args.seconds:.0f} s"
