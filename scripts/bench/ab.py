@@ -237,7 +237,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 async def compare(
     sides: Sequence[Side], prompts: Sequence[str], sampling: Sampling, concurrency: int
 ) -> list[Answers]:
-    """Send the prompts to one side after the other, so that the sides do not share a machine.
+    """Send the prompts to one side after the other, so that they do not share the cores of one machine.
 
     Both sides are warmed up with another prompt first. If the environment has AB_API_KEY, it is sent
     as the key of the caller.
