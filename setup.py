@@ -11,7 +11,7 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithShipped(build_py):
-    """The build of the modules, which adds folders of data where `shared.shipped` looks for them."""
+    """The build of the modules, and of the folders of data that `shared.shipped` looks for."""
 
     def run(self) -> None:
         super().run()

@@ -1,4 +1,4 @@
-"""Benchmarks: our engine and our fleet compared with `transformers` on the same weights and prompts.
+"""Benchmarks: our engine and fleet compared with `transformers`, on the same weights and prompts.
 
     python -m scripts.bench.engine --rows decode,single,prefill
     python -m scripts.bench.fleet --workers 2 --threads 1

@@ -1,7 +1,7 @@
 """Send the same prompts to two servers, and compare their speed and their texts.
 
-    python -m scripts.bench.ab aios=http://localhost:8000 openai=http://localhost:8001/v1 --max-tokens 16
-    python -m scripts.bench.ab aios=http://localhost:8000 aios=http://localhost:8000 --models hrm,gpt2
+    python -m scripts.bench.ab aios=http://localhost:8000 openai=http://localhost:8001/v1
+    python -m scripts.bench.ab aios=http://localhost:8000 aios=http://localhost:8000 --models a,b
 
 A side is DIALECT=URL, where DIALECT is `aios` (/generate with prompts), `openai` (URL/completions)
 or `tgi` (/generate with inputs). The prompts are the lines of --prompts, or ten problems of the
@@ -237,10 +237,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 async def compare(
     sides: Sequence[Side], prompts: Sequence[str], sampling: Sampling, concurrency: int
 ) -> list[Answers]:
-    """Send the prompts to one side after the other, so that they do not share the cores of one machine.
+    """Send the prompts to one side after the other, so that they do not compete for the machine.
 
-    Both sides are warmed up with another prompt first. If the environment has AB_API_KEY, it is sent
-    as the key of the caller.
+    Both sides are warmed up with another prompt first. If the environment has AB_API_KEY, it is
+    sent as the key of the caller.
     """
     key = os.environ.get(KEY_ENV)
     headers = {"Authorization": f"Bearer {key}"} if key else {}

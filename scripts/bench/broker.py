@@ -3,9 +3,9 @@
     python -m scripts.bench.broker [--jobs N] [--steps N]
 
 In every step each streamed job yields one token, and all events of the step are one append, as the
-outbox of a worker sends them. Redis is an embedded one, as that of `aios serve hrm`. Bytes are those
-of the appends on the wire, and the MEMORY USAGE of the logs. Commands include those that scripts
-call.
+outbox of a worker sends them. Redis is an embedded one, as that of `aios serve hrm`. Bytes are
+those of the appends on the wire, and the MEMORY USAGE of the logs. Commands include those that
+scripts call.
 """
 
 import argparse

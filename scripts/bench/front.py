@@ -2,9 +2,9 @@
 
 python -m scripts.bench.front --fronts 1,2,4
 
-Requests that are answered come in a closed loop, in which each client sends the next one when it has
-the last answer. Requests that are refused come at a fixed rate. The client, Redis, the fronts and
-one worker share the cores of this machine.
+Requests that are answered come in a closed loop, in which each client sends the next one when it
+has the last answer. Requests that are refused come at a fixed rate. The client, Redis, the fronts
+and one worker share the cores of this machine.
 """
 
 import argparse

@@ -62,8 +62,8 @@ def staggered(rig: Rig) -> list[str]:
     for _ in range(rig.rounds):
         turn = timed(rig.ours.arrivals, prompts, lengths, at_s)
         batch = timed(rig.theirs.generate, prompts, most)
-        # A static batch starts when its last member has arrived, and all its answers take as long as
-        # the longest one.
+        # A static batch starts when its last member has arrived, and all its answers take as long
+        # as the longest one.
         batch_end_s = at_s[-1] + batch.seconds
         total.add(turn.seconds, batch_end_s)
         mean_wait_s = _mean_wait(turn.value, turn.seconds, at_s)

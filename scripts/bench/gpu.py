@@ -59,8 +59,8 @@ SMALL = HrmTextShape(
 class BenchPlan:
     """The sizes of all measurements.
 
-    Each of `batches` is a number of rows that decode behind `context` tokens. `prompts` is the number
-    of prompts of `context` tokens that are prefilled together.
+    Each of `batches` is a number of rows that decode behind `context` tokens. `prompts` is the
+    number of prompts of `context` tokens that are prefilled together.
     """
 
     shape: HrmTextShape
@@ -292,8 +292,8 @@ def print_prefill(model: HrmTextModel, device: Device, plan: BenchPlan, *, compi
 def decode_bytes(model: HrmTextModel, plan: BenchPlan, batch: int) -> float:
     """Return the bytes that a decode step must read.
 
-    They are the weights of each stack for each of its passes, the head once, and the keys and values
-    of all rows. All are bf16, so 2 bytes each.
+    They are the weights of each stack for each of its passes, the head once, and the keys and
+    values of all rows. All are bf16, so 2 bytes each.
     """
     shape = plan.shape
     low = parameter_bytes(model.model.L_module)
@@ -312,8 +312,8 @@ def parameter_bytes(module: torch.nn.Module) -> int:
 def prefill_flops(plan: BenchPlan, prompts: int) -> float:
     """Return the floating point operations of a prefill.
 
-    They are those of the products with the weights and, in attention, of the products of all pairs of
-    a prompt's tokens. The head is computed once for each prompt.
+    They are those of the products with the weights and, in attention, of the products of all pairs
+    of a prompt's tokens. The head is computed once for each prompt.
     """
     shape = plan.shape
     width = shape.num_heads * shape.head_dim

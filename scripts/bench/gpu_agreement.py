@@ -1,7 +1,8 @@
 """Compare our greedy tokens on a device with a forward pass of transformers over the same tokens.
 
-Half precision rounds, so two right computations disagree where two tokens nearly tie. For comparison
-the agreement of transformers in half precision with itself in full precision is printed too.
+Half precision rounds, so two right computations disagree where two tokens nearly tie. For
+comparison the agreement of transformers in half precision with itself in full precision is printed
+too.
 """
 
 from pathlib import Path

@@ -24,8 +24,8 @@ from scripts.train.train_sample import BOQ, CONDITION_TOKENS, EOA, EOQ, PAD
 class Size:
     """The sizes of a network.
 
-    `layers` is the number of blocks in each HRM stack. The causal network has as many as both stacks
-    together.
+    `layers` is the number of blocks in each HRM stack. The causal network has as many as both
+    stacks together.
     """
 
     hidden: int = 512

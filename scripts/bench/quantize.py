@@ -3,8 +3,8 @@
     python -m scripts.bench.quantize --model-path models/sample-hrm-text --problems 200 \\
         --least-weights 1
 
-The prompts are held-out problems of the sample model. The fp32 model answers each of them with up to
-64 tokens. Along these tokens the logits of both models are compared at each position
+The prompts are held-out problems of the sample model. The fp32 model answers each of them with up
+to 64 tokens. Along these tokens the logits of both models are compared at each position
 (teacher-forced). Then the int8 model answers the same prompts by itself (free-running). With
 `--problems` the right answers of both models are counted, which only the sample model can give.
 """
@@ -35,7 +35,8 @@ _ANSWER = Sampling(max_tokens=64, seed=0, temperature=0.0)
 _WINDOW = 256
 
 Ids = tuple[int, ...]
-# From a prompt and a response to the logits [response tokens, vocab] that each token is chosen from.
+# From a prompt and a response to the logits [response tokens, vocab] that each token is chosen
+# from.
 Logits = Callable[[Ids, Ids], Tensor]
 
 
@@ -65,13 +66,13 @@ def network(path: Path, quantize: str) -> Logits:
 
 
 def _brain(path: Path, quantize: str) -> Logits:
-    """Return the network of a brain, which is computed with a row for each token of the response."""
+    """Return the network of a brain, which computes a row for each token of the response."""
     model = load_act_bundle(path).model
     prepare(model, RunnerOptions(str(path), quantize=quantize))
 
     def logits(prompt: Ids, response: Ids) -> Tensor:
-        # Attention is bidirectional, so a later token would change the logits of an earlier one. Each
-        # row ends before the token that it chooses.
+        # Attention is bidirectional, so a later token would change the logits of an earlier one.
+        # Each row ends before the token that it chooses.
         lengths = torch.arange(len(prompt), len(prompt) + len(response))
         ids = torch.tensor([[*prompt, *response[:-1]]]).expand(len(response), -1)
         out = model.forward_segment(ids, lengths, model.initial_carry(*ids.shape))
@@ -81,7 +82,7 @@ def _brain(path: Path, quantize: str) -> Logits:
 
 
 def answers(runner: Runner, prompts: Sequence[str]) -> list[Ids]:
-    """Return the token ids of the response to each prompt at temperature 0, without the end token."""
+    """Return the token ids of each response at temperature 0, without the end token."""
     emissions: list[Emission] = []
     engine = Engine(runner, emissions.extend)
     for index, prompt in enumerate(prompts):

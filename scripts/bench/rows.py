@@ -1,9 +1,9 @@
 """Rows about scoring, shared prefixes and cost.
 
 Scoring has many contexts with a few continuations each; the other side runs a forward pass for each
-pair. Shared prefixes are measured by the time to the first token of a causal model that has computed
-the beginning of the prompt before. Cost is that of the length of a prompt, of the size of a batch,
-and of the length of the queue.
+pair. Shared prefixes are measured by the time to the first token of a causal model that has
+computed the beginning of the prompt before. Cost is that of the length of a prompt, of the size of
+a batch, and of the length of the queue.
 """
 
 from collections.abc import Iterator

@@ -182,8 +182,8 @@ class Cancelling:
     async def _check(self, caller: Caller, phase: Phase) -> None:
         """Close the caller's stream, and check the log of its job.
 
-        Raises RuntimeError if the log does not end with the cancellation, or if a job that never had
-        a slot has other events in its log.
+        Raises RuntimeError if the log does not end with the cancellation, or if a job that never
+        had a slot has other events in its log.
         """
         await caller.response.aclose()
         events = [event for _, event in await self._reader.read(caller.job_id)]

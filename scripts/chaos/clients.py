@@ -1,8 +1,8 @@
 """HTTP clients that wait for an answer, stream it, poll for it, or score continuations.
 
 An ordinary client repeats no request. A persistent client knows several fronts. When one goes away
-it sends the request to the next one, with the same idempotency key, or resumes the stream there from
-its last event id.
+it sends the request to the next one, with the same idempotency key, or resumes the stream there
+from its last event id.
 """
 
 import asyncio

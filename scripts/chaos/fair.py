@@ -80,9 +80,9 @@ async def preemption(
 ) -> ScenarioResult:
     """Check that interactive jobs are served at once while bulk jobs fill the fleet.
 
-    Bulk jobs hold all slots, and more of them wait. Their texts must be those of an undisturbed run.
-    The interactive jobs come one by one, at random moments of a step. `slowness` returns the factor
-    by which this machine is slower than a quiet one; the limit is multiplied by it.
+    Bulk jobs hold all slots, and more of them wait. Their texts must be those of an undisturbed
+    run. The interactive jobs come one by one, at random moments of a step. `slowness` returns the
+    factor by which this machine is slower than a quiet one; the limit is multiplied by it.
     """
     rng = random.Random(5)
     num_bulk = 2 * clients.slots

@@ -21,8 +21,8 @@ Fault = Callable[[Fleet, random.Random, "Toll"], Awaitable[None]]
 class Toll:
     """The counts of the faults that hit, and of those that were skipped to spare the last member.
 
-    For each member that got SIGTERM, `exits_s` has the seconds until its end and `statuses` its exit
-    status.
+    For each member that got SIGTERM, `exits_s` has the seconds until its end and `statuses` its
+    exit status.
     """
 
     faults: int = 0
@@ -122,7 +122,7 @@ async def restart_redis(fleet: Fleet) -> None:
 
 
 async def roll(fleet: Fleet, toll: Toll) -> None:
-    """Terminate each worker and then each front, one at a time, and replace it when it has ended."""
+    """Terminate each worker and then each front, one at a time, and replace it at its end."""
     for group, replace in ((fleet.workers, _new_worker), (fleet.fronts, _new_front)):
         for member in list(group):
             toll.faults += 1

@@ -119,8 +119,8 @@ class Fleet:
     """A fleet of processes on one Redis.
 
     `worker` is the module that workers run. `worker_flags` and `front_flags` go to each worker and
-    front. `env` is added to the environment of this process for all members. With `has_proxies` each
-    member reaches Redis through its own proxy.
+    front. `env` is added to the environment of this process for all members. With `has_proxies`
+    each member reaches Redis through its own proxy.
     """
 
     def __init__(
@@ -232,8 +232,8 @@ class Fleet:
     async def _await(self, member: FleetProcess, holds: Callable[[], Awaitable[bool]]) -> None:
         """Wait until the condition `holds`.
 
-        Raises RuntimeError, with the end of the member's log, if the member ends or if the condition
-        does not hold in time.
+        Raises RuntimeError, with the end of the member's log, if the member ends or if the
+        condition does not hold in time.
         """
 
         async def is_over() -> bool:

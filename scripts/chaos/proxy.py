@@ -78,7 +78,10 @@ class Proxy:
         return self._trap is None
 
     def cut(self) -> None:
-        """Break all connections, and refuse new ones until `restore`. Bytes that are held are lost."""
+        """Break all connections, and refuse new ones until `restore`.
+
+        Bytes that are held are lost.
+        """
         self.is_cut = True
         for writer in self._writers:
             writer.transport.abort()

@@ -69,8 +69,8 @@ class Answer:
     """The answer to a request as far as it has come.
 
     `texts` are those of the choices by index. `frames` are the times of the request and of each
-    frame, in seconds of the monotonic clock. `tries` counts the requests to fronts. For an echo task
-    `steps_done` lists the steps that the frames of progress report, and `file_id` is its file.
+    frame, in seconds of the monotonic clock. `tries` counts the requests to fronts. For an echo
+    task `steps_done` lists the steps that the frames of progress report, and `file_id` is its file.
     """
 
     request: ClientRequest

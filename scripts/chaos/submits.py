@@ -22,7 +22,7 @@ _NUM_SUBMITTERS = 16
 
 
 async def submits(plan: ExperimentPlan) -> ScenarioResult:
-    """Check that each job ends with exactly one terminal event and has the text of the echo model."""
+    """Check that each job ends with one terminal event and has the text of the echo model."""
     async with fleet_of(replace(plan, model="echo", step_s=0.0)) as fleet:
         started = time.monotonic()
         async with every(_EVERY_S, faults.kill_worker, fleet) as toll:

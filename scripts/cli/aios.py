@@ -214,9 +214,9 @@ def fleet_roles(
 ) -> list[Role]:
     """Return the roles of a fleet in the order in which they stop.
 
-    The front stops first, as it needs the workers to finish its requests. There is a worker for each
-    of `worker_envs`, which is added to its environment. Only the front gets the keys of callers.
-    `redis_ends` is true if Redis ends with the fleet.
+    The front stops first, as it needs the workers to finish its requests. There is a worker for
+    each of `worker_envs`, which is added to its environment. Only the front gets the keys of
+    callers. `redis_ends` is true if Redis ends with the fleet.
     """
     env = child_env(settings)
     keyless = env.copy()
@@ -227,8 +227,8 @@ def fleet_roles(
 
     grace_s = settings.drain_s + KILL_AFTER_DRAIN_S
     others_grace_s = grace_s
-    # If Redis ends with the fleet, unfinished jobs are lost. The front has the whole drain to finish
-    # its requests. When it has ended, nobody waits for the jobs of the workers any more.
+    # If Redis ends with the fleet, unfinished jobs are lost. The front has the whole drain to
+    # finish its requests. When it has ended, nobody waits for the jobs of the workers any more.
     if redis_ends:
         env[REDIS_ENDS_ENV] = "1"
         keyless[env_name("drain_timeout_s")] = str(HAND_OVER_S)

@@ -122,7 +122,7 @@ async def _sweep_until_stopped(broker: Broker, janitor: Janitor, metrics: Janito
 
 
 async def _once(janitor: Janitor) -> int:
-    """Run every sweep, print the repairs of each as one line of JSON, and return the exit status."""
+    """Run every sweep, print their repairs as one line of JSON, and return the exit status."""
     repairs = {}
     try:
         for name, sweep in janitor.sweeps.items():

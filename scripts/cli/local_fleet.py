@@ -36,8 +36,8 @@ log = logging.getLogger("aios.serve")
 class LocalFleet:
     """A fleet that runs on this machine.
 
-    `url` is that of its front. `has_open_metrics` is true if its `/metrics` needs no key. Neither is
-    known of a fleet whose front runs in another server's process: its `port` is 0.
+    `url` is that of its front. `has_open_metrics` is true if its `/metrics` needs no key. Neither
+    is known of a fleet whose front runs in another server's process: its `port` is 0.
     """
 
     pid: int

@@ -1,8 +1,8 @@
 """The supervisor of a fleet's processes on one machine.
 
 It starts them, restarts those that die, and stops them in order. Each child has exactly one asyncio
-task, which alone starts it, waits for it and ends it. The supervisor knows argument vectors and exit
-statuses; it knows nothing of models, HTTP or Redis.
+task, which alone starts it, waits for it and ends it. The supervisor knows argument vectors and
+exit statuses; it knows nothing of models, HTTP or Redis.
 """
 
 import asyncio

@@ -3,8 +3,8 @@
     python -m scripts.tools.settings_files
 
 They are config/default.yaml, the tables of docs/settings.md, and the definition of a model in the
-JSON schema of the chart's values. Run this after a setting or an option was added or changed. A test
-compares the files with the output.
+JSON schema of the chart's values. Run this after a setting or an option was added or changed. A
+test compares the files with the output.
 """
 
 import json

@@ -102,8 +102,8 @@ def batches(
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Yield batches as of `collate` without end.
 
-    The problems of eight batches are drawn together and sorted by length, so that a batch has little
-    padding. The eight batches are yielded in random order.
+    The problems of eight batches are drawn together and sorted by length, so that a batch has
+    little padding. The eight batches are yielded in random order.
     """
     stream = training_stream(seed)
     conditions = itertools.cycle(TRAINED_CONDITIONS)

@@ -15,8 +15,8 @@ import httptools
 
 from scripts.bench.loads.plan import ClientRequest
 
-# Connections that were idle for longer are not used again, as servers close idle ones (uvicorn after
-# 5 seconds).
+# Connections that were idle for longer are not used again, as servers close idle ones (uvicorn
+# after 5 seconds).
 _IDLE_S = 3.0
 _TEXT = b'"text":"'
 _NO_TEXT = b'"text":""'

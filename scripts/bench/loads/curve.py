@@ -7,9 +7,9 @@
     # Other numbers of workers and fronts, WORKERSxFRONTS:
     python -m scripts.bench.loads.curve --shapes 1x1,2x2
 
-For each shape a closed loop with more clients than slots finds the peak rate. Then requests arrive as
-a Poisson process at shares of that rate. All shapes have the same limit of the queue. The client, the
-fronts, Redis and the workers share this machine.
+For each shape a closed loop with more clients than slots finds the peak rate. Then requests arrive
+as a Poisson process at shares of that rate. All shapes have the same limit of the queue. The
+client, the fronts, Redis and the workers share this machine.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Two ways to put a load on servers: an open loop and a closed loop.
 
-In an open loop requests leave when they are due. In a closed loop each client sends its next request
-when it has the answer to the last one.
+In an open loop requests leave when they are due. In a closed loop each client sends its next
+request when it has the answer to the last one.
 """
 
 import asyncio

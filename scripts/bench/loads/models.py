@@ -2,11 +2,12 @@
 
     python -m scripts.bench.loads.models --models 100 --budget 3 --clients 8
 
-The catalogue has `--models` models, which are all copies of the sample model, and a damaged one. One
-worker holds at most `--budget` of them. First each model gets one request. Then the clients send
-requests to a working set of five models for a while, and some to the damaged one. The exit status is
-1 if a request to a sound model failed, if one to the damaged model did not, if more models were
-loaded than the budget, or if the memory of the worker grew by more than `--most-growth`.
+The catalogue has `--models` models, which are all copies of the sample model, and a damaged one.
+One worker holds at most `--budget` of them. First each model gets one request. Then the clients
+send requests to a working set of five models for a while, and some to the damaged one. The exit
+status is 1 if a request to a sound model failed, if one to the damaged model did not, if more
+models were loaded than the budget, or if the memory of the worker grew by more than
+`--most-growth`.
 """
 
 import argparse

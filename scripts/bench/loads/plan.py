@@ -1,6 +1,7 @@
 """The requests of a load.
 
-Their lengths, classes and arrivals are drawn from one seed, so that all runs have the same requests.
+Their lengths, classes and arrivals are drawn from one seed, so that all runs have the same
+requests.
 """
 
 import random

@@ -5,8 +5,8 @@
 The fleet has two workers of the sample model, two fronts and the janitor. Its load is `--share` of
 its peak rate, with mixed lengths and classes, and one caller in twenty disconnects in the middle.
 Results live for 30 seconds and requests for 60, so the data in Redis is constant after two minutes.
-The exit status is 1 if memory grew by more than `--most-growth` from the second fifth of the time to
-the last, if a request failed, or if jobs are left behind.
+The exit status is 1 if memory grew by more than `--most-growth` from the second fifth of the time
+to the last, if a request failed, or if jobs are left behind.
 """
 
 import argparse

@@ -29,8 +29,8 @@ class Summary:
     """The figures of requests that ended in a window.
 
     Rates are per second. Quantiles (p50, p95, p99) are in milliseconds. `ttft_ms` is the time from
-    when a request was due to its first token, `token_ms` the time between tokens, and `total_ms` and
-    `refusal_ms` the time to the end. `failed` also counts requests outside of the window.
+    when a request was due to its first token, `token_ms` the time between tokens, and `total_ms`
+    and `refusal_ms` the time to the end. `failed` also counts requests outside of the window.
     """
 
     asked: int

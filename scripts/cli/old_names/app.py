@@ -30,7 +30,8 @@ from shared.settings.text import mask_secrets
 from shared.telemetry.logging_setup import configure_logging, fields
 from shared.telemetry.tracing import open_tracing
 
-# Time for the supervisor to end after the drain. It needs less, since it kills what has not drained.
+# Time for the supervisor to end after the drain. It needs less, since it kills what has not
+# drained.
 END_S = 60.0
 
 log = logging.getLogger("aios.serve")

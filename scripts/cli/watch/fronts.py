@@ -53,8 +53,8 @@ class Fronts:
 class Latencies:
     """The median and the 95th percentile of each time of a model, in seconds.
 
-    They cover the requests since the scrape before (`is_recent`) or, if there were none, those since
-    the fronts started.
+    They cover the requests since the scrape before (`is_recent`) or, if there were none, those
+    since the fronts started.
     """
 
     model: str

@@ -9,8 +9,8 @@
     # Two images on a base image of one's own:
     python -m scripts.tools.images api hrm-serve --tag 0.1.0 --base python:3.11.14-slim-bookworm
 
-The trial of worker-cpu also runs the api image. worker-cuda is inspected but not served, for want of
-a GPU. The exit status is 1 if a build or a trial fails.
+The trial of worker-cpu also runs the api image. worker-cuda is inspected but not served, for want
+of a GPU. The exit status is 1 if a build or a trial fails.
 """
 
 import argparse
