@@ -1,6 +1,7 @@
-"""Put the sample model and the default settings into the wheel, which pyproject.toml cannot say.
+"""Put the sample model and the default settings into the wheel.
 
-They lie outside of all packages."""
+Both lie outside of all packages, which pyproject.toml cannot express.
+"""
 
 from pathlib import Path
 from shutil import copytree
@@ -10,13 +11,15 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithShipped(build_py):
-    """The modules and their data, and as data of `shared` what `shared.shipped` looks for there."""
+    """The build of the modules, and of the folders of data that `shared.shipped` looks for."""
 
     def run(self) -> None:
         super().run()
-        if not self.editable_mode:
-            for name in ("models", "config"):
-                copytree(name, Path(self.build_lib) / "shared" / name, dirs_exist_ok=True)
+        # An editable install finds both in the checkout.
+        if self.editable_mode:
+            return
+        for name in ("models", "config"):
+            copytree(name, Path(self.build_lib) / "shared" / name, dirs_exist_ok=True)
 
 
 setup(cmdclass={"build_py": BuildWithShipped})

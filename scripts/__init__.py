@@ -1,1 +1,4 @@
-"""Commands: `aios` in `cli`, and what is not installed in `bench`, `chaos`, `train` and `tools`."""
+"""Command-line programs: `aios` in `cli`, and those for developers in the other folders.
+
+`bench`, `chaos`, `train`, `tools` and `examples` are not installed.
+"""

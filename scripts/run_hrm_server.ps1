@@ -1,4 +1,5 @@
-# Serves an HRM on Windows, from any directory: installs what is missing, then `aios serve hrm` with your flags.
+# Serves an HRM on Windows, from any directory: installs missing packages, then runs `aios serve hrm` with the flags of
+# this script.
 #   scripts\run_hrm_server.ps1 --redis-url redis://127.0.0.1:6379/0 --port 8000 --model-path path\to\model
 #
 # Windows has no embedded Redis (its wheels are for Linux and macOS): name one with --redis-url or AIOS_REDIS_URL, or run
@@ -37,7 +38,7 @@ if (-not $namesRedis -and -not $needsNoRedis) {
     Stop-WithMessage 'no Redis named: Windows has no embedded one. Pass --redis-url, set AIOS_REDIS_URL, or use WSL2.'
 }
 
-# A second start takes seconds: the stamp holds the hash of what was installed.
+# A second start takes seconds: the stamp holds the hashes of the files that list the installed packages.
 $pins = @('pyproject.toml', 'constraints.txt') | ForEach-Object { (Get-FileHash (Join-Path $root $_) -Algorithm SHA256).Hash }
 $wanted = $pins -join ' '
 $stamp = Join-Path $venv '.aios-stamp-all'

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Serves an HRM on this machine, from any directory: installs what is missing, then `aios serve hrm` with your flags.
+# Serves an HRM on this machine, from any directory: installs missing packages, then runs `aios serve hrm` with the
+# flags of this script.
 #   scripts/run_hrm_server.sh --port 8000 --model-path path/to/model
 set -euo pipefail
 

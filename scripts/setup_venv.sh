@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Makes .venv with the pinned packages of one extra (all or dev) and this tree, editable. A second run takes seconds:
-# a stamp holds the hash of what was installed.   usage: setup_venv.sh [all|dev]
+# Makes .venv with the pinned packages of one extra (all or dev) and this tree, editable. A second run returns at once:
+# a stamp holds the hash of the files that list the installed packages.
+# usage: scripts/setup_venv.sh [all|dev]
 set -euo pipefail
 
 extra=${1:-all}
@@ -12,7 +13,8 @@ fail() {
     exit 1
 }
 
-find_python() { # 3.12 and 3.11 first: what CI runs, with a Redis in a wheel (later ones have a Valkey)
+# Python 3.12 and 3.11 come first: CI runs them, and for them there is a wheel with Redis. Later ones have one with Valkey.
+find_python() {
     local name names=(python3.12 python3.11 python3 python3.13 python3.14)
     if [[ -n ${PYTHON:-} ]]; then
         names=("$PYTHON") # one name, which may hold spaces
@@ -47,8 +49,8 @@ echo "setup_venv: installing into $venv (the first time this takes some minutes)
 cd "$root"
 rm -f "$stamp"
 pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet)
-# torch alone and first, by exact version: a range may pull gigabytes of CUDA packages. AIOS_TORCH_INDEX may name an
-# index of your own choice, for instance https://download.pytorch.org/whl/cpu
+# torch comes first and alone, by exact version: a range may install gigabytes of CUDA packages. AIOS_TORCH_INDEX may
+# name another index for it, for instance https://download.pytorch.org/whl/cpu
 "${pip[@]}" ${AIOS_TORCH_INDEX:+--index-url "$AIOS_TORCH_INDEX"} -c constraints.txt torch==2.13.0
 "${pip[@]}" -c constraints.txt -e ".[$extra]"
 echo "$wanted" >"$stamp"

@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# Everything that must hold: the rules (scripts/check), then the tests, on all cores, slow ones last.
+# Runs all checks: the rules (scripts/check), then the tests on all cores, the slow ones last.
 # usage: scripts/test.sh [pytest arguments]
 #   Paths or node ids under tests/ among the arguments replace the whole suite, and run in one process:
 #   scripts/test.sh tests/api/test_chat.py::test_x -x
-# Ends with pytest's closing line; the exit status is pytest's, or else that of the rules.
+# The last line of the output is pytest's. The exit status is that of pytest, or if it is 0 that of the rules.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
-export OMP_NUM_THREADS=1 # two spinning thread pools on two cores make tiny models many times slower
+# Several processes with spinning thread pools on a few cores make tiny models many times slower.
+export OMP_NUM_THREADS=1
 
-# Temporary files lie in memory where there is room: on a disk that others keep busy a Redis that syncs stands still.
+# Temporary files lie in memory if there is room. On a busy disk a Redis that syncs its file would stand still.
 memory=""
 has_room() {
     local free_kib
@@ -19,7 +20,9 @@ has_room() {
 }
 if [[ -z ${TMPDIR:-} ]] && has_room && memory=$(mktemp -d /dev/shm/aios-tests.XXXXXX); then
     trap 'rm -rf "$memory"' EXIT
-    chmod 1777 "$memory" # as of any folder for them: some tests become another user
+    # The mode of /tmp, as some tests run as another user.
+    chmod 1777 "$memory"
+    # Some machines mount /dev/shm without the right to execute files, which some tests need.
     printf '#!/bin/sh\n' >"$memory/runs" && chmod +x "$memory/runs"
     ! "$memory/runs" 2>/dev/null || export TMPDIR=$memory
 fi
@@ -44,8 +47,8 @@ if ((${#units[@]} == 0)); then
     units+=("${slow[@]}")
     set -- "$@" "${units[@]}"
     cores=$(getconf _NPROCESSORS_ONLN)
-    # Two processes a core, for much of the suite waits for other processes; no more than 8, for each collects all of it.
-    # The tests of a file stay together: they share fleets.
+    # Two processes a core, as many tests wait for other processes. No more than 8, as each process collects all tests.
+    # The tests of a file stay together, as they share fleets.
     spread=(-n "$((cores < 4 ? 2 * cores : 8))" --dist loadfile --no-loadscope-reorder)
 fi
 tests=0

@@ -1,12 +1,12 @@
-"""The same prompts to two servers: how fast each answers, and whether they say the same.
+"""Send the same prompts to two servers, and compare their speed and their texts.
 
-    python -m scripts.bench.ab aios=http://localhost:8000 openai=http://localhost:8001/v1 --max-tokens 16
-    python -m scripts.bench.ab aios=http://localhost:8000 aios=http://localhost:8000 --models hrm,gpt2
+    python -m scripts.bench.ab aios=http://localhost:8000 openai=http://localhost:8001/v1
+    python -m scripts.bench.ab aios=http://localhost:8000 aios=http://localhost:8000 --models a,b
 
 A side is DIALECT=URL, where DIALECT is `aios` (/generate with prompts), `openai` (URL/completions)
-or `tgi` (/generate with inputs). Prompts are lines of --prompts, else ten of the sample model's
-problems; what is sent means the same in each dialect (docs/baselines.md). Prints a table, the first
-difference, and exits with 1 if a request failed.
+or `tgi` (/generate with inputs). The prompts are the lines of --prompts, or ten problems of the
+sample model. The requests mean the same in each dialect (docs/baselines.md). The program prints a
+table and the first difference. The exit status is 1 if a request failed.
 """
 
 import argparse
@@ -27,14 +27,16 @@ from scripts.train.sample_problems import KINDS, Problem, held_out
 PATHS = {"aios": "/generate", "openai": "/completions", "tgi": "/generate"}
 KEY_ENV = "AB_API_KEY"
 WARM_UP = "Hello"
-# Characters that are shown of each text, before and after a difference.
+# The number of characters of each text that are shown before and after a difference.
 SHOWN = 60
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sampling parameters, the same for both sides. Temperature 0 is greedy, top_p 1 cuts
-    nothing."""
+    """The sampling parameters of both sides.
+
+    A temperature of 0 is greedy, and a top_p of 1 cuts no tokens off.
+    """
 
     max_tokens: int = 16
     temperature: float = 0.0
@@ -44,6 +46,8 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Side:
+    """A server, the dialect that it is spoken to, and its model or None for its default."""
+
     dialect: str
     url: str
     model: str | None = None
@@ -51,7 +55,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Answer:
-    """A server's answer to one prompt.
+    """The answer of a server to one prompt.
 
     `seconds` is the time from the request to the whole answer. An answer with an `error` has no
     text.
@@ -67,7 +71,7 @@ class Answer:
 class Answers:
     """The answers of one side, in the order of the prompts.
 
-    `seconds` is how long all of them took together.
+    `seconds` is the time that all of them took together.
     """
 
     side: Side
@@ -76,7 +80,7 @@ class Answers:
 
 
 def body_of(side: Side, prompt: str, sampling: Sampling) -> dict[str, Any]:
-    """Return the request in the side's dialect."""
+    """Return the body of a request in the dialect of a side."""
     body: dict[str, Any]
     if side.dialect == "aios":
         body = {"prompts": [prompt], **asdict(sampling)}
@@ -96,7 +100,7 @@ def _tgi_parameters(sampling: Sampling) -> dict[str, Any]:
         "do_sample": is_sampled,
         "details": True,
     }
-    # TGI refuses a temperature of 0 and a top_p of 1: leaving them out means the same.
+    # TGI refuses a temperature of 0 and a top_p of 1. Without the parameters it does the same.
     if is_sampled:
         parameters["temperature"] = sampling.temperature
         parameters["seed"] = sampling.seed
@@ -106,7 +110,7 @@ def _tgi_parameters(sampling: Sampling) -> dict[str, Any]:
 
 
 def read(dialect: str, answer: Mapping[str, Any]) -> tuple[str, int]:
-    """Return the text of an answer and the number of its tokens."""
+    """Return the text of an answer, and the number of its tokens."""
     if dialect == "aios":
         return answer["completions"][0], answer["usage"]["completion_tokens"]
     if dialect == "openai":
@@ -115,13 +119,14 @@ def read(dialect: str, answer: Mapping[str, Any]) -> tuple[str, int]:
 
 
 async def ask(client: httpx.AsyncClient, side: Side, prompt: str, sampling: Sampling) -> Answer:
+    """Send one prompt to a side, and return its answer, which may be an error."""
     url = side.url + PATHS[side.dialect]
-    begun = time.perf_counter()
+    started = time.perf_counter()
     try:
         response = await client.post(url, json=body_of(side, prompt, sampling))
     except httpx.HTTPError as error:
-        return Answer(time.perf_counter() - begun, error=repr(error))
-    seconds = time.perf_counter() - begun
+        return Answer(time.perf_counter() - started, error=repr(error))
+    seconds = time.perf_counter() - started
 
     if response.status_code != 200:
         return Answer(seconds, error=f"{response.status_code}: {response.text[:200]}")
@@ -137,48 +142,49 @@ async def ask_all(
     concurrency: int,
 ) -> Answers:
     """Send every prompt once, at most `concurrency` at a time, and return the answers."""
-    free = asyncio.Semaphore(concurrency)
+    slots = asyncio.Semaphore(concurrency)
 
     async def ask_in_turn(prompt: str) -> Answer:
-        async with free:
+        async with slots:
             return await ask(client, side, prompt, sampling)
 
-    begun = time.perf_counter()
+    started = time.perf_counter()
     answers = await asyncio.gather(*(ask_in_turn(prompt) for prompt in prompts))
-    return Answers(side, answers, time.perf_counter() - begun)
+    return Answers(side, answers, time.perf_counter() - started)
 
 
-def row(of: Answers) -> dict[str, Any]:
-    """Return one side's row of the table: latencies in milliseconds, of requests that did not
-    fail."""
-    latencies = []
+def row(answers: Answers) -> dict[str, Any]:
+    """Return the row of one side. Its latencies are in milliseconds, without failed requests."""
+    latencies_ms = []
     tokens = 0
-    for answer in of.answers:
+    for answer in answers.answers:
         if answer.error is None:
-            latencies.append(1000 * answer.seconds)
+            latencies_ms.append(1000 * answer.seconds)
             tokens += answer.num_tokens
-    latencies.sort()
+    latencies_ms.sort()
 
-    name = f"{of.side.dialect}={of.side.url}"
-    if of.side.model:
-        name += f" {of.side.model}"
+    side = answers.side
+    name = f"{side.dialect}={side.url}"
+    if side.model:
+        name += f" {side.model}"
+    num_requests = len(answers.answers)
     cells: dict[str, Any] = {
         "side": name,
-        "requests": len(of.answers),
-        "errors": len(of.answers) - len(latencies),
+        "requests": num_requests,
+        "errors": num_requests - len(latencies_ms),
     }
-    if latencies:
-        cells["p50_ms"] = round(latencies[int(len(latencies) * 50 / 100)], 1)
-        cells["p95_ms"] = round(latencies[int(len(latencies) * 95 / 100)], 1)
+    if latencies_ms:
+        cells["p50_ms"] = round(latencies_ms[int(len(latencies_ms) * 50 / 100)], 1)
+        cells["p95_ms"] = round(latencies_ms[int(len(latencies_ms) * 95 / 100)], 1)
     cells["tokens"] = tokens
-    cells["tokens_per_s"] = round(tokens / of.seconds, 1)
+    cells["tokens_per_s"] = round(tokens / answers.seconds, 1)
     return cells
 
 
 def agreement(prompts: Sequence[str], one: Answers, two: Answers) -> dict[str, Any]:
-    """Return how many texts are equal, of the prompts that both sides answered.
+    """Return the number of prompts that both sides answered, and of those with equal texts.
 
-    Where some are not, the first such prompt is returned too, with both texts around the first
+    If texts differ, the result also has the first such prompt, with both texts around the first
     character that differs.
     """
     num_compared = 0
@@ -188,11 +194,11 @@ def agreement(prompts: Sequence[str], one: Answers, two: Answers) -> dict[str, A
             continue
         num_compared += 1
         if a.text != b.text:
-            at = _first_difference(a.text, b.text)
-            start = max(0, at - SHOWN)
-            end = at + SHOWN
+            index = _first_difference(a.text, b.text)
+            start = max(0, index - SHOWN)
+            end = index + SHOWN
             differences.append(
-                {"prompt": prompt, "at": at, "a": a.text[start:end], "b": b.text[start:end]}
+                {"prompt": prompt, "at": index, "a": a.text[start:end], "b": b.text[start:end]}
             )
 
     result: dict[str, Any] = {"compared": num_compared, "equal": num_compared - len(differences)}
@@ -202,8 +208,10 @@ def agreement(prompts: Sequence[str], one: Answers, two: Answers) -> dict[str, A
 
 
 def _first_difference(one: str, two: str) -> int:
-    """Return the index at which two texts differ; where one begins with the other, the end of the
-    shorter one."""
+    """Return the first index at which two texts differ.
+
+    If one text begins with the other, return the length of the shorter one.
+    """
     for index, (a, b) in enumerate(zip(one, two, strict=False)):
         if a != b:
             return index
@@ -217,7 +225,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         cells = [name]
         for values in rows:
             cells.append(str(values.get(name, "-")))
-        width = max(map(len, cells))
+        width = max(len(cell) for cell in cells)
         columns.append([cell.ljust(width) for cell in cells])
 
     lines = []
@@ -229,9 +237,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 async def compare(
     sides: Sequence[Side], prompts: Sequence[str], sampling: Sampling, concurrency: int
 ) -> list[Answers]:
-    """Ask one side after the other, so that they do not share a machine's time.
+    """Send the prompts to one side after the other, so that they do not compete for the machine.
 
-    Every side is warmed up by another prompt first.
+    Both sides are warmed up with another prompt first. If the environment has AB_API_KEY, it is
+    sent as the key of the caller.
     """
     key = os.environ.get(KEY_ENV)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -245,6 +254,7 @@ async def compare(
 
 
 def side_of(text: str) -> Side:
+    """Return the side that DIALECT=URL means, for argparse."""
     dialect, _, url = text.partition("=")
     if dialect not in PATHS or not url.startswith(("http://", "https://")):
         raise argparse.ArgumentTypeError(
@@ -253,7 +263,7 @@ def side_of(text: str) -> Side:
     return Side(dialect, url.rstrip("/"))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -266,6 +276,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--concurrency", type=int, default=1, help="requests under way at a time")
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of the table")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = _parser()
     args = parser.parse_args(argv)
     sides = args.sides
     if args.models:
@@ -285,13 +300,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def prompts_of(path: Path | None) -> list[str]:
-    """Return the lines of the file that are not empty; without a file, ten problems of all kinds
-    that the sample model knows."""
+    """Return the lines of a file that are not empty.
+
+    Without a file, return ten problems that the sample model knows, of all kinds.
+    """
     if path is None:
         problems: list[Problem] = []
         for kind in KINDS:
             problems += held_out(kind, 10)
-        # The problems stand kind by kind: every fourth one makes ten that are of all kinds.
+        # Ten problems of each of the four kinds follow each other. Every fourth one makes ten.
         return [problem.prompt for problem in problems[:: len(KINDS)]]
     return [line for line in path.read_text(encoding="utf-8").splitlines() if line]
 
@@ -314,8 +331,11 @@ def report(prompts: Sequence[str], one: Answers, two: Answers, *, as_json: bool)
             print(f"  a: {difference['a']!r}")
             print(f"  b: {difference['b']!r}")
 
-    errors = [answer.error for answer in (*one.answers, *two.answers) if answer.error]
-    for error in dict.fromkeys(errors):  # each once, in order
+    errors: list[str] = []
+    for answer in (*one.answers, *two.answers):
+        if answer.error and answer.error not in errors:
+            errors.append(answer.error)
+    for error in errors:
         print(f"error: {error}", file=sys.stderr)
     return 1 if errors else 0
 

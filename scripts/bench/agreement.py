@@ -1,13 +1,12 @@
-"""Does every path through the engine say what the model says? Greedy tokens against the model's
-unbatched reference.
+"""Compare the greedy tokens of every path through the engine with an unbatched reference.
 
     python -m scripts.bench.agreement --model models/sample-hrm-text --prompts 100 --tokens 48
 
-Each prompt is answered alone, in batches, staggered, in chunks, after preemption, over a known
-prefix, resumed from a log, and as one of several choices. The reference is transformers' own
-`generate` on the prompt alone; with `--quantize` and for models unknown to transformers, it is the
-engine itself with one sequence at a time and nothing shared. A difference is accepted only where
-the reference's two best logits lie within 1e-4 of each other; the gap is printed.
+Each prompt is answered alone, in batches, staggered, in chunks, after preemption, over a cached
+prefix, resumed from a log, and as one of several choices. The reference is `generate` of
+transformers on the prompt alone. With `--quantize`, and for models unknown to transformers, it is
+the engine itself with one sequence at a time and without a cache. A difference is accepted only
+where the two best logits of the reference lie within 1e-4 of each other. Their gap is printed.
 """
 
 import argparse
@@ -38,6 +37,8 @@ Answers = list[list[int]]
 
 
 class Reference(Protocol):
+    """An unbatched way to compute greedy responses."""
+
     def answer(self, prompt: Prompt, num_tokens: int) -> list[int]:
         """Return the greedy response to a prompt."""
 
@@ -46,7 +47,7 @@ class Reference(Protocol):
 
 
 class OwnReference:
-    """The engine with one sequence at a time."""
+    """The reference that is our engine with one sequence at a time."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
@@ -57,7 +58,7 @@ class OwnReference:
     def gap(self, prompt: Prompt, response: Sequence[int]) -> float:
         emissions: list[Emission] = []
         engine = Engine(self._runner, emissions.extend)
-        # Resumed behind the response, the engine has one more token to choose.
+        # A sequence that is resumed behind the response has one more token to choose.
         num_tokens = len(response) + 1
         sampling = Sampling(num_tokens, seed=0, temperature=0.0, logprobs=2)
         engine.submit(
@@ -70,9 +71,9 @@ class OwnReference:
 
 
 class TransformersReference:
-    """transformers' own unbatched forward of the model in a directory.
+    """The reference that is an unbatched forward pass of transformers.
 
-    A prefix-LM is told which tokens are prompt.
+    For a PrefixLM `token_type_ids` mark the tokens of the prompt.
     """
 
     def __init__(self, path: Path, eos_ids: frozenset[int]) -> None:
@@ -114,10 +115,10 @@ class TransformersReference:
 
 @dataclass
 class Load:
-    """Prompts sent to one engine.
+    """Prompts that are sent to one engine.
 
-    `at` is the step before which each is sent. `replayed_ids` are the token ids of each response
-    that a log already holds.
+    `at` has the step before which each prompt is sent; without it all are sent before the first.
+    `replayed_ids` are the token ids of each response that a log already holds.
     """
 
     prompts: Sequence[Prompt]
@@ -127,8 +128,10 @@ class Load:
     n: int = 1
 
     def run(self, runner: Runner) -> Answers:
-        """Return the last choice of every prompt's response. Raise RuntimeError where one
-        failed."""
+        """Return the last choice of the response to each prompt.
+
+        Raise RuntimeError if a sequence fails.
+        """
         emissions: list[Emission] = []
         engine = Engine(runner, emissions.extend)
         arrivals = self.at or [0] * len(self.prompts)
@@ -162,10 +165,10 @@ Way = Callable[[Sequence[Prompt], int, Answers], Answers]
 
 
 def ways(options: RunnerOptions, kind: str, most_tokens: int) -> dict[str, Way]:
-    """Return the paths by their names.
+    """Return the paths through the engine by their names.
 
-    A path is called with the prompts, the number of tokens to generate and the reference's answers.
-    Prompt and answer have at most `most_tokens` together.
+    A path is called with the prompts, the number of tokens to generate and the answers of the
+    reference. A prompt and its answer have at most `most_tokens` together.
     """
 
     def loaded(**changes: Any) -> Runner:
@@ -196,7 +199,8 @@ def ways(options: RunnerOptions, kind: str, most_tokens: int) -> dict[str, Way]:
         return Load(prompts, count, at=every_third_step).run(cold)
 
     def prefix_hit(prompts: Sequence[Prompt], count: int, _: Answers) -> Answers:
-        Load(prompts, count).run(plain)  # fills the prefix cache
+        # The first run fills the prefix cache.
+        Load(prompts, count).run(plain)
         return Load(prompts, count).run(plain)
 
     def resumed(prompts: Sequence[Prompt], count: int, expected: Answers) -> Answers:
@@ -218,7 +222,7 @@ def ways(options: RunnerOptions, kind: str, most_tokens: int) -> dict[str, Way]:
 
 
 def _with_few_pages(runner: Runner, num_tokens: int) -> Runner:
-    """Leave the runner pages for little more than `num_tokens`, and return it.
+    """Limit a runner to pages for little more than `num_tokens`, and return it.
 
     A batch of 16 must then preempt its sequences again and again.
     """
@@ -234,43 +238,46 @@ def varied_prompts(count: int, vocab_size: int, longest: int, seed: int = 0) -> 
 
     Every fourth prompt begins with an earlier one.
     """
-    draw = random.Random(seed)
+    rng = random.Random(seed)
     prompts: list[Prompt] = []
     for index in range(count):
-        length = draw.randint(1, longest)
-        ids = tuple(draw.randrange(10, vocab_size) for _ in range(length))
+        length = rng.randint(1, longest)
+        ids = tuple(rng.randrange(10, vocab_size) for _ in range(length))
         if index % 4 == 3:
-            ids = (prompts[draw.randrange(len(prompts))] + ids)[:longest]
+            ids = (prompts[rng.randrange(len(prompts))] + ids)[:longest]
         prompts.append(ids)
     return prompts
 
 
 def compare(
-    name: str, expected: Answers, got: Answers, gap: Callable[[int, list[int]], float]
+    name: str, expected: Answers, answers: Answers, gap: Callable[[int, list[int]], float]
 ) -> bool:
-    """Print how many answers are equal, and the gap at the first difference of each that is not.
+    """Print the number of equal answers, and the gap at the first difference of each other one.
 
-    `gap` is called with the index of a prompt and the tokens before the difference. Return False
-    where some difference is no near tie.
+    `gap` is called with the index of a prompt and the tokens before the difference. Return False if
+    a difference is no near tie.
     """
     num_equal = 0
-    is_fine = True
+    is_right = True
     for index in range(len(expected)):
-        if expected[index] == got[index]:
+        if expected[index] == answers[index]:
             num_equal += 1
             continue
-        at = _first_difference(expected[index], got[index])
-        distance = gap(index, expected[index][:at])
-        is_fine &= distance < NEAR_TIE
-        print(f"  {name}: prompt {index} differs at token {at}, top-2 gap {distance:.2e}")
-    verdict = "" if is_fine else "  WRONG"
+        position = _first_difference(expected[index], answers[index])
+        distance = gap(index, expected[index][:position])
+        if distance >= NEAR_TIE:
+            is_right = False
+        print(f"  {name}: prompt {index} differs at token {position}, top-2 gap {distance:.2e}")
+    verdict = "" if is_right else "  WRONG"
     print(f"{name:>14}: {num_equal} of {len(expected)} equal{verdict}")
-    return is_fine
+    return is_right
 
 
 def _first_difference(one: Sequence[int], two: Sequence[int]) -> int:
-    """Return the index at which two responses differ; where one begins with the other, the end of
-    the shorter one."""
+    """Return the first index at which two responses differ.
+
+    If one response begins with the other, return the length of the shorter one.
+    """
     for index, (a, b) in enumerate(zip(one, two, strict=False)):
         if a != b:
             return index
@@ -294,8 +301,10 @@ def main() -> int:
 
 
 def agrees(options: RunnerOptions, num_prompts: int, num_tokens: int, longest: int) -> bool:
-    """Compare every path with the reference, print a line for each, and return True if all
-    agree."""
+    """Compare every path with the reference, and print a line for each.
+
+    Return True if all agree.
+    """
     kind = detect(options.path)
     runner = load_sequence_runner(kind, replace(options, max_batch=1, prefix_cache=False))
     is_known = kind in ("hrm-text", "causal") and (Path(options.path) / "config.json").is_file()
@@ -312,12 +321,13 @@ def agrees(options: RunnerOptions, num_prompts: int, num_tokens: int, longest: i
     all_agree = True
     for name, answer in ways(options, kind, longest + num_tokens).items():
         answers = answer(prompts, num_tokens, expected)
-        all_agree &= compare(name, expected, answers, gap)
+        if not compare(name, expected, answers, gap):
+            all_agree = False
     return all_agree
 
 
 def _vocab_size(runner: Runner) -> int:
-    """Return the first token id that the model refuses, found by bisection."""
+    """Return the lowest token id that the model refuses, by bisection."""
     low = 10
     high = 2**20
     while low + 1 < high:

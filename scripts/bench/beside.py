@@ -1,10 +1,10 @@
-"""Measure how evenly tokens come beside a long task that is done whole, on a thread of its own.
+"""Measure the gaps between tokens while a long whole task runs on another thread.
 
 python -m scripts.bench.beside [--seconds 30] [--model PATH]
 
-One answer after another is decoded all the time. The gaps between its tokens are measured for a
-while alone, then for as long beside a task that multiplies matrices with all its might, and so on
-in turns. `taskset -c 0` shows one core.
+One answer after the other is decoded all the time. The gaps between its tokens are measured alone,
+then for as long beside a task that keeps multiplying matrices, and so on in turns. With `taskset -c
+0` both share one core.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from worker.runners.registry import load_sequence_runner
 
 _SIZE = 512
 _ROUNDS = 3
-_ASK = Generate(
+_TASK = Generate(
     "Compute: 347 + 285", Sampling(max_tokens=400, min_tokens=400, seed=1, ignore_eos=True)
 )
 
@@ -68,41 +68,45 @@ class Multiplier:
 
 
 class Decoding:
-    """An engine that always decodes an answer, and notes when its tokens come."""
+    """An engine that always decodes an answer, and records the times of its tokens."""
 
     def __init__(self, path: str) -> None:
         self._runner = load_sequence_runner("auto", RunnerOptions(path=path, max_batch=1))
         self._thread = EngineThread(on_death=lambda: None)
-        self._engine = Engine(self._runner, self._note, self._thread.wake)
+        self._engine = Engine(self._runner, self._receive, self._thread.wake)
         self._thread.add(self._engine)
         self._number = 0
         self.moments_s: list[float] = []
 
     def start(self) -> None:
         self._thread.start()
-        self._ask()
+        self._submit()
 
     def stop(self) -> None:
         self._thread.stop()
         self._thread.join()
 
-    def _ask(self) -> None:
+    def _submit(self) -> None:
         self._number += 1
-        encoded = self._runner.encode(_ASK)
-        self._engine.submit(SequenceWork(str(self._number), encoded, _ASK.sampling))
+        encoded = self._runner.encode(_TASK)
+        self._engine.submit(SequenceWork(str(self._number), encoded, _TASK.sampling))
 
-    def _note(self, emissions: list[Emission]) -> None:
+    def _receive(self, emissions: list[Emission]) -> None:
+        """Record the times of tokens, and submit the next answer when one has ended."""
         for emission in emissions:
             if emission.ids:
                 self.moments_s.append(time.perf_counter())
             if emission.ended is not None:
-                self._ask()
+                self._submit()
 
 
 def gaps_ms(moments_s: Sequence[float], begin_s: float, end_s: float) -> list[float]:
-    """Return the milliseconds between tokens that came in a span of time, in order of size."""
+    """Return the milliseconds between the tokens of a span of time, in ascending order."""
     inside = [moment for moment in moments_s if begin_s <= moment < end_s]
-    return sorted(1000 * (later - sooner) for sooner, later in pairwise(inside))
+    gaps = []
+    for earlier, later in pairwise(inside):
+        gaps.append(1000 * (later - earlier))
+    return sorted(gaps)
 
 
 def _p99(gaps: Sequence[float]) -> float:
@@ -119,40 +123,41 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=float, default=30.0, help="of each half of a round")
-    parser.add_argument("--model", default=str(SAMPLE_MODEL), help="what decodes")
+    parser.add_argument("--model", default=str(SAMPLE_MODEL), help="the model that decodes")
     parser.add_argument(
         "--keeps-priority",
         action="store_true",
-        help="let the task's thread not give way, as it does",
+        help="leave the task's thread at full priority, which workers lower",
     )
-    asked = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
     keep_freed_memory()
 
-    decoding = Decoding(asked.model)
+    decoding = Decoding(args.model)
     has_ended = threading.Event()
 
-    def note_end(emissions: list[Emission]) -> None:
+    def on_emissions(emissions: list[Emission]) -> None:
         if any(emission.ended is not None for emission in emissions):
             has_ended.set()
 
     tasks = EngineThread(on_death=lambda: None, name="tasks")
-    if not asked.keeps_priority:
+    if not args.keeps_priority:
         tasks.give_way()
-    engine = TaskEngine(Multiplier(), note_end, tasks.wake)
+    engine = TaskEngine(Multiplier(), on_emissions, tasks.wake)
     tasks.add(engine)
     tasks.start()
     decoding.start()
-    time.sleep(min(2.0, asked.seconds))  # warms up: these tokens do not count
+    # The first tokens are a warm-up and do not count.
+    time.sleep(min(2.0, args.seconds))
 
     ratios: list[float] = []
     for number in range(_ROUNDS):
         begin_s = time.perf_counter()
-        time.sleep(asked.seconds)
+        time.sleep(args.seconds)
 
         middle_s = time.perf_counter()
         has_ended.clear()
-        task = EchoTask("x", step_ms=int(1000 * asked.seconds))
+        task = EchoTask("x", step_ms=int(1000 * args.seconds))
         engine.submit(engine.prepare(Take(str(number), task)))
         has_ended.wait()
         end_s = time.perf_counter()

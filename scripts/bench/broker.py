@@ -1,10 +1,11 @@
-"""The cost of a token on its way from a worker to Redis: `python -m scripts.bench.broker [--jobs N]
-[--steps N]`.
+"""Measure the cost of a token on its way from a worker to Redis.
 
-Streamed jobs yield one token each in every step, and all events of a step are one append, as a
-worker's outbox sends them. Redis is a server of its own, as `aios serve hrm` runs it. CPU time is
-the server's. Bytes are those of the appends on the wire, and MEMORY USAGE of the logs. Commands
-include those that scripts call.
+    python -m scripts.bench.broker [--jobs N] [--steps N]
+
+In every step each streamed job yields one token, and all events of the step are one append, as the
+outbox of a worker sends them. Redis is an embedded one, as that of `aios serve hrm`. Bytes are
+those of the appends on the wire, and the MEMORY USAGE of the logs. Commands include those that
+scripts call.
 """
 
 import argparse
@@ -29,8 +30,11 @@ from shared.queue.submission import QueueLimits, Quota, Submissions, SubmitReque
 
 @dataclass(frozen=True)
 class Counters:
-    """Everything spent so far: seconds of the clock, of Redis's CPU and of our own, bytes into and
-    out of Redis, and commands."""
+    """The costs until now.
+
+    They are the seconds of the clock, the CPU seconds of Redis and of this process, the bytes into
+    and out of Redis, and the commands of Redis.
+    """
 
     clock_s: float
     redis_s: float
@@ -41,9 +45,9 @@ class Counters:
 
 
 async def read_counters(redis: Redis) -> Counters:
-    """Read the counters, which costs a few commands and some hundred bytes itself."""
+    """Return the counters. Reading them costs a few commands and some hundred bytes itself."""
     info: dict[str, Any] = await redis.info("everything")
-    own = resource.getrusage(resource.RUSAGE_SELF)
+    used = resource.getrusage(resource.RUSAGE_SELF)
     clock_s = time.perf_counter()
     commands = 0
     for name, value in info.items():
@@ -52,7 +56,7 @@ async def read_counters(redis: Redis) -> Counters:
     return Counters(
         clock_s=clock_s,
         redis_s=info["used_cpu_user"] + info["used_cpu_sys"],
-        own_s=own.ru_utime + own.ru_stime,
+        own_s=used.ru_utime + used.ru_stime,
         bytes_in=info["total_net_input_bytes"],
         bytes_out=info["total_net_output_bytes"],
         commands=commands,
@@ -60,7 +64,7 @@ async def read_counters(redis: Redis) -> Counters:
 
 
 async def take_jobs(broker: Broker, count: int, num_tokens: int) -> list[Claim]:
-    """Queue streamed jobs and take them, all by one worker."""
+    """Queue `count` streamed jobs, and take all of them as one worker."""
     task = Generate("hello", Sampling(num_tokens, seed=0))
     request = SubmitRequest("bench", (task,) * count, is_streamed=True)
     submissions = Submissions(broker)
@@ -68,12 +72,12 @@ async def take_jobs(broker: Broker, count: int, num_tokens: int) -> list[Claim]:
     await submissions.submit(request, request_id, jobs, Quota(), QueueLimits(count))
 
     queue = WorkQueue(broker, QueuePolicy(), model="bench", worker="bench", fingerprint="")
-    taken = await queue.take(broker.shards[0], count, is_empty=True)
-    return list(taken.claims)
+    batch = await queue.take(broker.shards[0], count, is_empty=True)
+    return list(batch.claims)
 
 
 async def append_steps(writer: LogWriter, claims: list[Claim], first: int, steps: int) -> None:
-    """Append one token to each job in every step."""
+    """Append one token to each job in every step, as the events from index `first` on."""
     for step in range(first, first + steps):
         events = (Tokens((1000 + step,), " word"),)
         appends = [Append(claim.job, claim.epoch, step, events) for claim in claims]
@@ -82,7 +86,7 @@ async def append_steps(writer: LogWriter, claims: list[Claim], first: int, steps
 
 
 async def log_bytes(redis: Redis, claims: list[Claim]) -> int:
-    """Return the bytes that the logs take in Redis's memory."""
+    """Return the bytes of Redis's memory that the logs take."""
     total = 0
     for claim in claims:
         usage = redis.memory_usage(keys.log(claim.job.id), samples=0)
@@ -91,7 +95,7 @@ async def log_bytes(redis: Redis, claims: list[Claim]) -> int:
 
 
 async def measure(redis: Redis, num_jobs: int, steps: int, warm_up: int = 20) -> str:
-    """Append `steps` tokens to each of `num_jobs` jobs and return the report."""
+    """Append `steps` tokens to each of `num_jobs` jobs, and return a line for each figure."""
     broker = Broker(redis)
     claims = await take_jobs(broker, num_jobs, steps + warm_up)
     writer = LogWriter(broker)
@@ -112,7 +116,10 @@ async def measure(redis: Redis, num_jobs: int, steps: int, warm_up: int = 20) ->
         "bytes of log per token": await log_bytes(redis, claims) / (tokens + num_jobs * warm_up),
         "commands per token": (after.commands - before.commands) / tokens,
     }
-    return "\n".join(f"{name:<30} {value:>12,.1f}" for name, value in rows.items())
+    lines = []
+    for name, value in rows.items():
+        lines.append(f"{name:<30} {value:>12,.1f}")
+    return "\n".join(lines)
 
 
 async def main(num_jobs: int, steps: int, rounds: int) -> None:
@@ -131,9 +138,9 @@ async def main(num_jobs: int, steps: int, rounds: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--jobs", type=int, default=64, help="streamed jobs in one worker's hands")
+    parser.add_argument("--jobs", type=int, default=64, help="streamed jobs of the worker")
     parser.add_argument(
-        "--steps", type=int, default=1000, help="steps, in each of which every job says a token"
+        "--steps", type=int, default=1000, help="steps, in each of which every job yields a token"
     )
     parser.add_argument("--rounds", type=int, default=3, help="measurements, one after the other")
     args = parser.parse_args()

@@ -1,61 +1,52 @@
-"""A light client of `/v1/completions`.
+"""A client of `/v1/completions` that needs little CPU time.
 
-It opens a socket for each stream and reads lines as they come, without an HTTP library.
+It opens a socket for each stream and reads its lines without an HTTP library.
 """
 
 import asyncio
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from time import perf_counter as now
-from typing import Any
 from urllib.parse import urlsplit
 
 
 @dataclass
 class Stream:
-    """A streamed completion. Times are those of `time.perf_counter`.
+    """A streamed completion.
 
-    `moments` are those at which a piece of the text came.
+    Times are those of `time.perf_counter`, and infinite until they are known.
     """
 
-    begun_at: float
+    started_at: float
     text: str = ""
-    moments: list[float] = field(default_factory=list)
+    first_at: float = math.inf
     ended_at: float = math.inf
     completion_tokens: int = 0
 
-    @property
-    def first_at(self) -> float:
-        return self.moments[0] if self.moments else math.inf
-
 
 def complete_all(url: str, prompts: Sequence[Sequence[int]], length: int) -> list[Stream]:
-    """Return greedy streams of all prompts, which are sent at once."""
+    """Send all prompts at the same time, and return their greedy streams of `length` tokens."""
 
     async def gather() -> list[Stream]:
-        streams = []
-        for prompt in prompts:
-            body = {
-                "prompt": prompt,
-                "max_tokens": length,
-                "temperature": 0,
-                "stream": True,
-                "stream_options": {"include_usage": True},
-            }
-            streams.append(stream_completion(url, body, length))
-        return await asyncio.gather(*streams)
+        return await asyncio.gather(*(_complete(url, prompt, length) for prompt in prompts))
 
     return asyncio.run(gather())
 
 
-async def stream_completion(url: str, body: Mapping[str, Any], length: int) -> Stream:
-    """Return the stream that answers a request with this body.
+async def _complete(url: str, prompt: Sequence[int], length: int) -> Stream:
+    """Return the stream of one prompt.
 
-    Raise RuntimeError with the server's words if it answers anything but a whole stream. If the
-    body asks for usage, a whole stream has `length` tokens.
+    Raise RuntimeError, with the server's answer, if it is not a stream of `length` tokens.
     """
+    body = {
+        "prompt": prompt,
+        "max_tokens": length,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
     data = json.dumps(body).encode()
     address = urlsplit(url)
     head = (
@@ -76,21 +67,18 @@ async def stream_completion(url: str, body: Mapping[str, Any], length: int) -> S
         if line.startswith(b"data: "):
             _read(stream, json.loads(line.removeprefix(b"data: ")))
     writer.close()
-    is_whole = b" 200 " in lines[0] and bool(stream.text)
-    if "stream_options" in body:
-        is_whole = is_whole and stream.completion_tokens == length
-    if not is_whole:
+    if b" 200 " not in lines[0] or stream.completion_tokens != length:
         raise RuntimeError(f"not a whole stream: {b''.join(lines[:1] + lines[-3:]).decode()}")
     stream.ended_at = now()
     return stream
 
 
 def _read(stream: Stream, chunk: dict[str, object]) -> None:
-    """Add a chunk to its stream."""
+    """Add a chunk to the stream."""
     choices = chunk.get("choices")
     usage = chunk.get("usage")
     if isinstance(choices, list) and choices and choices[0]["text"]:
-        stream.moments.append(now())
+        stream.first_at = min(stream.first_at, now())
         stream.text += choices[0]["text"]
     if isinstance(usage, dict):
         stream.completion_tokens = usage["completion_tokens"]

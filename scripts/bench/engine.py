@@ -1,4 +1,4 @@
-"""The engine beside `transformers`, each in a process of its own, row by row.
+"""Compare the engine with `transformers`, each in its own process, row by row.
 
 python -m scripts.bench.engine --threads 2 --rows decode,single,prefill
 """

@@ -1,5 +1,4 @@
-"""The whole fleet - front, Redis, workers - beside engines in processes of their own and beside
-`transformers`.
+"""Compare a whole fleet (front, Redis, workers) with bare engines and with `transformers`.
 
 python -m scripts.bench.fleet --workers 2 --threads 1
 """
@@ -21,7 +20,7 @@ from scripts.bench import model
 from scripts.bench.client import complete_all
 from scripts.bench.measure import Comparison, Timed, header, take_turns
 from scripts.bench.options import options
-from scripts.bench.ours import KV_MIB, Ours, Said
+from scripts.bench.ours import KV_MIB, Ours, Response
 from scripts.bench.prompts import draw_prompts
 from scripts.bench.rig import QUICK, Load
 from scripts.bench.serve import engine, fleet
@@ -32,7 +31,7 @@ from scripts.bench.theirs import Theirs
 class Turn:
     """One turn of a side: the median seconds to a first token, and the texts.
 
-    The static batch has no first tokens of its own, and the engines give no texts.
+    The turns of transformers have no time to a first token, and those of engines have no texts.
     """
 
     first_token_s: float = 0.0
@@ -71,7 +70,8 @@ def _turns(
     flags += ["--threads", str(args.threads)]
     flags += ["--kv-memory-mib", str(KV_MIB)]
     flags += ["--max-batch-size", str(max_batch)]
-    flags.append("--no-prefix-cache")  # turns repeat their prompts
+    # All turns have the same prompts, and one must not use the results of another.
+    flags.append("--no-prefix-cache")
     if args.quantize != "none":
         flags += ["--quantize", args.quantize]
     url = stack.enter_context(fleet(flags))
@@ -85,9 +85,10 @@ def _turns(
 
     def static_batch() -> Turn:
         batch = theirs.generate(prompts, length)
-        return Turn(
-            texts=[str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in batch.ids]
-        )
+        texts = []
+        for ids in batch.ids:
+            texts.append(str(tokenizer.decode(ids, skip_special_tokens=True)))
+        return Turn(texts=texts)
 
     return take_turns(
         args.rounds,
@@ -99,27 +100,28 @@ def _turns(
 
 def _fleet_turn(url: str, prompts: list[list[int]], length: int) -> Turn:
     streams = complete_all(url, prompts, length)
-    waits = [stream.first_at - stream.begun_at for stream in streams]
+    waits = [stream.first_at - stream.started_at for stream in streams]
     return Turn(statistics.median(waits), [stream.text for stream in streams])
 
 
 def _engine_turn(engines: list[Ours], prompts: list[list[int]], length: int) -> Turn:
-    """Deal the prompts out to all engines and return their turn."""
+    """Divide the prompts among all engines and return their turn."""
 
-    def generate(one: Ours, share: list[list[int]]) -> list[Said]:
-        return one.generate(share, [length] * len(share))
+    def generate(ours: Ours, share: list[list[int]]) -> list[Response]:
+        return ours.generate(share, [length] * len(share))
 
-    begun = now()
+    started = now()
     shares = [prompts[number :: len(engines)] for number in range(len(engines))]
     waits = []
-    with ThreadPoolExecutor(len(engines)) as callers:
-        for responses in callers.map(generate, engines, shares):
+    with ThreadPoolExecutor(len(engines)) as pool:
+        for responses in pool.map(generate, engines, shares):
             for response in responses:
-                waits.append(response.first_at - begun)
+                waits.append(response.first_at - started)
         return Turn(statistics.median(waits))
 
 
 def _rows(turns: dict[str, list[Timed[Turn]]], tokens: int) -> list[str]:
+    """Return the rows of all turns, in each of which a side generated `tokens` tokens."""
     lines = []
     for one, other in (("fleet", "theirs"), ("engine", "theirs"), ("fleet", "engine")):
         speed = Comparison(
@@ -139,8 +141,9 @@ def _rows(turns: dict[str, list[Timed[Turn]]], tokens: int) -> list[str]:
 
     texts = turns["fleet"][0].value.texts
     num_equal = 0
-    for ours, theirs in zip(texts, turns["theirs"][0].value.texts, strict=True):
-        num_equal += ours == theirs
+    for our_text, their_text in zip(texts, turns["theirs"][0].value.texts, strict=True):
+        if our_text == their_text:
+            num_equal += 1
     lines.append(f"  greedy answers of fleet and theirs equal: {num_equal} of {len(texts)}")
     return lines
 

@@ -1,11 +1,10 @@
-"""The cost of a front: requests that go all the way through the echo runner, and refusals, with 1,
-2 and 4 fronts.
+"""Measure the cost of a front: requests that the echo runner answers, and refusals.
 
 python -m scripts.bench.front --fronts 1,2,4
 
-Answers are asked for in a closed loop (each client sends its next request when the last one is
-answered), refusals at a fixed rate. Everything shares this machine's cores: the client, Redis, the
-fronts and one worker.
+Requests that are answered come in a closed loop, in which each client sends the next one when it
+has the last answer. Requests that are refused come at a fixed rate. The client, Redis, the fronts
+and one worker share the cores of this machine.
 """
 
 import argparse
@@ -33,14 +32,16 @@ _REFUSED_PER_S = 200.0
 
 @dataclass(frozen=True)
 class Answers:
-    """The latencies of answers in seconds, by status, over `seconds` of wall time."""
+    """The latencies of answers by status, in seconds, measured over `seconds` of wall time."""
 
     seconds: float
     latencies: dict[int, list[float]]
 
     def row(self, name: str, status: int) -> str:
-        """Return the rate and the percentiles of answers with this status, and the number of
-        others."""
+        """Return a row with the rate and the percentiles of the answers with this status.
+
+        It also has the number of answers with each other status.
+        """
         others = {}
         for code, latencies in self.latencies.items():
             if code != status:
@@ -61,12 +62,12 @@ class Answers:
 async def ask(
     ports: Sequence[int], clients: int, seconds: float, rate_per_s: float = math.inf
 ) -> Answers:
-    """Send requests in a closed loop, with clients spread over the ports.
+    """Send requests in a closed loop, with the clients spread over the ports.
 
-    Each client has one connection, which it keeps. All together send at most `rate_per_s`.
+    Each client keeps one connection. All clients together send at most `rate_per_s` requests.
     """
     latencies: dict[int, list[float]] = {}
-    begun = now()
+    started = now()
     payload = json.dumps({"prompts": ["hello"], "max_tokens": 1}).encode()
     head = (
         "POST /generate HTTP/1.1\r\n"
@@ -79,32 +80,34 @@ async def ask(
 
     async def client(number: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", ports[number % len(ports)])
-        await asyncio.sleep(number / rate_per_s)  # not all at once
-        while now() - begun < seconds:
-            sent = now()
+        # The clients start one after the other, so that the rate is even.
+        await asyncio.sleep(number / rate_per_s)
+        while now() - started < seconds:
+            sent_at = now()
             writer.write(message)
             status = await _status(reader)
-            latencies.setdefault(status, []).append(now() - sent)
-            await asyncio.sleep(max(0.0, sent + clients / rate_per_s - now()))
+            latencies.setdefault(status, []).append(now() - sent_at)
+            await asyncio.sleep(max(0.0, sent_at + clients / rate_per_s - now()))
         writer.close()
 
     await asyncio.gather(*(client(number) for number in range(clients)))
-    return Answers(now() - begun, latencies)
+    return Answers(now() - started, latencies)
 
 
 async def _status(reader: asyncio.StreamReader) -> int:
-    """Read one answer to its end and return its status."""
-    lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
-    length = next(
-        int(line.partition(":")[2]) for line in lines if line.startswith("content-length:")
-    )
-    await reader.readexactly(length)
-    return int(lines[0].split()[1])
+    """Read one answer to its end, and return its status."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    status_line, *headers = head.decode().lower().split("\r\n")
+    for header_line in headers:
+        name, _, value = header_line.partition(":")
+        if name == "content-length":
+            await reader.readexactly(int(value))
+    return int(status_line.split()[1])
 
 
 @contextmanager
 def role(name: str, url: str, *flags: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run `python -m api` or `python -m worker` on one thread, and end it by SIGTERM."""
+    """Run `python -m api` or `python -m worker` with one thread while the context lasts."""
     command = [sys.executable, "-m", name, "--redis-url", url, "--log-level", "error", *flags]
     process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
@@ -115,7 +118,10 @@ def role(name: str, url: str, *flags: str) -> Iterator["subprocess.Popen[bytes]"
 
 
 async def ready(redis: Redis, ports: Sequence[int]) -> None:
-    """Return when a worker is there and all fronts listen."""
+    """Wait until a worker is ready and all fronts listen.
+
+    Raise RuntimeError if they are not after 30 seconds.
+    """
 
     async def is_ready() -> bool:
         fleet = await Presence(redis).fleet()
@@ -143,14 +149,15 @@ async def _listens(port: int) -> bool:
 
 
 async def measure(url: str, ports: Sequence[int], clients: int, seconds: float, depth: int) -> str:
-    """Return the row of fronts that let `depth` requests wait; with 0 they refuse all."""
+    """Return the row of fronts whose queue holds at most `depth` jobs. With 0 they refuse all."""
     redis = connect(url)
     try:
         await ready(redis, ports)
     finally:
         await redis.aclose()
 
-    await ask(ports, clients, seconds=1.0)  # the first requests are slow
+    # The first requests are slow and do not count.
+    await ask(ports, clients, seconds=1.0)
     name = f"{len(ports)} front(s), {clients} clients"
     if depth > 0:
         answers = await ask(ports, clients, seconds)
@@ -165,7 +172,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--fronts", type=_numbers, default=[1, 2, 4], help="how many, one after the other"
+        "--fronts",
+        type=_numbers,
+        default=[1, 2, 4],
+        help="numbers of fronts, measured one after the other",
     )
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each row")

@@ -1,12 +1,11 @@
-"""Rows about generation: throughput of a batch, one stream, prefill, and requests that come one
-after another."""
+"""Rows about generation: a batch, one stream, prefill, and staggered requests."""
 
 import random
 import statistics
 from collections.abc import Sequence
 
 from scripts.bench.measure import Comparison, Timed, compared, take_turns, timed
-from scripts.bench.ours import Ours, Said
+from scripts.bench.ours import Ours, Response
 from scripts.bench.prompts import agreement, draw_prompts
 from scripts.bench.rig import Rig
 from scripts.bench.theirs import Batch, Theirs
@@ -15,21 +14,24 @@ Turns = dict[str, list[Timed[Batch]]]
 
 
 def decode(rig: Rig) -> list[str]:
-    """Measure all prompts at once: tokens per second over all, prefill included, and of the steps
-    behind the first token."""
+    """Measure a batch of all prompts.
+
+    One row has the tokens per second with prefill, the other those of the steps behind the first
+    token.
+    """
     prompts = draw_prompts(rig.load.concurrent, *rig.load.prompt_tokens, rig.vocab)
     return _batch_rows(f"decode x{len(prompts)}", rig, prompts)
 
 
 def single(rig: Rig) -> list[str]:
-    """Measure one prompt alone."""
+    """Measure one prompt alone, with the same rows as `decode`."""
     return _batch_rows("single", rig, draw_prompts(1, *rig.load.prompt_tokens, rig.vocab, seed=1))
 
 
 def prefill(rig: Rig) -> list[str]:
-    """Measure one token for each prompt: prompt tokens per second."""
+    """Measure prompt tokens per second, with answers of one token."""
     prompts = draw_prompts(rig.load.concurrent, *rig.load.prompt_tokens, rig.vocab)
-    num_tokens = sum(map(len, prompts))
+    num_tokens = sum(len(prompt) for prompt in prompts)
     turns = answers(rig.ours, rig.theirs, prompts, length=1, rounds=rig.rounds)
     speed = compared(turns, lambda turn: turn.seconds)
     return [
@@ -39,8 +41,10 @@ def prefill(rig: Rig) -> list[str]:
 
 
 def staggered(rig: Rig) -> list[str]:
-    """Measure requests of mixed lengths that come one after another, from the first arrival to the
-    last answer."""
+    """Measure requests of mixed lengths that arrive one after the other.
+
+    The time is that from the first arrival to the last answer.
+    """
     load = rig.load
     prompts = draw_prompts(load.concurrent, *load.prompt_tokens, rig.vocab, seed=2)
     least, most = load.staggered_tokens
@@ -53,12 +57,13 @@ def staggered(rig: Rig) -> list[str]:
 
     total = Comparison()
     waits = Comparison()
-    rig.theirs.generate(prompts, 2)  # warms up
+    # The first call of transformers is slow and does not count.
+    rig.theirs.generate(prompts, 2)
     for _ in range(rig.rounds):
         turn = timed(rig.ours.arrivals, prompts, lengths, at_s)
         batch = timed(rig.theirs.generate, prompts, most)
-        # A static batch begins when its last member has come, and all of it lasts as long as its
-        # longest answer.
+        # A static batch starts when its last member has arrived, and all its answers take as long
+        # as the longest one.
         batch_end_s = at_s[-1] + batch.seconds
         total.add(turn.seconds, batch_end_s)
         mean_wait_s = _mean_wait(turn.value, turn.seconds, at_s)
@@ -77,21 +82,20 @@ def staggered(rig: Rig) -> list[str]:
     ]
 
 
-def _mean_wait(responses: Sequence[Said], seconds: float, at_s: Sequence[float]) -> float:
-    """Return the mean seconds from arrival to the end of the response.
+def _mean_wait(responses: Sequence[Response], seconds: float, at_s: Sequence[float]) -> float:
+    """Return the mean seconds from arrivals to the ends of responses.
 
-    The turn took `seconds` and ended with its last response.
+    The turn took `seconds` in all, and ended with its last response.
     """
-    begun = max(response.ended_at for response in responses) - seconds
+    started = max(response.ended_at for response in responses) - seconds
     waits = []
     for response, arrived_s in zip(responses, at_s, strict=True):
-        waits.append(response.ended_at - begun - arrived_s)
+        waits.append(response.ended_at - started - arrived_s)
     return statistics.mean(waits)
 
 
 def _batch_rows(name: str, rig: Rig, prompts: list[list[int]]) -> list[str]:
-    """Return the rows of one batch that starts together: all of it, and the steps behind its first
-    tokens."""
+    """Return the rows of a batch: its whole time, and that of the steps behind the first tokens."""
     turns = answers(rig.ours, rig.theirs, prompts, rig.load.new_tokens, rig.rounds)
     tokens = len(prompts) * rig.load.new_tokens
     whole = compared(turns, lambda turn: turn.seconds)
@@ -106,7 +110,7 @@ def _batch_rows(name: str, rig: Rig, prompts: list[list[int]]) -> list[str]:
 def answers(
     ours: Ours, theirs: Theirs, prompts: list[list[int]], length: int, rounds: int
 ) -> Turns:
-    """Let both sides answer the same prompts, sent at once, with `length` tokens each."""
+    """Return the turns in which both sides answer a batch of prompts with `length` tokens each."""
     return take_turns(
         rounds,
         ours=lambda: _as_batch(ours.generate(prompts, [length] * len(prompts))),
@@ -118,9 +122,11 @@ def _agreement(rig: Rig, prompts: list[list[int]], turns: Turns) -> str:
     return agreement(rig.theirs, prompts, turns["ours"][0].value.ids, turns["theirs"][0].value.ids)
 
 
-def _as_batch(responses: Sequence[Said]) -> Batch:
-    """Return responses as a batch: its first token is there when its last row has one, as in a
-    static batch."""
+def _as_batch(responses: Sequence[Response]) -> Batch:
+    """Return responses as a batch.
+
+    As in a static batch, the first tokens have come when the last row has one.
+    """
     first_at = max(response.first_at for response in responses)
     ended_at = max(response.ended_at for response in responses)
     return Batch([response.ids for response in responses], first_at, ended_at)

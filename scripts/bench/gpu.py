@@ -1,10 +1,9 @@
-"""HRM-Text XL on a GPU: decode steps against the bytes they must move, prefill against matrix
-products.
+"""Measure HRM-Text XL on a GPU: decode against memory bandwidth, prefill against matrix products.
 
-`python -m scripts.bench.gpu` needs no files and no network: weights are random, made on the device.
-It prints the device, what it can do (copies, bf16 matrix products), and each measurement beside the
-floor it is compared with. A part that fails is printed and the others still run. `--small` is a
-trial of the script itself, on any device.
+`python -m scripts.bench.gpu` needs no files and no network, as the weights are random and made on
+the device. It prints the rates of the device (copies, bf16 matrix products), and each measurement
+beside its limit. If one part fails, its error is printed and the others still run. `--small` tries
+the script itself, on any device.
 """
 
 import argparse
@@ -58,10 +57,10 @@ SMALL = HrmTextShape(
 
 @dataclass(frozen=True)
 class BenchPlan:
-    """The sizes of what is measured.
+    """The sizes of all measurements.
 
-    Each of `batches` is a number of rows that decode behind `context` tokens. `prompts` of
-    `context` tokens are computed at once.
+    Each of `batches` is a number of rows that decode behind `context` tokens. `prompts` is the
+    number of prompts of `context` tokens that are prefilled together.
     """
 
     shape: HrmTextShape
@@ -75,10 +74,10 @@ class BenchPlan:
 
 @dataclass(frozen=True)
 class Device:
-    """A device, with what it was measured to do.
+    """A device and its measured rates.
 
-    `bytes_per_s` are read or written by copies. `flops_per_s` are the floating point operations of
-    bf16 products.
+    `bytes_per_s` is the bytes that copies read and write. `flops_per_s` is the floating point
+    operations of bf16 matrix products.
     """
 
     torch_device: torch.device
@@ -107,7 +106,7 @@ SMALL_PLAN = BenchPlan(
 
 
 class Ids:
-    """A language of bare token ids, for a network without a tokenizer."""
+    """The tokenizer of a network that has none, as the benchmark makes its own token ids."""
 
     eos_ids: frozenset[int] = frozenset()
 
@@ -160,7 +159,7 @@ def _ran(name: str, part: Callable[[], None]) -> bool:
     try:
         part()
     except Exception:
-        # The device is lent for minutes: what one part meets must not cost the others.
+        # A GPU is often lent for a few minutes only: a failure must not cost the other parts.
         traceback.print_exc(file=sys.stdout)
         return False
     finally:
@@ -171,7 +170,7 @@ def _ran(name: str, part: Callable[[], None]) -> bool:
 
 
 def print_device(torch_device: torch.device, plan: BenchPlan) -> Device:
-    """Measure what the device can do, and print and return it."""
+    """Measure the rates of the device, print them and return them."""
     name = str(torch_device)
     if torch_device.type == "cuda":
         name = torch.cuda.get_device_name(torch_device)
@@ -195,7 +194,7 @@ def print_device(torch_device: torch.device, plan: BenchPlan) -> Device:
 
 
 def random_model(shape: HrmTextShape, torch_device: torch.device) -> HrmTextModel:
-    """Return a network of random bf16 weights, made on the device."""
+    """Return a network of random bf16 weights, which are made on the device."""
     with torch.device(torch_device):
         model = HrmTextModel(shape)
     for parameter in model.parameters():
@@ -214,7 +213,8 @@ def runner_for(
 ) -> PagedRunner:
     """Return a runner of the model with pages for `batch` rows of the plan's context."""
     is_cuda = device.torch_device.type == "cuda"
-    model.halves = PLAIN_HALVES  # a runner before this one may have compiled them
+    # An earlier runner of the same model may have compiled its halves.
+    model.halves = PLAIN_HALVES
     net = hrm_text.HrmTextNet(model, device.torch_device)
     if compiled and is_cuda:
         hrm_text.compile_net(net, "bench")
@@ -237,17 +237,17 @@ def runner_for(
 
 
 def rows(runner: PagedRunner, plan: BenchPlan, count: int, num_computed: int) -> list[Slice]:
-    """Return slices of `count` random sequences of `context` tokens, with pages of their own.
+    """Return slices of `count` random sequences of `context` tokens, each with its own pages.
 
-    The first `num_computed` tokens of each are taken to be computed, and the slice has the others.
+    The first `num_computed` tokens of each count as computed. The slice has the others.
     """
     pages_per_row = math.ceil(plan.context / runner.spec.page_size)
     generator = torch.Generator().manual_seed(0)
     sampling = Sampling(max_tokens=8, seed=0, temperature=0.0)
     slices = []
     for number in range(count):
-        drawn = torch.randint(plan.shape.vocab_size, (plan.context,), generator=generator)
-        encoded = Encoded(tuple(drawn.tolist()), 8)
+        ids = torch.randint(plan.shape.vocab_size, (plan.context,), generator=generator)
+        encoded = Encoded(tuple(ids.tolist()), 8)
         row = TokenSequence(str(number), encoded, sampling, num_computed=num_computed)
         row.pages = list(range(number * pages_per_row, (number + 1) * pages_per_row))
         slices.append(Slice(row, plan.context - num_computed))
@@ -257,7 +257,7 @@ def rows(runner: PagedRunner, plan: BenchPlan, count: int, num_computed: int) ->
 def print_decode(
     model: HrmTextModel, device: Device, plan: BenchPlan, *, compiled: bool, graphs: bool
 ) -> None:
-    """Print the decode steps of each batch beside the time that their bytes must take."""
+    """Print the time of a decode step of each batch, and the least time that its bytes take."""
     runner = runner_for(model, device, plan, max(plan.batches), compiled=compiled, graphs=graphs)
     name = getattr(runner.kernel, "__name__", "none")
     print(f"  kernel over pages: {name}, graphs: {runner.has_graphs}")
@@ -274,7 +274,7 @@ def print_decode(
 
 
 def print_prefill(model: HrmTextModel, device: Device, plan: BenchPlan, *, compiled: bool) -> None:
-    """Print the prefill of one prompt and of several beside the rate of matrix products."""
+    """Print the rate of the prefill of one prompt and of several, and that of matrix products."""
     runner = runner_for(model, device, plan, plan.prompts, compiled=compiled, graphs=False)
     for count in (1, plan.prompts):
         slices = rows(runner, plan, count, num_computed=0)
@@ -290,8 +290,11 @@ def print_prefill(model: HrmTextModel, device: Device, plan: BenchPlan, *, compi
 
 
 def decode_bytes(model: HrmTextModel, plan: BenchPlan, batch: int) -> float:
-    """Return the bytes that a step must read: each stack once a pass, the head once, and the keys
-    and values of every row."""
+    """Return the bytes that a decode step must read.
+
+    They are the weights of each stack for each of its passes, the head once, and the keys and
+    values of all rows. All are bf16, so 2 bytes each.
+    """
     shape = plan.shape
     low = parameter_bytes(model.model.L_module)
     high = parameter_bytes(model.model.H_module)
@@ -302,14 +305,15 @@ def decode_bytes(model: HrmTextModel, plan: BenchPlan, batch: int) -> float:
 
 
 def parameter_bytes(module: torch.nn.Module) -> int:
+    """Return the bytes of a module's parameters."""
     return sum(weight.numel() * weight.element_size() for weight in module.parameters())
 
 
 def prefill_flops(plan: BenchPlan, prompts: int) -> float:
-    """Return the operations of a prefill.
+    """Return the floating point operations of a prefill.
 
-    These are products with the weights and, in attention, of all pairs of a prompt's tokens; the
-    head is computed once a prompt.
+    They are those of the products with the weights and, in attention, of the products of all pairs
+    of a prompt's tokens. The head is computed once for each prompt.
     """
     shape = plan.shape
     width = shape.num_heads * shape.head_dim
@@ -319,6 +323,7 @@ def prefill_flops(plan: BenchPlan, prompts: int) -> float:
 
 
 def agreement(torch_device: torch.device, *, small: bool) -> None:
+    """Print the agreement of a network of a few layers with transformers."""
     shape = replace(XL, vocab_size=4096, num_layers=4, max_positions=1024)
     num_tokens = 64
     if small:
@@ -329,13 +334,14 @@ def agreement(torch_device: torch.device, *, small: bool) -> None:
 
 
 def seconds(run: Callable[[], object], repeats: int) -> float:
-    """Return the median seconds of a run, after two that do not count."""
+    """Return the median seconds of `repeats` runs. Two runs before them do not count."""
     times = []
     for _ in range(repeats + 2):
         started = time.perf_counter()
         run()
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # the work is queued: it has not ended with the call
+            # The call only queues its work on the device.
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
     return sorted(times[2:])[repeats // 2]
 

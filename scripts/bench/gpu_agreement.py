@@ -1,8 +1,8 @@
-"""The agreement of our greedy choices on a device with transformers' own forward over the same
-tokens.
+"""Compare our greedy tokens on a device with a forward pass of transformers over the same tokens.
 
-Half precision rounds, so two right computations disagree where two tokens nearly tie. The agreement
-of transformers in half precision with itself in full precision is printed beside ours.
+Half precision rounds, so two right computations disagree where two tokens nearly tie. For
+comparison the agreement of transformers in half precision with itself in full precision is printed
+too.
 """
 
 from pathlib import Path
@@ -27,8 +27,11 @@ PROMPT_LENGTHS = (5, 60, 254, 300)
 def print_agreement(
     directory: Path, shape: HrmTextShape, device: torch.device, num_tokens: int
 ) -> None:
-    """Generate `num_tokens` behind prompts of several lengths, and print how often transformers
-    chooses the same at each position."""
+    """Generate `num_tokens` tokens behind prompts of several lengths, and print the agreement.
+
+    It is the share of positions at which transformers chooses the same token. The model is written
+    to `directory`.
+    """
     net = write_model(directory, shape)
     half = "bfloat16" if device.type == "cuda" else "float32"
     options = RunnerOptions(
@@ -51,7 +54,7 @@ def print_agreement(
         prompts.append(tuple(ids.tolist()))
     answers = generate(runner, prompts, num_tokens)
     ours = torch.cat([torch.tensor(answer) for answer in answers])
-    # In full precision first: rounding changes the net itself.
+    # Full precision comes first, as `to` converts the weights of the network in place.
     exact = chosen_by(net.to(device), prompts, answers)
     rounded = chosen_by(net.to(getattr(torch, half)), prompts, answers)
 
@@ -64,7 +67,7 @@ def print_agreement(
 
 
 def write_model(directory: Path, shape: HrmTextShape) -> Any:
-    """Write a net of random weights with its tokenizer, and return the net."""
+    """Write a network of random weights with its tokenizer, and return the network."""
     torch.manual_seed(0)
     config = HrmTextConfig(
         vocab_size=shape.vocab_size,
@@ -91,7 +94,7 @@ def write_model(directory: Path, shape: HrmTextShape) -> Any:
 def generate(
     runner: PagedRunner, prompts: list[tuple[int, ...]], num_tokens: int
 ) -> list[list[int]]:
-    """Return the greedy answers of our engine."""
+    """Return the token ids of our engine's greedy answers."""
     emissions: list[Emission] = []
     engine = Engine(runner, emissions.extend)
     sampling = Sampling(max_tokens=num_tokens, seed=0, temperature=0.0)
@@ -109,17 +112,18 @@ def generate(
 
 @torch.inference_mode()
 def chosen_by(net: Any, prompts: list[tuple[int, ...]], answers: list[list[int]]) -> Tensor:
-    """Return the tokens that transformers would choose at each position of the answers [tokens].
+    """Return the tokens that transformers chooses at each position of the answers, int64 [tokens].
 
-    At each position, those before it are as they are in the answer.
+    The tokens before each position are those of the prompt and the answer.
     """
-    chosen = []
+    tokens = []
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = torch.tensor([[*prompt, *answer]], device=net.device)
         types = torch.tensor([[1] * len(prompt) + [0] * len(answer)], device=net.device)
         logits = net(input_ids=ids, token_type_ids=types, use_cache=False).logits[0]
-        chosen.append(logits[len(prompt) - 1 : -1].argmax(-1).cpu())
-    return torch.cat(chosen)
+        # The logits of a position predict the next token.
+        tokens.append(logits[len(prompt) - 1 : -1].argmax(-1).cpu())
+    return torch.cat(tokens)
 
 
 def share(one: Tensor, other: Tensor) -> float:

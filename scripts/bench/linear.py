@@ -1,11 +1,10 @@
-"""Packed and int8 linear layers beside `F.linear`: how much faster they are with the weights
-streamed from memory.
+"""Compare packed and int8 linear layers with `F.linear`, with weights that come from memory.
 
 python -m scripts.bench.linear --threads 1
 
-Every call takes other weights than the one before, 128 MiB of fp32 in all, and the kernels take
-turns: the ratios of one row were measured side by side. A figure is the quarter quantile of its
-calls, which other work disturbs least.
+Each call uses other weights than the one before, 128 MiB of fp32 in all, so that caches do not hold
+them. The kernels run in turns, so the ratios of a row are measured side by side. Each figure is the
+lower quartile of its calls, which other work on the machine disturbs least.
 """
 
 import argparse
@@ -32,12 +31,15 @@ Layer = Callable[[Tensor], Tensor]
 def call_seconds(
     shape: tuple[int, int], rows: int, kernels: dict[str, list[Layer]], rounds: int
 ) -> dict[str, float]:
-    """Return the quarter quantile of a call's seconds, by kernel."""
+    """Return the lower quartile of the seconds of a call, by kernel.
+
+    `shape` is (in, out). The input of a layer has the shape [rows, in].
+    """
     x = torch.randn(rows, shape[0])
     seconds: dict[str, list[float]] = {name: [] for name in kernels}
     for turn in range(rounds):
         for index, (name, layers) in enumerate(kernels.items()):
-            # Each kernel is at another layer, as far from those of the others as can be.
+            # Each kernel uses another layer, as far from those of the other kernels as possible.
             offset = index * len(layers) // len(kernels)
             layer = layers[(turn + offset) % len(layers)]
             start = time.perf_counter()
@@ -52,7 +54,7 @@ def call_seconds(
 
 
 def kernels_of(shape: tuple[int, int]) -> dict[str, list[Layer]]:
-    """Return layers of the same weights for each kernel, as many as take 128 MiB of fp32."""
+    """Return layers for each kernel, with the same weights: 128 MiB of fp32, or 128 layers."""
     count = max(2, min(_MOST_LAYERS, _ROTATED_BYTES // (4 * shape[0] * shape[1])))
     weights = [torch.randn(shape[1], shape[0]) * shape[0] ** -0.5 for _ in range(count)]
 
@@ -67,7 +69,7 @@ def kernels_of(shape: tuple[int, int]) -> dict[str, list[Layer]]:
 
 
 def chosen(shape: tuple[int, int]) -> str:
-    """Return the kernel that `pack_linears` chooses for such a layer."""
+    """Return the kernel that `pack_linears` chooses for a layer of this shape in fp32."""
     model = nn.Sequential(nn.Linear(*shape, bias=False))
     if pack_linears(model):
         return "packed"
@@ -94,7 +96,8 @@ def main() -> None:
         kernels = kernels_of(shape)
         for rows in ROWS:
             rounds = args.rounds
-            if rows >= 100:  # these calls are long
+            if rows >= 100:
+                # Calls with so many rows take long.
                 rounds = max(5, args.rounds // 5)
             seconds = call_seconds(shape, rows, kernels, rounds)
             base = seconds["F.linear"]

@@ -1,4 +1,4 @@
-"""A load on running fronts, and what came of it.
+"""Put a load on running fronts, and print its figures.
 
     # an open loop, Poisson arrivals
     python -m scripts.bench.load --url http://127.0.0.1:8000 --rate 10 --seconds 30
@@ -10,8 +10,8 @@
     # 8 prompts in each request
     python -m scripts.bench.load --rate 10 --arrivals even --prompts 8 --lengths 40:16
 
-Streams `/generate_stream`; all times count from when a request was due. Exits with 1 if one failed;
-being refused for lack of room (429, 503) is no failure.
+The requests stream `/generate_stream`. All times count from when a request was due. The exit status
+is 1 if a request failed. A refusal for lack of room (429 or 503) is no failure.
 """
 
 import argparse
@@ -28,42 +28,42 @@ from scripts.bench.loads.tally import HEADER, Summary, Window, by_class, row, su
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Load the fronts as the flags say and print what came of it; return the exit status."""
-    asked = _parser().parse_args(argv)
-    mix = Mix(asked.lengths, asked.classes, num_prompts=asked.prompts, may_end=asked.may_end)
-    total, classes = asyncio.run(_run(asked, mix))
-    if asked.json:
-        by_name = {name: asdict(one) for name, one in classes.items()}
-        print(json.dumps({"all": asdict(total), "classes": by_name}))
+    """Put the load of the flags on fronts, print its figures, and return the exit status."""
+    args = _parser().parse_args(argv)
+    mix = Mix(args.lengths, args.classes, num_prompts=args.prompts, may_end=args.may_end)
+    total, classes = asyncio.run(_run(args, mix))
+    if args.json:
+        documents = {name: asdict(figures) for name, figures in classes.items()}
+        print(json.dumps({"all": asdict(total), "classes": documents}))
     else:
         print(HEADER)
         print(row("all", total))
         if len(classes) > 1:
-            for name, one in classes.items():
-                print(row(name, one))
+            for name, figures in classes.items():
+                print(row(name, figures))
         for reason, count in (total.refused | total.failed).items():
             print(f"{count} x {reason}")
     return 1 if total.failed else 0
 
 
-async def _run(asked: argparse.Namespace, mix: Mix) -> tuple[Summary, dict[str, Summary]]:
+async def _run(args: argparse.Namespace, mix: Mix) -> tuple[Summary, dict[str, Summary]]:
     """Return the summary of all requests, and that of each class."""
     headers = {}
-    if asked.key:
-        headers["Authorization"] = f"Bearer {asked.key}"
-    callers = [Caller(url, headers) for url in asked.url or ["http://127.0.0.1:8000"]]
+    if args.key:
+        headers["Authorization"] = f"Bearer {args.key}"
+    callers = [Caller(url, headers) for url in args.url or ["http://127.0.0.1:8000"]]
     try:
-        if asked.clients:
-            asks = mix.asks(asked.seed)
-            heard, window = await closed_loop(callers, asks, asked.seconds, asked.clients)
+        if args.clients:
+            requests = mix.requests(args.seed)
+            outcomes, window = await closed_loop(callers, requests, args.seconds, args.clients)
         else:
-            asks = mix.asks(asked.seed, asked.rate, is_poisson=asked.arrivals == "poisson")
-            heard, window = await open_loop(callers, asks, asked.seconds)
+            requests = mix.requests(args.seed, args.rate, is_poisson=args.arrivals == "poisson")
+            outcomes, window = await open_loop(callers, requests, args.seconds)
     finally:
         for caller in callers:
             caller.close()
-    counted = Window(window.begun + asked.warm_up, window.ended)
-    return summary(heard, counted), by_class(heard, counted)
+    counted = Window(window.started + args.warm_up, window.ended)
+    return summary(outcomes, counted), by_class(outcomes, counted)
 
 
 def _parser() -> argparse.ArgumentParser:

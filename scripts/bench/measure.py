@@ -1,4 +1,4 @@
-"""Measuring in turns: the sides of a row run alternately and are compared within the run."""
+"""Measurements in turns: the sides of a row run alternately and are compared within the run."""
 
 import datetime
 import os
@@ -18,21 +18,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Timed(Generic[T]):
-    """The seconds that a turn took, and what it returned."""
+    """The seconds of a turn and its result."""
 
     seconds: float
     value: T
 
 
 def timed(call: Callable[..., T], *args: object) -> Timed[T]:
-    begun = now()
+    """Call a function, and return its result with the seconds that it took."""
+    started = now()
     value = call(*args)
-    return Timed(now() - begun, value)
+    return Timed(now() - started, value)
 
 
 def take_turns(rounds: int, **sides: Callable[[], T]) -> dict[str, list[Timed[T]]]:
-    """Call each side once per round, in turn, and return the turns of each."""
-    # One round is thrown away: it touches memory for the first time.
+    """Call the sides in turn, each once a round, and return the turns of each side."""
+    # A first round does not count: it touches memory for the first time.
     for call in sides.values():
         call()
     turns: dict[str, list[Timed[T]]] = {name: [] for name in sides}
@@ -46,7 +47,7 @@ def take_turns(rounds: int, **sides: Callable[[], T]) -> dict[str, list[Timed[T]
 class Comparison:
     """The seconds of each round on both sides, for the same work.
 
-    A ratio above 1 means that ours is faster.
+    A ratio above 1 means that our side is faster.
     """
 
     ours: list[float] = field(default_factory=list)
@@ -60,30 +61,39 @@ class Comparison:
     def rates(
         self, name: str, amount: float, unit: str, sides: tuple[str, str] = ("ours", "theirs")
     ) -> str:
-        """Return a row of the amounts per second in the best round, of `amount` in each round."""
-        mine = amount / min(self.ours)
-        other = amount / min(self.theirs)
+        """Return a row with the rates of both sides in their best rounds.
+
+        `amount` is the work of each round in `unit`.
+        """
+        our_rate = amount / min(self.ours)
+        their_rate = amount / min(self.theirs)
         return (
-            f"{name:<28} {sides[0]} {mine:9.1f} {unit}  {sides[1]} {other:9.1f} {unit}  "
+            f"{name:<28} {sides[0]} {our_rate:9.1f} {unit}  {sides[1]} {their_rate:9.1f} {unit}  "
             f"{self._ratio()}"
         )
 
     def latencies(
         self, name: str, sides: tuple[str, str] = ("ours", "theirs"), parts: int = 1
     ) -> str:
-        """Return a row of milliseconds in the best round, of one of its `parts` equal parts."""
-        mine = 1000 * min(self.ours) / parts
-        other = 1000 * min(self.theirs) / parts
-        return f"{name:<28} {sides[0]} {mine:9.1f} ms  {sides[1]} {other:9.1f} ms  {self._ratio()}"
+        """Return a row with the milliseconds of both sides in their best rounds.
+
+        They are those of one of the `parts` equal parts of a round.
+        """
+        our_ms = 1000 * min(self.ours) / parts
+        their_ms = 1000 * min(self.theirs) / parts
+        return (
+            f"{name:<28} {sides[0]} {our_ms:9.1f} ms  {sides[1]} {their_ms:9.1f} ms  "
+            f"{self._ratio()}"
+        )
 
     def _ratio(self) -> str:
-        """Return the ratio of the best rounds, and those of all rounds, which show the noise."""
+        """Return the ratio of the best rounds, and the spread of the ratios of all rounds."""
         rounds = []
         for ours, theirs in zip(self.ours, self.theirs, strict=True):
             rounds.append(theirs / ours)
         rounds.sort()
         spread = f"median {statistics.median(rounds):.2f}, {rounds[0]:.2f} to {rounds[-1]:.2f}"
-        # Whatever disturbed the machine only ever made a turn longer.
+        # The best rounds are compared, as disturbances can only make a turn longer.
         best = min(self.theirs) / min(self.ours)
         return f"ratio {best:.2f}  ({spread})"
 
@@ -91,8 +101,10 @@ class Comparison:
 def compared(
     turns: Mapping[str, list[Timed[T]]], seconds: Callable[[Timed[T]], float]
 ) -> Comparison:
-    """Return the comparison of the sides `ours` and `theirs`, by what `seconds` reads off a
-    turn."""
+    """Return the comparison of the sides `ours` and `theirs`.
+
+    `seconds` returns the time of a turn that is compared.
+    """
     return Comparison(
         [seconds(turn) for turn in turns["ours"]], [seconds(turn) for turn in turns["theirs"]]
     )
@@ -112,7 +124,7 @@ def header(**facts: object) -> str:
 
 
 def commit() -> str:
-    """Return the commit of this checkout, marked when files differ from it."""
+    """Return the commit of this checkout, with `-dirty` behind it if files differ from it."""
     here = Path(__file__).parent
     command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
     result = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)

@@ -1,6 +1,6 @@
-"""The nets that are measured: random weights, and a vocabulary in which every token has a text.
+"""The networks of the benchmarks: random weights, and a vocabulary whose tokens all have a text.
 
-Every answer has exactly the length that was asked for, as greedy decoding never ends by itself.
+Greedy decoding never chooses the end token, so each answer has exactly the requested length.
 """
 
 from dataclasses import dataclass
@@ -22,9 +22,10 @@ from scripts.train.train_sample import BOQ, CONDITION_TOKENS, EOA, EOQ, PAD
 
 @dataclass(frozen=True)
 class Size:
-    """The sizes of a net.
+    """The sizes of a network.
 
-    `layers` is the number of blocks in each HRM stack. The causal net has as many as both stacks.
+    `layers` is the number of blocks in each HRM stack. The causal network has as many as both
+    stacks together.
     """
 
     hidden: int = 512
@@ -39,14 +40,14 @@ SIZES = {
     "reference": Size(),
     "tiny": Size(hidden=64, head_dim=16, intermediate=96, layers=1, vocab=512, positions=1280),
 }
-# Ids below are special tokens and bytes; from here on each id is a word of plain letters.
+# Lower ids are special tokens and bytes. From here on each id is a word of letters.
 FIRST_WORD = 8 + 256
 
 
 def tokenizer(vocab: int) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of special tokens, the 256 bytes and words.
+    """Return a tokenizer of special tokens, the 256 bytes and words, `vocab` tokens in all.
 
-    Without merges, text is read as bytes; any answer reads as letters.
+    It has no merges, so it encodes text as bytes. Words come only from the model.
     """
     specials = [PAD, BOQ, EOQ, EOA, *CONDITION_TOKENS.values()]
     tokens = [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())]
@@ -66,9 +67,9 @@ def tokenizer(vocab: int) -> PreTrainedTokenizerFast:
 
 
 def hrm_text(cache: Path, size: str) -> Path:
-    """Return the directory of the HRM-Text net, which is written if it is not there.
+    """Return the directory of the HRM-Text network. It is written if it does not exist.
 
-    The net has 2 x 3 cycles and a random initial low state.
+    The network has two H cycles, three L cycles, and a random initial state of the L stack.
     """
     shape = SIZES[size]
     config = HrmTextConfig(
@@ -88,9 +89,9 @@ def hrm_text(cache: Path, size: str) -> Path:
 
 
 def causal(cache: Path, size: str) -> Path:
-    """Return the directory of a causal net, which is written if it is not there.
+    """Return the directory of a causal network. It is written if it does not exist.
 
-    It is a Llama with grouped queries, and with as many blocks as both HRM stacks.
+    It is a Llama with grouped queries and as many blocks as both HRM stacks.
     """
     shape = SIZES[size]
     heads = shape.hidden // shape.head_dim
@@ -116,16 +117,16 @@ def _common(shape: Size) -> dict[str, Any]:
 
 
 def _written(path: Path, build: Any, shape: Size) -> Path:
-    """Return the directory `path`, which is written with the net of `build` if it is not there."""
+    """Return the directory `path`. If it does not exist, write the network of `build` to it."""
     if path.exists():
         return path
     torch.manual_seed(0)
     model = build().eval()
-    # The best of thousands of random logits is above zero, so greedy decoding never chooses the
-    # end token.
+    # The end token has the logit 0. The best of thousands of random logits is above it, so greedy
+    # decoding never chooses the end token.
     model.lm_head.weight.data[model.config.eos_token_id] = 0
 
-    # Written beside and moved into place: a run that was cut off leaves no half net behind.
+    # Write to another directory and rename it, so that an interrupted run leaves no half network.
     unfinished = path.with_suffix(".unfinished")
     model.save_pretrained(unfinished)
     tokenizer(shape.vocab).save_pretrained(unfinished)
@@ -134,7 +135,7 @@ def _written(path: Path, build: Any, shape: Size) -> Path:
 
 
 def _letters(number: int) -> str:
-    """Return a word of its own for each number."""
+    """Return a number as a word of letters, a different one for each number."""
     text = ""
     while True:
         number, digit = divmod(number, 26)

@@ -1,4 +1,4 @@
-"""The flags that all benchmarks have."""
+"""The flags that benchmarks share."""
 
 import argparse
 import os
@@ -9,6 +9,7 @@ from shared.accelerators import ACCELERATORS
 
 
 def options(description: str) -> argparse.ArgumentParser:
+    """Return a parser with the flags that benchmarks share."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -26,7 +27,7 @@ def options(description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
     parser.add_argument(
-        "--quick", action="store_true", help="small loads: whether the rows run, not what they say"
+        "--quick", action="store_true", help="small loads, which only show that the rows run"
     )
     parser.add_argument("--size", choices=list(SIZES), default="reference", help="which net")
     parser.add_argument(

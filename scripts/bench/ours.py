@@ -1,6 +1,6 @@
-"""Our side of a row: the engine, driven as its thread drives it.
+"""Our side of a row: an engine, which is stepped as its thread steps it in a worker.
 
-`serve.engine` runs one in a process of its own.
+`serve.engine` runs one in a separate process.
 """
 
 import math
@@ -25,10 +25,10 @@ KV_MIB = 1024
 
 
 @dataclass
-class Said:
+class Response:
     """The engine's response to one request.
 
-    Times are those of `time.perf_counter`, and infinite until then.
+    Times are those of `time.perf_counter`, and infinite until they are known.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -37,10 +37,10 @@ class Said:
 
 
 class Ours:
-    """An engine over a loaded model.
+    """An engine with a loaded model.
 
-    A row's turns repeat its prompts. What one turn computed must not serve the next, so
-    `prefix_cache` is for the rows that measure it.
+    All turns of a row have the same prompts. So `prefix_cache` is off except in the rows that
+    measure it: one turn must not use the results of another.
     """
 
     def __init__(
@@ -62,47 +62,51 @@ class Ours:
         keep_freed_memory()
         torch.set_num_threads(threads)
         self._threads = threads
-        self._said: dict[str, Said] = {}
+        self._responses: dict[str, Response] = {}
         self._ended: dict[str, Done] = {}
         self.runner: Runner = load_sequence_runner("auto", options)
         warm_up(self.runner)
-        self._engine = Engine(self.runner, self._note)
+        self._engine = Engine(self.runner, self._receive)
 
-    def generate(self, prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[Said]:
-        """Return greedy answers of the given lengths to prompts that come at once."""
+    def generate(self, prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[Response]:
+        """Return greedy answers of the given lengths to prompts that arrive together."""
         return self.arrivals(prompts, lengths, [0.0] * len(prompts))
 
     def arrivals(
         self, prompts: Sequence[Sequence[int]], lengths: Sequence[int], at_s: Sequence[float]
-    ) -> list[Said]:
-        """Return greedy answers of the given lengths to prompts that come one after another.
+    ) -> list[Response]:
+        """Return greedy answers of the given lengths to prompts that arrive one after the other.
 
-        `at_s` are the times of arrival in seconds from now, ascending.
+        `at_s` are the times of arrival in ascending order, in seconds from now.
         """
         self._begin()
-        begun = now()
+        started = now()
         for number, at in enumerate(at_s):
-            self._step_until(begun + at)
+            self._step_until(started + at)
             self._submit(str(number), prompts[number], lengths[number])
         self._finish()
 
         responses = []
         short = []
         for number, length in enumerate(lengths):
-            response = self._said[str(number)]
+            response = self._responses[str(number)]
             responses.append(response)
             if len(response.ids) != length:
                 short.append(number)
-        assert not short, f"answers {short} have another length than was asked for"
+        assert not short, f"answers {short} do not have the requested length"
         return responses
 
     def score(
         self, contexts: Sequence[Sequence[int]], tails: Sequence[Sequence[Sequence[int]]]
     ) -> list[float]:
-        """Return the log-likelihoods of the continuations of every context, context by context."""
+        """Return the log-likelihoods of all continuations, context by context.
+
+        `tails` are the continuations of each context.
+        """
         self._begin()
         for number, (context, continuations) in enumerate(zip(contexts, tails, strict=True)):
-            task = Score(tuple(context), tuple(map(tuple, continuations)))
+            texts = tuple(tuple(continuation) for continuation in continuations)
+            task = Score(tuple(context), texts)
             self._engine.submit(SequenceWork(str(number), self.runner.encode(task), None))
         self._finish()
 
@@ -119,24 +123,24 @@ class Ours:
     ) -> float:
         """Return the seconds that `count` decode steps of a full batch take while others wait.
 
-        All requests are aborted then.
+        Afterwards all requests are aborted.
         """
         self._begin()
-        # Long enough to run on through all prefills and the measured steps.
+        # Long enough to last through all prefills and the measured steps.
         length = 2 * count + len(running)
         for number, prompt in enumerate(running):
             self._submit(str(number), prompt, length)
-        while len(self._said) < len(running):
+        while len(self._responses) < len(running):
             self._engine.step()
         for number, prompt in enumerate(waiting, start=len(running)):
             self._submit(str(number), prompt, length=1)
         self._engine.step()
 
-        begun = now()
+        started = now()
         for _ in range(count):
             self._engine.step()
-        seconds = now() - begun
-        assert len(self._said) == len(running) and not self._ended, (
+        seconds = now() - started
+        assert len(self._responses) == len(running) and not self._ended, (
             "the batch changed while it was measured"
         )
 
@@ -150,30 +154,32 @@ class Ours:
         self._engine.submit(SequenceWork(key, self.runner.encode(task), task.sampling))
 
     def _begin(self) -> None:
-        torch.set_num_threads(self._threads)  # for each turn: torch keeps it by thread
-        self._said = {}
+        # Set in each turn, as torch keeps the number for each calling thread.
+        torch.set_num_threads(self._threads)
+        self._responses = {}
         self._ended = {}
 
     def _step_until(self, moment: float) -> None:
-        """Step while there is work, else sleep, until this moment."""
-        while (left := moment - now()) > 0:
+        """Step while there is work, else sleep, until a time of `time.perf_counter`."""
+        while (remaining_s := moment - now()) > 0:
             if self._engine.has_work:
                 self._engine.step()
             else:
-                time.sleep(left)
+                time.sleep(remaining_s)
 
     def _finish(self) -> None:
         while self._engine.has_work:
             self._engine.step()
 
-    def _note(self, emissions: list[Emission]) -> None:
-        at = now()
+    def _receive(self, emissions: list[Emission]) -> None:
+        """Add the emissions of a step to the responses, with its time."""
+        received_at = now()
         for emission in emissions:
-            response = self._said.setdefault(emission.key, Said())
+            response = self._responses.setdefault(emission.key, Response())
             response.ids += emission.ids
             if emission.ids:
-                response.first_at = min(response.first_at, at)
+                response.first_at = min(response.first_at, received_at)
             if emission.ended is not None:
                 assert isinstance(emission.ended, Done), emission.ended
-                response.ended_at = at
+                response.ended_at = received_at
                 self._ended[emission.key] = emission.ended

@@ -1,4 +1,4 @@
-"""The profile of a decode step: torch's profiler over a few steps of a full batch.
+"""Profile decode steps of a full batch with torch's profiler.
 
 python -m scripts.bench.profile --threads 1
 """
@@ -18,7 +18,7 @@ from scripts.bench.rig import QUICK, Load
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print a header, then the operators that a step spends its time in, most expensive first."""
+    """Print a header, then the operators of the steps, the most expensive first."""
     args = options(__doc__).parse_args(argv)
     print(header(size=args.size, threads=args.threads, quantize=args.quantize))
     load = QUICK if args.quick else Load()
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         seconds = ours.decode_steps(prompts, [], load.steps)
     step_ms = 1000 * seconds / load.steps
-    print(f"{step_ms:.1f} ms a step under the profiler; prefill is in the table, too")
+    print(f"{step_ms:.1f} ms a step under the profiler; the table includes prefill")
     table = profiler.key_averages().table(
         sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=48
     )

@@ -1,4 +1,4 @@
-"""Random prompts, the same in every run, and how far two sides agree on their answers."""
+"""Random prompts, which are the same in every run, and the agreement of two sides' answers."""
 
 import random
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from scripts.bench.theirs import Theirs
 
 
 def draw_prompts(count: int, least: int, most: int, vocab: int, seed: int = 0) -> list[list[int]]:
-    """Return the token ids of `count` prompts of random lengths."""
+    """Return the token ids of `count` prompts of random lengths, from `least` to `most` tokens."""
     rng = random.Random(seed)
     prompts = []
     for _ in range(count):
@@ -20,24 +20,25 @@ def draw_prompts(count: int, least: int, most: int, vocab: int, seed: int = 0) -
 def agreement(
     theirs: Theirs,
     prompts: Sequence[Sequence[int]],
-    ours_ids: list[list[int]],
+    our_ids: list[list[int]],
     their_ids: list[list[int]],
 ) -> str:
-    """Return a line of how many answers are equal.
+    """Return a line with the number of equal answers.
 
-    For an answer that is not, it says how nearly the two likeliest tokens tied where they part.
+    For each other answer it gives the first token that differs, and the gap between the two best
+    logits of transformers there. A small gap is a near tie, in which both sides are right.
     """
-    parted = []
-    for prompt, mine, other in zip(prompts, ours_ids, their_ids, strict=True):
-        if mine == other:
+    differences = []
+    for prompt, our_answer, their_answer in zip(prompts, our_ids, their_ids, strict=True):
+        if our_answer == their_answer:
             continue
-        at = 0
-        while mine[at] == other[at]:
-            at += 1
-        gap = theirs.top_two_gap(prompt, other[:at])
-        parted.append(f"token {at} (top-2 gap {gap:.2g})")
-    num_equal = len(prompts) - len(parted)
+        index = 0
+        while our_answer[index] == their_answer[index]:
+            index += 1
+        gap = theirs.top_two_gap(prompt, their_answer[:index])
+        differences.append(f"token {index} (top-2 gap {gap:.2g})")
+    num_equal = len(prompts) - len(differences)
     line = f"  greedy answers equal: {num_equal} of {len(prompts)}"
-    if parted:
-        line += f"; parted at {', '.join(parted)}"
+    if differences:
+        line += f"; parted at {', '.join(differences)}"
     return line

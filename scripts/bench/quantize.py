@@ -1,12 +1,12 @@
-"""The effect of int8 linear layers on a model's logits, on its greedy text and, for the sample
-model, on its answers.
+"""Measure the effect of int8 linear layers on a model's logits, greedy texts and answers.
 
     python -m scripts.bench.quantize --model-path models/sample-hrm-text --problems 200 \\
         --least-weights 1
 
-Prompts are held-out problems. The fp32 model answers each with up to 64 tokens; along these tokens
-the logits of both are compared, position by position (teacher-forced); then int8 answers the same
-prompts by itself (free-running).
+The prompts are held-out problems of the sample model. The fp32 model answers each of them with up
+to 64 tokens. Along these tokens the logits of both models are compared at each position
+(teacher-forced). Then the int8 model answers the same prompts by itself (free-running). With
+`--problems` the right answers of both models are counted, which only the sample model can give.
 """
 
 import argparse
@@ -35,14 +35,15 @@ _ANSWER = Sampling(max_tokens=64, seed=0, temperature=0.0)
 _WINDOW = 256
 
 Ids = tuple[int, ...]
-# (prompt, response) -> [response tokens, vocab]: the logits that each token was chosen from.
+# From a prompt and a response to the logits [response tokens, vocab] that each token is chosen
+# from.
 Logits = Callable[[Ids, Ids], Tensor]
 
 
 def network(path: Path, quantize: str) -> Logits:
-    """Return the network by itself, without our engine, batches or pages.
+    """Return the network of a model, without our engine, batches or pages.
 
-    It is transformers' own code, or one row of a brain.
+    A brain (hrm-act) is computed by our code, any other model by transformers.
     """
     if detect(str(path)) == "hrm-act":
         return _brain(path, quantize)
@@ -57,20 +58,21 @@ def network(path: Path, quantize: str) -> Logits:
         types = {}
         if is_prefix_lm:
             types["token_type_ids"] = torch.tensor([[1] * len(prompt) + [0] * len(response)])
-        table: Tensor = model(ids, use_cache=False, **types).logits[0].float()
-        return table[len(prompt) - 1 : -1]  # a token is chosen from the logits before it
+        all_logits: Tensor = model(ids, use_cache=False, **types).logits[0].float()
+        # A token is chosen from the logits of the position before it.
+        return all_logits[len(prompt) - 1 : -1]
 
     return logits
 
 
 def _brain(path: Path, quantize: str) -> Logits:
-    """Return the network of a brain, computed with one row for each token of the response."""
+    """Return the network of a brain, which computes a row for each token of the response."""
     model = load_act_bundle(path).model
     prepare(model, RunnerOptions(str(path), quantize=quantize))
 
     def logits(prompt: Ids, response: Ids) -> Tensor:
-        # Attention looks both ways: a later token changes what an earlier one was chosen from. So
-        # each row ends before the token that is chosen.
+        # Attention is bidirectional, so a later token would change the logits of an earlier one.
+        # Each row ends before the token that it chooses.
         lengths = torch.arange(len(prompt), len(prompt) + len(response))
         ids = torch.tensor([[*prompt, *response[:-1]]]).expand(len(response), -1)
         out = model.forward_segment(ids, lengths, model.initial_carry(*ids.shape))
@@ -80,7 +82,7 @@ def _brain(path: Path, quantize: str) -> Logits:
 
 
 def answers(runner: Runner, prompts: Sequence[str]) -> list[Ids]:
-    """Return the response ids of each prompt at temperature 0, without the end token."""
+    """Return the token ids of each response at temperature 0, without the end token."""
     emissions: list[Emission] = []
     engine = Engine(runner, emissions.extend)
     for index, prompt in enumerate(prompts):
@@ -94,40 +96,41 @@ def answers(runner: Runner, prompts: Sequence[str]) -> list[Ids]:
 
 
 def common(left: Ids, right: Ids) -> int:
-    """Return the number of tokens before the first that differs."""
-    for index, (one, other) in enumerate(zip(left, right, strict=False)):
-        if one != other:
+    """Return the number of tokens before the first one that differs."""
+    for index, (left_id, right_id) in enumerate(zip(left, right, strict=False)):
+        if left_id != right_id:
             return index
     return min(len(left), len(right))
 
 
 @torch.inference_mode()
 def compare(path: Path, count: int, runners: Sequence[Runner]) -> None:
-    """Print how far the answers of both runners, and the logits behind them, are apart.
+    """Print how much the logits and the answers of both runners differ, on `count` prompts.
 
-    The first of `runners` is that of the whole model, the second that of the rounded one.
+    The first of `runners` is that of the fp32 model, the second that of the int8 model.
     """
     problems: list[Problem] = []
     for kind in KINDS:
         problems += held_out(kind, math.ceil(count / len(KINDS)))
     prompts = [problem.prompt for problem in problems[:count]]
-    whole = answers(runners[0], prompts)
-    rounded = answers(runners[1], prompts)
+    fp32_answers = answers(runners[0], prompts)
+    int8_answers = answers(runners[1], prompts)
 
-    tables = []
+    logits_of = []
     for quantize in ("none", "int8"):
         net = network(path, quantize)
         logits = []
-        for text, response in zip(prompts, whole, strict=True):
+        for text, response in zip(prompts, fp32_answers, strict=True):
             if response:
                 prompt = runners[0].encode(Generate(text, _ANSWER)).prompt_ids
                 logits.append(net(prompt, response))
-        tables.append(torch.cat(logits))
-    gap = (tables[0] - tables[1]).abs()
-    agree = tables[0].argmax(-1) == tables[1].argmax(-1)
+        logits_of.append(torch.cat(logits))
+    fp32_logits, int8_logits = logits_of
+    gap = (fp32_logits - int8_logits).abs()
+    agree = fp32_logits.argmax(-1) == int8_logits.argmax(-1)
     print(
         f"teacher-forced, {len(agree)} positions; logits deviate by "
-        f"{tables[0].std(-1).mean():.3f} within a position:"
+        f"{fp32_logits.std(-1).mean():.3f} within a position:"
     )
     print(
         f"  mean |delta logit| {gap.mean():.4f}, max {gap.max():.4f}, greedy agreement "
@@ -137,10 +140,11 @@ def compare(path: Path, count: int, runners: Sequence[Runner]) -> None:
     num_equal = 0
     num_common = 0
     num_tokens = 0
-    for one, other in zip(whole, rounded, strict=True):
-        num_equal += one == other
-        num_common += common(one, other)
-        num_tokens += len(one)
+    for fp32_answer, int8_answer in zip(fp32_answers, int8_answers, strict=True):
+        if fp32_answer == int8_answer:
+            num_equal += 1
+        num_common += common(fp32_answer, int8_answer)
+        num_tokens += len(fp32_answer)
     print(
         f"free-running: {num_equal} of {count} answers equal; {num_common / num_tokens:.4f} of all "
         "tokens come before the first that differs"

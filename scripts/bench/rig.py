@@ -1,4 +1,4 @@
-"""The rig of every row: how much to do, and both sides over the same net."""
+"""The set-up of the rows: their loads, and both sides with the same network."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,9 +14,10 @@ from shared.settings.types import Quantize
 
 @dataclass(frozen=True)
 class Load:
-    """The amounts of everything that is measured. Sizes are in tokens, ranges are least and most.
+    """The sizes of all loads. Lengths are in tokens, and ranges are (least, most).
 
-    `interval_s` lies between staggered arrivals. `scored_at_once` contexts are scored in one turn.
+    `interval_s` is the time between staggered arrivals. `scored_at_once` is the number of contexts
+    that are scored in one turn.
     """
 
     concurrent: int = 16
@@ -55,10 +56,10 @@ QUICK = Load(
 
 @dataclass(frozen=True)
 class Rig:
-    """Both sides of a row, each loaded when it is first used.
+    """Both sides of a row, each of which is loaded at its first use.
 
-    `size` names the net. `threads` and `quantize` are those of our side. Its engines are ended by
-    the stack `engines`.
+    `size` is the name of the network's size. `threads` and `quantize` are those of our side. The
+    stack `engines` ends the processes of our engines.
     """
 
     size: str
@@ -83,11 +84,11 @@ class Rig:
         return Theirs(model.hrm_text(self.cache, self.size), threads=self.baseline_threads)
 
     def wide(self) -> Ours:
-        """Return our side with room for the largest batch of the load."""
+        """Return our side with a batch size for the largest batch of the load."""
         return self._ours(model.hrm_text(self.cache, self.size), max_batch=max(self.load.batches))
 
     def causal(self) -> tuple[Ours, Theirs]:
-        """Return both sides over the causal net, ours with its prefix cache."""
+        """Return both sides with the causal network, ours with its prefix cache."""
         path = model.causal(self.cache, self.size)
         ours = self._ours(path, max_batch=self.load.concurrent, prefix_cache=True)
         return ours, Theirs(path, threads=self.baseline_threads)

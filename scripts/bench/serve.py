@@ -1,5 +1,4 @@
-"""The processes that are measured: `aios serve hrm` as a person starts it, and engines in processes
-of their own."""
+"""The processes of the benchmarks: `aios serve hrm` as users start it, and engines."""
 
 import multiprocessing
 import os
@@ -20,9 +19,9 @@ _STOP_S = 60
 
 @contextmanager
 def fleet(flags: Sequence[str]) -> Iterator[str]:
-    """Run a fleet on a free port and yield its URL when it is ready.
+    """Run a fleet on a free port, and yield its URL when it is ready.
 
-    Its log is on stderr. Raise RuntimeError if it ends before it is ready.
+    It logs to stderr. Raise RuntimeError if it ends before it is ready.
     """
     command = ["-m", "scripts.cli.aios", "serve", "hrm"]
     command += ["--host", "127.0.0.1", "--port", "0"]
@@ -38,7 +37,7 @@ def fleet(flags: Sequence[str]) -> Iterator[str]:
 
 
 class _Engines(BaseManager):
-    """A process with engines in it, which hands out proxies of `Ours`."""
+    """A process that holds engines, and gives out proxies of `Ours`."""
 
 
 _Engines.register("Ours", Ours)
@@ -46,11 +45,11 @@ _Engines.register("Ours", Ours)
 
 @contextmanager
 def engine(path: Path, *, threads: int, **options: Any) -> Iterator[Ours]:
-    """Run `Ours` alone in a process, the counterpart of one worker.
+    """Run `Ours` alone in a process, which is the counterpart of one worker.
 
-    It has the thread limits that `aios` gives to a worker.
+    The process has the limits of threads that `aios` gives to a worker.
     """
-    # The libraries read these variables when they are loaded, so the process must start with them.
+    # Libraries read these variables when they are loaded, so the process must start with them.
     before = dict(os.environ)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["MKL_NUM_THREADS"] = str(threads)
@@ -66,7 +65,10 @@ def engine(path: Path, *, threads: int, **options: Any) -> Iterator[Ours]:
 
 @contextmanager
 def _process(command: Sequence[str]) -> "Iterator[subprocess.Popen[str]]":
-    """Run a command of Python; end it by SIGTERM as a person would, and kill it if it stays."""
+    """Run a Python command while the context lasts.
+
+    It is ended by SIGTERM, and killed if it still runs after a minute.
+    """
     process = subprocess.Popen(
         [sys.executable, *command],
         stdin=subprocess.PIPE,

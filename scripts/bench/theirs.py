@@ -1,8 +1,8 @@
-"""The other side of a row: `transformers` with the same weights, in the fastest way that we know.
+"""The other side of a row: `transformers` with the same weights, in its fastest known set-up.
 
-That is one left-padded batch, SDPA attention, the dynamic cache, logits of the wanted positions
-only, and as many threads as cores. The answers of such a batch are those of each prompt alone, and
-groups of equal length took twice as long.
+This is one left-padded batch, SDPA attention, the dynamic cache, logits of the needed positions
+only, and as many threads as cores. Such a batch gives the same answers as each prompt alone. Groups
+of prompts of equal length took twice as long.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from transformers import AutoConfig, HrmTextForCausalLM, LlamaForCausalLM
 
 @dataclass(frozen=True)
 class Batch:
-    """The answers of a batch, with the times of its first tokens and of its end.
+    """The token ids of a batch's answers, and the times of its first tokens and of its end.
 
     Times are those of `time.perf_counter`.
     """
@@ -29,31 +29,34 @@ class Batch:
 
     @property
     def behind_first_s(self) -> float:
+        """The seconds from the first tokens to the end."""
         return self.ended_at - self.first_at
 
 
 class _Clock:
-    """A streamer for `generate` that notes when tokens come.
+    """A streamer for `generate` that records when tokens come.
 
-    Its first call hands over the prompt.
+    The first call of `put` gets the prompt, each later one the tokens of a step.
     """
 
     def __init__(self) -> None:
-        self.at: list[float] = []
+        self.moments: list[float] = []
 
     def put(self, _: Tensor) -> None:
-        self.at.append(now())
+        self.moments.append(now())
 
     def end(self) -> None:
         return
 
 
 class Theirs:
-    def __init__(self, path: Path, *, threads: int, dtype: str = "float32") -> None:
+    """A model of `transformers` in full precision, an HRM-Text or a Llama."""
+
+    def __init__(self, path: Path, *, threads: int) -> None:
         self._is_hrm = AutoConfig.from_pretrained(path).model_type == "hrm_text"
         family: Any = HrmTextForCausalLM if self._is_hrm else LlamaForCausalLM
-        self._model = family.from_pretrained(path, dtype=getattr(torch, dtype)).eval()
-        # There is no end to look for: every answer has its full length.
+        self._model = family.from_pretrained(path, dtype=torch.float32).eval()
+        # Without an end token every answer has its full length.
         self._model.generation_config.eos_token_id = None
         self._threads = threads
 
@@ -61,7 +64,7 @@ class Theirs:
     def generate(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> Batch:
         """Return greedy answers of `max_tokens` each, as one batch."""
         torch.set_num_threads(self._threads)
-        width = max(map(len, prompts))
+        width = max(len(prompt) for prompt in prompts)
         ids = torch.zeros(len(prompts), width, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(prompts):
@@ -69,7 +72,8 @@ class Theirs:
             mask[row, width - len(prompt) :] = 1
         types = {}
         if self._is_hrm:
-            types["token_type_ids"] = mask  # a prompt is bidirectional
+            # Attention is bidirectional on the prompt.
+            types["token_type_ids"] = mask
 
         clock = _Clock()
         out = self._model.generate(
@@ -80,14 +84,16 @@ class Theirs:
             do_sample=False,
             streamer=clock,
         )
-        return Batch(out[:, width:].tolist(), first_at=clock.at[1], ended_at=now())
+        return Batch(out[:, width:].tolist(), first_at=clock.moments[1], ended_at=now())
 
     @torch.inference_mode()
     def score(
         self, contexts: Sequence[Sequence[int]], tails: Sequence[Sequence[Sequence[int]]]
     ) -> list[float]:
-        """Return the log-likelihoods of the continuations of every context, one forward for each
-        pair."""
+        """Return the log-likelihoods of all continuations, context by context.
+
+        `tails` are the continuations of each context. Each of them takes a forward pass.
+        """
         torch.set_num_threads(self._threads)
         scores = []
         for context, continuations in zip(contexts, tails, strict=True):
@@ -96,15 +102,14 @@ class Theirs:
         return scores
 
     def _score(self, context: Sequence[int], continuation: Sequence[int]) -> float:
-        # The last position predicts the token behind the continuation.
+        # The logits of a position predict the next token, so those of the last are not needed.
         logits = self._logits(context, continuation, keep=len(continuation) + 1)[:-1]
         logprobs = logits.double().log_softmax(-1)
         return float(logprobs.gather(1, torch.tensor(continuation)[:, None]).sum())
 
     @torch.inference_mode()
     def top_two_gap(self, prompt: Sequence[int], response: Sequence[int]) -> float:
-        """Return how far the likeliest next token's logit is above the second one's, behind a
-        prompt and a response."""
+        """Return the gap between the two best logits of the next token behind a response."""
         best = self._logits(prompt, response, keep=1)[-1].topk(2).values
         return float(best[0] - best[1])
 

@@ -1,6 +1,5 @@
-"""Experiments that kill, stop, cut and restart parts of a running fleet, and check that its clients
-notice nothing.
+"""Chaos experiments: they disturb a running fleet, and check that its clients notice nothing.
 
-`python -m scripts.chaos --help` lists the scenarios.
-`tests/chaos/` drives the same parts to exact phases of a job.
+Parts of the fleet are killed, stopped, cut off and restarted. `python -m scripts.chaos --help`
+lists the scenarios. `tests/chaos/` uses the same parts to disturb exact phases of a job.
 """

@@ -1,9 +1,9 @@
-"""Measure on this machine which faults the fleet bears: `python -m scripts.chaos
---scenarios kill,stop,...` prints one row of a table for each scenario.
+"""Measure which faults a fleet on this machine tolerates.
 
-Exits with 1 if a scenario falls short. It holds if nothing failed, if no client of a single front had
-to ask again, if all texts are those of an undisturbed run, if each job has one terminal event, and
-if nothing is left behind in Redis.
+`python -m scripts.chaos --scenarios kill,stop,...` prints a row of a table for each scenario. The
+exit status is 1 if a scenario falls short. It holds if no request failed, if no client of a single
+front had to repeat a request, if all texts are those of an undisturbed run, if each job has one
+terminal event, and if nothing is left behind in Redis.
 """
 
 import argparse
@@ -45,7 +45,8 @@ def main() -> int:
 
 
 def _run(name: str, plan: ExperimentPlan) -> ScenarioResult:
-    begun = time.strftime("%H:%M:%S")
+    """Run a scenario and print its row, with the first few of its problems below."""
+    started_at = time.strftime("%H:%M:%S")
     load_before = os.getloadavg()[0]
     result = asyncio.run(ALL_SCENARIOS[name](plan))
     load_after = os.getloadavg()[0]
@@ -53,7 +54,7 @@ def _run(name: str, plan: ExperimentPlan) -> ScenarioResult:
     figures = ", ".join(f"{key} {value}" for key, value in result.figures.items())
     verdict = "falls short" if result.wrong else "holds"
     load = f"load {load_before:.1f} to {load_after:.1f}"
-    print(f"| {result.name} | {verdict} | {figures} | {begun}, {load} |", flush=True)
+    print(f"| {result.name} | {verdict} | {figures} | {started_at}, {load} |", flush=True)
 
     for line in result.wrong[:_SHOWN]:
         print(f"  {line}", flush=True)

@@ -1,9 +1,8 @@
-"""Clients as they are out there, which wait for an answer, stream it, poll for it, or ask for
-scores.
+"""HTTP clients that wait for an answer, stream it, poll for it, or score continuations.
 
-A client of one front repeats nothing. A persistent client knows several fronts: when one goes away
-it asks the next one for the same work, by its idempotency key or from the last event id that it has
-seen.
+An ordinary client repeats no request. A persistent client knows several fronts. When one goes away
+it sends the request to the next one, with the same idempotency key, or resumes the stream there
+from its last event id.
 """
 
 import asyncio
@@ -18,21 +17,24 @@ import httpx
 from scripts.chaos.requests import Answer, ClientRequest
 
 _DONE = "[DONE]"
-_TRIES = 100
+_MAX_TRIES = 100
 _PAUSE_S = 0.1
 _FAILED = ("failed", "cancelled")
 
 
 class FrontGone(Exception):
-    """The front broke off, or refuses because it is leaving: another one should be asked."""
+    """The connection broke, or the front is shutting down: another front may answer."""
 
 
 class Refused(Exception):
-    """The server answered with an error, which the message holds in the server's words."""
+    """The server answered with an error, whose body is the message."""
 
 
 class Client:
-    """A client of the fronts at `urls()`, which is called anew for each try: fronts come and go."""
+    """A client of the fronts at `urls()`.
+
+    It calls `urls` before each try, as fronts come and go.
+    """
 
     def __init__(self, urls: Callable[[], Sequence[str]], *, is_persistent: bool = False) -> None:
         self._urls = urls
@@ -44,16 +46,16 @@ class Client:
         await self._http.aclose()
 
     async def request(self, request: ClientRequest) -> Answer:
-        """Return the answer, whatever it takes. If none can be had, its `error` says why."""
+        """Send a request and return the answer. If it fails, `error` of the answer says why."""
         answer = Answer(request)
         await self.fill(answer)
         return answer
 
     async def fill(self, answer: Answer) -> None:
-        """Ask for `answer.request`, and fill in the answer as it comes."""
+        """Send `answer.request`, and fill in the answer as it comes."""
         max_tries = 1
         if self._is_persistent:
-            max_tries = _TRIES
+            max_tries = _MAX_TRIES
 
         for number in range(1, max_tries + 1):
             answer.tries = number
@@ -79,30 +81,30 @@ class Client:
             case "poll":
                 await self._poll(url, answer)
             case _:
-                reply = await self._http.post(url + request.path, **self._order(request))
-                _take_whole(answer, _checked(reply))
+                arguments = self._post_arguments(request)
+                response = await self._http.post(url + request.path, **arguments)
+                _take_whole(answer, _checked(response))
         if request.steps:
-            answer.said = {0: await self._file(url, answer.file_id)}
+            answer.texts = {0: await self._file(url, answer.file_id)}
         answer.error = ""
         answer.frames.append(time.monotonic())
 
     async def _stream(self, url: str, answer: Answer) -> None:
-        """Read the stream from its start, or from behind the last event that this client has
-        seen."""
+        """Read the stream from its start, or from behind the last event that this client has."""
         if answer.last_id:
             # An event id begins with the id of the request.
             path = f"/v1/jobs/{answer.last_id.partition('.')[0]}/events"
             stream = self._http.stream("GET", url + path, headers={"Last-Event-ID": answer.last_id})
         else:
-            answer.said = {}
-            order = self._order(answer.request)
-            stream = self._http.stream("POST", url + answer.request.path, **order)
+            answer.texts = {}
+            arguments = self._post_arguments(answer.request)
+            stream = self._http.stream("POST", url + answer.request.path, **arguments)
 
-        async with stream as reply:
-            if reply.status_code != 200:
-                await reply.aread()
-                _checked(reply)
-            async for line in reply.aiter_lines():
+        async with stream as response:
+            if response.status_code != 200:
+                await response.aread()
+                _checked(response)
+            async for line in response.aiter_lines():
                 if line.startswith("id:"):
                     answer.last_id = line.removeprefix("id:").strip()
                 elif line.startswith("data:"):
@@ -114,30 +116,30 @@ class Client:
     async def _file(self, url: str, file_id: str) -> str:
         """Return the contents of a file.
 
-        It is asked for by a request of its own, which a persistent client repeats on its own too.
+        A persistent client repeats this request apart from that for the task.
         """
-        for number in range(_TRIES):
+        for number in range(_MAX_TRIES):
             try:
-                reply = await self._http.get(f"{url}/v1/artifacts/{file_id}")
-                if reply.status_code != 200:
-                    _checked(reply)
-                return reply.text
+                response = await self._http.get(f"{url}/v1/artifacts/{file_id}")
+                if response.status_code != 200:
+                    _checked(response)
+                return response.text
             except (FrontGone, httpx.TransportError):
-                if not self._is_persistent or number + 1 == _TRIES:
+                if not self._is_persistent or number + 1 == _MAX_TRIES:
                     raise
             await asyncio.sleep(_PAUSE_S)
             url = self._next_url()
         raise AssertionError("the last try returns or raises")
 
     def _take(self, answer: Answer, data: str) -> bool:
-        """Take a frame of a stream, and return whether it was the last one."""
+        """Add a frame of a stream to the answer, and return whether it is the last one."""
         answer.frames.append(time.monotonic())
         if data == _DONE:
             return True
 
         chunk = json.loads(data)
         if "error" in chunk:
-            if self._is_persistent and _is_passing(chunk["error"]):
+            if self._is_persistent and _is_temporary(chunk["error"]):
                 raise FrontGone(data)
             raise Refused(data)
 
@@ -145,16 +147,16 @@ class Client:
             _take_step(answer, chunk)
             return False
         for choice, text in _texts(chunk).items():
-            answer.said[choice] = answer.said.get(choice, "") + text
+            answer.texts[choice] = answer.texts.get(choice, "") + text
         return False
 
     async def _poll(self, url: str, answer: Answer) -> None:
         """Submit the request once, by its key, and then poll until it has ended."""
         if not answer.last_id:
-            order = self._order(answer.request)
-            order["headers"]["Prefer"] = "respond-async"
-            reply = await self._http.post(url + answer.request.path, **order)
-            answer.last_id = str(_checked(reply, expected=202)["id"])
+            arguments = self._post_arguments(answer.request)
+            arguments["headers"]["Prefer"] = "respond-async"
+            response = await self._http.post(url + answer.request.path, **arguments)
+            answer.last_id = str(_checked(response, expected=202)["id"])
 
         while True:
             job = _checked(await self._http.get(f"{url}/v1/jobs/{answer.last_id}"))
@@ -165,7 +167,7 @@ class Client:
                 raise Refused(json.dumps(job))
             await asyncio.sleep(_PAUSE_S)
 
-    def _order(self, request: ClientRequest) -> dict[str, Any]:
+    def _post_arguments(self, request: ClientRequest) -> dict[str, Any]:
         """Return the body and headers of a POST, as arguments of httpx."""
         headers = {"X-Request-Id": request.name}
         if self._is_persistent or request.mode == "poll":
@@ -173,34 +175,40 @@ class Client:
         return {"json": request.body, "headers": headers}
 
 
-async def load(client: Client, asks: Iterable[ClientRequest], num_clients: int) -> list[Answer]:
-    """Send all requests, `num_clients` at a time, and return their answers as they ended."""
-    requests = iter(asks)
+async def load(client: Client, requests: Iterable[ClientRequest], num_clients: int) -> list[Answer]:
+    """Send all requests, `num_clients` at a time.
+
+    Return their answers in the order in which they end.
+    """
+    # All senders share this iterator, so that each request is sent once.
+    pending = iter(requests)
     answers: list[Answer] = []
 
-    async def one_after_the_other() -> None:
-        for request in requests:
+    async def send_some() -> None:
+        for request in pending:
             answers.append(await client.request(request))
 
     async with asyncio.TaskGroup() as group:
         for _ in range(num_clients):
-            group.create_task(one_after_the_other())
+            group.create_task(send_some())
     return answers
 
 
-def _checked(reply: httpx.Response, expected: int = 200) -> Any:
-    """Return the JSON of a reply with the expected status. Raises FrontGone for 503, and Refused
-    for any other status."""
-    if reply.status_code == expected:
-        return reply.json()
-    message = f"{reply.status_code}: {reply.text[:300]}"
-    if reply.status_code == 503:
+def _checked(response: httpx.Response, expected: int = 200) -> Any:
+    """Return the JSON of a response with the expected status.
+
+    Raises FrontGone for 503, and Refused for any other status.
+    """
+    if response.status_code == expected:
+        return response.json()
+    message = f"{response.status_code}: {response.text[:300]}"
+    if response.status_code == 503:
         raise FrontGone(message)
     raise Refused(message)
 
 
-def _is_passing(error: Any) -> bool:
-    """Return whether an error says that the same request may succeed elsewhere or later."""
+def _is_temporary(error: Any) -> bool:
+    """Return whether the same request may succeed on another front or later."""
     return isinstance(error, dict) and error.get("code") in (
         "draining",
         "broker_unavailable",
@@ -209,17 +217,17 @@ def _is_passing(error: Any) -> bool:
 
 
 def _take_whole(answer: Answer, body: Any) -> None:
-    """Take the whole answer of a request."""
+    """Fill in the answer from the body of a whole result."""
     if answer.request.steps:
         answer.file_id = body["file"]["id"]
     elif answer.request.mode == "scoring":
-        answer.said = {0: json.dumps(body["ll"])}
+        answer.texts = {0: json.dumps(body["ll"])}
     else:
-        answer.said = _texts(body)
+        answer.texts = _texts(body)
 
 
 def _take_step(answer: Answer, frame: Any) -> None:
-    """Take a frame of an echo task, which is its opening, its progress, or the whole answer."""
+    """Add a frame of an echo task, which is its opening, its progress, or the whole result."""
     if frame.get("object") == "job.progress":
         answer.steps_done.append(frame["done"])
     elif "file" in frame:

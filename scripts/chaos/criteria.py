@@ -1,5 +1,4 @@
-"""The plan of an experiment, and the criteria for its outcome: the figures of a scenario,
-and everything that is wrong with them."""
+"""The plan of an experiment, the figures of its outcome, and the criteria for them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,8 @@ _REFUSED = "job dropped"
 class ExperimentPlan:
     """The size of an experiment.
 
-    `model` is `echo` (rigged so that each step takes `step_s`) or `sample` (HRM-Text).
+    `model` is `echo`, rigged so that each step takes `step_s` seconds, or `sample`, an HRM-Text.
+    `every_s` is the interval of faults.
     """
 
     model: str = "echo"
@@ -36,20 +36,23 @@ class ExperimentPlan:
 
 @dataclass
 class ScenarioResult:
-    """The outcome of a scenario, and a row of the table. It holds when `wrong` is empty."""
+    """The outcome of a scenario: a row of the table, and the criteria that it does not meet.
+
+    The scenario holds if `wrong` is empty.
+    """
 
     name: str
     figures: dict[str, Any]
     wrong: list[str] = field(default_factory=list)
 
 
-def bars(name: str, plan: ExperimentPlan, figures: dict[str, Any]) -> list[str]:
-    """Return what is wrong by the further criteria for scenarios in which workers are lost."""
+def unmet_criteria(name: str, plan: ExperimentPlan, figures: dict[str, Any]) -> list[str]:
+    """Return the unmet criteria of scenarios in which workers or Redis are lost."""
     wrong = []
     gap_s = figures["gap p99 s"] or 0.0
     if name != "redis" and figures["requests hit"] == 0:
         wrong.append("no request was hit, so this proved nothing")
-    # A lost worker is noticed when its lease ends; a second more is for taking its jobs over.
+    # The loss of a worker shows when its leases end. Within a second more its jobs are taken over.
     if name != "redis" and gap_s > plan.lease_s + 1:
         wrong.append(f"the recovery gap is {gap_s} s, and the lease {plan.lease_s} s")
     if name == "stop" and figures["late appends refused"] == 0:
@@ -60,8 +63,7 @@ def bars(name: str, plan: ExperimentPlan, figures: dict[str, Any]) -> list[str]:
 async def result_of(
     name: str, fleet: Fleet, answers: Sequence[Answer], *, toll: Toll, seconds: float
 ) -> ScenarioResult:
-    """Wait for all jobs to end, and return the figures that all scenarios share and what is
-    wrong with them."""
+    """Wait until all jobs have ended, and return the figures and the criteria of all scenarios."""
     await all_ended(fleet.redis, _DRAIN_S)
 
     hit = set()
@@ -79,8 +81,8 @@ async def result_of(
         if answer.error:
             failures.append(f"{label} failed: {answer.error[:200]}")
         elif not answer.is_right:
-            changes.append(f"{label} said {answer.text[:80]!r}")
-        # Only a stream shows the gap that its client noticed.
+            changes.append(f"{label} has the text {answer.text[:80]!r}")
+        # Only a stream shows the gap in its frames.
         if request.name in hit and request.mode == "sse":
             gaps.append(answer.gap_s)
         if answer.tries > 1:
@@ -105,7 +107,7 @@ async def result_of(
 
 
 async def run_twice(fleet: Fleet, requests: Sequence[ClientRequest]) -> int:
-    """Return how many jobs there are beyond one for each request."""
+    """Return the number of jobs beyond one for each request."""
     names = {request.name for request in requests}
     num_jobs = 0
     for trace in await traces(fleet.redis):
@@ -115,8 +117,10 @@ async def run_twice(fleet: Fleet, requests: Sequence[ClientRequest]) -> int:
 
 
 def at(values: Sequence[float], share: float) -> float | None:
-    """Return the value of a sorted sequence that `share` of the values do not exceed, rounded to
-    two decimals. It is None if there are no values."""
+    """Return a quantile of sorted values, rounded to two decimals, or None if there are none.
+
+    `share` is the part of the values that do not exceed it.
+    """
     if not values:
         return None
     index = min(len(values) - 1, int(len(values) * share))

@@ -1,4 +1,4 @@
-"""The scenario of fair sharing, which measures who is served while there is too little for all."""
+"""The scenario of fair sharing: who is served while the fleet is overloaded?"""
 
 import asyncio
 import random
@@ -18,23 +18,25 @@ from worker.engine.scheduler import PATIENCE_STEPS
 _WORKERS = 2
 _BATCH = 4
 _SHARES = (0.8, 1.25)
-# A full worker looks for interactive jobs that often. A step may be under way then, and another one
-# generates the token.
+# The interval at which a full worker looks for interactive jobs. A step may be running then, and
+# the next ones generate the token.
 _FIRST_TOKEN_S = 0.1
 _FIRST_TOKEN_STEPS = 3
 _PAUSE_S = 0.2
-# The part of a step that is not the model's.
+# The part of a step that is not spent in the model.
 _OVERHEAD_S = 0.01
 _ENDED_BY_S = 60.0
 
 
 async def shares(clients: QueueClients, jobs: int, num_tokens: int) -> ScenarioResult:
-    """Check that two tenants of one class get the same number of tokens, although one has ten times
-    as many jobs, which are twice as long and came first."""
+    """Check that two tenants of one class get about the same number of tokens.
+
+    The jobs of one tenant are ten times as many, twice as long, and came first.
+    """
     flood = await clients.submit("flood", 10 * jobs, num_tokens=2 * num_tokens)
     await clients.filled()
     modest = await clients.submit("modest", jobs, num_tokens=num_tokens)
-    # The flood keeps the slots it had until its jobs end, so counting begins later.
+    # The flood keeps its slots until its jobs end, so counting begins when the other has one.
     await clients.first_token(modest)
     flood_before, modest_before = await clients.served(flood, modest)
 
@@ -44,7 +46,7 @@ async def shares(clients: QueueClients, jobs: int, num_tokens: int) -> ScenarioR
     await came_true(is_served, _ENDED_BY_S)
     flood_after, modest_after = await clients.served(flood, modest)
     is_flooded = await clients.num_in(flood, "queued") > 0
-    await clients.call_off(flood)
+    await clients.cancel(flood)
     await clients.texts(modest)
 
     modest_tokens = modest_after - modest_before
@@ -55,16 +57,16 @@ async def shares(clients: QueueClients, jobs: int, num_tokens: int) -> ScenarioR
         "to the flood": flood_tokens,
         "share": round(share, 2),
     }
-    least, most = _SHARES
+    lowest, highest = _SHARES
     wrong = []
-    if not least <= share <= most:
+    if not lowest <= share <= highest:
         wrong.append(f"the modest tenant had {share:.2f} times the flood's tokens")
     if not is_flooded:
-        wrong.append("the flood had dried up")
+        wrong.append("the flood had no job left in the queue")
     return ScenarioResult("shares", figures, wrong)
 
 
-def _unstretched() -> float:
+def _no_slowness() -> float:
     return 1.0
 
 
@@ -74,13 +76,13 @@ async def preemption(
     num_tokens: int,
     step_s: float,
     *,
-    slowness: Callable[[], float] = _unstretched,
+    slowness: Callable[[], float] = _no_slowness,
 ) -> ScenarioResult:
-    """Check that interactive jobs are served at once while bulk jobs hold every slot and more of
-    them wait, and that the bulk jobs' texts are those of an undisturbed run.
+    """Check that interactive jobs are served at once while bulk jobs fill the fleet.
 
-    The interactive jobs come one by one, at any moment of a step. `slowness` returns how many times
-    slower than a quiet machine this one is, and the limit is stretched by that.
+    Bulk jobs hold all slots, and more of them wait. Their texts must be those of an undisturbed
+    run. The interactive jobs come one by one, at random moments of a step. `slowness` returns the
+    factor by which this machine is slower than a quiet one; the limit is multiplied by it.
     """
     rng = random.Random(5)
     num_bulk = 2 * clients.slots
@@ -93,10 +95,10 @@ async def preemption(
     num_open = []
     for _ in range(num_urgent):
         await asyncio.sleep(rng.uniform(0, _PAUSE_S))
-        begun = time.monotonic()
+        started = time.monotonic()
         urgent = await clients.submit("eager", 1, num_tokens=4, priority="interactive")
         await clients.first_token(urgent)
-        wait_steps.append((time.monotonic() - begun) / step_s)
+        wait_steps.append((time.monotonic() - started) / step_s)
         num_open.append(await clients.num_in(bulk, "queued", "running"))
         await clients.texts(urgent)
 
@@ -130,13 +132,13 @@ async def ageing(
     ageing_s: float,
     step_s: float,
     *,
-    slowness: Callable[[], float] = _unstretched,
+    slowness: Callable[[], float] = _no_slowness,
 ) -> ScenarioResult:
-    """Check that a bulk job ends in time although interactive jobs come without end, three times as
-    many at once as there are slots.
+    """Check that a bulk job ends in time although interactive jobs keep coming.
 
-    In the queue it is first after three times `ageing_s`. In the engine it is paused at most twice
-    for `PATIENCE_STEPS`. `slowness` is that of `preemption`.
+    There are always three times as many of them as slots. The bulk job is the first in the queue
+    after three times `ageing_s`, and the engine pauses it at most twice for `PATIENCE_STEPS`.
+    `slowness` is that of `preemption`.
     """
     waited_s = 3 * ageing_s
     num_steps = 2 * PATIENCE_STEPS + 2 * num_tokens
@@ -144,7 +146,7 @@ async def ageing(
     async with _stream(clients, 3 * clients.slots, num_tokens) as answers:
         await clients.filled()
         num_waiting = []
-        begun = time.monotonic()
+        started = time.monotonic()
         num_before = len(answers)
         bulk = await clients.submit("bulk", 1, num_tokens=num_tokens, priority="bulk")
 
@@ -153,7 +155,7 @@ async def ageing(
             return await clients.num_in(bulk, "done") == 1
 
         is_done = await came_true(has_ended, 2 * limit_s)
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - started
         num_meanwhile = len(answers) - num_before
 
     median_waiting = statistics.median(num_waiting)
@@ -172,7 +174,7 @@ async def ageing(
 
 
 async def fair(plan: ExperimentPlan) -> ScenarioResult:
-    """Run all three experiments, on workers with few slots."""
+    """Run all three experiments on workers with few slots."""
     flags = ("--max-batch-size", str(_BATCH))
     async with fleet_of(replace(plan, workers=_WORKERS), 0, worker_flags=flags) as fleet:
         clients = QueueClients(fleet.redis, plan.model, slots=_WORKERS * _BATCH)
@@ -198,12 +200,14 @@ async def fair(plan: ExperimentPlan) -> ScenarioResult:
 async def _stream(
     clients: QueueClients, num_callers: int, num_tokens: int
 ) -> AsyncIterator[list[str]]:
-    """Run callers who ask again as soon as they are answered, while the body runs. Yields the list
-    of their answers, which grows."""
+    """Run callers while the context lasts, and yield the growing list of their answers.
+
+    Each caller submits its next job as soon as the one before has ended.
+    """
     is_over = False
     answers: list[str] = []
 
-    async def keep_asking(number: int) -> None:
+    async def keep_submitting(number: int) -> None:
         while not is_over:
             request = await clients.submit(
                 f"eager {number}", 1, num_tokens=num_tokens, priority="interactive"
@@ -212,6 +216,6 @@ async def _stream(
 
     async with asyncio.TaskGroup() as group:
         for number in range(num_callers):
-            group.create_task(keep_asking(number))
+            group.create_task(keep_submitting(number))
         yield answers
         is_over = True

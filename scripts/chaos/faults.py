@@ -1,6 +1,6 @@
-"""Faults that hit a fleet at a steady pace while its clients work.
+"""Faults that are injected into a fleet at regular intervals while its clients work.
 
-Each hits a member that is chosen at random, and counts in a `Toll` what it did.
+Each fault hits a random member of the fleet, and is counted in a `Toll`.
 """
 
 import asyncio
@@ -19,10 +19,10 @@ Fault = Callable[[Fleet, random.Random, "Toll"], Awaitable[None]]
 
 @dataclass
 class Toll:
-    """The number of faults, and how often one was skipped to spare the last member that ran.
+    """The counts of the faults that hit, and of those that were skipped to spare the last member.
 
-    Of the members that were asked to terminate, `exits_s` and `statuses` keep the time that each
-    took (seconds) and its exit status.
+    For each member that got SIGTERM, `exits_s` has the seconds until its end and `statuses` its
+    exit status.
     """
 
     faults: int = 0
@@ -33,19 +33,22 @@ class Toll:
 
 @asynccontextmanager
 async def every(seconds: float, fault: Fault, fleet: Fleet, seed: int = 1) -> AsyncIterator[Toll]:
-    """Inject `fault` once every so many seconds while the body runs, and finish what has begun."""
+    """Inject `fault` once every `seconds` while the context lasts.
+
+    At its end the faults that have begun are waited for.
+    """
     toll = Toll()
     is_over = asyncio.Event()
     rng = random.Random(seed)
-    begun: set[asyncio.Task[None]] = set()
+    tasks: set[asyncio.Task[None]] = set()
 
     async def keep_pace() -> None:
         while not is_over.is_set():
             try:
                 await asyncio.wait_for(is_over.wait(), seconds)
             except TimeoutError:
-                # Nobody waits for the fault here: it may last longer than the pause to the next.
-                begun.add(asyncio.create_task(fault(fleet, rng, toll)))  # type: ignore[arg-type]
+                # A task of its own, as a fault may last longer than the pause before the next.
+                tasks.add(asyncio.create_task(fault(fleet, rng, toll)))  # type: ignore[arg-type]
 
     pace = asyncio.create_task(keep_pace())
     try:
@@ -53,7 +56,7 @@ async def every(seconds: float, fault: Fault, fleet: Fleet, seed: int = 1) -> As
     finally:
         is_over.set()
         await pace
-        await asyncio.gather(*begun)
+        await asyncio.gather(*tasks)
 
 
 async def kill_worker(fleet: Fleet, rng: random.Random, toll: Toll) -> None:
@@ -66,7 +69,10 @@ async def kill_worker(fleet: Fleet, rng: random.Random, toll: Toll) -> None:
 
 
 async def stop_worker(fleet: Fleet, rng: random.Random, toll: Toll, *, for_s: float = 20.0) -> None:
-    """Stop a worker with SIGSTOP, and let it go on later. The last worker that runs is spared."""
+    """Stop a worker with SIGSTOP, and resume it `for_s` seconds later.
+
+    The last worker that runs is spared.
+    """
     victim = _victim(fleet.workers, rng, toll)
     if victim is not None:
         await victim.stop()
@@ -75,8 +81,10 @@ async def stop_worker(fleet: Fleet, rng: random.Random, toll: Toll, *, for_s: fl
 
 
 async def kill_front(fleet: Fleet, rng: random.Random, toll: Toll) -> None:
-    """Kill a front with SIGKILL and start another one on its port. The last front that runs is
-    spared."""
+    """Kill a front with SIGKILL and start another one on its port.
+
+    The last front that runs is spared.
+    """
     victim = _victim(fleet.fronts, rng, toll)
     if victim is not None:
         fleet.leave(victim)
@@ -85,8 +93,10 @@ async def kill_front(fleet: Fleet, rng: random.Random, toll: Toll) -> None:
 
 
 async def cut_worker(fleet: Fleet, rng: random.Random, toll: Toll, *, for_s: float = 4.0) -> None:
-    """Cut a worker off from Redis for longer than its leases last. The last worker that is
-    connected is spared."""
+    """Cut a worker off from Redis for `for_s` seconds, which is longer than its leases.
+
+    The last worker that is connected is spared.
+    """
     connected = [member for member in fleet.workers if not member.proxy.is_cut]
     victim = _victim(connected, rng, toll)
     if victim is not None:
@@ -96,7 +106,7 @@ async def cut_worker(fleet: Fleet, rng: random.Random, toll: Toll, *, for_s: flo
 
 
 async def kill_redis(fleet: Fleet, rng: random.Random, toll: Toll) -> None:
-    """Kill Redis and bring it back. It is never spared."""
+    """Kill Redis and start it again."""
     toll.faults += 1
     await restart_redis(fleet)
 
@@ -112,8 +122,7 @@ async def restart_redis(fleet: Fleet) -> None:
 
 
 async def roll(fleet: Fleet, toll: Toll) -> None:
-    """Ask each worker and then each front to terminate, one at a time, and replace it when it is
-    gone."""
+    """Terminate each worker and then each front, one at a time, and replace it at its end."""
     for group, replace in ((fleet.workers, _new_worker), (fleet.fronts, _new_front)):
         for member in list(group):
             toll.faults += 1
@@ -125,7 +134,10 @@ async def roll(fleet: Fleet, toll: Toll) -> None:
 
 
 async def replace_the_dead(fleet: Fleet, toll: Toll) -> None:
-    """Count and replace workers that end by themselves, as a supervisor does, until cancelled."""
+    """Replace workers that end by themselves, as a supervisor does, until cancelled.
+
+    Each of them counts as a fault.
+    """
     while True:
         for member in list(fleet.workers):
             if not member.is_running:
@@ -135,21 +147,25 @@ async def replace_the_dead(fleet: Fleet, toll: Toll) -> None:
         await asyncio.sleep(0.02)
 
 
-async def _new_worker(fleet: Fleet, gone: FleetProcess) -> None:
+async def _new_worker(fleet: Fleet, old: FleetProcess) -> None:
     await fleet.add_worker()
 
 
-async def _new_front(fleet: Fleet, gone: FleetProcess) -> None:
-    await fleet.add_front(port_of(gone))
+async def _new_front(fleet: Fleet, old: FleetProcess) -> None:
+    await fleet.add_front(port_of(old))
 
 
 def port_of(front: FleetProcess) -> int:
+    """Return the port at which a front listens."""
     return int(front.url.rpartition(":")[2])
 
 
 def _victim(members: list[FleetProcess], rng: random.Random, toll: Toll) -> FleetProcess | None:
-    """Choose one of the members that run, or None if it would be the last."""
-    running = [member for member in members if member.is_running and not member.is_stopped]
+    """Return one of the members that run, chosen at random, or None if it would be the last."""
+    running = []
+    for member in members:
+        if member.is_running and not member.is_stopped:
+            running.append(member)
     if len(running) < 2:
         toll.spared += 1
         return None

@@ -1,5 +1,4 @@
-"""The invariants that hold when every request has ended, whatever happened on the way. They are
-read from Redis itself."""
+"""Invariants of the data in Redis that hold when all requests have ended, whatever faults came."""
 
 from collections.abc import Awaitable
 from dataclasses import dataclass
@@ -13,14 +12,15 @@ from shared.messages import Event, Job, Started, Terminal, Tokens, decode_job
 from shared.queue import keys
 from shared.queue.broker import Broker
 
-_OWNED = ("job", "log", "request", "key")
-_EMPTY = ("line", "leases", "open", "turns")
+# Kinds of keys that must have a time to live, and kinds that must be gone.
+_EXPIRING = ("job", "log", "request", "key")
+_GONE = ("line", "leases", "open", "turns")
 _OPEN = (b"queued", b"running")
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One job as Redis remembers it."""
+    """A job and its log as they are in Redis."""
 
     job: Job
     state: str
@@ -29,7 +29,7 @@ class Trace:
 
     @property
     def starts(self) -> int:
-        """The number of times that a worker has started the job."""
+        """How often a worker has started the job."""
         return sum(isinstance(event, Started) for event in self.events)
 
     @property
@@ -43,12 +43,12 @@ class Trace:
 
     @property
     def was_hit(self) -> bool:
-        """Return whether one worker took the job from another."""
+        """Whether a worker has taken the job over from another."""
         return self.epoch > 1
 
 
 async def traces(redis: Redis) -> list[Trace]:
-    """Return a trace of every job there is."""
+    """Return the traces of all jobs in Redis."""
     reader = LogReader(Broker(redis))
     job_traces = []
     async for name in redis.scan_iter("aios:{*}:job:*", count=1000):
@@ -71,7 +71,7 @@ async def num_open(redis: Redis) -> int:
 
 
 async def all_ended(redis: Redis, within_s: float) -> bool:
-    """Return True as soon as no job is open any more, and False if that takes too long."""
+    """Return True as soon as no job is open, and False if one is still open after `within_s`."""
 
     async def is_none_open() -> bool:
         return await num_open(redis) == 0
@@ -80,12 +80,12 @@ async def all_ended(redis: Redis, within_s: float) -> bool:
 
 
 async def violations(redis: Redis) -> list[str]:
-    """Return everything that is not as it must be, in words. Call it when no job is open."""
+    """Return a sentence for each violated invariant. Call this when no job is open."""
     return [*await _bad_logs(redis), *await _left_behind(redis)]
 
 
 async def _bad_logs(redis: Redis) -> list[str]:
-    """Return the jobs whose logs do not end with their only terminal event."""
+    """Return a sentence for each job whose log does not end with its only terminal event."""
     bad = []
     for trace in await traces(redis):
         ends = [event for event in trace.events if isinstance(event, Terminal)]
@@ -97,14 +97,14 @@ async def _bad_logs(redis: Redis) -> list[str]:
 
 
 async def _left_behind(redis: Redis) -> list[str]:
-    """Return the keys that should expire and do not, or should be gone, or should count to 0."""
+    """Return a sentence for each key that does not expire, is not gone, or does not count 0."""
     bad = []
     async for raw_name in redis.scan_iter("aios:{*}:*", count=1000):
         name = raw_name.decode()
         kind = name.split(":")[2]
-        if kind in _OWNED and await redis.pttl(name) < 0:
+        if kind in _EXPIRING and await redis.pttl(name) < 0:
             bad.append(f"{name} lives for ever")
-        elif kind in _EMPTY and not name.startswith(f"aios:{{{keys.PRESENCE}}}"):
+        elif kind in _GONE and not name.startswith(f"aios:{{{keys.PRESENCE}}}"):
             bad.append(f"{name} is left behind")
         elif kind == "depth":
             counts = await cast(Awaitable[dict[bytes, bytes]], redis.hgetall(name))

@@ -1,4 +1,4 @@
-"""Polling for what other processes do, since none of them sends a signal when it has done it."""
+"""Polling for the effects of other processes, none of which notifies this one."""
 
 import asyncio
 import time

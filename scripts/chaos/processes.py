@@ -1,6 +1,6 @@
 """The processes of an experiment: a Redis, fronts and workers.
 
-Each has a log file of its own, and each is ended by its pid.
+Each process has its own log file, and is ended by its pid.
 """
 
 import asyncio
@@ -25,30 +25,30 @@ from scripts.cli.parent_death import die_with_parent
 from shared.fleet.presence import Presence
 from shared.queue.broker import connect
 
-_READY_S = 90.0
-_GOING_S = 60.0
+_START_TIMEOUT_S = 90.0
+_STOP_TIMEOUT_S = 60.0
 
 
 @dataclass
 class FleetProcess:
     """One process of a fleet.
 
-    `url` is the address of a front. `line` is the proxy through which the process reaches Redis, if
-    it has one.
+    `url` is that of a front. `redis_proxy` is the proxy through which the process reaches Redis, or
+    None if it has none.
     """
 
     role: str
     process: asyncio.subprocess.Process
     log: Path
     url: str = ""
-    line: Proxy | None = None
+    redis_proxy: Proxy | None = None
     is_stopped: bool = False
 
     @property
     def proxy(self) -> Proxy:
-        """The proxy to Redis, in a fleet whose members have one each."""
-        assert self.line is not None, "has no line of its own"
-        return self.line
+        """The proxy to Redis of a process that has one."""
+        assert self.redis_proxy is not None, "this process has no proxy"
+        return self.redis_proxy
 
     @property
     def pid(self) -> int:
@@ -59,48 +59,50 @@ class FleetProcess:
         return self.process.returncode is None
 
     async def kill(self) -> None:
-        """Kill the process with SIGKILL, and lose the bytes that were on their way to Redis or
-        from it."""
+        """Kill the process with SIGKILL. Bytes on their way to Redis or from it are lost."""
         if self.is_running:
             self.process.kill()
         await self.process.wait()
-        if self.line is not None:
-            self.line.cut()
+        if self.redis_proxy is not None:
+            self.redis_proxy.cut()
 
     async def stop(self) -> None:
-        """Stop the process with SIGSTOP, and return when the kernel says that none of its threads
-        runs."""
+        """Stop the process with SIGSTOP, and wait until none of its threads runs."""
         self.process.send_signal(signal.SIGSTOP)
         self.is_stopped = True
-        await came_true(self._stands_still, _GOING_S, every_s=0.001)
+        await came_true(self._stands_still, _STOP_TIMEOUT_S, every_s=0.001)
 
     async def _stands_still(self) -> bool:
-        # Stopped, stopped by a debugger, ended but not waited for, or gone.
+        # T and t are stopped, Z has ended but was not waited for, X is gone.
         return set(thread_states(self.pid)) <= set("TtZX")
 
     def resume(self) -> None:
+        """Let a stopped process go on with SIGCONT."""
         self.is_stopped = False
         if self.is_running:
             self.process.send_signal(signal.SIGCONT)
 
     async def terminate(self) -> tuple[int, float]:
-        """Ask the process to end with SIGTERM, and kill it after a minute.
+        """End the process with SIGTERM, after a minute with SIGKILL.
 
-        Returns its exit status, and the seconds until it ended.
+        Return its exit status, and the seconds until it ended.
         """
-        begun = time.monotonic()
+        started = time.monotonic()
         self.process.terminate()
         try:
-            await asyncio.wait_for(self.process.wait(), _GOING_S)
+            await asyncio.wait_for(self.process.wait(), _STOP_TIMEOUT_S)
         except TimeoutError:
             self.process.kill()
         status = await self.process.wait()
-        return status, time.monotonic() - begun
+        return status, time.monotonic() - started
 
 
 def thread_states(pid: int) -> list[str]:
-    """Return the state of each thread of a process, as a letter of /proc: R (running), S
-    (sleeping), T (stopped), Z (ended)... A thread that is gone has X."""
+    """Return the state of each thread of a process, as a letter of /proc.
+
+    R is running, S sleeping, T stopped and Z ended; proc(5) has the others. A thread that is gone
+    has X.
+    """
     return [_state(task / "stat") for task in Path(f"/proc/{pid}/task").iterdir()]
 
 
@@ -116,9 +118,9 @@ def _state(stat: Path) -> str:
 class Fleet:
     """A fleet of processes on one Redis.
 
-    `worker_flags` and `front_flags` go to every worker and front, and `env` is added to the
-    environment of this process. `worker` is the module that workers run. With `has_proxies` each
-    member reaches Redis through a proxy of its own.
+    `worker` is the module that workers run. `worker_flags` and `front_flags` go to each worker and
+    front. `env` is added to the environment of this process for all members. With `has_proxies`
+    each member reaches Redis through its own proxy.
     """
 
     def __init__(
@@ -145,7 +147,7 @@ class Fleet:
         self._http = httpx.AsyncClient()
 
     async def add_worker(self) -> FleetProcess:
-        """Start a worker, and return it when its presence says that it is ready."""
+        """Start a worker, and return it when its record of presence says that it is ready."""
         flags = ["--log-level", "info", *self._worker_flags]
         member = await self._start("worker", [self._worker, *flags])
         await self._await(member, lambda: self._is_announced(member))
@@ -153,7 +155,7 @@ class Fleet:
         return member
 
     async def add_front(self, port: int | None = None) -> FleetProcess:
-        """Start a front on `port` or a free one, and return it when it answers."""
+        """Start a front on `port` or a free port, and return it when its `/healthz` answers."""
         if not port:
             port = free_port()
         flags = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"]
@@ -164,7 +166,7 @@ class Fleet:
         return member
 
     async def add_janitor(self, *flags: str) -> FleetProcess:
-        """Start the background role, and do not wait until it is ready."""
+        """Start the background role, without waiting until it is ready."""
         return await self._start("janitor", ["scripts.cli.jobs", *flags])
 
     @property
@@ -173,40 +175,41 @@ class Fleet:
         return [member for member in self._everybody if member.is_running]
 
     async def await_ready(self) -> None:
-        """Return when every front says that it is ready, which it is when it sees a worker."""
+        """Wait until every front is ready, which it is when it knows a ready worker."""
         for front in self.fronts:
             await self._await_answer(front, "/readyz")
 
     def leave(self, member: FleetProcess) -> None:
-        """Drop a member from `workers` and `fronts`; it is still ended with the fleet."""
+        """Remove a member from `workers` and `fronts`. It is still killed when the fleet closes."""
         for group in (self.workers, self.fronts):
             if member in group:
                 group.remove(member)
 
     async def close(self) -> None:
+        """Kill all members that were ever started, and close all connections."""
         for member in self._everybody:
             await member.kill()
-            if member.line is not None:
-                await member.line.close()
+            if member.redis_proxy is not None:
+                await member.redis_proxy.close()
         await self._http.aclose()
         await self.redis.aclose()
 
-    def log_lines(self, words: str) -> int:
-        """Return how many lines of the members' logs hold `words`."""
+    def log_lines(self, text: str) -> int:
+        """Return the number of lines with `text` in the logs of all members."""
         num_lines = 0
         for member in self._everybody:
             for line in member.log.read_text().splitlines():
-                if words in line:
+                if text in line:
                     num_lines += 1
         return num_lines
 
     async def _start(self, role: str, command: Sequence[str]) -> FleetProcess:
-        """Start `python -m` with the command and the address of Redis, or that of a new proxy."""
+        """Start `python -m` with the command and the URL of Redis or of a new proxy to it."""
         port = self.server.port
-        line = None
+        proxy = None
         if self._has_proxies:
-            line = await Proxy("127.0.0.1", port).start()
-            port = line.port
+            proxy = await Proxy("127.0.0.1", port).start()
+            port = proxy.port
         redis_url = self.server.url.replace(f":{self.server.port}/", f":{port}/")
         path = self.server.directory / f"{role}-{next(self._numbers)}.log"
         with path.open("wb") as log:
@@ -222,18 +225,21 @@ class Fleet:
                 env=self._env,
                 preexec_fn=die_with_parent(),
             )
-        member = FleetProcess(role, process, path, line=line)
+        member = FleetProcess(role, process, path, redis_proxy=proxy)
         self._everybody.append(member)
         return member
 
     async def _await(self, member: FleetProcess, holds: Callable[[], Awaitable[bool]]) -> None:
-        """Return when the condition holds. Raises RuntimeError with the member's log if it ends, or
-        if the condition does not hold in time."""
+        """Wait until the condition `holds`.
+
+        Raises RuntimeError, with the end of the member's log, if the member ends or if the
+        condition does not hold in time.
+        """
 
         async def is_over() -> bool:
             return not member.is_running or await holds()
 
-        is_in_time = await came_true(is_over, _READY_S)
+        is_in_time = await came_true(is_over, _START_TIMEOUT_S)
         if not is_in_time or not member.is_running:
             log = member.log.read_text()
             raise RuntimeError(f"{member.role} {member.pid} is not ready:\n{log[-2000:]}")
@@ -242,10 +248,12 @@ class Fleet:
         await self._await(front, lambda: self._answers(front.url + path))
 
     async def _is_announced(self, member: FleetProcess) -> bool:
-        state = await Presence(self.redis).fleet()
-        # The id of a worker is HOST-PID-RANDOM.
-        pid = f"-{member.pid}-"
-        return any(worker.state == "ready" and pid in worker.id for worker in state.workers)
+        known_fleet = await Presence(self.redis).fleet()
+        for worker in known_fleet.workers:
+            # The id of a worker is HOST-PID-RANDOM.
+            if worker.state == "ready" and f"-{member.pid}-" in worker.id:
+                return True
+        return False
 
     async def _answers(self, url: str) -> bool:
         try:
@@ -256,16 +264,16 @@ class Fleet:
 
 @asynccontextmanager
 async def fleet(num_workers: int, num_fronts: int = 1, **options: Any) -> AsyncIterator[Fleet]:
-    """Run a ready fleet on a Redis of its own, and kill all of it at the end.
+    """Run a fleet on its own Redis while the context lasts. It is ready when the context begins.
 
     `options` are those of `Fleet`.
     """
     with EmbeddedRedis() as server:
-        made = Fleet(server, **options)
+        members = Fleet(server, **options)
         try:
-            await asyncio.gather(*[made.add_worker() for _ in range(num_workers)])
-            await asyncio.gather(*[made.add_front() for _ in range(num_fronts)])
-            await made.await_ready()
-            yield made
+            await asyncio.gather(*[members.add_worker() for _ in range(num_workers)])
+            await asyncio.gather(*[members.add_front() for _ in range(num_fronts)])
+            await members.await_ready()
+            yield members
         finally:
-            await made.close()
+            await members.close()

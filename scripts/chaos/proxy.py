@@ -1,7 +1,6 @@
-"""A TCP proxy between a role and the server it connects to, which holds bytes back, delays them or
-cuts the connections.
+"""A TCP proxy between a client and a server that can hold, delay or cut its connections.
 
-The proxy knows nothing of the protocol that it carries, but can wait for a given word in it. Its
+The proxy knows nothing of the protocol that it carries, but it can wait for a given word in it. Its
 two directions are `to_server` and `to_client`.
 """
 
@@ -16,10 +15,10 @@ _CHUNK = 1 << 16
 
 @dataclass
 class Direction:
-    """The handling of bytes that go one way.
+    """The state of one direction.
 
-    Each chunk is delayed by a random time between the two values of `delay_s` (seconds). While
-    `open` is not set, bytes wait.
+    Each chunk is delayed by a random time between the two values of `delay_s`, in seconds. While
+    `open` is not set, chunks wait.
     """
 
     open: asyncio.Event = field(default_factory=asyncio.Event)
@@ -42,8 +41,8 @@ class Proxy:
         self.is_cut = False
         self._server: asyncio.Server | None = None
 
-        # The word that is waited for and the direction to hold when it comes, and then the
-        # connection on which it came: only that one's next bytes are the answer.
+        # Before the trap springs: its word, and the direction to hold when the word comes.
+        # Afterwards: the connection on which the word came, which the answer comes on too.
         self._trap: tuple[bytes, Direction] | None = None
         self._trapped: object = None
         self.answer = b""
@@ -63,24 +62,26 @@ class Proxy:
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 
-    def trap(self, word: bytes, way: Direction) -> None:
-        """Hold the direction `way` from the moment at which `word` is on its way to the server.
+    def trap(self, word: bytes, direction: Direction) -> None:
+        """Hold a direction from the moment at which `word` is on its way to the server.
 
-        Held `to_server`, the word itself is kept back; held `to_client`, the answer to it is. The
-        first bytes that the server answers are kept in `answer`.
+        If `to_server` is held, the word itself is held back. If `to_client` is held, the answer to
+        it is. The first bytes of the answer are kept in `answer`.
         """
-        self._trap = (word, way)
+        self._trap = (word, direction)
         self._trapped = None
         self.answer = b""
 
     @property
     def is_sprung(self) -> bool:
-        """Return whether the word that `trap` waits for has come."""
+        """Whether the word of the last `trap` has come."""
         return self._trap is None
 
     def cut(self) -> None:
-        """Break every connection, lose the bytes that are held, and refuse new connections until
-        `restore`."""
+        """Break all connections, and refuse new ones until `restore`.
+
+        Bytes that are held are lost.
+        """
         self.is_cut = True
         for writer in self._writers:
             writer.transport.abort()
@@ -88,14 +89,14 @@ class Proxy:
             pump.cancel()
 
     def restore(self) -> None:
-        """Let everything through again, and forget the trap."""
+        """Accept connections and forward bytes again, and remove the trap."""
         self.is_cut = False
         self._trap = None
         self.to_server.release()
         self.to_client.release()
 
     def slow(self, from_s: float, to_s: float) -> None:
-        """Delay every chunk from now on, in both directions, by a random time between both."""
+        """Delay each chunk in both directions by a random time between `from_s` and `to_s`."""
         self.to_server.delay_s = (from_s, to_s)
         self.to_client.delay_s = (from_s, to_s)
 
@@ -110,7 +111,7 @@ class Proxy:
             writer.transport.abort()
             return
         try:
-            far_reader, far_writer = await asyncio.open_connection(*self._target)
+            server_reader, server_writer = await asyncio.open_connection(*self._target)
         except OSError:
             writer.transport.abort()
             return
@@ -118,12 +119,12 @@ class Proxy:
         # The proxy may have been cut while the connection to the server was made.
         if self.is_cut:
             writer.transport.abort()
-            far_writer.transport.abort()
+            server_writer.transport.abort()
             return
 
         connection = object()
-        self._pump(connection, reader, far_writer, way=self.to_server)
-        self._pump(connection, far_reader, writer, way=self.to_client)
+        self._pump(connection, reader, server_writer, direction=self.to_server)
+        self._pump(connection, server_reader, writer, direction=self.to_client)
 
     def _pump(
         self,
@@ -131,9 +132,10 @@ class Proxy:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         *,
-        way: Direction,
+        direction: Direction,
     ) -> None:
-        pump = asyncio.create_task(self._carry(connection, reader, writer, way=way))
+        """Forward bytes in a task, which `cut` cancels."""
+        pump = asyncio.create_task(self._carry(connection, reader, writer, direction=direction))
         self._writers.add(writer)
         self._pumps.add(pump)
         pump.add_done_callback(self._pumps.discard)
@@ -145,31 +147,31 @@ class Proxy:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         *,
-        way: Direction,
+        direction: Direction,
     ) -> None:
         """Forward bytes until one side closes, then close the other side too."""
         try:
             with suppress(ConnectionError):
                 while data := await reader.read(_CHUNK):
-                    # Look first: the trap may hold the very bytes that spring it.
-                    self._look(connection, data, way)
-                    await way.open.wait()
-                    if any(way.delay_s):
-                        await asyncio.sleep(random.uniform(*way.delay_s))
+                    # The trap comes first, as it may hold the very bytes that spring it.
+                    self._inspect(connection, data, direction)
+                    await direction.open.wait()
+                    if any(direction.delay_s):
+                        await asyncio.sleep(random.uniform(*direction.delay_s))
                     writer.write(data)
                     await writer.drain()
         finally:
             writer.close()
 
-    def _look(self, connection: object, data: bytes, way: Direction) -> None:
+    def _inspect(self, connection: object, data: bytes, direction: Direction) -> None:
         """Spring the trap if its word is in `data`, or keep `data` if it is the answer to it."""
-        if way is self.to_server and self._trap is not None:
-            word, held_way = self._trap
+        if direction is self.to_server and self._trap is not None:
+            word, held_direction = self._trap
             if word in data:
-                held_way.hold()
+                held_direction.hold()
                 self._trap = None
                 self._trapped = connection
             return
-        is_answer = way is self.to_client and self._trapped is connection
+        is_answer = direction is self.to_client and self._trapped is connection
         if is_answer and not self.answer:
             self.answer = data

@@ -1,5 +1,7 @@
-"""Callers of any tenant and class. They use the queue itself, for every caller of a front is
-`public`."""
+"""Clients of any tenant, which submit straight to the queue.
+
+They use no front, since without keys every caller of a front has the tenant `public`.
+"""
 
 import asyncio
 from collections.abc import Sequence
@@ -28,9 +30,9 @@ _FILLED_BY_S = 60.0
 
 
 class QueueClients:
-    """Callers of any tenant and class, who ask for one model.
+    """Clients of any tenant and class that submit jobs for one model.
 
-    `slots` is how many sequences all workers of the fleet together can run at once.
+    `slots` is the number of sequences that all workers of the fleet can run at the same time.
     """
 
     def __init__(self, redis: Redis, model: str, slots: int) -> None:
@@ -52,7 +54,7 @@ class QueueClients:
         """Submit `count` jobs of `num_tokens` tokens each, all with different prompts."""
         sampling = Sampling(num_tokens, seed=7, temperature=0.8, ignore_eos=True)
         tasks = tuple(Generate(f"{number} of {tenant}", sampling) for number in range(count))
-        order = SubmitRequest(
+        request = SubmitRequest(
             self.model,
             tasks,
             tenant=tenant,
@@ -61,20 +63,21 @@ class QueueClients:
             deadline_s=600,
             is_streamed=True,
         )
-        request_id, jobs = self._submissions.jobs_of(order)
+        request_id, jobs = self._submissions.jobs_of(request)
         return await self._submissions.submit(
-            order,
+            request,
             request_id,
             jobs,
             quota=Quota(),
             queue_limits=QueueLimits(max_jobs=100_000),
         )
 
-    async def call_off(self, request: Request) -> None:
+    async def cancel(self, request: Request) -> None:
+        """Cancel all jobs of a request."""
         await self._submissions.end(request.job_ids, Cancelled())
 
     async def num_in(self, request: Request, *states: str) -> int:
-        """Return how many jobs of the request are in one of `states`."""
+        """Return the number of jobs of a request that are in one of `states`."""
         num_jobs = 0
         for job in await self._requests.look(request):
             if job.state in states:
@@ -82,12 +85,12 @@ class QueueClients:
         return num_jobs
 
     async def waiting(self, priority: Priority) -> int:
-        """Return how many jobs of a class wait in the queue."""
+        """Return the number of jobs of a class that wait in the queue."""
         depth = await self._submissions.depth(self.model)
         return depth.waiting[priority]
 
     async def filled(self) -> None:
-        """Return when every slot is taken, or raise RuntimeError after a minute."""
+        """Wait until all slots are taken. Raises RuntimeError if they are not after a minute."""
 
         async def is_full() -> bool:
             depth = await self._submissions.depth(self.model)
@@ -97,7 +100,7 @@ class QueueClients:
             raise RuntimeError("the fleet never had all its slots taken")
 
     async def served(self, *requests: Request) -> list[int]:
-        """Return the tokens that have been spent on each request until now, prompts included."""
+        """Return the number of tokens that each request has had until now, prompts included."""
         # One transaction reads all logs, so that the requests are compared at the same moment.
         async with self._redis.pipeline(transaction=True) as pipe:
             for request in requests:
@@ -114,13 +117,13 @@ class QueueClients:
         return totals
 
     async def first_token(self, request: Request) -> None:
-        """Return when the first job of the request has generated something."""
+        """Wait until the first job of a request has generated a token."""
         async for _, event in self._reader.follow(request.job_ids[0]):
             if isinstance(event, Tokens):
                 return
 
     async def texts(self, request: Request) -> list[str]:
-        """Wait for the jobs of the request to end, and return their texts."""
+        """Wait until the jobs of a request have ended, and return their texts."""
         return await asyncio.gather(*[self._text(job_id) for job_id in request.job_ids])
 
     async def _text(self, job_id: str) -> str:
@@ -139,7 +142,7 @@ def _num_tokens(log: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> int:
 
 
 def _cost(event: Event) -> int:
-    """Return the tokens that an event stands for: a prompt's, or those that were generated."""
+    """Return the number of tokens of an event: those of the prompt, or those generated."""
     match event:
         case Started():
             return event.num_prompt_tokens

@@ -10,11 +10,11 @@ Mode = Literal["sync", "sse", "scoring", "poll"]
 
 @dataclass(frozen=True)
 class ClientRequest:
-    """One request and the answer that is expected.
+    """One request and its expected answer.
 
-    `expected` is the whole text, with each of several choices on its own line, or the sums of the
-    scores as JSON. It is None while nobody knows it yet. With `steps` the request is for an echo
-    task, which yields no tokens but a file that has the text.
+    `expected` is the text, with each of several choices on its own line, or the sums of the scores
+    as JSON. It is None as long as it is not known. With `steps` the request is for an echo task,
+    whose result is a file with the text in place of tokens.
     """
 
     name: str
@@ -66,16 +66,15 @@ class ClientRequest:
 
 @dataclass
 class Answer:
-    """The answer as far as it has come.
+    """The answer to a request as far as it has come.
 
-    `said` holds the text of each choice. `frames` are the times at which the request left and each
-    frame came (seconds, monotonic), and `tries` counts how often a front was asked. For an echo
-    task, `steps_done` lists the steps that frames of progress told of, and `file_id` names its
-    file.
+    `texts` are those of the choices by index. `frames` are the times of the request and of each
+    frame, in seconds of the monotonic clock. `tries` counts the requests to fronts. For an echo
+    task `steps_done` lists the steps that the frames of progress report, and `file_id` is its file.
     """
 
     request: ClientRequest
-    said: dict[int, str] = field(default_factory=dict)
+    texts: dict[int, str] = field(default_factory=dict)
     error: str = ""
     frames: list[float] = field(default_factory=lambda: [time.monotonic()])
     last_id: str = ""
@@ -86,20 +85,22 @@ class Answer:
     @property
     def text(self) -> str:
         """The text of all choices, each on its own line."""
-        return "\n".join(self.said[choice] for choice in sorted(self.said))
+        return "\n".join(self.texts[choice] for choice in sorted(self.texts))
 
     @property
     def is_right(self) -> bool:
-        """Return whether the answer is the expected one, and its progress only ever went up."""
-        only_goes_up = self.steps_done == sorted(set(self.steps_done))
-        return not self.error and self.text == self.request.expected and only_goes_up
+        """Whether the answer is the expected one and its progress always rose."""
+        if self.error or self.text != self.request.expected:
+            return False
+        return self.steps_done == sorted(set(self.steps_done))
 
     @property
     def took_s(self) -> float:
+        """The seconds from the request to the last frame."""
         return self.frames[-1] - self.frames[0]
 
     @property
     def gap_s(self) -> float:
-        """The longest wait for a frame."""
+        """The longest time between two frames, in seconds."""
         gaps = [later - earlier for earlier, later in pairwise(self.frames)]
         return max(gaps, default=0.0)

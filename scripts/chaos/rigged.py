@@ -1,12 +1,11 @@
-"""The echo runners with a rig: they can be slow, held at an exact token, and made to crash their
-process.
+"""Rigged echo runners: they can be slow, be held at an exact token, and crash their process.
 
-A prompt says where. `hold:NAME:K` yields nothing beyond K tokens (or K scores) while the gate NAME
-is shut, which it is while a file of that name is in the folder that AIOS_CHAOS_GATES names.
-`poison` kills the process with SIGKILL. AIOS_CHAOS_STEP_S is how long each step takes. The n-th
-choice begins n characters later than the first, so that the choices can be told apart.
+A prompt with `hold:NAME:K` yields no more than K tokens (or K scores) while the gate NAME is shut.
+A gate is shut while there is a file of its name in the folder that AIOS_CHAOS_GATES names. A prompt
+with `poison` kills the process with SIGKILL. AIOS_CHAOS_STEP_S is the time of each step in seconds.
+The n-th choice begins n characters later than the first, so that the choices differ.
 
-An echo task that is held takes no more than K steps. Up to `BATCH` tasks run at once.
+An echo task that is held takes no more than K steps. A batch has up to `BATCH` tasks.
 """
 
 import os
@@ -36,15 +35,14 @@ _HELD_STEP_S = 0.005
 
 
 class RiggedEcho(Echo):
-    """The rigged echo model.
+    """The rigged runner of the echo model.
 
-    A sequence that is held stays where it is and the others go on, so that any number of jobs
-    reach their positions.
+    While a sequence is held the others go on, so that any number of jobs reach their gates.
     """
 
     def __init__(self, options: RunnerOptions) -> None:
         super().__init__(options)
-        # A sequence that is held must not use up the tokens of a step.
+        # The limit of the settings, not the echo model's: held sequences must not use it up.
         self.spec = replace(self.spec, step_tokens=options.step_tokens)
         self._gates = _gates_folder()
         self._step_s = float(os.environ.get(STEP_ENV, "0"))
@@ -56,7 +54,7 @@ class RiggedEcho(Echo):
             shut_gates = {file.name for file in self._gates.iterdir()}
         is_held = [self._is_held(part, shut_gates) for part in slices]
 
-        # With nothing to do a step would return at once, and the engine would spin.
+        # If all sequences are held, a step would return at once, and the engine would spin.
         pause_s = self._step_s
         if all(is_held):
             pause_s = max(pause_s, _HELD_STEP_S)
@@ -83,8 +81,8 @@ class RiggedEcho(Echo):
     def _is_held(self, part: Slice, shut_gates: set[str]) -> bool:
         """Return whether the slice goes beyond a gate that is shut.
 
-        If it does, it leaves a mark beside the gate, a file named NAME.KEY.CHOICE, which tells that
-        the sequence came here.
+        If it does, write a file NAME.KEY.CHOICE beside the gate, by which a test sees that the
+        sequence is held.
         """
         prompt = self._prompt(part.sequence)
         if POISON in prompt:
@@ -116,7 +114,7 @@ class RiggedEcho(Echo):
 class RiggedEchoTask(EchoTaskRunner):
     """The rigged runner of echo tasks.
 
-    A batch stands still at a step as long as the gate of any of its tasks is shut there.
+    A batch waits at a step while any of its tasks is held there.
     """
 
     def __init__(self, options: RunnerOptions) -> None:
@@ -131,8 +129,8 @@ class RiggedEchoTask(EchoTaskRunner):
 
     def _must_wait(self, tasks: Sequence[Task], step: int, progress: BatchProgress) -> bool:
         """Return whether any task is still wanted, and any is held."""
-        # Lists, not generators, so that every task is asked: `is_wanted` beats the worker's heart,
-        # and `_is_held` leaves the mark of each task that is held.
+        # Lists, not generators, so that both are called for every task: `is_wanted` is also the
+        # worker's heartbeat, and `_is_held` writes the file of each task that is held.
         is_wanted = [progress.is_wanted(index) for index in range(len(tasks))]
         if not any(is_wanted):
             return False
@@ -142,7 +140,7 @@ class RiggedEchoTask(EchoTaskRunner):
     def _is_held(self, task: Task, step: int) -> bool:
         """Return whether the task may not finish this step yet.
 
-        If so, it leaves a mark, a file named NAME.PID.REST, which tells that the task came here.
+        If so, write the file `mark_of` beside the gate, by which a test sees that the task is held.
         """
         assert isinstance(task, EchoTask)
         match = _HOLD.search(task.text)
@@ -157,7 +155,10 @@ class RiggedEchoTask(EchoTaskRunner):
 
 
 def mark_of(text: str, pid: int) -> str:
-    """Return the name of the mark that an echo task with this text leaves in the process `pid`."""
+    """Return the name of the file that tells that the process `pid` holds an echo task.
+
+    The name is NAME.PID.REST for the text `hold:NAME:K REST`.
+    """
     head, _, rest = text.partition(" ")
     gate = head.split(":")[1]
     return f"{gate}.{pid}.{rest.strip()}"

@@ -1,5 +1,7 @@
-"""The scenarios. Each puts a load on a fleet, injects faults, measures what comes of it,
-and judges whether that is enough."""
+"""The scenarios of chaos experiments.
+
+Each puts a load on a fleet, injects faults, measures the outcome, and checks it against criteria.
+"""
 
 import asyncio
 import time
@@ -11,7 +13,14 @@ from typing import Any
 
 from scripts.chaos import faults
 from scripts.chaos.clients import Client, load
-from scripts.chaos.criteria import ExperimentPlan, ScenarioResult, at, bars, result_of, run_twice
+from scripts.chaos.criteria import (
+    ExperimentPlan,
+    ScenarioResult,
+    at,
+    result_of,
+    run_twice,
+    unmet_criteria,
+)
 from scripts.chaos.faults import Fault, Toll, every
 from scripts.chaos.processes import Fleet, fleet
 from scripts.chaos.requests import ClientRequest, Mode
@@ -27,7 +36,10 @@ Scenario = Callable[[ExperimentPlan], Coroutine[Any, Any, ScenarioResult]]
 def fleet_of(
     plan: ExperimentPlan, num_fronts: int = 1, *, worker_flags: Sequence[str] = (), **options: Any
 ) -> AbstractAsyncContextManager[Fleet]:
-    """Run the fleet of a plan, ready to use. `worker_flags` come on top of the plan's own."""
+    """Run the fleet of a plan while the context lasts.
+
+    `worker_flags` are added to those of the plan. `options` are those of `Fleet`.
+    """
     flags = ["--lease-s", str(plan.lease_s)]
     flags += ["--ageing-s", str(plan.ageing_s)]
     flags += ["--max-new-tokens", "1024"]
@@ -50,15 +62,15 @@ def fleet_of(
 async def with_expected(
     plan: ExperimentPlan, client: Client, modes: Sequence[Mode]
 ) -> list[ClientRequest]:
-    """Return the requests of a load, each with the text that an undisturbed run of it has.
+    """Return the requests of a load, each with the text of an undisturbed run.
 
-    Some distinct requests are asked again and again, in all `modes` in turn. Raises RuntimeError if
-    the undisturbed run fails.
+    The load repeats `_DISTINCT` different requests, which have the `modes` in turn. Raises
+    RuntimeError if the undisturbed run fails.
     """
     kinds = []
     undisturbed = []
     for number in range(min(_DISTINCT, plan.requests)):
-        kind = _ask(plan, number, modes[number % len(modes)])
+        kind = _request(plan, number, modes[number % len(modes)])
         kinds.append(kind)
         undisturbed.append(replace(kind, name=f"alone-{kind.name}", mode=_plain(kind)))
 
@@ -84,33 +96,35 @@ async def under_load(
     is_persistent: bool = False,
     has_proxies: bool = False,
 ) -> ScenarioResult:
-    """Inject one fault after the other into a fleet whose clients stream, wait or ask for scores,
-    and repeat nothing unless they are persistent."""
+    """Inject one fault after the other into a fleet whose clients stream, wait or score.
+
+    The clients repeat no request unless they are persistent.
+    """
     async with fleet_of(plan, has_proxies=has_proxies) as running:
         client = Client(_urls_of(running), is_persistent=is_persistent)
         requests = await with_expected(plan, client, ("sse", "sync", "sse", "scoring"))
-        begun = time.monotonic()
+        started = time.monotonic()
         async with every(plan.every_s, fault, running) as toll:
             answers = await load(client, requests, plan.clients)
-            seconds = time.monotonic() - begun
+            seconds = time.monotonic() - started
         await client.close()
         result = await result_of(name, running, answers, toll=toll, seconds=seconds)
-        result.wrong += bars(name, plan, result.figures)
+        result.wrong += unmet_criteria(name, plan, result.figures)
         return result
 
 
 async def fronts_killed(plan: ExperimentPlan) -> ScenarioResult:
-    """Kill one of two fronts every so often, while their clients reconnect."""
+    """Kill one of two fronts at regular intervals, while their clients reconnect."""
     async with fleet_of(plan, 2) as running:
         # A front that is started again has the port of the one that was killed.
         urls = [front.url for front in running.fronts]
         undisturbed = Client(lambda: urls)
         client = Client(lambda: urls, is_persistent=True)
         requests = await with_expected(plan, undisturbed, ("sse", "sync", "poll", "scoring"))
-        begun = time.monotonic()
+        started = time.monotonic()
         async with every(plan.every_s, faults.kill_front, running) as toll:
             answers = await load(client, requests, plan.clients)
-            seconds = time.monotonic() - begun
+            seconds = time.monotonic() - started
         result = await result_of("front", running, answers, toll=toll, seconds=seconds)
 
         num_run_twice = await run_twice(running, requests)
@@ -123,16 +137,16 @@ async def fronts_killed(plan: ExperimentPlan) -> ScenarioResult:
 
 
 async def slow(plan: ExperimentPlan) -> ScenarioResult:
-    """Delay whatever a worker or front sends to Redis, and Redis to it, by 20 to 100 ms."""
+    """Delay all bytes between Redis and the workers and fronts by 20 to 100 ms."""
     async with fleet_of(plan, has_proxies=True) as running:
         client = Client(_urls_of(running))
         requests = await with_expected(plan, client, ("sse", "sync", "poll", "scoring"))
         from_s, to_s = _LATE_S
         for member in running.fronts + running.workers:
             member.proxy.slow(from_s, to_s)
-        begun = time.monotonic()
+        started = time.monotonic()
         answers = await load(client, requests, plan.clients)
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - started
         result = await result_of("slow", running, answers, toll=Toll(), seconds=seconds)
         took_s = sorted(answer.took_s for answer in answers)
         result.figures["took p50 s"] = at(took_s, 0.5)
@@ -142,21 +156,21 @@ async def slow(plan: ExperimentPlan) -> ScenarioResult:
 
 
 async def rolling(plan: ExperimentPlan) -> ScenarioResult:
-    """Restart every worker and both fronts, one after the other, while the load goes on."""
+    """Restart every worker and both fronts, one after the other, under load."""
     async with fleet_of(plan, 2) as running:
         urls = [front.url for front in running.fronts]
         undisturbed = Client(lambda: urls)
         client = Client(lambda: urls, is_persistent=True)
         requests = await with_expected(plan, undisturbed, ("sse", "sync", "sse", "scoring"))
         toll = Toll()
-        begun = time.monotonic()
+        started = time.monotonic()
         loading = asyncio.create_task(load(client, requests, plan.clients))
-        # By then the load is on its way.
+        # The load must be running before the first restart.
         await asyncio.sleep(1)
         await faults.roll(running, toll)
         is_covered = not loading.done()
         answers = await loading
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - started
         result = await result_of("rolling", running, answers, toll=toll, seconds=seconds)
 
         result.figures["exits s"] = " ".join(f"{exit_s:.2f}" for exit_s in toll.exits_s)
@@ -173,21 +187,23 @@ async def rolling(plan: ExperimentPlan) -> ScenarioResult:
 
 
 async def poisoned(plan: ExperimentPlan) -> ScenarioResult:
-    """Send 64 requests, one of which kills every worker that runs it, and replace the workers that
-    end."""
+    """Send 64 requests, one of which kills every worker that runs it.
+
+    Workers that end are replaced.
+    """
     async with fleet_of(replace(plan, workers=3)) as running:
         client = Client(_urls_of(running))
         toll = Toll()
         requests = []
         for number in range(64):
-            request = _ask(plan, number, "sync")
+            request = _request(plan, number, "sync")
             requests.append(replace(request, expected=_echoed(request)))
         requests[31] = replace(requests[31], prompt=POISON, expected=None)
 
         replacing = asyncio.create_task(faults.replace_the_dead(running, toll))
-        begun = time.monotonic()
+        started = time.monotonic()
         answers = await load(client, requests, num_clients=len(requests))
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - started
         replacing.cancel()
         await asyncio.gather(replacing, return_exceptions=True)
 
@@ -198,11 +214,11 @@ async def poisoned(plan: ExperimentPlan) -> ScenarioResult:
         result.figures["crashes"] = toll.faults
         result.figures["dead"] = num_dead
 
-        # Three workers is how many a job may crash before it is given up.
+        # A job is given up when three workers have crashed on it.
         is_given_up = "worker_crashed" in poisonous.error and num_dead == 1
         if not is_given_up or toll.faults > 3:
             result.wrong.append(
-                f"{toll.faults} crashes, {num_dead} dead, the poison's client got "
+                f"{toll.faults} crashes, {num_dead} dead, the client of the poison got "
                 f"{poisonous.error[:200]!r}"
             )
         await client.close()
@@ -210,11 +226,12 @@ async def poisoned(plan: ExperimentPlan) -> ScenarioResult:
 
 
 def _urls_of(running: Fleet) -> Callable[[], list[str]]:
-    """Return a function that lists the addresses of the fronts that run when it is called."""
+    """Return a function that returns the URLs of the fronts that run when it is called."""
     return lambda: [front.url for front in running.fronts]
 
 
-def _ask(plan: ExperimentPlan, number: int, mode: Mode) -> ClientRequest:
+def _request(plan: ExperimentPlan, number: int, mode: Mode) -> ClientRequest:
+    """Return one of the different requests of a load."""
     name = f"kind-{number}"
     prompt = f"{number} apples and {3 * number + 1} pears"
     if mode == "scoring":
@@ -224,12 +241,12 @@ def _ask(plan: ExperimentPlan, number: int, mode: Mode) -> ClientRequest:
 
 
 def _plain(request: ClientRequest) -> Mode:
-    """Return the mode in which an undisturbed run is asked."""
+    """Return the mode of a request in the undisturbed run."""
     return "scoring" if request.mode == "scoring" else "sync"
 
 
 def _echoed(request: ClientRequest) -> str:
-    """The text of the echo model: the prompt again and again, one token a character."""
+    """Return the text of the echo model, which repeats the prompt. A token is a character."""
     return (request.prompt * request.max_tokens)[: request.max_tokens]
 
 

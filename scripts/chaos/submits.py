@@ -1,5 +1,4 @@
-"""The scenario of many submits, which go straight into the queue, without a front, while workers are
-killed."""
+"""The scenario of submits: many jobs are submitted without a front while workers are killed."""
 
 import asyncio
 import random
@@ -19,19 +18,18 @@ from shared.queue.submission import QueueLimits, Quota, Submissions, SubmitReque
 
 _EVERY_S = 1.0
 _ENDED_BY_S = 300.0
-_AT_ONCE = 16
+_NUM_SUBMITTERS = 16
 
 
 async def submits(plan: ExperimentPlan) -> ScenarioResult:
-    """Check that each submitted job ends in exactly one terminal event, with the text of the echo
-    model."""
+    """Check that each job ends with one terminal event and has the text of the echo model."""
     async with fleet_of(replace(plan, model="echo", step_s=0.0)) as fleet:
-        begun = time.monotonic()
+        started = time.monotonic()
         async with every(_EVERY_S, faults.kill_worker, fleet) as toll:
             await _submit_all(fleet.redis, plan.submits)
-            submitted_s = time.monotonic() - begun
+            submitted_s = time.monotonic() - started
             await all_ended(fleet.redis, _ENDED_BY_S)
-            seconds = time.monotonic() - begun
+            seconds = time.monotonic() - started
 
         job_traces = await traces(fleet.redis)
         wrong = await violations(fleet.redis)
@@ -43,7 +41,7 @@ async def submits(plan: ExperimentPlan) -> ScenarioResult:
             if trace.was_hit:
                 num_hit += 1
             if not _is_as_expected(trace):
-                wrong.append(f"job {trace.job.id} is {trace.state} and said {trace.text[:60]!r}")
+                wrong.append(f"job {trace.job.id} is {trace.state}, its text {trace.text[:60]!r}")
         if len(job_traces) != plan.submits:
             wrong.append(f"{len(job_traces)} jobs of {plan.submits}")
 
@@ -59,17 +57,18 @@ async def submits(plan: ExperimentPlan) -> ScenarioResult:
 
 
 async def _submit_all(redis: Redis, count: int) -> None:
+    """Submit `count` jobs of one task each, several at the same time."""
     submissions = Submissions(Broker(redis))
     rng = random.Random(4)
-    # One iterator that all submitters take from: each task is submitted once.
+    # All submitters share this iterator, so that each task is submitted once.
     tasks = iter([_task(rng) for _ in range(count)])
 
     async def submit_some() -> None:
         for task in tasks:
-            order = SubmitRequest("echo", (task,), queue_timeout_s=600, deadline_s=600)
-            request_id, jobs = submissions.jobs_of(order)
+            request = SubmitRequest("echo", (task,), queue_timeout_s=600, deadline_s=600)
+            request_id, jobs = submissions.jobs_of(request)
             await submissions.submit(
-                order,
+                request,
                 request_id,
                 jobs,
                 quota=Quota(),
@@ -77,12 +76,12 @@ async def _submit_all(redis: Redis, count: int) -> None:
             )
 
     async with asyncio.TaskGroup() as group:
-        for _ in range(_AT_ONCE):
+        for _ in range(_NUM_SUBMITTERS):
             group.create_task(submit_some())
 
 
 def _task(rng: random.Random) -> Task:
-    """Draw a task: one in five is scored, the others are generated."""
+    """Draw a task: one in five scores continuations, the others generate."""
     text = "".join(rng.choices("abcdfghi ", k=rng.randint(1, 40)))
     if rng.random() < 0.2:
         return Score(text, (text[:5], "tail"))
@@ -90,7 +89,7 @@ def _task(rng: random.Random) -> Task:
 
 
 def _is_as_expected(trace: Trace) -> bool:
-    """Return whether a job is done and, where it generates, has the text of the echo model."""
+    """Return whether a job is done and, if it generates, has the text of the echo model."""
     if trace.state != "done":
         return False
     task = trace.job.task
@@ -98,6 +97,6 @@ def _is_as_expected(trace: Trace) -> bool:
 
 
 def _echoed(task: Generate) -> str:
-    """The text of the echo model: the prompt again and again, one token a character."""
+    """Return the text of the echo model, which repeats the prompt. A token is a character."""
     max_tokens = task.sampling.max_tokens
     return (str(task.prompt) * max_tokens)[:max_tokens]

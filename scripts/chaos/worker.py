@@ -1,5 +1,4 @@
-"""`python -m worker`, with the same flags, but with the rigged echo runners in place of the plain
-ones."""
+"""Run `python -m worker` with the rigged echo runners in place of the plain ones."""
 
 import sys
 from dataclasses import replace

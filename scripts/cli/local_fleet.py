@@ -1,9 +1,8 @@
-"""The fleets of this user on this machine, as the tools find them: one file for each in a private
-folder.
+"""Files by which tools find the fleets of this user on this machine, one for each fleet.
 
-`aios serve hrm` holds a lock on its file as long as it lives, however it ends. So a file that can
-be locked is stale, and is removed. The file holds the password of the fleet's Redis: the folder is
-open to its owner alone.
+`aios serve hrm` holds a lock on its file, which the kernel releases however the process ends. So a
+file that can be locked is stale, and is removed. A file holds the password of the fleet's Redis, so
+its folder is open to its owner alone.
 """
 
 import json
@@ -37,8 +36,8 @@ log = logging.getLogger("aios.serve")
 class LocalFleet:
     """A fleet that runs on this machine.
 
-    `url` is where it answers. `has_open_metrics` says that its `/metrics` asks for no key. Neither
-    is known of a fleet whose front is in another server's process: its `port` is 0.
+    `url` is that of its front. `has_open_metrics` is true if its `/metrics` needs no key. Neither
+    is known of a fleet whose front runs in another server's process: its `port` is 0.
     """
 
     pid: int
@@ -52,9 +51,9 @@ class LocalFleet:
 
 @contextmanager
 def announced(fleet: LocalFleet) -> Iterator[None]:
-    """Let the tools find `fleet` in this context.
+    """Let the tools find `fleet` while the context lasts.
 
-    Where there is no folder for its file they do not find it, and a warning says so.
+    If its file cannot be written, they do not find it, and a warning is logged.
     """
     try:
         file, descriptor = _write(fleet)
@@ -70,7 +69,7 @@ def announced(fleet: LocalFleet) -> Iterator[None]:
 
 
 def running_fleets() -> list[LocalFleet]:
-    """Return the fleets that run now, by their ports. Remove the files of others."""
+    """Return the fleets that run now, in the order of their ports. Remove the files of others."""
     fleets: list[LocalFleet] = []
     for folder in _folders():
         if fcntl is None or not _is_private(folder):
@@ -83,26 +82,26 @@ def running_fleets() -> list[LocalFleet]:
 
 
 def choose_fleet(port: int | None = None) -> LocalFleet:
-    """Return the one fleet that runs here, or the one with this port of several.
+    """Return the only fleet that runs here, or the one with this port.
 
     Raise SettingsError if there is not exactly one.
     """
     running = running_fleets()
-    chosen = [fleet for fleet in running if port is None or fleet.port == port]
-    if len(chosen) == 1:
-        return chosen[0]
+    matches = [fleet for fleet in running if port is None or fleet.port == port]
+    if len(matches) == 1:
+        return matches[0]
     if not running:
         raise SettingsError(
             "redis_url: expected a URL in --redis-url or AIOS_REDIS_URL: no `aios serve "
             "hrm` of this user runs here"
         )
-    shown = ", ".join(f"{fleet.url} (process {fleet.pid})" for fleet in running)
-    if chosen:
+    listing = ", ".join(f"{fleet.url} (process {fleet.pid})" for fleet in running)
+    if matches:
         raise SettingsError(
-            f"redis_url: several fleets run here: {shown}; choose one by --port, or give "
+            f"redis_url: several fleets run here: {listing}; choose one by --port, or give "
             "--redis-url"
         )
-    raise SettingsError(f"port: no fleet with port {port} runs here; there is {shown}")
+    raise SettingsError(f"port: no fleet with port {port} runs here; there is {listing}")
 
 
 def with_local_fleet(
@@ -129,7 +128,8 @@ def with_local_fleet(
 def _folders() -> Sequence[Path]:
     """Return the folders where files may lie, the best one first.
 
-    All are searched, as one shell of a user may know of a runtime folder and another not.
+    Tools search all of them, as XDG_RUNTIME_DIR may be set in one shell of a user and not in
+    another.
     """
     if os.environ.get(FOLDER_ENV):
         return [Path(os.environ[FOLDER_ENV])]
@@ -147,8 +147,10 @@ def _folders() -> Sequence[Path]:
 
 
 def _write(fleet: LocalFleet) -> tuple[Path, int]:
-    """Write the file of a fleet; return it, in place and locked, and the descriptor that holds the
-    lock. Raise OSError."""
+    """Write the file of a fleet and lock it.
+
+    Return the file, and the descriptor that holds the lock. Raise OSError if no folder can take it.
+    """
     if fcntl is None:
         raise OSError("no file locks on this system")
     problem = OSError("no folder")
@@ -181,10 +183,13 @@ def _write_in(folder: Path, fleet: LocalFleet) -> tuple[Path, int]:
 
 
 def _read(file: Path) -> LocalFleet | None:
-    """Return the fleet of a file, or None for a file that nobody holds any more, which is removed,
-    or that another version wrote."""
+    """Return the fleet of a file.
+
+    Return None for a stale file, which is removed, and for one that another version wrote.
+    """
     try:
-        if not file.is_file():  # to open a pipe would wait for its writer
+        # Opening a named pipe would wait for its writer.
+        if not file.is_file():
             return None
         with file.open("rb") as stream:
             try:
@@ -198,12 +203,15 @@ def _read(file: Path) -> LocalFleet | None:
 
 
 def _is_private(folder: Path) -> bool:
-    """Return whether it is a folder of this user that is closed to others."""
+    """Return whether this is a folder of this user that is closed to others."""
     try:
-        status = folder.lstat()  # a link to a folder is refused
+        # Not stat(): a symbolic link to a folder is refused.
+        status = folder.lstat()
     except OSError:
         return False
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == _uid() and not status.st_mode & 0o077
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != _uid():
+        return False
+    return status.st_mode & 0o077 == 0
 
 
 def _uid() -> int:

@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+_DONE = {"remove": "removed", "pin": "pinned", "unpin": "unpinned"}
 _BY_ID = {
     "remove": "let workers forget it, once its jobs in hand have ended",
     "pin": "keep it in memory once it is there",
@@ -67,39 +68,41 @@ _BY_ID = {
 }
 
 
-async def _answer(asked: argparse.Namespace, settings: Settings) -> list[str]:
-    """Do what was asked and return the lines to print."""
+async def _answer(args: argparse.Namespace, settings: Settings) -> list[str]:
+    """Carry out the command and return the lines to print."""
     async with open_broker(redis_url(settings), settings.redis_shards) as broker:
-        if asked.command == "list":
-            return [_line(model, as_json=asked.json) for model in await _all(broker)]
+        if args.command == "list":
+            return [_line(model, as_json=args.json) for model in await _listing(broker)]
 
-        if asked.command == "add":
-            entry = entry_of(asked)
+        if args.command == "add":
+            entry = entry_of(args)
             is_new = await Catalogue(broker.client(keys.PRESENCE)).add(entry)
             done = "added" if is_new else "changed"
         else:
-            await _by_id(broker, asked.command, asked.id)
-            done = {"remove": "removed", "pin": "pinned", "unpin": "unpinned"}.get(
-                asked.command, "ordered"
-            )
+            await _change(broker, args.command, args.id)
+            # Workers load and unload models later, so those commands are only ordered.
+            done = _DONE.get(args.command, "ordered")
 
-        if asked.json:
-            return [json.dumps({"id": asked.id, "done": done})]
-        return [f"{asked.id} {done}"]
+        if args.json:
+            return [json.dumps({"id": args.id, "done": done})]
+        return [f"{args.id} {done}"]
 
 
-def entry_of(asked: argparse.Namespace) -> ModelEntry:
-    """Return the model that the flags describe. Raise ToolError."""
+def entry_of(args: argparse.Namespace) -> ModelEntry:
+    """Return the model that the flags describe.
+
+    Raise ToolError if a value is not valid, or if no runner has an option.
+    """
     fields = {
-        "id": asked.id,
-        "path": asked.path,
-        "runner": asked.runner,
-        "dtype": asked.dtype,
-        "quantize": asked.quantize,
-        "context_window": asked.context_window,
+        "id": args.id,
+        "path": args.path,
+        "runner": args.runner,
+        "dtype": args.dtype,
+        "quantize": args.quantize,
+        "context_window": args.context_window,
     }
     try:
-        options = [GivenOption.model_validate(text) for text in asked.option]
+        options = [GivenOption.model_validate(text) for text in args.option]
         entry = ModelEntry.model_validate(fields)
         [entry] = with_options([entry], options)
         check_options([entry], {})
@@ -107,13 +110,17 @@ def entry_of(asked: argparse.Namespace) -> ModelEntry:
         raise ToolError(str(error)) from None
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        field = ".".join(map(str, problem["loc"]))
+        field = ".".join(str(part) for part in problem["loc"])
         raise ToolError(f"{field}: {problem['msg']}") from None
     return entry
 
 
-async def _by_id(broker: Broker, command: str, model_id: str) -> None:
-    """Carry out a command on one model. Raise ToolError for a model that nobody knows."""
+async def _change(broker: Broker, command: str, model_id: str) -> None:
+    """Carry out a command on one model.
+
+    Raise ToolError if neither the catalogue nor a worker knows the model, or if a model is to be
+    removed that is not in the catalogue.
+    """
     redis = broker.client(keys.PRESENCE)
     catalogue = Catalogue(redis)
     presence = Presence(redis)
@@ -134,8 +141,8 @@ async def _by_id(broker: Broker, command: str, model_id: str) -> None:
             await catalogue.pin(model_id, is_pinned=command == "pin")
 
 
-async def _all(broker: Broker) -> list[dict[str, Any]]:
-    """Return the models of the catalogue and of the workers, and where each of them stands."""
+async def _listing(broker: Broker) -> list[dict[str, Any]]:
+    """Return the models of the catalogue and of the workers, with the state of each."""
     redis = broker.client(keys.PRESENCE)
     listing = await Catalogue(redis).listing()
     fleet = await Presence(redis).fleet()
@@ -165,6 +172,7 @@ async def _all(broker: Broker) -> list[dict[str, Any]]:
 
 
 def _line(model: dict[str, Any], *, as_json: bool) -> str:
+    """Return the line of a model from `_listing`, as JSON or for people."""
     if as_json:
         return json.dumps(model)
     state = f"loaded by {model['loaded']} of {model['workers']} workers"

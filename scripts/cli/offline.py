@@ -1,11 +1,11 @@
-"""Answer a file of prompts in one batch: no server, no Redis.
+"""Complete a file of prompts in one batch, without a server and without Redis.
 
     python -m scripts.cli.offline prompts.jsonl answers.jsonl --model-path models/sample-hrm-text
 
-Each line in is a JSON string, or an object with `prompt` (a text or token ids) and any parameter of
-`worker.llm.SamplingParams`, such as `max_tokens`, `temperature`, `seed`, `stop`, `n` or
-`condition`. Each line out has the `index` of one in and its `choices`, or an `error`, in the order
-of ending.
+Each line of the input is a JSON string, or an object with `prompt` (a text or token ids) and any
+parameter of `worker.llm.SamplingParams`, such as `max_tokens`, `temperature`, `seed`, `stop`, `n`
+or `condition`. Each line of the output has the `index` of an input line, and its `choices` or an
+`error`. The lines of the output are in the order in which the prompts end.
 """
 
 import argparse
@@ -27,7 +27,7 @@ Task = tuple[PromptInput, SamplingParams]
 
 
 def answer(llm: LLM, tasks: list[Task]) -> Iterator[dict[str, Any]]:
-    """Yield the answer to each task as it ends: its index, texts and reasons, or an error."""
+    """Yield the line of each task as it ends: its index and choices, or an error."""
     indexes: dict[Future[RequestOutput], int] = {}
     for index, (prompt, params) in enumerate(tasks):
         try:
@@ -42,7 +42,10 @@ def answer(llm: LLM, tasks: list[Task]) -> Iterator[dict[str, Any]]:
 
 
 def read_tasks(lines: TextIO) -> list[Task]:
-    """Return a task for each line. Raise ValueError that names the first line that is none."""
+    """Return a task for each line.
+
+    Raise ValueError, with the number of the line, for the first line that is no task.
+    """
     tasks: list[Task] = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -60,9 +63,9 @@ def read_tasks(lines: TextIO) -> list[Task]:
 
 
 def _line(index: int, output: RequestOutput) -> dict[str, Any]:
-    choices = [
-        {"text": choice.text, "finish_reason": choice.finish_reason} for choice in output.outputs
-    ]
+    choices = []
+    for choice in output.outputs:
+        choices.append({"text": choice.text, "finish_reason": choice.finish_reason})
     return {"index": index, "choices": choices}
 
 

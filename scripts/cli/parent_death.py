@@ -1,7 +1,6 @@
-"""A child process's life, tied to its parent's: when the parent dies, however it dies, the kernel
-kills the child.
+"""Child processes that the kernel kills when their parent dies, however it dies.
 
-Linux only (PR_SET_PDEATHSIG); elsewhere a child of a killed parent lives on.
+This works on Linux only (PR_SET_PDEATHSIG). Elsewhere a child outlives a parent that is killed.
 """
 
 import ctypes
@@ -12,16 +11,15 @@ from collections.abc import Callable
 from functools import partial
 
 _PR_SET_PDEATHSIG = 1
-# Looked up before any fork: a child may only make the call.
+# Looked up before any fork: between fork and exec a child may only make the system call.
 _prctl = ctypes.CDLL(None, use_errno=True).prctl if sys.platform == "linux" else None
 
 
 def die_with_parent() -> Callable[[], None] | None:
-    """Return a `preexec_fn` that has the child killed with this process, or None where there is
-    none.
+    """Return a `preexec_fn` that lets the kernel kill the child when this process dies.
 
-    The kernel kills the child when the *thread* that starts it ends: call this from the main
-    thread.
+    Return None on systems other than Linux. The kernel kills the child when the *thread* that
+    starts it ends, so start the child from the main thread.
     """
     if _prctl is None:
         return None
@@ -29,10 +27,10 @@ def die_with_parent() -> Callable[[], None] | None:
 
 
 def die_with(parent: int) -> None:
-    """Have this process, a child of the process `parent`, killed with it."""
+    """Let the kernel kill this process when its parent, the process `parent`, dies."""
     if _prctl is None:
         return
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # The parent may have died before the kernel was asked.
+    # The parent may have died before the system call.
     if os.getppid() != parent:
         os._exit(1)

@@ -1,7 +1,7 @@
 """Placement of a fleet's workers: how many there are, and the cores or the GPU of each.
 
-The supervisor's children get this through their environment, copy by copy, and keep it when they
-are started again.
+The supervisor passes its placement to each worker through the environment. A worker that is
+restarted keeps its placement.
 """
 
 import logging
@@ -19,8 +19,10 @@ log = logging.getLogger("aios.serve")
 
 
 def place_workers(settings: Settings) -> tuple[Settings, list[dict[str, str]]]:
-    """Return the settings with `workers` and `threads` as numbers, and the variables to add to
-    each worker's environment."""
+    """Return the settings with `workers` and `threads` as numbers, and the workers' environments.
+
+    There is an environment for each worker: the variables to add to that of the supervisor.
+    """
     machine = survey(settings.device)
     shape = shape_of(settings, machine)
     settings = settings.model_copy(update={"workers": shape.workers, "threads": shape.threads})
@@ -43,9 +45,10 @@ def place_workers(settings: Settings) -> tuple[Settings, list[dict[str, str]]]:
 
 
 def worker_envs(shape: Shape, machine: Machine, env: Mapping[str, str]) -> list[dict[str, str]]:
-    """Return the variables that give each worker a GPU, taken in turn, or cores of its own.
+    """Return the variables that give each worker a GPU or cores of its own.
 
-    Cores are given only where there are enough for the threads of all workers.
+    Workers share the GPUs in turn. Cores are given only if there are enough for the threads of all
+    workers.
     """
     envs: list[dict[str, str]] = []
     if machine.num_gpus:
@@ -59,16 +62,20 @@ def worker_envs(shape: Shape, machine: Machine, env: Mapping[str, str]) -> list[
 
     # Under a quota of processor time, other containers may run, and pin, on the same cores.
     has_quota = machine.num_cores < len(machine.cores)
-    if shape.workers == 1 or has_quota or shape.workers * shape.threads > machine.num_cores:
+    has_too_few = shape.workers * shape.threads > machine.num_cores
+    if shape.workers == 1 or has_quota or has_too_few:
         return [{} for _ in range(shape.workers)]
     for processors in core_shares(machine.cores, shape.workers):
-        envs.append({CORES_ENV: ",".join(map(str, processors))})
+        numbers = [str(processor) for processor in processors]
+        envs.append({CORES_ENV: ",".join(numbers)})
     return envs
 
 
 def _visible_gpus(text: str, num_gpus: int) -> list[str]:
-    """Return the names of the first `num_gpus` GPUs in a comma-separated list, or their numbers
-    where it is empty."""
+    """Return the names of the first `num_gpus` GPUs in a comma-separated list.
+
+    If the list is empty, return their numbers.
+    """
     names = []
     for part in text.split(","):
         name = part.strip()
@@ -82,7 +89,8 @@ def _visible_gpus(text: str, num_gpus: int) -> list[str]:
 def core_shares(cores: Sequence[tuple[int, ...]], workers: int) -> list[tuple[int, ...]]:
     """Return the logical processors of each worker.
 
-    A worker has whole cores that are neighbours. The numbers of cores differ by one at most.
+    `cores` holds the logical processors of each physical core. A worker gets whole cores that are
+    neighbours. The workers' numbers of cores differ by one at most.
     """
     shares = []
     for copy in range(workers):

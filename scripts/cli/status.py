@@ -1,4 +1,4 @@
-"""`aios status`: the whole fleet at one moment. Its exit status tells scripts whether it serves."""
+"""`aios status`: a snapshot of the fleet, with an exit status that tells whether it serves."""
 
 import argparse
 import asyncio
@@ -34,16 +34,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--redis-url", help="Redis of the fleet [env: AIOS_REDIS_URL]")
     parser.add_argument("--port", type=int, help=PORT_HELP)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    asked = parser.parse_args(argv)
-    flags = ["--redis-url", asked.redis_url] if asked.redis_url else []
-    return run_role(PROG, partial(run, asked), flags)
+    args = parser.parse_args(argv)
+    flags = ["--redis-url", args.redis_url] if args.redis_url else []
+    return run_role(PROG, partial(run, args), flags)
 
 
-def run(asked: argparse.Namespace, settings: Settings) -> int:
+def run(args: argparse.Namespace, settings: Settings) -> int:
     """Print one snapshot and return the exit status."""
-    settings, _ = with_local_fleet(settings, asked.port)
+    settings, _ = with_local_fleet(settings, args.port)
     now = asyncio.run(_look(redis_url(settings)))
-    if asked.json:
+    if args.json:
         print(msgspec.json.encode(now).decode())
     else:
         print(*screen(View(now, hints=()), get_terminal_size().columns), sep="\n")

@@ -1,8 +1,8 @@
-"""The fleet's processes on one machine: they are started, restarted when they die, and stopped in
-order.
+"""The supervisor of a fleet's processes on one machine.
 
-Each child has exactly one task, which alone starts, waits for and ends it. The supervisor knows
-argument vectors and exit statuses; it knows nothing of models, HTTP or Redis.
+It starts them, restarts those that die, and stops them in order. Each child has exactly one asyncio
+task, which alone starts it, waits for it and ends it. The supervisor knows argument vectors and
+exit statuses; it knows nothing of models, HTTP or Redis.
 """
 
 import asyncio
@@ -20,14 +20,15 @@ from shared.signals import signals_call
 from shared.supervised import REPORT_ENV, read_report
 from shared.telemetry.logging_setup import fields
 
-# Exit status of a child that would fail in the same way again.
+# The exit status of a child that would fail in the same way again.
 BAD_SETTINGS = 2
 GAVE_UP = 1
-# As a shell says it.
+# The status that a shell reports for a command that it cannot start.
 NOT_STARTED = 127
 MOST_FAILED_STARTS = 5
 
 _REPORT_BYTES = 4096
+# Signals that follow each other so closely are one request to stop.
 _SAME_SIGNAL_S = 0.3
 
 log = logging.getLogger("aios.supervisor")
@@ -66,8 +67,11 @@ class Backoff:
 
 @dataclass(frozen=True)
 class Life:
-    """One run of a child: its exit status, whether it had been ready, and why it ended, in its own
-    words if it left any."""
+    """One run of a child.
+
+    It holds the exit status, whether the child had been ready, and the reason of its end: the one
+    that the child reported, or the exit status in words.
+    """
 
     status: int
     was_ready: bool
@@ -77,13 +81,13 @@ class Life:
 class Supervisor:
     """A supervisor that keeps `roles` running until `stop` is called or one of them cannot run.
 
-    A role cannot run when a child that never was ready exits with BAD_SETTINGS, or when one dies
-    MOST_FAILED_STARTS times in a row before it is ready while no other copy of its role is. A child
-    that dies at its work, of a poisonous request say, is started again without end.
+    A role cannot run in two cases. A child that never was ready exits with BAD_SETTINGS. Or a child
+    dies MOST_FAILED_STARTS times in a row before it is ready, while no other copy of its role is
+    ready. A child that dies at its work, for example by one bad request, is always started again.
 
-    In the end the roles are stopped one after the other, in the order given: all copies of a role
-    get SIGTERM and their role's grace to drain, then SIGKILL. A second signal kills all that still
-    runs.
+    In the end the roles are stopped one after the other, in the order given. All copies of a role
+    get SIGTERM, then the grace of their role to drain, then SIGKILL. A second signal kills all
+    children that still run.
     """
 
     def __init__(self, roles: Sequence[Role], backoff: Backoff | None = None) -> None:
@@ -104,7 +108,7 @@ class Supervisor:
             self._stop.set()
 
     def hurry(self) -> None:
-        """Kill what still runs instead of waiting for it."""
+        """Kill the children that still run instead of waiting for them."""
         self.stop()
         self._hurry.set()
 
@@ -133,7 +137,7 @@ class Supervisor:
         return self._exit_code
 
     def _on_signal(self, name: str) -> None:
-        # The fleet may be stopping already for a reason of its own, which may take a while.
+        # The fleet may already be stopping because a role cannot run: then one signal is enough.
         if self._stop.is_set():
             self.hurry()
             return
@@ -178,23 +182,23 @@ class Supervisor:
     def _cannot_run(
         self, role: Role, copy: int, life: Life, failed_starts: int, *, ever_ready: bool
     ) -> bool:
-        """Return whether there is no use in another start.
+        """Return whether another start is useless.
 
-        If so, stop the fleet and log why.
+        If so, log why and stop the fleet.
         """
-        ended = fields(role=role.name, copy=copy, status=life.status, reason=life.reason)
+        end = fields(role=role.name, copy=copy, status=life.status, reason=life.reason)
         if life.status == BAD_SETTINGS and not ever_ready:
-            log.error("process refuses its settings", extra=ended)
+            log.error("process refuses its settings", extra=end)
             self.stop(BAD_SETTINGS)
             return True
         if failed_starts >= MOST_FAILED_STARTS and not self._ready[role.name]:
-            log.error("process never gets ready, the fleet ends", extra=ended)
+            log.error("process never gets ready, the fleet ends", extra=end)
             self.stop(GAVE_UP)
             return True
         return False
 
     async def _run_once(self, role: Role, copy: int, end: asyncio.Event) -> Life:
-        """Start a child and wait until it exits, or end it when `end` is set; return its run."""
+        """Run a child until it exits, or until `end` is set and it is ended."""
         read_end, write_end = os.pipe()
         os.set_blocking(read_end, False)
         report = Report(read_end, lambda: self._ready[role.name].add(copy))
@@ -208,9 +212,9 @@ class Supervisor:
     async def _run_reporting(
         self, role: Role, copy: int, end: asyncio.Event, write_end: int
     ) -> int:
-        """Run a child that reports through `write_end`, and return its exit status.
+        """Run a child that reports through the pipe `write_end`, and return its exit status.
 
-        `write_end` is closed here.
+        This method closes `write_end`.
         """
         try:
             process = await asyncio.create_subprocess_exec(
@@ -227,7 +231,8 @@ class Supervisor:
             )
             return NOT_STARTED
         finally:
-            os.close(write_end)  # the child has its own: ours would keep the pipe open
+            # The child has a copy. While this one is open, the read end never sees the end.
+            os.close(write_end)
         log.info("process runs", extra=fields(role=role.name, copy=copy, pid=process.pid))
         await _first_of(process.wait(), end.wait())
         if process.returncode is None:
@@ -240,7 +245,7 @@ class Supervisor:
 
 
 class Report:
-    """A child's report through its pipe: that it is ready, and why it ends.
+    """The report of a child through its pipe: that it is ready, and why it ends.
 
     `on_ready` is called once, when the child is ready.
     """
@@ -254,7 +259,7 @@ class Report:
         self.reason = ""
 
     def close(self) -> None:
-        """Read what is left, then read no more."""
+        """Read the rest of the report and close the pipe."""
         self._read()
         self._loop.remove_reader(self._read_end)
         os.close(self._read_end)
@@ -265,7 +270,7 @@ class Report:
         except BlockingIOError:
             return
         if not data:
-            # A pipe without writers would be readable for ever.
+            # At its end a pipe stays readable, and would wake the loop for ever.
             self._loop.remove_reader(self._read_end)
         is_ready, reason = read_report(data)
         if reason:
@@ -284,23 +289,24 @@ class StopSignals:
         self._stopped_at_s: float | None = None
 
     def actions(self) -> dict[str, Callable[[], None]]:
-        """Return the signals that end a process with what to call, for `signals_call`."""
+        """Return the function to call for each signal that ends a process."""
         return {name: partial(self.receive, name) for name in ("SIGTERM", "SIGINT", "SIGHUP")}
 
     def receive(self, name: str) -> None:
+        """Call `stop` for the first signal, and `hurry` for a later one."""
         now_s = time.monotonic()
         if self._stopped_at_s is None:
             self._stopped_at_s = now_s
             self._stop(name)
             return
-        # `timeout` and some init systems send SIGTERM to a process and to its group: within a
-        # moment these are one signal.
+        # `timeout` and some init systems send SIGTERM to a process and to its group, so that it
+        # arrives twice. A person who presses Ctrl-C again always means a second signal.
         if name == "SIGINT" or now_s - self._stopped_at_s > _SAME_SIGNAL_S:
             self._hurry()
 
 
 def status_in_words(status: int) -> str:
-    """Return an exit status as people know it: `exit status 1`, `killed by SIGKILL`."""
+    """Return an exit status in words: `exit status 1` or `killed by SIGKILL`."""
     if status >= 0:
         return f"exit status {status}"
     name = signal.Signals(-status).name

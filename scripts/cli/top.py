@@ -1,6 +1,7 @@
-"""`aios top`: the fleet, again and again.
+"""`aios top`: a view of the fleet that is renewed every second.
 
-Snapshots are drawn in place on a terminal, else one after the other.
+On a terminal each view is drawn over the one before. Elsewhere they are printed one after the
+other.
 """
 
 import argparse
@@ -29,26 +30,26 @@ from shared.signals import signals_call
 
 PROG = "aios top"
 _T = TypeVar("_T")
-# Rates are those of the last seconds, at most so many.
 WINDOW_S = 10.0
+"""The time over which rates are computed."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Show the fleet until somebody has seen enough, and return the exit status."""
-    asked = _parser().parse_args(argv)
-    flags = ["--redis-url", asked.redis_url] if asked.redis_url else []
-    return run_role(PROG, partial(run, asked), flags)
+    """Show the fleet until `q`, a signal or `--count` ends it, and return the exit status."""
+    args = _parser().parse_args(argv)
+    flags = ["--redis-url", args.redis_url] if args.redis_url else []
+    return run_role(PROG, partial(run, args), flags)
 
 
-def run(asked: argparse.Namespace, settings: Settings) -> int:
+def run(args: argparse.Namespace, settings: Settings) -> int:
     """Watch the fleet and return the exit status.
 
-    It is 0 when somebody left, and after `--count` looks that of `aios status`.
+    It is 0 after `q` or a signal, and after `--count` views that of `aios status`.
     """
-    settings, fleet = with_local_fleet(settings, asked.port)
-    if fleet is not None and fleet.has_open_metrics and not asked.front:
-        asked.front = [fleet.url]
-    return asyncio.run(_watch(asked, redis_url(settings)))
+    settings, fleet = with_local_fleet(settings, args.port)
+    if fleet is not None and fleet.has_open_metrics and not args.front:
+        args.front = [fleet.url]
+    return asyncio.run(_watch(args, redis_url(settings)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,28 +82,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-async def _watch(asked: argparse.Namespace, url: str) -> int:
-    """Watch the fleet until a signal or `q` cancels the task that looks, wherever it is."""
+async def _watch(args: argparse.Namespace, url: str) -> int:
+    """Watch the fleet in a task until a signal or `q` cancels the task, wherever it waits."""
     async with open_unsettled(url) as broker:
-        watcher = Watcher(broker, asked.front)
-        if sys.stdout.isatty() and os.name == "posix" and asked.count is None:
-            watching = _live(watcher, asked.every)
+        watcher = Watcher(broker, args.front)
+        if sys.stdout.isatty() and os.name == "posix" and args.count is None:
+            watching = _live(watcher, args.every)
         else:
-            watching = _plain(watcher, asked.every, asked.count)
-        looking = asyncio.create_task(watching)
-        with signals_call({"SIGINT": looking.cancel, "SIGTERM": looking.cancel}):
+            watching = _plain(watcher, args.every, args.count)
+        task = asyncio.create_task(watching)
+        with signals_call({"SIGINT": task.cancel, "SIGTERM": task.cancel}):
             try:
-                return await looking
+                return await task
             except asyncio.CancelledError:
                 return EXIT_OK
 
 
 async def _live(watcher: "Watcher", every_s: float) -> int:
-    """Draw one snapshot over the other, until cancelled."""
-    from scripts.cli.watch.terminal import canvas, draw, size  # not on Windows
+    """Draw one view over the other, until cancelled."""
+    # Windows has no `termios`, which this module imports.
+    from scripts.cli.watch.terminal import canvas, draw, size
 
-    this = asyncio.current_task()
-    assert this is not None
+    task = asyncio.current_task()
+    assert task is not None
     view: View | None = None
 
     def redraw() -> None:
@@ -111,7 +113,7 @@ async def _live(watcher: "Watcher", every_s: float) -> int:
 
     def on_key(key: str) -> None:
         if key in "qQ":
-            this.cancel()
+            task.cancel()
 
     with canvas(on_key), signals_call({"SIGWINCH": redraw}):
         draw([f"{PROG}: looking"])
@@ -122,7 +124,10 @@ async def _live(watcher: "Watcher", every_s: float) -> int:
 
 
 async def _plain(watcher: "Watcher", every_s: float, count: int | None) -> int:
-    """Print snapshots with an empty line between, `count` of them or until nobody reads on."""
+    """Print views with an empty line between them, until `count` or until stdout is closed.
+
+    Return 0 if stdout is closed, else the exit status of `aios status` for the last view.
+    """
     for number in itertools.count(1):
         view = await watcher.view()
         try:
@@ -131,7 +136,7 @@ async def _plain(watcher: "Watcher", every_s: float, count: int | None) -> int:
                 return EXITS[view.now.status]
             print()
         except BrokenPipeError:
-            # What is still to be flushed goes nowhere: it would raise again at the exit.
+            # Python flushes stdout at its exit: with the null device that does not raise again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return EXIT_OK
         await asyncio.sleep(every_s)
@@ -139,7 +144,7 @@ async def _plain(watcher: "Watcher", every_s: float, count: int | None) -> int:
 
 
 class Watcher:
-    """An observer of a fleet, which remembers what it saw lately."""
+    """An observer of a fleet, which keeps its last snapshots and scrapes to compute rates."""
 
     def __init__(self, broker: Broker, front_urls: Sequence[str]) -> None:
         self._broker = broker
@@ -148,24 +153,35 @@ class Watcher:
         self._fronts: Recent[Fronts] = Recent()
 
     async def view(self) -> View:
+        """Return the view of the fleet now."""
         now, requests = await asyncio.gather(look(self._broker), self._requests())
         if now.status == "redis_away":
             return View(now, requests=requests)
         before, elapsed_s = self._snapshots.add(now)
-        worker_rates = rates(before, now) if before else None
+        worker_rates = None
+        if before is not None:
+            worker_rates = rates(before, now)
         return View(now, worker_rates, elapsed_s, requests)
 
     async def _requests(self) -> Requests | None:
+        """Scrape the fronts. Return None if there are none."""
         if not self._urls:
             return None
         now = await asyncio.to_thread(scrape, self._urls)
         before, elapsed_s = self._fronts.add(now)
-        front_rates = fronts.rates(before, now, elapsed_s) if before else None
-        return Requests(len(now.counts), now.problems, front_rates, fronts.latencies(before, now))
+        front_rates = None
+        if before is not None:
+            front_rates = fronts.rates(before, now, elapsed_s)
+        return Requests(
+            num_answering=len(now.counts),
+            problems=now.problems,
+            rates=front_rates,
+            latencies=fronts.latencies(before, now),
+        )
 
 
 class Recent(Generic[_T]):
-    """The readings of the last `WINDOW_S`, and one from before that."""
+    """The readings of the last `WINDOW_S`, and one from before, each with its time."""
 
     def __init__(self) -> None:
         self._readings: deque[tuple[float, _T]] = deque()
@@ -181,8 +197,8 @@ class Recent(Generic[_T]):
         self._readings.append((now_s, reading))
         if len(self._readings) == 1:
             return None, 0.0
-        at_s, before = self._readings[0]
-        return before, now_s - at_s
+        read_at_s, before = self._readings[0]
+        return before, now_s - read_at_s
 
 
 def _url(text: str) -> str:

@@ -1,2 +1,4 @@
-"""Small clients to begin with; each file stands alone and needs `httpx` only. `docs/clients.md`
-shows them at work."""
+"""Small clients to begin with. Each file stands alone and needs only `httpx`.
+
+`docs/clients.md` shows how they are used.
+"""

@@ -1,4 +1,4 @@
-"""Has a mathematical problem solved.
+"""Solve a mathematical problem.
 
 python -m scripts.examples.solve_math_problem --url http://localhost:8000 "Solve for x: 2x + 3 = 9"
 """
@@ -11,12 +11,14 @@ import httpx
 def solve_math_problem(
     url: str, problem: str, template: str | None = None
 ) -> tuple[str, str | None]:
-    """The solution, and the answer that it states, if it states one. `template` has `{problem}` in
-    it."""
+    """Return the solution, and the answer that it states or None if it states none.
+
+    `template` is the prompt of the model, with `{problem}` in it. Raises httpx.HTTPError.
+    """
     body = {"problem": problem, "template": template, "temperature": 0}
-    answer = httpx.post(f"{url}/solve/math", json=body, timeout=60)
-    answer.raise_for_status()
-    result = answer.json()
+    response = httpx.post(f"{url}/solve/math", json=body, timeout=60)
+    response.raise_for_status()
+    result = response.json()
     return result["solution"], result["answer"]
 
 
@@ -25,10 +27,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--url", default="http://localhost:8000")
-    parser.add_argument("--template", help="what the model is asked, with {problem} in it")
+    parser.add_argument("--template", help="the prompt of the model, with {problem} in it")
     parser.add_argument("problem")
-    asked = parser.parse_args()
-    solution, answer = solve_math_problem(asked.url, asked.problem, asked.template)
+    args = parser.parse_args()
+
+    solution, answer = solve_math_problem(args.url, args.problem, args.template)
     print(solution)
     print(f"answer: {answer}")
 

@@ -1,7 +1,6 @@
-"""Prints a solution as it comes, as bare text.
+"""Print a solution as it comes, as plain text.
 
-python -m scripts.examples.stream_solution --url http://localhost:8000 --type math "Compute: 347 +
-285"
+python -m scripts.examples.stream_solution --url http://localhost:8000 "Compute: 347 + 285"
 """
 
 import argparse
@@ -14,14 +13,17 @@ import httpx
 def stream_solution(
     url: str, problem: str, problem_type: str = "math", **fields: Any
 ) -> Iterator[str]:
-    """The pieces of `/solve/{problem_type}`'s answer; `fields` go into the body. Raises
-    httpx.HTTPError."""
+    """Yield the pieces of the solution that `/solve/{problem_type}` streams.
+
+    `fields` are added to the body of the request. Raises httpx.HTTPError.
+    """
     body = {"problem": problem, "stream": True, **fields}
-    with httpx.stream("POST", f"{url}/solve/{problem_type}", json=body, timeout=60) as answer:
-        if answer.is_error:
-            answer.read()
-            answer.raise_for_status()
-        yield from answer.iter_text()
+    with httpx.stream("POST", f"{url}/solve/{problem_type}", json=body, timeout=60) as response:
+        if response.is_error:
+            # A streamed body is read only on request, and the error's text is in it.
+            response.read()
+            response.raise_for_status()
+        yield from response.iter_text()
 
 
 def main() -> None:
@@ -30,13 +32,19 @@ def main() -> None:
     )
     parser.add_argument("--url", default="http://localhost:8000")
     parser.add_argument("--type", choices=("math", "coding"), default="math")
-    parser.add_argument("--template", help="what the model is asked, with {problem} in it")
+    parser.add_argument("--template", help="the prompt of the model, with {problem} in it")
     parser.add_argument("problem")
-    asked = parser.parse_args()
-    for chunk in stream_solution(
-        asked.url, asked.problem, asked.type, temperature=0, template=asked.template
-    ):
-        print(chunk, end="", flush=True)
+    args = parser.parse_args()
+
+    pieces = stream_solution(
+        args.url,
+        args.problem,
+        args.type,
+        temperature=0,
+        template=args.template,
+    )
+    for piece in pieces:
+        print(piece, end="", flush=True)
     print()
 
 

@@ -1,1 +1,1 @@
-"""Tools for whoever works on this project: generated files, images, mutations."""
+"""Tools for developers of this project: generated files, images and mutation tests."""

@@ -1,14 +1,14 @@
-"""Pages of the docs in which a table is written by a tool, between two marks."""
+"""Pages of the docs with a generated table, which stands between two comments."""
 
 END = "<!-- end of the table -->\n"
 
 
-def page_with(table: str, page: str, mark: str) -> str:
-    """Return the page with this table behind the comment `mark`.
+def page_with(table: str, page: str, comment: str) -> str:
+    """Return the page with this table between the HTML comment `comment` and END.
 
-    Raise ValueError if the page has no place for it.
+    Raise ValueError if the page does not have both comments.
     """
-    begin = f"<!-- {mark} -->\n"
+    begin = f"<!-- {comment} -->\n"
     before, separator, rest = page.partition(begin)
     _, end, after = rest.partition(END)
     if not separator or not end:
@@ -17,7 +17,7 @@ def page_with(table: str, page: str, mark: str) -> str:
 
 
 def table_of(titles: list[str], rows: list[list[str]]) -> str:
-    """Return a table in Markdown. A bar within a cell is written as Markdown wants it."""
+    """Return a Markdown table. Bars within cells are escaped."""
     lines = [_line(titles), "|" + "---|" * len(titles)]
     for row in rows:
         lines.append(_line(row))
@@ -25,16 +25,16 @@ def table_of(titles: list[str], rows: list[list[str]]) -> str:
 
 
 def code(*words: str) -> str:
-    """Return the words set as code, or a dash for none."""
+    """Return the words as Markdown code, or a dash if there are none."""
     return " ".join(f"`{word}`" for word in words) or "-"
 
 
 def _line(cells: list[str]) -> str:
     line = ""
     for cell in cells:
-        shown = cell.replace("|", r"\|")
-        if shown:
-            line += f"| {shown} "
+        escaped = cell.replace("|", r"\|")
+        if escaped:
+            line += f"| {escaped} "
         else:
             line += "| "
     return f"{line}|"

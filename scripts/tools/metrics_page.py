@@ -1,6 +1,8 @@
-"""Generate the tables of docs/metrics.md: metrics, and the numbers that workers tell of a model.
+"""Generate the tables of docs/metrics.md: metrics, and the numbers that workers report of a model.
 
-python -m scripts.tools.metrics_page    # after a metric was added or changed; a test compares them
+    python -m scripts.tools.metrics_page
+
+Run this after a metric was added or changed. A test compares the page with the output.
 """
 
 from scripts.tools.generated_pages import code, page_with, table_of
@@ -15,7 +17,7 @@ NUMBERS_MARK = "numbers: made by python -m scripts.tools.metrics_page"
 
 
 def roles() -> dict[str, MetricSheet]:
-    """Return the metrics of each kind of process."""
+    """Return the metrics of each role."""
     return {
         "front": Metrics().sheet,
         "worker": WorkerMetrics().sheet,
@@ -24,7 +26,7 @@ def roles() -> dict[str, MetricSheet]:
 
 
 def metrics_table() -> str:
-    """Return the metrics of all processes, with one row for a metric of several."""
+    """Return a table of the metrics of all roles. A metric of several roles has one row."""
     metrics: dict[str, MetricInfo] = {}
     roles_of: dict[str, list[str]] = {}
     for role, sheet in roles().items():
@@ -39,7 +41,7 @@ def metrics_table() -> str:
 
 
 def numbers_table() -> str:
-    """Return the numbers of a model, with the metrics and the columns that show them."""
+    """Return a table of the numbers of a model, with the metrics and columns that show them."""
     rows = []
     for name, number in NUMBERS.items():
         metrics = []

@@ -1,14 +1,16 @@
-"""Small faults put into a file one at a time, and whether its tests notice: `python -m
-scripts.tools.mutate [FILE ...]`.
+"""Test the tests by mutation: make one small fault in a file, and see whether its tests fail.
 
-A mutant that survives shows behaviour that no test sees, or a change that makes no difference. The
-tree is copied first, so nothing here is touched. Each mutant's tests run in a fork of one process
-that has imported what is slow to import, one at a time; they stop at the first failure, and one
-that runs much longer than unchanged code counts as well.
+    # All mutants of one file:
+    python -m scripts.tools.mutate worker/engine/scheduler.py
+    # A sample of 40 mutants of each file of the table TESTS:
+    python -m scripts.tools.mutate --most 40 --seed 1
+    # A list of the mutants, without running tests:
+    python -m scripts.tools.mutate shared/queue/lua/take.lua --list
 
-    python -m scripts.tools.mutate worker/engine/scheduler.py            all mutants of one file
-    python -m scripts.tools.mutate --most 40 --seed 1             a sample of 40 of each file of the table
-    python -m scripts.tools.mutate shared/queue/lua/take.lua --list     what would be changed
+A mutant survives if the tests pass with it. Then no test checks that behaviour, or the fault makes
+no difference. The tool works in a copy of the tree. The tests of each mutant run in a fork of a
+process that has imported the slow modules, one mutant at a time, and stop at the first failure. A
+run that takes much longer than that of the unchanged code counts as a failure.
 """
 
 import argparse
@@ -76,7 +78,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "shared/queue/lua/end.lua": (*_QUEUE, "tests/api/test_followers.py"),
     "shared/queue/lua/lease.lua": _QUEUE,
 }
-"""Each file with the tests that must notice, the quickest first."""
+"""The tests that must notice the mutants of each file, the quickest first."""
 
 _PRELOAD = (
     "pytest",
@@ -89,6 +91,7 @@ _PRELOAD = (
     "pydantic_settings",
 )
 _PRELOAD_FOR_WORKERS = ("torch", "transformers")
+# The time limit of a run: so many times that of the unchanged code, and so many seconds more.
 _SLOWER = 4.0
 _GRACE_S = 20.0
 
@@ -128,7 +131,7 @@ _SWAPS = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """A fault in a source: the text from `start` to `end` becomes `text`."""
+    """A fault in a source: `old`, from `start` to `end` in characters, becomes `text`."""
 
     line: int
     start: int
@@ -146,22 +149,26 @@ class Mutant:
 
 
 def mutants_of(name: str, source: str) -> list[Mutant]:
-    """Return all mutants of a file, in order."""
+    """Return all mutants of a file in the order of their positions."""
     mutants = _of_lua(source) if name.endswith(".lua") else _of_python(source)
     return sorted(set(mutants), key=lambda mutant: (mutant.start, mutant.end, mutant.text))
 
 
 def _of_lua(source: str) -> Iterator[Mutant]:
-    """Yield mutants of operators, words and numbers outside of comments and strings, and of
-    statements that only call something."""
-    # Blanks of the same length keep every position as it is in the source.
+    """Yield mutants of operators, keywords, numbers and call statements of Lua.
+
+    Comments and strings have none.
+    """
+    # Comments and strings become blanks of the same length, so that all positions stay the same.
     masked = re.sub(r"--[^\n]*|'[^'\n]*'", lambda match: " " * len(match[0]), source)
 
-    words = (
+    operators = (
         r"math\.(?:min|max)\b|\b(?:and|or|true|false|not)\b|<=|>=|==|~=|(?<![-.])[-+*/%<>](?![-.=])"
     )
-    for match in re.finditer(words, masked):
-        text = {"==": "~="}.get(match[0], _SWAPS.get(match[0]))
+    for match in re.finditer(operators, masked):
+        text = _SWAPS.get(match[0])
+        if match[0] == "==":
+            text = "~="  # where Python has `!=`
         if text is not None:
             yield _mutant(source, match.start(), match.end(), text)
     for match in re.finditer(r"(?<![\w.])\d+(?![\w.])", masked):
@@ -175,8 +182,10 @@ def _of_lua(source: str) -> Iterator[Mutant]:
 
 
 def _of_python(source: str) -> Iterator[Mutant]:
-    """Yield mutants of operators, constants, conditions and statements, but of no strings,
-    annotations and imports."""
+    """Yield mutants of operators, constants, conditions and statements of Python.
+
+    Strings, annotations and imports have none.
+    """
     tree = ast.parse(source)
     spans = _Spans(source)
     annotated: set[int] = set()
@@ -192,20 +201,23 @@ def _of_python(source: str) -> Iterator[Mutant]:
             end, _ = spans.of(right)
             operator = source[start:end].strip(" ()\n")
             if operator in _SWAPS:
-                at = source.index(operator, start)
-                yield _mutant(source, at, at + len(operator), _SWAPS[operator])
-        for part, change in _changes(node):
+                position = source.index(operator, start)
+                yield _mutant(source, position, position + len(operator), _SWAPS[operator])
+        for part, replacement in _replacements(node):
             start, end = spans.of(part)
-            if isinstance(change, ast.expr):
-                inner_start, inner_end = spans.of(change)
+            if isinstance(replacement, ast.expr):
+                inner_start, inner_end = spans.of(replacement)
                 text = source[inner_start:inner_end]
             else:
-                text = change
+                text = replacement
             yield _mutant(source, start, end, text)
 
 
 class _Spans:
-    """The positions of nodes in a source, in characters: `ast` counts lines, and bytes in them."""
+    """The positions of nodes in a source, in characters.
+
+    `ast` gives them as a line and a number of bytes in it.
+    """
 
     def __init__(self, source: str) -> None:
         self._data = source.encode()
@@ -214,7 +226,7 @@ class _Spans:
             self._starts.append(self._starts[-1] + len(line))
 
     def of(self, node: ast.AST) -> tuple[int, int]:
-        """Return the positions of a node's first character, and of the one behind its last."""
+        """Return the positions of a node's first character and of the one behind its last."""
         start = self._position(node.lineno, node.col_offset)  # type: ignore[attr-defined]
         end = self._position(node.end_lineno, node.end_col_offset)  # type: ignore[attr-defined]
         return start, end
@@ -223,8 +235,8 @@ class _Spans:
         return len(self._data[: self._starts[line - 1] + column].decode())
 
 
-def _changes(node: ast.AST) -> Iterator[tuple[ast.AST, str | ast.expr]]:
-    """Yield parts of a node, each with what it becomes: a text, or another part."""
+def _replacements(node: ast.AST) -> Iterator[tuple[ast.AST, str | ast.expr]]:
+    """Yield parts of a node, each with the text or the other part that replaces it."""
     match node:
         case ast.Constant(value=bool() as value):
             yield node, str(not value)
@@ -249,7 +261,7 @@ def _changes(node: ast.AST) -> Iterator[tuple[ast.AST, str | ast.expr]]:
 
 
 def _operands(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
-    """Yield the operands left and right of each operator of a node."""
+    """Yield the left and the right operand of each operator of a node."""
     match node:
         case ast.Compare():
             yield from zip([node.left, *node.comparators], node.comparators, strict=False)
@@ -260,6 +272,7 @@ def _operands(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
 
 
 def _annotations(tree: ast.AST) -> Iterator[ast.expr]:
+    """Yield the annotations of parameters, variables and results."""
     for node in ast.walk(tree):
         match node:
             case (
@@ -279,68 +292,68 @@ def _mutant(source: str, start: int, end: int, text: str) -> Mutant:
 
 
 def run_tests(tree: Path, tests: Sequence[str], limit_s: float) -> tuple[bool, float]:
-    """Run tests in a fork of this process; return whether all pass, and how many seconds they took.
+    """Run tests in a fork of this process; return whether all pass, and the seconds they took.
 
-    A fork that takes longer than `limit_s` is killed, and has not passed.
+    A fork that takes longer than `limit_s` is killed and counts as failed.
     """
-    begun_s = time.monotonic()
+    started_s = time.monotonic()
     child = os.fork()
     if child == 0:
         _become_pytest(tree, tests)
-    while time.monotonic() - begun_s < limit_s:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return status == 0, time.monotonic() - begun_s
+    while time.monotonic() - started_s < limit_s:
+        ended_pid, status = os.waitpid(child, os.WNOHANG)
+        if ended_pid:
+            return status == 0, time.monotonic() - started_s
         time.sleep(0.02)
 
-    # The whole group, with the servers that its tests have started.
+    # The group of the fork also holds the servers that its tests have started.
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return False, limit_s
 
 
 def _become_pytest(tree: Path, tests: Sequence[str]) -> None:
-    """Run tests of a copied tree in this process, and end it: 0 if all pass."""
+    """Run tests of a copied tree, and end this process with status 0 if all pass."""
     import pytest
 
     status = 1
     try:
         os.setpgid(0, 0)
         os.chdir(tree)
-        # The modules of the copy, not those of this checkout.
+        # Modules are imported from the copy, not from this checkout.
         inherited = [entry for entry in sys.path if entry not in ("", str(REPO_ROOT))]
         sys.path[:] = [str(tree), *inherited]
         options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:schemathesis"]
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             status = int(pytest.main([*options, *tests]))
     finally:
-        # Nothing of the parent is cleaned up or flushed by its fork.
+        # Not sys.exit: a fork must not clean up or flush anything of its parent.
         os._exit(status)
 
 
 def copy_tree(target: Path) -> None:
-    """Copy what the tests need, without what is built or installed."""
+    """Copy the checkout, without files that are built or installed."""
     ignored = shutil.ignore_patterns(
         ".venv", ".git", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache"
     )
     shutil.copytree(REPO_ROOT, target, ignore=ignored, symlinks=True)
 
 
-def try_file(tree: Path, name: str, chosen: Sequence[Mutant]) -> list[Mutant]:
-    """Run the tests with each of the mutants and return those that survive.
+def try_file(tree: Path, name: str, mutants: Sequence[Mutant]) -> list[Mutant]:
+    """Run the tests of a file with each of the mutants, and return those that survive.
 
-    Raise SystemExit where the tests fail without any.
+    Raise SystemExit if the tests fail without a mutant.
     """
     path = tree / name
     source = path.read_text()
-    are_fine, seconds = run_tests(tree, TESTS[name], 600)
-    if not are_fine:
+    have_passed, seconds = run_tests(tree, TESTS[name], limit_s=600)
+    if not have_passed:
         raise SystemExit(f"{name}: its tests fail without any change")
     survivors = []
-    for mutant in chosen:
+    for mutant in mutants:
         path.write_text(mutant.applied(source))
         try:
-            has_survived, _ = run_tests(tree, TESTS[name], _SLOWER * seconds + _GRACE_S)
+            has_survived, _ = run_tests(tree, TESTS[name], limit_s=_SLOWER * seconds + _GRACE_S)
         finally:
             path.write_text(source)
         if has_survived:
@@ -350,8 +363,10 @@ def try_file(tree: Path, name: str, chosen: Sequence[Mutant]) -> list[Mutant]:
 
 
 def is_valid(name: str, source: str) -> bool:
-    """Return whether Python can read a source. Lua is not checked: where it cannot be read, every
-    test fails."""
+    """Return whether Python can parse a source.
+
+    Lua is not checked: every test of a script that Redis cannot parse fails.
+    """
     if name.endswith(".lua"):
         return True
     try:
@@ -361,7 +376,7 @@ def is_valid(name: str, source: str) -> bool:
     return True
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "files", nargs="*", default=list(TESTS), metavar="FILE", help="files of the table (all)"
@@ -370,8 +385,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--most", type=int, default=0, help="mutants of each file, drawn at random (0: all)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
-    parser.add_argument("--list", action="store_true", help="only tell what would be changed")
-    args = parser.parse_args(argv)
+    parser.add_argument("--list", action="store_true", help="only list the mutants")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
     if args.list:
         for name in args.files:
             for mutant in drawn_of(name, args.most, args.seed):
@@ -388,16 +407,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         tree = Path(folder) / "tree"
         copy_tree(tree)
         for name in args.files:
-            begun_s = time.monotonic()
-            chosen = drawn_of(name, args.most, args.seed)
-            num_noticed = len(chosen) - len(try_file(tree, name, chosen))
-            seconds = time.monotonic() - begun_s
-            print(f"{name}: {num_noticed} of {len(chosen)} noticed, {seconds:.0f} s", flush=True)
+            started_s = time.monotonic()
+            mutants = drawn_of(name, args.most, args.seed)
+            num_noticed = len(mutants) - len(try_file(tree, name, mutants))
+            seconds = time.monotonic() - started_s
+            print(f"{name}: {num_noticed} of {len(mutants)} noticed, {seconds:.0f} s", flush=True)
     return 0
 
 
 def drawn_of(name: str, most: int, seed: int) -> list[Mutant]:
-    """Return at most `most` of a file's mutants (0: all), drawn at random and in order."""
+    """Return at most `most` mutants of a file (0: all), drawn at random, in their order."""
     source = (REPO_ROOT / name).read_text()
     mutants = []
     for mutant in mutants_of(name, source):

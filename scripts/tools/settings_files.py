@@ -1,9 +1,10 @@
-"""Generate what lists settings, and options of runners: config/default.yaml, the tables of
-docs/settings.md, and what the chart's values may say of a model.
+"""Generate the files that list settings and options of runners.
 
     python -m scripts.tools.settings_files
 
-Run it after a setting or an option was added or changed; a test compares the files.
+They are config/default.yaml, the tables of docs/settings.md, and the definition of a model in the
+JSON schema of the chart's values. Run this after a setting or an option was added or changed. A
+test compares the files with the output.
 """
 
 import json
@@ -28,7 +29,7 @@ _FOR_PEOPLE = ("title", "default", "description")
 
 
 def model_schema() -> dict[str, Any]:
-    """Return the JSON schema of an entry of the models."""
+    """Return the JSON schema of an entry of the setting `models`."""
     whole = ModelEntry.model_json_schema()
     schema = _plain(whole, whole["$defs"])
     schema["properties"]["runner"] = {"enum": [AUTO, *RUNNERS]}
@@ -37,18 +38,19 @@ def model_schema() -> dict[str, Any]:
 
 
 def options_schema() -> dict[str, Any]:
-    """Return the JSON schema of a model's options: all that some runner of ours declares."""
+    """Return the JSON schema of a model's options: those of all runners together."""
     properties: dict[str, Any] = {}
     for info in RUNNERS.values():
-        for name, declared in info.options.model_json_schema().get("properties", {}).items():
-            properties[name] = _plain(declared, {})
+        declared = info.options.model_json_schema().get("properties", {})
+        for name, schema in declared.items():
+            properties[name] = _plain(schema, {})
     return {"type": "object", "additionalProperties": False, "properties": properties}
 
 
 def schema_with(model: dict[str, Any], text: str) -> str:
-    """Return the file with this definition of a model.
+    """Return the chart's schema `text` with this definition of a model.
 
-    Raise ValueError if the file has no place for it.
+    Raise ValueError if the text has no definition of a model before that of a pool.
     """
     before, begin, rest = text.partition(_BEGIN)
     _, end, after = rest.partition(_END)
@@ -58,9 +60,9 @@ def schema_with(model: dict[str, Any], text: str) -> str:
 
 
 def _plain(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    """Return a schema without what only people read, and without null.
+    """Return a schema without references, without texts for people, and without null.
 
-    In values null stands for the chart's own default.
+    In the chart's values null stands for the chart's default, so the chart does not need it here.
     """
     if "anyOf" in node:
         [node] = [choice for choice in node["anyOf"] if choice.get("type") != "null"]
@@ -82,7 +84,7 @@ def _plain(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
 
 
 def _written(value: Any, indent: int) -> str:
-    """Return JSON: on one line where that fits, else one key a line."""
+    """Return the value as JSON, on one line where that fits, else with one key a line."""
     line = json.dumps(value)
     if not isinstance(value, dict):
         return line
@@ -125,6 +127,7 @@ def default_yaml() -> str:
 
 
 def _yaml_lines(name: str, field: FieldInfo) -> str:
+    """Return the commented line of a setting; behind that of `models` are examples of entries."""
     setting = f"{name}: {_yaml(field.default)}"
     if len(setting) < _WIDTH:
         setting = setting.ljust(_WIDTH)
@@ -140,14 +143,14 @@ def _yaml_lines(name: str, field: FieldInfo) -> str:
 
 
 def _yaml(value: Any) -> str:
-    """Return the value as YAML: JSON, but for a bare word."""
+    """Return the value as YAML: a word as it is, any other value as JSON."""
     if isinstance(value, str) and value.isidentifier():
         return value
     return json.dumps(value)
 
 
 def _description(field: FieldInfo, separator: str) -> str:
-    """Return the description, with the choices behind it."""
+    """Return the description of a setting or option, with its choices behind it."""
     choices = separator.join(shown_choices(field))
     if not choices:
         return str(field.description)
@@ -155,13 +158,13 @@ def _description(field: FieldInfo, separator: str) -> str:
 
 
 def table() -> str:
-    """Return the settings with their variables, flags and defaults."""
+    """Return a table of the settings with their flags, variables and defaults."""
     rows = [_row(name, field) for name, field in Settings.model_fields.items()]
     return table_of(["setting", "variables", "default", ""], rows)
 
 
 def options_table() -> str:
-    """Return the options of all runners, with one row for an option of several."""
+    """Return a table of the options of all runners. An option of several runners has one row."""
     declared: dict[str, FieldInfo] = {}
     runners: dict[str, list[str]] = {}
     for runner, info in RUNNERS.items():

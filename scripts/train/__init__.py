@@ -1,1 +1,1 @@
-"""Training and measuring the sample models."""
+"""Programs that train the sample models and measure how many problems they solve."""

@@ -1,5 +1,6 @@
-"""Count the held-out problems that a sample model gets exactly right, decoded greedily by the
-product's own engine.
+"""Measure the share of held-out problems that a sample model solves exactly.
+
+Its answers are decoded greedily by the worker's engine.
 
 python -m scripts.train.eval_sample --model-path models/sample-hrm-text --count 500
 """
@@ -19,8 +20,10 @@ _LONGEST_ANSWER = 128
 
 
 def answers(runner: Runner, problems: list[Problem]) -> list[str]:
-    """Return the whole response to each problem at temperature 0, all of them through one
-    engine."""
+    """Return the response to each problem at temperature 0, in their order.
+
+    One engine decodes all of them together.
+    """
     emissions: list[Emission] = []
     engine = Engine(runner, emissions.extend)
     sampling = Sampling(max_tokens=_LONGEST_ANSWER, seed=0, temperature=0.0)
@@ -37,7 +40,7 @@ def answers(runner: Runner, problems: list[Problem]) -> list[str]:
 
 
 def exact_share(runner: Runner, problems: list[Problem]) -> float:
-    """Return the share of problems whose last line is the right answer."""
+    """Return the share of problems to which the last line of the response is the right answer."""
     num_right = 0
     for text, problem in zip(answers(runner, problems), problems, strict=True):
         if text.rsplit("\n", 1)[-1] == problem.answer:

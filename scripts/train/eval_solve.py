@@ -1,5 +1,7 @@
-"""Count how often the documented examples of /solve/math and /solve/coding are answered right, of
-so many seeds each.
+"""Measure how often the documented examples of /solve/math and /solve/coding are answered right.
+
+Each example is requested with many seeds. The exit status is 1 if the share of right answers to an
+example is below 0.95.
 
 python -m scripts.train.eval_solve --url http://localhost:8000 --seeds 100
 """
@@ -12,15 +14,15 @@ from typing import Any
 
 import httpx
 
-_MOST_AT_ONCE = 16
-_BAR = 0.95
+_MAX_CONCURRENCY = 16
+_MIN_SHARE = 0.95
 
 
 @dataclass(frozen=True)
 class Example:
     """A problem and the fields of a right answer to it.
 
-    `right` has the result, or the model's own words that this is outside what it knows.
+    `right` has the result, or the text with which the model declines problems of other kinds.
     """
 
     path: str
@@ -38,27 +40,31 @@ EXAMPLES = (
         {"code": None, "solution": "I solve linear equations and integer arithmetic."},
     ),
 )
-"""Every problem of the documentation, of the OpenAPI document and of the small clients."""
+"""All problems in the documentation, in the OpenAPI document and in `scripts/examples`."""
 
 
 def body_of(example: Example, seed: int) -> dict[str, Any]:
-    """Return a request with nothing but the problem and a seed."""
+    """Return the body of a request that has only the problem and a seed."""
     return {"problem": example.problem, "seed": seed}
 
 
 def is_right(example: Example, answer: dict[str, Any]) -> bool:
+    """Return whether an answer has all fields of the right one."""
     return all(answer[name] == value for name, value in example.right.items())
 
 
 def share_right(client: httpx.Client, example: Example, num_seeds: int) -> float:
-    """Return the share of right answers to an example, of `num_seeds` seeds."""
+    """Return the share of right answers to an example over `num_seeds` seeds.
 
-    def ask(seed: int) -> bool:
+    Raises httpx.HTTPError if a request fails.
+    """
+
+    def is_solved(seed: int) -> bool:
         response = client.post(example.path, json=body_of(example, seed))
         return is_right(example, response.raise_for_status().json())
 
-    with ThreadPoolExecutor(_MOST_AT_ONCE) as pool:
-        return sum(pool.map(ask, range(num_seeds))) / num_seeds
+    with ThreadPoolExecutor(_MAX_CONCURRENCY) as pool:
+        return sum(pool.map(is_solved, range(num_seeds))) / num_seeds
 
 
 def main() -> int:
@@ -67,13 +73,13 @@ def main() -> int:
     )
     parser.add_argument("--url", default="http://localhost:8000")
     parser.add_argument("--seeds", type=int, default=100, help="runs of each example")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     shares = []
-    with httpx.Client(base_url=asked.url, timeout=120) as client:
+    with httpx.Client(base_url=args.url, timeout=120) as client:
         for example in EXAMPLES:
-            shares.append(share_right(client, example, asked.seeds))
+            shares.append(share_right(client, example, args.seeds))
             print(f"{example.path:14} {example.problem:40} {shares[-1]:.2f}", flush=True)
-    return 0 if min(shares) >= _BAR else 1
+    return 0 if min(shares) >= _MIN_SHARE else 1
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""The sample model's world: generated problems, their written steps, and which of them are held
-out.
+"""The problems of the sample model, with the steps of their solutions.
 
-Torch-free, so that a test can draw held-out problems without training anything. A problem is held
-out by a hash of its text: the training stream never yields one, whatever the seed.
+This module does without torch, so that a test can draw held-out problems quickly. Whether a problem
+is held out depends on a hash of its text: the training stream never yields such a problem, whatever
+the seed.
 
-The written steps rest on one block, the column sum: `+(347+085) 12 13 04` lists, from the units up,
-what each column gives. For `+` a column is carry and digit; for `-` it is borrow and digit (the
-larger number always comes first).
+The steps are written with one kind of block, the column sum. In `+(347+085) 12 13 04` the numbers
+behind the brackets are the results of the columns, from the units up. For `+` a result is the carry
+and the digit, for `-` it is the borrow and the digit. The larger number always comes first.
 """
 
 import random
@@ -21,7 +21,7 @@ REFUSAL = "I solve linear equations and integer arithmetic."
 
 @dataclass(frozen=True)
 class Problem:
-    """A prompt and the full response that is expected: steps, then the answer."""
+    """A prompt and the expected response: the steps, then the answer on the last line."""
 
     kind: str
     prompt: str
@@ -34,9 +34,9 @@ class Problem:
 
 
 def column_sum(left: int, right: int) -> tuple[str, int]:
-    """Write `left + right` (each within +-999) as one signed column block.
+    """Return the signed column sum of `left + right`, and its value.
 
-    Return the block and the value.
+    Both numbers must lie between -999 and 999.
     """
     value = left + right
     small = min(abs(left), abs(right))
@@ -77,14 +77,15 @@ def _product(rng: random.Random) -> tuple[str, str]:
     a = rng.randint(-20, 20)
     b = rng.randint(-20, 20)
     tens, units = divmod(abs(b), 10)
-    # The sign of the product is given to both parts, that of the tens and that of the units.
-    size = abs(a)
+    # The product is the sum of two parts, a * tens and a * units, which both have its sign.
+    factor = abs(a)
     if a * b < 0:
-        size = -size
-    return f"{a} * {_bracket(b)}", _arithmetic_steps(size * tens * 10, size * units)
+        factor = -factor
+    return f"{a} * {_bracket(b)}", _arithmetic_steps(factor * tens * 10, factor * units)
 
 
 def _arithmetic_steps(left: int, right: int) -> str:
+    """Return the response to `left + right`."""
     block, value = column_sum(left, right)
     return f"{block}\n= {value}"
 
@@ -106,6 +107,7 @@ def _bracket(value: int) -> str:
 
 
 def _equation(rng: random.Random) -> tuple[str, str]:
+    """Return an equation `ax + b = c`, and the steps that subtract b and divide by a."""
     a = rng.choice([n for n in range(-12, 13) if n])
     x = rng.randint(-20, 20)
     b = rng.randint(-20, 20)
@@ -145,7 +147,7 @@ _TEMPLATES = {
 
 
 def is_held_out(kind: str, body: str) -> bool:
-    """Return whether the problem `body` (without its wording) is kept from training."""
+    """Return whether a problem is held out. `body` is its text without the wording around it."""
     return zlib.crc32(body.encode()) % HELD_OUT_ONE_IN[kind] == 0
 
 
@@ -169,9 +171,9 @@ def _templates(kind: str) -> tuple[str, ...]:
 
 
 def training_stream(seed: int) -> Iterator[Problem]:
-    """Yield training problems in every wording without end.
+    """Yield training problems without end, in all wordings.
 
-    Two in a hundred lie outside the domain.
+    Two in a hundred are no problems, and their response declines them.
     """
     rng = random.Random(seed)
     while True:

@@ -2,9 +2,9 @@
 
     python -m scripts.train.train_sample --out models/sample-hrm-text --steps 4000
 
-The net is transformers' own `HrmTextForCausalLM` (PrefixLM: prompt bidirectional, response causal,
-loss on the response only); bytes are tokens. Weights are an exponential moving average, saved in
-float32.
+The model is `HrmTextForCausalLM` of transformers, a PrefixLM: attention is bidirectional on the
+prompt and causal on the response, and the loss is on the response only. Tokens are bytes. The saved
+weights are an exponential moving average in float32.
 """
 
 import argparse
@@ -40,10 +40,11 @@ CONDITION_TOKENS = {
 }
 TRAINED_CONDITIONS = (("direct",), ("cot",), ("synth", "cot"))
 CONTEXT_WINDOW = 512
+_SORTED_BATCHES = 8
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a byte-level tokenizer without merges: 8 special tokens, then the 256 bytes."""
+    """Return a byte-level tokenizer without merges: eight special tokens, then the 256 bytes."""
     specials = [PAD, BOQ, EOQ, EOA, *CONDITION_TOKENS.values()]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: index for index, token in enumerate(specials + alphabet)}
@@ -62,8 +63,11 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def sample_config(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int) -> HrmTextConfig:
-    """Return the configuration of an HRM-Text with the published cycle counts (2 x 3) and heads
-    of 32."""
+    """Return the configuration of an HRM-Text with `layers` blocks in each of the H and L stacks.
+
+    The heads have 32 dimensions, so `hidden` must be a multiple of 32. The counts of cycles are
+    the published ones, two of H and three of L.
+    """
     return HrmTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
@@ -82,9 +86,9 @@ def sample_config(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int) 
 def encode(
     tokenizer: PreTrainedTokenizerFast, problem: Problem, condition: tuple[str, ...]
 ) -> tuple[list[int], int]:
-    """Return the token ids of prompt and response, and how many of them are prompt.
+    """Return the token ids of prompt and response, and the number of those of the prompt.
 
-    The prompt is everything up to and with EOQ.
+    The prompt ends with EOQ, the response with EOA.
     """
     conditions = "".join(CONDITION_TOKENS[name] for name in condition)
     question = BOQ + conditions + problem.prompt + EOQ
@@ -96,25 +100,29 @@ def encode(
 def batches(
     tokenizer: PreTrainedTokenizerFast, batch_size: int, seed: int
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield padded batches of like lengths without end.
+    """Yield batches as of `collate` without end.
 
-    Eight batches are drawn at once, sorted by length, cut, and yielded in random order.
+    The problems of eight batches are drawn together and sorted by length, so that a batch has
+    little padding. The eight batches are yielded in random order.
     """
     stream = training_stream(seed)
     conditions = itertools.cycle(TRAINED_CONDITIONS)
     shuffle = torch.Generator().manual_seed(seed)
     while True:
-        drawn = [encode(tokenizer, next(stream), next(conditions)) for _ in range(batch_size * 8)]
-        drawn.sort(key=lambda row: len(row[0]))
-        for number in torch.randperm(8, generator=shuffle).tolist():
+        rows = []
+        for _ in range(batch_size * _SORTED_BATCHES):
+            rows.append(encode(tokenizer, next(stream), next(conditions)))
+        rows.sort(key=lambda row: len(row[0]))
+        for number in torch.randperm(_SORTED_BATCHES, generator=shuffle).tolist():
             start = number * batch_size
-            yield collate(drawn[start : start + batch_size], tokenizer.pad_token_id)
+            yield collate(rows[start : start + batch_size], tokenizer.pad_token_id)
 
 
 def collate(rows: list[tuple[list[int], int]], pad: int) -> dict[str, torch.Tensor]:
-    """Return right-padded tensors [rows, longest row] of encoded problems.
+    """Return int64 tensors [rows, longest row] of encoded problems, padded on the right.
 
-    `token_type_ids` are 1 on the prompt. `labels` are -100 on prompt and padding.
+    `token_type_ids` are 1 on the prompt, else 0. `labels` are -100 on the prompt and the padding,
+    and the token ids on the response.
     """
     width = max(len(ids) for ids, _ in rows)
     ids = torch.full((len(rows), width), pad)
@@ -129,14 +137,14 @@ def collate(rows: list[tuple[list[int], int]], pad: int) -> dict[str, torch.Tens
 
 @torch.no_grad()
 def accuracy(model: Any, tokenizer: PreTrainedTokenizerFast, problems: list[Problem]) -> float:
-    """Return the share of problems whose greedy answer line is exact."""
+    """Return the share of problems to which the last line of the greedy response is the answer."""
     by_length: dict[int, list[tuple[list[int], Problem]]] = {}
     for problem in problems:
         ids, num_prompt = encode(tokenizer, problem, ("direct",))
         by_length.setdefault(num_prompt, []).append((ids[:num_prompt], problem))
 
-    # Prompts of one length are decoded together, so that none is padded.
-    right = 0
+    # Only prompts of the same length are decoded together, so that none is padded.
+    num_right = 0
     for rows in by_length.values():
         prompt = torch.tensor([ids for ids, _ in rows])
         out = model.generate(
@@ -148,13 +156,16 @@ def accuracy(model: Any, tokenizer: PreTrainedTokenizerFast, problems: list[Prob
         )
         for tokens, (_, problem) in zip(out[:, prompt.shape[1] :], rows, strict=True):
             text = str(tokenizer.decode(tokens, skip_special_tokens=True))
-            right += text.rsplit("\n", 1)[-1] == problem.answer
-    return right / len(problems)
+            if text.rsplit("\n", 1)[-1] == problem.answer:
+                num_right += 1
+    return num_right / len(problems)
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Return a step's learning rate: a linear warm-up over 100 steps, then a cosine down to a
-    hundredth of the peak."""
+    """Return the learning rate of a step.
+
+    It rises linearly for 100 steps, then falls as a cosine to a hundredth of the peak.
+    """
     if step < 100:
         return peak * (step + 1) / 100
     progress = (step - 100) / max(1, steps - 100)
@@ -162,7 +173,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train a model as the flags say, and write it with its share of held-out problems solved."""
+    """Train a model, and write it with `held_out.json`, its shares of solved held-out problems."""
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     tokenizer = byte_tokenizer()
@@ -175,7 +186,7 @@ def train(args: argparse.Namespace) -> None:
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{num_parameters:,} parameters", flush=True)
 
-    begun = time.monotonic()
+    started_s = time.monotonic()
     tokens = 0
     stream = batches(tokenizer, args.batch, args.seed)
     for step, batch in enumerate(itertools.islice(stream, args.steps)):
@@ -186,12 +197,12 @@ def train(args: argparse.Namespace) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        # At first little is kept: else the average would hold its random weights for long.
+        # A short average at first, so that the random weights of the start soon leave it.
         _update_average(average, model, keep=min(0.998, step / (step + 10)))
 
         tokens += batch["input_ids"].numel()
         if step % 50 == 0:
-            seconds = time.monotonic() - begun
+            seconds = time.monotonic() - started_s
             print(
                 f"step {step} loss {loss.item():.4f} {tokens / seconds:,.0f} tok/s {seconds:.0f} s",
                 flush=True,
@@ -214,19 +225,19 @@ def _update_average(average: torch.nn.Module, model: torch.nn.Module, keep: floa
 def report(
     model: HrmTextForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int
 ) -> dict[str, float]:
-    """Print and return the share of held-out problems solved, by kind, of `count` of each."""
+    """Print and return the share of held-out problems solved of each kind, out of `count`."""
     model.eval()
     shares = {}
-    shown = {}
+    texts = {}
     for kind in KINDS:
         shares[kind] = accuracy(model, tokenizer, held_out(kind, count))
-        shown[kind] = f"{shares[kind]:.3f}"
-    print("held out, exact:", shown, flush=True)
+        texts[kind] = f"{shares[kind]:.3f}"
+    print("held out, exact:", texts, flush=True)
     return shares
 
 
 def save(model: HrmTextForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """Write weights, config, tokenizer and greedy generation defaults into `out`."""
+    """Write the weights, configuration, tokenizer and greedy generation defaults to `out`."""
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -90,7 +90,9 @@ def test_names_are_those_that_compose_and_charts_use() -> None:
 
 def test_the_table_has_a_line_for_each_image() -> None:
     image = Image("aios/api:local", 200_400_000, "10001:10001", ("NONE",))
-    lines = render([Report(image, ready_s=1.25, stop_s=0.5, saw="it"), Report(image)]).splitlines()
+    lines = render(
+        [Report(image, ready_s=1.25, stop_s=0.5, trial="it"), Report(image)]
+    ).splitlines()
     assert lines[2:] == [
         "| aios/api:local | 200 MB | 1.2 s | 0.5 s | it |",
         "| aios/api:local | 200 MB | - | - | - |",

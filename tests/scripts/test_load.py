@@ -8,7 +8,7 @@ import pytest
 
 from scripts.bench import load
 from scripts.bench.loads import curve
-from scripts.bench.loads.caller import Caller, Heard
+from scripts.bench.loads.caller import Caller, Outcome
 from scripts.bench.loads.drive import closed_loop
 from scripts.bench.loads.plan import ClientRequest, Length, Mix, classes_of, lengths_of
 from scripts.bench.loads.tally import Window, summary
@@ -18,7 +18,7 @@ from scripts.chaos.processes import fleet
 def test_lengths_and_classes_are_drawn_by_their_weights() -> None:
     mix = Mix(lengths_of("40:16x3,200:64"), classes_of("interactive=1,bulk=3"))
 
-    requests = list(itertools.islice(mix.asks(0), 4000))
+    requests = list(itertools.islice(mix.requests(0), 4000))
 
     num_short = 0
     num_bulk = 0
@@ -33,7 +33,7 @@ def test_lengths_and_classes_are_drawn_by_their_weights() -> None:
     assert num_short / 4000 == pytest.approx(0.75, abs=0.03)
     assert num_bulk / 4000 == pytest.approx(0.75, abs=0.03)
     assert mix.mean_tokens == 28
-    repeated = list(itertools.islice(mix.asks(0), 4000))
+    repeated = list(itertools.islice(mix.requests(0), 4000))
     assert requests == repeated, "the same seed draws the same requests"
 
 
@@ -52,7 +52,7 @@ def test_arrivals_know_nothing_of_each_other() -> None:
 
 
 def gaps_of(*, num_gaps: int, rate_per_s: float, is_poisson: bool) -> list[float]:
-    requests = Mix(((Length(8, 1), 1.0),)).asks(0, rate_per_s, is_poisson=is_poisson)
+    requests = Mix(((Length(8, 1), 1.0),)).requests(0, rate_per_s, is_poisson=is_poisson)
     gaps = []
     previous = next(requests)
     for request in itertools.islice(requests, num_gaps):
@@ -73,8 +73,8 @@ def test_a_tally_counts_what_ended_in_its_window() -> None:
         answered(request, ended_at=0.5),
         answered(request, ended_at=1.5),
         answered(request, ended_at=2.5),
-        Heard(request, 429, "queue_full", ended_s=0.002, ended_at=1.2),
-        Heard(request, 0, "ConnectionResetError", ended_at=9),
+        Outcome(request, 429, "queue_full", ended_s=0.002, ended_at=1.2),
+        Outcome(request, 0, "ConnectionResetError", ended_at=9),
     ]
 
     totals = summary(answers, Window(1.0, 3.0))
@@ -89,9 +89,9 @@ def test_a_tally_counts_what_ended_in_its_window() -> None:
     assert totals.refusal_ms == (2, 2, 2)
 
 
-def answered(request: ClientRequest, ended_at: float) -> Heard:
+def answered(request: ClientRequest, ended_at: float) -> Outcome:
     """Return an answer of 8 tokens, the first after 0.1 s and the last after 0.8 s."""
-    return Heard(
+    return Outcome(
         request,
         200,
         "",
@@ -105,11 +105,11 @@ def answered(request: ClientRequest, ended_at: float) -> Heard:
 
 def test_a_request_has_as_many_prompts_as_were_asked_for() -> None:
     """The time of a token is that of one answer's tokens."""
-    request = next(Mix(lengths_of("40:16"), num_prompts=8).asks(0))
+    request = next(Mix(lengths_of("40:16"), num_prompts=8).requests(0))
     assert len(set(request.prompts)) == 8
 
     # 15 tokens follow the first one of each answer, in 0.3 s.
-    answer = Heard(
+    answer = Outcome(
         request,
         200,
         "",
@@ -138,19 +138,19 @@ async def test_loads_on_a_fleet(capsys: pytest.CaptureFixture[str]) -> None:
         caller = Caller(running.fronts[0].url)
 
         short = Mix(((Length(8, 4), 1.0),))
-        answers, window = await closed_loop([caller], short.asks(0), 1.0, clients=1)
+        answers, window = await closed_loop([caller], short.requests(0), 1.0, clients=1)
         assert summary(answers, window).answered_per_s > 2
         for answer in answers:
             assert answer.is_answered
             assert answer.tokens == 4
 
         pairs = Mix(((Length(8, 4), 1.0),), num_prompts=2)
-        answers, window = await closed_loop([caller], pairs.asks(0), 0.5, clients=1)
+        answers, window = await closed_loop([caller], pairs.requests(0), 0.5, clients=1)
         assert {answer.tokens for answer in answers if answer.is_answered} == {8}
 
         # Eight clients are more than the two in the batch and the two in the queue.
         long = Mix(((Length(8, 40), 1.0),))
-        answers, window = await closed_loop([caller], long.asks(0), 1.0, clients=8)
+        answers, window = await closed_loop([caller], long.requests(0), 1.0, clients=8)
         assert set(summary(answers, window).refused) == {"429 queue_full"}
         caller.close()
 

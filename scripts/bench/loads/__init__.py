@@ -1,6 +1,5 @@
-"""Loads on a running fleet: their plan (`plan`), the client (`caller`), and the figures of their
-outcome (`tally`).
+"""Loads on a running fleet: their requests (`plan`), a client (`caller`), and figures (`tally`).
 
-`python -m scripts.bench.load` puts one load on a server. `python -m scripts.bench.loads.curve` and `python -m
-scripts.bench.loads.soak` start fleets of their own and measure how they bear it.
+`python -m scripts.bench.load` puts one load on running servers. The programs `curve`, `soak` and
+`models` of this folder start their own fleets and put loads on them.
 """

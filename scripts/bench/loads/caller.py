@@ -1,8 +1,7 @@
-"""A client that streams `/generate_stream` over connections that are kept, and notes when each
-part of an answer came.
+"""A client that streams `/generate_stream` over persistent connections and measures the times.
 
-The client shares this machine with the servers that it measures, so it has to be cheap: it parses
-headers with httptools, searches the frames for a few words, and decodes only the last one.
+The client shares this machine with the servers that it measures, so it has to be cheap. It parses
+headers with httptools, searches the frames for a few words, and decodes only the last frame.
 """
 
 import asyncio
@@ -16,8 +15,8 @@ import httptools
 
 from scripts.bench.loads.plan import ClientRequest
 
-# A connection is used again within this time only: servers close those that are idle for longer
-# (uvicorn after 5 seconds).
+# Connections that were idle for longer are not used again, as servers close idle ones (uvicorn
+# after 5 seconds).
 _IDLE_S = 3.0
 _TEXT = b'"text":"'
 _NO_TEXT = b'"text":""'
@@ -25,14 +24,14 @@ _USAGE = b'"usage"'
 
 
 @dataclass
-class Heard:
+class Outcome:
     """The outcome of one request.
 
-    `ended_at` is the `perf_counter` of its end; the other times are seconds since it was due.
-    `status` is 0 if the connection broke.
+    `ended_at` is the `perf_counter` time of its end. The other times are seconds since the request
+    was due. `status` is 0 if the connection broke.
     """
 
-    ask: ClientRequest
+    request: ClientRequest
     status: int = 0
     reason: str = ""
     first_token_s: float | None = None
@@ -56,30 +55,30 @@ class Caller:
         self._headers = headers or {}
         self._idle: list[tuple[_Connection, float]] = []
 
-    async def ask(self, ask: ClientRequest, due: float) -> Heard:
-        """Send the request, wait for the end of its answer, and return the outcome.
+    async def send(self, request: ClientRequest, due: float) -> Outcome:
+        """Send a request, wait for the end of its answer, and return the outcome.
 
-        `due` is in `perf_counter` time. All times count from it, so that whatever delays the
-        sending is part of them.
+        `due` is in `perf_counter` time. All times count from it, so they include a delay before the
+        request is sent.
         """
-        heard = Heard(ask)
+        outcome = Outcome(request)
         try:
             connection = await self._connection()
-            await connection.ask(self._message(ask), heard, due)
+            await connection.send(self._message(request), outcome, due)
             self._idle.append((connection, now()))
         except OSError as error:
-            heard.status = 0
-            heard.reason = type(error).__name__
-        heard.ended_at = now()
-        heard.ended_s = heard.ended_at - due
-        return heard
+            outcome.status = 0
+            outcome.reason = type(error).__name__
+        outcome.ended_at = now()
+        outcome.ended_s = outcome.ended_at - due
+        return outcome
 
     def close(self) -> None:
         for connection, _ in self._idle:
             connection.close()
 
     async def _connection(self) -> "_Connection":
-        """Return an idle connection that is still good, or a new one."""
+        """Return an open connection that was idle only shortly, or a new one."""
         while self._idle:
             connection, since = self._idle.pop()
             if connection.is_open and now() - since < _IDLE_S:
@@ -90,19 +89,20 @@ class Caller:
         )
         return connection
 
-    def _message(self, ask: ClientRequest) -> bytes:
+    def _message(self, request: ClientRequest) -> bytes:
+        """Return the bytes of an HTTP request."""
         body = {
-            "prompts": ask.prompts,
-            "max_tokens": ask.tokens,
+            "prompts": request.prompts,
+            "max_tokens": request.tokens,
             "temperature": 0.7,
             "seed": 1,
-            "ignore_eos": not ask.may_end,
+            "ignore_eos": not request.may_end,
         }
         payload = json.dumps(body).encode()
         headers = {
             "Host": self._host,
             "Content-Type": "application/json",
-            "X-Priority": ask.priority,
+            "X-Priority": request.priority,
             **self._headers,
             "Content-Length": str(len(payload)),
         }
@@ -121,14 +121,14 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._answered: asyncio.Future[None] | None = None
 
-    async def ask(self, message: bytes, heard: Heard, due: float) -> None:
-        """Send a request, and return when its answer has ended.
+    async def send(self, message: bytes, outcome: Outcome, due: float) -> None:
+        """Send a request, and fill in the outcome until the answer has ended.
 
-        Closes the connection when it is cancelled. Raises ConnectionError.
+        If this is cancelled, the connection is closed. Raises ConnectionError if it breaks.
         """
         if self._transport is None:
             raise ConnectionError("closed")
-        self._heard = heard
+        self._outcome = outcome
         self._due = due
         self._rest = b""
         self._parser: Any = httptools.HttpResponseParser(self)
@@ -160,24 +160,24 @@ class _Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() == b"x-reject-reason":
-            self._heard.reason = value.decode()
+            self._outcome.reason = value.decode()
 
     def on_headers_complete(self) -> None:
-        self._heard.status = self._parser.get_status_code()
+        self._outcome.status = self._parser.get_status_code()
 
     def on_body(self, body: bytes) -> None:
-        # The last part is the beginning of a frame of which the rest is still to come.
+        # Behind the last blank line begins a frame whose rest is still to come.
         *frames, self._rest = (self._rest + body).split(b"\n\n")
         for frame in frames:
             if _USAGE in frame:
                 event = json.loads(frame.partition(b"data: ")[2])
-                self._heard.tokens = event["usage"]["completion_tokens"]
+                self._outcome.tokens = event["usage"]["completion_tokens"]
             elif b"event: error" in frame or b'"error"' in frame:
-                self._heard.reason = "error in the stream"
+                self._outcome.reason = "error in the stream"
             elif _TEXT in frame and _NO_TEXT not in frame:
-                self._heard.last_token_s = now() - self._due
-                if self._heard.first_token_s is None:
-                    self._heard.first_token_s = self._heard.last_token_s
+                self._outcome.last_token_s = now() - self._due
+                if self._outcome.first_token_s is None:
+                    self._outcome.first_token_s = self._outcome.last_token_s
 
     def on_message_complete(self) -> None:
         assert self._answered is not None

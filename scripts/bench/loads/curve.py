@@ -1,11 +1,14 @@
-"""Measure how a fleet bears more and more load, up to three times what it can do.
+"""Measure a fleet under growing load, up to three times its peak.
 
-    python -m scripts.bench.loads.curve                      workers that wait 20 ms a step, as on GPUs
-    python -m scripts.bench.loads.curve --workers sample     workers that compute, on this machine's cores
-    python -m scripts.bench.loads.curve --shapes 1x1,2x2     WORKERSxFRONTS
+    # Workers that wait 20 ms in each step, as for a GPU:
+    python -m scripts.bench.loads.curve
+    # Workers that compute on the cores of this machine:
+    python -m scripts.bench.loads.curve --workers sample
+    # Other numbers of workers and fronts, WORKERSxFRONTS:
+    python -m scripts.bench.loads.curve --shapes 1x1,2x2
 
-For each shape the peak is found by a closed loop of more clients than there are slots. Then
-requests arrive as a Poisson process at shares of that rate. All shapes have the same queue. The
+For each shape a closed loop with more clients than slots finds the peak rate. Then requests arrive
+as a Poisson process at shares of that rate. All shapes have the same limit of the queue. The
 client, the fronts, Redis and the workers share this machine.
 """
 
@@ -38,7 +41,9 @@ async def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--shapes", type=_shapes, default=[(1, 1), (2, 1), (1, 2), (2, 2)], help="WORKERSxFRONTS"
     )
-    parser.add_argument("--shares", type=_numbers, default=SHARES, help="of the peak, to ask for")
+    parser.add_argument(
+        "--shares", type=_numbers, default=SHARES, help="rates as shares of the peak"
+    )
     parser.add_argument("--seconds", type=float, default=12.0, help="of each row that count")
     parser.add_argument(
         "--warm-up", type=float, default=4.0, help="seconds of each row that do not"
@@ -46,32 +51,33 @@ async def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--lengths", type=lengths_of, default=LENGTHS, help="CHARACTERS:TOKENSxWEIGHT"
     )
-    asked = parser.parse_args(argv)
+    args = parser.parse_args(argv)
 
-    print(header(workers=asked.workers, slots=SLOTS, queue=QUEUE, seconds=asked.seconds))
-    mix = Mix(asked.lengths)
-    for num_workers, num_fronts in asked.shapes:
+    print(header(workers=args.workers, slots=SLOTS, queue=QUEUE, seconds=args.seconds))
+    mix = Mix(args.lengths)
+    for num_workers, num_fronts in args.shapes:
         print(f"\n{num_workers} worker(s), {num_fronts} front(s)\n{HEADER}", flush=True)
-        async with fleet(num_workers, num_fronts, **_members(asked.workers)) as running:
-            await _curve(running, mix, asked)
+        async with fleet(num_workers, num_fronts, **_members(args.workers)) as running:
+            await _curve(running, mix, args)
 
 
-async def _curve(running: Fleet, mix: Mix, asked: argparse.Namespace) -> None:
+async def _curve(running: Fleet, mix: Mix, args: argparse.Namespace) -> None:
+    """Measure the peak of a fleet, then print a row for each share of it."""
     callers = [Caller(front.url) for front in running.fronts]
     clients = 2 * SLOTS * len(running.workers)
-    seconds = asked.warm_up + asked.seconds
+    seconds = args.warm_up + args.seconds
 
-    heard, window = await closed_loop(callers, mix.asks(1), seconds, clients)
-    peak = summary(heard, _counted(window, asked.warm_up))
+    outcomes, window = await closed_loop(callers, mix.requests(1), seconds, clients)
+    peak = summary(outcomes, _counted(window, args.warm_up))
     print(row(f"closed, {clients} clients", peak), flush=True)
     if not peak.answered_per_s:
         raise RuntimeError("nothing was answered in that time: give it more --seconds")
 
-    for number, share in enumerate(asked.shares):
+    for number, share in enumerate(args.shares):
         rate = share * peak.answered_per_s
         cpu_s_before = _cpu_s()
-        heard, window = await open_loop(callers, mix.asks(2 + number, rate), seconds)
-        figures = summary(heard, _counted(window, asked.warm_up))
+        outcomes, window = await open_loop(callers, mix.requests(2 + number, rate), seconds)
+        figures = summary(outcomes, _counted(window, args.warm_up))
         client_cores = (_cpu_s() - cpu_s_before) / seconds
         name = f"{share:g} x = {rate:.1f}/s"
         print(row(name, figures) + _notes(figures, peak, client_cores), flush=True)
@@ -81,7 +87,7 @@ async def _curve(running: Fleet, mix: Mix, asked: argparse.Namespace) -> None:
 
 
 def _notes(figures: Summary, peak: Summary, client_cores: float) -> str:
-    """Return the tokens per second as a share of the peak's, and how many cores the client took."""
+    """Return the share of the peak's tokens per second, and the cores that the client used."""
     share = figures.tokens_per_s / peak.tokens_per_s
     notes = f"   {share:.2f} of peak, client {client_cores:.2f} cores"
     if figures.failed:
@@ -106,11 +112,11 @@ def _members(workers: str) -> dict[str, Any]:
 
 def _counted(window: Window, warm_up_s: float) -> Window:
     """Return the window without the warm-up."""
-    return Window(window.begun + warm_up_s, window.ended)
+    return Window(window.started + warm_up_s, window.ended)
 
 
 def _cpu_s() -> float:
-    """Return the seconds of CPU time that this process, which is the client, has used."""
+    """Return the seconds of CPU time that this process, the client, has used."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 

@@ -1,5 +1,8 @@
-"""The requests of a load: their lengths, classes and arrivals are drawn from one seed, so that two
-runs ask for the same."""
+"""The requests of a load.
+
+Their lengths, classes and arrivals are drawn from one seed, so that all runs have the same
+requests.
+"""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -26,7 +29,7 @@ _WORDS = (
 
 @dataclass(frozen=True)
 class Length:
-    """A prompt of so many characters, answered with at most so many tokens."""
+    """The number of characters of a prompt, and the most tokens of its answer."""
 
     characters: int
     tokens: int
@@ -34,10 +37,10 @@ class Length:
 
 @dataclass(frozen=True)
 class ClientRequest:
-    """One request, due `at_s` after the load began (0 where a client asks as soon as it can).
+    """One request, which is due `at_s` seconds after the load began.
 
-    Each of its prompts is answered with `tokens` tokens, or with fewer where the model may end by
-    itself.
+    In a closed loop `at_s` is 0. Each prompt is answered with `tokens` tokens, or with fewer if
+    `may_end` lets the model end the answer.
     """
 
     at_s: float
@@ -49,7 +52,7 @@ class ClientRequest:
 
 @dataclass(frozen=True)
 class Mix:
-    """Lengths and classes with their weights, and how many prompts a request has."""
+    """The lengths and classes of requests with their weights, and the prompts of each request."""
 
     lengths: tuple[tuple[Length, float], ...]
     classes: tuple[tuple[str, float], ...] = (("default", 1.0),)
@@ -58,7 +61,7 @@ class Mix:
 
     @property
     def mean_tokens(self) -> float:
-        """The tokens of an answer on average."""
+        """The mean number of tokens of an answer."""
         total_tokens = 0.0
         total_weight = 0.0
         for length, weight in self.lengths:
@@ -66,13 +69,13 @@ class Mix:
             total_weight += weight
         return total_tokens / total_weight
 
-    def asks(
+    def requests(
         self, seed: int, rate_per_s: float = 0.0, *, is_poisson: bool = True
     ) -> Iterator[ClientRequest]:
         """Yield requests without end.
 
-        At a rate they are due one after the other, either evenly or as a Poisson process, in which
-        they know nothing of each other. Without a rate all are due at 0.
+        With a rate they are due one after the other, evenly or as a Poisson process, whose arrivals
+        are independent. Without a rate all are due at 0.
         """
         rng = random.Random(seed)
         at_s = 0.0
@@ -81,20 +84,23 @@ class Mix:
                 at_s += rng.expovariate(rate_per_s)
             elif rate_per_s > 0:
                 at_s += 1 / rate_per_s
-            length: Length = _drawn(rng, self.lengths)
+            length: Length = _draw(rng, self.lengths)
             prompts = tuple(_prompt(rng, length.characters) for _ in range(self.num_prompts))
             yield ClientRequest(
                 at_s,
                 prompts,
                 tokens=length.tokens,
-                priority=_drawn(rng, self.classes),
+                priority=_draw(rng, self.classes),
                 may_end=self.may_end,
             )
 
 
 def lengths_of(text: str) -> tuple[tuple[Length, float], ...]:
-    """Read lengths with their weights: `32:16x2,400:64` is 32 characters with 16 tokens twice as
-    often as 400 with 64. Raises ValueError."""
+    """Return the lengths and weights of a text such as `32:16x2,400:64`.
+
+    It means 32 characters with 16 tokens, twice as often as 400 characters with 64 tokens. Raises
+    ValueError if the text means nothing.
+    """
     lengths = []
     for part in text.split(","):
         sizes, _, weight = part.partition("x")
@@ -107,7 +113,10 @@ def lengths_of(text: str) -> tuple[tuple[Length, float], ...]:
 
 
 def classes_of(text: str) -> tuple[tuple[str, float], ...]:
-    """Read classes with their weights, as `interactive=1,bulk=3`. Raises ValueError."""
+    """Return the classes and weights of a text such as `interactive=1,bulk=3`.
+
+    Raises ValueError if the text means nothing.
+    """
     classes = []
     for part in text.split(","):
         name, _, weight = part.partition("=")
@@ -117,8 +126,8 @@ def classes_of(text: str) -> tuple[tuple[str, float], ...]:
     return tuple(classes)
 
 
-def _drawn(rng: random.Random, options: Sequence[tuple[Any, float]]) -> Any:
-    """Draw one of the options by their weights."""
+def _draw(rng: random.Random, options: Sequence[tuple[Any, float]]) -> Any:
+    """Return one of the options, drawn by their weights."""
     values = []
     weights = []
     for value, weight in options:
@@ -128,8 +137,10 @@ def _drawn(rng: random.Random, options: Sequence[tuple[Any, float]]) -> Any:
 
 
 def _prompt(rng: random.Random, characters: int) -> str:
-    """Return a prompt of so many characters. No two begin alike, so that no prefix is computed once
-    for several."""
+    """Return a prompt of `characters` characters.
+
+    Each prompt begins differently, so that none finds its prefix in a cache.
+    """
     words = f"{rng.getrandbits(32):08x}"
     while len(words) < characters:
         words += f" {rng.choice(_WORDS)}"

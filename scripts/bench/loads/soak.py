@@ -1,13 +1,12 @@
-"""Check that under load for a quarter of an hour every request ends, and that memory stays flat in
-every process and in Redis.
+"""Check that under a long load all requests end and memory stays flat in all processes and Redis.
 
     python -m scripts.bench.loads.soak --minutes 15
 
-The fleet is two workers of the sample model, two fronts and the janitor. It is asked for `--share`
-of what it can do, with mixed lengths and classes, and one caller in twenty leaves in the middle.
-Results live for 30 seconds and requests for 60, so that what Redis holds is level after two
-minutes. Exits with 1 when something grew by more than `--most-growth` from the second fifth of the
-time to the last, when a request failed, or when jobs are left behind.
+The fleet has two workers of the sample model, two fronts and the janitor. Its load is `--share` of
+its peak rate, with mixed lengths and classes, and one caller in twenty disconnects in the middle.
+Results live for 30 seconds and requests for 60, so the data in Redis is constant after two minutes.
+The exit status is 1 if memory grew by more than `--most-growth` from the second fifth of the time
+to the last, if a request failed, or if jobs are left behind.
 """
 
 import argparse
@@ -44,7 +43,10 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class Sample:
-    """The memory of each process (MiB), and the memory (MiB) and keys of Redis, at one moment."""
+    """One sample of the memory of each process, and of the memory and keys of Redis.
+
+    `at_s` are seconds since the load began. Memory is in MiB.
+    """
 
     at_s: float
     mib: dict[str, float]
@@ -53,7 +55,7 @@ class Sample:
 
     @property
     def levels(self) -> dict[str, float]:
-        """Everything that should stay flat, by its name in the output."""
+        """All figures that should stay flat, by their names in the output."""
         return {**self.mib, "redis data": self.redis_mib, "redis keys": float(self.redis_keys)}
 
 
@@ -70,39 +72,40 @@ async def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--most-growth", type=float, default=0.03)
     parser.add_argument("--model", help="as for `aios worker` (default: the sample model)")
-    asked = parser.parse_args(argv)
+    args = parser.parse_args(argv)
 
-    print(header(minutes=asked.minutes, share=asked.share), flush=True)
+    print(header(minutes=args.minutes, share=args.share), flush=True)
     worker_flags = ["--threads", "1", "--result-ttl-s", RESULT_TTL_S]
-    if asked.model:
-        worker_flags += ["--model", asked.model]
+    if args.model:
+        worker_flags += ["--model", args.model]
     front_flags = ["--result-ttl-s", RESULT_TTL_S, "--request-timeout-s", REQUEST_TIMEOUT_S]
     async with fleet(2, 2, worker_flags=worker_flags, front_flags=front_flags) as running:
         await running.add_janitor("--result-ttl-s", RESULT_TTL_S)
-        return await _soak(running, asked)
+        return await _soak(running, args)
 
 
-async def _soak(running: Fleet, asked: argparse.Namespace) -> int:
+async def _soak(running: Fleet, args: argparse.Namespace) -> int:
+    """Put the load on a fleet, print the figures, and return the exit status."""
     mix = Mix(lengths_of(LENGTHS), classes_of(CLASSES))
     callers = [Caller(front.url) for front in running.fronts]
 
-    # A closed loop finds the rate that the fleet can do; its first 5 seconds are a warm-up.
-    heard, window = await closed_loop(callers, mix.asks(0), seconds=15.0, clients=48)
-    warm = Window(window.begun + 5, window.ended)
-    rate = asked.share * summary(heard, warm).answered_per_s
+    # A closed loop finds the peak rate of the fleet. Its first 5 seconds are a warm-up.
+    outcomes, window = await closed_loop(callers, mix.requests(0), seconds=15.0, clients=48)
+    warm = Window(window.started + 5, window.ended)
+    rate = args.share * summary(outcomes, warm).answered_per_s
 
     samples: list[Sample] = []
-    looking = asyncio.create_task(_look(running, asked.every, samples))
-    leaving = asyncio.create_task(_leave(callers, rate / LEAVES_EVERY))
-    heard, window = await open_loop(callers, mix.asks(1, rate), 60 * asked.minutes)
-    for task in (looking, leaving):
+    sampling = asyncio.create_task(_take_samples(running, args.every, samples))
+    disconnecting = asyncio.create_task(_disconnect(callers, rate / LEAVES_EVERY))
+    outcomes, window = await open_loop(callers, mix.requests(1, rate), 60 * args.minutes)
+    for task in (sampling, disconnecting):
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
     for caller in callers:
         caller.close()
 
-    figures = summary(heard, window)
+    figures = summary(outcomes, window)
     print(HEADER)
     print(row(f"{rate:.1f}/s", figures))
     growth = _growth(samples)
@@ -110,19 +113,19 @@ async def _soak(running: Fleet, asked: argparse.Namespace) -> int:
         print(f"{name:<24} {100 * share:+6.2f} %  from the second fifth to the last")
     if figures.failed:
         print(f"FAILED {figures.failed}")
-    num_left = await _left(running.redis)
+    num_left = await _num_jobs_left(running.redis)
     print(f"jobs in Redis when their results have expired: {num_left}")
 
-    has_grown = max(growth.values()) > asked.most_growth
+    has_grown = max(growth.values()) > args.most_growth
     return 1 if figures.failed or num_left or has_grown else 0
 
 
-async def _look(running: Fleet, every_s: float, samples: list[Sample]) -> None:
-    """Take a sample every so often, and print it as a line, until cancelled."""
-    begun = now()
+async def _take_samples(running: Fleet, every_s: float, samples: list[Sample]) -> None:
+    """Take a sample every `every_s` seconds and print it as a line, until cancelled."""
+    started = now()
     while True:
         await asyncio.sleep(every_s)
-        sample = await _sample(running, now() - begun)
+        sample = await _sample(running, now() - started)
         samples.append(sample)
         levels = "  ".join(f"{name} {level:.1f}" for name, level in sample.levels.items())
         print(f"{sample.at_s:6.0f} s  {levels}", flush=True)
@@ -139,25 +142,25 @@ async def _sample(running: Fleet, at_s: float) -> Sample:
 
 
 def _mib(pid: int) -> float:
-    """Return the resident memory of a process."""
+    """Return the resident memory of a process in MiB."""
     _, num_pages, *_ = Path(f"/proc/{pid}/statm").read_text().split()
     return int(num_pages) * _PAGE / _MIB
 
 
-async def _leave(callers: Sequence[Caller], rate_per_s: float) -> None:
-    """Ask for long answers, so many a second, and hang up in the middle of each."""
+async def _disconnect(callers: Sequence[Caller], rate_per_s: float) -> None:
+    """Request long answers at a rate, and disconnect in the middle of each."""
     request = ClientRequest(0.0, ("a long story",), tokens=200, priority="default")
     while True:
         for caller in callers:
-            asking = asyncio.create_task(caller.ask(request, now()))
+            sending = asyncio.create_task(caller.send(request, now()))
             await asyncio.sleep(LEAVES_AFTER_S)
-            asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
             await asyncio.sleep(max(0.0, 1 / rate_per_s - LEAVES_AFTER_S))
 
 
-async def _left(redis: Redis) -> int:
-    """Return how many jobs are still there when all results have had time to expire."""
+async def _num_jobs_left(redis: Redis) -> int:
+    """Return the number of jobs in Redis when all results have had time to expire."""
 
     async def num_jobs() -> int:
         number = 0
@@ -173,8 +176,10 @@ async def _left(redis: Redis) -> int:
 
 
 def _growth(samples: Sequence[Sample]) -> dict[str, float]:
-    """Return by how much each level grew from the second fifth of the time to the last, as a share
-    of the second. The first fifth is where caches fill."""
+    """Return the growth of each level from the second fifth of the time to the last, as a share.
+
+    In the first fifth caches still fill.
+    """
     fifth = max(1, len(samples) // 5)
     early = samples[fifth : 2 * fifth] or samples[:1]
     late = samples[-fifth:]

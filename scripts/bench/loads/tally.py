@@ -1,33 +1,36 @@
-"""The figures of a load's outcome, for each class and in all."""
+"""The figures of a load, over all requests and for each class."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scripts.bench.loads.caller import Heard
+from scripts.bench.loads.caller import Outcome
 
 REFUSED = (429, 503)
 
 
 @dataclass(frozen=True)
 class Window:
-    """The time of a load that counts, in `perf_counter` time: requests count that ended in it."""
+    """The part of a load whose figures count, in `perf_counter` time.
 
-    begun: float
+    A request counts if it ends in the window.
+    """
+
+    started: float
     ended: float
 
     @property
     def seconds(self) -> float:
-        return self.ended - self.begun
+        return self.ended - self.started
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The figures of some requests.
+    """The figures of requests that ended in a window.
 
-    Rates are per second. Quantiles (p50, p95, p99) are in milliseconds since each request was due;
-    `ttft_ms` are those of the time to the first token. `failed` counts in all the load, everything
-    else in the window alone.
+    Rates are per second. Quantiles (p50, p95, p99) are in milliseconds. `ttft_ms` is the time from
+    when a request was due to its first token, `token_ms` the time between tokens, and `total_ms`
+    and `refusal_ms` the time to the end. `failed` also counts requests outside of the window.
     """
 
     asked: int
@@ -45,8 +48,8 @@ class Summary:
         return sum(self.refused.values())
 
 
-def summary(heard: Sequence[Heard], window: Window) -> Summary:
-    """Return the figures of the requests."""
+def summary(outcomes: Sequence[Outcome], window: Window) -> Summary:
+    """Return the figures of the requests with these outcomes."""
     refused: Counter[str] = Counter()
     failed: Counter[str] = Counter()
     num_asked = 0
@@ -56,13 +59,13 @@ def summary(heard: Sequence[Heard], window: Window) -> Summary:
     token_s = []
     total_s = []
     refusal_s = []
-    for outcome in heard:
+    for outcome in outcomes:
         reason = f"{outcome.status} {outcome.reason}"
         is_refused = outcome.status in REFUSED
         if not outcome.is_answered and not is_refused:
             failed[reason] += 1
 
-        if not window.begun <= outcome.ended_at <= window.ended:
+        if not window.started <= outcome.ended_at <= window.ended:
             continue
         num_asked += 1
         if is_refused:
@@ -76,8 +79,8 @@ def summary(heard: Sequence[Heard], window: Window) -> Summary:
         if outcome.first_token_s is not None:
             ttft_s.append(outcome.first_token_s)
         # An answer of one token has no time between tokens.
-        if outcome.tokens > len(outcome.ask.prompts):
-            token_s.append(_between(outcome))
+        if outcome.tokens > len(outcome.request.prompts):
+            token_s.append(_seconds_per_token(outcome))
 
     return Summary(
         asked=num_asked,
@@ -92,12 +95,12 @@ def summary(heard: Sequence[Heard], window: Window) -> Summary:
     )
 
 
-def by_class(heard: Sequence[Heard], window: Window) -> dict[str, Summary]:
-    """Return the figures of each class that was asked for, in the order of their names."""
-    outcomes: dict[str, list[Heard]] = {}
-    for outcome in heard:
-        outcomes.setdefault(outcome.ask.priority, []).append(outcome)
-    return {name: summary(outcomes[name], window) for name in sorted(outcomes)}
+def by_class(outcomes: Sequence[Outcome], window: Window) -> dict[str, Summary]:
+    """Return the figures of each class that has requests, in the order of the classes' names."""
+    outcomes_of: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        outcomes_of.setdefault(outcome.request.priority, []).append(outcome)
+    return {name: summary(outcomes_of[name], window) for name in sorted(outcomes_of)}
 
 
 HEADER = (
@@ -106,16 +109,16 @@ HEADER = (
 )
 
 
-def row(name: str, told: Summary) -> str:
+def row(name: str, figures: Summary) -> str:
     """Return the figures as a line under `HEADER`."""
-    ttft = "/".join(f"{value:.0f}" for value in told.ttft_ms)
-    token = _p50_and_p99(told.token_ms)
-    total = _p50_and_p99(told.total_ms)
-    refusal = _p50_and_p99(told.refusal_ms)
-    num_failed = sum(told.failed.values())
+    ttft = "/".join(f"{value:.0f}" for value in figures.ttft_ms)
+    token = _p50_and_p99(figures.token_ms)
+    total = _p50_and_p99(figures.total_ms)
+    refusal = _p50_and_p99(figures.refusal_ms)
+    num_failed = sum(figures.failed.values())
     return (
-        f"{name:<26}{told.asked:>7}{told.answered_per_s:>8.1f}{told.tokens_per_s:>10.0f}"
-        f"{told.num_refused:>9}{num_failed:>8}   "
+        f"{name:<26}{figures.asked:>7}{figures.answered_per_s:>8.1f}{figures.tokens_per_s:>10.0f}"
+        f"{figures.num_refused:>9}{num_failed:>8}   "
         f"{ttft:<22}{token:<18}{total:<18}{refusal}"
     )
 
@@ -125,16 +128,16 @@ def _p50_and_p99(quantiles: tuple[float, float, float]) -> str:
     return f"{p50:.1f}/{p99:.1f}"
 
 
-def _between(outcome: Heard) -> float:
-    """Return the seconds from one token of an answer to the next, on average."""
-    tokens_per_answer = outcome.tokens / len(outcome.ask.prompts)
+def _seconds_per_token(outcome: Outcome) -> float:
+    """Return the mean seconds between two tokens of an answer."""
+    tokens_per_answer = outcome.tokens / len(outcome.request.prompts)
     first_s = outcome.first_token_s or 0.0
     last_s = outcome.last_token_s or 0.0
     return (last_s - first_s) / (tokens_per_answer - 1)
 
 
 def _quantiles(seconds: Sequence[float]) -> tuple[float, float, float]:
-    """Return p50, p95 and p99 in milliseconds, or nan for all where there are no values."""
+    """Return p50, p95 and p99 in milliseconds. All are nan if there are no values."""
     ordered = sorted(seconds)
     return _quantile(ordered, 0.5), _quantile(ordered, 0.95), _quantile(ordered, 0.99)
 

@@ -1,2 +1,4 @@
-"""The servers that older documents start, as the fleet: their commands, flags and variables on our
-settings."""
+"""The servers that older documents name: each of them runs a fleet of this project.
+
+Their flags and variables are mapped to our settings.
+"""

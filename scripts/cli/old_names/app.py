@@ -1,8 +1,9 @@
-"""`app`: a whole fleet as one ASGI application, for `uvicorn levanter.serve.min_server:app`.
+"""A whole fleet as one ASGI application, for `uvicorn levanter.serve.min_server:app`.
 
-The front is here, in uvicorn's process. Workers, the background role and, unless AIOS_REDIS_URL
-names one, Redis are children of it, begun and ended by the application's lifespan. Host and port
-are uvicorn's; all else comes from the environment and config/default.yaml.
+The front runs in uvicorn's process. The workers, the background role and, unless AIOS_REDIS_URL
+names another, Redis are its child processes. The application's lifespan starts and ends them. The
+host and the port are uvicorn's; all other settings come from the environment and
+config/default.yaml.
 """
 
 import asyncio
@@ -29,34 +30,36 @@ from shared.settings.text import mask_secrets
 from shared.telemetry.logging_setup import configure_logging, fields
 from shared.telemetry.tracing import open_tracing
 
-END_S = 60.0  # beyond the drain: longer than a supervisor needs, which kills what has not drained
+# Time for the supervisor to end after the drain. It needs less, since it kills what has not
+# drained.
+END_S = 60.0
 
 log = logging.getLogger("aios.serve")
 
 
 class FleetApp:
-    """Answers requests between the two halves of its lifespan."""
+    """The ASGI application. It serves requests while its lifespan runs the fleet."""
 
     def __init__(self) -> None:
         self._front: ASGIApp | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self._live(receive, send)
+            await self._run_lifespan(receive, send)
             return
         if self._front is None:
             raise RuntimeError(
-                "the fleet is begun by the application's lifespan; let uvicorn run it "
-                "(--lifespan on)"
+                "the application's lifespan starts the fleet; let uvicorn run it (--lifespan on)"
             )
         await self._front(scope, receive, send)
 
-    async def _live(self, receive: Receive, send: Send) -> None:
-        await receive()
+    async def _run_lifespan(self, receive: Receive, send: Send) -> None:
+        """Run the fleet from the server's startup event to its shutdown event."""
+        await receive()  # lifespan.startup
         try:
             async with fleet() as self._front:
                 await send({"type": "lifespan.startup.complete"})
-                await receive()
+                await receive()  # lifespan.shutdown
         except (SettingsError, EmbeddedRedisError) as error:
             await send({"type": "lifespan.startup.failed", "message": mask_secrets(str(error))})
             return
@@ -65,8 +68,10 @@ class FleetApp:
 
 @asynccontextmanager
 async def fleet() -> AsyncIterator[ASGIApp]:
-    """The front of a fleet that lives as long as the context. Raises SettingsError and
-    EmbeddedRedisError."""
+    """Run a fleet while the context lasts, and yield its front.
+
+    Raises SettingsError for bad settings, and EmbeddedRedisError if there is no usable Redis.
+    """
     settings = resolve_environment(MIN_SERVER_DEFAULTS)
     configure_logging(settings.log_level, settings.log_format)
     tell_of_variables(settings)
@@ -76,13 +81,19 @@ async def fleet() -> AsyncIterator[ASGIApp]:
             yield app
         return
     with EmbeddedRedis() as redis:
-        async with front(with_embedded(settings, redis)) as app, watched(_revive(redis)):
+        async with (
+            front(with_embedded(settings, redis)) as app,
+            watched(_redis_failure(redis)),
+        ):
             yield app
 
 
 @asynccontextmanager
 async def front(settings: Settings) -> AsyncIterator[ASGIApp]:
-    """The front on the Redis that the settings name, and beside it all that works for it."""
+    """Run the workers, and yield a front on the Redis that the settings name.
+
+    Raises SettingsError if the settings name no Redis.
+    """
     tracing = open_tracing(settings.otlp_endpoint, "api")
     try:
         async with open_broker(redis_url(settings), settings.redis_shards) as broker:
@@ -95,18 +106,26 @@ async def front(settings: Settings) -> AsyncIterator[ASGIApp]:
 
 @asynccontextmanager
 async def workers(settings: Settings) -> AsyncIterator[None]:
-    """`aios serve hrm` without a front, as a child that restarts what dies; ended with the
-    context."""
-    own = {FRONT_ELSEWHERE_ENV: "1", env_name("port"): "0", env_name("metrics_port"): "none"}
+    """Run `aios serve hrm` without a front as a child process while the context lasts.
+
+    The child is the supervisor of the workers and of the background role, and restarts them.
+    """
+    env = child_env(settings)
+    env[FRONT_ELSEWHERE_ENV] = "1"
+    # The ports of the settings are the front's, which runs in this process.
+    env[env_name("port")] = "0"
+    env[env_name("metrics_port")] = "none"
+    # -P: a `scripts` folder in the current directory is not ours.
+    command = (sys.executable, "-P", "-m", "scripts.cli.aios", "serve", "hrm")
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "scripts.cli.aios", "serve", "hrm"),
-        env={**child_env(settings), **own},
+        *command,
+        env=env,
         stdin=asyncio.subprocess.DEVNULL,
         start_new_session=True,
         preexec_fn=die_with_parent(),
     )
     try:
-        async with watched(_ended(child)):
+        async with watched(_end_of(child)):
             yield
     finally:
         if child.returncode is None:
@@ -119,29 +138,35 @@ async def workers(settings: Settings) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def watched(watch: Coroutine[Any, Any, str]) -> AsyncIterator[None]:
-    """Have the server stop when `watch` returns, which it does with the reason if the fleet cannot
-    go on."""
-    watching = asyncio.create_task(watch)
+async def watched(failure: Coroutine[Any, Any, str]) -> AsyncIterator[None]:
+    """Stop the server if `failure` returns while the context lasts.
 
-    def stop(task: "asyncio.Task[str]") -> None:
+    `failure` waits for a failure of the fleet and returns its reason. The server stops by SIGTERM
+    to this process, so that uvicorn runs the rest of the lifespan.
+    """
+    task = asyncio.create_task(failure)
+
+    def stop_server(task: "asyncio.Task[str]") -> None:
         if not task.cancelled():
             log.error("fleet cannot go on", extra=fields(error=task.result()))
             signal.raise_signal(signal.SIGTERM)
 
-    watching.add_done_callback(stop)
+    task.add_done_callback(stop_server)
     try:
         yield
     finally:
-        watching.remove_done_callback(stop)
-        watching.cancel()
+        # A child that ends from here on is no failure: the fleet is ending.
+        task.remove_done_callback(stop_server)
+        task.cancel()
 
 
-async def _ended(child: asyncio.subprocess.Process) -> str:
+async def _end_of(child: asyncio.subprocess.Process) -> str:
+    """Wait until the supervisor ends. Return the reason."""
     return f"its workers' supervisor ended with status {await child.wait()}"
 
 
-async def _revive(redis: EmbeddedRedis) -> str:
+async def _redis_failure(redis: EmbeddedRedis) -> str:
+    """Restart Redis whenever it dies. Return the reason when it does not start again."""
     while True:
         await asyncio.sleep(REDIS_CHECK_S)
         try:

@@ -1,1 +1,1 @@
-"""Looking at a fleet: what `aios status` prints once and `aios top` again and again."""
+"""The view of a fleet that `aios status` prints once and `aios top` repeats."""

@@ -1,4 +1,4 @@
-"""The work that workers got done between two looks."""
+"""The work that workers got done between two snapshots of a fleet."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from shared.fleet.snapshot import Snapshot, Worker
 
 @dataclass(frozen=True)
 class Rates:
-    """Tokens, ended jobs, and jobs that failed in an engine: a second, of all workers."""
+    """Rates of all workers a second: tokens, jobs that ended, and jobs that failed in an engine."""
 
     tokens: float = 0.0
     jobs: float = 0.0
@@ -18,20 +18,24 @@ class Rates:
 
 
 def rates(before: Snapshot, after: Snapshot) -> Rates | None:
-    """Return the rates between two looks, None where no worker has renewed its record.
+    """Return the rates between two snapshots, or None if no worker has renewed its record.
 
-    Each worker's own clock counts, since they renew their records when they like.
+    Workers renew their records at different times, so each rate is over the worker's own uptime.
     """
     earlier = {worker.id: worker for worker in before.workers}
     total = None
     for last in after.workers:
         first = earlier.get(last.id)
-        if first is not None and last.uptime_s > first.uptime_s:
-            total = (total or Rates()) + _rate(first, last)
+        if first is None or last.uptime_s <= first.uptime_s:
+            continue
+        if total is None:
+            total = Rates()
+        total += _worker_rates(first, last)
     return total
 
 
-def _rate(first: Worker, last: Worker) -> Rates:
+def _worker_rates(first: Worker, last: Worker) -> Rates:
+    """Return the rates of the models that one worker has in both snapshots."""
     elapsed_s = last.uptime_s - first.uptime_s
     earlier = {model.id: model for model in first.models}
     total = Rates()

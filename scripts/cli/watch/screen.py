@@ -1,4 +1,7 @@
-"""A fleet as lines of text, none wider than asked for. Pure: nothing is read here."""
+"""The view of a fleet as lines of text of a limited width.
+
+The functions are pure: they neither read nor print.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,18 +16,18 @@ from shared.fleet.snapshot import Model, Server, Snapshot, Worker, WorkerModel
 from shared.telemetry.model_load import NUMBERS, Style
 
 _LEAST_NAME = 12
-_HOW_TO = "latencies: name fronts that can be asked for them, --front http://HOST:8000"
+_FRONT_HINT = "latencies: name fronts that can be asked for them, --front http://HOST:8000"
 _TIMES = {"ttft": "TTFT", "inter_token": "TOKEN", "queue": "QUEUE", "job": "JOB"}
 
 
 @dataclass(frozen=True)
 class Requests:
-    """The numbers of the fronts.
+    """The numbers of the fronts: how many answer, and the problems of the others by URL.
 
-    `rates` are requests, errors and rejections a second; None before the second look.
+    `rates` are requests, errors and rejections a second; None before the second scrape.
     """
 
-    num_told: int
+    num_answering: int
     problems: Mapping[str, str]
     rates: Mapping[str, float] | None
     latencies: Sequence[Latencies]
@@ -32,20 +35,21 @@ class Requests:
 
 @dataclass(frozen=True)
 class View:
-    """A snapshot, and what is known besides.
+    """A snapshot of the fleet, with the rates before it and the numbers of its fronts.
 
-    `rates` are those of the last `window_s`; `requests` is None where no front was named.
+    `rates` are those of the last `window_s` seconds. `requests` is None if no front was named;
+    then `hints` are shown in their place.
     """
 
     now: Snapshot
     rates: Rates | None = None
     window_s: float = 0.0
     requests: Requests | None = None
-    hints: Sequence[str] = field(default=(_HOW_TO,))
+    hints: Sequence[str] = field(default=(_FRONT_HINT,))
 
 
 def screen(view: View, width: int) -> list[str]:
-    """Return all there is to see, in paragraphs."""
+    """Return the lines of a view, none longer than `width`, in paragraphs."""
     now = view.now
     paragraphs = [_head(view)]
     if now.status == "redis_away":
@@ -67,25 +71,34 @@ def screen(view: View, width: int) -> list[str]:
 
 
 def _head(view: View) -> list[str]:
+    """Return the first paragraph: the state of the fleet, its work, and its Redis servers."""
     now = view.now
     read_at = now.at.removesuffix("+00:00") + "Z"
     if now.status == "redis_away":
         return [f"aios  REDIS IS AWAY  {read_at}"]
-    num_ready = [worker.state for worker in now.workers].count("ready")
+    num_ready = 0
+    for worker in now.workers:
+        if worker.state == "ready":
+            num_ready += 1
     num_served = 0
     for model in now.models:
         if model.workers > 0:
             num_served += 1
+    state = "ready" if now.status == "ready" else "NOT READY"
     parts = [
-        f"aios  {'ready' if now.status == 'ready' else 'NOT READY'}",
+        f"aios  {state}",
         f"{num_ready} of {len(now.workers)} workers ready",
         f"{num_served} of {len(now.models)} models served",
         f"{now.dead_jobs} dead jobs",
     ]
-    return ["  ".join(parts), f"{_work(view)}  {read_at}", *map(_server, now.redis)]
+    lines = ["  ".join(parts), f"{_work(view)}  {read_at}"]
+    for server in now.redis:
+        lines.append(_server(server))
+    return lines
 
 
 def _work(view: View) -> str:
+    """Return the rates of the workers; before a second snapshot, those that they report."""
     if view.rates is None:
         return f"{amount(sum(model.tokens_per_s for model in view.now.models))} tokens/s"
     rates = view.rates
@@ -99,6 +112,7 @@ def _work(view: View) -> str:
 
 
 def _server(server: Server) -> str:
+    """Return the line of a Redis server."""
     limit = "no limit"
     if server.max_memory_bytes:
         limit = memory(server.max_memory_bytes)
@@ -128,6 +142,7 @@ _MODELS = (
 
 
 def _models(models: Sequence[Model], width: int) -> list[str]:
+    """Return a table with a row for each model; the default model has a star."""
     if not models:
         return ["no model has been announced"]
     rows = []
@@ -158,11 +173,12 @@ _QUEUES = (
 
 
 def _queues(models: Sequence[Model], width: int) -> list[str]:
+    """Return a table with a row for each model and class that has waiting jobs."""
     rows = []
     for model in models:
-        for name, line in model.classes.items():
-            if line.waiting:
-                row = (model.id, name, str(line.waiting), age(line.oldest_s), age(line.work_s))
+        for name, queue in model.classes.items():
+            if queue.waiting:
+                row = (model.id, name, str(queue.waiting), age(queue.oldest_s), age(queue.work_s))
                 rows.append(row)
     if rows:
         return table(columns_of(_QUEUES, rows), width)
@@ -183,7 +199,11 @@ _MACHINES = (
 
 
 def _workers(workers: Sequence[Worker], width: int) -> list[str]:
-    """Return a row for each model of a worker; what is the worker's own stands in its first."""
+    """Return a table with a row for each model of a worker.
+
+    The cells on the worker itself are filled in its first row only. Below the table are the models
+    that workers could not load.
+    """
     if not workers:
         return ["no worker is alive"]
     names: list[tuple[str, ...]] = []
@@ -206,7 +226,7 @@ def _workers(workers: Sequence[Worker], width: int) -> list[str]:
 
 
 def _failures(workers: Sequence[Worker], width: int) -> list[str]:
-    """Return the models that workers could not load again, and why."""
+    """Return the models that workers could not load, and why."""
     lines: list[str] = []
     for worker in workers:
         for model, reason in worker.failures.items():
@@ -215,9 +235,10 @@ def _failures(workers: Sequence[Worker], width: int) -> list[str]:
 
 
 def _numbers(loads: Sequence[WorkerModel | None]) -> list[Column]:
-    """Return the columns of `shared/telemetry/model_load.py`; a worker without models has no numbers.
+    """Return the columns of the numbers in `shared/telemetry/model_load.py`.
 
-    A share of which no worker has anything to tell is left out.
+    The cells of a worker without models, whose load is None, are empty. A column of shares is left
+    out if no model has a value for it.
     """
     columns = []
     for name, number in NUMBERS.items():
@@ -227,13 +248,14 @@ def _numbers(loads: Sequence[WorkerModel | None]) -> list[Column]:
         cells = []
         for load in loads:
             cells.append("" if load is None else _cell(load, name, column.style, column.whole))
-        tells_nothing = column.style == "share" and all(cell in ("", "-") for cell in cells)
-        if not tells_nothing:
+        has_values = any(cell not in ("", "-") for cell in cells)
+        if has_values or column.style != "share":
             columns.append(Column(Heading(column.title, rank=column.rank), cells))
     return columns
 
 
 def _cell(load: WorkerModel, name: str, style: Style, whole_name: str) -> str:
+    """Return a number of a model in its style; `whole_name` is the field that a share is of."""
     value = getattr(load, name)
     match style:
         case "count":
@@ -246,34 +268,42 @@ def _cell(load: WorkerModel, name: str, style: Style, whole_name: str) -> str:
             whole = getattr(load, whole_name)
             if not whole:
                 return "-"
-            return f"{value}/{whole}" if style == "of" else f"{100 * value / whole:.0f}%"
+            if style == "of":
+                return f"{value}/{whole}"
+            return f"{100 * value / whole:.0f}%"
         case _:
             assert_never(style)
 
 
 def _requests(requests: Requests, width: int) -> list[str]:
-    num_asked = requests.num_told + len(requests.problems)
-    parts = [f"{requests.num_told} of {num_asked} fronts answer"]
+    """Return the rates and problems of the fronts, and below them a table of latencies."""
+    num_fronts = requests.num_answering + len(requests.problems)
+    parts = [f"{requests.num_answering} of {num_fronts} fronts answer"]
     for name, rate in (requests.rates or {}).items():
         parts.append(f"{amount(rate)} {name}/s")
     lines = ["  ".join(parts)]
     lines += [f"{url}: {problem}" for url, problem in requests.problems.items()]
-    if not requests.latencies:
-        return lines
+    if requests.latencies:
+        lines += _latencies(requests.latencies, width)
+    return lines
 
-    models = [item.model for item in requests.latencies]
+
+def _latencies(latencies: Sequence[Latencies], width: int) -> list[str]:
+    """Return a table with a row for each model, and two columns for each of its times."""
+    models = [row.model for row in latencies]
     columns = [Column(Heading("LATENCY", is_name=True, least=_LEAST_NAME), models)]
     rank = 2 * len(_TIMES)
     for name, title in _TIMES.items():
         medians = []
         tails = []
-        for item in requests.latencies:
-            median_s, tail_s = item.quantiles.get(name, (None, None))
+        for row in latencies:
+            median_s, tail_s = row.quantiles.get(name, (None, None))
             medians.append("-" if median_s is None else age(median_s))
             tails.append("-" if tail_s is None else age(tail_s))
         columns.append(Column(Heading(f"{title} p50", rank=rank), medians))
         columns.append(Column(Heading("p95", rank=rank), tails))
+        # Of a narrow table the last of `_TIMES` is left out first.
         rank -= 2
-    scopes = ["now" if item.is_recent else "all" for item in requests.latencies]
+    scopes = ["now" if row.is_recent else "all" for row in latencies]
     columns.append(Column(Heading("OF"), scopes))
-    return [*lines, *table(columns, width)]
+    return table(columns, width)

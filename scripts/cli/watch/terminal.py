@@ -1,5 +1,7 @@
-"""The terminal as a canvas: the alternate screen, keys as they are pressed, and everything as it
-was afterwards."""
+"""The terminal in full-screen mode: the alternate screen, and keys as they are pressed.
+
+The terminal is as it was before when the mode ends.
+"""
 
 import asyncio
 import os
@@ -9,58 +11,88 @@ import tty
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-_ENTER, _LEAVE = (
-    "\x1b[?1049h\x1b[?25l",
-    "\x1b[?25h\x1b[?1049l",
-)  # the alternate screen without a cursor, and back
-_HOME, _REST_OF_LINE, _REST_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
+_BYTES_OF_KEYS = 64
+# Escape sequences of xterm, which other terminals follow.
+_ALTERNATE_SCREEN = "\x1b[?1049h"
+_MAIN_SCREEN = "\x1b[?1049l"
+_HIDE_CURSOR = "\x1b[?25l"
+_SHOW_CURSOR = "\x1b[?25h"
+_CURSOR_HOME = "\x1b[H"
+_CLEAR_LINE = "\x1b[K"
+_CLEAR_BELOW = "\x1b[J"
 
 
 def size() -> tuple[int, int]:
-    """Columns and rows of the terminal that stdout is."""
+    """Return the columns and rows of the terminal that stdout is."""
     columns, rows = os.get_terminal_size(sys.stdout.fileno())
-    return columns or 80, rows or 24  # one that does not know its size says 0
+    # A terminal that does not know its size reports 0.
+    return columns or 80, rows or 24
 
 
 def draw(lines: Sequence[str]) -> None:
-    """Over what was there, without a flicker; the last row tells how much is below it.
+    """Write the lines over those that were drawn before, without a flicker.
 
-    Lines are cleared before they are written: behind one of full width the cursor is still on its
-    last character.
+    Where they do not fit, the last row of the screen tells how many lines are below it.
     """
-    _, rows = size()
-    if len(lines) > rows:
-        lines = [*lines[: rows - 1], f"({len(lines) - rows + 1} more lines)"]
-    rest = "\n" + _REST_OF_SCREEN if len(lines) < rows else ""
-    sys.stdout.write(_HOME + "\n".join(_REST_OF_LINE + line for line in lines) + rest)
+    _, num_rows = size()
+    visible = list(lines)
+    if len(lines) > num_rows:
+        visible = visible[: num_rows - 1]
+        visible.append(f"({len(lines) - num_rows + 1} more lines)")
+
+    # Each line is cleared before it is written: behind a line of full width the cursor still stands
+    # on its last character, which clearing would take away.
+    output = _CURSOR_HOME + "\n".join(_CLEAR_LINE + line for line in visible)
+    if len(visible) < num_rows:
+        output += "\n" + _CLEAR_BELOW
+    sys.stdout.write(output)
     sys.stdout.flush()
 
 
 @contextmanager
 def canvas(on_key: Callable[[str], None]) -> Iterator[None]:
-    """Where `draw` may be called. The running loop calls `on_key` for each key, if stdin is a
-    terminal."""
-    keyboard = sys.stdin.fileno() if sys.stdin.isatty() else None
-    before = None if keyboard is None else termios.tcgetattr(keyboard)
-    sys.stdout.write(_ENTER)
-    try:
-        if keyboard is not None:
+    """Show the alternate screen while the context lasts, so that `draw` may be called.
+
+    The running loop calls `on_key` with each key if stdin is a terminal.
+    """
+    if not sys.stdin.isatty():
+        with _alternate_screen():
+            yield
+        return
+
+    keyboard = sys.stdin.fileno()
+    loop = asyncio.get_running_loop()
+    attributes = termios.tcgetattr(keyboard)
+    with _alternate_screen():
+        try:
             tty.setcbreak(keyboard)
-            asyncio.get_running_loop().add_reader(keyboard, _read, keyboard, on_key)
+            loop.add_reader(keyboard, _read, keyboard, on_key)
+            yield
+        finally:
+            loop.remove_reader(keyboard)
+            termios.tcsetattr(keyboard, termios.TCSADRAIN, attributes)
+
+
+@contextmanager
+def _alternate_screen() -> Iterator[None]:
+    sys.stdout.write(_ALTERNATE_SCREEN + _HIDE_CURSOR)
+    try:
         yield
     finally:
-        if keyboard is not None and before is not None:
-            asyncio.get_running_loop().remove_reader(keyboard)
-            termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
-        sys.stdout.write(_LEAVE)
+        sys.stdout.write(_SHOW_CURSOR + _MAIN_SCREEN)
         sys.stdout.flush()
 
 
 def _read(keyboard: int, on_key: Callable[[str], None]) -> None:
-    """A terminal that has gone away is as good as a `q`."""
+    """Call `on_key` with each key that was pressed.
+
+    A terminal that has gone away counts as a press of `q`.
+    """
     try:
-        pressed = os.read(keyboard, 64).decode(errors="replace")
+        keys = os.read(keyboard, _BYTES_OF_KEYS).decode(errors="replace")
     except OSError:
-        pressed = ""
-    for key in pressed or "q":
+        keys = ""
+    if not keys:
+        keys = "q"
+    for key in keys:
         on_key(key)

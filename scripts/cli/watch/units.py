@@ -1,4 +1,4 @@
-"""Numbers in few characters."""
+"""Numbers, sizes and times as short texts."""
 
 _BINARY = "KMGT"
 _DECIMAL = "kMGT"
@@ -41,17 +41,21 @@ def age(seconds: float) -> str:
 
 def span(seconds: float) -> str:
     """Return a time as `42s`, `3m05s`, `2h07m` or `9d03h`."""
-    for unit, size, part, part_size in (
-        ("d", 86_400, "h", 3600),
-        ("h", 3600, "m", 60),
-        ("m", 60, "s", 1),
-    ):
-        if seconds >= size:
-            return f"{int(seconds // size)}{unit}{int(seconds % size // part_size):02d}{part}"
+    days = int(seconds // 86_400)
+    hours = int(seconds % 86_400 // 3600)
+    minutes = int(seconds % 3600 // 60)
+    rest = int(seconds % 60)
+    if seconds >= 86_400:
+        return f"{days}d{hours:02d}h"
+    if seconds >= 3600:
+        return f"{hours}h{minutes:02d}m"
+    if seconds >= 60:
+        return f"{minutes}m{rest:02d}s"
     return f"{int(seconds)}s"
 
 
 def _scaled(value: float, base: int, letters: str) -> str:
+    """Return a number with the letter of the highest power of `base` that it reaches."""
     for letter in letters:
         value /= base
         if value < base or letter == letters[-1]:

@@ -1,0 +1,1 @@
+"""The Grafana dashboard of the fleet, as a program that writes its JSON."""

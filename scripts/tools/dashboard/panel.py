@@ -1,17 +1,24 @@
-"""A panel, and the expressions that panels have in common."""
+"""A panel of the dashboard, and functions that write PromQL for its queries."""
 
 from dataclasses import dataclass
 
 from shared.telemetry.metrics import PROBES
 
 OF_MODEL = 'model=~"$model"'
+"""The label matcher for the models that are chosen above the dashboard."""
+OF_POOL = 'pool=~"$pool"'
+"""The label matcher for the pools that are chosen above the dashboard."""
 NOT_PROBES = f'route!~"{"|".join(PROBES)}"'
-_I = "$__rate_interval"
+_INTERVAL = "$__rate_interval"
+_PERCENTILES = (50, 95, 99)
 
 
 @dataclass(frozen=True)
 class Panel:
-    """`unit` is Grafana's name of one; `queries` are by legend."""
+    """A graph of several queries.
+
+    `unit` is a unit's name in Grafana. `queries` are PromQL by legend.
+    """
 
     title: str
     unit: str
@@ -21,26 +28,64 @@ class Panel:
 
 
 def rate(name: str, by: str = "", labels: str = "") -> str:
-    of = f"rate({name}{{{labels}}}[{_I}])" if labels else f"rate({name}[{_I}])"
-    return f"sum by ({by}) ({of})" if by else f"sum({of})"
+    """Return the rate of a counter a second, summed by the labels `by`.
+
+    `labels` are the label matchers of the counter.
+    """
+    per_second = f"rate({_selector(name, labels)}[{_INTERVAL}])"
+    if by:
+        return f"sum by ({by}) ({per_second})"
+    return f"sum({per_second})"
+
+
+def per_minute(name: str, by: str = "", labels: str = "") -> str:
+    """Return the rate of a counter a minute, summed by the labels `by`."""
+    return f"60 * {rate(name, by, labels)}"
+
+
+def total(name: str, by: str, labels: str = "") -> str:
+    """Return the sum of a gauge by the labels `by`."""
+    return f"sum by ({by}) ({_selector(name, labels)})"
+
+
+def maximum(name: str, by: str, labels: str = "") -> str:
+    """Return the maximum of a gauge by the labels `by`."""
+    return f"max by ({by}) ({_selector(name, labels)})"
 
 
 def quantiles(name: str, by: str = "model", labels: str = OF_MODEL) -> dict[str, str]:
-    """The median and what one in twenty and one in a hundred exceeds."""
+    """Return the median and the 95th and 99th percentile of a histogram, by legend."""
     buckets = rate(f"{name}_bucket", f"le, {by}", labels)
-    return {
-        f"p{share} {{{{{by}}}}}": f"histogram_quantile(0.{share}, {buckets})"
-        for share in (50, 95, 99)
-    }
+    queries = {}
+    for percentile in _PERCENTILES:
+        legend = f"p{percentile} {{{{{by}}}}}"
+        queries[legend] = f"histogram_quantile(0.{percentile}, {buckets})"
+    return queries
+
+
+def percentile_95(name: str, by: str, labels: str = "") -> str:
+    """Return the 95th percentile of a histogram by the label `by`."""
+    return f"histogram_quantile(0.95, {rate(f'{name}_bucket', f'le, {by}', labels)})"
 
 
 def mean(name: str, labels: str = OF_MODEL) -> str:
-    return f"{rate(f'{name}_sum', 'model', labels)} / {rate(f'{name}_count', 'model', labels)}"
+    """Return the mean of a histogram's values for each model."""
+    total = rate(f"{name}_sum", "model", labels)
+    count = rate(f"{name}_count", "model", labels)
+    return f"{total} / {count}"
 
 
 def share(part: str, whole: str) -> str:
+    """Return the ratio of two counters' rates for each model."""
     return f"{rate(part, 'model', OF_MODEL)} / {rate(whole, 'model', OF_MODEL)}"
 
 
 def latency(title: str, name: str, description: str) -> Panel:
+    """Return a panel with the quantiles of a histogram of seconds."""
     return Panel(title, "s", description, quantiles(name))
+
+
+def _selector(name: str, labels: str) -> str:
+    if labels:
+        return f"{name}{{{labels}}}"
+    return name

@@ -1,19 +1,25 @@
 """The rows of the dashboard and their panels.
 
-Every front reports the same fleet gauges, so panels take the maximum over fronts.
+Every front reports the same gauges of the fleet, so panels take their maximum over the fronts.
 """
 
 from scripts.tools.dashboard.panel import (
     NOT_PROBES,
     OF_MODEL,
+    OF_POOL,
     Panel,
     latency,
+    maximum,
     mean,
+    per_minute,
+    percentile_95,
     quantiles,
     rate,
     share,
+    total,
 )
 
+# The variables above the dashboard, and the queries of their values.
 VARIABLES = {
     "model": "label_values(aios_queue_depth, model)",
     "pool": "label_values(aios_workers, pool)",
@@ -23,21 +29,21 @@ TRAFFIC = (
     Panel(
         "Requests",
         "reqps",
-        "Answered, by route.",
+        "Requests answered, by route.",
         {"{{route}}": rate("aios_http_requests_total", "route")},
-        True,
+        is_stacked=True,
     ),
     Panel(
         "Statuses",
         "reqps",
-        "Answered, by status.",
+        "Requests answered, by status.",
         {"{{status}}": rate("aios_http_requests_total", "status")},
-        True,
+        is_stacked=True,
     ),
     Panel(
         "Tokens",
         "short",
-        "Tokens a second that answers had: read, read but computed before, and written.",
+        "Tokens a second: of prompts, of the cached parts of prompts, and of completions.",
         {
             "read": rate("aios_prompt_tokens_total", "", OF_MODEL),
             "read, known": rate("aios_cached_prompt_tokens_total", "", OF_MODEL),
@@ -48,8 +54,8 @@ TRAFFIC = (
         "In progress",
         "short",
         "Requests that are being answered, streams included, by front.",
-        {"{{instance}}": "sum by (instance) (aios_http_requests_in_progress)"},
-        True,
+        {"{{instance}}": total("aios_http_requests_in_progress", "instance")},
+        is_stacked=True,
     ),
 )
 
@@ -67,20 +73,18 @@ LATENCY = (
     Panel(
         "Over HTTP",
         "s",
-        "What callers see, waits for bodies included; 95th percentile by route.",
+        "Time that callers see, with that of sending bodies: 95th percentile by route.",
         {
-            "{{route}}": "histogram_quantile(0.95, "
-            + rate("aios_http_request_seconds_bucket", "le, route", NOT_PROBES)
-            + ")"
+            "{{route}}": percentile_95("aios_http_request_seconds", "route", NOT_PROBES),
         },
     ),
     Panel(
         "Loading a model",
         "s",
-        "The slowest worker's time to load, and its first try, which compiles.",
+        "Time of the slowest worker to load, and of its first try, which compiles.",
         {
-            "load {{model}}": f"max by (model) (aios_model_load_seconds{{{OF_MODEL}}})",
-            "first try {{model}}": f"max by (model) (aios_model_warm_up_seconds{{{OF_MODEL}}})",
+            "load {{model}}": maximum("aios_model_load_seconds", "model", OF_MODEL),
+            "first try {{model}}": maximum("aios_model_warm_up_seconds", "model", OF_MODEL),
         },
     ),
 )
@@ -89,50 +93,62 @@ QUEUE = (
     Panel(
         "Jobs",
         "short",
-        "Queued and running.",
-        {"{{state}} {{model}}": f"max by (model, state) (aios_queue_depth{{{OF_MODEL}}})"},
+        "Jobs that are queued, and jobs that run.",
+        {"{{state}} {{model}}": maximum("aios_queue_depth", "model, state", OF_MODEL)},
     ),
     Panel(
         "Oldest job",
         "s",
         "How long the oldest job of a class has waited.",
-        {"{{class}} {{model}}": f"max by (model, class) (aios_queue_oldest_seconds{{{OF_MODEL}}})"},
+        {"{{class}} {{model}}": maximum("aios_queue_oldest_seconds", "model, class", OF_MODEL)},
     ),
     Panel(
         "Seconds of work",
         "s",
-        "What waits, by what the live workers get done in a second: what to scale by.",
-        {"{{class}} {{model}}": f"max by (model, class) (aios_queue_work_seconds{{{OF_MODEL}}})"},
-        True,
+        "Time that the live workers need for the work that waits. Scale by this number.",
+        {"{{class}} {{model}}": maximum("aios_queue_work_seconds", "model, class", OF_MODEL)},
+        is_stacked=True,
     ),
     Panel(
         "Bytes",
         "bytes",
-        "Of the jobs that wait; they are in Redis's memory.",
-        {"{{model}}": f"max by (model) (aios_queue_bytes{{{OF_MODEL}}})"},
+        "Size of the jobs that wait, which are in Redis's memory.",
+        {"{{model}}": maximum("aios_queue_bytes", "model", OF_MODEL)},
     ),
 )
+
+_KNOWN_TOKENS = rate("aios_worker_prefix_tokens_total", "model", OF_MODEL)
+_COMPUTED_TOKENS = rate("aios_worker_prompt_tokens_total", "model", OF_MODEL)
+
+
+def _share_of_pages(name: str) -> str:
+    """Return the ratio of a gauge of pages to all pages for each model."""
+    pages = total("aios_worker_kv_pages", "model", OF_MODEL)
+    return f"{total(name, 'model', OF_MODEL)} / {pages}"
+
 
 WORKERS = (
     Panel(
         "Workers",
         "short",
-        "Alive, by state; full ones take nothing new for want of memory.",
-        {"{{state}} {{pool}}": 'max by (pool, state) (aios_workers{pool=~"$pool"})'},
-        True,
+        "Live workers, by state. Full workers have no memory for new jobs.",
+        {"{{state}} {{pool}}": maximum("aios_workers", "pool, state", OF_POOL)},
+        is_stacked=True,
     ),
     Panel(
         "Ready for a model",
         "short",
-        "Workers that can take its jobs.",
+        "Workers that can take jobs of the model.",
         {
-            "{{model}} {{pool}}": f'max by (model, pool) (aios_model_workers{{{OF_MODEL},pool=~"$pool"}})'
+            "{{model}} {{pool}}": maximum(
+                "aios_model_workers", "model, pool", f"{OF_MODEL},{OF_POOL}"
+            )
         },
     ),
     Panel(
         "Tokens generated",
         "short",
-        "A second, by all workers, and what one worker does.",
+        "Tokens a second, of all workers of a model and of each worker.",
         {
             "{{model}}": rate("aios_worker_tokens_total", "model", OF_MODEL),
             "{{instance}}": rate("aios_worker_tokens_total", "instance", OF_MODEL),
@@ -141,74 +157,76 @@ WORKERS = (
     Panel(
         "Rows of a step",
         "short",
-        "Computed together on average, and rows that wait inside the workers.",
+        "Rows in a step on average, and the rows that run and wait inside the workers.",
         {
             "rows {{model}}": mean("aios_worker_batch_rows"),
-            "running {{model}}": f"sum by (model) (aios_worker_running{{{OF_MODEL}}})",
-            "waiting {{model}}": f"sum by (model) (aios_worker_waiting{{{OF_MODEL}}})",
+            "running {{model}}": total("aios_worker_running", "model", OF_MODEL),
+            "waiting {{model}}": total("aios_worker_waiting", "model", OF_MODEL),
         },
     ),
     Panel(
-        "Time of a step", "s", "Of all workers of a model.", quantiles("aios_worker_step_seconds")
+        "Time of a step",
+        "s",
+        "Of all workers of a model together.",
+        quantiles("aios_worker_step_seconds"),
     ),
     Panel(
         "ACT segments per token",
         "short",
-        "Steps of reasoning for a token or a puzzle; HRM-Text has none.",
+        "Segments of reasoning for a token or a puzzle. HRM-Text has none.",
         {"{{model}}": share("aios_worker_act_segments_total", "aios_worker_act_rows_total")},
     ),
     Panel(
         "KV pages in use",
         "percentunit",
-        "Held by running rows, and by the prefix cache alone.",
+        "Pages that running rows hold, and pages that only the prefix cache holds.",
         {
-            f"{legend} {{{{model}}}}": f"sum by (model) (aios_worker_kv_pages_{part}{{{OF_MODEL}}}) / sum by (model) "
-            f"(aios_worker_kv_pages{{{OF_MODEL}}})"
-            for legend, part in (("running", "used"), ("cache", "cached"))
+            "running {{model}}": _share_of_pages("aios_worker_kv_pages_used"),
+            "cache {{model}}": _share_of_pages("aios_worker_kv_pages_cached"),
         },
     ),
     Panel(
         "Prefix cache",
         "percentunit",
         (
-            "Rows whose prompt was known in part, and the share of prompt tokens that was not "
-            "computed again."
+            "Share of rows whose prompt was cached in part, and share of prompt tokens that were "
+            "cached."
         ),
         {
             "rows {{model}}": share(
                 "aios_worker_prefix_hits_total", "aios_worker_prefix_lookups_total"
             ),
-            "tokens {{model}}": f"{rate('aios_worker_prefix_tokens_total', 'model', OF_MODEL)} "
-            f"/ ({rate('aios_worker_prefix_tokens_total', 'model', OF_MODEL)} "
-            f"+ {rate('aios_worker_prompt_tokens_total', 'model', OF_MODEL)})",
+            "tokens {{model}}": f"{_KNOWN_TOKENS} / ({_KNOWN_TOKENS} + {_COMPUTED_TOKENS})",
         },
     ),
     Panel(
         "Memory in use",
         "percentunit",
-        "Of the worker's control group or machine; it should stay below 85 %.",
-        {"{{instance}}": "max by (instance) (aios_worker_memory_share)"},
+        "Used share of the memory of a worker's group or machine. It should stay below 85 %.",
+        {"{{instance}}": maximum("aios_worker_memory_share", "instance")},
     ),
     Panel(
         "Memory held",
         "bytes",
-        "By fronts and workers, and on the GPUs.",
+        "Memory that fronts and workers hold, and that on the GPUs.",
         {
-            "{{instance}}": "max by (instance) (aios_process_memory_bytes)",
-            "GPU {{instance}}": 'max by (instance) (aios_worker_device_memory_bytes{kind="allocated"})',
+            "{{instance}}": maximum("aios_process_memory_bytes", "instance"),
+            "GPU {{instance}}": maximum(
+                "aios_worker_device_memory_bytes", "instance", 'kind="allocated"'
+            ),
         },
     ),
     Panel(
         "Silence",
         "s",
-        "Since a worker with work to do last got on; its jobs are taken over after its lease.",
-        {"{{instance}}": "max by (instance) (aios_worker_silence_seconds)"},
+        "Time since a busy worker made progress. Its jobs are taken over after its lease.",
+        {"{{instance}}": maximum("aios_worker_silence_seconds", "instance")},
     ),
     Panel(
         "Event loops",
         "s",
-        "How late they were at their worst in the last 15 seconds.",
-        {"{{instance}}": "max by (instance) (aios_event_loop_lag_seconds)"},
+        "Longest delay of an event loop in the last 15 seconds.",
+        {"{{instance}}": maximum("aios_event_loop_lag_seconds", "instance")},
     ),
 )
 
@@ -217,54 +235,54 @@ RELIABILITY = (
         "Error rate",
         "percentunit",
         (
-            "Requests that ended in an error of ours, of all; below 2 %. Callers' own "
-            "and cancelled are left out."
+            "Share of requests that ended in an error of the server. It should stay below 2 %. "
+            "Errors of callers and cancelled requests do not count."
         ),
         {"errors": "aios:errors:ratio5m", "no room": "aios:rejections:ratio5m"},
     ),
     Panel(
         "Errors",
         "reqps",
-        "By code, callers' own included.",
+        "Errors by code, with those of callers.",
         {"{{code}}": rate("aios_errors_total", "code")},
-        True,
+        is_stacked=True,
     ),
     Panel(
         "Rejections",
         "reqps",
-        "By reason.",
+        "Rejected requests, by reason.",
         {"{{reason}}": rate("aios_rejections_total", "reason")},
-        True,
+        is_stacked=True,
     ),
     Panel(
         "Ends of jobs",
         "short",
-        "A second, by outcome.",
+        "Jobs that ended a second, by outcome.",
         {"{{outcome}}": rate("aios_jobs_total", "outcome", OF_MODEL)},
-        True,
+        is_stacked=True,
     ),
     Panel(
         "Takeovers",
         "short",
-        "In a minute: jobs taken that were in other hands, and appends that came too late.",
+        "A minute: jobs taken that another worker had begun, and appends that came too late.",
         {
-            "takeovers {{model}}": f"60 * {rate('aios_worker_takeovers_total', 'model', OF_MODEL)}",
-            "stale appends": f"60 * {rate('aios_worker_stale_appends_total')}",
+            "takeovers {{model}}": per_minute("aios_worker_takeovers_total", "model", OF_MODEL),
+            "stale appends": per_minute("aios_worker_stale_appends_total"),
         },
     ),
     Panel(
         "Preemptions and failures",
         "short",
-        "In a minute: rows that gave their pages back, jobs that failed in the engine.",
+        "A minute: rows that gave their pages back, and jobs that failed in the engine.",
         {
-            "preemptions {{model}}": f"60 * {rate('aios_worker_preemptions_total', 'model', OF_MODEL)}",
-            "failures {{model}}": f"60 * {rate('aios_worker_failures_total', 'model', OF_MODEL)}",
+            "preemptions {{model}}": per_minute("aios_worker_preemptions_total", "model", OF_MODEL),
+            "failures {{model}}": per_minute("aios_worker_failures_total", "model", OF_MODEL),
         },
     ),
     Panel(
         "Dead jobs",
         "short",
-        "Given up because workers crashed on them; aios dead list shows them.",
+        "Jobs given up because workers crashed on them. `aios dead list` shows them.",
         {
             "kept": "max(aios_dead_jobs)",
             "given up in an hour": "sum(increase(aios_worker_convictions_total[1h]))",
@@ -273,9 +291,9 @@ RELIABILITY = (
     Panel(
         "Replays",
         "reqps",
-        "Answers told again: by a key, by the cache, or a stream's rest.",
+        "Answers repeated: by an idempotency key, from the cache, or as a stream's rest.",
         {"{{kind}}": rate("aios_replays_total", "kind")},
-        True,
+        is_stacked=True,
     ),
 )
 
@@ -283,25 +301,21 @@ REDIS = (
     Panel(
         "Redis answers",
         "bool_yes_no",
-        "What each front says.",
+        "Whether Redis answers each front.",
         {"{{instance}}": "min by (instance) (aios_redis_up)"},
     ),
     Panel(
         "Round trips",
         "ops",
-        "A second, by script.",
+        "Round trips a second, by script.",
         {"{{call}}": rate("aios_redis_call_seconds_count", "call")},
-        True,
+        is_stacked=True,
     ),
     Panel(
         "Time of a round trip",
         "s",
-        "95th percentile by script.",
-        {
-            "{{call}}": (
-                f"histogram_quantile(0.95, {rate('aios_redis_call_seconds_bucket', 'le, call')})"
-            )
-        },
+        "95th percentile, by script.",
+        {"{{call}}": percentile_95("aios_redis_call_seconds", "call")},
     ),
 )
 
@@ -309,13 +323,13 @@ JANITOR = (
     Panel(
         "Sweeps",
         "short",
-        "In a minute.",
-        {"{{sweep}}": f"60 * {rate('aios_janitor_sweeps_total', 'sweep')}"},
+        "Sweeps a minute, by kind.",
+        {"{{sweep}}": per_minute("aios_janitor_sweeps_total", "sweep")},
     ),
     Panel(
-        "What was put right",
+        "Repairs",
         "short",
-        "In an hour; a fleet without crashes shows none.",
+        "Repairs in an hour, by kind. A fleet without crashes needs none.",
         {"{{what}}": "sum by (what) (increase(aios_janitor_found_total[1h]))"},
     ),
 )

@@ -1,1 +1,1 @@
-"""Builds the images of the Dockerfile and tries each of them: `python -m scripts.tools.images`."""
+"""Build the images of the Dockerfile and try each of them: `python -m scripts.tools.images`."""

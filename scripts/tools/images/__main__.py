@@ -1,13 +1,16 @@
-"""Build the images, run each one as it would be run in earnest, and print what they weigh.
+"""Build the images, run each as in production, and print a table of their sizes and times.
 
-    python -m scripts.tools.images # with Docker, or buildah and podman
-    python -m scripts.tools.images --stand-in --torch-index '' # no registry of images, and torch from
-    pip's own index
-    python -m scripts.tools.images api hrm-serve --tag 0.1.0 --base
-    python:3.11.14-slim-bookworm@sha256:...
+    # With Docker, or buildah and podman:
+    python -m scripts.tools.images
 
-The trial of worker-cpu needs the api image, too; that of worker-cuda looks into it only. Status 1
-if one fails.
+    # Without a registry of images, and with torch from pip's own index:
+    python -m scripts.tools.images --stand-in --torch-index ''
+
+    # Two images on a base image of one's own:
+    python -m scripts.tools.images api hrm-serve --tag 0.1.0 --base python:3.11.14-slim-bookworm
+
+The trial of worker-cpu also runs the api image. worker-cuda is inspected but not served, for want
+of a GPU. The exit status is 1 if a build or a trial fails.
 """
 
 import argparse
@@ -24,20 +27,9 @@ TARGETS = ("api", "worker-cpu", "hrm-serve", LAST_TARGET)
 
 
 def main() -> int:
-    options = _parser().parse_args()
+    args = _parser().parse_args()
     try:
-        engine = find_engine()
-        base = STAND_IN if options.stand_in else options.base
-        if options.stand_in and options.build:
-            make_stand_in(engine)
-        plan = BuildPlan(options.tag, base, options.torch_index, _revision())
-        for target in options.targets if options.build else ():
-            build(engine, target, plan, os.environ)
-        reports = (
-            [try_image(engine, target, options.tag) for target in options.targets]
-            if options.smoke
-            else []
-        )
+        reports = build_and_try(args)
     except (EngineError, AssertionError) as error:
         print(f"images: {error}", file=sys.stderr)
         return 1
@@ -45,17 +37,40 @@ def main() -> int:
     return 0
 
 
+def build_and_try(args: argparse.Namespace) -> list[Report]:
+    """Build and try the images that the command line names.
+
+    Raises EngineError if a command of the container engine fails, and AssertionError if an image
+    fails its trial.
+    """
+    engine = find_engine()
+    base = args.base
+    if args.stand_in:
+        base = STAND_IN
+    if args.build:
+        if args.stand_in:
+            make_stand_in(engine)
+        plan = BuildPlan(args.tag, base, args.torch_index, revision=_revision())
+        for target in args.targets:
+            build(engine, target, plan, os.environ)
+
+    reports = []
+    if args.smoke:
+        for target in args.targets:
+            reports.append(try_image(engine, target, args.tag))
+    return reports
+
+
 def render(reports: list[Report]) -> str:
-    """The reports as a table in Markdown."""
+    """Return the reports as a Markdown table."""
     lines = ["| image | size | up after | SIGTERM to exit 0 | run with |", "|---|---|---|---|---|"]
     for report in reports:
-        size = f"{report.image.size_bytes / 1e6:.0f} MB"
         cells = (
             report.image.name,
-            size,
+            f"{report.image.size_bytes / 1e6:.0f} MB",
             _seconds(report.ready_s),
             _seconds(report.stop_s),
-            report.saw or "-",
+            report.trial or "-",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -66,24 +81,24 @@ def _seconds(value: float | None) -> str:
 
 
 def _revision() -> str:
-    """The commit, with a mark if the tree differs from it."""
-    described = subprocess.run(
+    """Return the commit, with `-dirty` behind it if the working tree differs."""
+    git = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=REPO_ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    return described.stdout.strip() or "unknown"
+    return git.stdout.strip() or "unknown"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    known = (*TARGETS, "worker-cuda")
+    known_targets = ", ".join((*TARGETS, "worker-cuda"))
     parser.add_argument(
-        "targets", nargs="*", default=TARGETS, metavar="TARGET", help=f"of {', '.join(known)}"
+        "targets", nargs="*", default=TARGETS, metavar="TARGET", help=f"of {known_targets}"
     )
     parser.add_argument("--tag", default="local")
     parser.add_argument("--base", help="image that has Python, in place of the Dockerfile's")

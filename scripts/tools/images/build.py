@@ -1,9 +1,8 @@
-"""Builds images of the Dockerfile, with the package index and certificates of whoever builds, of
-which nothing stays.
+"""Build images of the Dockerfile with the package index and the certificates of this machine.
 
 PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_TRUSTED_HOST and PIP_CERT (or SSL_CERT_FILE) reach pip as
-secrets of the build. So does PIP_FIND_LINKS, a folder of wheels, where the builder can mount it
-(buildah can, Docker cannot).
+secrets of the build, so nothing of them stays in an image. PIP_FIND_LINKS, a folder of wheels, is
+mounted where the builder can do so: buildah can, Docker cannot.
 """
 
 import subprocess
@@ -16,14 +15,15 @@ from scripts.tools.images.engine import Engine, EngineError
 from shared.shipped import REPO_ROOT
 
 LAST_TARGET = "simplefoundation"
+"""The Dockerfile's last stage, which a build without `--target` makes."""
 STAND_IN = "localhost/aios-base:bookworm"
-_CA_INSIDE = "/run/secrets/ca"
+_CERTIFICATES_PATH = "/run/secrets/ca"
 _PIP_OPTIONS = ("index-url", "extra-index-url", "trusted-host")
 
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """What all images of one call have in common; None leaves a choice to the Dockerfile."""
+    """The arguments that all images of one call share; None leaves a choice to the Dockerfile."""
 
     tag: str
     base: str | None
@@ -32,68 +32,94 @@ class BuildPlan:
 
 
 def image_name(target: str, tag: str) -> str:
-    return f"{'' if target == LAST_TARGET else 'aios/'}{target}:{tag}"
+    """Return the name of a target's image, as the Compose files and the chart use it."""
+    if target == LAST_TARGET:
+        return f"{target}:{tag}"
+    return f"aios/{target}:{tag}"
 
 
 def build(engine: Engine, target: str, plan: BuildPlan, env: Mapping[str, str]) -> None:
-    """Build one image. Raises EngineError; the builder's own words are on stdout and stderr."""
-    chosen = {
+    """Build one image. The builder prints to stdout and stderr.
+
+    `env` is the environment whose settings of pip the build uses. Raises EngineError if the builder
+    fails.
+    """
+    build_args = {
         "BASE": plan.base,
         "TORCH_INDEX_URL": plan.torch_index,
         "VERSION": plan.tag,
         "REVISION": plan.revision,
     }
-    words = [f"--build-arg={name}={value}" for name, value in chosen.items() if value is not None]
-    words.append(f"--tag={image_name(target, plan.tag)}")
-    if target != LAST_TARGET:  # which is what is built when none is named
-        words.append(f"--target={target}")
+    flags = []
+    for name, value in build_args.items():
+        if value is not None:
+            flags.append(f"--build-arg={name}={value}")
+    flags.append(f"--tag={image_name(target, plan.tag)}")
+    if target != LAST_TARGET:
+        flags.append(f"--target={target}")
     if plan.base == STAND_IN and engine.mounts_folders:
-        words.append("--pull=never")
+        # The stand-in is on this machine only: buildah must not look for it in a registry.
+        flags.append("--pull=never")
+
     with tempfile.TemporaryDirectory(prefix="aios-images-") as folder:
-        words += _passed_to_pip(engine, env, Path(folder))
-        status = subprocess.run([*engine.builder, *words, str(REPO_ROOT)], check=False).returncode
+        flags += _pip_flags(engine, env, Path(folder))
+        command = [*engine.builder, *flags, str(REPO_ROOT)]
+        status = subprocess.run(command, check=False).returncode
     if status:
         raise EngineError(f"building {target} failed with status {status}")
 
 
-def _passed_to_pip(engine: Engine, env: Mapping[str, str], folder: Path) -> list[str]:
-    words = []
-    options = {name: env.get(f"PIP_{name.upper().replace('-', '_')}") for name in _PIP_OPTIONS}
-    if authorities := env.get("PIP_CERT") or env.get("SSL_CERT_FILE"):
-        words.append(f"--secret=id=ca,src={authorities}")
-        options["cert"] = _CA_INSIDE
+def _pip_flags(engine: Engine, env: Mapping[str, str], folder: Path) -> list[str]:
+    """Return the builder's flags for pip's secrets; write the pip.conf among them to `folder`."""
+    flags = []
+    options: dict[str, str | None] = {}
+    for name in _PIP_OPTIONS:
+        variable = f"PIP_{name.upper().replace('-', '_')}"
+        options[name] = env.get(variable)
+
+    certificates = env.get("PIP_CERT") or env.get("SSL_CERT_FILE")
+    if certificates:
+        flags.append(f"--secret=id=ca,src={certificates}")
+        options["cert"] = _CERTIFICATES_PATH
+
     wheels = env.get("PIP_FIND_LINKS")
     if wheels and engine.mounts_folders and Path(wheels).is_dir():
-        words.append(f"--volume={wheels}:{wheels}:ro")
+        flags.append(f"--volume={wheels}:{wheels}:ro")
         options["find-links"] = wheels
+
     config = folder / "pip.conf"
     config.write_text(pip_config(options.items()))
-    return [*words, f"--secret=id=pip,src={config}"]
+    flags.append(f"--secret=id=pip,src={config}")
+    return flags
 
 
 def pip_config(options: Iterable[tuple[str, str | None]]) -> str:
-    """A pip.conf of the options that have a value."""
-    return "\n".join(["[global]", *(f"{name} = {value}" for name, value in options if value), ""])
+    """Return a pip.conf of those options that have a value."""
+    lines = ["[global]"]
+    for name, value in options:
+        if value:
+            lines.append(f"{name} = {value}")
+    return "\n".join(lines) + "\n"
 
 
 def make_stand_in(engine: Engine) -> None:
-    """Import a Debian with Python as STAND_IN, for machines that reach Debian's mirror but no
-    registry of images.
+    """Import a Debian with Python as the image STAND_IN, unless the engine has it already.
 
-    Raises EngineError; needs mmdebstrap, and to be root.
+    It serves machines that reach Debian's mirror but no registry of images. It needs mmdebstrap
+    and root. Raises EngineError if either step fails.
     """
     if engine.has_image(STAND_IN):
         return
-    packages = "--include=python3,python3-venv,ca-certificates"
-    unread = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale")]
     with tempfile.TemporaryDirectory(prefix="aios-images-") as folder:
         archive = f"{folder}/root.tar"
         command = [
             "mmdebstrap",
             "--quiet",
             "--variant=minbase",
-            packages,
-            *unread,
+            "--include=python3,python3-venv,ca-certificates",
+            "--dpkgopt=path-exclude=/usr/share/doc/*",
+            "--dpkgopt=path-exclude=/usr/share/man/*",
+            "--dpkgopt=path-exclude=/usr/share/locale/*",
             "bookworm",
             archive,
         ]

@@ -1,7 +1,7 @@
-"""Docker, or buildah with podman, as words of commands; and containers that are stopped and removed
-by their id.
+"""Run container engines (Docker, or buildah with podman) and containers by their command lines.
 
-It knows how an engine is called. What is built and what is expected of it is none of its business.
+This module knows how an engine is called. What is built and what is expected of an image stand in
+`build.py` and `smoke.py`.
 """
 
 import json
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 STOP_GRACE_S = 20
-# The engines' own defaults are wider; nothing of ours needs more than this.
+# The engines' own defaults are wider; none of our images needs more than this.
 LOCKED_DOWN = (
     "--network=host",
     "--read-only",
@@ -25,15 +25,18 @@ LOCKED_DOWN = (
 
 
 class EngineError(RuntimeError):
-    """A command of the engine failed, or there is no engine; the message holds what it said."""
+    """A command of the engine failed, or there is no engine.
+
+    The message holds the command, its status and the end of its stderr.
+    """
 
 
 @dataclass(frozen=True)
 class Engine:
-    """`builder` builds an image, `runner` begins every other command; `run_flags` go to each
-    container.
+    """The command lines of a container engine.
 
-    `mounts_folders` is whether a build can see folders of this machine.
+    `builder` builds an image and `runner` begins every other command. `run_flags` go to each
+    container. `mounts_folders` is true if a build can mount folders of this machine.
     """
 
     builder: tuple[str, ...]
@@ -41,41 +44,60 @@ class Engine:
     run_flags: tuple[str, ...] = ()
     mounts_folders: bool = False
 
-    def call(self, *words: str) -> str:
-        """What the command printed on stdout, stripped. Raises EngineError if it fails."""
-        done = subprocess.run([*self.runner, *words], capture_output=True, text=True, check=False)
-        if done.returncode:
+    def call(self, *arguments: str) -> str:
+        """Run a command of the engine. Return its stdout, stripped.
+
+        Raises EngineError if the command fails.
+        """
+        command = [*self.runner, *arguments]
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        if process.returncode:
             raise EngineError(
-                f"{' '.join([*self.runner, *words])}: status "
-                f"{done.returncode}\n{done.stderr[-2000:]}"
+                f"{' '.join(command)}: status {process.returncode}\n{process.stderr[-2000:]}"
             )
-        return done.stdout.strip()
+        return process.stdout.strip()
 
     def has_image(self, image: str) -> bool:
-        """Whether there is an image of this name on this machine."""
-        command = [*self.runner, "image", "inspect", image]
-        return not subprocess.run(command, capture_output=True, check=False).returncode
+        """Return whether there is an image of this name on this machine."""
+        return _succeeds([*self.runner, "image", "inspect", image])
 
     def describe(self, image: str) -> "Image":
-        """What the engine knows of an image. Raises EngineError if there is none of this name."""
-        said: dict[str, Any] = json.loads(self.call("image", "inspect", image))[0]
-        config = said["Config"]
-        health = (
-            config.get("Healthcheck") or said.get("Healthcheck") or {"Test": ["NONE"]}
-        )  # Docker's place, podman's
-        return Image(image, said["Size"], config.get("User", ""), tuple(health["Test"]))
+        """Return what the engine knows of an image.
+
+        Raises EngineError if there is no image of this name.
+        """
+        inspected: dict[str, Any] = json.loads(self.call("image", "inspect", image))[0]
+        config = inspected["Config"]
+        # Docker puts the health check into Config, podman beside it.
+        healthcheck = config.get("Healthcheck") or inspected.get("Healthcheck")
+        test = ["NONE"]
+        if healthcheck:
+            test = healthcheck["Test"]
+        return Image(
+            name=image,
+            size_bytes=inspected["Size"],
+            user=config.get("User", ""),
+            health=tuple(test),
+        )
 
     def run(self, image: str, *arguments: str, entrypoint: str | None = None) -> str:
-        """Run a container to its end; what it printed. Raises EngineError if it ends with another
-        status than 0."""
-        chosen = (f"--entrypoint={entrypoint}",) if entrypoint else ()
-        return self.call("run", "--rm", *LOCKED_DOWN, *self.run_flags, *chosen, image, *arguments)
+        """Run a container to its end. Return its stdout, stripped.
+
+        Raises EngineError if the container ends with another status than 0.
+        """
+        flags = [*LOCKED_DOWN, *self.run_flags]
+        if entrypoint:
+            flags.append(f"--entrypoint={entrypoint}")
+        return self.call("run", "--rm", *flags, image, *arguments)
 
 
 @dataclass(frozen=True)
 class Image:
-    """`size_bytes` without compression; `health` as in a Dockerfile's HEALTHCHECK: CMD or NONE, and
-    the words."""
+    """What an engine knows of an image.
+
+    `size_bytes` is the size without compression. `health` is the check of a Dockerfile's
+    HEALTHCHECK: `CMD` and the words of its command, or `NONE`.
+    """
 
     name: str
     size_bytes: int
@@ -85,49 +107,60 @@ class Image:
 
 @dataclass(frozen=True)
 class Container:
-    """One that runs in the background."""
+    """A container that runs in the background."""
 
     engine: Engine
     id: str
 
     def execute(self, *command: str) -> str:
-        """Run a command in it; what that printed. Raises EngineError if it fails."""
+        """Run a command in the container. Return its stdout, stripped.
+
+        Raises EngineError if the command fails.
+        """
         return self.engine.call("exec", self.id, *command)
 
     def is_running(self) -> bool:
         return self.engine.call("inspect", "--format={{.State.Running}}", self.id) == "true"
 
     def stop(self) -> tuple[int, float]:
-        """End it with SIGTERM, after STOP_GRACE_S with SIGKILL; its exit status, and how long that
-        took (seconds)."""
+        """End the container with SIGTERM, after STOP_GRACE_S with SIGKILL.
+
+        Return its exit status, and the seconds that the stop took.
+        """
         started = time.monotonic()
         self.engine.call("stop", f"--time={STOP_GRACE_S}", self.id)
-        took_s = time.monotonic() - started
-        return int(self.engine.call("inspect", "--format={{.State.ExitCode}}", self.id)), took_s
+        elapsed_s = time.monotonic() - started
+        status = int(self.engine.call("inspect", "--format={{.State.ExitCode}}", self.id))
+        return status, elapsed_s
 
     def logs(self) -> str:
-        """The end of what it wrote to stdout and stderr."""
-        command = [*self.engine.runner, "logs", "--tail=40", self.id]
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        """Return the last 40 lines that the container wrote to stdout and stderr."""
+        process = subprocess.run(
+            [*self.engine.runner, "logs", "--tail=40", self.id],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
         )
-        return done.stdout
+        return process.stdout
 
 
 @contextmanager
 def running(
     engine: Engine, image: str, env: Mapping[str, str], mounts: Mapping[str, str] | None = None
 ) -> Iterator[Container]:
-    """A container of the image with this environment, `mounts` (folder here: folder there)
-    read-only; removed after."""
-    variables = [f"--env={name}={value}" for name, value in env.items()]
-    volumes = [f"--volume={here}:{there}:ro" for here, there in (mounts or {}).items()]
-    container = Container(
-        engine,
-        engine.call(
-            "run", "--detach", *LOCKED_DOWN, *engine.run_flags, *variables, *volumes, image
-        ),
-    )
+    """Run a container of the image with this environment; remove it when the context ends.
+
+    `mounts` are folders of this machine, each with its path in the container, where it is
+    read-only. If the context ends by an error, the container's logs are printed.
+    """
+    flags = ["--detach", *LOCKED_DOWN, *engine.run_flags]
+    for name, value in env.items():
+        flags.append(f"--env={name}={value}")
+    for source, target in (mounts or {}).items():
+        flags.append(f"--volume={source}:{target}:ro")
+
+    container = Container(engine, id=engine.call("run", *flags, image))
     try:
         yield container
     except BaseException:
@@ -138,33 +171,44 @@ def running(
 
 
 def find_engine() -> Engine:
-    """Docker if its daemon answers, else buildah and podman. Raises EngineError if there is
-    neither."""
+    """Return Docker if its daemon answers, else buildah and podman.
+
+    Raises EngineError if there is neither.
+    """
     if shutil.which("docker") and _succeeds(["docker", "info"]):
-        return Engine(("docker", "build"), ("docker",))
+        return Engine(builder=("docker", "build"), runner=("docker",))
     if shutil.which("buildah") and shutil.which("podman"):
-        # The flags make both work where they have no systemd and are in a container or a small
-        # machine themselves.
-        return Engine(
-            (
-                "buildah",
-                "--storage-driver=overlay",
-                "build",
-                "--format=docker",
-                "--layers",
-                "--isolation=chroot",
-            ),
-            ("podman", "--storage-driver=overlay", "--runtime=runc", "--cgroup-manager=cgroupfs"),
-            (
-                "--no-healthcheck",
-                "--read-only-tmpfs=false",
-                "--ulimit=nofile=1024:1024",
-                "--ulimit=nproc=1024:1024",
-            ),
-            mounts_folders=True,
-        )
+        return _buildah_and_podman()
     raise EngineError("expected a Docker that answers `docker info`, or buildah and podman")
 
 
+def _buildah_and_podman() -> Engine:
+    """Return buildah and podman, with flags for a machine that is itself a container.
+
+    With these flags both work without systemd and within the limits of a small machine.
+    """
+    builder = (
+        "buildah",
+        "--storage-driver=overlay",
+        "build",
+        "--format=docker",
+        "--layers",
+        "--isolation=chroot",
+    )
+    runner = (
+        "podman",
+        "--storage-driver=overlay",
+        "--runtime=runc",
+        "--cgroup-manager=cgroupfs",
+    )
+    run_flags = (
+        "--no-healthcheck",
+        "--read-only-tmpfs=false",
+        "--ulimit=nofile=1024:1024",
+        "--ulimit=nproc=1024:1024",
+    )
+    return Engine(builder, runner, run_flags, mounts_folders=True)
+
+
 def _succeeds(command: Sequence[str]) -> bool:
-    return not subprocess.run(command, capture_output=True, check=False).returncode
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0

@@ -1,7 +1,7 @@
-"""Tries images: what is in them, whether they serve, and whether they end when they are told to.
+"""Try images: inspect each of them, serve with it, and end it with SIGTERM.
 
-All run with a read-only root, without capabilities, as the user that the image names. Raises
-AssertionError or EngineError for the first thing that is not as it should be.
+All containers run with a read-only root file system, without capabilities, as the user that the
+image names. A trial raises AssertionError or EngineError at its first failure.
 """
 
 import http.client
@@ -18,34 +18,46 @@ from scripts.tools.images.engine import Container, Engine, Image, running
 from shared.settings.settings import SAMPLE_MODEL
 
 API_LIMIT_BYTES = 250_000_000
-MAY_TAKE_TO_STOP_S = 10.0  # after which Docker kills
+STOP_LIMIT_S = 10.0
+"""The time after which `docker stop` kills a container."""
 _DEADLINE_S = 120.0
-_NO_REDIS = "redis://127.0.0.1:1/0"
-_LOOK_INSIDE = """
+_UNREACHABLE_REDIS = "redis://127.0.0.1:1/0"
+_USER_ID = 10001
+_INSPECT = """
 import importlib.util, json, os, shutil
+
+tools = ("cc", "gcc", "g++", "clang", "make", "aios")
+packages = ("torch", "torchvision", "torchaudio")
+folders = ("/", "/app", "/opt/aios", "/etc", "/var/tmp", "/tmp")
 print(json.dumps({
     "uid": os.getuid(),
-    "tools": [name for name in ("cc", "gcc", "g++", "clang", "make", "aios") if shutil.which(name)],
-    "packages": [name for name in ("torch", "torchvision", "torchaudio") if importlib.util.find_spec(name)],
-    "writable": [path for path in ("/", "/app", "/opt/aios", "/etc", "/var/tmp", "/tmp") if os.access(path, os.W_OK)],
+    "tools": [name for name in tools if shutil.which(name)],
+    "packages": [name for name in packages if importlib.util.find_spec(name)],
+    "writable": [path for path in folders if os.access(path, os.W_OK)],
 }))
 """
 
 
 @dataclass
 class Report:
-    """One line of the table. Times in seconds; None where nothing was run."""
+    """A row of the table: an image, its times in seconds, and the trial that it passed.
+
+    Times are None and the trial is empty where an image was not served.
+    """
 
     image: Image
     ready_s: float | None = None
     stop_s: float | None = None
-    saw: str = ""
+    trial: str = ""
 
 
 def try_image(engine: Engine, target: str, tag: str) -> Report:
-    """What was seen of one image, looked into and, where there is a trial for it, run."""
+    """Inspect one image, and serve with it if there is a trial for it.
+
+    Raises AssertionError or EngineError at the first failure.
+    """
     report = Report(engine.describe(image_name(target, tag)))
-    look_inside(engine, report.image, with_torch=target != "api")
+    check_contents(engine, report.image, with_torch=target != "api")
     if target == "api":
         assert report.image.size_bytes <= API_LIMIT_BYTES, f"{report.image}"
     if target in TRIALS:
@@ -53,35 +65,43 @@ def try_image(engine: Engine, target: str, tag: str) -> Report:
     return report
 
 
-def look_inside(engine: Engine, image: Image, with_torch: bool) -> None:
-    """No root, no compiler, nothing to write to but /tmp, torch only where it belongs, a check of
-    health."""
-    seen = json.loads(engine.run(image.name, "-c", _LOOK_INSIDE, entrypoint="python3"))
-    packages = ["torch"] if with_torch else []
-    assert seen == {"uid": 10001, "tools": ["aios"], "packages": packages, "writable": ["/tmp"]}, (
-        f"{image.name}: {seen}"
-    )
-    assert image.user == "10001:10001" and image.health[0] == "CMD", f"{image}"
+def check_contents(engine: Engine, image: Image, with_torch: bool) -> None:
+    """Check an image's user, tools, packages, writable folders and health check.
+
+    The user is not root, there is no compiler, torch is there only where it belongs, and nothing
+    but /tmp is writable.
+    """
+    contents = json.loads(engine.run(image.name, "-c", _INSPECT, entrypoint="python3"))
+    expected = {
+        "uid": _USER_ID,
+        "tools": ["aios"],
+        "packages": ["torch"] if with_torch else [],
+        "writable": ["/tmp"],
+    }
+    assert contents == expected, f"{image.name}: {contents}"
+    assert image.user == f"{_USER_ID}:{_USER_ID}", f"{image}"
+    assert image.health[0] == "CMD", f"{image}"
 
 
 def try_api(engine: Engine, report: Report, tag: str) -> None:
-    """A front lives without Redis, and says that it is not ready."""
+    """Check that a front is live without Redis, and that it is not ready."""
     port = free_port()
+    env = {"AIOS_PORT": str(port), "AIOS_REDIS_URL": _UNREACHABLE_REDIS}
     started = time.monotonic()
-    with running(
-        engine, report.image.name, {"AIOS_PORT": str(port), "AIOS_REDIS_URL": _NO_REDIS}
-    ) as front:
-        await_status(front, port, "/healthz", 200)
+    with running(engine, report.image.name, env) as front:
+        await_status(front, port, "/healthz", status=200)
         report.ready_s = time.monotonic() - started
-        await_status(front, port, "/readyz", 503)
+        await_status(front, port, "/readyz", status=503)
         front.execute(*report.image.health[1:])
         report.stop_s = stop(front)
-    report.saw = "/healthz without Redis"
+    report.trial = "/healthz without Redis"
 
 
 def try_worker(engine: Engine, report: Report, tag: str) -> None:
-    """A front and a worker, each in its container, serve the sample model through a Redis
-    outside."""
+    """Serve the sample model with a front and a worker, each in its container.
+
+    Their Redis runs outside of both, on this machine.
+    """
     port = free_port()
     with EmbeddedRedis() as redis:
         env = {
@@ -94,26 +114,26 @@ def try_worker(engine: Engine, report: Report, tag: str) -> None:
             running(engine, image_name("api", tag), env) as front,
             running(engine, report.image.name, env) as worker,
         ):
-            await_status(front, port, "/readyz", 200)
+            await_status(front, port, "/readyz", status=200)
             report.ready_s = time.monotonic() - started
             worker.execute(*report.image.health[1:])
-            check_answer(port, solves=True)
+            check_generate(port, solves=True)
             report.stop_s = stop(worker)
             stop(front)
-    report.saw = "sample model with an api container"
+    report.trial = "sample model with an api container"
 
 
 def try_hrm_serve(engine: Engine, report: Report, tag: str) -> None:
-    """As it is, with the echo model, and `--dry-run`; no weights are mounted."""
-    tried = engine.run(report.image.name, "serve", "hrm", "--dry-run")
-    assert "decoded one token" in tried, tried
+    """Run `--dry-run`, then serve the echo model, then the sample model of the image."""
+    output = engine.run(report.image.name, "serve", "hrm", "--dry-run")
+    assert "decoded one token" in output, output
     _serve(engine, report, {"AIOS_MODEL_PATH": "echo"}, solves=False)
     _serve(engine, report, {}, solves=True)
-    report.saw = "--dry-run, echo, sample model"
+    report.trial = "--dry-run, echo, sample model"
 
 
 def try_simplefoundation(engine: Engine, report: Report, tag: str) -> None:
-    """With a model that is mounted, as its users start it."""
+    """Serve a model that is mounted, with the variable that the image's users set."""
     _serve(
         engine,
         report,
@@ -121,7 +141,7 @@ def try_simplefoundation(engine: Engine, report: Report, tag: str) -> None:
         solves=True,
         mounts={str(SAMPLE_MODEL): "/app/model"},
     )
-    report.saw = "a model mounted at /app/model"
+    report.trial = "a model mounted at /app/model"
 
 
 TRIALS: dict[str, Callable[[Engine, Report, str], None]] = {
@@ -139,53 +159,67 @@ def _serve(
     solves: bool,
     mounts: dict[str, str] | None = None,
 ) -> None:
+    """Serve with one container that holds a whole fleet; write its times to the report."""
     port = free_port()
     started = time.monotonic()
     with running(engine, report.image.name, {"AIOS_PORT": str(port), **env}, mounts) as fleet:
-        await_status(fleet, port, "/readyz", 200)
+        await_status(fleet, port, "/readyz", status=200)
         report.ready_s = time.monotonic() - started
         fleet.execute(*report.image.health[1:])
-        check_answer(port, solves)
+        check_generate(port, solves)
         report.stop_s = stop(fleet)
 
 
 def await_status(container: Container, port: int, path: str, status: int) -> None:
-    """Ask until the answer has this status; AssertionError when the container ends or the deadline
-    has passed."""
+    """Request a path of the container until the response has this status.
+
+    Raises AssertionError when the container ends or the deadline has passed.
+    """
     deadline = time.monotonic() + _DEADLINE_S
-    seen: int | str | None = None
-    while seen != status:
-        assert time.monotonic() < deadline, f"{path} never was {status}, at the end {seen}"
-        assert container.is_running(), f"it ended before {path} was {status}"
+    last: int | str | None = None
+    while last != status:
+        assert time.monotonic() < deadline, f"{path} was never {status}; the last was {last}"
+        assert container.is_running(), f"the container ended before {path} was {status}"
         time.sleep(0.2)
         try:
-            seen, _ = ask(port, "GET", path)
+            last, _ = request(port, "GET", path)
         except OSError as error:
-            seen = str(error)
+            last = str(error)
 
 
-def check_answer(port: int, solves: bool) -> None:
-    """One prompt is answered; by the sample model rightly."""
-    asked = {"prompts": ["Solve for x: 2x + 3 = 9"], "temperature": 0}
-    status, answer = ask(port, "POST", "/generate", asked)
-    assert status == 200 and answer["completions"][0], answer
-    assert not solves or answer["completions"][0].endswith("x = 3"), answer
+def check_generate(port: int, solves: bool) -> None:
+    """Check that one prompt is completed, and that the completion is right if `solves`."""
+    body = {"prompts": ["Solve for x: 2x + 3 = 9"], "temperature": 0}
+    status, response = request(port, "POST", "/generate", body)
+    assert status == 200, response
+    completion = response["completions"][0]
+    assert completion, response
+    if solves:
+        assert completion.endswith("x = 3"), response
 
 
 def stop(container: Container) -> float:
-    """Seconds from SIGTERM to the end, which is one with status 0 and in time."""
-    status, took_s = container.stop()
-    assert status == 0 and took_s < MAY_TAKE_TO_STOP_S, f"ended with {status} after {took_s:.1f} s"
-    return took_s
+    """End a container with SIGTERM. Return the seconds until its end.
+
+    Raises AssertionError if its status is not 0 or if it takes STOP_LIMIT_S.
+    """
+    status, elapsed_s = container.stop()
+    assert status == 0, f"ended with {status} after {elapsed_s:.1f} s"
+    assert elapsed_s < STOP_LIMIT_S, f"ended with {status} after {elapsed_s:.1f} s"
+    return elapsed_s
 
 
-def ask(port: int, method: str, path: str, body: object = None) -> tuple[int, Any]:
-    """Status and JSON of an answer. Raises OSError where nobody answers."""
+def request(port: int, method: str, path: str, body: object = None) -> tuple[int, Any]:
+    """Return the status and the JSON of a response. Raises OSError where no server answers."""
+    content = None
+    if body is not None:
+        content = json.dumps(body)
+    headers = {"Content-Type": "application/json"}
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
-        headers = {"Content-Type": "application/json"}
         try:
-            connection.request(method, path, None if body is None else json.dumps(body), headers)
-            answer = connection.getresponse()
-            return answer.status, json.loads(answer.read())
+            connection.request(method, path, content, headers)
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
         except http.client.HTTPException as error:
+            # A server that ends within a response is as good as none.
             raise ConnectionError(str(error)) from error

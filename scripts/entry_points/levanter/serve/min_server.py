@@ -1,5 +1,8 @@
-"""`python -m levanter.serve.min_server [flags]`, or `uvicorn levanter.serve.min_server:app`: a
-fleet of one machine."""
+"""Run a fleet on one machine.
+
+python -m levanter.serve.min_server [flags]
+uvicorn levanter.serve.min_server:app
+"""
 
 import sys
 
