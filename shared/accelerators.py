@@ -18,9 +18,10 @@ class Accelerator:
     whether it has.
 
     `precision` describes the layers afterwards, for people; "" if they stay as exact as they were.
-    `weights` is the type that they have in memory afterwards, if it is another one. Where an
-    accelerator `rounds_activations` even a last bit counts, so attention runs in tiles
-    (`worker/kv/tiles.py`).
+    `weights` is the type that they have in memory afterwards, if it is another one.
+
+    Where an accelerator `rounds_activations`, a difference in the last bit may change what is
+    rounded, so attention runs in tiles (`worker/kv/tiles.py`).
     """
 
     prepare: str

@@ -30,7 +30,10 @@ def entries(group: str) -> dict[str, EntryPoint]:
 
 
 def load(group: str) -> dict[str, Any]:
-    """Import what the entry points name. Raise PluginError with the package and its error."""
+    """Return what the entry points name, imported, by name.
+
+    Raise PluginError, with the package and its error, where an import fails.
+    """
     loaded = {}
     for name, entry in entries(group).items():
         try:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from scripts.cli.fleet_tool import ToolError, flags, parser_of, run_tool
 from shared.access import (
     ID_LENGTH,
-    KEY_MARK,
+    KEY_PREFIX,
     Grant,
     Keyring,
     check_name,
@@ -118,7 +118,7 @@ async def _find(keyring: Keyring, id_or_key: str) -> str:
     Raise ToolError if there is none, or more than one.
     """
     # An id is the beginning of a digest.
-    prefix = digest_of(id_or_key) if id_or_key.startswith(KEY_MARK) else id_or_key
+    prefix = digest_of(id_or_key) if id_or_key.startswith(KEY_PREFIX) else id_or_key
     matches = []
     for digest in await keyring.everyone():
         if len(prefix) >= ID_LENGTH and digest.startswith(prefix):
