@@ -141,8 +141,11 @@ class Keyring:
                 grants[digest] = msgspec.msgpack.decode(packed, type=Grant)
         return grants
 
-    async def everyone(self) -> dict[str, Grant]:
-        """Return all grants that hold, by digest, the oldest first. Strike off expired ones."""
+    async def all_grants(self) -> dict[str, Grant]:
+        """Return all grants that hold, by digest, the oldest first.
+
+        Take the digests of expired grants off the list.
+        """
         members = await cast(Awaitable[set[bytes]], self._redis.smembers(keys.GRANTS))
         digests = sorted(member.decode() for member in members)
         grants = await self.find_all(digests)
@@ -150,7 +153,7 @@ class Keyring:
         # A grant expires by itself, but the members of a set do not.
         gone = [digest for digest in digests if digest not in grants]
         if gone:
-            await self._strike_off(gone)
+            await self._take_off_list(gone)
 
         def age(digest: str) -> tuple[float, str]:
             grant = grants[digest]
@@ -161,9 +164,9 @@ class Keyring:
     async def revoke(self, digest: str) -> None:
         """Let nobody use the key any more."""
         await self._redis.delete(keys.grant(digest))
-        await self._strike_off([digest])
+        await self._take_off_list([digest])
 
-    async def _strike_off(self, digests: Sequence[str]) -> None:
+    async def _take_off_list(self, digests: Sequence[str]) -> None:
         """Take keys that do not hold off the list."""
         # Older versions did not note that keys had been made: the list was their only trace.
         pipe = self._redis.pipeline(transaction=True)

@@ -73,7 +73,7 @@ async def _answer(asked: argparse.Namespace, settings: Settings) -> list[str]:
         dead_letters = DeadLetters(broker)
         match asked.command:
             case "list":
-                letters = await dead_letters.everyone()
+                letters = await dead_letters.all_letters()
                 if asked.json:
                     return [json.dumps(_as_json(dead)) for dead in letters]
                 return [_line(dead) for dead in letters]

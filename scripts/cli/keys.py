@@ -97,7 +97,7 @@ async def _answer(asked: argparse.Namespace, settings: Settings) -> list[str]:
                 return [key]
             case "list":
                 lines = []
-                for digest, grant in (await keyring.everyone()).items():
+                for digest, grant in (await keyring.all_grants()).items():
                     key_id = id_of(digest)
                     if asked.json:
                         lines.append(json.dumps(_as_json(key_id, grant)))
@@ -120,7 +120,7 @@ async def _find(keyring: Keyring, id_or_key: str) -> str:
     # An id is the beginning of a digest.
     prefix = digest_of(id_or_key) if id_or_key.startswith(KEY_PREFIX) else id_or_key
     matches = []
-    for digest in await keyring.everyone():
+    for digest in await keyring.all_grants():
         if len(prefix) >= ID_LENGTH and digest.startswith(prefix):
             matches.append(digest)
     if len(matches) != 1:

@@ -21,8 +21,8 @@ class RateLimiter:
     async def keep(self, who: str, rates: Mapping[str, Rate]) -> None:
         """Count one request of `who` against all of the rates, or against none.
 
-        `rates` are by the endpoint that they limit, "" for all. Raise OverQuota, which names the
-        rate that has no room, and when it will have some.
+        `rates` are by the endpoint that they limit, "" for all. Raise OverQuota where a rate has no
+        room: it names the rate that is full the longest, and tells when it will have room.
         """
         if not rates:
             return
