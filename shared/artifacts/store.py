@@ -363,7 +363,7 @@ class ArtifactStore:
         lives_s = self._ttl_s
         if label.lives_s is not None:
             lives_s = min(lives_s, label.lives_s)
-        asked = [upload.digest, label.media_type, label.name, label.purpose]
+        contents = [upload.digest, label.media_type, label.name, label.purpose]
         charge = max(upload.num_bytes, _LEAST_CHARGE)
         call = self._store.call(
             keys.ARTIFACTS,
@@ -381,7 +381,7 @@ class ArtifactStore:
             room=self._room_bytes,
             ttl_ms=int(lives_s * 1000),
             key=_hashed(key.encode()) if key else "",
-            asked=_hashed(msgspec.json.encode(asked)),
+            contents=_hashed(msgspec.json.encode(contents)),
             key_ttl_ms=self._key_ttl_ms,
         )
         answer = await self._reply(call)

@@ -31,7 +31,7 @@ class RateLimiter:
             limits.append({"name": name, "times": rate.times, "window_ms": rate.seconds * 1000})
         shard = keys.shard_for(who, self._num_shards)
         number, wait_ms = await self._script.call(
-            shard, who=who, mark=secrets.token_hex(8), limits=limits
+            shard, who=who, call_id=secrets.token_hex(8), limits=limits
         )
         # The script counts from 1; 0 is no limit.
         if number > 0:
