@@ -36,7 +36,7 @@ from api.stream.timings import Timings
 from api.submit.limits import Limits
 from api.submit.request_record import SubmittedWork
 from shared.messages import ModelInfo
-from shared.settings.models import PLACE
+from shared.settings.models import PLACEHOLDER
 
 router = APIRouter(tags=["simplefoundation"])
 
@@ -69,7 +69,7 @@ def _plan_problem(
     body: ProblemRequest, template: str, max_tokens: int, model: ModelInfo, limits: Limits
 ) -> TaskPlan:
     """`template` is for a caller who brings none."""
-    prompt = (body.template or template).replace(PLACE, body.problem)
+    prompt = (body.template or template).replace(PLACEHOLDER, body.problem)
     return text_plan(body, [prompt], max_tokens, model, limits, notes={"problem": body.problem})
 
 
