@@ -1,4 +1,4 @@
-"""The table of accelerators: what may be done to a loaded network so that it computes faster.
+"""The table of accelerators: changes to a loaded network that make it compute faster.
 
 A new one is a row here and the function that it names. `--quantize` chooses among the rows, and a
 worker carries them out by `worker/runners/accelerators.py`.

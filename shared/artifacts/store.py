@@ -458,7 +458,7 @@ class ArtifactStore:
         return artifacts
 
     async def _discard_all(self, ids: Sequence[str], tenant: str) -> list[int]:
-        """Return for each artifact what `discard.lua` answers."""
+        """Discard artifacts. Return the answer of `discard.lua` for each."""
         call = self._discard.call(keys.ARTIFACTS, artifacts=list(ids), tenant=tenant)
         outcomes: list[int] = await self._reply(call)
         return outcomes

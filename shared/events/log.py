@@ -161,7 +161,7 @@ class LogReader:
                 return
             number, _, payload = message.partition(b":")
             index = int(number)
-            # A message was lost: the log has what is missing.
+            # A message was lost: the log has the missing events.
             if index > after + 1:
                 return
             # An event with a lower index has been read from the log already.

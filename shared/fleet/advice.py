@@ -66,7 +66,7 @@ def on_open_door(host: str, port: int, *, requires_key: bool) -> list[str]:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches what listens at `host`."""
+    """Return whether only this machine reaches a server that listens at `host`."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

@@ -172,7 +172,7 @@ async def open_unsettled(url: str, shards: int = 1) -> AsyncIterator[Broker]:
 
 
 def fault_of_url(url: str) -> str | None:
-    """Return what is wrong with a Redis URL, None if nothing is. Nothing connects."""
+    """Return the fault of a Redis URL, None if there is none. Connect to nothing."""
     try:
         parts = urlsplit(url)
         port = parts.port

@@ -302,7 +302,7 @@ class Janitor:
         return self._broker.client(shard)
 
     async def _scan(self, kind: str) -> AsyncIterator[tuple[str, list[str]]]:
-        """Yield, by shard, what follows `kind:` in the names of all keys of this kind."""
+        """Yield, by shard, the names of all keys of this kind, without the prefix and `kind:`."""
         for client in await self._broker.nodes():
             async for names in _pages(partial(client.scan, match=keys.pattern(kind))):
                 parts = sorted(keys.parts(name.decode(), kind) for name in names)
@@ -311,7 +311,7 @@ class Janitor:
 
 
 def _reserved_ms(reservation: bytes) -> int:
-    """Return when a job was let in, from what `reserve.lua` noted of it."""
+    """Return when a job was let in, from the reservation that `reserve.lua` has written."""
     at_ms: int = msgspec.msgpack.decode(reservation)["at_ms"]
     return at_ms
 

@@ -76,7 +76,7 @@ def pattern(kind: str) -> str:
 
 
 def parts(key: str, kind: str) -> tuple[str, str]:
-    """Return the shard of a key that `pattern(kind)` found, and what follows the kind."""
+    """Return the shard of a key that `pattern(kind)` found, and its name behind the kind."""
     shard = key[len("aios:{") :][:2]
     return shard, key[len(prefix(shard)) + len(kind) + 1 :]
 

@@ -246,7 +246,7 @@ class WorkQueue:
 
 
 def _claim(values: Sequence[Any]) -> Claim | None:
-    """Return a claim from what `take.lua` answers; None for a job that only a newer version reads.
+    """Return a claim from the values of `take.lua`; None for a job that only a newer version reads.
 
     The lease of such a job lapses, and a newer worker takes it.
     """

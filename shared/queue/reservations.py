@@ -115,8 +115,8 @@ class Reservations:
         """Settle once the run `before`, which has begun already, is done."""
         if before is not None:
             await asyncio.wait([before])
-        # A caller that comes from here on gets a later run: this one may miss what leaves
-        # meanwhile.
+        # A caller that comes from here on gets a later run: this one may miss jobs that
+        # leave meanwhile.
         self._settling = self._next
         self._next = None
         with suppress(*UNAVAILABLE):

@@ -34,9 +34,9 @@ from shared.telemetry.tracing import NO_TRACE, Trace
 
 _OPEN = (b"queued", b"running")
 _TOO_MUCH = {
-    b"depth": "The request takes {asked} places in the queue, which has {limit}.",
-    b"bytes": "The request has {asked} bytes for the queue, which holds {limit}.",
-    b"concurrency": "The request opens {asked} at once, and {limit} may be open.",
+    b"depth": "The request takes {requested} places in the queue, which has {limit}.",
+    b"bytes": "The request has {requested} bytes for the queue, which holds {limit}.",
+    b"concurrency": "The request opens {requested} at once, and {limit} may be open.",
 }
 """Messages for a request that exceeds a limit by itself, by the limit. Waiting does not help it."""
 # The number of keys that one call of SCAN looks at. Redis serves nobody else meanwhile.
@@ -374,12 +374,12 @@ def _conflict(words: str) -> IdempotencyConflict:
 def _refusal(quota: Quota, values: Sequence[Any]) -> FleetError:
     """Return the error of a refused request, from the values of `submit.lua` or `reserve.lua`.
 
-    The request takes `asked`, and `number` of `limit` are taken. It may fit later, unless it takes
-    more than the whole limit.
+    The request takes `requested`, and `number` of `limit` are taken. It may fit later, unless it
+    takes more than the whole limit.
     """
-    reason, retry_ms, number, limit, asked = values
-    if 0 < limit < asked and reason in _TOO_MUCH:
-        words = _TOO_MUCH[reason].format(limit=limit, asked=asked)
+    reason, retry_ms, number, limit, requested = values
+    if 0 < limit < requested and reason in _TOO_MUCH:
+        words = _TOO_MUCH[reason].format(limit=limit, requested=requested)
         return InvalidRequest(f"{words} Ask for less at once.")
     retry_after_s = 5
     if retry_ms:
@@ -388,18 +388,16 @@ def _refusal(quota: Quota, values: Sequence[Any]) -> FleetError:
         case b"depth":
             words = (
                 f"The queue is full: {number} of {limit} places are taken, and the request "
-                f"takes {asked}."
+                f"takes {requested}."
             )
             return QueueFull(words, retry_after_s=retry_after_s)
         case b"bytes":
-            words = (
-                f"The queue is full: {number} of {limit} bytes wait, and the request has {asked}."
-            )
+            words = f"The queue is full: {number} of {limit} bytes wait, and the request has {requested}."
             return QueueFull(words, retry_after_s=retry_after_s)
         case b"concurrency":
             words = (
                 f"{number} of the {limit} requests that may be open at once are, and this is "
-                f"{asked} more."
+                f"{requested} more."
             )
             return OverQuota(words, retry_after_s=retry_after_s)
         case b"rate":

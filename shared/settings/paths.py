@@ -14,7 +14,7 @@ _MODEL_PATHS = {
     "tokenizer_path": "directory or file",
     "chat_template": "file",
 }
-"""The paths of a model's entry, and what each of them may be."""
+"""The paths of a model's entry, and the kind of each."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 

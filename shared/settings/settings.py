@@ -61,9 +61,9 @@ from shared.tasks.runner_table import WITHOUT_FILES
 
 SAMPLE_MODEL = shipped("models/sample-hrm-text")
 
-# How long a process that stops waits for what is in flight, where other processes go on with it.
+# How long a process that stops waits for work in flight, where other processes go on with it.
 HAND_OVER_S = 1.0
-# How long it waits where no other process would go on with it.
+# How long it waits where no other process would go on with that work.
 FINISH_S = 20.0
 
 _FOUR_BITS = ("4bit", "int4", "nf4", "fp4")
@@ -423,7 +423,7 @@ class Settings(BaseSettings):
 
     @property
     def drain_s(self) -> float:
-        """Seconds for which a process that is told to stop waits for what is in flight."""
+        """Seconds for which a process that is told to stop waits for work in flight."""
         if self.drain_timeout_s is None:
             return HAND_OVER_S
         return self.drain_timeout_s

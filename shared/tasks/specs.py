@@ -1,4 +1,4 @@
-"""Tasks: what a job asks a model for, as fronts write it and workers read it.
+"""Tasks: the work that a job asks a model for, as fronts write it and workers read it.
 
 Part of `shared.messages`, which has the rules of the wire.
 """

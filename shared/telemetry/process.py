@@ -34,7 +34,7 @@ class LoopLag:
 
 
 def measure_process(metrics: ProcessMetrics, broker: Broker, lag: LoopLag) -> None:
-    """Connect the metrics of this process with what they measure."""
+    """Connect the metrics of this process with their sources."""
     began_s = time.time()
 
     def redis_calls() -> dict[tuple[str, ...], BucketHistogram]:

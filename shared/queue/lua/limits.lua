@@ -5,9 +5,9 @@
 
 local depth, held, busy = P .. 'depth:' .. a.model, P .. 'open:' .. a.tenant, P .. 'busy:' .. a.model
 
-local function refused(reason, seconds, number, limit, asked)
+local function refused(reason, seconds, number, limit, requested)
   local retry_ms = seconds and math.floor(1000 * math.max(0.001, math.min(seconds, 3600))) or 0
-  return { 'refused', reason, retry_ms, math.floor(number), math.floor(limit), math.floor(asked or 0) }
+  return { 'refused', reason, retry_ms, math.floor(number), math.floor(limit), math.floor(requested or 0) }
 end
 
 -- Returns the tokens left in the tenant's bucket once this request has taken one. Below zero there is none to take.

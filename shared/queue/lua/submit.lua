@@ -3,7 +3,7 @@
 --    let the request in, so no limit is looked at), and else the limits.
 -- Queues all jobs of a request, or none. Returns {'queued'} (now or by an earlier try), {'known', request id} for an
 -- idempotency key that came before with the same body, {'conflict'} for one with another body, {'void'} when the
--- reservation was given up meanwhile, or {'refused', reason, retry_ms, number, limit, asked} as in `reserve`.
+-- reservation was given up meanwhile, or {'refused', reason, retry_ms, number, limit, requested} as in `reserve`.
 
 if call('EXISTS', P .. 'request:' .. a.request.id) == 1 then return { 'queued' } end
 local known = a.request.key ~= '' and P .. 'key:' .. a.tenant .. ':' .. a.request.key
