@@ -124,7 +124,7 @@ class Keyring:
         return bool(await cast(Awaitable[int], count))
 
     async def find(self, digest: str) -> Grant | None:
-        """Return the grant of the key with this digest; None if there is none, or no longer."""
+        """Return the grant of the key with this digest; None if it is unknown or holds no more."""
         packed = await cast(Awaitable[bytes | None], self._redis.get(keys.grant(digest)))
         if packed is None:
             return None
@@ -162,7 +162,7 @@ class Keyring:
         return {digest: grants[digest] for digest in sorted(grants, key=age)}
 
     async def revoke(self, digest: str) -> None:
-        """Let nobody use the key any more."""
+        """Delete the grant of a key, so that the key holds no more."""
         await self._redis.delete(keys.grant(digest))
         await self._take_off_list([digest])
 

@@ -2,9 +2,9 @@
 
 A tenant puts bytes, and gets an id. Redis holds the record of an artifact, and its bytes if they
 are few. The bytes of larger ones lie in a file (`shared/artifacts/files.py`). A record is written
-when all bytes are there, so whoever finds it can read them. A file without a record is listed as
-*loose*, from before it is created until it has been removed. So the file of a writer that died is
-found and removed.
+when all bytes are there, so an artifact that is found can be read. A file without a record is
+listed as *loose*, from before it is created until it has been removed. So the file of a writer that
+died is found and removed.
 
 Times are those of Redis.
 """
@@ -60,7 +60,7 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Label:
-    """The description of an artifact by whoever puts it.
+    """The description of an artifact by its writer.
 
     The artifact lives for `lives_s` if that is less than the store's own time.
     """
@@ -400,7 +400,7 @@ class ArtifactStore:
                     is_file=answer[4] == 1,
                 )
             case b"conflict":
-                words = "This key came before with something else."
+                words = "This key came before with another artifact."
                 raise IdempotencyConflict(words, field="Idempotency-Key")
             case b"quota":
                 raise OverStorageQuota(
@@ -422,7 +422,7 @@ class ArtifactStore:
         except Exception as error:
             # Every kind of storage behind fsspec has errors of its own.
             logger.warning("artifact storage failed", extra=fields(error=repr(error)))
-            words = "The place for artifacts does not answer, or is full."
+            words = "The storage of artifacts does not answer, or is full."
             raise StorageUnavailable(words, retry_after_s=5) from error
 
     # Redis and files.
@@ -547,7 +547,7 @@ class Upload:
                 return kept
             if self._store.files is None:
                 raise StorageUnavailable(
-                    "There is no room for artifacts in Redis, and no other place for them: the"
+                    "There is no room for artifacts in Redis, and no other storage for them: the"
                     " operator of this fleet can name one by --artifact-url.",
                     retry_after_s=60,
                 )
@@ -662,4 +662,4 @@ def _hashed(data: bytes) -> str:
 
 def _not_found(artifact_id: str) -> ArtifactNotFound:
     shown = artifact_id[:64]
-    return ArtifactNotFound(f"id: there is no artifact {shown!r}, or no longer.", field="id")
+    return ArtifactNotFound(f"id: artifact {shown!r} does not exist, or has expired.", field="id")

@@ -1,4 +1,4 @@
-"""One pub/sub connection of a process, shared by everybody who follows a job.
+"""The pub/sub connection of a process, shared by all that follow a job.
 
 Delivery here is best effort: a listener that must not miss anything reads the job's log as well
 (`shared.events.log`).

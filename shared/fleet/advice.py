@@ -60,8 +60,8 @@ def on_open_door(host: str, port: int, *, requires_key: bool) -> list[str]:
     if requires_key or is_loopback(host):
         return []
     return [
-        f"anybody on the network who reaches {host} port {port} may call: make keys needed "
-        "(--api-keys), or listen to this machine alone (--host 127.0.0.1)"
+        f"anybody on the network who reaches {host} port {port} may call: require keys "
+        "(--api-keys), or listen on this machine alone (--host 127.0.0.1)"
     ]
 
 
@@ -79,8 +79,8 @@ def on_redis(info: Mapping[str, Any]) -> list[str]:
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
         lines.append(
-            f"Redis has maxmemory-policy {policy}: it may drop queued requests without a "
-            "word; set it to noeviction"
+            f"Redis has maxmemory-policy {policy}: it may drop queued requests silently; set it to "
+            "noeviction"
         )
     if info.get("aof_enabled", 1) == 0:
         lines.append(

@@ -105,14 +105,14 @@ class DeadLetters:
             for letter in await self._on_shard(keys.shard_of(job_id)):
                 if letter.id == job_id:
                     return letter
-        raise JobNotFound(f"{job_id} is not among the dead.")
+        raise JobNotFound(f"{job_id} is not among the dead letters.")
 
     async def _job(self, job_id: str) -> Job:
         client = self._broker.client(keys.shard_of(job_id))
         spec = await cast(Awaitable[bytes | None], client.hget(keys.job(job_id), "spec"))
         if spec is None:
             raise JobNotFound(
-                f"The task of {job_id} has expired; all that can be done is to drop it."
+                f"The task of {job_id} has expired; the dead letter can only be dropped."
             )
         return decode_job(spec)
 

@@ -36,7 +36,7 @@ _OPEN = (b"queued", b"running")
 _TOO_MUCH = {
     b"depth": "The request takes {requested} places in the queue, which has {limit}.",
     b"bytes": "The request has {requested} bytes for the queue, which holds {limit}.",
-    b"concurrency": "The request opens {requested} at once, and {limit} may be open.",
+    b"concurrency": "The request opens {requested} jobs, and at most {limit} may be open.",
 }
 """Messages for a request that exceeds a limit by itself, by the limit. Waiting does not help it."""
 # The number of keys that one call of SCAN looks at. Redis serves nobody else meanwhile.
@@ -392,11 +392,14 @@ def _refusal(quota: Quota, values: Sequence[Any]) -> FleetError:
             )
             return QueueFull(words, retry_after_s=retry_after_s)
         case b"bytes":
-            words = f"The queue is full: {number} of {limit} bytes wait, and the request has {requested}."
+            words = (
+                f"The queue is full: {number} of {limit} bytes wait, and the request has "
+                f"{requested}."
+            )
             return QueueFull(words, retry_after_s=retry_after_s)
         case b"concurrency":
             words = (
-                f"{number} of the {limit} requests that may be open at once are, and this is "
+                f"{number} of the {limit} jobs that may be open are open, and the request opens "
                 f"{requested} more."
             )
             return OverQuota(words, retry_after_s=retry_after_s)
