@@ -34,7 +34,7 @@ from shared.queue.requests import Requests
 from shared.queue.submission import QueueLimits, Submissions
 from shared.settings.settings import Settings
 from shared.telemetry.metrics import Metrics
-from shared.telemetry.process import LoopLag, tell
+from shared.telemetry.process import LoopLag, measure_process
 
 # With uvicorn's grace of a second for the last writes, a front exits within two seconds.
 _CLOSE_S = 0.4
@@ -93,7 +93,7 @@ def build_front(settings: Settings, broker: Broker, endpoints: Endpoints) -> Fro
     metrics = Metrics()
     draining = asyncio.Event()
     lag = LoopLag()
-    tell(metrics.process, broker, lag)
+    measure_process(metrics.process, broker, lag)
     submissions = Submissions(
         broker, result_ttl_s=settings.result_ttl_s, key_ttl_s=settings.idempotency_ttl_s
     )

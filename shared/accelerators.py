@@ -1,4 +1,4 @@
-"""The table of accelerators: what may be done to a loaded network so that it computes faster.
+"""The table of accelerators: changes to a loaded network that make it compute faster.
 
 A new one is a row here and the function that it names. `--quantize` chooses among the rows, and a
 worker carries them out by `worker/runners/accelerators.py`.
@@ -18,9 +18,10 @@ class Accelerator:
     whether it has.
 
     `precision` describes the layers afterwards, for people; "" if they stay as exact as they were.
-    `weights` is the type that they have in memory afterwards, if it is another one. Where an
-    accelerator `rounds_activations` even a last bit counts, so attention runs in tiles
-    (`worker/kv/tiles.py`).
+    `weights` is the type that they have in memory afterwards, if it is another one.
+
+    Where an accelerator `rounds_activations`, a difference in the last bit may change what is
+    rounded, so attention runs in tiles (`worker/kv/tiles.py`).
     """
 
     prepare: str

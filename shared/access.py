@@ -18,7 +18,7 @@ from shared.queue import keys
 from shared.queue.broker import Broker
 
 ID_LENGTH = 12
-KEY_MARK = "aios_"
+KEY_PREFIX = "aios_"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -35,7 +35,8 @@ class Rate(msgspec.Struct, frozen=True):
 class Grant(msgspec.Struct, frozen=True, omit_defaults=True):
     """The rights of a key. `name` is for people; keys of one `tenant` see each other's jobs.
 
-    `concurrency` 0 and `rate` None are the fleet's own; without `models` all may be used.
+    With `concurrency` 0 and `rate` None the fleet's own limits hold. Without `models` all models
+    may be used.
     `created_at` and `expires_at` are in seconds since 1970.
     """
 
@@ -51,7 +52,10 @@ class Grant(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def rate_of(text: str) -> Rate:
-    """Return the rate that `10/60` means: ten times in sixty seconds. Raise ValueError."""
+    """Return the rate that a text such as `10/60` means: ten times in sixty seconds.
+
+    Raise ValueError for another text.
+    """
     times, slash, seconds = text.partition("/")
     # isdigit alone would let other digits in, such as ².
     are_numbers = text.isascii() and times.isdigit() and seconds.isdigit()
@@ -91,12 +95,12 @@ class Keyring:
         self._redis = broker.client(keys.ACCESS)
 
     async def create(self, grant: Grant, *, lives_s: int | None = None) -> tuple[str, str, Grant]:
-        """Make a key. Return it, its id, and the grant as it is kept.
+        """Make a key. Return the key, its id, and the grant as it is kept.
 
-        The key itself is told here and never again. It expires after `lives_s` seconds of Redis's
-        clock; None is never.
+        Nothing tells the key itself again. It expires after `lives_s` seconds of Redis's clock;
+        None is never.
         """
-        key = f"{KEY_MARK}{secrets.token_urlsafe(32)}"
+        key = f"{KEY_PREFIX}{secrets.token_urlsafe(32)}"
         digest = digest_of(key)
         now, _ = await cast(Awaitable[tuple[int, int]], self._redis.time())
         expires_at = None
@@ -113,14 +117,14 @@ class Keyring:
     async def has_made_keys(self) -> bool:
         """Return whether a key has ever been made here.
 
-        One that was revoked or has expired counts: a fleet that had keys does not open again by
-        losing the last.
+        A key that was revoked or has expired counts: a fleet that had keys does not open again when
+        it loses the last one.
         """
         count = self._redis.exists(keys.KEYS_MADE, keys.GRANTS)
         return bool(await cast(Awaitable[int], count))
 
     async def find(self, digest: str) -> Grant | None:
-        """Return the grant of the key with this digest; None if there is none, or no longer."""
+        """Return the grant of the key with this digest; None if it is unknown or holds no more."""
         packed = await cast(Awaitable[bytes | None], self._redis.get(keys.grant(digest)))
         if packed is None:
             return None
@@ -137,8 +141,11 @@ class Keyring:
                 grants[digest] = msgspec.msgpack.decode(packed, type=Grant)
         return grants
 
-    async def everyone(self) -> dict[str, Grant]:
-        """Return all grants that hold, by digest, the oldest first. Strike off expired ones."""
+    async def all_grants(self) -> dict[str, Grant]:
+        """Return all grants that hold, by digest, the oldest first.
+
+        Take the digests of expired grants off the list.
+        """
         members = await cast(Awaitable[set[bytes]], self._redis.smembers(keys.GRANTS))
         digests = sorted(member.decode() for member in members)
         grants = await self.find_all(digests)
@@ -146,7 +153,7 @@ class Keyring:
         # A grant expires by itself, but the members of a set do not.
         gone = [digest for digest in digests if digest not in grants]
         if gone:
-            await self._strike_off(gone)
+            await self._take_off_list(gone)
 
         def age(digest: str) -> tuple[float, str]:
             grant = grants[digest]
@@ -155,11 +162,11 @@ class Keyring:
         return {digest: grants[digest] for digest in sorted(grants, key=age)}
 
     async def revoke(self, digest: str) -> None:
-        """Let nobody use the key any more."""
+        """Delete the grant of a key, so that the key holds no more."""
         await self._redis.delete(keys.grant(digest))
-        await self._strike_off([digest])
+        await self._take_off_list([digest])
 
-    async def _strike_off(self, digests: Sequence[str]) -> None:
+    async def _take_off_list(self, digests: Sequence[str]) -> None:
         """Take keys that do not hold off the list."""
         # Older versions did not note that keys had been made: the list was their only trace.
         pipe = self._redis.pipeline(transaction=True)

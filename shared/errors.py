@@ -21,8 +21,8 @@ from shared.messages import Failed
 class FleetError(Exception):
     """An error that a client sees, with `message` for people.
 
-    `field` names the input at fault. `retry_after_s` is set where trying again can help, `job_id`
-    where the work goes on and can be asked for.
+    `field` names the input at fault. `retry_after_s` is set where trying again can help. `job_id`
+    is set where the work goes on and its result can be read later.
     """
 
     code = "internal_error"
@@ -53,14 +53,17 @@ class InvalidRequest(FleetError):
 
 
 class ContextExceeded(FleetError):
-    """Prompt and answer do not fit the context window; OpenAI's code, which clients look for."""
+    """Prompt and answer do not fit the context window.
+
+    The code is OpenAI's, which clients look for.
+    """
 
     code = "context_length_exceeded"
     status = 400
 
 
 class ProhibitedContent(FleetError):
-    """Some text of the request has a term that this fleet's operator does not want."""
+    """Some text of the request has a term that this fleet's operator prohibits."""
 
     code = "content_filter"
     status = 400
@@ -74,7 +77,7 @@ class DeviceUnavailable(FleetError):
 
 
 class Unauthorized(FleetError):
-    """No key where one is needed, or one that is not known, or no longer."""
+    """No key came where one is needed, or one that is unknown, revoked or expired."""
 
     code = "invalid_api_key"
     status = 401
@@ -113,8 +116,10 @@ class PayloadTooLarge(FleetError):
 
 
 class OverStorageQuota(FleetError):
-    """The tenant's artifacts take as much room as they may: some have to go, trying again does not
-    help."""
+    """The tenant's artifacts take as much room as they may.
+
+    Some have to be deleted; trying again does not help.
+    """
 
     code = "storage_quota_exceeded"
     status = 413
@@ -176,8 +181,10 @@ class Draining(FleetError):
 
 
 class ShutDown(FleetError):
-    """The fleet ended, with its Redis, before the work was done; unlike `Draining`, nothing goes
-    on."""
+    """The fleet ended, with its Redis, before the work was done.
+
+    Unlike with `Draining`, nothing goes on.
+    """
 
     code = "shut_down"
     status = 503
@@ -196,8 +203,10 @@ class StorageUnavailable(FleetError):
 
 
 class NoMemory(FleetError):
-    """The worker lives, but has no memory for this request even alone: another time or another
-    worker may."""
+    """The worker lives, but has no memory for this request, even if it runs alone.
+
+    Another worker may have it, or the same one at another time.
+    """
 
     code = "out_of_memory"
     status = 503
@@ -233,14 +242,14 @@ def from_event(failed: Failed) -> FleetError:
 
 
 def codes_below(status: int) -> frozenset[str]:
-    """Return the codes of errors with a lower status: below 500 they are the caller's."""
+    """Return the codes of errors with a lower status. Those below 500 are the caller's fault."""
     return frozenset(code for code, kind in _BY_CODE.items() if kind.status < status)
 
 
 def codes_from(status: int) -> frozenset[str]:
-    """Return the codes of errors with this status or a higher one: from 500 on they are our own.
+    """Return the codes of errors with this status or a higher one.
 
-    A code that is not known is none of these: it is not counted as ours.
+    Those from 500 on are our own fault. A code that is not known is not among them.
     """
     kinds: list[type[FleetError]] = [FleetError, *_BY_CODE.values()]
     return frozenset(kind.code for kind in kinds if kind.status >= status)

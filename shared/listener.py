@@ -19,11 +19,14 @@ from shared.settings.layers import SettingsError, env_name, flag_name
 from shared.settings.settings import Settings
 from shared.telemetry.logging_setup import fields
 
-_PATIENCE_S = 5.0
+_REQUEST_TIMEOUT_S = 5.0
 _MOST_BYTES = 16_384
-_NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL)
-"""Errors for an address of another machine, of a kind that this machine does not speak (::1 where
-there is no IPv6), or one that needs the name of an interface with it (fe80::1)."""
+_NOT_OURS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL)
+"""Errors for an address that this machine cannot listen on.
+
+It belongs to another machine, is of a kind that this machine does not speak (::1 without IPv6), or
+needs the name of an interface (fe80::1).
+"""
 
 logger = logging.getLogger("aios.listener")
 
@@ -59,14 +62,14 @@ def port_of(sockets: list[socket.socket]) -> int:
 
 @asynccontextmanager
 async def listening(settings: Settings, setting: str, routes: Routes) -> AsyncIterator[int]:
-    """Answer what `routes` say at the port that `setting` names. Yield the port.
+    """Serve `routes` at the port that `setting` names. Yield the port.
 
     Raise SettingsError as `open_port` does.
     """
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            async with asyncio.timeout(_PATIENCE_S):
+            async with asyncio.timeout(_REQUEST_TIMEOUT_S):
                 writer.write(await _answer(reader, routes))
                 await writer.drain()
         except (
@@ -95,12 +98,12 @@ def _bind_all(settings: Settings, setting: str) -> list[socket.socket]:
     last_error = 0
     try:
         for family, address in _addresses(settings):
-            # For port 0 the first address gets a free one, and the others get the same.
-            wanted = port_of(sockets) if sockets else port
+            # For port 0 the first address gets a free port, and the others get the same one.
+            port_here = port_of(sockets) if sockets else port
             try:
-                sockets.append(_bind(family, (address[0], wanted, *address[2:])))
+                sockets.append(_bind(family, (address[0], port_here, *address[2:])))
             except OSError as error:
-                if error.errno not in _NOT_HERE:
+                if error.errno not in _NOT_OURS:
                     raise
                 last_error = error.errno
     except OSError as error:
@@ -108,19 +111,19 @@ def _bind_all(settings: Settings, setting: str) -> list[socket.socket]:
         # A port that is free on one address may be taken on the next: try another one.
         if sockets and not port:
             return _bind_all(settings, setting)
-        problem = f"cannot listen on {settings.host} port {port}: {_words(error.errno)}"
+        problem = f"cannot listen on {settings.host} port {port}: {_os_error_text(error.errno)}"
         remedy = (
             f"name another port by {flag_name(setting)} or {env_name(setting)}, or 0 for a free one"
         )
         raise settings.refusal(setting, problem, remedy) from None
     if not sockets:
-        raise _host_refusal(settings, _words(last_error))
+        raise _host_refusal(settings, _os_error_text(last_error))
     return sockets
 
 
 def _bind(family: socket.AddressFamily, address: tuple[Any, ...]) -> socket.socket:
-    # With its protocol: asyncio sends small writes at once (TCP_NODELAY) only where it is sure that
-    # this is TCP.
+    # The protocol is named because asyncio sends small writes at once (TCP_NODELAY) only for a
+    # socket that is TCP by its number.
     opened = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         # On other systems the option would let two processes have the same port.
@@ -162,7 +165,7 @@ def _host_refusal(settings: Settings, reason: str) -> SettingsError:
     )
 
 
-def _words(number: int | None) -> str:
+def _os_error_text(number: int | None) -> str:
     return os.strerror(number or 0).lower()
 
 
@@ -174,12 +177,12 @@ def _close(sockets: list[socket.socket]) -> None:
 async def _answer(reader: asyncio.StreamReader, routes: Routes) -> bytes:
     """Read the head of a request. Return the whole response, as HTTP has it."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-    words = head.partition("\r\n")[0].split(" ")
+    request_line = head.partition("\r\n")[0].split(" ")
     method = ""
     path = ""
-    if len(words) == 3:
-        method = words[0]
-        path = urlsplit(words[1]).path
+    if len(request_line) == 3:
+        method = request_line[0]
+        path = urlsplit(request_line[1]).path
 
     if path not in routes:
         answer = _NOT_FOUND

@@ -82,7 +82,7 @@ class Started(msgspec.Struct, frozen=True, omit_defaults=True, tag="started"):
     """A worker holds the job. There is one such event for each epoch.
 
     `num_truncated` prompt tokens were cut. `max_tokens` is set where the context window leaves room
-    for fewer tokens of answer than the task allows. `trace` is that of this take of the job.
+    for fewer tokens of answer than the task allows. `trace` belongs to this take of the job.
     """
 
     epoch: int
@@ -136,9 +136,9 @@ class Progress(msgspec.Struct, frozen=True, omit_defaults=True, tag="progress"):
 class Done(msgspec.Struct, Generic[SomeResult], frozen=True, omit_defaults=True, tag="done"):
     """The job succeeded.
 
-    `finish_reason` is `stop`, `length`, `deadline` (with what was said by then), or the name of a
-    task of another kind. The keys and values of `num_cached_tokens` prompt tokens were there
-    already. `artifacts` are the bytes that a task made, in the task's own order.
+    `finish_reason` is `stop`, `length`, `deadline` (with the tokens that were sampled by then), or
+    the name of a task of another kind. The keys and values of `num_cached_tokens` prompt tokens
+    were there already. `artifacts` are the bytes that a task made, in the task's own order.
     """
 
     finish_reason: str
@@ -153,10 +153,10 @@ class Done(msgspec.Struct, Generic[SomeResult], frozen=True, omit_defaults=True,
         """The result of `Generate`; an empty one for other tasks."""
         if isinstance(self.result, Generated):
             return self.result
-        return _NOTHING_BESIDES
+        return _NOT_GENERATED
 
 
-_NOTHING_BESIDES = Generated()
+_NOT_GENERATED = Generated()
 
 
 class Failed(msgspec.Struct, frozen=True, omit_defaults=True, tag="failed"):
@@ -250,13 +250,14 @@ class WorkerInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Its process holds `memory_bytes` of the machine's memory (0: unknown), and has allocated
     `device_bytes` on its GPU. `pool` is the operator's name for workers of its kind. A worker that
-    `is_full` takes nothing until its memory is below the mark again. `stale_appends` came too late.
-    `loads` are the numbers of its models.
+    `is_full` takes nothing until its memory is below the limit again. `stale_appends` is the number
+    of its appends that came too late: the job was another's by then, or had ended. `loads` are the
+    numbers of its models.
 
-    `residences` tells of `models` that are not simply loaded, and `unloads` has the last order for
-    each that the worker has obeyed. `obstacles` tells what to do about models that it should serve
-    and cannot, for lack of a device. `failures` tells of `models` that it could not load again;
-    their residence is `unloaded`.
+    `residences` has the `models` that are not simply loaded, and `unloads` the last order to unload
+    each model that the worker has obeyed. `obstacles` tells, by model, what to do where the worker
+    should serve one and cannot, for lack of a device. `failures` has the `models` that it could not
+    load again; their residence is `unloaded`.
     """
 
     id: str
@@ -295,7 +296,7 @@ def register_task(spec: type, result: type | None) -> None:
 
 def _register_all() -> None:
     """Load the table of tasks, whose rows register themselves here."""
-    # The table imports this module. Loaded so late, all tasks are known to the first decoder.
+    # The table imports this module, so it is loaded only now, before the first decoder is made.
     import_module("shared.tasks.task_table")
 
 

@@ -30,7 +30,10 @@ def entries(group: str) -> dict[str, EntryPoint]:
 
 
 def load(group: str) -> dict[str, Any]:
-    """Import what the entry points name. Raise PluginError with the package and its error."""
+    """Return the objects that the entry points name, imported, by name.
+
+    Raise PluginError, with the package and its error, where an import fails.
+    """
     loaded = {}
     for name, entry in entries(group).items():
         try:
@@ -45,9 +48,9 @@ def load(group: str) -> dict[str, Any]:
 
 
 def import_target(target: str) -> Any:
-    """Import what `module:attribute` names.
+    """Return the object that `module:attribute` names, imported.
 
-    It is the form of entry points, in which our own tables name code as well.
+    This is the form of entry points, and our own tables name code in it as well.
     """
     module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module), attribute)

@@ -8,10 +8,10 @@ from contextlib import contextmanager, suppress
 
 @contextmanager
 def signals_call(actions: Mapping[str, Callable[[], object]]) -> Iterator[None]:
-    """Let each signal, given by name, call its action in this loop. Enter it in the main thread.
+    """Let each signal, given by name, call its action in this loop.
 
-    Signals that are ignored (nohup) stay so, and those that this system does not have are left out
-    (Windows).
+    Enter the context in the main thread. Signals that are ignored (nohup) stay so, and those that
+    this system does not have are left out (Windows).
     """
     loop = asyncio.get_running_loop()
     numbered = {}

@@ -14,7 +14,7 @@ _LONGEST_REASON = 300
 
 
 def redis_ends_with_fleet() -> bool:
-    """Return whether what is in flight is lost when this process's fleet stops."""
+    """Return whether the work in flight is lost when this process's fleet stops."""
     return os.environ.get(REDIS_ENDS_ENV) == "1"
 
 

@@ -1,4 +1,5 @@
-"""SimpleFoundation's dialect: `/generate` with one `prompt`, problems to solve, and its models."""
+"""SimpleFoundation's way to ask: `/generate` with one `prompt`, problems to solve, and what there
+is to ask."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -35,7 +36,7 @@ from api.stream.timings import Timings
 from api.submit.limits import Limits
 from api.submit.request_record import SubmittedWork
 from shared.messages import ModelInfo
-from shared.settings.models import PLACE
+from shared.settings.models import PLACEHOLDER
 
 router = APIRouter(tags=["simplefoundation"])
 
@@ -67,20 +68,19 @@ def _plan_coding(body: CodingRequest, model: ModelInfo, limits: Limits) -> TaskP
 def _plan_problem(
     body: ProblemRequest, template: str, max_tokens: int, model: ModelInfo, limits: Limits
 ) -> TaskPlan:
-    """Plan a solution. A template of the caller's own replaces `template`."""
-    prompt = (body.template or template).replace(PLACE, body.problem)
+    """`template` is for a caller who brings none."""
+    prompt = (body.template or template).replace(PLACEHOLDER, body.problem)
     return text_plan(body, [prompt], max_tokens, model, limits, notes={"problem": body.problem})
 
 
 def _prompt_response(work: SubmittedWork, outcomes: Sequence[Outcome]) -> PromptResponse:
-    texts = [choice.text for choice in outcomes[0].choices]
-    counts = _counts(work, outcomes)
+    texts, made = [choice.text for choice in outcomes[0].choices], _made(work, outcomes)
     return PromptResponse(
         prompt=work.record.notes["prompt"],
         generated_text=texts[0],
         generated_texts=texts if len(texts) > 1 else None,
-        tokens_generated=counts["output_tokens"],
-        **counts,
+        tokens_generated=made["output_tokens"],
+        **made,
     )
 
 
@@ -88,7 +88,7 @@ def _math_response(work: SubmittedWork, outcomes: Sequence[Outcome]) -> MathResp
     solution = outcomes[0].choices[0].text
     problem = work.record.notes["problem"]
     return MathResponse(
-        problem=problem, solution=solution, answer=answer_in(solution), **_counts(work, outcomes)
+        problem=problem, solution=solution, answer=answer_in(solution), **_made(work, outcomes)
     )
 
 
@@ -96,15 +96,12 @@ def _coding_response(work: SubmittedWork, outcomes: Sequence[Outcome]) -> Coding
     solution = outcomes[0].choices[0].text
     problem = work.record.notes["problem"]
     return CodingResponse(
-        problem=problem, solution=solution, code=code_in(solution), **_counts(work, outcomes)
+        problem=problem, solution=solution, code=code_in(solution), **_made(work, outcomes)
     )
 
 
-def _counts(work: SubmittedWork, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Return the time and the tokens that an answer took.
-
-    The time is in seconds from the request's coming to its end, None where Redis does not tell it.
-    """
+def _made(work: SubmittedWork, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The time is that from the request's coming to its end; null where Redis does not tell."""
     usage = total_usage(outcomes)
     return {
         "generation_time": work.timings.total_s if work.timings else None,
@@ -120,7 +117,7 @@ def _endpoint(
     plan: Callable[[Any, ModelInfo, Limits], TaskPlan],
     render: Callable[[SubmittedWork, Sequence[Outcome]], BaseModel],
 ) -> Endpoint:
-    """Return an endpoint whose streams end with the whole answer."""
+    """A stream ends with what the whole answer would have been."""
 
     def stream(work: SubmittedWork) -> Texts:
         def end(outcomes: Sequence[Outcome], timings: Timings | None) -> dict[str, Any]:
@@ -132,15 +129,7 @@ def _endpoint(
         return Texts(work.record.n, 1, end)
 
     return Endpoint(
-        name=name,
-        task="generate",
-        body=body,
-        answer=answer,
-        plan=plan,
-        render=render,
-        stream=stream,
-        bare_stream_format=TEXT,
-        is_timed=True,
+        name, "generate", body, answer, plan, render, stream, bare_stream_format=TEXT, is_timed=True
     )
 
 

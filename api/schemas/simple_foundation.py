@@ -23,18 +23,18 @@ from api.schemas.fields import (
 )
 from api.schemas.q_values import is_absent
 from shared.messages import ModelInfo, Prompting, Sampling
-from shared.settings.models import MOST_TEMPLATE, PLACE, has_place
+from shared.settings.models import MOST_TEMPLATE, PLACEHOLDER, with_placeholder
 
 PROMPT_MAX_TOKENS = 512
 MATH_MAX_TOKENS = 512
 CODING_MAX_TOKENS = 1024
 MATH_TEMPLATE = (
     "Solve the following math problem step by step, and put the final answer in \\boxed{}.\n\n"
-    f"Problem: {PLACE}\n\nSolution:\n"
+    f"Problem: {PLACEHOLDER}\n\nSolution:\n"
 )
 CODING_TEMPLATE = (
     "Write code that solves the following problem. Put the code in one fenced block.\n\n"
-    f"Problem: {PLACE}\n\nSolution:\n"
+    f"Problem: {PLACEHOLDER}\n\nSolution:\n"
 )
 _DECLARED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """Fields for which a model may have defaults of its own."""
@@ -43,9 +43,9 @@ Template = Annotated[
     NonEmpty,
     Field(
         max_length=MOST_TEMPLATE,
-        description=f"What the model is asked, with {PLACE} in it; else as it declares.",
+        description=f"What the model is asked, with {PLACEHOLDER} in it; else as it declares.",
     ),
-    AfterValidator(has_place),
+    AfterValidator(with_placeholder),
 ]
 _MaxTokens = AliasChoices("max_tokens", "max_new_tokens")
 

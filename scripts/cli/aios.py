@@ -24,7 +24,7 @@ from scripts.cli.local_fleet import LocalFleet, announced
 from scripts.cli.placement import place_workers
 from scripts.cli.supervisor import MOST_FAILED_STARTS, Role, Supervisor
 from shared.access import Keyring
-from shared.artifacts.files import check_place
+from shared.artifacts.files import check_artifact_url
 from shared.fleet.presence import Fleet, Presence
 from shared.listener import open_port, port_of
 from shared.messages import ModelInfo
@@ -150,7 +150,7 @@ def serve_hrm(settings: Settings) -> int:
         redis_url(settings)
     if settings.prohibited_terms is not None:
         read_text(settings, "prohibited_terms")
-    check_place(settings)
+    check_artifact_url(settings)
     check_model_paths(settings)
 
     settings, worker_envs = place_workers(settings)

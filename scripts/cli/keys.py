@@ -1,6 +1,6 @@
-"""`aios keys`: create, list and revoke the API keys of a fleet, with their limits.
+"""`aios keys`: make, list and revoke the keys that say who may call the fleet, and how much.
 
-Changes hold at once on all fronts; no front is restarted.
+Fronts need no restart.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from scripts.cli.fleet_tool import ToolError, flags, parser_of, run_tool
 from shared.access import (
     ID_LENGTH,
-    KEY_MARK,
+    KEY_PREFIX,
     Grant,
     Keyring,
     check_name,
@@ -85,29 +85,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-async def _answer(args: argparse.Namespace, settings: Settings) -> list[str]:
-    """Carry out the command and return the lines to print."""
+async def _answer(asked: argparse.Namespace, settings: Settings) -> list[str]:
+    """Do what was asked and return the lines to print."""
     async with open_broker(redis_url(settings), settings.redis_shards) as broker:
         keyring = Keyring(broker)
-        match args.command:
+        match asked.command:
             case "create":
-                key, key_id, grant = await keyring.create(_grant(args), lives_s=args.expires)
-                if args.json:
+                key, key_id, grant = await keyring.create(_grant(asked), lives_s=asked.expires)
+                if asked.json:
                     return [json.dumps({"key": key, **_as_json(key_id, grant)})]
                 return [key]
             case "list":
                 lines = []
-                for digest, grant in (await keyring.everyone()).items():
+                for digest, grant in (await keyring.all_grants()).items():
                     key_id = id_of(digest)
-                    if args.json:
+                    if asked.json:
                         lines.append(json.dumps(_as_json(key_id, grant)))
                     else:
                         lines.append(_line(key_id, grant))
                 return lines
             case _:
-                digest = await _find(keyring, args.id)
+                digest = await _find(keyring, asked.id)
                 await keyring.revoke(digest)
-                if args.json:
+                if asked.json:
                     return [json.dumps({"revoked": id_of(digest)})]
                 return []
 
@@ -118,11 +118,9 @@ async def _find(keyring: Keyring, id_or_key: str) -> str:
     Raise ToolError if there is none, or more than one.
     """
     # An id is the beginning of a digest.
-    prefix = id_or_key
-    if id_or_key.startswith(KEY_MARK):
-        prefix = digest_of(id_or_key)
+    prefix = digest_of(id_or_key) if id_or_key.startswith(KEY_PREFIX) else id_or_key
     matches = []
-    for digest in await keyring.everyone():
+    for digest in await keyring.all_grants():
         if len(prefix) >= ID_LENGTH and digest.startswith(prefix):
             matches.append(digest)
     if len(matches) != 1:
@@ -132,28 +130,26 @@ async def _find(keyring: Keyring, id_or_key: str) -> str:
     return matches[0]
 
 
-def _grant(args: argparse.Namespace) -> Grant:
+def _grant(asked: argparse.Namespace) -> Grant:
     return Grant(
-        name=args.name,
-        tenant=args.tenant or args.name,
-        best_priority=args.best_class,
-        rate=args.rate,
-        concurrency=args.concurrency,
-        models=args.models,
-        is_admin=args.admin,
+        name=asked.name,
+        tenant=asked.tenant or asked.name,
+        best_priority=asked.best_class,
+        rate=asked.rate,
+        concurrency=asked.concurrency,
+        models=asked.models,
+        is_admin=asked.admin,
     )
 
 
 def _as_json(key_id: str, grant: Grant) -> dict[str, Any]:
-    """Return a key's id and the fields of its grant, with times in ISO 8601."""
+    """Return all that is known of a key, with times as people write them."""
     values: dict[str, Any] = {"id": key_id}
     for name in grant.__struct_fields__:
         values[name] = getattr(grant, name)
-    if grant.rate:
-        values["rate"] = str(grant.rate)
-    values["created_at"] = _time(grant.created_at)
-    if grant.expires_at:
-        values["expires_at"] = _time(grant.expires_at)
+    values["rate"] = grant.rate and str(grant.rate)
+    values["created_at"] = _when(grant.created_at)
+    values["expires_at"] = grant.expires_at and _when(grant.expires_at)
     return values
 
 
@@ -167,21 +163,18 @@ def _line(key_id: str, grant: Grant) -> str:
         parts.append(f"models {','.join(grant.models)}")
     if grant.is_admin:
         parts.append("admin")
-    parts.append(f"made {_time(grant.created_at)}")
+    parts.append(f"made {_when(grant.created_at)}")
     if grant.expires_at:
-        parts.append(f"until {_time(grant.expires_at)}")
+        parts.append(f"until {_when(grant.expires_at)}")
     return "  ".join(parts)
 
 
-def _time(at_s: int) -> str:
+def _when(at_s: int) -> str:
     return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds")
 
 
 def _checked(check: Callable[[str], _T]) -> Callable[[str], _T]:
-    """Return `check` with its ValueError as an ArgumentTypeError.
-
-    argparse shows the text of an ArgumentTypeError, and hides that of a ValueError.
-    """
+    """Return `check` with the error that argparse shows: it hides the text of a ValueError."""
 
     def checked(text: str) -> _T:
         try:

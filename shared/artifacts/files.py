@@ -17,7 +17,7 @@ _FINISHED = "files"
 
 
 class ArtifactFiles:
-    """Files below `url`, which is a path or what fsspec takes for a URL."""
+    """Files below `url`, which is a path or a URL that fsspec knows."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -90,7 +90,7 @@ def local_directory(url: str) -> str | None:
 def make_directory(directory: str) -> None:
     """Make the directory and its folders, where they are missing, for this user alone.
 
-    Raise OSError where that cannot be, or where nothing may be written there.
+    Raise OSError where one cannot be made, or where this process may not write.
     """
     for folder in (directory, f"{directory}/{_UNFINISHED}", f"{directory}/{_FINISHED}"):
         os.makedirs(folder, mode=0o700, exist_ok=True)
@@ -98,8 +98,8 @@ def make_directory(directory: str) -> None:
             raise PermissionError(13, "permission denied", folder)
 
 
-def check_place(settings: Settings) -> None:
-    """Raise SettingsError if nothing can be kept where `artifact_url` says."""
+def check_artifact_url(settings: Settings) -> None:
+    """Raise SettingsError if `artifact_url` names no place where files can be written."""
     url = settings.artifact_url
     if url is None:
         return

@@ -1,9 +1,10 @@
 """Artifacts: the bytes that tasks take and make (images, audio, files), apart from jobs and logs.
 
-A tenant puts bytes, and is told an id. Redis holds the record of an artifact, and its bytes if they
-are few; others lie in a file (`shared/artifacts/files.py`). A record is written when all bytes are
-there, so whoever finds it can read them. A file without a record is listed as *loose* from before
-it is created until it has been removed, so that the file of a dead writer is found and removed.
+A tenant puts bytes, and gets an id. Redis holds the record of an artifact, and its bytes if they
+are few. The bytes of larger ones lie in a file (`shared/artifacts/files.py`). A record is written
+when all bytes are there, so an artifact that is found can be read. A file without a record is
+listed as *loose*, from before it is created until it has been removed. So the file of a writer that
+died is found and removed.
 
 Times are those of Redis.
 """
@@ -21,7 +22,7 @@ from typing import Any, BinaryIO, Self, TypeVar, cast
 import msgspec
 from redis.asyncio import Redis
 
-from shared.artifacts.files import ArtifactFiles, check_place
+from shared.artifacts.files import ArtifactFiles, check_artifact_url
 from shared.errors import (
     ArtifactNotFound,
     BrokerUnavailable,
@@ -45,21 +46,21 @@ CHUNK_BYTES = 1 << 20
 DEFAULT_MEDIA_TYPE = "application/octet-stream"
 
 _ROOM_BYTES = 64 << 20
-"""For the bytes of all artifacts in Redis; when that is full, small ones lie in files too."""
+"""The most bytes of all artifacts in Redis. When it is reached, small ones lie in files too."""
 _LEAST_CHARGE = 1024
-"""A record takes room as well: the smallest artifact counts as if it had so many bytes."""
+"""The bytes that the smallest artifact counts for, since its record takes room as well."""
 _UPLOAD_S = 3600.0
-"""A file that is not finished by then is taken for one whose writer died."""
+"""The time to write a file. One that is not finished by then counts as left by a dead writer."""
 _PAGE = 100
 _MOST_SWEPT = 2000
 
 logger = logging.getLogger("aios.artifacts")
-_Answer = TypeVar("_Answer")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
 class Label:
-    """The description of an artifact by whoever puts it.
+    """The description of an artifact by its writer.
 
     The artifact lives for `lives_s` if that is less than the store's own time.
     """
@@ -97,11 +98,11 @@ class Artifact:
 
 
 class ArtifactStore:
-    """The artifacts of all tenants. Without `url` there are no files: what is large is refused.
+    """The artifacts of all tenants. Without `url` there are no files: large artifacts are refused.
 
-    `quota_bytes` are for each tenant (0: any number), `max_bytes` for one artifact. `timeout_s` is
-    how long Redis may take to answer (None: as long as it likes). `room_bytes` is for the bytes of
-    all artifacts in Redis, `upload_s` for writing a file.
+    An artifact lives for `ttl_s`, and an idempotency key for `key_ttl_s`. `quota_bytes` is the most
+    for each tenant (0: no limit), `max_bytes` for one artifact, and `room_bytes` for all artifacts
+    in Redis. Redis has `timeout_s` to answer (None: no limit), and a writer `upload_s` for a file.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class ArtifactStore:
         self._upload_ms = int(upload_s * 1000)
 
     def upload(self, tenant: str) -> "Upload":
-        """Return what takes bytes as they come: `async with store.upload(...) as upload`."""
+        """Return an upload, which takes bytes as they come: `async with store.upload(...)`."""
         return Upload(self, tenant)
 
     async def put(
@@ -141,10 +142,11 @@ class ArtifactStore:
         *,
         key: str = "",
     ) -> Artifact:
-        """Keep these bytes. The same bytes of one tenant are one artifact, whose time begins again.
+        """Keep these bytes. Return their artifact.
 
-        `key` is an idempotency key. Raise InvalidRequest for no bytes, PayloadTooLarge,
-        OverStorageQuota, IdempotencyConflict, StorageUnavailable and redis-py's errors.
+        The same bytes of one tenant are one artifact, whose time begins again. `key` is an
+        idempotency key. Raise InvalidRequest for no bytes, PayloadTooLarge, OverStorageQuota,
+        IdempotencyConflict, StorageUnavailable, BrokerUnavailable and redis-py's errors.
         """
         pieces = _pieces(data) if isinstance(data, bytes) else data
         async with self.upload(tenant) as upload:
@@ -155,7 +157,7 @@ class ArtifactStore:
     async def find(self, tenant: str, artifact_id: str) -> Artifact:
         """Return a tenant's artifact.
 
-        Raise ArtifactNotFound for one that is not there, whose time is over, or of others.
+        Raise ArtifactNotFound for one that is not there, has expired, or is another tenant's.
         """
         if not keys.is_artifact_id(artifact_id):
             raise _not_found(artifact_id)
@@ -171,9 +173,9 @@ class ArtifactStore:
         start: int = 0,
         stop: int | None = None,
     ) -> AsyncGenerator[bytes, None]:
-        """Return the bytes from `start` up to `stop`, in pieces.
+        """Return the bytes from `start` up to `stop` (left out), in pieces.
 
-        Raise ArtifactNotFound or StorageUnavailable before there is a first piece.
+        Raise ArtifactNotFound or StorageUnavailable before the first piece.
         """
         end = artifact.num_bytes
         if stop is not None:
@@ -190,7 +192,7 @@ class ArtifactStore:
             return self._pieces_of_file(file, end - start)
 
         name = keys.artifact_bytes(artifact.id)
-        data = await self._ask(self._redis.getrange(name, start, end - 1))
+        data = await self._reply(self._redis.getrange(name, start, end - 1))
         if len(data) < end - start:
             raise _not_found(artifact.id)
         return _pieces(data)
@@ -199,8 +201,9 @@ class ArtifactStore:
         """Return all bytes. Raise ArtifactNotFound, PayloadTooLarge or StorageUnavailable."""
         artifact = await self.find(tenant, artifact_id)
         if artifact.num_bytes > max_bytes:
-            has = f"this has {artifact.num_bytes}"
-            raise PayloadTooLarge(f"{artifact_id}: expected at most {max_bytes} bytes; {has}.")
+            raise PayloadTooLarge(
+                f"{artifact_id}: expected at most {max_bytes} bytes; this has {artifact.num_bytes}."
+            )
         pieces = [piece async for piece in await self.read(artifact)]
         return b"".join(pieces)
 
@@ -213,15 +216,17 @@ class ArtifactStore:
         purpose: str = "",
         is_oldest_first: bool = False,
     ) -> tuple[list[Artifact], bool]:
-        """Return the tenant's artifacts in the order in which they came; and whether more follow.
+        """Return `limit` of the tenant's artifacts, and whether more follow.
 
-        They begin behind the artifact `after`. Raise ArtifactNotFound if that is not there.
+        They are in the order in which they came, the newest first unless `is_oldest_first`, and
+        begin behind the artifact `after`. With a `purpose` only those that have it are returned.
+        Raise ArtifactNotFound if `after` is not there.
         """
         owned = keys.artifacts_of(tenant)
         start = 0
         if after:
             rank_of = self._redis.zrank if is_oldest_first else self._redis.zrevrank
-            rank = await self._ask(rank_of(owned, after))
+            rank = await self._reply(rank_of(owned, after))
             if rank is None:
                 raise _not_found(after)
             start = rank + 1
@@ -242,31 +247,37 @@ class ArtifactStore:
     async def delete(self, tenant: str, artifact_id: str) -> None:
         """Delete a tenant's artifact. Raise ArtifactNotFound as `find` does."""
         artifact = await self.find(tenant, artifact_id)
-        [gone] = await self._discarded([artifact.id], tenant)
-        if gone == _WITH_FILE and self.files is not None:
-            # A file that cannot be removed now is loose: the janitor will try again.
+        [outcome] = await self._discard_all([artifact.id], tenant)
+        if outcome == _WITH_FILE and self.files is not None:
+            # A file that cannot be removed now stays loose: the janitor will try again.
             with suppress(StorageUnavailable):
                 await self._remove_file(artifact.id)
 
     async def used_bytes(self, tenant: str) -> int:
         """Return how much of its quota the tenant has taken."""
         reading = cast(Awaitable[bytes | None], self._redis.hget(keys.USED, tenant))
-        return int(await self._ask(reading) or 0)
+        return int(await self._reply(reading) or 0)
 
     async def clear(self, *, dry_run: bool = False) -> Counter[str]:
-        """Remove artifacts whose time is over, and files that were never finished or are left.
+        """Remove expired artifacts, and files that were never finished or were left behind.
 
-        Return how many of each there were. Safe at any time, and in several processes at once.
-        Where this process has no place for files, those stay for one that has.
+        Return how many of each there were, without those of which there were none. Safe at any
+        time, and in several processes at once. A process without a place for files leaves loose
+        files to one that has it.
         """
         now_ms = await self._now_ms()
+        num_loose = 0
         if dry_run:
-            expired = await self._redis.zcount(keys.EXPIRING, "-inf", now_ms)
-            loose = await self._redis.zcount(keys.LOOSE, "-inf", now_ms) if self.files else 0
-            return +Counter({"loose_files": loose, "expired_artifacts": expired})
-        # The files that are left by what expires now are removed with it, and not counted twice.
-        num_loose = await self._clear_loose(now_ms) if self.files else 0
-        num_expired = await self._clear_expired(now_ms)
+            if self.files is not None:
+                num_loose = await self._redis.zcount(keys.LOOSE, "-inf", now_ms)
+            num_expired = await self._redis.zcount(keys.EXPIRING, "-inf", now_ms)
+        else:
+            # Loose files come first: an artifact that expires leaves its file loose, and that file
+            # is removed with it and must not be counted twice.
+            if self.files is not None:
+                num_loose = await self._clear_loose(now_ms)
+            num_expired = await self._clear_expired(now_ms)
+        # `+` leaves out counts of 0.
         return +Counter({"loose_files": num_loose, "expired_artifacts": num_expired})
 
     async def _clear_expired(self, now_ms: int) -> int:
@@ -275,14 +286,14 @@ class ArtifactStore:
             ids = await self._due(keys.EXPIRING, now_ms)
             if not ids:
                 break
-            ends = await self._discarded(ids, "")
-            num_discarded = len(ids) - ends.count(_NOT_THERE)
+            outcomes = await self._discard_all(ids, "")
+            num_discarded = len(ids) - outcomes.count(_NOT_THERE)
             num_gone += num_discarded
             if self.files is not None:
                 with_file = []
-                for id, end in zip(ids, ends, strict=True):
-                    if end == _WITH_FILE:
-                        with_file.append(id)
+                for artifact_id, outcome in zip(ids, outcomes, strict=True):
+                    if outcome == _WITH_FILE:
+                        with_file.append(artifact_id)
                 await self._remove_files(with_file)
             # Another process clears the same artifacts, and is ahead.
             if num_discarded == 0:
@@ -301,14 +312,16 @@ class ArtifactStore:
 
     async def _remove_files(self, ids: Sequence[str]) -> int:
         """Remove files. Return how many could be removed."""
-        removals = [self._remove_file(id) for id in ids]
-        ends = await asyncio.gather(*removals, return_exceptions=True)
-        for end in ends:
-            if isinstance(end, BaseException) and not isinstance(end, StorageUnavailable):
-                raise end
-        return ends.count(None)
+        removals = [self._remove_file(artifact_id) for artifact_id in ids]
+        errors = await asyncio.gather(*removals, return_exceptions=True)
+        for error in errors:
+            if isinstance(error, BaseException) and not isinstance(error, StorageUnavailable):
+                raise error
+        # A file that could be removed has no error.
+        return errors.count(None)
 
     async def _due(self, name: str, now_ms: int) -> list[str]:
+        """Return a page of the ids in the sorted set `name` that are due by `now_ms`."""
         members = await self._redis.zrangebyscore(name, "-inf", now_ms, start=0, num=_PAGE)
         return [member.decode() for member in members]
 
@@ -318,19 +331,19 @@ class ArtifactStore:
         """List a file as loose before it is created."""
         now_ms = await self._now_ms()
         until_ms = now_ms + self._upload_ms
-        await self._ask(self._redis.zadd(keys.LOOSE, {artifact_id: until_ms}))
+        await self._reply(self._redis.zadd(keys.LOOSE, {artifact_id: until_ms}))
 
     async def take_back(self, artifact_id: str, file: BinaryIO | None) -> None:
-        """Remove a file that has become no artifact, now or by the janitor."""
+        """Remove a file that has become no artifact. If that fails now, the janitor does it."""
         with suppress(StorageUnavailable, BrokerUnavailable, *UNAVAILABLE):
             if file is not None:
                 await self.aside(file.close)
-            # The file stays if it has a record after all, where only the answer of `store` was
-            # lost: then it is no longer loose. One that is due gets no record any more.
+            # A file that has a record after all is no longer loose, and stays: only the answer of
+            # `store.lua` was lost. A file that is due (0) gets no record any more.
             pipe = self._redis.pipeline(transaction=True)
             pipe.zadd(keys.LOOSE, {artifact_id: 0}, xx=True)
             pipe.zscore(keys.LOOSE, artifact_id)
-            _, due_ms = await self._ask(pipe.execute())
+            _, due_ms = await self._reply(pipe.execute())
             if due_ms is not None:
                 await self._remove_file(artifact_id)
 
@@ -342,12 +355,15 @@ class ArtifactStore:
         key: str,
         data: bytes | None,
     ) -> Artifact | None:
-        """Write the record of what was uploaded, with its bytes or, if they are None, of a file.
+        """Write the record of an upload, with its bytes or, if `data` is None, with its file.
 
-        Return None if Redis has no room for the bytes: they must lie in a file.
+        Return None if Redis has no room for the bytes: they must lie in a file. Raise
+        IdempotencyConflict, OverStorageQuota, or InvalidRequest if the upload took too long.
         """
-        lives_s = self._ttl_s if label.lives_s is None else min(self._ttl_s, label.lives_s)
-        asked = [upload.digest, label.media_type, label.name, label.purpose]
+        lives_s = self._ttl_s
+        if label.lives_s is not None:
+            lives_s = min(lives_s, label.lives_s)
+        contents = [upload.digest, label.media_type, label.name, label.purpose]
         charge = max(upload.num_bytes, _LEAST_CHARGE)
         call = self._store.call(
             keys.ARTIFACTS,
@@ -365,10 +381,10 @@ class ArtifactStore:
             room=self._room_bytes,
             ttl_ms=int(lives_s * 1000),
             key=_hashed(key.encode()) if key else "",
-            asked=_hashed(msgspec.json.encode(asked)),
+            contents=_hashed(msgspec.json.encode(contents)),
             key_ttl_ms=self._key_ttl_ms,
         )
-        answer = await self._ask(call)
+        answer = await self._reply(call)
         match answer[0]:
             case b"stored":
                 return Artifact(
@@ -384,7 +400,7 @@ class ArtifactStore:
                     is_file=answer[4] == 1,
                 )
             case b"conflict":
-                words = "This key came before with something else."
+                words = "This key came before with another artifact."
                 raise IdempotencyConflict(words, field="Idempotency-Key")
             case b"quota":
                 raise OverStorageQuota(
@@ -396,36 +412,36 @@ class ArtifactStore:
             case _:
                 raise InvalidRequest("The upload took too long, and was given up.")
 
-    async def aside(self, call: Callable[..., _Answer], *args: Any) -> _Answer:
-        """Return what a call that blocks returns, from a thread.
+    async def aside(self, call: Callable[..., _Result], *args: Any) -> _Result:
+        """Run a blocking call in a thread. Return its result.
 
-        The one place that knows errors of files. Raise StorageUnavailable.
+        This is the one place that knows errors of files. Raise StorageUnavailable.
         """
         try:
             return await asyncio.to_thread(call, *args)
         except Exception as error:
             # Every kind of storage behind fsspec has errors of its own.
             logger.warning("artifact storage failed", extra=fields(error=repr(error)))
-            words = "The place for artifacts does not answer, or is full."
+            words = "The storage of artifacts does not answer, or is full."
             raise StorageUnavailable(words, retry_after_s=5) from error
 
     # Redis and files.
 
-    async def _ask(self, question: Awaitable[_Answer]) -> _Answer:
-        """Return the answer of Redis. Raise BrokerUnavailable if it takes too long."""
+    async def _reply(self, call: Awaitable[_Result]) -> _Result:
+        """Return the reply of Redis to a call. Raise BrokerUnavailable if it takes too long."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await question
+                return await call
         except TimeoutError as error:
             raise BrokerUnavailable("Redis does not answer.", retry_after_s=1) from error
 
     async def _now_ms(self) -> int:
-        seconds, microseconds = await self._ask(self._redis.time())
+        seconds, microseconds = await self._reply(self._redis.time())
         return int(seconds) * 1000 + int(microseconds) // 1000
 
     async def _ids(self, owned: str, start: int, stop: int, *, is_oldest_first: bool) -> list[str]:
         reading = self._redis.zrange(owned, start, stop, desc=not is_oldest_first)
-        members = await self._ask(reading)
+        members = await self._reply(reading)
         return [member.decode() for member in members]
 
     async def _find_all(self, ids: Sequence[str]) -> list[Artifact | None]:
@@ -434,19 +450,23 @@ class ArtifactStore:
         pipe.time()
         for artifact_id in ids:
             pipe.hgetall(keys.artifact(artifact_id))
-        (seconds, microseconds), *records = await self._ask(pipe.execute())
+        (seconds, microseconds), *records = await self._reply(pipe.execute())
         now_ms = int(seconds) * 1000 + int(microseconds) // 1000
-        return [_artifact(id, record, now_ms) for id, record in zip(ids, records, strict=True)]
+        artifacts = []
+        for artifact_id, record in zip(ids, records, strict=True):
+            artifacts.append(_artifact(artifact_id, record, now_ms))
+        return artifacts
 
-    async def _discarded(self, ids: Sequence[str], tenant: str) -> list[int]:
+    async def _discard_all(self, ids: Sequence[str], tenant: str) -> list[int]:
+        """Discard artifacts. Return the answer of `discard.lua` for each."""
         call = self._discard.call(keys.ARTIFACTS, artifacts=list(ids), tenant=tenant)
-        ends: list[int] = await self._ask(call)
-        return ends
+        outcomes: list[int] = await self._reply(call)
+        return outcomes
 
     async def _remove_file(self, artifact_id: str) -> None:
         assert self.files is not None
         await self.aside(self.files.remove, artifact_id)
-        await self._ask(self._redis.zrem(keys.LOOSE, artifact_id))
+        await self._reply(self._redis.zrem(keys.LOOSE, artifact_id))
 
     async def _pieces_of_file(self, file: BinaryIO, num_bytes: int) -> AsyncGenerator[bytes, None]:
         try:
@@ -466,10 +486,10 @@ _WITH_FILE = 2
 
 
 class Upload:
-    """The bytes of one artifact as they come, of which at most a chunk is in memory.
+    """The bytes of one artifact as they come, about a chunk of them in memory.
 
-    Few bytes stay there until they are kept. Others go to a file, which nobody finds before it has
-    a record. What is not kept is taken back at the end of the context.
+    Few bytes stay in memory until they are kept. More go to a file, which nobody finds before it
+    has a record. A file that is not kept is removed at the end of the context.
     """
 
     def __init__(self, store: ArtifactStore, tenant: str) -> None:
@@ -512,13 +532,13 @@ class Upload:
             raise PayloadTooLarge(self._too_large())
         self._buffer += data
         if len(self._buffer) >= CHUNK_BYTES:
-            await self._append(self._taken())
+            await self._append(self._take_buffer())
 
     async def keep(self, label: Label, *, key: str = "") -> Artifact:
         """Make an artifact of the bytes that came. Raise as `ArtifactStore.put` does."""
         if self.num_bytes == 0:
             raise InvalidRequest("file: expected at least one byte.", field="file")
-        data = self._taken()
+        data = self._take_buffer()
 
         if self._file is None and len(data) <= IN_REDIS_BYTES:
             self._sha.update(data)
@@ -527,7 +547,7 @@ class Upload:
                 return kept
             if self._store.files is None:
                 raise StorageUnavailable(
-                    "There is no room for artifacts in Redis, and no other place for them: the"
+                    "There is no room for artifacts in Redis, and no other storage for them: the"
                     " operator of this fleet can name one by --artifact-url.",
                     retry_after_s=60,
                 )
@@ -542,7 +562,7 @@ class Upload:
         self._is_loose = kept.id != self.id
         return kept
 
-    def _taken(self) -> bytes:
+    def _take_buffer(self) -> bytes:
         data = bytes(self._buffer)
         self._buffer.clear()
         return data
@@ -551,7 +571,7 @@ class Upload:
         if self._file is None:
             files = self._store.files
             assert files is not None
-            # In this order, so that the file of a writer that dies now is found.
+            # The file is listed before it is created, so that it is found if this writer dies now.
             await self._store.announce(self.id)
             self._is_loose = True
             self._file = await self._store.aside(files.create, self.id)
@@ -601,7 +621,7 @@ def open_artifacts(
     timeout_s: float | None = None,
 ) -> ArtifactStore:
     """Return the store that the settings describe. Raise SettingsError for a bad place."""
-    check_place(settings)
+    check_artifact_url(settings)
     return ArtifactStore(
         broker,
         settings.artifact_url,
@@ -642,4 +662,4 @@ def _hashed(data: bytes) -> str:
 
 def _not_found(artifact_id: str) -> ArtifactNotFound:
     shown = artifact_id[:64]
-    return ArtifactNotFound(f"id: there is no artifact {shown!r}, or no longer.", field="id")
+    return ArtifactNotFound(f"id: artifact {shown!r} does not exist, or has expired.", field="id")

@@ -28,13 +28,13 @@ from shared.queue import keys
 from shared.queue.broker import Broker
 from shared.queue.script import Script, raw
 
-_CAME_FURTHER = 1
-_SAID = 2
-"""Ways in which a job has got on, for `append.lua`."""
+_PROGRESSED = 1
+_SAMPLED = 2
+"""The ways in which a job advances, as `append.lua` knows them."""
 _NEWEST = 4
-"""Number of events among which the newest progress is looked for.
+"""The number of last events that are searched for the newest progress.
 
-Behind the progress there may be a start, after a takeover.
+The progress need not be the last one: after a takeover a start follows it.
 """
 
 
@@ -62,9 +62,9 @@ class LogWriter:
     async def append(self, appends: Sequence[Append]) -> list[bool]:
         """Write all appends, in one round trip for each server.
 
-        Return for each whether it landed; it did not where another epoch owns the job by now, or
-        the job has ended. Safe to repeat after a lost connection: an append that had landed answers
-        True again.
+        Return for each whether it landed. It does not land where another epoch owns the job by
+        now, or the job has ended. Safe to repeat after a lost connection: an append that had landed
+        gives True again.
         """
         indices_of: dict[str, list[int]] = {}
         for index, append in enumerate(appends):
@@ -119,10 +119,10 @@ class LogReader:
         return None
 
     async def follow(self, job_id: str, after: int = 0) -> AsyncIterator[tuple[int, Event]]:
-        """Yield every event behind `after` in order, each once, up to and with the terminal one.
+        """Yield every event behind `after`, with its index, up to the terminal one.
 
-        Raise BrokerUnavailable when the job and its log have vanished, as after a restart of Redis
-        without its data.
+        The events come in order, and each once. Raise BrokerUnavailable when the job and its log
+        have vanished, as after a restart of Redis without its data.
         """
         assert self._subscriptions is not None, "following needs subscriptions"
         # Redis confirms the subscription before the log is read, so nothing falls in between.
@@ -150,7 +150,7 @@ class LogReader:
     ) -> AsyncIterator[tuple[int, Event]]:
         """Yield published events while they join up with `after`.
 
-        End at a gap, or when nothing came for a while: the log must be looked at then.
+        End at a gap, or when nothing came for `poll_s`: then the log has to be read.
         """
         while True:
             try:
@@ -161,10 +161,10 @@ class LogReader:
                 return
             number, _, payload = message.partition(b":")
             index = int(number)
-            # A message was lost: the log has what is missing.
+            # A message was lost: the log has the missing events.
             if index > after + 1:
                 return
-            # Others have been read from the log already.
+            # An event with a lower index has been read from the log already.
             if index == after + 1:
                 yield index, decode_event(payload)
                 after = index
@@ -176,22 +176,24 @@ def _packed(append: Append, now_s: float) -> tuple[object, ...]:
     The last values are the state that it ends in ("": none), the tokens that the job took in all,
     and the milliseconds since the first event happened.
     """
-    last = append.events[-1]
     has_begun = False
     advance = 0
     for event in append.events:
         if isinstance(event, Tokens):
-            advance = _SAID
+            advance = _SAMPLED
         elif isinstance(event, Progress):
-            advance = max(advance, _CAME_FURTHER)
+            advance = max(advance, _PROGRESSED)
         elif isinstance(event, Started):
             has_begun = True
+
+    last = append.events[-1]
     state = ""
     if isinstance(last, Terminal):
         state = STATE_OF[type(last)]
     num_tokens = None
     if isinstance(last, Done):
         num_tokens = last.num_prompt_tokens + last.num_completion_tokens
+
     age_ms = 0
     if append.since_s is not None:
         age_ms = max(0, int((now_s - append.since_s) * 1000))

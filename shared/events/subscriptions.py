@@ -1,4 +1,4 @@
-"""One pub/sub connection of a process, shared by everybody who follows a job.
+"""The pub/sub connection of a process, shared by all that follow a job.
 
 Delivery here is best effort: a listener that must not miss anything reads the job's log as well
 (`shared.events.log`).
@@ -33,7 +33,7 @@ class Subscriptions:
         self.channels: dict[str, _Channel] = {}
         self._confirm_timeout_s = confirm_timeout_s
         self._reader: asyncio.Task[None] | None = None
-        # Two at once would open two connections and lose one's subscriptions.
+        # Two commands at once would open two connections, and lose the subscriptions of one.
         self._connecting = asyncio.Lock()
 
     @asynccontextmanager
@@ -47,7 +47,8 @@ class Subscriptions:
         channel = self.channels.get(name)
         is_first = channel is None
         if channel is None:
-            channel = self.channels[name] = _Channel()
+            channel = _Channel()
+            self.channels[name] = channel
         channel.inboxes.add(inbox)
         try:
             if is_first:
@@ -76,7 +77,7 @@ class Subscriptions:
             async with self._connecting:
                 await self._pubsub.subscribe(name)
         except UNAVAILABLE:
-            # Redis is away: nothing comes by this channel, and its listeners live by the log.
+            # Redis is away: nothing comes by this channel, and its listeners read the log instead.
             return
         if self._reader is None or self._reader.done():
             self._reader = asyncio.create_task(self._read(), name="subscriptions")
@@ -104,6 +105,7 @@ class Subscriptions:
                 await self._pubsub.connect()  # type: ignore[no-untyped-call]
 
     def dispatch(self, message: dict[str, Any]) -> None:
+        """Hand a message of redis-py's to the listeners of its channel."""
         channel = self.channels.get(message["channel"].decode())
         if channel is None:
             return

@@ -53,17 +53,20 @@ def on_threads(workers: int, threads: int, num_cores: int) -> list[str]:
 
 
 def on_open_door(host: str, port: int, *, requires_key: bool) -> list[str]:
-    """Return advice for a front that listens at `host`. Only this machine reaches loopback."""
+    """Return advice for a front that listens at `host`.
+
+    There is none where callers need a key, or where only this machine reaches the front.
+    """
     if requires_key or is_loopback(host):
         return []
     return [
-        f"anybody on the network who reaches {host} port {port} may call: make keys needed "
-        "(--api-keys), or listen to this machine alone (--host 127.0.0.1)"
+        f"anybody on the network who reaches {host} port {port} may call: require keys "
+        "(--api-keys), or listen on this machine alone (--host 127.0.0.1)"
     ]
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches what listens at `host`."""
+    """Return whether only this machine reaches a server that listens at `host`."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -76,8 +79,8 @@ def on_redis(info: Mapping[str, Any]) -> list[str]:
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
         lines.append(
-            f"Redis has maxmemory-policy {policy}: it may drop queued requests without a "
-            "word; set it to noeviction"
+            f"Redis has maxmemory-policy {policy}: it may drop queued requests silently; set it to "
+            "noeviction"
         )
     if info.get("aof_enabled", 1) == 0:
         lines.append(
@@ -87,19 +90,27 @@ def on_redis(info: Mapping[str, Any]) -> list[str]:
 
 
 async def redis_advice(broker: Broker) -> list[str]:
-    """Return advice on each Redis server; none on one that is away, or does not let us ask."""
-    lines: dict[str, None] = {}
+    """Return advice on the Redis servers, each line once.
+
+    Stop at a server that does not answer in time, or does not allow INFO.
+    """
+    lines: list[str] = []
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             for client in await broker.nodes():
-                lines |= dict.fromkeys(on_redis(await client.info()))
+                for line in on_redis(await client.info()):
+                    if line not in lines:
+                        lines.append(line)
     except (TimeoutError, ResponseError, *UNAVAILABLE) as error:
         logger.info("redis setup not known", extra=fields(error=repr(error)))
-    return list(lines)
+    return lines
 
 
 def open_files_limit() -> int | None:
-    """Return the soft limit of this process; None where there is none, or none is known."""
+    """Return the soft limit of open files of this process.
+
+    None means that there is no limit, or that it is not known.
+    """
     try:
         import resource
     except ImportError:

@@ -1,8 +1,8 @@
 """The models that the whole fleet knows, in Redis: added, removed and pinned while it runs.
 
 A worker that can read a model's path serves it: it loads the model when work comes for it, within
-its own budget. Readers ask for the version, which moves with every change, and read the rest only
-when it has moved.
+its own budget. Readers ask for the version, which grows with every change, and read the rest only
+when it has grown.
 """
 
 from collections.abc import Awaitable
@@ -22,7 +22,8 @@ _ORDER_TTL_S = 3600
 class Listing:
     """The entries of the catalogue.
 
-    `loads` are the last orders to load a model, as `Presence` has those to unload one.
+    `loads` has, by model, the number of the last order to load it. The orders to unload one are in
+    `Presence`.
     """
 
     version: int = 0
@@ -101,7 +102,7 @@ class Catalogue:
     async def order_load(self, model_id: str) -> int:
         """Order every worker that knows a model to load it now.
 
-        Return the order, a number; later orders are greater.
+        Return the number of the order; later ones are greater.
         """
         seconds, micros = await self._redis.time()
         order = int(seconds) * 1_000_000 + int(micros)

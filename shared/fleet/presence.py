@@ -61,8 +61,8 @@ class Fleet:
     def may_serve(self, model_id: str, grace_s: float) -> bool:
         """Return whether a worker is ready for this model, or may come for it.
 
-        One may come for a model of the catalogue, and one may be back that served it `grace_s` ago
-        at most.
+        A worker may come for a model of the catalogue, and for one that a worker served at most
+        `grace_s` ago.
         """
         if model_id in self.catalogued or self.serves(model_id):
             return True
@@ -71,12 +71,14 @@ class Fleet:
     def may_serve_some(self, grace_s: float) -> bool:
         """Return whether a worker is ready, or one may come back.
 
-        One may come back that served any model `grace_s` ago at most.
+        A worker may come back if some model was served at most `grace_s` ago.
         """
-        return self.is_ready or min(self.absences.values(), default=math.inf) <= grace_s
+        if self.is_ready:
+            return True
+        return min(self.absences.values(), default=math.inf) <= grace_s
 
     def residences(self, model_id: str) -> list[Residence]:
-        """Return where the model stands on each worker that serves it."""
+        """Return the residence of the model on each ready worker that serves it."""
         return [worker.residences.get(model_id, "loaded") for worker in self.serving(model_id)]
 
     def failure(self, model_id: str) -> LoadFailure | None:
@@ -128,13 +130,13 @@ class Presence:
         self._ttl_ms = int(ttl_s * 1000)
 
     async def announce(self, worker: WorkerInfo) -> dict[str, int]:
-        """Be seen for another `ttl_s`.
+        """Write the record of a worker, and those of its models.
 
-        Return the last order to unload of each model that had one lately.
+        Return, for each model that was ordered to be unloaded lately, the number of its last order.
         """
         pipe = self._redis.pipeline(transaction=False)
-        # The models come before the worker: whoever sees it ready finds what it serves. `fleet`
-        # reads the other way round.
+        # The models are written before the worker: whoever sees it ready finds what it serves.
+        # `fleet` reads in the opposite order.
         for model in worker.models:
             pipe.hset(keys.MODELS, mapping={model.id: encode(model)})
             # The time to live tells when the model was last served, by Redis's own clock.
@@ -151,7 +153,7 @@ class Presence:
 
         Return the number of the order; later ones are greater.
         """
-        # By Redis's clock, so that orders of several fronts have an order themselves.
+        # The number is Redis's time, so that orders of several fronts are in order.
         seconds, micros = await self._redis.time()
         order = seconds * 1_000_000 + micros
         pipe = self._redis.pipeline(transaction=False)
@@ -161,7 +163,7 @@ class Presence:
         return int(order)
 
     async def forget_model(self, model_id: str) -> None:
-        """Let nobody know a model any more; a worker that serves it makes it known again."""
+        """Remove the record of a model. A worker that serves the model writes it again."""
         await cast(Awaitable[int], self._redis.hdel(keys.MODELS, model_id))
 
     async def leave(self, worker_id: str) -> None:
@@ -178,25 +180,29 @@ class Presence:
         if not ids:
             return []
         answers = await self._redis.mget([keys.worker(worker_id) for worker_id in ids])
-        records = _present(ids, answers)
+        records = _records(ids, answers)
         return [worker_id for worker_id in ids if worker_id not in records]
 
     async def forget(self, worker_ids: Sequence[str]) -> None:
-        """Take names off the list; one that is alive after all puts itself back."""
+        """Take workers off the list. One that is alive after all puts itself back."""
         await cast(Awaitable[int], self._redis.srem(keys.WORKERS, *worker_ids))
 
     async def fleet(self) -> Fleet:
-        """Return everybody who is alive now; forget the ids whose records have expired."""
+        """Return the workers that are alive now, and the models.
+
+        Forget workers whose records have expired.
+        """
         members = await cast(Awaitable[set[bytes]], self._redis.smembers(keys.WORKERS))
         ids = sorted(name.decode() for name in members)
         pipe = self._redis.pipeline(transaction=False)
         if ids:
             pipe.mget([keys.worker(worker_id) for worker_id in ids])
-        # Behind the workers: what a worker serves is there before it is seen (`announce`).
+        # The models are read after the workers: those of a worker are written before it
+        # (`announce`).
         pipe.hgetall(keys.MODELS)
         pipe.hkeys(keys.CATALOGUE)
         *answers, models, catalogued = await pipe.execute()
-        records = _present(ids, *answers)
+        records = _records(ids, *answers)
         gone = [worker_id for worker_id in ids if worker_id not in records]
         if gone:
             await self.forget(gone)
@@ -210,7 +216,7 @@ class Presence:
         return replace(fleet, absences=await self._absences(absent))
 
     async def _absences(self, model_ids: Sequence[str]) -> dict[str, float]:
-        """Return the seconds since models were last served, for those that were lately."""
+        """Return the seconds since each model was last served, without those that are forgotten."""
         if not model_ids:
             return {}
         pipe = self._redis.pipeline(transaction=False)
@@ -223,7 +229,7 @@ class Presence:
         return absences
 
 
-def _present(worker_ids: Sequence[str], answers: Sequence[bytes | None] = ()) -> dict[str, bytes]:
+def _records(worker_ids: Sequence[str], answers: Sequence[bytes | None] = ()) -> dict[str, bytes]:
     """Return the records of the workers that have one, in the order of the ids."""
     records = {}
     for worker_id, record in zip(worker_ids, answers, strict=True):

@@ -1,7 +1,9 @@
 """The whole fleet at one moment, read from Redis alone.
 
-It takes four round trips to one server, whatever the number of workers and jobs: the number of
-shards, the workers, the queues, INFO. On a cluster the last two are one for each server.
+It takes five round trips to one server, whatever the number of workers and jobs: the number of
+shards, the list of workers, the workers with the models, the queues, INFO. On a cluster the last
+two are one for each server. Where a model is not served now, or the record of a worker has expired,
+that takes one more.
 """
 
 import asyncio
@@ -33,8 +35,8 @@ class WorkerModel(ModelLoad, frozen=True, kw_only=True, omit_defaults=False):
 class Worker(msgspec.Struct, frozen=True):
     """A worker. `state` is `loading`, `ready`, `full` or `draining`.
 
-    One that is loading tells no models yet. `failures` are the reasons why it could not load some
-    of its models again.
+    A worker that is loading has no models yet. `failures` has, by model, the reason why it could
+    not load the model again.
     """
 
     id: str
@@ -52,7 +54,8 @@ class Worker(msgspec.Struct, frozen=True):
 class Waiting(msgspec.Struct, frozen=True):
     """The jobs of one class that wait.
 
-    `oldest_s` is the age of the oldest, and `work_s` the time that the live workers need for all.
+    `oldest_s` is the age of the oldest, and `work_s` the time in which the live workers get all of
+    them done.
     """
 
     waiting: int
@@ -63,7 +66,7 @@ class Waiting(msgspec.Struct, frozen=True):
 class Model(msgspec.Struct, frozen=True):
     """A model that was ever announced.
 
-    `workers` are ready for it, and `running` jobs are in workers' hands.
+    `workers` is the number of those that are ready for it, `running` that of jobs in their hands.
     """
 
     id: str
@@ -96,7 +99,7 @@ class Server(msgspec.Struct, frozen=True):
 class Snapshot(msgspec.Struct, frozen=True):
     """The answer of `aios status --json` and `GET /v1/fleet`.
 
-    Fields are added, never renamed; `version` would change if one were. `problem` says why Redis
+    Fields are added, never renamed: a renamed one would raise `version`. `problem` says why Redis
     could not be read; then all the rest is empty. `redis` is empty if INFO is not allowed.
     """
 
@@ -111,7 +114,10 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 async def look(broker: Broker, timeout_s: float = TIMEOUT_S) -> Snapshot:
-    """Return the fleet as it is now. Forget workers whose records have expired."""
+    """Return the fleet as it is now, with `redis_away` after `timeout_s` without an answer.
+
+    Forget workers whose records have expired.
+    """
     at = datetime.now(UTC).isoformat(timespec="seconds")
     try:
         async with asyncio.timeout(timeout_s):
@@ -126,7 +132,8 @@ async def look(broker: Broker, timeout_s: float = TIMEOUT_S) -> Snapshot:
 async def _read(broker: Broker, at: str) -> Snapshot:
     fleet = await Presence(broker.client(keys.PRESENCE)).fleet()
     queues, num_dead = await QueueStats(broker).look(sorted(fleet.models))
-    servers = await asyncio.gather(*map(_server, await broker.nodes()))
+    nodes = await broker.nodes()
+    servers = await asyncio.gather(*[_server(client) for client in nodes])
     status: Status = "ready" if fleet.is_ready else "not_ready"
     return Snapshot(
         at,

@@ -75,7 +75,8 @@ def of_workers(fleet: Fleet) -> dict[str, Values]:
     num_active = 0
     for model in fleet.models:
         ready = _ready(fleet, model)
-        num_active += bool(ready)
+        if ready:
+            num_active += 1
         for worker in ready:
             _add(model_workers, (model, worker.pool), 1)
 
@@ -104,7 +105,7 @@ def _load(worker: WorkerInfo, model: str) -> ModelLoad:
 
 
 def _total(fleet: Fleet, name: str, *, is_sum: bool) -> Values:
-    """Return a number of each model over all workers: the sum, or the largest."""
+    """Return the total of a number for each model: the sum over all workers, or the largest."""
     totals: Values = {}
     for worker in fleet.workers:
         for load in worker.loads:

@@ -1,1 +1,1 @@
-"""The queue in Redis: connections, keys, scripts, and what they keep."""
+"""The queue in Redis: connections, keys, scripts, and the state that they keep."""

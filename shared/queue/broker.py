@@ -1,8 +1,8 @@
 """Connections of every process to Redis, and the errors that mean that Redis is away.
 
-Connecting is tried again by itself, and so are our scripts (`shared.queue.script`): another command whose
-answer was lost may have run, and only its caller knows whether it is safe to repeat. Reads have no
-time limit: blocking reads and subscriptions wait as long as they like.
+A connection that fails is tried again, and so is a call of our scripts (`shared.queue.script`).
+Another command whose answer was lost may have run, and only its caller knows whether it is safe to
+repeat. Reads have no time limit, since blocking reads and subscriptions wait for any time.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ UNAVAILABLE = (RedisConnectionError, RedisTimeoutError, CannotWrite, *ELSEWHERE)
 """Errors that pass by themselves: the command may be tried again, if repeating it is safe."""
 
 CONNECT_TIMEOUT_S = 2.0
-# A connection that does not close in this time is given up all the same.
+# A connection that does not close in this time is abandoned.
 _CLOSE_S = 0.2
 _FILES_OF_TLS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
@@ -65,7 +65,7 @@ class Broker:
         return self._redis
 
     def together(self, shards: Sequence[str]) -> list[list[str]]:
-        """Return the shards in parts of which one command may name all keys.
+        """Return the shards in parts. One command may name keys of a whole part.
 
         There is one part where there is one server.
         """
@@ -75,10 +75,10 @@ class Broker:
         return list(parts.values())
 
     async def by_server(self, shards: Sequence[str]) -> list[list[str]]:
-        """Return the shards parted by server, for pipelines that name keys of a whole part.
+        """Return the shards in parts, one for each server.
 
-        Unlike with `together`, such a pipeline is refused while a slot moves, and has to be sent
-        again.
+        A pipeline may name keys of a whole part. Unlike a command for a part of `together`, such a
+        pipeline is refused while a slot moves, and has to be sent again.
         """
         if isinstance(self._redis, Cluster):
             return await self._redis.by_server(shards)
@@ -93,58 +93,59 @@ class Broker:
         return [self._redis]
 
     async def as_settled(self) -> "Broker":
-        """Return the same Redis, divided as its fleet has settled.
+        """Return a broker of the same Redis, with the number of shards that its fleet uses.
 
         Return this broker if there has been no fleet yet.
         """
-        theirs = await cast(Awaitable[bytes | None], self.client(keys.PRESENCE).get(keys.LAYOUT))
-        if not theirs:
+        layout = await cast(Awaitable[bytes | None], self.client(keys.PRESENCE).get(keys.LAYOUT))
+        if not layout:
             return self
-        return Broker(self._redis, int(theirs))
+        return Broker(self._redis, int(layout))
 
     async def settle(self) -> None:
-        """Make sure that all processes read Redis alike, and divide it alike.
+        """Make sure that all processes of a fleet use the same keys and the same number of shards.
 
-        Raise SettingsError where its keys are of another version, or it is divided otherwise.
+        Raise SettingsError where the keys in Redis are of another version, or the number of shards
+        is another one.
         """
         client = self.client(keys.PRESENCE)
         await self._settle_version(client)
-        ours = len(self.shards)
+        num_ours = len(self.shards)
         # The first process to come writes the number, and all others compare theirs with it.
-        await cast(Awaitable[object], client.set(keys.LAYOUT, ours, nx=True))
-        theirs = int(await cast(Awaitable[bytes | None], client.get(keys.LAYOUT)) or ours)
-        if theirs != ours:
+        await cast(Awaitable[object], client.set(keys.LAYOUT, num_ours, nx=True))
+        layout = await cast(Awaitable[bytes | None], client.get(keys.LAYOUT))
+        num_in_redis = int(layout or num_ours)
+        if num_in_redis != num_ours:
             raise SettingsError(
-                f"redis_shards: this Redis is divided into {theirs}, got {ours}; to change that, "
-                f"let the queues run empty, stop the fleet and delete the key {keys.LAYOUT}"
+                f"redis_shards: this Redis is divided into {num_in_redis}, got {num_ours}; to "
+                "change that, let the queues run empty, stop the fleet and delete the key "
+                f"{keys.LAYOUT}"
             )
 
     @staticmethod
     async def _settle_version(client: Redis) -> None:
-        ours = keys.WIRE_VERSION
         version, layout = await cast(
             Awaitable[list[bytes | None]], client.mget(keys.VERSION, keys.LAYOUT)
         )
-        theirs = int(version or ours)
+        version_in_redis = int(version or keys.WIRE_VERSION)
         if version is None and layout is not None:
             # The first version noted the layout alone.
-            theirs = 1
-        if theirs != ours:
+            version_in_redis = 1
+        if version_in_redis != keys.WIRE_VERSION:
             raise SettingsError(
-                f"redis_url: this Redis has queues of version {theirs}, and this program reads "
-                f"version {ours}; let them run empty under the program that wrote them, stop the "
-                f"fleet and delete the keys {keys.LAYOUT} and {keys.VERSION}"
+                f"redis_url: this Redis has queues of version {version_in_redis}, and this program "
+                f"reads version {keys.WIRE_VERSION}; let them run empty under the program that "
+                f"wrote them, stop the fleet and delete the keys {keys.LAYOUT} and {keys.VERSION}"
             )
-        # Before the layout, so that nobody ever finds that one alone.
-        await cast(Awaitable[object], client.set(keys.VERSION, ours, nx=True))
+        # The version is written before the layout, so that no process finds a layout alone.
+        await cast(Awaitable[object], client.set(keys.VERSION, keys.WIRE_VERSION, nx=True))
 
 
 @asynccontextmanager
 async def open_broker(url: str, shards: int = 1) -> AsyncIterator[Broker]:
     """Open the broker of a process, to a single server or a cluster, and close it at the end.
 
-    Raise SettingsError where others divide the same Redis otherwise. While Redis is away nothing is
-    compared.
+    Raise SettingsError as `Broker.settle` does. While Redis is away nothing is compared.
     """
     async with open_unsettled(url, shards) as broker:
         try:
@@ -164,14 +165,14 @@ async def open_unsettled(url: str, shards: int = 1) -> AsyncIterator[Broker]:
     try:
         yield Broker(source, shards)
     finally:
-        # What has not been sent by now will not be.
+        # Closing must not hold up the end of the process.
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_S):
                 await source.aclose()
 
 
 def fault_of_url(url: str) -> str | None:
-    """Return what is wrong with a Redis URL, None if nothing is. Nothing connects."""
+    """Return the fault of a Redis URL, None if there is none. Connect to nothing."""
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -181,14 +182,17 @@ def fault_of_url(url: str) -> str | None:
             "its host or port cannot be read (in a password, write / as %2F, # as %23, ? as "
             "%3F and % as %25)"
         )
-    database = parts.path.strip("/")
+
     if parts.scheme == "unix":
         if not parts.path:
             return "no path of a socket"
-    elif not parts.hostname or port == 0:
-        return "no host and port"
-    elif database and not database.isdecimal():
-        return f"the database is a number, not {database!r}"
+    else:
+        if not parts.hostname or port == 0:
+            return "no host and port"
+        database = parts.path.strip("/")
+        if database and not database.isdecimal():
+            return f"the database is a number, not {database!r}"
+
     try:
         pool = connect(url).connection_pool
         pool.connection_class(**pool.connection_kwargs)
@@ -197,9 +201,12 @@ def fault_of_url(url: str) -> str | None:
     except TypeError as error:
         # redis-py raises it for an option that it does not know.
         return str(error).rpartition(") ")[2]
+
     for option in _FILES_OF_TLS:
         path = pool.connection_kwargs.get(option)
-        fault = fault_of(path, may_be_directory=False) if path else None
+        if not path:
+            continue
+        fault = fault_of(path, may_be_directory=False)
         if fault is not None:
             return f"cannot read {option} {path!r}: {fault}"
     return None

@@ -1,9 +1,9 @@
-"""The server that has the keys of a hash tag: the only one, or the node of a Redis Cluster.
+"""The server that has the keys of a hash tag: the only one, or a node of a Redis Cluster.
 
-Redis itself tells which of both it is. A connection looks its node up whenever it connects, so a
-client outlives failovers and moved slots. A node that is away, or refuses a command (MOVED and its
-like: it did not run), makes its connection look again, and the command is sent there. While a slot
-is on the move its commands are refused.
+Redis itself tells whether it is a cluster. A connection looks its node up whenever it connects, so
+a client outlives failovers and moved slots. If a node is away, or refuses a command without running
+it (MOVED and its like), its connection looks again, and the command is sent to the node that it
+finds. While a slot moves, commands for its keys are refused.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 ELSEWHERE = (AskError, ClusterDownError, TryAgainError)
-"""Answers of a node when another one must run the command, or none can for now.
+"""Errors of a node when another node must run the command, or none can for now.
 
 MOVED is an AskError to redis-py.
 """
@@ -35,11 +35,11 @@ Slots = list[tuple[int, int, Address]]
 
 
 class CannotConnect(RedisConnectionError):
-    """There was no connection, so that nothing was sent."""
+    """There was no connection, so nothing was sent."""
 
 
 class Topology:
-    """The topology that Redis tells at `seed`, kept until somebody finds that it has changed."""
+    """The nodes and their slots as `seed` or a node tells them, kept until one proves outdated."""
 
     def __init__(self, seed: Redis) -> None:
         self._kwargs = seed.connection_pool.connection_kwargs
@@ -47,7 +47,7 @@ class Topology:
         self._seed: Address = (self._kwargs["host"], self._kwargs.get("port", 6379))
         self._known: Slots | None = None
         self._nodes: list[Address] = [self._seed]
-        self._asking: asyncio.Task[Slots] | None = None
+        self._look_up: asyncio.Task[Slots] | None = None
 
     @property
     def is_one_server(self) -> bool:
@@ -60,10 +60,10 @@ class Topology:
         Raise redis-py's errors if there is none.
         """
         if self._known is None:
-            # All who wait share one question, which goes on when one of them is cancelled.
-            if self._asking is None or self._asking.done():
-                self._asking = asyncio.create_task(self._ask_anybody())
-            self._known = await asyncio.shield(self._asking)
+            # All callers share one look-up, which goes on when one of them is cancelled.
+            if self._look_up is None or self._look_up.done():
+                self._look_up = asyncio.create_task(self._ask_any_node())
+            self._known = await asyncio.shield(self._look_up)
         if not self._known:
             return self._seed
 
@@ -75,15 +75,15 @@ class Topology:
         raise RedisConnectionError(f"no node of the cluster owns slot {slot}")
 
     def forget(self) -> bool:
-        """Note that something was not where it should be. Return whether asking again can help.
+        """Forget the slots, as a node was not where they say. Return whether asking again can help.
 
-        It cannot for a single server, which stays where it is.
+        Asking again cannot help with a single server, which stays where it is.
         """
         if self._known:
             self._known = None
         return self._known is None
 
-    async def _ask_anybody(self) -> Slots:
+    async def _ask_any_node(self) -> Slots:
         failure: Exception = RedisConnectionError("no node")
         for address in [*self._nodes, self._seed]:
             try:
@@ -105,9 +105,9 @@ class Topology:
             return _parsed(await call, host)
         except ResponseError as error:
             # A server that is no cluster refuses the command, or does not know it.
-            words = str(error)
-            is_refused = isinstance(error, NoPermissionError) or "support disabled" in words
-            if is_refused or "unknown" in words:
+            message = str(error)
+            is_refused = isinstance(error, NoPermissionError) or "support disabled" in message
+            if is_refused or "unknown" in message:
                 return []
             raise
         finally:
@@ -124,9 +124,9 @@ class Cluster:
         """Take the address and options of `seed`, a client over TCP that is never used itself."""
         self._topology = Topology(seed)
         self._kwargs: Mapping[str, Any] = seed.connection_pool.connection_kwargs
-        self._class = _Placed
+        self._class = _NodeConnection
         if issubclass(seed.connection_pool.connection_class, SSLConnection):
-            self._class = _PlacedTLS
+            self._class = _NodeTLSConnection
         self._clients: dict[str, Redis] = {}
 
     def client(self, tag: str) -> Redis:
@@ -170,8 +170,8 @@ class Cluster:
             await client.aclose()
 
 
-class _Placed(Connection):
-    """A connection to wherever its tag lives."""
+class _NodeConnection(Connection):
+    """A connection to the node that has the keys of its tag."""
 
     def __init__(self, *, topology: Topology, tag: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -182,7 +182,8 @@ class _Placed(Connection):
         try:
             await super().connect()  # type: ignore[no-untyped-call]
         except RedisConnectionError as error:
-            # Not a refusal: a wrong password, a server that is still loading.
+            # The subclasses are refusals, such as a wrong password or a server that is still
+            # loading.
             if type(error) is RedisConnectionError:
                 raise CannotConnect(*error.args) from error
             raise
@@ -213,18 +214,18 @@ class _Placed(Connection):
             raise
 
 
-class _PlacedTLS(_Placed, SSLConnection):
+class _NodeTLSConnection(_NodeConnection, SSLConnection):
     """The same over TLS."""
 
 
-def _parsed(answer: Sequence[Sequence[Any]], asked: str) -> Slots:
-    """Return the slots of an answer to CLUSTER SLOTS, given by the host `asked`.
+def _parsed(answer: Sequence[Sequence[Any]], answered_by: str) -> Slots:
+    """Return the slots of an answer to CLUSTER SLOTS, given by the host `answered_by`.
 
     The answer is a list of [first, last, [host, port, ...], replicas...].
     """
     slots = []
     for first, last, owner, *_ in answer:
         # A node that does not know its own name gives none: it is the host that was asked.
-        host = owner[0] or asked.encode()
+        host = owner[0] or answered_by.encode()
         slots.append((first, last, (host.decode(), owner[1])))
     return slots

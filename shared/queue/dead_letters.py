@@ -23,7 +23,8 @@ _ANY_NUMBER = 1 << 40
 class DeadLetter:
     """A convicted job. It was given up `at_ms` milliseconds after 1970.
 
-    It had been taken `epochs` times, at last by `worker`.
+    It had been taken `epochs` times, the last time by `worker`. `entry` is its id in the stream of
+    dead letters.
     """
 
     id: str
@@ -38,7 +39,7 @@ class DeadLetter:
 class DeadLetters:
     """Lists dead letters, shows them, tries them again and drops them.
 
-    Every method but `everyone` raises JobNotFound for a job that is not among them.
+    Every method but `all_letters` raises JobNotFound for a job that is not among them.
     """
 
     def __init__(self, broker: Broker) -> None:
@@ -46,11 +47,12 @@ class DeadLetters:
         self._submissions = Submissions(broker)
         self._reader = LogReader(broker)
 
-    async def everyone(self) -> list[DeadLetter]:
+    async def all_letters(self) -> list[DeadLetter]:
         """Return all dead letters, the latest first."""
         letters: list[DeadLetter] = []
-        for of_shard in await asyncio.gather(*map(self._on_shard, self._broker.shards)):
-            letters += of_shard
+        reads = [self._on_shard(shard) for shard in self._broker.shards]
+        for letters_of_shard in await asyncio.gather(*reads):
+            letters += letters_of_shard
         return sorted(letters, key=lambda letter: letter.at_ms, reverse=True)
 
     async def show(self, job_id: str) -> tuple[DeadLetter, Job, list[Event]]:
@@ -83,7 +85,7 @@ class DeadLetters:
         request = await self._submissions.submit(
             submit_request, request_id, jobs, quota=Quota(), queue_limits=QueueLimits(_ANY_NUMBER)
         )
-        # Forgotten only when the new job is queued: the task is nowhere else.
+        # The letter is forgotten only when the new job is queued: the task is nowhere else.
         await self._forget(letter)
         return request.job_ids[0]
 
@@ -103,14 +105,14 @@ class DeadLetters:
             for letter in await self._on_shard(keys.shard_of(job_id)):
                 if letter.id == job_id:
                     return letter
-        raise JobNotFound(f"{job_id} is not among the dead.")
+        raise JobNotFound(f"{job_id} is not among the dead letters.")
 
     async def _job(self, job_id: str) -> Job:
         client = self._broker.client(keys.shard_of(job_id))
         spec = await cast(Awaitable[bytes | None], client.hget(keys.job(job_id), "spec"))
         if spec is None:
             raise JobNotFound(
-                f"The task of {job_id} has expired; all that can be done is to drop it."
+                f"The task of {job_id} has expired; the dead letter can only be dropped."
             )
         return decode_job(spec)
 

@@ -1,8 +1,8 @@
 """The janitor repairs what crashes, flushes and bugs leave behind in Redis.
 
-Nothing waits for it: workers take over lost jobs by themselves. Every sweep is short, looks at keys
-in small batches, and is safe to repeat or to run twice at once. Each returns how many things it
-found, by name; with `dry_run` it changes nothing.
+Nothing waits for the janitor: workers take over lost jobs by themselves. Every sweep is short,
+looks at keys in small batches, and is safe to repeat or to run twice at once. Each returns how many
+things it found, by name. With `dry_run` it changes nothing.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ from shared.queue.reservations import Departure, Reservations
 from shared.queue.script import Script, raw
 
 SweepCounts = Counter[str]
-"""Counts of the things that a sweep has ended or removed, by name."""
+"""Counts of the things that a sweep has found, and mended unless it is a dry run, by name."""
 Sweep = Callable[[], Awaitable[SweepCounts]]
 
 _BATCH = 200
@@ -37,8 +37,9 @@ _LATE = raw(
 class Janitor:
     """The sweeps, by name in `sweeps`.
 
-    Jobs are left to workers and fronts for `grace_s` after these could have acted. What is of no
-    more use stays for `ttl_s`. Files of `artifacts` are removed where that store can reach them.
+    Jobs are left to workers and fronts for `grace_s` after these could have acted. Jobs, logs and
+    requests that are over stay for `ttl_s`. Files of `artifacts` are removed where that store can
+    reach them.
     """
 
     def __init__(
@@ -90,21 +91,24 @@ class Janitor:
         return counts
 
     async def orphans(self) -> SweepCounts:
-        """Let logs without a job and lasting requests expire. Strike off expired dead letters."""
+        """Let logs and requests expire that have no job and would stay for ever.
+
+        Remove dead letters whose jobs have expired.
+        """
         counts: SweepCounts = Counter()
         for kind in ("log", "request"):
             async for shard, ids in self._scan(kind):
                 counts[f"orphan_{kind}s"] += await self._let_expire(kind, shard, ids)
         for shard in self._broker.shards:
-            counts["expired_dead"] += await self._strike_off(shard)
-        # `+` leaves out what was not found at all, here and below.
+            counts["expired_dead"] += await self._remove_dead(shard)
+        # `+` leaves out counts of 0, here and below.
         return +counts
 
     async def quotas(self) -> SweepCounts:
         """Stop counting jobs that have ended, or are gone, against quotas and fleet-wide limits."""
         counts: SweepCounts = Counter()
         if self._reservations.are_needed:
-            counts = await self._reserved()
+            counts = await self._settle_reservations()
         async for shard, tenants in self._scan("open"):
             for tenant in tenants:
                 scan = partial(self._client(shard).zscan, keys.open_jobs(shard, tenant))
@@ -116,7 +120,7 @@ class Janitor:
         return +counts
 
     async def depths(self) -> SweepCounts:
-        """Count what waits again, and remove entries and turns that lead to nothing."""
+        """Count the waiting jobs again. Remove entries and turns that lead to no waiting job."""
         counts: SweepCounts = Counter()
         async for shard, models in self._scan("depth"):
             for model in models:
@@ -137,15 +141,14 @@ class Janitor:
                 model, _, priority = name.rpartition(":")
                 scan = partial(self._client(shard).hscan, keys.served(shard, name))
                 async for fields in _pages(scan):
-                    idle = {
+                    arguments = {
                         "model": model,
-                        # A keyword of Python, which can be no name of an argument.
+                        # `class` is a keyword of Python, so the arguments are in a dict.
                         "class": priority,
                         "tenants": [tenant.decode() for tenant in fields],
+                        "dry_run": self._dry_run,
                     }
-                    counts["idle_tenants"] += await self._prune.call(
-                        shard, dry_run=self._dry_run, **idle
-                    )
+                    counts["idle_tenants"] += await self._prune.call(shard, **arguments)
         return +counts
 
     async def workers(self) -> SweepCounts:
@@ -181,10 +184,10 @@ class Janitor:
             await pipe.execute()
         return len(orphans)
 
-    async def _strike_off(self, shard: str) -> int:
-        """Strike off dead letters that have nothing left to show. Return their number."""
+    async def _remove_dead(self, shard: str) -> int:
+        """Remove dead letters whose jobs have expired. Return their number."""
         client = self._client(shard)
-        # The oldest expire first, so one page from the beginning will do.
+        # The oldest expire first, so one page from the beginning is enough for a sweep.
         entries = await client.xrange(keys.dead(shard), count=_BATCH)
         if not entries:
             return 0
@@ -199,30 +202,32 @@ class Janitor:
             await client.xdel(keys.dead(shard), *expired)
         return len(expired)
 
-    async def _reserved(self) -> SweepCounts:
+    async def _settle_reservations(self) -> SweepCounts:
         """Settle jobs that have left, also those that left without a note."""
         gone: dict[str, list[str]] = {}
         async for tenant, job_ids in self._counted():
             states = await self._states(job_ids)
             # A job counts as waiting until it is taken, and as its tenant's until it has ended.
-            still_counts = ("queued", "running") if tenant else ("queued",)
+            states_that_count = ("queued", "running") if tenant else ("queued",)
             gone_ids = gone.setdefault(tenant, [])
             for job_id, state in states.items():
-                if state not in still_counts:
+                if state not in states_that_count:
                     gone_ids.append(job_id)
 
-        # Only what was gone before the notes are read must be among them.
-        are_noted: set[str] = set()
+        # The notes are read after the states. So a job that was gone by then, and left with a note,
+        # is among the notes or has been settled.
+        noted: set[str] = set()
         for entries in (await self._reservations.departures()).values():
-            are_noted.update(departure.job_id for departure in entries.values())
+            for departure in entries.values():
+                noted.add(departure.job_id)
         if not self._dry_run:
             await self._reservations.settle_all()
 
-        # What is still counted left without a note.
+        # A job without a note that is counted even now left without one.
         now_ms = await self._now_ms()
         num_stale = 0
         for tenant, job_ids in gone.items():
-            unnoted = [job_id for job_id in job_ids if job_id not in are_noted]
+            unnoted = [job_id for job_id in job_ids if job_id not in noted]
             stale = await self._still_counted(tenant, unnoted)
             num_stale += len(stale)
             if stale and not self._dry_run:
@@ -231,21 +236,23 @@ class Janitor:
         return +Counter({"stale_reservations": num_stale})
 
     async def _counted(self) -> AsyncIterator[tuple[str, list[str]]]:
-        """Yield pages of jobs that were let in a while ago and count against limits.
+        """Yield pages of jobs that were let in at least `grace_s` ago and count against limits.
 
-        The tenant is "" for jobs that count as waiting; others count as their tenant's.
+        Each page comes with its tenant, "" for jobs that count as waiting; others count as their
+        tenant's.
         """
         client = self._client(keys.ADMISSION)
         before_ms = await self._now_ms() - self._grace_ms
-        async for takes in _pages(partial(client.hscan, keys.RESERVED)):
+        async for reservations in _pages(partial(client.hscan, keys.RESERVED)):
             job_ids = []
-            for job_id, taken in takes.items():
-                if _reserved_ms(taken) <= before_ms:
+            for job_id, reservation in reservations.items():
+                if _reserved_ms(reservation) <= before_ms:
                     job_ids.append(job_id.decode())
             yield "", job_ids
 
         prefix = keys.open_jobs(keys.ADMISSION, "")
-        async for names in _pages(partial(client.scan, match=keys.open_jobs(keys.ADMISSION, "*"))):
+        scan = partial(client.scan, match=keys.open_jobs(keys.ADMISSION, "*"))
+        async for names in _pages(scan):
             for name in names:
                 tenant = name.decode()[len(prefix) :]
                 async for members in _pages(partial(client.zscan, name)):
@@ -256,12 +263,12 @@ class Janitor:
                     yield tenant, job_ids
 
     async def _now_ms(self) -> int:
-        """Return the time of the server that counts, in milliseconds since 1970."""
+        """Return the time of the server that counts the limits, in milliseconds since 1970."""
         seconds, microseconds = await self._client(keys.ADMISSION).time()
         return int(seconds) * 1000 + int(microseconds) // 1000
 
     async def _still_counted(self, tenant: str, job_ids: Sequence[str]) -> list[str]:
-        """Return the jobs that nobody has settled meanwhile."""
+        """Return those of the jobs that count against limits even now."""
         pipe = self._client(keys.ADMISSION).pipeline(transaction=False)
         for job_id in job_ids:
             if tenant:
@@ -295,7 +302,7 @@ class Janitor:
         return self._broker.client(shard)
 
     async def _scan(self, kind: str) -> AsyncIterator[tuple[str, list[str]]]:
-        """Yield what follows `kind:` in the names of all such keys, by shard."""
+        """Yield, by shard, the names of all keys of this kind, without the prefix and `kind:`."""
         for client in await self._broker.nodes():
             async for names in _pages(partial(client.scan, match=keys.pattern(kind))):
                 parts = sorted(keys.parts(name.decode(), kind) for name in names)
@@ -303,15 +310,15 @@ class Janitor:
                     yield shard, [rest for _, rest in parts_of_shard]
 
 
-def _reserved_ms(taken: bytes) -> int:
-    """Return when a job was let in, from what `reserve.lua` noted of it."""
-    at_ms: int = msgspec.msgpack.decode(taken)["at_ms"]
+def _reserved_ms(reservation: bytes) -> int:
+    """Return when a job was let in, from the reservation that `reserve.lua` has written."""
+    at_ms: int = msgspec.msgpack.decode(reservation)["at_ms"]
     return at_ms
 
 
 async def _pages(scan: Callable[..., Awaitable[Any]]) -> AsyncIterator[Any]:
     """Yield the pages of a SCAN, HSCAN or ZSCAN."""
-    # A page may be empty before the end, which only a cursor of 0 tells.
+    # A page may be empty before the end; only a cursor of 0 is the end.
     cursor = 0
     while True:
         cursor, page = await cast(Awaitable[tuple[int, Any]], scan(cursor=cursor, count=_BATCH))

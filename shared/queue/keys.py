@@ -35,7 +35,7 @@ ARTIFACTS = "artifacts"
 EXPIRING = f"aios:{{{ARTIFACTS}}}:expiring"
 LOOSE = f"aios:{{{ARTIFACTS}}}:loose"
 USED = f"aios:{{{ARTIFACTS}}}:used"
-_ARTIFACT_MARK = "file-"
+_ARTIFACT_PREFIX = "file-"
 
 
 def new_id(shard: str) -> str:
@@ -59,7 +59,7 @@ def shard_of(job_id: str) -> str:
 
 
 def shard_for(text: str, count: int) -> str:
-    """Return the shard, of `count`, that has what belongs to `text`."""
+    """Return the one of `count` shards that has the keys of `text`, always the same one."""
     digest = hashlib.sha256(text.encode()).digest()
     number = int.from_bytes(digest[:4]) % count
     return f"{number:02x}"
@@ -76,7 +76,7 @@ def pattern(kind: str) -> str:
 
 
 def parts(key: str, kind: str) -> tuple[str, str]:
-    """Return the shard of a key that `pattern(kind)` found, and what follows the kind."""
+    """Return the shard of a key that `pattern(kind)` found, and its name behind the kind."""
     shard = key[len("aios:{") :][:2]
     return shard, key[len(prefix(shard)) + len(kind) + 1 :]
 
@@ -112,7 +112,7 @@ def idempotency(shard: str, tenant: str, name: str) -> str:
 
 
 def repeat(shard: str, tenant: str, digest: str) -> str:
-    """Key of the id of the tenant's last request that asked for what has this digest."""
+    """Key of the id of the tenant's last request whose contents have this digest."""
     return f"{prefix(shard)}repeat:{tenant}:{digest}"
 
 
@@ -168,7 +168,7 @@ def worker(worker_id: str) -> str:
 
 
 def last_served(model_id: str) -> str:
-    """Key of a mark whose time to live tells when a ready worker last served the model."""
+    """Key of a string whose time to live tells when a ready worker last served the model."""
     return f"aios:{{{PRESENCE}}}:last-served:{model_id}"
 
 
@@ -178,13 +178,13 @@ def grant(digest: str) -> str:
 
 
 def new_artifact_id() -> str:
-    """Return a fresh id of an artifact: a mark, 128 random bits."""
-    return f"{_ARTIFACT_MARK}{secrets.token_hex(16)}"
+    """Return a fresh id of an artifact: a prefix, 128 random bits."""
+    return f"{_ARTIFACT_PREFIX}{secrets.token_hex(16)}"
 
 
 def is_artifact_id(text: str) -> bool:
     """Return whether `text` could be an artifact's id; only such text may name a key or a file."""
-    digits = text.removeprefix(_ARTIFACT_MARK)
+    digits = text.removeprefix(_ARTIFACT_PREFIX)
     return text != digits and len(digits) == 32 and not digits.strip("0123456789abcdef")
 
 

@@ -1,8 +1,8 @@
 """The work queue as a worker sees it: take jobs, renew their leases, give them back.
 
-A job is leased to a worker until a moment of Redis's clock and owned by its epoch: every take
+A job is leased to a worker until a moment of Redis's clock, and owned by its epoch: every take
 raises the epoch, and only the newest epoch may write to the job's log. The scripts in `lua/` alone
-change the state of a job. Knows nothing of HTTP, models or engines.
+change the state of a job. This module knows nothing of HTTP, models or engines.
 """
 
 import logging
@@ -63,8 +63,8 @@ class Claim:
 class Taken:
     """The answer to a take.
 
-    With `should_empty` a suspect waits for this worker: it is to take nothing more until it has
-    nothing in hand. `num_convicted` jobs were given up in passing.
+    With `should_empty` a job that is suspected waits for this worker, which takes nothing more
+    until it has nothing in hand. `num_convicted` jobs were given up in passing.
     """
 
     claims: tuple[Claim, ...] = ()
@@ -76,8 +76,8 @@ class Taken:
 class QueuePolicy:
     """The rules of the queue, the same for all workers. Times are in seconds.
 
-    A worker takes at most `lapsed_at_once` jobs of a dead one in one go, so that its own do not
-    stall. Each `ageing_s` of waiting lifts a job by one class. Ended jobs can be read for
+    A worker takes over at most `lapsed_at_once` lapsed jobs in one take, so that its own jobs do
+    not stall. Each `ageing_s` of waiting lifts a job by one class. Ended jobs can be read for
     `result_ttl_s`, convicted ones for `dead_ttl_s`.
     """
 
@@ -116,17 +116,21 @@ class WorkQueue:
         with_work: set[str] = set()
         for part in self._broker.together(shards):
             if len(part) == 1:
-                # A look would cost as much as the take itself, which tells as well.
+                # With one shard a look would cost as much as the take itself, which tells as well.
                 with_work.update(part)
             else:
                 with_work.update(await self._has_work_at_once(part, priorities))
         return [shard for shard in shards if shard in with_work]
 
     async def has_work(self, shards: Sequence[str]) -> bool:
-        """Return whether a job waits on one of `shards`, or its lease has lapsed. Take nothing."""
+        """Return whether one of `shards` has a job that waits, or whose lease has lapsed.
+
+        Take nothing.
+        """
         with_work: list[str] = []
         for part in self._broker.together(shards):
-            # All are asked, also behind one with work: it quiets the bells that rang for nothing.
+            # All servers are asked, even if one has work: `has_work.lua` also removes the bells
+            # that rang for nothing.
             with_work += await self._has_work_at_once(part, PRIORITIES)
         return bool(with_work)
 
@@ -152,8 +156,8 @@ class WorkQueue:
     ) -> Taken:
         """Take jobs until they fill `slots`. The last one may take more rows than are left.
 
-        Jobs whose owners have let the lease run out come before those that wait, and among these
-        the better class, the longer wait and the tenant that was served less. `is_empty` tells that
+        Jobs whose leases have lapsed come before those that wait. Among the waiting ones the better
+        class, the longer wait and the tenant that was served less come first. `is_empty` tells that
         this worker has nothing in hand.
         """
         policy = self._policy
@@ -178,12 +182,12 @@ class WorkQueue:
         )
         for spec, last_worker, epochs in convicted:
             _log_conviction(spec, last_worker, epochs)
+
         readable = []
         for values in claims:
             claim = _claim(values)
             if claim is not None:
                 readable.append(claim)
-
         return Taken(tuple(readable), bool(should_empty), num_convicted=len(convicted))
 
     async def renew(self, claims: Sequence[Claim], *, silence_s: float = 0.0) -> list[Claim]:
@@ -194,8 +198,8 @@ class WorkQueue:
         return await self._set(claims, max(0.001, self._policy.lease_s - silence_s))
 
     async def give_back(self, claims: Sequence[Claim]) -> None:
-        """End the leases: others may take the jobs at once, and nobody is blamed."""
-        # The take script tells by an end of 0 that a job was given back, and did not die.
+        """End the leases. Others may take the jobs at once, and none counts as a death."""
+        # By an end of 0 `take.lua` knows that a job was given back, and did not die.
         await self._set(claims, 0)
 
     def together(self, shards: Sequence[str]) -> list[list[str]]:
@@ -206,7 +210,7 @@ class WorkQueue:
         """Return the shard whose bell rings first; None after `timeout_s`."""
         bells = {keys.bell(shard, self._model).encode(): shard for shard in shards}
         client = self._broker.client(shards[0])
-        # Redis takes parts of seconds as well, of which the annotation knows nothing.
+        # Redis takes fractions of seconds as well, which the annotation does not allow.
         waiting = client.blpop(list(bells), timeout_s)  # type: ignore[arg-type]
         rung = await cast(Awaitable[tuple[bytes, bytes] | None], waiting)
         if rung is None:
@@ -224,7 +228,9 @@ class WorkQueue:
         for claim in claims:
             by_shard.setdefault(keys.shard_of(claim.job.id), []).append(claim)
 
-        calls = {shard: self._lease_call(part, lease_s) for shard, part in by_shard.items()}
+        calls = {}
+        for shard, part in by_shard.items():
+            calls[shard] = self._lease_call(part, lease_s)
         answers = await self._lease.call_all(calls)
         lost = []
         for part, are_ours in zip(by_shard.values(), answers, strict=True):
@@ -240,7 +246,7 @@ class WorkQueue:
 
 
 def _claim(values: Sequence[Any]) -> Claim | None:
-    """Return a claim from what `take.lua` answers; None for a job that only a newer version reads.
+    """Return a claim from the values of `take.lua`; None for a job that only a newer version reads.
 
     The lease of such a job lapses, and a newer worker takes it.
     """

@@ -74,7 +74,7 @@ class WaitingModels:
         self._waiting = Script(broker, "waiting")
 
     async def among(self, models: Sequence[str]) -> set[str]:
-        """Return those of the models for which a job waits, or has been left by its worker."""
+        """Return those of the models for which a job waits, or has a lapsed lease."""
         waiting: set[str] = set()
         if not models:
             return waiting

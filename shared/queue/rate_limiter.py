@@ -21,8 +21,8 @@ class RateLimiter:
     async def keep(self, who: str, rates: Mapping[str, Rate]) -> None:
         """Count one request of `who` against all of the rates, or against none.
 
-        `rates` are by the endpoint that they limit, "" for all. Raise OverQuota, which names the
-        rate that has no room, and when it will have some.
+        `rates` are by the endpoint that they limit, "" for all. Raise OverQuota where a rate has no
+        room: it names the rate that is full the longest, and tells when it will have room.
         """
         if not rates:
             return
@@ -31,7 +31,7 @@ class RateLimiter:
             limits.append({"name": name, "times": rate.times, "window_ms": rate.seconds * 1000})
         shard = keys.shard_for(who, self._num_shards)
         number, wait_ms = await self._script.call(
-            shard, who=who, mark=secrets.token_hex(8), limits=limits
+            shard, who=who, call_id=secrets.token_hex(8), limits=limits
         )
         # The script counts from 1; 0 is no limit.
         if number > 0:

@@ -1,4 +1,4 @@
-"""Requests by what they ask for, so that the answer of an earlier request may be given again.
+"""Earlier requests with the same contents, whose answers may be given again.
 
 The request that is found is a hint: it may still run, have failed, or be gone.
 """
@@ -11,7 +11,7 @@ from shared.queue.broker import Broker
 
 
 class Repeats:
-    """Remembers requests by a digest of what they ask for, for `ttl_s`, which is more than 0."""
+    """Remembers requests by a digest of their contents, for `ttl_s`, which is more than 0."""
 
     def __init__(self, broker: Broker, *, ttl_s: float) -> None:
         self._broker = broker

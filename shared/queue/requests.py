@@ -23,7 +23,7 @@ _OVERDUE_MS = 5_000
 class Request:
     """A request that is in the fleet.
 
-    `record` is of the front that took the request, which needs it to answer later.
+    `record` was written by the front that took the request. A front needs it to answer later.
     """
 
     id: str
@@ -34,7 +34,7 @@ class Request:
 
 @dataclass(frozen=True)
 class JobTimes:
-    """The times at which a job was queued, first taken, said its first token, and ended.
+    """The times at which a job was queued, first taken, had its first token, and ended.
 
     They are seconds of Redis's clock, None for what has not happened.
     """
@@ -49,8 +49,9 @@ class JobTimes:
 class JobSnapshot:
     """The state of a job at one moment.
 
-    `last_index` is the newest index of its log. `queue_s` are left to be taken, and `deadline_s` to
-    its deadline. `fingerprint` is that of the worker that took it last, "" for none.
+    `last_index` is the newest index of its log. It has `queue_s` seconds left to be taken, and
+    `deadline_s` to its deadline. `fingerprint` is that of the worker that took it last, "" for
+    none.
     """
 
     state: str
@@ -65,8 +66,8 @@ class JobSnapshot:
 class QueuePosition:
     """The place in the queue of a request that waits, as `position.lua` estimates it.
 
-    `num_before` jobs will be taken before it, and it itself in `starts_in_s`. That is None where
-    nothing has ended lately to estimate it by.
+    `num_before` jobs will be taken before it, and it begins in `starts_in_s` seconds. That is None
+    where no job has ended lately to estimate it by.
     """
 
     num_before: int
@@ -94,14 +95,14 @@ class Requests:
         if not keys.is_id(request_id):
             raise missing
         client = self._broker.client(keys.shard_of(request_id))
-        asked = client.hmget(keys.request(request_id), ["tenant", "jobs", "record"])
-        fields = await cast(Awaitable[list[Any]], asked)
-        if fields[0] is None or not secrets.compare_digest(fields[0], tenant.encode()):
+        reading = client.hmget(keys.request(request_id), ["tenant", "jobs", "record"])
+        owner, job_ids, record = await cast(Awaitable[list[Any]], reading)
+        if owner is None or not secrets.compare_digest(owner, tenant.encode()):
             raise missing
-        return Request(request_id, tenant, tuple(fields[1].decode().split()), fields[2])
+        return Request(request_id, tenant, tuple(job_ids.decode().split()), record)
 
     async def look(self, request: Request) -> list[JobSnapshot]:
-        """Return how the jobs of a request stand. Looking ends those that are overdue.
+        """Return the state of each job of a request. End those that are overdue.
 
         Raise JobNotFound when one has expired.
         """
@@ -121,7 +122,7 @@ class Requests:
         return snapshots
 
     async def position(self, request: Request) -> QueuePosition | None:
-        """Return where the first of its waiting jobs stands; None when none waits."""
+        """Return the position of the first of its waiting jobs; None when none waits."""
         answer = await self._position.call(
             keys.shard_of(request.id), jobs=request.job_ids, classes=PRIORITIES
         )
@@ -147,7 +148,7 @@ class Requests:
         return follower_id
 
     async def leave(self, request_id: str, follower_id: str) -> None:
-        """Strike a follower off; nothing ends by that."""
+        """Remove a follower. That ends nothing."""
         client = self._broker.client(keys.shard_of(request_id))
         removed = client.hdel(keys.request(request_id), keys.follower_field(follower_id))
         await cast(Awaitable[int], removed)

@@ -1,13 +1,13 @@
 """Limits of the whole fleet where its queues lie on several shards, which no script sees together.
 
-One script, which counts for all shards (`reserve.lua`), lets a request in. Then it is queued on its
-own shard. When a job leaves its line or ends, its shard notes that in the same script, and the note
-is settled later: by a front that is about to refuse a request, by one that submits, once a second,
-and by the janitor. So never less is counted than there is, and no request is refused for the sake
-of jobs that have already left.
+One script, which counts for all shards (`reserve.lua`), lets a request in. Then the request is
+queued on its own shard. When a job leaves its line or ends, the script that does that notes it on
+the shard. The note is settled later: by a front that is about to refuse a request, by one that
+submits, at most once a second, and by the janitor. So the count is never too low, and no request is
+refused because of jobs that have already left.
 
-A front that dies between the two steps leaves a reservation that nobody confirms. After a while it
-is looked up on its shard. If its request is not there, the reservation is given back, and the
+A front that dies between the two steps leaves a reservation that nobody confirms. After a while its
+request is looked up on the shard. If it is not there, the reservation is given back, and the
 request cannot come any more.
 """
 
@@ -27,12 +27,13 @@ Answer = TypeVar("Answer")
 
 _PAGE = 1000
 _MOST_PAGES = 100
-_EVERY_S = 1.0
+_SETTLE_EVERY_S = 1.0
 ANSWER_S = 1.0
-"""Time for one server to tell what has left; after that its jobs count as if they waited."""
+"""The time that one server has to answer. After that its notes stay, and their jobs still count."""
 _UNCONFIRMED_MS = 5_000
-"""Longer than a front waits for Redis to take a request."""
+"""The age at which a reservation is looked up; longer than a front waits for Redis to queue it."""
 _VOID_MS = 600_000
+"""The time for which a request that was given up may not come any more."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Departure:
 class Reservations:
     """Counts the fleet's limits, for one process.
 
-    All methods but `reserve` are safe at any time, in many processes, and to repeat.
+    All methods but `reserve` are safe at any time, in many processes, and to repeat. `settled_s` is
+    when this process settled last, on the monotonic clock.
     """
 
     def __init__(self, broker: Broker) -> None:
@@ -70,47 +72,51 @@ class Reservations:
         """False with a single shard, which counts by itself."""
         return len(self._broker.shards) > 1
 
-    async def reserve(self, request_id: str, **asked: Any) -> list[Any] | None:
-        """Let a request in, whose jobs and limits are `asked`.
+    async def reserve(self, request_id: str, **arguments: Any) -> list[Any] | None:
+        """Let a request in. Its jobs and limits are the `arguments` of `reserve.lua`.
 
-        Return None, or what `reserve.lua` says against it.
+        Return None if it is in, else the refusal of the script.
         """
-        answer = await self._try(request_id, asked)
-        # Settling frees the places of jobs that have left. A rate recovers by the clock alone.
+        answer = await self._try_reserve(request_id, arguments)
+        # Settling makes room where jobs have left. A rate recovers by the clock alone.
         if answer[0] == b"refused" and answer[1] != b"rate":
             await self.settle()
-            answer = await self._try(request_id, asked)
+            answer = await self._try_reserve(request_id, arguments)
         if answer[0] == b"refused":
             return answer
         return None
 
     def confirm(self, request_id: str) -> None:
-        """Note that the request is queued. Redis is told with the next question to it."""
+        """Note that the request is queued. The next call of a script tells Redis.
+
+        Begin to settle, if that has not been done for a second.
+        """
         self._confirmed.append(request_id)
-        if time.monotonic() - self.settled_s > _EVERY_S and self._next is None:
+        if time.monotonic() - self.settled_s > _SETTLE_EVERY_S and self._next is None:
             self.settled_s = time.monotonic()
             self._next = asyncio.create_task(self._settle_after(self._settling))
 
     async def void(self, request_id: str) -> None:
-        """Give back what a request took that will not come."""
-        # Where Redis cannot be reached it stays unconfirmed, and is found by that.
+        """Give back the reservation of a request that will not come."""
+        # Where Redis cannot be reached the request stays unconfirmed, and is looked up later.
         with suppress(*UNAVAILABLE):
             await self._call_settle(voided=[request_id])
 
     async def settle(self) -> None:
-        """Give back what has left until now, as far as Redis can be reached.
+        """Settle the jobs that have left until now, as far as Redis can be reached.
 
-        Those who ask at once share one look.
+        Callers that come at the same time share one run.
         """
         if self._next is None:
             self._next = asyncio.create_task(self._settle_after(self._settling))
         await asyncio.shield(self._next)
 
     async def _settle_after(self, before: "asyncio.Task[None] | None") -> None:
-        """Settle once the task `before`, which settles already, is done."""
+        """Settle once the run `before`, which has begun already, is done."""
         if before is not None:
             await asyncio.wait([before])
-        # Whoever asks from here on gets a later look: this one may miss what leaves meanwhile.
+        # A caller that comes from here on gets a later run: this one may miss jobs that
+        # leave meanwhile.
         self._settling = self._next
         self._next = None
         with suppress(*UNAVAILABLE):
@@ -118,7 +124,7 @@ class Reservations:
         self.settled_s = time.monotonic()
 
     async def settle_all(self) -> None:
-        """Settle as `settle` does, at once.
+        """Settle as `settle` does, without waiting for another run.
 
         Raise redis-py's errors when Redis cannot be reached.
         """
@@ -131,8 +137,9 @@ class Reservations:
                 is_last_page = is_last_page and len(entries) < _PAGE
             overdue = await self._call_settle(left=departures)
 
-            # The notes go only when they are settled: whoever dies in between settles them again.
-            await self._strike(by_shard)
+            # Notes are removed only after they are settled. If this process dies in between,
+            # another one settles them again, which gives nothing back twice.
+            await self._remove_notes(by_shard)
 
             confirmed = []
             voided = []
@@ -147,13 +154,13 @@ class Reservations:
                 return
 
     async def settle_departures(self, departures: Sequence[Departure]) -> None:
-        """Give back what these jobs took: they have left, though no shard has noted it."""
+        """Settle jobs that have left although no shard has noted it."""
         await self._call_settle(left=departures)
 
     async def departures(self) -> dict[str, dict[bytes, Departure]]:
-        """Return what each shard has noted and nobody has settled, by the note's id.
+        """Return the notes that are not settled, by shard and by the note's id: a page of each.
 
-        Nothing is returned of a server that does not answer.
+        The notes of a server that does not answer are left out.
         """
 
         async def read(shards: Sequence[str]) -> dict[str, dict[bytes, Departure]]:
@@ -162,8 +169,9 @@ class Reservations:
                 pipe.xrange(keys.unsettled(shard), count=_PAGE)
             notes = {}
             for shard, entries in zip(shards, await pipe.execute(), strict=True):
-                if entries:
-                    notes[shard] = {entry: _departure(entry, fields) for entry, fields in entries}
+                if not entries:
+                    continue
+                notes[shard] = {entry: _departure(entry, fields) for entry, fields in entries}
             return notes
 
         notes: dict[str, dict[bytes, Departure]] = {}
@@ -171,19 +179,23 @@ class Reservations:
             notes |= part
         return notes
 
-    async def _strike(self, notes: dict[str, dict[bytes, Departure]]) -> None:
+    async def _remove_notes(self, notes: dict[str, dict[bytes, Departure]]) -> None:
         """Remove notes that are settled."""
 
-        async def strike(shards: Sequence[str]) -> None:
+        async def remove(shards: Sequence[str]) -> None:
             pipe = self._broker.client(shards[0]).pipeline(transaction=False)
             for shard in shards:
                 pipe.xdel(keys.unsettled(shard), *notes[shard])
             await pipe.execute()
 
-        await self._at_each_server(list(notes), strike)
+        await self._at_each_server(list(notes), remove)
 
     async def _have_come(self, request_ids: Sequence[str]) -> dict[str, bool]:
-        """Return for each request whether it is on its shard. One that is not will never be."""
+        """Return for each request whether it is on its shard.
+
+        One that is not may not come any more. Requests of a server that does not answer are left
+        out.
+        """
         by_shard: dict[str, list[str]] = {}
         for request_id in request_ids:
             by_shard.setdefault(keys.shard_of(request_id), []).append(request_id)
@@ -204,7 +216,7 @@ class Reservations:
     async def _at_each_server(
         self, shards: Sequence[str], ask: Callable[[Sequence[str]], Awaitable[Answer]]
     ) -> list[Answer]:
-        """Ask all servers about their shards, at once. Return the answers of those that answer."""
+        """Call `ask` with the shards of each server, all at once. Return the answers that came."""
         answers: list[Answer] = []
 
         async def ask_one(part: Sequence[str]) -> None:
@@ -213,22 +225,22 @@ class Reservations:
                     answers.append(await ask(part))
 
         parts = await self._broker.by_server(shards)
-        await asyncio.gather(*map(ask_one, parts))
+        await asyncio.gather(*[ask_one(part) for part in parts])
         return answers
 
-    async def _try(self, request_id: str, asked: dict[str, Any]) -> list[Any]:
+    async def _try_reserve(self, request_id: str, arguments: dict[str, Any]) -> list[Any]:
         confirmed = self._take_confirmed()
         answer: list[Any] = await self._reserve.call(
             keys.ADMISSION,
             request=request_id,
             confirmed=confirmed,
-            **asked,
+            **arguments,
         )
         return answer
 
     def _take_confirmed(self) -> list[str]:
         """Take the confirmed requests that Redis has not been told of."""
-        # If telling Redis fails, these requests are overdue some day, and are looked up.
+        # If the call that tells Redis fails, these requests become overdue, and are looked up.
         confirmed = self._confirmed
         self._confirmed = []
         return confirmed
@@ -240,7 +252,7 @@ class Reservations:
         confirmed: Sequence[str] = (),
         voided: Sequence[str] = (),
     ) -> list[str]:
-        """Return the requests that have been unconfirmed for too long."""
+        """Call `settle.lua`. Return the requests that have been unconfirmed for too long."""
         overdue = await self._settle.call(
             keys.ADMISSION,
             left=[dataclasses.astuple(departure) for departure in left],

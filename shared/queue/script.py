@@ -1,6 +1,6 @@
-"""Runs the scripts in `lua/`, each behind `common.lua`.
+"""Calls of the scripts in `lua/`, each behind `common.lua`.
 
-The refusals of every version of Redis become one error.
+A refusal to write becomes one error, whatever the version of Redis.
 """
 
 import asyncio
@@ -39,15 +39,15 @@ class Script:
 
     def __init__(self, broker: Broker, name: str, *, needs: Sequence[str] = ()) -> None:
         self._broker = broker
-        parts = [(_FOLDER / f"{part}.lua").read_text() for part in ("common", *needs, name)]
-        self._source = "\n".join(parts)
-        self._taken_s = broker.calls.setdefault(name, BucketHistogram(_BOUNDS_S))
+        sources = [(_FOLDER / f"{part}.lua").read_text() for part in ("common", *needs, name)]
+        self._source = "\n".join(sources)
+        self._call_s = broker.calls.setdefault(name, BucketHistogram(_BOUNDS_S))
         self._sha = hashlib.sha1(self._source.encode()).hexdigest()
 
     async def call(self, shard: str, **args: Any) -> Any:
         """Run the script on one shard; `args` become its map `a`. Return its answer."""
         packed = self._packed(args)
-        with _refusals_told(), self._timed():
+        with _refusals_as_errors(), self._timed():
             try:
                 return await self._run(shard, packed)
             except CannotConnect:
@@ -63,7 +63,7 @@ class Script:
         The calls to one server are one round trip.
         """
         packed = {shard: self._packed(args) for shard, args in calls.items()}
-        with _refusals_told(), self._timed():
+        with _refusals_as_errors(), self._timed():
             running = [self._run_part(part, packed) for part in self._broker.together(list(calls))]
             parts = await asyncio.gather(*running)
         answers: dict[str, Any] = {}
@@ -109,12 +109,12 @@ class Script:
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        """Measure the body, also if it fails: a Redis that is away takes its time."""
+        """Measure the time of the body, also if it fails: calls of a Redis that is away count."""
         begun_s = time.perf_counter()
         try:
             yield
         finally:
-            self._taken_s.add(time.perf_counter() - begun_s)
+            self._call_s.add(time.perf_counter() - begun_s)
 
     def _packed(self, args: Mapping[str, Any]) -> bytes:
         """Return the arguments of a call, with those that all scripts have."""
@@ -131,11 +131,11 @@ def raw(data: bytes) -> msgspec.Raw:
 
 
 @contextmanager
-def _refusals_told() -> Iterator[None]:
-    """Raise CannotWrite for a refusal of Redis, with nothing but its reason.
+def _refusals_as_errors() -> Iterator[None]:
+    """Raise CannotWrite for a refusal of Redis, with its reason alone.
 
-    Redis 6.2 wraps an error inside a script in a sentence of its own, and redis-py quotes the whole
-    command with its payloads.
+    The rest of the message is left out: Redis 6.2 wraps an error inside a script in a sentence of
+    its own, and redis-py quotes the whole command with its payloads.
     """
     try:
         yield
@@ -153,5 +153,5 @@ def _reason(error: ResponseError) -> str | None:
     for word in _REFUSALS:
         if word in f"{error} ":
             return word.strip()
-    # redis-py has classes for some, and leaves the word out of their messages.
+    # redis-py has classes for some refusals, and leaves the word out of their messages.
     return _REFUSAL_OF_CLASS.get(type(error).__name__)

@@ -33,14 +33,14 @@ from shared.tasks.task_table import cost_of, slots_of
 from shared.telemetry.tracing import NO_TRACE, Trace
 
 _OPEN = (b"queued", b"running")
-_WHOLE = {
-    b"depth": "The request takes {asked} places in the queue, which has {limit}.",
-    b"bytes": "The request has {asked} bytes for the queue, which holds {limit}.",
-    b"concurrency": "The request opens {asked} at once, and {limit} may be open.",
+_TOO_MUCH = {
+    b"depth": "The request takes {requested} places in the queue, which has {limit}.",
+    b"bytes": "The request has {requested} bytes for the queue, which holds {limit}.",
+    b"concurrency": "The request opens {requested} jobs, and at most {limit} may be open.",
 }
-"""Messages for a request that no waiting would let in, by the limit that it exceeds alone."""
-# Keys that one call of SCAN looks at; Redis serves nobody else meanwhile.
-_SCANNED = 1000
+"""Messages for a request that exceeds a limit by itself, by the limit. Waiting does not help it."""
+# The number of keys that one call of SCAN looks at. Redis serves nobody else meanwhile.
+_SCAN_COUNT = 1000
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ class Key:
 class SubmitRequest:
     """A request on its way into the queue. Times are seconds from now.
 
-    One that `is_urgent` is refused when what waits before it would take longer than its deadline.
-    `follower_id` follows it from the start; "" is nobody. `trace` is as in `Job`.
+    A request that `is_urgent` is refused when the work before it would take longer than its
+    deadline. `follower_id` is a follower from the start; "" is none. `trace` is as in `Job`.
     """
 
     model: str
@@ -166,8 +166,9 @@ class Submissions:
     ) -> Request:
         """Queue all `jobs`, or find the request that came before with the same idempotency key.
 
-        Raise QueueFull, OverQuota or TooSlow (each with a Retry-After where there is one),
-        IdempotencyConflict, and InvalidRequest for one that takes more than there is.
+        Raise QueueFull, OverQuota or TooSlow, each with the time after which to try again,
+        IdempotencyConflict, InvalidRequest for a request that exceeds a limit by itself, and
+        BrokerUnavailable if Redis took too long.
         """
         limits = {
             "max_jobs": queue_limits.max_jobs,
@@ -193,13 +194,13 @@ class Submissions:
             needs = []
             for job, cost, spec in zip(jobs, costs, specs, strict=True):
                 needs.append({"id": job.id, "cost": cost, "bytes": len(spec)})
-            refused = await self.reservations.reserve(request_id, jobs=needs, **about, **limits)
-            if refused is not None:
+            refusal = await self.reservations.reserve(request_id, jobs=needs, **about, **limits)
+            if refusal is not None:
                 # The same request may have come before: it is found although there is no room.
-                before = await self.known(submit_request.tenant, submit_request.key)
-                if before is not None:
-                    return before
-                raise _refusal(quota, refused[1:])
+                known = await self.known(submit_request.tenant, submit_request.key)
+                if known is not None:
+                    return known
+                raise _refusal(quota, refusal[1:])
 
         key = submit_request.key
         entries = []
@@ -229,16 +230,19 @@ class Submissions:
         elif is_reserved:
             await self.reservations.void(request_id)
 
+        if answer[0] == b"queued":
+            job_ids = tuple(job.id for job in jobs)
+            return Request(request_id, submit_request.tenant, job_ids, submit_request.record)
+        return await self._not_queued(answer, submit_request.tenant, quota)
+
+    async def _not_queued(self, answer: Sequence[Any], tenant: str, quota: Quota) -> Request:
+        """Return the request that came before with the same key, as `submit.lua` answers.
+
+        Raise the error of any other answer.
+        """
         match answer[0]:
-            case b"queued":
-                return Request(
-                    request_id,
-                    submit_request.tenant,
-                    tuple(job.id for job in jobs),
-                    submit_request.record,
-                )
             case b"known":
-                return await self._known(answer[1].decode(), submit_request.tenant)
+                return await self._known(answer[1].decode(), tenant)
             case b"conflict":
                 raise _conflict("This key came before with another body.")
             case b"void":
@@ -249,15 +253,15 @@ class Submissions:
     async def known(self, tenant: str, key: Key | None) -> Request | None:
         """Return the request that came before with this key, None if none did.
 
-        Raise IdempotencyConflict for one with another body.
+        Raise IdempotencyConflict if it had another body, or has expired.
         """
         if key is None:
             return None
         shard = self._shard(tenant, key)
-        asked = self._broker.client(shard).hmget(
+        reading = self._broker.client(shard).hmget(
             keys.idempotency(shard, tenant, key.name), ["body", "request"]
         )
-        body, request_id = await cast(Awaitable[list[bytes | None]], asked)
+        body, request_id = await cast(Awaitable[list[bytes | None]], reading)
         if body is None or request_id is None:
             return None
         if body.decode() != key.digest:
@@ -284,12 +288,16 @@ class Submissions:
         """End jobs of one request from outside, whatever their phase.
 
         Return how many had not ended before. `if_waiting` spares those that run. `left` is the
-        request id and the id of a follower who has left: others that follow spare all jobs.
+        request id and the id of a follower who has left. Then no job is ended as long as the
+        request has other followers.
         """
         ids = [job if isinstance(job, str) else job.id for job in jobs]
         if not ids:
             return 0
-        request, follower_id = left or ("", "")
+        request_id = ""
+        follower_id = ""
+        if left is not None:
+            request_id, follower_id = left
         ended = await self._end.call(
             keys.shard_of(ids[0]),
             jobs=ids,
@@ -297,7 +305,7 @@ class Submissions:
             event=raw(encode(event)),
             ttl_ms=self._ttl_ms,
             if_waiting=if_waiting,
-            request=request,
+            request=request_id,
             follower_id=follower_id,
         )
         return sum(ended)
@@ -306,7 +314,7 @@ class Submissions:
         """Return the ids of all jobs in Redis that have not ended, whoever submitted them."""
         open_ids: list[str] = []
         for client in await self._broker.nodes():
-            async for name in client.scan_iter(match=keys.pattern("open"), count=_SCANNED):
+            async for name in client.scan_iter(match=keys.pattern("open"), count=_SCAN_COUNT):
                 ids = [job_id.decode() for job_id in await client.zrange(name, 0, -1)]
                 pipe = client.pipeline(transaction=False)
                 for job_id in ids:
@@ -338,9 +346,9 @@ class Submissions:
             return await pipe.execute()
 
         parts = self._broker.together(self._broker.shards)
-        waiting = dict.fromkeys(PRIORITIES, 0)
+        waiting: dict[Priority, int] = {name: 0 for name in PRIORITIES}
         running = 0
-        for answers in await asyncio.gather(*map(read, parts)):
+        for answers in await asyncio.gather(*[read(part) for part in parts]):
             # Each shard answers twice: its counts by class, and its number of leases.
             for counts in answers[::2]:
                 for name, count in zip(PRIORITIES, counts, strict=True):
@@ -349,7 +357,7 @@ class Submissions:
         return Depth(waiting, running)
 
     def _shard(self, tenant: str, key: Key | None) -> str:
-        """Return any shard; requests with the same idempotency key meet on the same one."""
+        """Return a shard at random, but for one idempotency key of a tenant always the same."""
         if key is not None:
             return keys.shard_for(f"{tenant}/{key.text}", len(self._broker.shards))
         return secrets.choice(self._broker.shards)
@@ -364,16 +372,15 @@ def _conflict(words: str) -> IdempotencyConflict:
 
 
 def _refusal(quota: Quota, values: Sequence[Any]) -> FleetError:
-    """Return the error of a refused request from what the scripts answer.
+    """Return the error of a refused request, from the values of `submit.lua` or `reserve.lua`.
 
-    The request takes `asked`, and `number` of `limit` are taken. It may fit later, unless it takes
-    more than the whole limit.
+    The request takes `requested`, and `number` of `limit` are taken. It may fit later, unless it
+    takes more than the whole limit.
     """
-    reason, retry_ms, number, limit, asked = values
-    if 0 < limit < asked and reason in _WHOLE:
-        return InvalidRequest(
-            f"{_WHOLE[reason].format(limit=limit, asked=asked)} Ask for less at once."
-        )
+    reason, retry_ms, number, limit, requested = values
+    if 0 < limit < requested and reason in _TOO_MUCH:
+        words = _TOO_MUCH[reason].format(limit=limit, requested=requested)
+        return InvalidRequest(f"{words} Ask for less at once.")
     retry_after_s = 5
     if retry_ms:
         retry_after_s = min(60, max(1, math.ceil(retry_ms / 1000)))
@@ -381,18 +388,19 @@ def _refusal(quota: Quota, values: Sequence[Any]) -> FleetError:
         case b"depth":
             words = (
                 f"The queue is full: {number} of {limit} places are taken, and the request "
-                f"takes {asked}."
+                f"takes {requested}."
             )
             return QueueFull(words, retry_after_s=retry_after_s)
         case b"bytes":
             words = (
-                f"The queue is full: {number} of {limit} bytes wait, and the request has {asked}."
+                f"The queue is full: {number} of {limit} bytes wait, and the request has "
+                f"{requested}."
             )
             return QueueFull(words, retry_after_s=retry_after_s)
         case b"concurrency":
             words = (
-                f"{number} of the {limit} requests that may be open at once are, and this is "
-                f"{asked} more."
+                f"{number} of the {limit} jobs that may be open are open, and the request opens "
+                f"{requested} more."
             )
             return OverQuota(words, retry_after_s=retry_after_s)
         case b"rate":

@@ -43,7 +43,7 @@ from shared.tasks.runner_table import AUTO
 from shared.telemetry.logging_setup import fields
 
 EXIT_OK = 0
-# The supervisor does not start a process again that ends so before it was ever ready.
+# The supervisor does not start a process again that ends with this status before it was ready.
 EXIT_BAD_SETTINGS = 2
 CONFIG_ENV = "AIOS_CONFIG"
 FLAG_ALIASES = {
@@ -103,9 +103,9 @@ def run_role(
 
 
 def redis_url(settings: Settings) -> str:
-    """Return the URL of the Redis that a role on its own must be given.
+    """Return the URL of Redis for a role that runs on its own.
 
-    Raise SettingsError if there is none, or none that can be used.
+    Raise SettingsError if none is given, or if it cannot be used.
     """
     if settings.redis_url is None:
         raise SettingsError(
@@ -122,14 +122,14 @@ def redis_url(settings: Settings) -> str:
 
 
 def resolve_environment(defaults: Mapping[str, Any]) -> Settings:
-    """Return the settings of a process without flags of ours. Raise SettingsError."""
+    """Return the settings of a process whose command line is not ours. Raise SettingsError."""
     return _resolve(_parser("").parse_args([]), {}, defaults).settings
 
 
 def tell_of_variables(settings: Settings) -> None:
     """Log settings from variables that other programs use too, and variables that look misspelt.
 
-    HOST is also conda's, and PORT many a platform's.
+    HOST is also set by conda, and PORT by many platforms.
     """
     general: dict[str, str] = {}
     for name in Settings.model_fields:
@@ -143,12 +143,12 @@ def tell_of_variables(settings: Settings) -> None:
                 general[variable] = mask_secrets(os.environ[variable])
     if general:
         log.info("settings from general variables", extra=fields(variables=general))
-    for name, meant in misspelt_variables(os.environ, Settings.model_fields).items():
-        log.warning("variable sets nothing", extra=fields(variable=name, nearest=meant))
+    for name, nearest in misspelt_variables(os.environ, Settings.model_fields).items():
+        log.warning("variable sets nothing", extra=fields(variable=name, nearest=nearest))
 
 
 def _with_origin(problem: str, resolved: Resolved | None) -> str:
-    """Return a problem with the origin of its setting, if the problem does not tell it yet."""
+    """Return a problem with the origin of its setting, unless the problem names the origin."""
     if resolved is None or "(from " in problem:
         return problem
 
@@ -167,13 +167,13 @@ def _with_origin(problem: str, resolved: Resolved | None) -> str:
 def render_config(resolved: Resolved) -> str:
     """Return one line for each field: its value and where it came from, passwords masked.
 
-    Behind them are the options of models that have some of their own.
+    Lines with the options of models follow, for models that have some of their own.
     """
     values = {}
     for name in Settings.model_fields:
         values[name] = mask_secrets(shown(getattr(resolved.settings, name)))
-    name_width = max(map(len, values))
-    value_width = min(40, max(map(len, values.values())))
+    name_width = max(len(name) for name in values)
+    value_width = min(40, max(len(value) for value in values.values()))
 
     lines = []
     for name, value in values.items():
@@ -188,7 +188,8 @@ def render_config(resolved: Resolved) -> str:
 def _shown_options(entry: ModelEntry, resolved: Resolved) -> str:
     """Return the options of a model as text.
 
-    They are all that its runner declares, or those that are given if its files choose the runner.
+    They are all that its runner declares, or only those that are given if its files choose the
+    runner.
     """
     values = entry.options
     if entry.runner != AUTO:
@@ -319,9 +320,9 @@ def _argument_kind(name: str, field: FieldInfo) -> dict[str, Any]:
 
 
 def shown_choices(field: FieldInfo) -> list[str]:
-    """Return the words that a setting may be, with N for a number.
+    """Return the words that a setting may have as its value, with N for a number.
 
-    There are none for a setting that is no choice.
+    Return none for a setting that is no choice.
     """
     words = list(choices_of(field.annotation))
     if words and int in get_args(field.annotation):

@@ -1,6 +1,6 @@
 """The raw layers that settings are merged from: command line, environment, one section of YAML.
 
-Each layer maps a field's name to its unvalidated value and its origin in words.
+Each layer maps a field's name to its unvalidated value, and to its origin as text.
 `shared/settings/settings.py` knows what the values mean, and which layer outranks which.
 """
 
@@ -28,7 +28,7 @@ ENV_ALIASES = {
     "api_keys": ("LEVANTER_API_KEY", "API_KEYS"),
 }
 ENV_SWITCHES = {"LOAD_IN_4BIT": ("quantize", "4bit"), "LOAD_IN_8BIT": ("quantize", "int8")}
-"""Variables that are true or false, and the setting that a true one gives a value."""
+"""Variables that are true or false: the setting that a true one sets, and the value."""
 TRUE = ("true", "1", "yes", "on")
 FALSE = ("false", "0", "no", "off")
 NOT_OBEYED = {
@@ -44,24 +44,24 @@ NOT_OBEYED = {
         TRUE,
         "large models are not told apart; --max-gpu-memory-gb bounds what a worker takes",
     ),
-    "MAX_LOADED_MODELS": ((), "every model that is named is loaded; name fewer"),
+    "MAX_LOADED_MODELS": ((), "each worker has a limit of its own; set it by --max-loaded-models"),
     "MEMORY_WATERMARK": (
         (),
-        "no model is unloaded for want of memory; --memory-high-water lets a worker take no more",
+        "a share of each worker's memory is the limit; set it by --memory-watermark",
     ),
 }
 """Variables of the servers that this one replaces, and which it does not obey.
 
-Each has the values that ask for what is so anyway, and the reason why others are refused. To ignore
-those in silence would promise what is not done.
+Each has the values that ask for what is done here anyway, and the reason why others are refused: a
+variable that is ignored in silence would seem to be obeyed.
 """
-# Of 1: enough to find MAX_BATCH for MAX_BATCH_SIZE.
-_ALIKE = 0.75
+# From 0 to 1. This much finds MAX_BATCH_SIZE for MAX_BATCH.
+_MIN_SIMILARITY = 0.75
 REPEATED = {"models": "model", "options": "option"}
 """Settings that are given one by one, and the name of one of them."""
 SECTION = ("serve", "hrm")
 ORIGINS_ENV = "AIOS_SETTING_ORIGINS"
-"""Tells a child of `aios serve hrm` the origins of its parent's settings, by name, as JSON."""
+"""The variable with the origins of settings, by name, as JSON, for children of `aios serve hrm`."""
 
 Layer = dict[str, tuple[Any, str]]
 
@@ -137,7 +137,7 @@ def _as_flag(name: str) -> str:
 def cli_layer(argv_values: Mapping[str, Any], flags: Mapping[str, str] | None = None) -> Layer:
     """Return the layer of the flags that were given. A value of None means not given.
 
-    `flags` tells by which of its names a field was given.
+    `flags` has, for a field, the flag by which it was given, where that is not its usual one.
     """
     origins = flags or {}
     layer: Layer = {}
@@ -150,13 +150,13 @@ def cli_layer(argv_values: Mapping[str, Any], flags: Mapping[str, str] | None = 
 def env_layer(env: Mapping[str, str], fields: Collection[str]) -> Layer:
     """Return the layer of the environment: AIOS_* variables, then their other names.
 
-    An empty variable is one that is not set. API keys are gathered from all their variables. Raise
-    SettingsError when AIOS_DEVICE and FORCE_DEVICE differ, when both 4 and 8 bits are asked for,
-    and for a variable that is not obeyed.
+    An empty variable counts as not set. API keys are gathered from all their variables. Raise
+    SettingsError when AIOS_DEVICE and FORCE_DEVICE differ, when both LOAD_IN_4BIT and LOAD_IN_8BIT
+    are true, and for a variable that is not obeyed.
     """
     refuse_not_obeyed(env)
     layer: Layer = {}
-    # A child has all settings from AIOS_* variables; its parent knows where they came from first.
+    # A child gets all settings in AIOS_* variables. Its parent names where they came from first.
     first_origins = json.loads(env.get(ORIGINS_ENV) or "{}")
     for field in fields:
         given = [(env[name], name) for name in env_names(field) if env.get(name)]
@@ -174,17 +174,21 @@ def env_layer(env: Mapping[str, str], fields: Collection[str]) -> Layer:
 
 
 def refuse_not_obeyed(env: Mapping[str, str]) -> None:
-    """Raise SettingsError for a variable that asks for what is not done here."""
-    for name, (harmless, why) in NOT_OBEYED.items():
+    """Raise SettingsError for a variable of `NOT_OBEYED`, unless its value is harmless."""
+    for name, (harmless, explanation) in NOT_OBEYED.items():
         value = env.get(name, "")
         if value and value.lower() not in harmless:
             raise SettingsError(
-                f"{name}: cannot be obeyed, got {value!r}: {why}, and leave the variable out"
+                f"{name}: cannot be obeyed, got {value!r}: {explanation}, and leave the variable "
+                "out"
             )
 
 
 def _switched_on(env: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return what the switches for fewer bits ask for: the value, and the variable."""
+    """Return the value that a true switch gives `quantize`, with its variable; [] without one.
+
+    Raise SettingsError for a switch that is neither true nor false, and if both are true.
+    """
     switched: list[tuple[str, str]] = []
     for name, (_, value) in ENV_SWITCHES.items():
         text = env.get(name, "").lower()
@@ -210,7 +214,7 @@ def general_variables(origin: str) -> list[str]:
 
 def misspelt_variables(env: Mapping[str, str], fields: Collection[str]) -> dict[str, str]:
     """Return the AIOS_* variables that set nothing, with the names that they resemble."""
-    # A child is silent: its parent has logged them.
+    # The parent of a child has logged them.
     if ORIGINS_ENV in env:
         return {}
 
@@ -220,7 +224,7 @@ def misspelt_variables(env: Mapping[str, str], fields: Collection[str]) -> dict[
         if not name.startswith("AIOS_") or name in known:
             continue
         field = name.removeprefix("AIOS_").lower()
-        close = difflib.get_close_matches(field, fields, n=1, cutoff=_ALIKE)
+        close = difflib.get_close_matches(field, fields, n=1, cutoff=_MIN_SIMILARITY)
         if close:
             resembled[name] = env_name(close[0])
     return resembled
@@ -269,8 +273,8 @@ def _section(path: Path) -> dict[Any, Any]:
             f"config: expected a readable YAML file: {path}: {reason(error)}"
         ) from error
     except yaml.YAMLError as error:
-        words = " ".join(str(error).split())
-        raise SettingsError(f"config: expected a readable YAML file: {path}: {words}") from error
+        problem = " ".join(str(error).split())
+        raise SettingsError(f"config: expected a readable YAML file: {path}: {problem}") from error
     for key in SECTION:
         section = _mapping(section, path, f"around `{key}`").get(key)
     return _mapping(section, path, f"under `{'.'.join(SECTION)}`")

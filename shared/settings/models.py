@@ -1,4 +1,4 @@
-"""One model of a fleet in its settings."""
+"""The entry of one model in the settings of a fleet."""
 
 import re
 from collections.abc import Mapping
@@ -10,22 +10,22 @@ from shared.settings.types import Count, Dtype, Quantize, Text
 from shared.tasks import runner_table
 from shared.tasks.runner_table import AUTO, WITHOUT_FILES
 
-PLACE = "{problem}"
+PLACEHOLDER = "{problem}"
 """The text that stands for the problem in a template."""
 MOST_TEMPLATE = 4096
 """The most characters of a template."""
 _OPTION_NAME = re.compile(r"[a-z][a-z0-9_-]*")
 
 
-def has_place(value: str) -> str:
-    """Return a template. Raise ValueError for one without a place for the problem."""
-    if PLACE not in value:
-        raise ValueError(f"expected a text with {PLACE} where the problem is to stand")
+def with_placeholder(value: str) -> str:
+    """Return a template. Raise ValueError for one without the placeholder of the problem."""
+    if PLACEHOLDER not in value:
+        raise ValueError(f"expected a text with {PLACEHOLDER} where the problem is to stand")
     return value
 
 
 def _is_runner(value: str) -> str:
-    """Return the name of a runner. Raise ValueError if neither we nor a plugin have it."""
+    """Return the name of a runner. Raise ValueError if there is no runner of that name."""
     known = (AUTO, *runner_table.names())
     if value not in known:
         raise ValueError(f"expected one of {', '.join(known)}")
@@ -34,7 +34,7 @@ def _is_runner(value: str) -> str:
 
 def _is_plain(value: Any) -> Any:
     """Return a plain value. Raise ValueError for a list or a mapping."""
-    # The declaration of the runner judges the value later.
+    # The declaration of the runner checks the value itself, later.
     if value is not None and not isinstance(value, str | bool | int | float):
         raise ValueError("expected a text, a number, true or false")
     return value
@@ -44,13 +44,17 @@ OptionValue = Annotated[Any, AfterValidator(_is_plain)]
 RunnerName = Annotated[str, AfterValidator(_is_runner)]
 Template = Annotated[
     str,
-    Field(min_length=1, max_length=MOST_TEMPLATE, json_schema_extra={"pattern": re.escape(PLACE)}),
-    AfterValidator(has_place),
+    Field(
+        min_length=1,
+        max_length=MOST_TEMPLATE,
+        json_schema_extra={"pattern": re.escape(PLACEHOLDER)},
+    ),
+    AfterValidator(with_placeholder),
 ]
 
 
 class PromptingEntry(BaseModel):
-    """Defaults for asking a model where the caller leaves them open; None is the endpoint's own."""
+    """Defaults for asking a model, where a request leaves them open. None: the endpoint's own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -66,10 +70,10 @@ class PromptingEntry(BaseModel):
 class ModelEntry(BaseModel):
     """One model to load. None means the fleet-wide setting of the same name.
 
-    A model that is `gpu_required` is not loaded where there is no GPU, and requests for it are told
-    so. `prompting` outranks the declaration in the model's own directory, field by field. `options`
-    are those of its runner, by name, as they were given: only a look at the files of a model `auto`
-    tells which runner serves it.
+    A model that is `gpu_required` is not loaded where there is no GPU, and requests for it are
+    refused with that reason. `prompting` outranks the declaration in the model's own directory,
+    field by field. `options` are those of its runner, by name, as they were given: for the runner
+    `auto` only the model's files tell which options there are.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())

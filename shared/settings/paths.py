@@ -1,4 +1,4 @@
-"""Checks of files and directories that settings name, so that a wrong one is one sentence."""
+"""Checks of files and directories that settings name. A wrong one becomes an error of one line."""
 
 import os
 import re
@@ -14,7 +14,7 @@ _MODEL_PATHS = {
     "tokenizer_path": "directory or file",
     "chat_template": "file",
 }
-"""The paths of a model's entry, and what each of them may be."""
+"""The paths of a model's entry, and the kind of each."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -56,7 +56,7 @@ def fault_of(path: str, *, may_be_directory: bool) -> str | None:
                 return "it is a directory"
             os.scandir(expanded).close()
         elif stat.S_ISREG(mode):
-            # Anything else is not opened: a pipe may wait for a writer, or be read only once.
+            # Other kinds are not opened: a pipe may wait for a writer, or be readable only once.
             open(expanded, "rb").close()
     except (OSError, ValueError) as error:
         return reason(error)

@@ -3,7 +3,7 @@
 A command-line flag outranks the environment, which outranks YAML (`serve.hrm`) and the default.
 
 This module knows names, defaults, ranges and ranks, and remembers where each value came from. It
-does not know whether a model's directory or a device exists: that is the worker's business.
+does not check whether a model's directory or a device exists: the worker does.
 """
 
 import json
@@ -61,9 +61,9 @@ from shared.tasks.runner_table import WITHOUT_FILES
 
 SAMPLE_MODEL = shipped("models/sample-hrm-text")
 
-# A process that is told to stop waits so long for its step, where others go on with the work.
+# How long a process that stops waits for work in flight, where other processes go on with it.
 HAND_OVER_S = 1.0
-# It waits so long for all that is in flight, where nobody would go on with it.
+# How long it waits where no other process would go on with that work.
 FINISH_S = 20.0
 
 _FOUR_BITS = ("4bit", "int4", "nf4", "fp4")
@@ -73,8 +73,8 @@ _layers: ContextVar[Sequence[Layer]] = ContextVar("aios_settings_layers", defaul
 class Settings(BaseSettings):
     """Frozen settings of one process.
 
-    The fields have the order of `--help`, `--print-config` and config/default.yaml. Two settings
-    are equal when their values are, wherever these come from.
+    The fields have the order of `--help`, `--print-config` and config/default.yaml. Two objects are
+    equal when their values are, wherever these come from.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -330,7 +330,7 @@ class Settings(BaseSettings):
 
     @field_validator("forwarded_allow_ips", mode="before")
     @classmethod
-    def _nobody(cls, value: Any) -> Any:
+    def _none_is_empty(cls, value: Any) -> Any:
         """Return an empty list of proxies for `none`."""
         if isinstance(value, str) and value.lower() == "none":
             return ()
@@ -354,7 +354,7 @@ class Settings(BaseSettings):
 
     @field_validator("quantize", mode="before")
     @classmethod
-    def _enough_bits(cls, value: Any) -> Any:
+    def _no_four_bits(cls, value: Any) -> Any:
         if isinstance(value, str) and value.lower() in _FOUR_BITS:
             raise ValueError(
                 "weights of 4 bits are not served yet; expected int8 (--quantize int8, "
@@ -423,7 +423,7 @@ class Settings(BaseSettings):
 
     @property
     def drain_s(self) -> float:
-        """Seconds for which a process that is told to stop waits for what is in flight."""
+        """Seconds for which a process that is told to stop waits for work in flight."""
         if self.drain_timeout_s is None:
             return HAND_OVER_S
         return self.drain_timeout_s
@@ -471,8 +471,8 @@ def resolve(
 ) -> Resolved:
     """Merge the layers of command line, environment and YAML, and validate the result.
 
-    `argv_values` are by field name; None means not given. `flags` are the names by which values
-    were given, where these are not the usual ones; `defaults` are a command's own. Raise
+    `argv_values` are by field name; None means not given. `flags` are the flags by which values
+    were given, where these are not the usual ones. `defaults` are those of one command. Raise
     SettingsError, whose message has one line for each bad field.
     """
     known = tuple(Settings.model_fields)
@@ -481,7 +481,7 @@ def resolve(
     )
     layers.append({name: (value, "default") for name, value in (defaults or {}).items()})
 
-    origins = dict.fromkeys(known, "default")
+    origins = {name: "default" for name in known}
     for layer in reversed(layers):
         for name, (_, origin) in layer.items():
             origins[name] = origin
@@ -528,7 +528,10 @@ def model_entries(settings: Settings) -> tuple[ModelEntry, ...]:
     SettingsError if the name of that directory cannot serve as a model id, and for an option that
     is for no model.
     """
-    entries = with_options(settings.models or (_entry_of_path(settings),), settings.options)
+    entries = settings.models
+    if not entries:
+        entries = (_entry_of_path(settings),)
+    entries = with_options(entries, settings.options)
     return tuple(completed(entry, settings) for entry in entries)
 
 
@@ -554,7 +557,7 @@ def _explain_all(error: ValidationError, origins: Mapping[str, str]) -> str:
 
 
 def _explain(problem: Mapping[str, Any], origins: Mapping[str, str]) -> str:
-    """Return a problem of pydantic's as one line, with its setting and the origin of that."""
+    """Return a problem of pydantic's as one line, with its setting and the setting's origin."""
     location = [str(part) for part in problem["loc"]]
     setting = location[0]
     message = problem["msg"].removeprefix("Value error, ")
@@ -592,12 +595,12 @@ _WEIGHT_SUFFIXES = {".pt", ".pth", ".bin", ".safetensors"}
 
 
 def _entry_of_path(settings: Settings) -> ModelEntry:
-    """Return the entry of `model_path`, named after its directory, also if that is not there."""
+    """Return the entry of `model_path`, named after its directory, whether that exists or not."""
     path = settings.model_path or str(SAMPLE_MODEL)
     if path in WITHOUT_FILES:
         return ModelEntry(id=path, path=path)
     try:
-        # Path.expanduser would raise for a user who is not there.
+        # Path.expanduser would raise for a user that does not exist.
         location = Path(os.path.expanduser(path)).absolute()
     except FileNotFoundError:
         problem = f"{path!r} lies in this process's directory, which is gone"

@@ -12,9 +12,9 @@ from pydantic.fields import FieldInfo
 def mask_secrets(text: str) -> str:
     """Return the text with every password inside a URL replaced by ***.
 
-    So is a user without a password, which may be one itself.
+    A user without a password is masked too, as it may be a token.
     """
-    # A password may hold spaces and @: all up to the last @ of the line is taken for it.
+    # A password may hold spaces and @: it ends at the last @ of the line.
     text = re.sub(r"(://[^:@/\s]*:).*@", r"\1***@", text)
     text = re.sub(r"(://)[^:@/\s]+@", r"\1***@", text)
     return re.sub(r"([?&]password=)[^&\s]*", r"\1***", text)
@@ -32,7 +32,7 @@ def choices_of(annotation: Any) -> tuple[str, ...]:
 
 
 def plain(value: Any, field: FieldInfo) -> Any:
-    """Return a value as it goes to validation.
+    """Return a value in the form that validation expects.
 
     `none` becomes the default of an optional field, and a choice may have any letter case. Raise
     ValueError for a boolean where a number or a text is expected.
@@ -74,5 +74,8 @@ def reason(error: OSError | ValueError) -> str:
         return "it is not UTF-8"
     if not isinstance(error, OSError):
         return str(error)
-    words = {errno.ENOENT: "it does not exist", errno.EISDIR: "it is a directory"}
-    return words.get(error.errno or 0) or str(error.strerror).lower()
+    if error.errno == errno.ENOENT:
+        return "it does not exist"
+    if error.errno == errno.EISDIR:
+        return "it is a directory"
+    return str(error.strerror).lower()

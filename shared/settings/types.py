@@ -1,4 +1,4 @@
-"""The types of settings: their ranges, and numbers that may be left to the machine as `auto`."""
+"""The types of settings: their ranges, and numbers that may be `auto`."""
 
 import ipaddress
 import re
@@ -21,7 +21,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 RateText = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5}/[1-9][0-9]{0,5}$")]
 EndpointRate = Annotated[str, Field(pattern=r"^/[^=,\s]*=[1-9][0-9]{0,5}/[1-9][0-9]{0,5}$")]
 MOST_ABSENT_S = 30 * 86_400
-"""Time after which it is forgotten when a model was last served."""
+"""The time for which Redis knows when a model was last served."""
 SECRETS = frozenset({"api_keys", "admin_keys"})
 """Settings whose values are never shown."""
 
@@ -40,11 +40,12 @@ def _count_unless_auto(value: Any) -> Any:
     """Return the value if it is `auto` or a count. Raise ValidationError."""
     if value == "auto":
         return value
-    # Judged here, a bad number is one problem, and not one for each half of the union.
+    # Validated here, a bad number is one problem, and not one for each half of the union.
     return _count.validate_python(value)
 
 
 def _is_key(value: SecretStr) -> SecretStr:
+    """Return an API key, with its name or without. Raise ValueError for another text."""
     if not _KEY.fullmatch(value.get_secret_value()):
         raise ValueError(
             "expected key or name:key, printable and without spaces, colons and commas"
@@ -53,6 +54,7 @@ def _is_key(value: SecretStr) -> SecretStr:
 
 
 def _as_prefix(value: str) -> str:
+    """Return a path without slashes at its end. Raise ValueError for another text."""
     prefix = value.rstrip("/")
     if not _PREFIX.fullmatch(prefix):
         raise ValueError("expected a path, as /hrm or /teams/hrm")

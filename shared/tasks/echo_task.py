@@ -1,6 +1,6 @@
 """The task of the `echo-task` runner, which needs no model.
 
-It takes as long as it is told, and reports its progress.
+It takes as long as its options say, and reports its progress.
 """
 
 from shared.tasks.results import OtherResult

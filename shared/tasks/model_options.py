@@ -1,4 +1,4 @@
-"""The options of one model: what its entry, `--option` and settings say, as declared."""
+"""The options of one model, which its runner declares: from its entry, `--option` and settings."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ def options_of(entry: ModelEntry, settings: Mapping[str, Any], runner: str) -> O
     """Return the options of a model that `runner` serves.
 
     The entry's `options` outrank its fields of the same names, and these the settings. Raise
-    SettingsError, whose sentence names the model, the option, and what is expected.
+    SettingsError, whose message names the model, the option, and what is expected.
     """
     declared = runner_table.info_of(runner).options
     values: dict[str, Any] = {}
@@ -66,9 +66,10 @@ def with_options(
     entries: Sequence[ModelEntry],
     given: Sequence[GivenOption],
 ) -> tuple[ModelEntry, ...]:
-    """Return the entries with what `--option` gives them.
+    """Return the entries with the values that `--option` gives them.
 
-    Raise SettingsError for a model that is not there, and where several are and none is named.
+    Raise SettingsError for an option of a model that is not there, and for one that names no model
+    where there are several.
     """
     ids = [entry.id for entry in entries]
     added: dict[str, dict[str, Any]] = {}
@@ -79,8 +80,8 @@ def with_options(
         if option.model is not None and option.model not in ids:
             problem = f"options: no model is called {option.model!r}"
             raise SettingsError(f"{problem}; expected one of {', '.join(ids)}")
-        of_model = added.setdefault(option.model or ids[0], {})
-        of_model[option.name] = option.value
+        options_of_model = added.setdefault(option.model or ids[0], {})
+        options_of_model[option.name] = option.value
 
     changed = []
     for entry in entries:

@@ -1,7 +1,7 @@
 """Results of tasks: the `result` of a job's `Done`, written by workers and read by fronts.
 
 Part of `shared.messages`, which has the rules of the wire. The tag of each is its task's name.
-`Read` has none: it says nothing but tokens.
+`Read` has no result: it yields tokens only.
 """
 
 import msgspec
@@ -23,7 +23,7 @@ class ArtifactRef(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Generated(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
-    """An answer in tokens, besides the tokens themselves. It is left out where all is default.
+    """An answer in tokens, without the tokens themselves. It is left out where all is default.
 
     `finish_reasons` are those of several choices. `q_values` are (q_halt, q_continue) of the state
     that gave each choice its last token, for a model with a q head. Where a prompt ends in the
@@ -39,7 +39,7 @@ class Generated(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate")
 class ContinuationScore(msgspec.Struct, frozen=True):
     """The score of a continuation: the sum of its tokens' log-probabilities, in nats.
 
-    `is_greedy` tells whether greedy decoding would have said it.
+    `is_greedy` tells whether greedy decoding would have chosen the same tokens.
     """
 
     log_likelihood: float
@@ -57,7 +57,7 @@ class Solution(msgspec.Struct, frozen=True, tag="solve"):
     """The answer to a puzzle after `steps` ACT segments, and the judgement of the q head.
 
     `confidence` is sigmoid(q_halt), the network's own probability that the grid is right;
-    `is_halted` tells whether it wanted to stop there (q_halt > q_continue).
+    `is_halted` tells whether the q head would halt there (q_halt > q_continue).
     """
 
     grid: Grid

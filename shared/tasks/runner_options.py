@@ -26,8 +26,8 @@ class OptionError(ValueError):
 class Options(BaseModel):
     """Base of all declarations, and the one of a runner without options.
 
-    `files` are the options that name a file. The contents of the file decide what a model answers,
-    and not its name.
+    `files` are the options that name a file. The contents of such a file decide what a model
+    answers; its name does not.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -65,6 +65,8 @@ class PagedOptions(TextOptions):
 
 
 class HrmTextOptions(PagedOptions):
+    """Options of HRM-Text models."""
+
     condition: Text | None = Field(
         default=None,
         description=(
@@ -82,17 +84,21 @@ class HrmTextOptions(PagedOptions):
 
 
 class HrmActOptions(PagedOptions):
+    """Options of AI-OS ACTv1 brains."""
+
     scoring: Scoring = Field(default="strict", description="how log-likelihoods are computed")
     segments: Segments = Field(default="compat", description="how ACT segments halt")
     attention: Attention | None = Field(default=None, description="override of the model's own")
 
 
 class PuzzleOptions(Options):
+    """Options of Sapient's puzzle HRMs."""
+
     segments: Segments = Field(default="compat", description="how ACT segments halt")
 
 
 def setting_of(declared: type[Options], name: str) -> Any:
-    """Return the field of a setting for all models: default and help are those of the option."""
+    """Return the field of a setting for all models, with the default and the help of the option."""
     field = declared.model_fields[name]
     return Field(default=field.default, description=field.description)
 
@@ -100,7 +106,7 @@ def setting_of(declared: type[Options], name: str) -> Any:
 def validated(declared: type[Options], values: Mapping[str, Any]) -> Options:
     """Return the options with these values.
 
-    Raise OptionError for the first that cannot be; it names the option and what is expected.
+    Raise OptionError for the first that cannot be used; it names the option and what is expected.
     """
     for name in values:
         if name not in declared.model_fields:
@@ -111,7 +117,7 @@ def validated(declared: type[Options], values: Mapping[str, Any]) -> Options:
         return declared(**values)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-    name = ".".join(map(str, problem["loc"]))
+    name = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
     message = re.sub(r"^\w+ should (be|have) ", "expected ", message)
     raise OptionError(f"option {name!r}: {message}, got {problem['input']!r}")

@@ -26,11 +26,11 @@ AUTO = "auto"
 class RunnerInfo:
     """One runner. `target` names the function (module:attribute) that loads a model.
 
-    Workers import it when they are asked for it. A runner without `has_files` needs no model: its
-    name stands in place of a path.
+    Workers import the function when a model needs it. A runner without `has_files` needs no model:
+    its name stands in place of a path.
 
-    `tasks` and `keeps_kv` (keys and values) tell what is known of its models before one is loaded;
-    a loaded model tells for itself. Of a plugin's runner nothing is known before.
+    `tasks` and `keeps_kv` (keys and values) hold for its models before one is loaded; a loaded
+    model declares its own. Nothing is known beforehand about the models of a plugin's runner.
     """
 
     target: str
@@ -92,7 +92,10 @@ def names() -> tuple[str, ...]:
 
 
 def info_of(name: str) -> RunnerInfo:
-    """Return the row of a runner. Raise PluginError for a plugin whose options are none."""
+    """Return the row of a runner.
+
+    Raise PluginError for a plugin whose options are no subclass of `Options`.
+    """
     if name in RUNNERS:
         return RUNNERS[name]
     entry = plugins.entries("aios.runners")[name]

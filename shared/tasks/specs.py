@@ -1,4 +1,4 @@
-"""Tasks: what a job asks a model for, as fronts write it and workers read it.
+"""Tasks: the work that a job asks a model for, as fronts write it and workers read it.
 
 Part of `shared.messages`, which has the rules of the wire.
 """
@@ -19,7 +19,7 @@ class Turn(msgspec.Struct, frozen=True):
 
 
 class Chat(msgspec.Struct, frozen=True):
-    """A dialogue to be answered; the model's worker writes it as its template says."""
+    """A dialogue to be answered. The worker renders it by the model's chat template."""
 
     messages: tuple[Turn, ...]
 
@@ -33,14 +33,14 @@ Each is a string with one character a cell, or a tuple with one number a cell.
 """
 
 Halt = Literal["max", "q_halt"]
-"""The end of a puzzle's row: its last permitted ACT segment, or where its own q head says so."""
+"""The end of a puzzle's row: its last permitted ACT segment, or where its q head says so."""
 
 
 Overflow = Literal["truncate", "clamp", "refuse"]
 """The part that gives way when a prompt and `max_tokens` exceed the context window.
 
-It is the prompt's beginning, `max_tokens`, or the whole request. `clamp` refuses a prompt as well
-if it leaves no room for any answer.
+`truncate` cuts the prompt's beginning, `clamp` lowers `max_tokens`, and `refuse` refuses the
+request. `clamp` refuses a prompt as well if it leaves no room for any answer.
 """
 
 
@@ -73,8 +73,8 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
 class Generate(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
     """Continue one prompt. `condition` None is the model's default.
 
-    At most the last `max_prompt_tokens` of the prompt are used. `overflow` tells what becomes of
-    one that is still too long.
+    At most the last `max_prompt_tokens` of the prompt are used. `overflow` is for a prompt that is
+    still too long.
     """
 
     prompt: Prompt
@@ -101,8 +101,9 @@ class Score(msgspec.Struct, frozen=True, omit_defaults=True, tag="score"):
 class Read(msgspec.Struct, frozen=True, omit_defaults=True, tag="read"):
     """Return the tokens of a prompt with their log-probabilities.
 
-    Each is given the tokens before it, as far as the model predicts its prompts. The `num_top`
-    likeliest tokens stand beside it. `condition` None is the model's default.
+    The log-probability of each is conditional on the tokens before it. It is None where the model
+    does not predict the token. The `num_top` likeliest tokens stand beside each. `condition` None
+    is the model's default.
     """
 
     prompt: Text
@@ -179,4 +180,5 @@ TaskName = str
 
 
 def name_of(task: Task) -> TaskName:
+    """Return the name of a task, which is its tag on the wire."""
     return str(task.__struct_config__.tag)

@@ -1,4 +1,4 @@
-"""The table of tasks, with all that fronts and workers must know of each.
+"""The table of tasks, with all that fronts and workers must know about each.
 
 Endpoints ask for tasks, and runners do them. A new task is its structs and a row here.
 """
@@ -37,7 +37,7 @@ from shared.messages import (
 from shared.plugins import PluginError
 from shared.tasks.echo_task import EchoedTask, EchoTask
 
-# Rough costs will do: tenants share by them, and a worker corrects them when a job ends.
+# Rough costs are enough: tenants share by them, and a worker corrects them when a job ends.
 _CHARACTERS_A_TOKEN = 4
 _PUZZLE_COST = 256
 _NO_STEP_COST = 1
@@ -59,9 +59,10 @@ class TaskInfo:
 
     A task without a `result` yields tokens only. `cost` estimates its tokens before a tokenizer has
     seen it: tenants share by it, and waits are estimated from it. `slots` is the number of rows
-    that it takes in a worker's batch. `repeated` is for the cache: it returns the task without what
-    makes no difference to its answer, or None if two runs may answer differently. `pipeline_tags`
-    are Hugging Face's names of the task.
+    that it takes in a worker's batch. `pipeline_tags` are Hugging Face's names of the task.
+
+    `repeated` is for the response cache. It returns the task without the options that make no
+    difference to its answer, or None if two runs may answer differently.
     """
 
     spec: type[Task]
@@ -86,7 +87,7 @@ def _cost_of_answer(task: Generate) -> int:
 
 
 def _cost_of_scores(task: Score) -> int:
-    return _length(task.context) + sum(map(_length, task.continuations))
+    return _length(task.context) + sum(_length(text) for text in task.continuations)
 
 
 def _cost_of_prompt(task: Read) -> int:
@@ -117,7 +118,7 @@ def _greedy(task: Generate) -> Generate | None:
     """Return the task with seed 0 if it is greedy, else None."""
     if task.sampling.temperature != 0:
         return None
-    # A seed that nobody asked for is another one for each request, and changes nothing here.
+    # A request that names no seed gets a random one, which makes no difference to a greedy answer.
     sampling = msgspec.structs.replace(task.sampling, seed=0)
     return msgspec.structs.replace(task, sampling=sampling)
 
@@ -170,12 +171,15 @@ for _name, _info in plugins.load("aios.tasks").items():
 
 
 def info_of(task: Task) -> TaskInfo:
+    """Return the row of a task."""
     return TASKS[name_of(task)]
 
 
 def cost_of(task: Task) -> int:
+    """Return the cost of a task, in tokens, as it is estimated before it runs."""
     return info_of(task).cost(task)
 
 
 def slots_of(task: Task) -> int:
+    """Return the number of rows that a task takes in a worker's batch."""
     return info_of(task).slots(task)

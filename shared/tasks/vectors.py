@@ -18,6 +18,7 @@ def unpack(payload: bytes) -> list[float]:
 
 
 def _swapped(values: "array[float]") -> "array[float]":
+    """Return the values, with their bytes swapped in place on a big-endian machine."""
     if sys.byteorder == "big":
         values.byteswap()
     return values

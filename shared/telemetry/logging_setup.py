@@ -2,8 +2,8 @@
 
 A `logging.yaml` in the working directory replaces that.
 
-The message of each of our lines is the name of an event, always the same words; what varies is in
-the record's fields, which become keys of the line. `docs/logs.md` lists the events.
+The message of each of our lines is the name of an event, always in the same words. The values that
+vary are in the record's fields, which become keys of the line. `docs/logs.md` lists the events.
 """
 
 import json
@@ -38,8 +38,8 @@ def chosen_style(style: Style) -> Style:
 def configure_logging(level: str, style: Style, config: Path = Path("logging.yaml")) -> None:
     """Send everything this process logs to stderr in one format, warnings of libraries included.
 
-    A `logging.yaml` in the working directory, in dictConfig form, is applied instead; one that
-    cannot be applied, such as one that names classes not installed here, is passed over with a
+    A `logging.yaml` in the working directory, in dictConfig form, is applied instead. One that
+    cannot be applied, such as one that names classes not installed here, is left out with a
     warning.
     """
     style = chosen_style(style)
@@ -58,10 +58,7 @@ def configure_logging(level: str, style: Style, config: Path = Path("logging.yam
 
 
 def fields(**values: Any) -> dict[str, Any]:
-    """Return the `extra` of a logging call: fields beside the event.
-
-    Those that are None are left out.
-    """
+    """Return the `extra` of a logging call: the fields of an event, without those that are None."""
     return {"fields": {name: value for name, value in values.items() if value is not None}}
 
 

@@ -1,6 +1,6 @@
 """The kinds of metrics that `shared/telemetry/metrics.py` lists.
 
-A metric is counted as things happen, collected when somebody asks, or another name of one of these.
+A metric is counted as things happen, collected when it is scraped, or another name of one of these.
 Each process has its own registry; nothing registers globally.
 """
 
@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector
 
 from shared.telemetry.histogram import BucketHistogram
 
-# Every counter and histogram would have one more series, `_created`, that nobody asks for.
+# Otherwise every counter and histogram would have one more series, `_created`, which is not used.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 Kind = Literal["counter", "gauge", "histogram"]
@@ -64,7 +64,7 @@ class MetricSheet:
         self._list(name, "histogram", labels, meaning)
         return Histogram(name, meaning, labels, buckets=bounds, registry=self.registry)
 
-    def told(
+    def collected(
         self, name: str, kind: Literal["counter", "gauge"], meaning: str, *labels: str
     ) -> "CollectedMetric":
         return self._add(CollectedMetric(self._list(name, kind, labels, meaning)))
@@ -82,7 +82,8 @@ class MetricSheet:
     ) -> None:
         """Add another name of `source`, for the series for which `where` holds.
 
-        `labels` gives new names to labels of the source. The values are summed over all others.
+        `labels` are the labels of the source that stay, with their new names. The values are summed
+        over all other labels.
         """
         new_names = labels or {}
         [family] = source.collect()
@@ -104,7 +105,7 @@ class MetricSheet:
 
 
 class CollectedMetric(Collector):
-    """A counter or gauge whose values are read when somebody asks.
+    """A counter or gauge whose values are read when it is scraped.
 
     `read` returns a number for each set of label values.
     """
@@ -127,7 +128,10 @@ class CollectedMetric(Collector):
 
 
 class CollectedHistogram(Collector):
-    """A histogram that is kept as a `BucketHistogram` for each set of label values."""
+    """A histogram that is read when it is scraped.
+
+    `read` returns a `BucketHistogram` for each set of label values.
+    """
 
     def __init__(self, listed: MetricInfo) -> None:
         self._listed = listed
@@ -143,7 +147,7 @@ class CollectedHistogram(Collector):
 
 
 class _Alias(Collector):
-    """Another name of a metric, computed from its series when somebody asks."""
+    """Another name of a metric, computed from its series when it is scraped."""
 
     def __init__(
         self,

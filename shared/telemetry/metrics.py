@@ -3,7 +3,8 @@
 A process makes its own metrics and passes them down; nothing registers globally. Labels are
 bounded: route templates, announced models and pools, classes, error codes, names of scripts; never
 paths, prompts, tenants or ids. The numbers of a model in a worker are listed in
-`shared/telemetry/model_load.py`. `python -m scripts.tools.metrics_page` makes docs/metrics.md of both lists.
+`shared/telemetry/model_load.py`. `python -m scripts.tools.metrics_page` makes docs/metrics.md from
+both lists.
 """
 
 from shared.errors import codes_from
@@ -26,13 +27,13 @@ class ProcessMetrics:
         self.redis_calls = sheet.collected_histogram(
             "aios_redis_call_seconds", "Round trips of scripts to Redis.", "call"
         )
-        self.memory = sheet.told(
+        self.memory = sheet.collected(
             "aios_process_memory_bytes", "gauge", "Memory of the machine that the process holds."
         )
-        self.started = sheet.told(
+        self.started = sheet.collected(
             "aios_process_start_time_seconds", "gauge", "When the process began, in Unix time."
         )
-        self.lag = sheet.told(
+        self.lag = sheet.collected(
             "aios_event_loop_lag_seconds", "gauge", "How late the event loop's last turn came."
         )
 
@@ -83,28 +84,30 @@ _FLEET = {
         "aios_redis_up", "gauge", (), "1 when Redis answered this front just now, 0 when not."
     ),
 }
-"""Gauges of the whole fleet, by the keys of their values in `shared/fleet/sums.py` and
-`api/exporter.py`."""
+"""Gauges of the whole fleet.
+
+Their keys are those of their values in `shared/fleet/sums.py` and `api/exporter.py`.
+"""
 
 
 class FleetMetrics:
-    """The metrics of the whole fleet, which every front reads from Redis when it is asked.
+    """The metrics of the whole fleet, which every front reads from Redis when it is scraped.
 
-    All are in `by_name`.
+    All are in `by_name`, by the names of their values.
     """
 
     def __init__(self, sheet: MetricSheet) -> None:
         self.by_name: dict[str, CollectedMetric] = {}
         for key, gauge in _FLEET.items():
-            self.by_name[key] = sheet.told(gauge.name, "gauge", gauge.meaning, *gauge.labels)
+            self.by_name[key] = sheet.collected(gauge.name, "gauge", gauge.meaning, *gauge.labels)
         for key, number in NUMBERS.items():
             total = number.total
             if total is not None:
-                self.by_name[key] = sheet.told(total.metric, "gauge", total.meaning, "model")
+                self.by_name[key] = sheet.collected(total.metric, "gauge", total.meaning, "model")
         self._add_aliases(sheet)
 
     def _add_aliases(self, sheet: MetricSheet) -> None:
-        """Add the names by which older documents know these."""
+        """Add the names that these metrics have in older documents."""
         by_name = self.by_name
         by_model = {"model": "model"}
         sheet.alias(
@@ -222,12 +225,12 @@ class Metrics:
         self._add_aliases(sheet)
 
     def token_gaps(self, model: str) -> BucketHistogram:
-        """Return the gaps between a model's tokens, to be added to with each event of a stream."""
-        # Cheaper to add to than a histogram of prometheus_client.
+        """Return the histogram of the gaps between a model's tokens, for streams to add to."""
+        # Adding to it is cheaper than to a histogram of prometheus_client.
         return self._gaps.setdefault((model,), BucketHistogram(_TOKEN_BOUNDS_S))
 
     def _add_aliases(self, sheet: MetricSheet) -> None:
-        """Add the names by which older documents know these."""
+        """Add the names that these metrics have in older documents."""
         endpoint = {"route": "endpoint"}
         ours = codes_from(500)
         sheet.alias(
@@ -267,10 +270,10 @@ class WorkerMetrics:
         self.sheet = sheet = MetricSheet()
         self.render = sheet.render
         self.process = ProcessMetrics(sheet)
-        self.state = sheet.told(
+        self.state = sheet.collected(
             "aios_worker_state", "gauge", "1 for the worker's state, 0 for all others.", "state"
         )
-        self.silence = sheet.told(
+        self.silence = sheet.collected(
             "aios_worker_silence_seconds",
             "gauge",
             "Since the engine last got on, if it has work to do.",
@@ -284,23 +287,23 @@ class WorkerMetrics:
         self.by_model: dict[str, CollectedMetric] = {}
         for name, number in NUMBERS.items():
             if number.metric is not None:
-                self.by_model[name] = sheet.told(
+                self.by_model[name] = sheet.collected(
                     number.metric, number.kind, number.meaning, "model"
                 )
-        self.stale_appends = sheet.told(
+        self.stale_appends = sheet.collected(
             "aios_worker_stale_appends_total",
             "counter",
             "Appends refused: the job had ended, or was another's.",
         )
-        self.evictions = sheet.told(
+        self.evictions = sheet.collected(
             "aios_worker_evictions_total", "counter", "Models that made room for others."
         )
-        self.memory_share = sheet.told(
+        self.memory_share = sheet.collected(
             "aios_worker_memory_share",
             "gauge",
             "Of the memory that the worker's group or machine has, what is used.",
         )
-        self.device_memory = sheet.told(
+        self.device_memory = sheet.collected(
             "aios_worker_device_memory_bytes",
             "gauge",
             "Memory of the device: `allocated` here, `total`.",

@@ -1,9 +1,9 @@
-"""The numbers that a worker tells of each of its models.
+"""The numbers that a worker reports for each of its models.
 
-A new one is a field of `ModelLoad` here, and the line in `worker/host/metrics_reporter.py` that measures
-it. A field says all that others must know of its number: Prometheus's names, the sum over the
-fleet, and the column of `aios top`. Presence, `aios status --json`, `GET /v1/fleet`, `/metrics` and
-docs/metrics.md follow from it.
+A new one is a field of `ModelLoad` here, and the line in `worker/host/metrics_reporter.py` that
+measures it. A field declares all that others must know of its number: Prometheus's names, the total
+over the fleet, and the column of `aios top`. Presence, `aios status --json`, `GET /v1/fleet`,
+`/metrics` and docs/metrics.md follow from it.
 """
 
 from dataclasses import dataclass
@@ -17,10 +17,11 @@ Style = Literal["count", "amount", "age", "of", "share"]
 
 @dataclass(frozen=True)
 class Column:
-    """The column of a number in `aios top`: its `title`, and `rank` as in `scripts/cli/watch/table.py`.
+    """The column of a number in `aios top`.
 
-    `style`: `count` is the number itself, `amount` is shortened, `age` is a time, and `of` and
-    `share` set it against the field `whole` of the same worker's model.
+    `rank` is as in `scripts/cli/watch/table.py`. Of the styles `count` is the number itself,
+    `amount` is shortened, `age` is a time, and `of` and `share` set the number against the field
+    `whole` of the same model in the same worker.
     """
 
     title: str
@@ -40,10 +41,10 @@ class Total:
 
 @dataclass(frozen=True)
 class Number:
-    """A number that workers tell of each model: its meaning as a sentence, and its unit.
+    """A number that workers report for each model: its meaning as a sentence, and its unit.
 
-    `metric` is its name at a worker's `/metrics`, `total` that at a front's. One without is in
-    presence alone.
+    `metric` is its name at a worker's `/metrics`, and `total` describes it at a front's. A number
+    without them is in presence alone.
     """
 
     meaning: str
@@ -250,6 +251,7 @@ class ModelLoad(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def _numbers() -> dict[str, Number]:
+    """Return the numbers that the annotations of `ModelLoad` declare."""
     numbers: dict[str, Number] = {}
     for name, hint in get_type_hints(ModelLoad, include_extras=True).items():
         if get_origin(hint) is Annotated:

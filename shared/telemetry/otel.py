@@ -1,6 +1,6 @@
 """OpenTelemetry behind `shared.telemetry.tracing`; loaded only where tracing is on.
 
-Its own variables hold besides: OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER,
+Its own variables hold as well: OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER,
 OTEL_BSP_*, OTEL_EXPORTER_OTLP_HEADERS, OTEL_SDK_DISABLED.
 """
 
@@ -27,7 +27,7 @@ _KINDS: dict[Kind, api.SpanKind] = {
 }
 _w3c = TraceContextTextMapPropagator()
 
-Kept = dict[str, str | bool | int | float | Sequence[str]]
+PresentAttributes = dict[str, str | bool | int | float | Sequence[str]]
 
 
 class OpenSpan(Span):
@@ -51,9 +51,9 @@ class OpenSpan(Span):
         *,
         start_ns: int | None = None,
     ) -> Span:
-        above = api.set_span_in_context(self._span, Context())
+        parent = api.set_span_in_context(self._span, Context())
         return _begin(
-            self._tracer, name, above, kind=kind, attributes=attributes, start_ns=start_ns
+            self._tracer, name, parent, kind=kind, attributes=attributes, start_ns=start_ns
         )
 
     def link(self, trace: Trace) -> None:
@@ -65,7 +65,7 @@ class OpenSpan(Span):
         self._span.update_name(name)
 
     def set(self, attributes: Attributes) -> None:
-        self._span.set_attributes(_kept(attributes))
+        self._span.set_attributes(_present(attributes))
 
     def end(self, error: str | None = None, *, at_ns: int | None = None) -> None:
         if error is not None:
@@ -82,6 +82,7 @@ class OpenTracing(Tracing):
     def __init__(self, processor: SpanProcessor, role: str) -> None:
         attributes = {}
         given = os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
+        # The operator's own name of the service outranks ours.
         if "OTEL_SERVICE_NAME" not in os.environ and SERVICE_NAME not in given:
             attributes[SERVICE_NAME] = f"aios-{role}"
         resource = Resource.create(attributes)
@@ -108,7 +109,7 @@ class OpenTracing(Tracing):
         )
 
     def close(self) -> None:
-        """Send what is left, for half a second at most."""
+        """Send the spans that are left, for half a second at most."""
         # A collector that is away must not hold up the end of the process.
         closing = threading.Thread(target=self._provider.shutdown, daemon=True)
         closing.start()
@@ -129,23 +130,23 @@ def _context_of(trace: Trace) -> Context:
 def _begin(
     tracer: api.Tracer,
     name: str,
-    above: Context,
+    parent: Context,
     *,
     kind: Kind,
     attributes: Attributes | None,
     start_ns: int | None,
 ) -> OpenSpan:
-    """Begin a span below the span or trace that the context `above` names."""
+    """Begin a span below the span, or in the trace, that the context `parent` names."""
     span = tracer.start_span(
         name,
-        above,
+        parent,
         kind=_KINDS[kind],
-        attributes=_kept(attributes or {}),
+        attributes=_present(attributes or {}),
         start_time=start_ns,
     )
     return OpenSpan(tracer, span)
 
 
-def _kept(attributes: Attributes) -> Kept:
+def _present(attributes: Attributes) -> PresentAttributes:
     """Return the attributes that are not None."""
     return {name: value for name, value in attributes.items() if value is not None}

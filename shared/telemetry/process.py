@@ -5,11 +5,12 @@ import time
 from collections import deque
 
 from shared.queue.broker import Broker
+from shared.telemetry.histogram import BucketHistogram
 from shared.telemetry.memory import resident_bytes
 from shared.telemetry.metrics import ProcessMetrics
 
 _TURN_S = 0.5
-# The worst of fifteen seconds, so that no scrape misses a turn that came late.
+# Fifteen seconds of turns are kept, so that no scrape misses one that came late.
 _TURNS = 30
 
 
@@ -32,12 +33,16 @@ class LoopLag:
             self._late_s.append(max(0.0, loop.time() - due_s))
 
 
-def tell(metrics: ProcessMetrics, broker: Broker, lag: LoopLag) -> None:
-    """Let the metrics of a process be read."""
+def measure_process(metrics: ProcessMetrics, broker: Broker, lag: LoopLag) -> None:
+    """Connect the metrics of this process with their sources."""
     began_s = time.time()
-    metrics.redis_calls.read = lambda: {
-        (call,): histogram for call, histogram in list(broker.calls.items())
-    }
+
+    def redis_calls() -> dict[tuple[str, ...], BucketHistogram]:
+        # A copy, since the first call of another script may add to it meanwhile.
+        calls = list(broker.calls.items())
+        return {(script,): histogram for script, histogram in calls}
+
+    metrics.redis_calls.read = redis_calls
     metrics.memory.read = lambda: {(): resident_bytes()}
     metrics.lag.read = lambda: {(): lag.worst_s}
     metrics.started.show({(): began_s})

@@ -1,7 +1,8 @@
 """Traces of requests: spans of fronts and workers that belong together by W3C trace headers.
 
-Tracing is off unless somebody asks for it. Then every span is `NO_SPAN`: nothing is kept or sent,
-and the library is not loaded. `shared/telemetry/otel.py` is the one module that knows it.
+Tracing is off unless a setting turns it on. While it is off, every span is `NO_SPAN`: nothing is
+kept or sent, and OpenTelemetry is not loaded. `shared/telemetry/otel.py` is the one module that
+knows that library.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,11 +16,11 @@ Attributes = Mapping[str, str | bool | int | float | Sequence[str] | None]
 """Attributes of a span. Those that are None are left out."""
 
 # A traceparent is VERSION-TRACE_ID-SPAN_ID-FLAGS.
-_ID_AT = 1
+_TRACE_ID = 1
 
 
 class Trace(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The W3C headers by which a trace is handed on; both are empty where there is none."""
+    """The W3C headers that hand a trace on; both are empty where there is none."""
 
     traceparent: str = ""
     tracestate: str = ""
@@ -29,7 +30,7 @@ class Trace(msgspec.Struct, frozen=True, omit_defaults=True):
         """The id of the trace, 32 hex digits; None where there is no trace."""
         if not self.traceparent:
             return None
-        return self.traceparent.split("-")[_ID_AT]
+        return self.traceparent.split("-")[_TRACE_ID]
 
 
 NO_TRACE = Trace()
@@ -55,17 +56,18 @@ class Span:
         *,
         start_ns: int | None = None,
     ) -> "Span":
+        """Begin a span below this one."""
         return NO_SPAN
 
     def link(self, trace: Trace) -> None:
-        """Point at a span of another branch, or of another trace."""
+        """Link to a span of another branch, or of another trace."""
 
     def rename(self, name: str) -> None: ...
 
     def set(self, attributes: Attributes) -> None: ...
 
     def end(self, error: str | None = None, *, at_ns: int | None = None) -> None:
-        """End the span, which is done once. `error` is the name of the error that it failed of."""
+        """End the span, once only. `error` is the name of the error that made it fail."""
 
     def __enter__(self) -> Self:
         return self
@@ -76,7 +78,10 @@ class Span:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.end(None if kind is None else kind.__name__)
+        if kind is None:
+            self.end()
+        else:
+            self.end(kind.__name__)
 
 
 class Tracing:
@@ -93,7 +98,7 @@ class Tracing:
         *,
         start_ns: int | None = None,
     ) -> Span:
-        """Begin a span of the trace `within`, or of a new trace if that is none, or nonsense."""
+        """Begin a span of the trace `within`, or of a new trace if that is empty or malformed."""
         return NO_SPAN
 
     def close(self) -> None:
@@ -107,7 +112,7 @@ NO_TRACING = Tracing()
 def open_tracing(endpoint: str | None, role: str) -> Tracing:
     """Return the tracing of the process `role` to the OTLP collector at `endpoint`.
 
-    Without an endpoint there is none. Close the tracing at the end of the process. Raise
+    Without an endpoint tracing is off. Close the tracing at the end of the process. Raise
     SettingsError where the library is missing.
     """
     if endpoint is None:
@@ -117,9 +122,9 @@ def open_tracing(endpoint: str | None, role: str) -> Tracing:
     try:
         from shared.telemetry.otel import over_http
     except ImportError as error:
-        words = (
+        problem = (
             "otlp_endpoint: tracing needs the extra `tracing`, as pip install "
             f"'aios-hrm-fleet[tracing]' ({error})"
         )
-        raise SettingsError(words) from error
+        raise SettingsError(problem) from error
     return over_http(endpoint, role)

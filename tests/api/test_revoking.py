@@ -107,7 +107,7 @@ async def test_it_does_not_open_again_with_the_end_of_the_last_key(
     key = await make(redis)
     await end(redis, key)
     # Looking at the keys, as an operator does, must not open the fleet either.
-    assert await Keyring(Broker(redis)).everyone() == {}
+    assert await Keyring(Broker(redis)).all_grants() == {}
 
     async with in_memory(redis) as client:
         assert (await client.get("/v1/models")).status_code == 401

@@ -71,14 +71,14 @@ async def test_a_key_is_made_listed_and_revoked(redis: Redis, aios: Aios) -> Non
 async def test_a_key_can_be_revoked_by_itself(redis: Redis, aios: Aios) -> None:
     key = (await aios("create", "ann"))[1].strip()
     assert (await aios("revoke", key, "--json"))[1] == [{"revoked": digest_of(key)[:12]}]
-    assert await Keyring(Broker(redis)).everyone() == {}
+    assert await Keyring(Broker(redis)).all_grants() == {}
 
 
 @pytest.mark.parametrize("asked", ["0" * 12, "", "ab", "aios_nothing"])
 async def test_what_is_not_there_cannot_be_revoked(redis: Redis, aios: Aios, asked: str) -> None:
     await aios("create", "ann")
     assert await aios("revoke", asked) == (1, "")
-    assert len(await Keyring(Broker(redis)).everyone()) == 1
+    assert len(await Keyring(Broker(redis)).all_grants()) == 1
 
 
 @pytest.mark.parametrize(

@@ -44,12 +44,12 @@ async def check_life(broker: Broker) -> None:
     assert grant.rate == Rate(10, 60)
     assert grant.models == ("m", "n")
     assert grant.is_admin
-    assert set(await keyring.everyone()) == {digest_of(key), digest_of(other)}
+    assert set(await keyring.all_grants()) == {digest_of(key), digest_of(other)}
     assert await keyring.find(digest_of(key + "x")) is None
 
     await keyring.revoke(digest_of(key))
     assert await keyring.find(digest_of(key)) is None
-    assert set(await keyring.everyone()) == {digest_of(other)}
+    assert set(await keyring.all_grants()) == {digest_of(other)}
 
 
 async def test_the_life_of_a_key(broker: Broker) -> None:
@@ -81,7 +81,7 @@ async def test_an_expired_key_is_nowhere(broker: Broker, redis: Redis) -> None:
 
     await redis.pexpire(keys.grant(digest_of(key)), 0)
     assert await keyring.find(digest_of(key)) is None
-    assert await keyring.everyone() == {}
+    assert await keyring.all_grants() == {}
     assert not await redis.exists(keys.GRANTS)
 
 

@@ -26,9 +26,9 @@ def lines_of(sheet: MetricSheet) -> list[str]:
     return [line for line in sheet.render().decode().splitlines() if not line.startswith("#")]
 
 
-def test_told_values_are_read_when_somebody_asks() -> None:
+def test_collected_values_are_read_when_scraped() -> None:
     sheet = MetricSheet()
-    counter = sheet.told("t_total", "counter", "T.", "a")
+    counter = sheet.collected("t_total", "counter", "T.", "a")
     histogram = sheet.collected_histogram("s", "S.", "a")
     assert lines_of(sheet) == []
 

@@ -83,8 +83,8 @@ async def test_a_call_that_is_repeated_counts_once(redis: Redis) -> None:
     script = Script(Broker(redis), "rate_limit")
     limits = [{"name": "", "times": 1, "window_ms": 60_000}]
     for _ in range(3):
-        assert await script.call("00", who="ann", mark="one", limits=limits) == [0, 0]
-    refused, _ = await script.call("00", who="ann", mark="two", limits=limits)
+        assert await script.call("00", who="ann", call_id="one", limits=limits) == [0, 0]
+    refused, _ = await script.call("00", who="ann", call_id="two", limits=limits)
     assert refused == 1
 
 

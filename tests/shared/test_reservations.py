@@ -136,7 +136,7 @@ class Fleet:
         limit = QUOTAS[tenant].concurrency
         if limit and num_open + len(jobs) > limit:
             return (
-                f"{num_open} of the {limit} requests that may be open at once are, and this is "
+                f"{num_open} of the {limit} jobs that may be open are open, and the request opens "
                 f"{len(jobs)} more"
             )
 
@@ -315,7 +315,7 @@ async def test_keys_of_one_tenant_may_have_different_limits(
     once = Key("k")
     await fronts[2].submit(tenant="acme", key=once, quota=Quota(concurrency=3))
     for desk in fronts:
-        with pytest.raises(OverQuota, match="3 of the 3 requests"):
+        with pytest.raises(OverQuota, match="3 of the 3 jobs"):
             await desk.submit(tenant="acme", quota=Quota(concurrency=3))
 
     await fronts[3].submit(tenant="acme", key=once)

@@ -1,7 +1,7 @@
--- a: ttl_ms, publish, appends [[id, epoch, after, events, has_begun, advance (1: came further, 2: said a token), state
---    ('' or the terminal one), cost, ms since the first of the events came to be]]
--- Appends the news of many jobs. An append names its epoch and the index it goes behind. Returns for each 1 when its
--- events are in the log (now or by an earlier try of the same append), 0 when the writer is stale.
+-- a: ttl_ms, publish, appends [[id, epoch, after, events, has_begun, advance (0: none, 1: progressed, 2: sampled a
+--    token), state ('' or the terminal one), cost, ms since the first of the events happened]]
+-- Appends events to the logs of many jobs. An append names its epoch, and the index that it goes behind. Returns for
+-- each 1 when its events are in the log (now or by an earlier try of the same append), 0 when the writer is stale.
 
 local CHECKED = { 'state', 'epoch', 'last', 'advanced', 'first_ms' }
 
@@ -9,6 +9,7 @@ local function write(id, epoch, after, events, has_begun, advance, state, cost, 
   local job = read_job(id, CHECKED)
   if not job or tonumber(job.epoch) ~= epoch then return 0 end
   local last = tonumber(job.last)
+  -- This very append has landed before: only its answer was lost.
   if last == after + #events and (job.state == 'running' or job.state == state) then return 1 end
   if job.state ~= 'running' or last ~= after then return 0 end
   local fields = {}

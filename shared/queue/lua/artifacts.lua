@@ -1,4 +1,4 @@
--- Shared by `store` and `discard`: the keys of the parts of an artifact, and the end of one.
+-- Shared by `store` and `discard`: the keys of an artifact, and how it is removed.
 
 local expiring, loose = P .. 'expiring', P .. 'loose'
 local used, in_redis = P .. 'used', P .. 'in_redis'
@@ -18,8 +18,8 @@ local function lives(id)
   return expires_ms and tonumber(expires_ms) > now
 end
 
--- Removes an artifact: its record, its bytes in Redis, and what it takes of the quota. Its file is
--- loose from now on, until somebody has removed it. Returns whether it has one.
+-- Removes an artifact: its record, its bytes in Redis, and what it takes of the quota. Its file, if it
+-- has one, is loose from now on, until a process has removed it. Returns whether it has one.
 local function discard(id)
   local tenant, digest, charged, num_bytes, is_file =
     unpack(call('HMGET', artifact_key(id), 'tenant', 'digest', 'charge', 'num_bytes', 'is_file'))

@@ -1,40 +1,40 @@
--- Shared by the scripts, and put in front of each. They alone change the state of a job.
+-- Shared by the scripts, and put in front of each. The scripts alone change the state of a job.
 --
 -- KEYS[1] is the prefix of a shard, `aios:{00}:`; every other key begins with it and so lies in the same hash slot.
 -- ARGV[1] is a msgpack map, `a` below. Times are milliseconds of this server's clock, costs are tokens.
 --
 -- job:ID      hash    spec model class tenant state (queued | running | done | failed | cancelled) epoch last (event
 --                     index) cost slots entry queued_ms expires_ms (to be taken by then) deadline_ms worker fingerprint
---                     started (epoch that said so) advanced (epoch that got on: said a token, or came further) deaths,
---                     and when it was first taken_ms, said its first_ms token, and ended_ms
+--                     started (last epoch that logged a start) advanced (last epoch that sampled a token or progressed)
+--                     deaths taken_ms (first take) first_ms (first token) ended_ms
 -- log:ID      stream  the events; event index i is the entry `i-0`, so an append lands once or not at all
 -- line:M:C:T  stream  jobs of one model, class and tenant that wait
 -- turns:M:C   zset    tenants that wait, by virtual time: cost served so far
 -- served:M:C  hash    virtual times of all tenants, and the class's own, `*`
 -- leases:M    zset    jobs in workers' hands, by when their leases end
 -- depth:M     hash    `jobs:C` and `cost:C` that wait in a class, and `bytes` that wait in all
--- busy:M      string  since when jobs wait, without a moment in which none did
+-- busy:M      string  since when jobs have waited, without a moment in which none did
 -- ended:M:B   hash    jobs and cost ended in bucket B of time
 -- bell:M      list    rings when there is something to take
 -- open:T      zset    a tenant's jobs that have not ended, by when they came
--- bucket:T    hash    what is left of a tenant's rate, and when that was so
--- request:ID  hash    the jobs of one request, its tenant, the front's record of it, and `follower:F` for each F that
---                     may end it by leaving, if it is the last
+-- bucket:T    hash    the tokens that were left in a tenant's bucket, and when
+-- request:ID  hash    the jobs of one request, its tenant, the front's record of it, and `follower:F` for each
+--                     follower: the last one may end the request by leaving
 -- key:T:K     hash    the request that came with idempotency key K, and its body's hash
--- repeat:T:D  string  the tenant's last request that asked for what has digest D
+-- repeat:T:D  string  the tenant's last request whose contents have digest D
 -- rate:W:N    zset    the calls of a key W against its limit N, by when they came
--- isolating:M string  the worker that empties itself for a suspect
+-- isolating:M string  the worker that empties itself for a job that is suspected
 -- dead        stream  jobs that were convicted
--- unsettled     stream  where there are several shards: jobs that wait no more, or have ended, and are not settled yet
+-- unsettled   stream  where there are several shards: jobs that wait no more, or have ended, and are not settled yet
 -- void:ID     string  a request that never came although it had been let in; it may not come any more
--- and channels: events:ID as they are logged, worker:W with ids of jobs that are no longer W's
+-- and channels: events:ID with events as they are logged, worker:W with ids of jobs that are no longer W's
 --
--- Several shards share one more hash tag, `{admission}`. The limits of the whole fleet are counted under it: depth, busy,
--- ended, open and bucket as above, and
--- reserved     hash   of each job that was let in and is not known to have left its line: what it takes there
+-- Several shards share one more hash tag, `{admission}`. The limits of the whole fleet are counted under it: depth,
+-- busy, ended, open and bucket as above, and
+-- reserved     hash   jobs that were let in and are not known to have left their line, and what each takes there
 -- waiting:M    zset   the same jobs of one model, by when they were let in
--- settled:M    string when something of one model was settled last
--- unconfirmed  zset   requests that were let in and are not known to be queued, by when they were
+-- settled:M    string when jobs of one model were settled last
+-- unconfirmed  zset   requests that were let in and are not known to be queued, by when they were let in
 -- entrants     hash   the tenant and jobs of each of those
 --
 -- Under the hash tag `{artifacts}` lie the records of artifacts, and the bytes of small ones:
@@ -47,14 +47,16 @@
 -- used         hash   what each tenant's artifacts take of its quota
 -- in_redis     string bytes of all artifacts that lie in Redis
 -- loose        zset   files without a record: until when they may get one, and are not to be removed
--- key:T:K      string what came with idempotency key K, as its digest
+-- key:T:K      string the digest of the contents that came with idempotency key K
 
 local P = KEYS[1]
 local a = cmsgpack.unpack(ARGV[1])
 local call = redis.call
 
+-- Ended jobs are counted in buckets of this length, for the rates over the last one or two.
 local BUCKET_MS = 10000
 local MOST_RINGS = 64
+-- Virtual times, `busy` and `settled` are forgotten so long after their last change.
 local SERVED_TTL_MS = 3600000
 
 local time = call('TIME')
@@ -69,8 +71,8 @@ local function ended_key(model, at) return P .. 'ended:' .. model .. ':' .. math
 local FIELDS = { 'state', 'epoch', 'last', 'model', 'class', 'tenant', 'cost', 'bytes', 'entry', 'expires_ms',
   'deadline_ms', 'worker', 'fingerprint', 'started', 'advanced', 'first_ms', 'deaths', 'request' }
 
--- Returns these fields of a job, the first of which is `state`; by default all that scripts need. Nil for a job that is
--- not there.
+-- Returns these fields of a job, by default all that scripts need. The first must be `state`. Returns nil for a job
+-- that is not there.
 local function read_job(id, fields)
   fields = fields or FIELDS
   local values = call('HMGET', job_key(id), unpack(fields))
@@ -111,12 +113,12 @@ local function append(job, payloads, ...)
   call('HSET', job_key(job.id), 'last', last, ...)
 end
 
--- Where there are several shards, the limits are counted elsewhere: this notes what to settle there.
+-- Where there are several shards, the limits are counted under `{admission}`: this notes what to settle there.
 local function note_left(...)
   if a.has_many_shards then call('XADD', P .. 'unsettled', '*', ...) end
 end
 
--- A job leaves its line: it is taken, or ends while it waits.
+-- Takes a job off its line: it is taken by a worker, or ends while it waits.
 local function leave_line(job)
   local line, turns = line_key(job), class_key('turns', job.model, job.class)
   if call('XDEL', line, job.entry) == 0 then return end
@@ -131,7 +133,7 @@ local function leave_line(job)
   note_left('job', job.id)
 end
 
--- A tenant's virtual time moves by what it was served, and its turn with it.
+-- Moves a tenant's virtual time by the cost that it was served, and its turn with it.
 local function charge(job, cost)
   local served, turns = class_key('served', job.model, job.class), class_key('turns', job.model, job.class)
   local at = call('HINCRBY', served, job.tenant, cost)
@@ -139,7 +141,7 @@ local function charge(job, cost)
   call('PEXPIRE', served, SERVED_TTL_MS)
 end
 
--- Ends a job, whose terminal event is appended already. `cost` is what the job really was, where that is known.
+-- Ends a job, whose terminal event is appended already. `cost` is the job's real cost, where that is known.
 local function finish(job, state, cost)
   if job.state == 'queued' then
     leave_line(job)

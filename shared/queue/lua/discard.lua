@@ -5,10 +5,10 @@
 local discarded = {}
 for i, id in ipairs(a.artifacts) do
   local owner = call('HGET', artifact_key(id), 'tenant')
-  local is_meant
-  if a.tenant == '' then is_meant = not lives(id) else is_meant = owner == a.tenant end
+  local may_discard
+  if a.tenant == '' then may_discard = not lives(id) else may_discard = owner == a.tenant end
   discarded[i] = 0
-  if is_meant then
+  if may_discard then
     local has_file = discard(id)
     if owner then discarded[i] = has_file and 2 or 1 end
   end

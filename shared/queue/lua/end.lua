@@ -1,7 +1,7 @@
--- a: jobs [id], state, event, ttl_ms, publish, if_waiting (spare those that run), request and follower_id: who has left,
---    so spare all if others follow it ('' for request: end them anyway)
--- Ends jobs from outside. The epoch moves on, so that a worker is stale at its next append; it is told, too. Returns
--- for each job 1 if it ended now.
+-- a: jobs [id], state, event, ttl_ms, publish, if_waiting (spare those that run), request and follower_id (this
+--    follower of the request has left: spare all jobs if it has others; '' for request: end them anyway)
+-- Ends jobs from outside. The epoch grows, so that the worker of a job is stale at its next append. The worker is told
+-- as well. Returns for each job 1 if it ended now.
 
 local function is_followed()
   if a.request == '' then return false end

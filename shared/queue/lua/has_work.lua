@@ -1,6 +1,6 @@
 -- a: shards (prefixes, all of one server), model, classes (those wanted), is_thorough (all classes are)
 -- Looks at several shards at once. Returns the indices, from 0, of those where there may be something to take: a lapsed
--- lease, or a job that waits. Where there is nothing, what rang for it before need not ring on.
+-- lease, or a job that waits. Where there is nothing of any class, the bell is removed: its rings are out of date.
 
 local function has_work(prefix)
   if #call('ZRANGEBYSCORE', prefix .. 'leases:' .. a.model, '-inf', now, 'LIMIT', 0, 1) > 0 then return true end

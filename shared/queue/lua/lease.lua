@@ -1,4 +1,4 @@
--- a: model, jobs [{id, epoch}], lease_ms (0: give them up, so that others take them at once)
+-- a: model, jobs [{id, epoch}], lease_ms (0: give the jobs back, so that others take them at once)
 -- Returns for each job 1, or 0 when it is no longer the caller's.
 
 local leases = P .. 'leases:' .. a.model

@@ -1,24 +1,24 @@
 -- Decides whether a request may come in. Put in front of `submit` and `reserve`, whose `a` has model, class, tenant,
--- classes (best first), deadline_ms, is_urgent (refuse what could not begin before its deadline) and limits where 0 is
--- none: max_jobs and max_bytes that wait, concurrency, rate (requests per second) and burst of the tenant.
--- Counts are those below the prefix that it is run with: of the only shard, or of the whole fleet.
+-- classes (best first), deadline_ms, is_urgent (refuse a request that could not begin before its deadline) and limits
+-- where 0 is none: max_jobs and max_bytes that wait, concurrency, rate (requests per second) and burst of the tenant.
+-- Counts are those below the prefix that the script is run with: of the only shard, or of the whole fleet.
 
 local depth, held, busy = P .. 'depth:' .. a.model, P .. 'open:' .. a.tenant, P .. 'busy:' .. a.model
 
-local function refused(reason, seconds, number, limit, asked)
+local function refused(reason, seconds, number, limit, requested)
   local retry_ms = seconds and math.floor(1000 * math.max(0.001, math.min(seconds, 3600))) or 0
-  return { 'refused', reason, retry_ms, math.floor(number), math.floor(limit), math.floor(asked or 0) }
+  return { 'refused', reason, retry_ms, math.floor(number), math.floor(limit), math.floor(requested or 0) }
 end
 
--- Returns the tokens left in the tenant's bucket once this request has taken one; below zero it may not.
-local function drawn()
+-- Returns the tokens left in the tenant's bucket once this request has taken one. Below zero there is none to take.
+local function left_in_bucket()
   local left, at = unpack(call('HMGET', P .. 'bucket:' .. a.tenant, 'left', 'at_ms'))
   local elapsed_s = math.max(0, now - tonumber(at or now)) / 1000
   return math.min(a.burst, tonumber(left or a.burst) + elapsed_s * a.rate) - 1
 end
 
--- Returns whether jobs have waited all the time that the rates are measured over. Only then the rates are what the
--- workers can do, and not what was asked of them.
+-- Returns whether jobs have waited all the time that the rates are measured over. Only then the rates tell what the
+-- workers can do, and not how much work there was for them.
 local function is_saturated(waits)
   local since = call('GET', busy)
   return waits > 0 and since and now - tonumber(since) > now % BUCKET_MS + BUCKET_MS
@@ -49,7 +49,7 @@ local function refusal(count, bytes)
     if over > 0 then return refused('concurrency', job_rate and over / job_rate, open, a.concurrency, count) end
   end
   if a.rate > 0 then
-    local left = drawn()
+    local left = left_in_bucket()
     if left < 0 then return refused('rate', -left / a.rate, a.rate, a.burst) end
   end
   local waiting = tonumber(call('HGET', depth, 'jobs:' .. a.class) or 0)
@@ -76,7 +76,7 @@ end
 -- Lets a request in that was not refused.
 local function enter(count, cost, bytes)
   if a.rate > 0 then
-    local bucket, left = P .. 'bucket:' .. a.tenant, drawn()
+    local bucket, left = P .. 'bucket:' .. a.tenant, left_in_bucket()
     call('HSET', bucket, 'left', tostring(left), 'at_ms', now)
     call('PEXPIRE', bucket, math.ceil(1000 * a.burst / a.rate) + 1000)
   end

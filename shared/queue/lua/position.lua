@@ -1,10 +1,10 @@
 -- a: jobs [id] of one request, classes (best first)
--- Estimates where the first of them that waits stands. Returns {jobs that come before it, ms until a worker takes it
--- (-1: nothing has ended lately to tell by)}, or {} when none waits.
+-- Estimates the position of the first of them that waits. Returns {jobs that come before it, ms until a worker takes it
+-- (-1: no job has ended lately to estimate it by)}, or {} when none waits.
 --
--- It is estimated from what waits now: all jobs of better classes and none of worse ones. In its own class they are the
--- jobs of its tenant before it, and as many of each other tenant as have their turn before its own, if all jobs of the
--- class cost the same. Ageing, and jobs that come, end early or cost otherwise, change that.
+-- The jobs before it are counted among those that wait now: all of better classes and none of worse ones. In its own
+-- class they are the jobs of its tenant before it, and as many of each other tenant as have their turn before its own,
+-- if all jobs of the class cost the same. Ageing changes that, and so do jobs that come, end early or cost otherwise.
 
 local MOST_COUNTED, MOST_TENANTS = 1000, 100
 
@@ -31,14 +31,14 @@ local function in_better_classes(job)
   return jobs, cost
 end
 
--- Returns the number of jobs before this one in its line. One further back than is counted is taken for the last.
+-- Returns the number of jobs before this one in its line. A job behind the first MOST_COUNTED counts as the last one.
 local function of_its_tenant(job)
   local before = #call('XRANGE', line_key(job), '-', '(' .. job.entry, 'COUNT', MOST_COUNTED)
   return before < MOST_COUNTED and before or call('XLEN', line_key(job)) - 1
 end
 
--- Returns the number of jobs of other tenants whose turn comes before the virtual time `at`. It is one job each for
--- tenants beyond those that are looked at.
+-- Returns the number of jobs of other tenants whose turn comes before the virtual time `at`. Tenants beyond the first
+-- MOST_TENANTS count with one job each.
 local function of_others(job, at, mean_cost)
   local turns, sum = class_key('turns', job.model, job.class), 0
   local others = call('ZRANGEBYSCORE', turns, '-inf', at, 'WITHSCORES', 'LIMIT', 0, MOST_TENANTS)

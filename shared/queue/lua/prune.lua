@@ -1,6 +1,6 @@
 -- a: model, class, tenants, dry_run
--- Forgets virtual times that no longer matter: of tenants with nothing open who would start at the class's own time
--- anyway. Returns how many.
+-- Forgets virtual times that no longer matter: those of tenants that have no open job and would start at the class's
+-- own time anyway. Returns how many.
 
 local served, turns = class_key('served', a.model, a.class), class_key('turns', a.model, a.class)
 local clock, forgotten = tonumber(call('HGET', served, '*') or 0), 0

@@ -1,7 +1,7 @@
 -- a: models, classes
--- Tells how the queues of these models stand. Returns {number of convicted jobs that are kept, {jobs in workers' hands,
--- bytes that wait, {jobs, cost, ms since the oldest came}...}...}: for each model, for each class. Where more than
--- MOST_TENANTS wait in a class, those are looked at whose turns come last.
+-- Returns the state of the queues of these models: {number of convicted jobs that are kept, {jobs in workers' hands,
+-- bytes that wait, {jobs, cost, ms since the oldest came}...}...}, for each model, for each class. Where more than
+-- MOST_TENANTS tenants wait in a class, the oldest job is that of the tenants whose turns come last.
 
 local MOST_TENANTS = 256
 

@@ -1,5 +1,5 @@
 -- a: tenant, jobs [id], dry_run
--- Removes jobs that are over or gone from those that a tenant is held to have open. Returns how many.
+-- Removes jobs that have ended, or are gone, from the open jobs of a tenant. Returns how many.
 
 local held, leaked = P .. 'open:' .. a.tenant, 0
 for _, id in ipairs(a.jobs) do

@@ -1,9 +1,9 @@
 -- a: jobs [id], grace_ms, ttl_ms, dry_run, publish, and events to append: expired, late
--- Looks after jobs that nobody else does. Returns for each what it was:
---   late     open past its deadline, in no worker's hands: ended now
---   expired  waited longer than it may: ended now
---   lost     open, but in no line and no worker's hands: whoever asks next takes it, and nobody is blamed
---   lasting  over, but it would never expire: now it does
+-- Repairs jobs that no worker or front looks after. Returns for each its state before:
+--   late     open past its deadline, in no worker's hands: it ends now
+--   expired  waited longer than it may: it ends now
+--   lost     open, but in no line and no worker's hands: the next worker may take it, and this counts as no death
+--   lasting  has ended, but would never expire: now it does
 --   fine     all others
 
 local function is_in_line(job)
@@ -21,12 +21,12 @@ local function judge(job, before)
   if lease_end and tonumber(lease_end) > now then return 'fine' end
   if tonumber(job.deadline_ms) < before then return 'late' end
   if job.state == 'queued' and tonumber(job.expires_ms) < before then return 'expired' end
-  local came = tonumber(call('HGET', job_key(job.id), 'queued_ms'))
-  if not lease_end and not is_in_line(job) and came < before then return 'lost' end
+  local queued_ms = tonumber(call('HGET', job_key(job.id), 'queued_ms'))
+  if not lease_end and not is_in_line(job) and queued_ms < before then return 'lost' end
   return 'fine'
 end
 
-local cures = {
+local repairs = {
   late = function(job) fail(job, a.late) end,
   expired = function(job) fail(job, a.expired) end,
   lost = function(job)
@@ -49,6 +49,6 @@ for i, id in ipairs(a.jobs) do
   else
     verdicts[i] = call('PTTL', job_key(id)) == -1 and 'lasting' or 'fine'
   end
-  if not a.dry_run then cures[verdicts[i]](job or { id = id }) end
+  if not a.dry_run then repairs[verdicts[i]](job or { id = id }) end
 end
 return verdicts

@@ -1,7 +1,7 @@
 -- Behind `limits.lua`, with the prefix of all shards' admission. a: request (its id), jobs [{id, cost, bytes}], model,
 --    class, tenant, classes, deadline_ms, is_urgent, limits, and confirmed (requests that are queued by now).
 -- Lets a request in, before its jobs are queued on their shard. Returns {'reserved'} (now or by an earlier try), or
--- {'refused', reason, retry_ms, number, limit, asked}.
+-- {'refused', reason, retry_ms, number, limit, requested}: `number` of `limit` are taken, and this takes `requested`.
 
 for _, id in ipairs(a.confirmed) do
   call('ZREM', P .. 'unconfirmed', id)
@@ -19,8 +19,8 @@ enter(count, cost, bytes)
 local ids = {}
 for i, job in ipairs(a.jobs) do
   ids[i] = job.id
-  local takes = { model = a.model, class = a.class, cost = job.cost, bytes = job.bytes, at_ms = now }
-  call('HSET', P .. 'reserved', job.id, cmsgpack.pack(takes))
+  local reservation = { model = a.model, class = a.class, cost = job.cost, bytes = job.bytes, at_ms = now }
+  call('HSET', P .. 'reserved', job.id, cmsgpack.pack(reservation))
   call('ZADD', P .. 'waiting:' .. a.model, now, job.id)
   call('ZADD', held, now, job.id)
 end

@@ -1,28 +1,29 @@
 -- With the prefix of all shards' admission. a: left [{id, tenant, model, cost, at_ms}], confirmed, voided [request id],
 --    unconfirmed_ms
--- Gives back what jobs took that have left their lines (`tenant` is not '' for those that have ended; `model` is not ''
--- for those that ran before) and what requests took that never came. All is given back once, however often it is told.
--- Returns the requests that have been unconfirmed for so long that their fronts may be dead, 100 at most.
+-- Gives back the reservations of jobs that have left their lines (`tenant` is not '' for those that have ended; `model`
+-- is not '' for those that ran before), and of requests that never came. A reservation is given back once, however
+-- often it is reported. Returns the requests that have been unconfirmed for so long that their fronts may be dead, 100
+-- at most.
 
 local MOST_UNCONFIRMED = 100
 
--- Gives back what a job took. Returns that, nil where it has come back before.
-local function leave(id)
-  local takes = call('HGET', P .. 'reserved', id)
-  if not takes then return nil end
+-- Gives back the reservation of a job. Returns it, nil where it was given back before.
+local function give_back(id)
+  local packed = call('HGET', P .. 'reserved', id)
+  if not packed then return nil end
   call('HDEL', P .. 'reserved', id)
-  takes = cmsgpack.unpack(takes)
-  call('ZREM', P .. 'waiting:' .. takes.model, id)
-  local depth = P .. 'depth:' .. takes.model
-  call('HINCRBY', depth, 'jobs:' .. takes.class, -1)
-  call('HINCRBY', depth, 'cost:' .. takes.class, -takes.cost)
-  call('HINCRBY', depth, 'bytes', -takes.bytes)
-  return takes
+  local reservation = cmsgpack.unpack(packed)
+  call('ZREM', P .. 'waiting:' .. reservation.model, id)
+  local depth = P .. 'depth:' .. reservation.model
+  call('HINCRBY', depth, 'jobs:' .. reservation.class, -1)
+  call('HINCRBY', depth, 'cost:' .. reservation.class, -reservation.cost)
+  call('HINCRBY', depth, 'bytes', -reservation.bytes)
+  return reservation
 end
 
--- Sets since when jobs of a model wait without a moment in which none did, now that it is known until when some have
--- waited: from now backwards, as long as their stays follow on one another. Stays before the last time this was asked
--- were known then, and are in `busy` already.
+-- Sets `busy`: since when jobs of a model have waited without a moment in which none did. `stays` tell from when to
+-- when jobs waited that have left. They are followed backwards from now, as long as each joins up with the next. A
+-- start before the last settlement was known then, and is in `busy` already.
 local function restart_clock(model, stays)
   local oldest = call('ZRANGE', P .. 'waiting:' .. model, 0, 0, 'WITHSCORES')[2]
   local since = tonumber(oldest or now)
@@ -31,9 +32,9 @@ local function restart_clock(model, stays)
     if stay.to_ms < since then break end
     since = math.min(since, stay.from_ms)
   end
-  local asked = P .. 'settled:' .. model
-  if since > tonumber(call('GET', asked) or 0) then call('SET', P .. 'busy:' .. model, since, 'PX', SERVED_TTL_MS) end
-  call('SET', asked, now, 'PX', SERVED_TTL_MS)
+  local settled = P .. 'settled:' .. model
+  if since > tonumber(call('GET', settled) or 0) then call('SET', P .. 'busy:' .. model, since, 'PX', SERVED_TTL_MS) end
+  call('SET', settled, now, 'PX', SERVED_TTL_MS)
 end
 
 local function count_ended(model, cost, at_ms)
@@ -48,13 +49,13 @@ local function forget(request)
   call('HDEL', P .. 'entrants', request)
 end
 
--- Gives back what a request took that never came, its tenant's rate included.
+-- Gives back the reservations of a request that never came, and the token that it took of its tenant's rate.
 local function void(request)
   local entrant = call('HGET', P .. 'entrants', request)
   if not entrant then return end
   entrant = cmsgpack.unpack(entrant)
   for _, id in ipairs(entrant.jobs) do
-    leave(id)
+    give_back(id)
     call('ZREM', P .. 'open:' .. entrant.tenant, id)
   end
   local bucket = P .. 'bucket:' .. entrant.tenant
@@ -66,15 +67,16 @@ end
 local stays = {}
 for _, job in ipairs(a.left) do
   local id, tenant, model, cost, at_ms = unpack(job)
-  local takes = leave(id)
-  if takes then
-    stays[takes.model] = stays[takes.model] or {}
-    table.insert(stays[takes.model], { from_ms = takes.at_ms, to_ms = at_ms })
+  local reservation = give_back(id)
+  if reservation then
+    local model_stays = stays[reservation.model] or {}
+    stays[reservation.model] = model_stays
+    table.insert(model_stays, { from_ms = reservation.at_ms, to_ms = at_ms })
   end
   local has_ended = tenant ~= '' and call('ZREM', P .. 'open:' .. tenant, id) == 1
   if has_ended and model ~= '' then count_ended(model, cost, at_ms) end
 end
-for model, its_stays in pairs(stays) do restart_clock(model, its_stays) end
+for model, model_stays in pairs(stays) do restart_clock(model, model_stays) end
 for _, request in ipairs(a.confirmed) do forget(request) end
 for _, request in ipairs(a.voided) do void(request) end
 return call('ZRANGEBYSCORE', P .. 'unconfirmed', '-inf', now - a.unconfirmed_ms, 'LIMIT', 0, MOST_UNCONFIRMED)

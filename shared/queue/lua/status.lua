@@ -1,10 +1,10 @@
 -- a: jobs [id], expired, late (events), grace_ms, ttl_ms, publish
--- Tells how the jobs of a request stand. A job that waits too long ends here if nobody else has ended it, as does one
--- that runs `grace_ms` longer than its deadline. Returns for each {state, last event index, ms left to be taken, ms left
--- to the deadline, fingerprint of the worker that took it last, and when it was queued, first taken, said its first token
--- and ended}, or {''} for one that is gone; nil for what has not happened.
+-- Returns the state of the jobs of a request. A job that has waited too long ends here if nobody else has ended it, and
+-- so does one that runs `grace_ms` longer than its deadline. Returns for each job {state, last event index, ms left to
+-- be taken, ms left to the deadline, fingerprint of the worker that took it last, and when it was queued, first taken,
+-- had its first token and ended (nil for what has not happened)}, or {''} for one that is gone.
 
-local function stand(id)
+local function snapshot(id)
   local job = read_job(id)
   if not job then return { '' } end
   local queue_ms, deadline_ms = tonumber(job.expires_ms) - now, tonumber(job.deadline_ms) - now
@@ -21,5 +21,5 @@ local function stand(id)
 end
 
 local snapshots = {}
-for i, id in ipairs(a.jobs) do snapshots[i] = stand(id) end
+for i, id in ipairs(a.jobs) do snapshots[i] = snapshot(id) end
 return snapshots

@@ -1,16 +1,16 @@
 -- a: id, tenant, digest, media_type, name, purpose, num_bytes, charge (bytes of the quota that it
 --    takes), quota (0: any number), bytes (unless is_file), room (for the bytes of all artifacts in
---    Redis), ttl_ms, key ('': none), asked (digest of what came with the key), key_ttl_ms
--- Reserves the tenant's quota and writes the record of an artifact; where the tenant has one with
--- the same bytes its time begins again, and what is told of it is what was told last.
+--    Redis), ttl_ms, key ('': none), contents (digest of what comes with the key), key_ttl_ms
+-- Reserves the tenant's quota and writes the record of an artifact. Where the tenant has an artifact
+-- with the same bytes, its time begins again, and it gets this media type, name and purpose.
 -- Returns {'stored', id, created_ms, expires_ms, is_file}, or why not: {'conflict'}, the key came before
 -- with something else; {'quota', bytes that are taken}; {'room'}, the bytes must lie in a file;
 -- {'late'}, the file took so long that it has been removed.
 
 local key = P .. 'key:' .. a.tenant .. ':' .. a.key
 if a.key ~= '' then
-  local asked = call('GET', key)
-  if asked and asked ~= a.asked then return { 'conflict' } end
+  local known = call('GET', key)
+  if known and known ~= a.contents then return { 'conflict' } end
 end
 
 local same = digest_key(a.tenant, a.digest)
@@ -21,6 +21,7 @@ if id and not lives(id) then
 end
 
 if id and id ~= a.id then
+  -- The artifact is there already: the file of this upload is loose, and due to be removed.
   if a.is_file then call('ZADD', loose, now, a.id) end
 elseif not id then
   id = a.id
@@ -48,5 +49,5 @@ local expires_ms = math.max(now + a.ttl_ms, tonumber(before_ms or 0))
 call('HSET', artifact_key(id), 'media_type', a.media_type, 'name', a.name, 'purpose', a.purpose,
   'expires_ms', expires_ms)
 call('ZADD', expiring, expires_ms, id)
-if a.key ~= '' then call('SET', key, a.asked, 'PX', a.key_ttl_ms) end
+if a.key ~= '' then call('SET', key, a.contents, 'PX', a.key_ttl_ms) end
 return { 'stored', id, tonumber(created_ms), expires_ms, tonumber(is_file) }

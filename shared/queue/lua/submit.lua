@@ -1,9 +1,9 @@
--- Behind `limits.lua`. a: request {id, key, body, record, follower_id}, model, class, tenant, classes (best first), jobs
---    [{id, slots, cost, spec}], queue_ms, deadline_ms (both from now), ttl_ms, is_reserved (`reserve` has let the request
---    in, so no limit is looked at), and else the limits.
--- All jobs of a request are queued, or none is. Returns {'queued'} (now or by an earlier try), {'known', request id} for
--- an idempotency key that came before with the same body, {'conflict'} for one with another body, {'void'} when the
--- reservation was given up meanwhile, or {'refused', reason, retry_ms, number, limit, asked}.
+-- Behind `limits.lua`. a: request {id, key, key_ttl_ms, body, record, follower_id}, model, class, tenant, classes (best
+--    first), jobs [{id, slots, cost, spec}], queue_ms, deadline_ms (both from now), ttl_ms, is_reserved (`reserve` has
+--    let the request in, so no limit is looked at), and else the limits.
+-- Queues all jobs of a request, or none. Returns {'queued'} (now or by an earlier try), {'known', request id} for an
+-- idempotency key that came before with the same body, {'conflict'} for one with another body, {'void'} when the
+-- reservation was given up meanwhile, or {'refused', reason, retry_ms, number, limit, requested} as in `reserve`.
 
 if call('EXISTS', P .. 'request:' .. a.request.id) == 1 then return { 'queued' } end
 local known = a.request.key ~= '' and P .. 'key:' .. a.tenant .. ':' .. a.request.key

@@ -1,9 +1,10 @@
--- a: model, worker, fingerprint, slots, classes (those wanted, best first), age_ms, lease_ms, most_lapsed, is_empty (the
---    worker has nothing in hand), ttl_ms, dead_ttl_ms, most_dead, most_epochs, publish, and events to append: expired,
---    late, convicted.
--- Jobs whose leases have lapsed come first, then waiting ones until they fill the slots; the last may take more than
--- are left. Returns {{{spec, epoch, last, ms to its deadline, is_alone, ms since it was queued}...}, whether this worker
--- should take nothing more until it is empty, {{spec, its last worker, epochs}...} of convicted jobs}.
+-- a: model, worker, fingerprint, slots, classes (those wanted, best first), age_ms, lease_ms, most_lapsed, is_empty
+--    (the worker has nothing in hand), ttl_ms, dead_ttl_ms, most_dead, most_epochs, publish, and events to append:
+--    expired, late, convicted.
+-- Takes jobs for a worker: first those whose leases have lapsed, then waiting ones until they fill the slots. The last
+-- one may take more slots than are left. Returns {{{spec, epoch, last, ms to its deadline, is_alone, ms since it was
+-- queued}...}, whether this worker should take nothing more until it is empty, {{spec, its last worker, epochs}...} of
+-- convicted jobs}.
 
 local PAGE, MOST_SEEN = 64, 256
 local DEATHS_TO_SUSPECT, DEATHS_TO_CONVICT = 2, 3
@@ -21,8 +22,8 @@ end
 -- Makes the job the caller's from here on, under a new epoch.
 local function hand_over(job, is_alone)
   local epoch = tonumber(job.epoch) + 1
-  call('HSET', job_key(job.id), 'state', 'running', 'epoch', epoch, 'worker', a.worker, 'fingerprint', a.fingerprint,
-    unpack(epoch == 1 and { 'taken_ms', now } or {}))
+  call('HSET', job_key(job.id), 'state', 'running', 'epoch', epoch, 'worker', a.worker, 'fingerprint', a.fingerprint)
+  if epoch == 1 then call('HSET', job_key(job.id), 'taken_ms', now) end
   call('ZADD', leases, now + a.lease_ms, job.id)
   local spec, slots, queued_ms = unpack(call('HMGET', job_key(job.id), 'spec', 'slots', 'queued_ms'))
   left = left - tonumber(slots)
@@ -30,8 +31,9 @@ local function hand_over(job, is_alone)
     now - tonumber(queued_ms) }
 end
 
--- Returns how often the job has died: the worker that had started it was gone, and it had not got on since it was taken.
--- A job that got on is not what kills workers; one that was handed back (its lease ends at 0) did not die.
+-- Returns how many workers in a row have died of the job. A lapsed lease is a death if its epoch had started the job. A
+-- job that advanced since it was taken does not kill workers, so earlier deaths no longer count. A job that was given
+-- back (its lease ends at 0) did not die.
 local function deaths_of(job, lease_end)
   local deaths = tonumber(job.deaths)
   if job.advanced == job.epoch then deaths = 0 end
@@ -48,20 +50,20 @@ local function convict(job)
   convicted[#convicted + 1] = { call('HGET', job_key(job.id), 'spec'), job.worker, tonumber(job.epoch) }
 end
 
--- Returns whether a suspect may run here, with nobody beside it. One worker at a time makes itself empty for that, unless
--- one is so already.
+-- Returns whether a suspected job may run here, with no other beside it. Where no worker is empty, one at a time
+-- empties itself for that.
 local function may_isolate()
-  local keeper = P .. 'isolating:' .. a.model
+  local isolating = P .. 'isolating:' .. a.model
   local is_free = a.is_empty and #taken == 0
-  if is_free or call('GET', keeper) == a.worker or call('SET', keeper, a.worker, 'NX', 'PX', 3 * a.lease_ms) then
-    call('SET', keeper, a.worker, 'PX', 3 * a.lease_ms)
+  if is_free or call('GET', isolating) == a.worker or call('SET', isolating, a.worker, 'NX', 'PX', 3 * a.lease_ms) then
+    call('SET', isolating, a.worker, 'PX', 3 * a.lease_ms)
     should_empty = true
   end
   return is_free
 end
 
--- Takes over one lapsed job. An answer that others have begun goes on only where the same tokens come out. Returns
--- whether the job is left to others.
+-- Takes over one lapsed job. A job that has tokens already goes on only on a worker with the same fingerprint, so that
+-- the same tokens come out. Returns whether the job is left to other workers.
 local function take_over(id, lease_end)
   local job = read_job(id)
   if not is_open(job) then
@@ -87,11 +89,12 @@ local function take_over(id, lease_end)
   return false
 end
 
--- Takes over those that lapsed first. Where there are more than MOST_SEEN, one part of that size is looked at, another
--- one each time: jobs that this worker may not take hide nothing for long, and cost no more than that.
+-- Takes over the jobs that lapsed first. Where there are more than MOST_SEEN, each call looks at one part of that size,
+-- by turns: so jobs that this worker may not take do not hide others for long, and a call costs no more than that.
 local function take_lapsed()
   local parts = math.ceil(call('ZCOUNT', leases, '-inf', now) / MOST_SEEN)
-  local at, seen = parts > 1 and now % parts * MOST_SEEN or 0, 0
+  local at, seen = 0, 0
+  if parts > 1 then at = now % parts * MOST_SEEN end
   while seen < MOST_SEEN do
     local page = call('ZRANGEBYSCORE', leases, '-inf', now, 'WITHSCORES', 'LIMIT', at, PAGE)
     if #page == 0 then return end
@@ -113,7 +116,7 @@ local function next_of(class)
   return { id = entry[2][2], class = class, waited_ms = waited_ms }
 end
 
--- Returns the next job, of the best class. Each `age_ms` of waiting lifts a job by one class, so that none waits for ever.
+-- Returns the next job, of the best class. Each `age_ms` of waiting lifts a job by one class, so none waits for ever.
 local function next_job()
   local best, best_rank
   for rank, class in ipairs(a.classes) do
@@ -126,7 +129,7 @@ local function next_job()
   return best and read_job(best.id)
 end
 
--- The class's own virtual time is that of the job it serves; who comes later starts there.
+-- Sets the class's own virtual time to that of the job that it serves. A tenant that comes later starts there.
 local function start_clock(job)
   local at = call('ZSCORE', class_key('turns', job.model, job.class), job.tenant)
   call('HSET', class_key('served', job.model, job.class), '*', at)

@@ -1,9 +1,9 @@
 -- a: requests [id], keep_ms
--- Returns for each request that was let in 1 if it has come, else 0. Such a one may not come any more.
+-- Returns for each request 1 if it is queued, else 0. One that is not may not come for `keep_ms`.
 
-local came = {}
+local are_queued = {}
 for i, id in ipairs(a.requests) do
-  came[i] = call('EXISTS', P .. 'request:' .. id)
-  if came[i] == 0 then call('SET', P .. 'void:' .. id, '1', 'PX', a.keep_ms) end
+  are_queued[i] = call('EXISTS', P .. 'request:' .. id)
+  if are_queued[i] == 0 then call('SET', P .. 'void:' .. id, '1', 'PX', a.keep_ms) end
 end
-return came
+return are_queued

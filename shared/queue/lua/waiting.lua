@@ -1,6 +1,6 @@
 -- a: shards (prefixes, all of one server), models, classes
--- Returns the indices, from 0, of the models that have something to take on any of these shards: a lapsed lease, or a job
--- that waits. Changes nothing.
+-- Returns the indices, from 0, of the models that have a lapsed lease or a job that waits on any of these shards.
+-- Changes nothing.
 
 local function has_work(prefix, model)
   if #call('ZRANGEBYSCORE', prefix .. 'leases:' .. model, '-inf', now, 'LIMIT', 0, 1) > 0 then return true end
