@@ -1,5 +1,4 @@
-"""SimpleFoundation's way to ask: `/generate` with one `prompt`, problems to solve, and what there
-is to ask."""
+"""SimpleFoundation's dialect: `/generate` with one `prompt`, problems to solve, and its models."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -68,19 +67,20 @@ def _plan_coding(body: CodingRequest, model: ModelInfo, limits: Limits) -> TaskP
 def _plan_problem(
     body: ProblemRequest, template: str, max_tokens: int, model: ModelInfo, limits: Limits
 ) -> TaskPlan:
-    """`template` is for a caller who brings none."""
+    """Plan a solution. A template of the caller's own replaces `template`."""
     prompt = (body.template or template).replace(PLACEHOLDER, body.problem)
     return text_plan(body, [prompt], max_tokens, model, limits, notes={"problem": body.problem})
 
 
 def _prompt_response(work: SubmittedWork, outcomes: Sequence[Outcome]) -> PromptResponse:
-    texts, made = [choice.text for choice in outcomes[0].choices], _made(work, outcomes)
+    texts = [choice.text for choice in outcomes[0].choices]
+    counts = _counts(work, outcomes)
     return PromptResponse(
         prompt=work.record.notes["prompt"],
         generated_text=texts[0],
         generated_texts=texts if len(texts) > 1 else None,
-        tokens_generated=made["output_tokens"],
-        **made,
+        tokens_generated=counts["output_tokens"],
+        **counts,
     )
 
 
@@ -88,7 +88,7 @@ def _math_response(work: SubmittedWork, outcomes: Sequence[Outcome]) -> MathResp
     solution = outcomes[0].choices[0].text
     problem = work.record.notes["problem"]
     return MathResponse(
-        problem=problem, solution=solution, answer=answer_in(solution), **_made(work, outcomes)
+        problem=problem, solution=solution, answer=answer_in(solution), **_counts(work, outcomes)
     )
 
 
@@ -96,12 +96,15 @@ def _coding_response(work: SubmittedWork, outcomes: Sequence[Outcome]) -> Coding
     solution = outcomes[0].choices[0].text
     problem = work.record.notes["problem"]
     return CodingResponse(
-        problem=problem, solution=solution, code=code_in(solution), **_made(work, outcomes)
+        problem=problem, solution=solution, code=code_in(solution), **_counts(work, outcomes)
     )
 
 
-def _made(work: SubmittedWork, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """The time is that from the request's coming to its end; null where Redis does not tell."""
+def _counts(work: SubmittedWork, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Return the time and the tokens that an answer took.
+
+    The time is in seconds from the request's coming to its end, None where Redis does not tell it.
+    """
     usage = total_usage(outcomes)
     return {
         "generation_time": work.timings.total_s if work.timings else None,
@@ -117,7 +120,7 @@ def _endpoint(
     plan: Callable[[Any, ModelInfo, Limits], TaskPlan],
     render: Callable[[SubmittedWork, Sequence[Outcome]], BaseModel],
 ) -> Endpoint:
-    """A stream ends with what the whole answer would have been."""
+    """Return an endpoint whose streams end with the whole answer."""
 
     def stream(work: SubmittedWork) -> Texts:
         def end(outcomes: Sequence[Outcome], timings: Timings | None) -> dict[str, Any]:
@@ -129,7 +132,15 @@ def _endpoint(
         return Texts(work.record.n, 1, end)
 
     return Endpoint(
-        name, "generate", body, answer, plan, render, stream, bare_stream_format=TEXT, is_timed=True
+        name=name,
+        task="generate",
+        body=body,
+        answer=answer,
+        plan=plan,
+        render=render,
+        stream=stream,
+        bare_stream_format=TEXT,
+        is_timed=True,
     )
 
 

@@ -1,7 +1,9 @@
-"""Benchmarks: our engine and fleet compared with `transformers`, on the same weights and prompts.
+"""Benchmarks with the same weights and prompts for all sides, in one run.
 
     python -m scripts.bench.engine --rows decode,single,prefill
     python -m scripts.bench.fleet --workers 2 --threads 1
+    python -m scripts.bench.peers FOLDER
 
-Both sides run in turns, so that a busy machine slows both. Between runs compare only the ratios.
+The first two are beside `transformers`, the last beside other servers. Only ratios are worth
+comparing between runs: sides take turns, so that a busy machine slows all of them.
 """

@@ -6,9 +6,10 @@ It opens a socket for each stream and reads its lines without an HTTP library.
 import asyncio
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from time import perf_counter as now
+from typing import Any
 from urllib.parse import urlsplit
 
 
@@ -16,37 +17,47 @@ from urllib.parse import urlsplit
 class Stream:
     """A streamed completion.
 
+    `moments` are those at which a piece of the text came.
+
     Times are those of `time.perf_counter`, and infinite until they are known.
     """
 
     started_at: float
     text: str = ""
-    first_at: float = math.inf
+    moments: list[float] = field(default_factory=list)
     ended_at: float = math.inf
     completion_tokens: int = 0
+
+    @property
+    def first_at(self) -> float:
+        return self.moments[0] if self.moments else math.inf
 
 
 def complete_all(url: str, prompts: Sequence[Sequence[int]], length: int) -> list[Stream]:
     """Send all prompts at the same time, and return their greedy streams of `length` tokens."""
 
     async def gather() -> list[Stream]:
-        return await asyncio.gather(*(_complete(url, prompt, length) for prompt in prompts))
+        streams = []
+        for prompt in prompts:
+            body = {
+                "prompt": prompt,
+                "max_tokens": length,
+                "temperature": 0,
+                "stream": True,
+                "stream_options": {"include_usage": True},
+            }
+            streams.append(stream_completion(url, body, length))
+        return await asyncio.gather(*streams)
 
     return asyncio.run(gather())
 
 
-async def _complete(url: str, prompt: Sequence[int], length: int) -> Stream:
-    """Return the stream of one prompt.
+async def stream_completion(url: str, body: Mapping[str, Any], length: int) -> Stream:
+    """Return the stream that answers a request with this body.
 
-    Raise RuntimeError, with the server's answer, if it is not a stream of `length` tokens.
+    Raise RuntimeError, with the server's answer, if it is not a whole stream. If the body asks for
+    usage, a whole stream has `length` tokens.
     """
-    body = {
-        "prompt": prompt,
-        "max_tokens": length,
-        "temperature": 0,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
     data = json.dumps(body).encode()
     address = urlsplit(url)
     head = (
@@ -67,7 +78,10 @@ async def _complete(url: str, prompt: Sequence[int], length: int) -> Stream:
         if line.startswith(b"data: "):
             _read(stream, json.loads(line.removeprefix(b"data: ")))
     writer.close()
-    if b" 200 " not in lines[0] or stream.completion_tokens != length:
+    is_whole = b" 200 " in lines[0] and bool(stream.text)
+    if "stream_options" in body:
+        is_whole = is_whole and stream.completion_tokens == length
+    if not is_whole:
         raise RuntimeError(f"not a whole stream: {b''.join(lines[:1] + lines[-3:]).decode()}")
     stream.ended_at = now()
     return stream
@@ -78,7 +92,7 @@ def _read(stream: Stream, chunk: dict[str, object]) -> None:
     choices = chunk.get("choices")
     usage = chunk.get("usage")
     if isinstance(choices, list) and choices and choices[0]["text"]:
-        stream.first_at = min(stream.first_at, now())
+        stream.moments.append(now())
         stream.text += choices[0]["text"]
     if isinstance(usage, dict):
         stream.completion_tokens = usage["completion_tokens"]

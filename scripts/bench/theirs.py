@@ -50,12 +50,12 @@ class _Clock:
 
 
 class Theirs:
-    """A model of `transformers` in full precision, an HRM-Text or a Llama."""
+    """A model of `transformers`, an HRM-Text or a Llama."""
 
-    def __init__(self, path: Path, *, threads: int) -> None:
+    def __init__(self, path: Path, *, threads: int, dtype: str = "float32") -> None:
         self._is_hrm = AutoConfig.from_pretrained(path).model_type == "hrm_text"
         family: Any = HrmTextForCausalLM if self._is_hrm else LlamaForCausalLM
-        self._model = family.from_pretrained(path, dtype=torch.float32).eval()
+        self._model = family.from_pretrained(path, dtype=getattr(torch, dtype)).eval()
         # Without an end token every answer has its full length.
         self._model.generation_config.eos_token_id = None
         self._threads = threads

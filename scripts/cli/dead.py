@@ -40,8 +40,8 @@ def main(argv: Sequence[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in _COMMANDS.items():
         command = commands.add_parser(name, help=text)
-        # Each flag may stand before the command or behind it. A default here would undo a flag
-        # that stands before.
+        # Each flag may stand before the command or behind it. A default here would reset a flag
+        # that stands before it.
         command.add_argument("--redis-url", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         command.add_argument("--port", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         command.add_argument(
@@ -49,17 +49,19 @@ def main(argv: Sequence[str]) -> int:
         )
         if name != "list":
             command.add_argument("id")
-    asked = parser.parse_args(argv)
-    flags = ["--redis-url", asked.redis_url] if asked.redis_url else []
-    return run_role(PROG, partial(run, asked), flags)
+    args = parser.parse_args(argv)
+    flags = ["--redis-url", args.redis_url] if args.redis_url else []
+    return run_role(PROG, partial(run, args), flags)
 
 
-def run(asked: argparse.Namespace, settings: Settings) -> int:
-    """Do what was asked and return the exit status: 1 with a line on stderr when there is no such
-    job, or no Redis."""
-    settings, _ = with_local_fleet(settings, asked.port)
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """Carry out the command and return the exit status.
+
+    It is 1, with a line on stderr, if there is no such job or if Redis is unavailable.
+    """
+    settings, _ = with_local_fleet(settings, args.port)
     try:
-        lines = asyncio.run(_answer(asked, settings))
+        lines = asyncio.run(_answer(args, settings))
     except (FleetError, *UNAVAILABLE) as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return EXIT_FAILED
@@ -67,52 +69,53 @@ def run(asked: argparse.Namespace, settings: Settings) -> int:
     return EXIT_OK
 
 
-async def _answer(asked: argparse.Namespace, settings: Settings) -> list[str]:
-    """Do what was asked and return the lines to print."""
+async def _answer(args: argparse.Namespace, settings: Settings) -> list[str]:
+    """Carry out the command and return the lines to print."""
     async with open_broker(redis_url(settings), settings.redis_shards) as broker:
         dead_letters = DeadLetters(broker)
-        match asked.command:
+        match args.command:
             case "list":
                 letters = await dead_letters.all_letters()
-                if asked.json:
-                    return [json.dumps(_as_json(dead)) for dead in letters]
-                return [_line(dead) for dead in letters]
+                if args.json:
+                    return [json.dumps(_as_json(letter)) for letter in letters]
+                return [_line(letter) for letter in letters]
             case "show":
-                dead, job, events = await dead_letters.show(asked.id)
-                shown = _as_json(dead)
-                shown["task"] = msgspec.to_builtins(job.task)
-                shown["log"] = msgspec.to_builtins(events)
-                indent = None if asked.json else 2
-                return [json.dumps(shown, ensure_ascii=False, indent=indent)]
+                letter, job, events = await dead_letters.show(args.id)
+                document = _as_json(letter)
+                document["task"] = msgspec.to_builtins(job.task)
+                document["log"] = msgspec.to_builtins(events)
+                indent = None if args.json else 2
+                return [json.dumps(document, ensure_ascii=False, indent=indent)]
             case "retry":
                 new_id = await dead_letters.retry(
-                    asked.id,
+                    args.id,
                     queue_timeout_s=settings.queue_timeout_s,
                     deadline_s=settings.request_timeout_s,
                 )
-                if asked.json:
+                if args.json:
                     return [json.dumps({"id": new_id})]
                 return [new_id]
             case _:
-                await dead_letters.drop(asked.id)
-                if asked.json:
-                    return [json.dumps({"dropped": asked.id})]
+                await dead_letters.drop(args.id)
+                if args.json:
+                    return [json.dumps({"dropped": args.id})]
                 return []
 
 
-def _as_json(dead: DeadLetter) -> dict[str, Any]:
-    values = asdict(dead)
+def _as_json(letter: DeadLetter) -> dict[str, Any]:
+    """Return the fields of a dead letter without its place in Redis, and its time in ISO 8601."""
+    values = asdict(letter)
     del values["entry"]
-    values["at"] = _when(dead)
+    values["at"] = _time(letter)
     return values
 
 
-def _line(dead: DeadLetter) -> str:
+def _line(letter: DeadLetter) -> str:
     return (
-        f"{dead.id}  {_when(dead)}  {dead.model}  {dead.tenant}  {dead.epochs} workers, the "
-        f"last {dead.worker}"
+        f"{letter.id}  {_time(letter)}  {letter.model}  {letter.tenant}  "
+        f"{letter.epochs} workers, the last {letter.worker}"
     )
 
 
-def _when(dead: DeadLetter) -> str:
-    return datetime.fromtimestamp(dead.at_ms / 1000, UTC).isoformat(timespec="seconds")
+def _time(letter: DeadLetter) -> str:
+    return datetime.fromtimestamp(letter.at_ms / 1000, UTC).isoformat(timespec="seconds")

@@ -1,6 +1,6 @@
-"""`aios keys`: make, list and revoke the keys that say who may call the fleet, and how much.
+"""`aios keys`: create, list and revoke the API keys of a fleet, with their limits.
 
-Fronts need no restart.
+Changes hold at once on all fronts; no front is restarted.
 """
 
 import argparse
@@ -85,29 +85,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-async def _answer(asked: argparse.Namespace, settings: Settings) -> list[str]:
-    """Do what was asked and return the lines to print."""
+async def _answer(args: argparse.Namespace, settings: Settings) -> list[str]:
+    """Carry out the command and return the lines to print."""
     async with open_broker(redis_url(settings), settings.redis_shards) as broker:
         keyring = Keyring(broker)
-        match asked.command:
+        match args.command:
             case "create":
-                key, key_id, grant = await keyring.create(_grant(asked), lives_s=asked.expires)
-                if asked.json:
+                key, key_id, grant = await keyring.create(_grant(args), lives_s=args.expires)
+                if args.json:
                     return [json.dumps({"key": key, **_as_json(key_id, grant)})]
                 return [key]
             case "list":
                 lines = []
                 for digest, grant in (await keyring.all_grants()).items():
                     key_id = id_of(digest)
-                    if asked.json:
+                    if args.json:
                         lines.append(json.dumps(_as_json(key_id, grant)))
                     else:
                         lines.append(_line(key_id, grant))
                 return lines
             case _:
-                digest = await _find(keyring, asked.id)
+                digest = await _find(keyring, args.id)
                 await keyring.revoke(digest)
-                if asked.json:
+                if args.json:
                     return [json.dumps({"revoked": id_of(digest)})]
                 return []
 
@@ -118,7 +118,9 @@ async def _find(keyring: Keyring, id_or_key: str) -> str:
     Raise ToolError if there is none, or more than one.
     """
     # An id is the beginning of a digest.
-    prefix = digest_of(id_or_key) if id_or_key.startswith(KEY_PREFIX) else id_or_key
+    prefix = id_or_key
+    if id_or_key.startswith(KEY_PREFIX):
+        prefix = digest_of(id_or_key)
     matches = []
     for digest in await keyring.all_grants():
         if len(prefix) >= ID_LENGTH and digest.startswith(prefix):
@@ -130,26 +132,28 @@ async def _find(keyring: Keyring, id_or_key: str) -> str:
     return matches[0]
 
 
-def _grant(asked: argparse.Namespace) -> Grant:
+def _grant(args: argparse.Namespace) -> Grant:
     return Grant(
-        name=asked.name,
-        tenant=asked.tenant or asked.name,
-        best_priority=asked.best_class,
-        rate=asked.rate,
-        concurrency=asked.concurrency,
-        models=asked.models,
-        is_admin=asked.admin,
+        name=args.name,
+        tenant=args.tenant or args.name,
+        best_priority=args.best_class,
+        rate=args.rate,
+        concurrency=args.concurrency,
+        models=args.models,
+        is_admin=args.admin,
     )
 
 
 def _as_json(key_id: str, grant: Grant) -> dict[str, Any]:
-    """Return all that is known of a key, with times as people write them."""
+    """Return a key's id and the fields of its grant, with times in ISO 8601."""
     values: dict[str, Any] = {"id": key_id}
     for name in grant.__struct_fields__:
         values[name] = getattr(grant, name)
-    values["rate"] = grant.rate and str(grant.rate)
-    values["created_at"] = _when(grant.created_at)
-    values["expires_at"] = grant.expires_at and _when(grant.expires_at)
+    if grant.rate:
+        values["rate"] = str(grant.rate)
+    values["created_at"] = _time(grant.created_at)
+    if grant.expires_at:
+        values["expires_at"] = _time(grant.expires_at)
     return values
 
 
@@ -163,18 +167,21 @@ def _line(key_id: str, grant: Grant) -> str:
         parts.append(f"models {','.join(grant.models)}")
     if grant.is_admin:
         parts.append("admin")
-    parts.append(f"made {_when(grant.created_at)}")
+    parts.append(f"made {_time(grant.created_at)}")
     if grant.expires_at:
-        parts.append(f"until {_when(grant.expires_at)}")
+        parts.append(f"until {_time(grant.expires_at)}")
     return "  ".join(parts)
 
 
-def _when(at_s: int) -> str:
+def _time(at_s: int) -> str:
     return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds")
 
 
 def _checked(check: Callable[[str], _T]) -> Callable[[str], _T]:
-    """Return `check` with the error that argparse shows: it hides the text of a ValueError."""
+    """Return `check` with its ValueError as an ArgumentTypeError.
+
+    argparse shows the text of an ArgumentTypeError, and hides that of a ValueError.
+    """
 
     def checked(text: str) -> _T:
         try:

@@ -50,7 +50,7 @@ def closed_loop(
     ttfts_ms = []
     gaps_ms = []
     for stream in streams:
-        ttfts_ms.append(1000 * (stream.first_at - stream.begun_at))
+        ttfts_ms.append(1000 * (stream.first_at - stream.started_at))
         for earlier, later in pairwise(stream.moments):
             gaps_ms.append(1000 * (later - earlier))
     return Figures(
