@@ -15,8 +15,8 @@ from torch import Tensor
 class Kernel(Protocol):
     """A function that computes a span's attention over whole pools of pages.
 
-    Attention is causal. The last of a row's queries is at the row's last stored token. A query of a
-    `window` sees that many positions up to its own, without one it sees all up to its own.
+    Attention is causal, and the last query of a row stands at the row's last stored token. With a
+    `window` a query sees that many positions, its own included.
     """
 
     __name__: str

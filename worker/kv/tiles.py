@@ -52,7 +52,7 @@ class Tile:
         return self.stop - self.start, 1
 
     def pad(self, query: Tensor) -> Tensor:
-        """Return rows [n, heads, head_dim] as [batch, queries, heads, head_dim], with zeros."""
+        """Return rows [n, heads, head_dim] padded to [batch, queries, heads, head_dim]."""
         batch, queries = self.shape
         behind = batch * queries - self.offset - len(query)
         padded: Tensor = F.pad(query, (0, 0, 0, 0, self.offset, behind))
