@@ -86,8 +86,9 @@ class EncoderRunner:
         self._pad_id = pad_id
 
     def encode(self, task: Task) -> Encoded:
-        is_for_texts = isinstance(task, Classify | Embed | Tokenize | Detokenize)
-        if not is_for_texts or name_of(task) not in self.spec.tasks:
+        if name_of(task) not in self.spec.tasks or not isinstance(
+            task, Classify | Embed | Tokenize | Detokenize
+        ):
             raise InvalidRequest(
                 f"This model reads texts and does not {name_of(task)}.", field="model"
             )
