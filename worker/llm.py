@@ -226,7 +226,7 @@ class LLM:
         def on_emission(emission: Emission) -> None:
             try:
                 loop.call_soon_threadsafe(emissions.put_nowait, emission)
-            except RuntimeError:  # the loop was closed before the iterator: nobody reads on
+            except RuntimeError:  # the loop was closed before the iterator, so nobody reads on
                 self._drop(key)
 
         self._start(prepared, on_emission)

@@ -33,7 +33,7 @@ def score_slices(
     for part in slices:
         num_top = max(num_top, part.sequence.encoded.num_top or 0)
         target_ids += part.targets
-    targets = find_targets(logits, states, target_ids, num_top=num_top)
+    targets = iter(find_targets(logits, states, target_ids, num_top=num_top))
 
     results: list[StepResult | FleetError] = []
     for part in slices:
@@ -85,7 +85,7 @@ class Target:
 
 def find_targets(
     logits: Logits, states: Tensor, targets: Sequence[Sequence[int]], *, num_top: int = 0
-) -> Iterator[Target]:
+) -> list[Target]:
     """Return the log-probabilities of each run of tokens, given the states that predict them.
 
     `states` [N, hidden] predict the tokens of all runs, one run after the other. Logits are
@@ -112,13 +112,14 @@ def find_targets(
         top_values.append(rows.top_values)
 
     # On the CPU, because from here on everything is small and read one number at a time.
-    return map(
-        Target,
+    fields_by_target = zip(
         torch.cat(values).cpu().split(lengths),
         torch.cat(is_greedy).cpu().split(lengths),
         torch.cat(top_ids).cpu().split(lengths),
         torch.cat(top_values).cpu().split(lengths),
+        strict=True,
     )
+    return [Target(*fields) for fields in fields_by_target]
 
 
 def _look_up(logits: Tensor, tokens: Tensor, num_top: int) -> Target:

@@ -22,7 +22,7 @@ from shared.queue.leases import Claim, WorkQueue
 from shared.telemetry.logging_setup import job_fields
 from shared.telemetry.tracing import NO_TRACING, Tracing
 from worker.engine.engines import AnyEngine
-from worker.engine.take import Take
+from worker.engine.take import Prepared, Take
 from worker.host.job_span import JobSpan, begin
 from worker.host.ledger import Ledger
 from worker.host.outbox import Outbox
@@ -166,7 +166,6 @@ class Intake:
 
     async def _accept(self, claim: Claim, job_span: JobSpan, deadline_s: float) -> None:
         """Turn a job in hand into work for the engine, or into its end if it needs no step."""
-        job = claim.job
         if claim.epoch > 1:
             self.num_taken_over += 1
             logger.warning(
@@ -174,37 +173,9 @@ class Intake:
                 extra=job_fields(claim.job, epoch=claim.epoch, worker=self._worker_id),
             )
 
-        replayed_ids: tuple[tuple[int, ...], ...] = ()
-        try:
-            if claim.last_index:
-                replayed_ids = await self._replay(claim, job_span)
-            take = Take(
-                claim.key,
-                job.task,
-                tenant=job.tenant,
-                deadline_s=deadline_s,
-                priority=job.priority,
-                replayed_ids=replayed_ids,
-            )
-            # In a thread, because a long prompt must not delay the renewal of leases.
-            work = await asyncio.to_thread(self._engine.prepare, take)
-        except RedisError as error:
-            logger.warning("job not replayed", extra=job_fields(claim.job, error=str(error)))
-            # Its lease lapses, and the job is taken again.
-            self._ledger.close(claim, "not_replayed")
+        work = await self._prepare(claim, job_span, deadline_s)
+        if work is None:
             return
-        except FleetError as error:
-            self._outbox.add(claim, error.as_event())
-            return
-        except Exception as error:
-            # A tokenizer is foreign code: any error that it raises is that job's failure.
-            logger.exception("job not encoded", extra=job_fields(claim.job))
-            failure = WorkerFailed(f"The request could not be tokenized: {error}")
-            self._outbox.add(claim, failure.as_event())
-            return
-
-        num_replayed = sum(len(ids) for ids in replayed_ids)
-        job_span.encoded(work.num_prompt_tokens, num_replayed)
         started = Started(
             claim.epoch,
             self._worker_id,
@@ -220,6 +191,46 @@ class Intake:
         # Computed only once the start is logged: only jobs whose start is in the log are suspected
         # if this worker dies.
         self._outbox.add(claim, started, on_logged=partial(self._engine.submit, work))
+
+    async def _prepare(self, claim: Claim, job_span: JobSpan, deadline_s: float) -> Prepared | None:
+        """Return a job as its engine has read it.
+
+        Return None for a job that cannot be read. Then its end is queued, or it has left the
+        ledger.
+        """
+        job = claim.job
+        replayed_ids: tuple[tuple[int, ...], ...] = ()
+        try:
+            if claim.last_index:
+                replayed_ids = await self._replay(claim, job_span)
+            take = Take(
+                claim.key,
+                job.task,
+                tenant=job.tenant,
+                deadline_s=deadline_s,
+                priority=job.priority,
+                replayed_ids=replayed_ids,
+            )
+            # In a thread, because a long prompt must not delay the renewal of leases.
+            work = await asyncio.to_thread(self._engine.prepare, take)
+        except RedisError as error:
+            logger.warning("job not replayed", extra=job_fields(job, error=str(error)))
+            # Its lease lapses, and the job is taken again.
+            self._ledger.close(claim, "not_replayed")
+            return None
+        except FleetError as error:
+            self._outbox.add(claim, error.as_event())
+            return None
+        except Exception as error:
+            # A tokenizer is foreign code: any error that it raises is that job's failure.
+            logger.exception("job not encoded", extra=job_fields(job))
+            failure = WorkerFailed(f"The request could not be tokenized: {error}")
+            self._outbox.add(claim, failure.as_event())
+            return None
+
+        num_replayed = sum(len(ids) for ids in replayed_ids)
+        job_span.encoded(work.num_prompt_tokens, num_replayed)
+        return work
 
     async def _replay(self, claim: Claim, job_span: JobSpan) -> tuple[tuple[int, ...], ...]:
         """Return the logged tokens of each choice.

@@ -184,27 +184,7 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
     """Load one model and try it. Raise SettingsError with a sentence for the operator."""
     begun_s = time.monotonic()
     bytes_before = device.bytes_in_use()
-    try:
-        kind = detect(entry.path) if entry.runner == AUTO else entry.runner
-        options = runner_options(entry, settings, kind)
-        runner = _load_runner(kind, options)
-    except ModelFormatError as error:
-        raise SettingsError(_sentence(entry, str(error))) from error
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        problem = (
-            f"does not fit into memory ({reason_of(error)}); serve a smaller one, or lower "
-            "context_window."
-        )
-        raise SettingsError(_sentence(entry, problem)) from error
-
-    spec = runner.spec
-    if spec.mechanism == "sequence" and spec.context_window < SMALLEST_WINDOW:
-        raise SettingsError(
-            f"context_window: model {entry.id!r} would have {spec.context_window} tokens; at least "
-            f"{SMALLEST_WINDOW} are expected"
-        )
+    runner, options = _load_checked(entry, settings)
     loaded_s = time.monotonic()
     try:
         warm_up(runner)
@@ -215,6 +195,7 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
         ) from None
     load_s = loaded_s - begun_s
     warm_up_s = time.monotonic() - loaded_s
+    spec = runner.spec
     times = {"load_s": round(load_s, 1), "warm_up_s": round(warm_up_s, 1)}
     logger.info("model loaded", extra=fields(model=entry.id, found=spec.found, **times))
 
@@ -251,6 +232,32 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
         warm_up_s=warm_up_s,
         not_obeyed=ignored,
     )
+
+
+def _load_checked(entry: ModelEntry, settings: Settings) -> tuple[AnyRunner, RunnerOptions]:
+    """Load the runner of one model. Raise SettingsError with a sentence for the operator."""
+    try:
+        kind = detect(entry.path) if entry.runner == AUTO else entry.runner
+        options = runner_options(entry, settings, kind)
+        runner = _load_runner(kind, options)
+    except ModelFormatError as error:
+        raise SettingsError(_sentence(entry, str(error))) from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        problem = (
+            f"does not fit into memory ({reason_of(error)}); serve a smaller one, or lower "
+            "context_window."
+        )
+        raise SettingsError(_sentence(entry, problem)) from error
+
+    spec = runner.spec
+    if spec.mechanism == "sequence" and spec.context_window < SMALLEST_WINDOW:
+        raise SettingsError(
+            f"context_window: model {entry.id!r} would have {spec.context_window} tokens; at least "
+            f"{SMALLEST_WINDOW} are expected"
+        )
+    return runner, options
 
 
 def _not_obeyed(entry: ModelEntry, runner: str) -> dict[str, str]:

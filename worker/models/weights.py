@@ -81,13 +81,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         else:
             raise faulty(path, "is neither a safetensors file nor a torch zip file; copy it again.")
 
-    if not isinstance(loaded, dict) or not all(
-        isinstance(value, Tensor) for value in loaded.values()
-    ):
-        raise ModelFormatError(
-            f"{path} holds something other than a flat map of named tensors; copy or save it again."
-        )
-    return {str(name): tensor for name, tensor in loaded.items()}
+    problem = (
+        f"{path} holds something other than a flat map of named tensors; copy or save it again."
+    )
+    if not isinstance(loaded, dict):
+        raise ModelFormatError(problem)
+    tensors: dict[str, Tensor] = {}
+    for name, value in loaded.items():
+        if not isinstance(value, Tensor):
+            raise ModelFormatError(problem)
+        tensors[str(name)] = value
+    return tensors
 
 
 def without_prefixes(

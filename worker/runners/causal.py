@@ -152,14 +152,16 @@ def load(options: RunnerOptions) -> PagedRunner:
     language = CausalLanguage(vocabulary, start_ids(tokenizer), eos_ids)
 
     count = model.num_parameters() / 1e6
-    found = f"{type(model).__name__}: {count:.1f} M parameters, vocabulary {text_config.vocab_size}"
-    found += f", {options.precision}"
+    description = f"{type(model).__name__}: {count:.1f} M parameters"
+    description += f", vocabulary {text_config.vocab_size}, {options.precision}"
     if implant is not None:
-        found += f", q head {implant.q_head.name}"
+        description += f", q head {implant.q_head.name}"
     # Last, because it replaces layers in place: the checks and the count of parameters need the
     # original ones.
     prepare(model, options)
-    return PagedRunner("causal", found, net=net, language=language, window=longest, options=options)
+    return PagedRunner(
+        "causal", description, net=net, language=language, window=longest, options=options
+    )
 
 
 def _load_model(path: Path, dtype: torch.dtype) -> PreTrainedModel:

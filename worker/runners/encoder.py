@@ -18,6 +18,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 
 from shared.errors import FleetError, InvalidRequest
@@ -225,24 +226,20 @@ def load(options: RunnerOptions) -> EncoderRunner:
         torch.device(options.device),
     )
     tokenizer = load_tokenizer(Path(options.tokenizer_path or path))
-    pad_id = 0
-    for declared_pad_id in (config.pad_token_id, tokenizer.pad_token_id):
-        if declared_pad_id is not None:
-            pad_id = declared_pad_id
-            break
+    pad_id = _pad_id(config, tokenizer)
     check_padding(model, pad_id, is_classifier=is_classifier)
 
     count = model.num_parameters() / 1e6
-    found = f"{type(model).__name__}: {count:.1f} M parameters, hidden {config.hidden_size}"
+    description = f"{type(model).__name__}: {count:.1f} M parameters, hidden {config.hidden_size}"
     if is_classifier:
-        found += f", {config.num_labels} labels"
+        description += f", {config.num_labels} labels"
     # After the checks and the count of parameters, which need the layers that it replaces.
     prepare(model, options)
 
     sentence = read_sentence_modules(path, config.hidden_size)
     max_tokens = None
     if sentence is not None:
-        found += f", {sentence.description}"
+        description += f", {sentence.description}"
         max_tokens = sentence.max_tokens
         for step in sentence.steps:
             step.to(options.device)
@@ -256,7 +253,7 @@ def load(options: RunnerOptions) -> EncoderRunner:
     spec = RunnerSpec(
         "encoder",
         options.name,
-        found=f"{found}, vocabulary {config.vocab_size}, {options.precision}",
+        found=f"{description}, vocabulary {config.vocab_size}, {options.precision}",
         context_window=min(limits),
         max_batch=options.max_batch,
         step_tokens=options.step_tokens,
@@ -266,6 +263,14 @@ def load(options: RunnerOptions) -> EncoderRunner:
     template = ChatTemplate(tokenizer, options.declared(TextOptions).chat_template)
     vocabulary = Vocabulary(tokenizer, config.vocab_size, template, keeps_end_marks=True)
     return EncoderRunner(model, vocabulary, pad_id, spec, sentence)
+
+
+def _pad_id(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id of padding: the config's, else the tokenizer's, else 0."""
+    for pad_id in (config.pad_token_id, tokenizer.pad_token_id):
+        if pad_id is not None:
+            return int(pad_id)
+    return 0
 
 
 def _load_model(path: Path, dtype: torch.dtype, *, is_classifier: bool) -> PreTrainedModel:

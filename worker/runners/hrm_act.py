@@ -220,7 +220,7 @@ def load(options: RunnerOptions) -> ActRunner | PagedRunner:
         )
     device = torch.device(options.device)
     window = min(options.context_window or config.max_seq_len, config.max_seq_len)
-    found = f"{bundle.description}, {options.precision}"
+    description = f"{bundle.description}, {options.precision}"
 
     tokenizer = load_tokenizer(Path(tokenizer_path))
     model = bundle.model.to(device)
@@ -232,7 +232,7 @@ def load(options: RunnerOptions) -> ActRunner | PagedRunner:
         net = ActCausalNet(model, device, declared.segments)
         language = ActLanguage(tokenizer, vocabulary, declared.scoring, encode_rolling)
         return PagedRunner(
-            "hrm-act", found, net=net, language=language, window=window, options=options
+            "hrm-act", description, net=net, language=language, window=window, options=options
         )
 
     def encode_by_row(start: Ids, text: Ids, window: int) -> Encoded:
@@ -242,7 +242,7 @@ def load(options: RunnerOptions) -> ActRunner | PagedRunner:
     spec = RunnerSpec(
         "hrm-act",
         options.name,
-        found=found,
+        found=description,
         context_window=window,
         max_batch=options.max_batch,
         step_tokens=options.step_tokens,

@@ -313,13 +313,13 @@ def load(options: RunnerOptions) -> PagedRunner:
     net = HrmTextNet(model.to(device), device)
     # The order matters, because `prepare` replaces layers: parameters are counted before it, and
     # the new layers are compiled after it.
-    found = _describe(model, note)
+    description = _describe(model, note)
     prepare(model, options)
     if device.type == "cuda" and declared.compile_layers:
         compile_net(net, options.name)
     window = min(options.context_window or model.shape.max_positions, model.shape.max_positions)
     return PagedRunner(
-        "hrm-text", found, net=net, language=language, window=window, options=options
+        "hrm-text", description, net=net, language=language, window=window, options=options
     )
 
 
