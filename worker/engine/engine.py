@@ -84,10 +84,12 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
+        """Return whether any work waits or is being computed."""
         return self.scheduler.has_work or not self._inbox.empty()
 
     @property
     def due_in_s(self) -> float | None:
+        """Return 0 for an engine with work, None for one without."""
         return 0.0 if self.has_work else None
 
     @property

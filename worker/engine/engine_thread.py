@@ -81,7 +81,7 @@ class EngineThread(threading.Thread):
             self._change(_be_nice)
 
     def stop(self) -> None:
-        """Return after the current step."""
+        """End the thread after its current step."""
         self._stopping = True
         self._work.set()
 

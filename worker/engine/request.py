@@ -109,6 +109,8 @@ class Emission:
 
 @dataclass
 class _Choice:
+    """A sequence with its text. `reason` is set when it has ended."""
+
     sequence: TokenSequence
     text: TextStream
     reason: str | None = None

@@ -12,6 +12,8 @@ from shared.messages import ContinuationScore, Done, Label, Sampling, Solution, 
 
 
 class Status(Enum):
+    """The phase of a sequence."""
+
     NEW = auto()
     WAITING = auto()
     RUNNING = auto()
@@ -54,6 +56,7 @@ class Encoded:
 
     @property
     def num_prompt_tokens(self) -> int:
+        """Return the number of tokens that count as the prompt: all of them in a reading."""
         num_tokens = len(self.prompt_ids)
         if self.is_reading:
             for continuation in self.continuations:
@@ -136,6 +139,7 @@ class TokenSequence:
 
     @property
     def is_scoring(self) -> bool:
+        """Return whether the sequence samples no tokens."""
         return self.sampling is None
 
 

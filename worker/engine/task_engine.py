@@ -133,10 +133,12 @@ class TaskEngine:
 
     @property
     def has_work(self) -> bool:
+        """Return whether any task waits."""
         return bool(self._waiting) or not self._inbox.empty()
 
     @property
     def due_in_s(self) -> float | None:
+        """Return the seconds until the next step is due, None for an engine without work."""
         if not self._inbox.empty():
             return 0.0
         return self._next_batch_in_s()

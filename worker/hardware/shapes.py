@@ -7,9 +7,10 @@ It is one rule, without torch or system calls.
   a step wait for each other, and for the core's other processes: the front, Redis, the worker's own
   event loop. Workers do not wait for each other. docs/benchmarks.md compares both shapes, for
   weights that are streamed from memory, too.
-- Cores become threads of the workers when memory has room for fewer workers, or fewer are asked
-  for. But workers keep one thread if the weights fit a core's share of the last-level cache. A step
-  then consists of operations of microseconds, and waking a second thread would only prolong them.
+- Cores become threads when there are fewer workers than cores, because memory holds no more or
+  because fewer are asked for. But workers keep one thread if the weights fit a core's share of the
+  last-level cache. A step then consists of operations of microseconds, which waking a second thread
+  would only prolong.
 
 No core is kept for the front and Redis: beside a model they need a few per cent of one.
 """

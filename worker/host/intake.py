@@ -273,7 +273,7 @@ class Doorbells:
         return self._rung()
 
     async def pass_on(self) -> None:
-        """Ring the bells that have rung again, because this worker has no room for their jobs."""
+        """Ring bells that have rung meanwhile for other workers, because this one has no room."""
         for shard in self._rung():
             await self._queue.ring(shard)
 

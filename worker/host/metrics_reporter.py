@@ -157,7 +157,7 @@ class MetricsReporter:
     ) -> None:
         """Connect the metrics to the worker's numbers, which are read at each scrape."""
         tell(metrics.process, broker, lag)
-        metrics.state.read = lambda: {(name,): name == self._shown(state_of()) for name in STATES}
+        metrics.state.read = lambda: self._states(state_of())
         metrics.silence.read = lambda: {(): self._silence_s()}
         metrics.memory_share.read = lambda: {(): self._memory_guard.share}
         metrics.stale_appends.read = lambda: {(): self._outbox.num_stale}
@@ -184,11 +184,15 @@ class MetricsReporter:
         """Return a copy, because models may be added and removed during a scrape."""
         return list(self._reported.items())
 
-    def _shown(self, state: WorkerState) -> str:
-        """Return the state as the metric shows it: a ready worker may be full."""
+    def _states(self, state: WorkerState) -> Values:
+        """Return 1 for the present state, 0 for all others. A ready worker may be full."""
+        shown: str = state
         if state == "ready" and self._memory_guard.is_over:
-            return "full"
-        return state
+            shown = "full"
+        values: dict[tuple[str, ...], float] = {}
+        for name in STATES:
+            values[(name,)] = name == shown
+        return values
 
     def _device_memory(self) -> Values:
         if not self._reported:

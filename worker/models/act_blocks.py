@@ -79,6 +79,8 @@ class EmbeddingTable(nn.Module):
 
 
 class Attention(nn.Module):
+    """Multi-head attention over states [..., tokens, H]. The caller's `attend` has the keys."""
+
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -96,6 +98,8 @@ class Attention(nn.Module):
 
 
 class SwiGlu(nn.Module):
+    """Gated MLP over states [..., H]: down(silu(gate(x)) * up(x))."""
+
     def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
         self.gate_up_proj = nn.Linear(hidden_size, 2 * intermediate_size, bias=False)

@@ -43,6 +43,8 @@ _INDEX_CLASSES = {
 
 
 class _IndexUnpickler(pickle.Unpickler):
+    """An unpickler that loads no class but those of an index."""
+
     def find_class(self, module: str, name: str) -> Any:
         if name in _INDEX_CLASSES.get(module, ()):
             return super().find_class(module, name)
@@ -52,6 +54,8 @@ class _IndexUnpickler(pickle.Unpickler):
 
 
 class _Reader(FileSystemReader):
+    """A reader whose index comes from `_IndexUnpickler`."""
+
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
         """Return the index. Raise ModelFormatError where it is missing or cannot be read."""
         file = Path(self.path) / INDEX_FILE

@@ -64,6 +64,8 @@ def attention_mask(lengths: Tensor, width: int, config: ActConfig) -> Tensor:
 
 
 class _Expert(nn.Module):
+    """One expert: w2(gelu(w1(x)))."""
+
     def __init__(self, config: ActConfig) -> None:
         super().__init__()
         self.w1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
@@ -75,6 +77,8 @@ class _Expert(nn.Module):
 
 
 class _Router(nn.Module):
+    """The choice of `experts_per_token` experts for each token."""
+
     def __init__(self, config: ActConfig) -> None:
         super().__init__()
         self.experts_per_token = config.experts_per_token
@@ -90,6 +94,8 @@ class _Router(nn.Module):
 
 
 class _Experts(nn.Module):
+    """A mixture of experts: the weighted sum of the chosen experts' outputs."""
+
     def __init__(self, config: ActConfig) -> None:
         super().__init__()
         self.router = _Router(config)

@@ -47,6 +47,7 @@ class HrmTextShape:
 
     @property
     def num_kv_slots(self) -> int:
+        """Return the number of passes through layers, each with its own keys and values."""
         return self.num_layers * self.h_cycles * (self.l_cycles + 1)
 
 
@@ -71,6 +72,8 @@ class _RmsNorm(nn.Module):
 
 
 class _Attention(nn.Module):
+    """The projections around attention, whose output is gated: o(sigmoid(gate) * out)."""
+
     def __init__(self, shape: HrmTextShape) -> None:
         super().__init__()
         width = shape.num_heads * shape.head_dim
@@ -96,6 +99,8 @@ class _Attention(nn.Module):
 
 
 class _Mlp(nn.Module):
+    """Gated MLP: down(silu(gate(x)) * up(x))."""
+
     def __init__(self, shape: HrmTextShape) -> None:
         super().__init__()
         self.gate_up_proj = nn.Linear(shape.hidden_size, 2 * shape.intermediate_size, bias=False)
@@ -139,6 +144,8 @@ PLAIN_HALVES: Halves = (_Block.before, _Block.after)
 
 
 class _Stack(nn.Module):
+    """A stack of blocks and a final norm: L or H."""
+
     def __init__(self, shape: HrmTextShape) -> None:
         super().__init__()
         self.norm = _RmsNorm(shape.norm_eps)

@@ -55,6 +55,8 @@ class _Module(msgspec.Struct):
 
 
 class _Dense(msgspec.Struct):
+    """`config.json` of a Dense module."""
+
     in_features: Count
     out_features: Count
     bias: bool = True
@@ -122,6 +124,8 @@ class _Normalize(nn.Module):
 
 
 class _DenseStep(nn.Module):
+    """A Dense module: activation(linear(vector)), with a residual if the config has one."""
+
     def __init__(self, config: _Dense, activation: nn.Module) -> None:
         super().__init__()
         self.linear = nn.Linear(config.in_features, config.out_features, bias=config.bias)

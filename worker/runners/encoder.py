@@ -5,7 +5,7 @@ compared with the same rows alone. A network whose results depend on padding is 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,21 +114,31 @@ class EncoderRunner:
     def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
         """Read all texts, those of similar length together."""
         results: list[StepResult | FleetError] = [None] * len(slices)
-        for is_pooled, read in ((True, self._pool), (False, self._classify)):
-            indices = []
-            lengths = []
-            for index, part in enumerate(slices):
-                text = part.sequence.encoded
-                if text.is_pooled == is_pooled:
-                    indices.append(index)
-                    lengths.append(len(text.prompt_ids))
-
-            for group in length_groups(lengths):
-                group_indices = [indices[number] for number in group]
-                texts = [slices[index].sequence.encoded for index in group_indices]
-                for index, result in zip(group_indices, read(texts), strict=True):
-                    results[index] = result
+        pooled_indices = []
+        other_indices = []
+        for index, part in enumerate(slices):
+            if part.sequence.encoded.is_pooled:
+                pooled_indices.append(index)
+            else:
+                other_indices.append(index)
+        self._read(slices, pooled_indices, self._pool, results)
+        self._read(slices, other_indices, self._classify, results)
         return results
+
+    def _read(
+        self,
+        slices: Sequence[Slice],
+        indices: Sequence[int],
+        read: Callable[[Sequence[Encoded]], list[StepResult | FleetError]],
+        results: list[StepResult | FleetError],
+    ) -> None:
+        """Let `read` compute the texts of the slices `indices`, into `results`."""
+        lengths = [len(slices[index].sequence.encoded.prompt_ids) for index in indices]
+        for group in length_groups(lengths):
+            group_indices = [indices[number] for number in group]
+            texts = [slices[index].sequence.encoded for index in group_indices]
+            for index, result in zip(group_indices, read(texts), strict=True):
+                results[index] = result
 
     def _pool(self, texts: Sequence[Encoded]) -> list[StepResult | FleetError]:
         """Return a vector for each text, as the sum of the states of its tokens."""
