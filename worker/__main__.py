@@ -45,8 +45,10 @@ logger = logging.getLogger("aios.worker")
 
 
 def run(settings: Settings) -> NoReturn:
-    """Serve until SIGTERM or SIGINT, then end the process. Raise SettingsError for a model that
-    cannot be loaded."""
+    """Serve until SIGTERM or SIGINT, then end the process.
+
+    Raise SettingsError for a model that cannot be loaded.
+    """
     configure_logging(settings.log_level, settings.log_format)
     tell_of_variables(settings)
     check_model_paths(settings)
@@ -56,9 +58,9 @@ def run(settings: Settings) -> NoReturn:
 
 
 def _end(status: int) -> NoReturn:
-    """End the process as it stands."""
-    # An orderly end would wait for threads that compute what nobody will use: a step, a load, a
-    # long prompt.
+    """End the process at once, with this exit status."""
+    # An orderly end would wait for threads whose work nobody will use: a step, a load, a long
+    # prompt.
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -66,7 +68,7 @@ def _end(status: int) -> NoReturn:
 
 
 def dry_run(settings: Settings) -> int:
-    """Load every model, try each and print what was found. Serve nothing."""
+    """Load every model, run a trial task on each and print a description. Serve nothing."""
     logging.basicConfig(level=logging.WARNING)
     check_model_paths(settings)
     prepare_process(settings)
@@ -83,27 +85,29 @@ def dry_run(settings: Settings) -> int:
 
 
 def prepare_process(settings: Settings) -> None:
-    """Set threads, cores and malloc, before torch is imported and threads are started, which
-    inherit them."""
-    # Progress bars would stand between the log's lines.
+    """Set the number of threads, the cores and malloc's options.
+
+    Call this before torch is imported and before threads are started: both inherit the settings.
+    """
+    # Progress bars would be mixed into the log's lines.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     cores = os.environ.get(CORES_ENV)
     if cores and settings.pin_cores:
         use_cores(cores)
 
     threads = settings.threads
-    why = "threads: as set"
+    reason = "threads: as set"
     if threads == "auto":
         single_worker = settings.model_copy(update={"workers": 1})
         shape = shape_of(single_worker, machine.survey(settings.device))
         threads = shape.threads
-        why = shape.why
+        reason = shape.why
     elif not cores:
         advise(on_threads(1, threads, machine.survey("cpu").num_cores))
     use_threads(threads)
     keep_freed_memory()
     logger.info(
-        "threads chosen", extra=fields(threads=threads, why=why, cores=cores or "not pinned")
+        "threads chosen", extra=fields(threads=threads, why=reason, cores=cores or "not pinned")
     )
 
 
@@ -126,22 +130,23 @@ async def _serve(settings: Settings) -> int:
             on_ready=report_ready,
         )
         with signals_call({"SIGTERM": stop.set, "SIGINT": stop.set}):
-            async with _telling(settings, service):
+            async with _listening(settings, service):
                 survived = await service.run(partial(_load, settings, service), stop)
     tracing.close()
     return EXIT_OK if survived else EXIT_BROKEN
 
 
 def _load(settings: Settings, service: WorkerService) -> list[LoadedModel]:
-    most = settings.max_loaded_models
-    models, service.unloaded = load_known_models(settings, service.known_models, most=most)
+    models, service.unloaded = load_known_models(
+        settings, service.known_models, most=settings.max_loaded_models
+    )
     service.obstacles = obstacles(settings)
     return models
 
 
 @asynccontextmanager
-async def _telling(settings: Settings, service: WorkerService) -> AsyncIterator[None]:
-    """Answer probes and scrapers, where there is a port for that."""
+async def _listening(settings: Settings, service: WorkerService) -> AsyncIterator[None]:
+    """Answer probes and scrapers on the worker's own port, if the settings name one."""
     if settings.worker_port is None:
         yield
         return
@@ -152,14 +157,14 @@ async def _telling(settings: Settings, service: WorkerService) -> AsyncIterator[
         yield
 
 
-_Trouble = Callable[[], str | None]
-"""Returns a sentence on what is wrong, None when nothing is."""
+_Check = Callable[[], str | None]
+"""A check that returns a sentence on what is wrong, or None when nothing is wrong."""
 
 
-def health_routes(metrics: WorkerMetrics, hangs: _Trouble, not_ready: _Trouble) -> Routes:
+def health_routes(metrics: WorkerMetrics, hangs: _Check, not_ready: _Check) -> Routes:
     """Return the routes of the worker's own port, for probes and scrapers.
 
-    `/healthz` is 503 when the worker does not get on, `/readyz` unless it takes work.
+    `/healthz` answers 503 while the worker makes no progress, and `/readyz` while it takes no jobs.
     """
 
     async def healthz() -> Answer:
@@ -174,12 +179,12 @@ def health_routes(metrics: WorkerMetrics, hangs: _Trouble, not_ready: _Trouble) 
     return {"/healthz": healthz, "/readyz": readyz, "/metrics": rendered}
 
 
-def _health(fine: str, trouble: str | None) -> Answer:
+def _health(healthy_status: str, problem: str | None) -> Answer:
     status = 200
-    body = {"status": fine}
-    if trouble is not None:
+    body = {"status": healthy_status}
+    if problem is not None:
         status = 503
-        body = {"status": f"not {fine}", "reason": trouble}
+        body = {"status": f"not {healthy_status}", "reason": problem}
     return status, "application/json", json.dumps(body).encode()
 
 

@@ -3,11 +3,11 @@
     from worker.llm import LLM, SamplingParams
 
     with LLM("models/sample-hrm-text") as llm:
-        (output,) = llm.generate("Compute: 347 + 285", SamplingParams(temperature=0,
-        max_tokens=100))
+        params = SamplingParams(temperature=0, max_tokens=100)
+        (output,) = llm.generate("Compute: 347 + 285", params)
         print(output.outputs[0].text)
 
-The names are vLLM's. One thread steps the engine; every method may be called from any thread, and
+The names are vLLM's. One thread steps the engine. Every method may be called from any thread, and
 from a notebook, whose event loop is already running. Answers are the same as over HTTP.
 """
 
@@ -79,19 +79,22 @@ PromptInput = str | Sequence[int] | Mapping[str, Any]
 Messages = Sequence[Mapping[str, Any]]
 """A dialogue, each turn as `{"role": "user", "content": "..."}`."""
 TextInput = str | Sequence[int]
+"""A text, or token ids."""
 PuzzleInput = str | Sequence[str] | Sequence[Sequence[int]]
+"""A Sudoku in one string, or the rows of a grid."""
 
 Whole = TypeVar("Whole")
 SomeResult = TypeVar("SomeResult", bound=Result)
 
-_LOOK_UP_S = 0.5
+_WAIT_S = 0.5
+"""The seconds after which a wait for futures begins anew, so that Ctrl-C is noticed."""
 
 
 class ModelSettings(TypedDict, total=False):
     """The settings of a fleet for the loading and the running of a model (docs/settings.md).
 
-    Each has its default. `runner` is one of `shared/tasks/runner_table.py`, and `options` are those that
-    the runner declares.
+    Each has its default. `runner` is one of `shared/tasks/runner_table.py`, and `options` are those
+    that the runner declares.
     """
 
     runner: str
@@ -120,14 +123,14 @@ class ModelSettings(TypedDict, total=False):
 
 
 class LLM:
-    """A loaded model, from a directory or a file. `info` describes what was found there.
+    """A loaded model, from a directory or a file. `info` describes the model.
 
     Raises SettingsError for a model or a setting that cannot be used. Methods raise the errors of
-    `shared.errors`, such as InvalidRequest for what the model cannot do and ContextExceeded for
-    what is too long for it.
+    `shared.errors`, such as InvalidRequest for a task that the model cannot do, and ContextExceeded
+    for a prompt that is too long for it.
 
     Loading sets the number of torch's threads for the whole process, and lets malloc keep memory
-    that is freed; `close` gives that back.
+    that is freed. `close` returns this memory to the system.
     """
 
     def __init__(self, model: str | Path = SAMPLE_MODEL, **settings: Unpack[ModelSettings]) -> None:
@@ -142,22 +145,25 @@ class LLM:
             )
         runner = loaded.runner
 
-        # The thread knows the mail and not this object, which so can be freed, and the thread ended
-        # with it.
-        self._mail = _Mail()
+        # The thread refers to the listeners and not to this object. So this object can be freed,
+        # which ends the thread.
+        self._listeners = _Listeners()
         broken = WorkerFailed("The engine broke down.")
-        thread = EngineThread(on_death=partial(self._mail.end_all, broken))
-        engine = Engine(runner, self._mail.deliver, thread.wake)
+        thread = EngineThread(on_death=partial(self._listeners.end_all, broken))
+        engine = Engine(runner, self._listeners.deliver, thread.wake)
         thread.add(engine)
         thread.start()
         self._parts: _Parts | None = _Parts(runner, engine, thread)
-        self._finalizer = weakref.finalize(self, _end, thread, self._mail)
+        self._finalizer = weakref.finalize(self, _end, thread, self._listeners)
 
         self._keys = itertools.count()
-        self._encoding = threading.Lock()
+        self._encode_lock = threading.Lock()
 
     def close(self) -> None:
-        """Drop what is in hand, end the engine's thread and free the model. May be called again."""
+        """Drop unfinished tasks, end the engine's thread and free the model.
+
+        May be called again.
+        """
         self._finalizer()
         self._parts = None
         device.give_back_memory()
@@ -173,10 +179,11 @@ class LLM:
         prompts: PromptInput | Sequence[PromptInput],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[RequestOutput]:
-        """Answer all prompts in one batch. `sampling_params` are for all of them, or one for each.
+        """Answer all prompts in one batch.
 
-        The first prompt that fails ends the call with its error, and the other prompts with it. So
-        does Ctrl-C.
+        `sampling_params` is one value for all prompts, or a sequence with one for each. The first
+        prompt that fails ends the call with its error, and all other prompts are dropped. Ctrl-C
+        drops them, too.
         """
         return self._generate(_prompts(prompts), sampling_params)
 
@@ -185,15 +192,17 @@ class LLM:
         messages: Messages | Sequence[Messages],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[RequestOutput]:
-        """Answer a dialogue, or each of several, written as the model's chat template says."""
+        """Answer a dialogue, or each of several, in the form of the model's chat template."""
         dialogues: Sequence[Any] = [messages] if _is_dialogue(messages) else messages
         return self._generate([_chat(dialogue) for dialogue in dialogues], sampling_params)
 
     def submit(
         self, prompt: PromptInput, sampling_params: SamplingParams | None = None
     ) -> "Future[RequestOutput]":
-        """Begin to answer one prompt, and return at once. Cancelling the future drops the
-        prompt."""
+        """Begin to answer one prompt, and return at once.
+
+        Cancelling the future drops the prompt.
+        """
         return self._begin_answer(
             self._prepare(_prompt(prompt), sampling_params or SamplingParams())
         )
@@ -201,10 +210,12 @@ class LLM:
     async def stream_generate(
         self, prompt: PromptInput | Messages, sampling_params: SamplingParams | None = None
     ) -> AsyncIterator[StreamChunk]:
-        """Answer a prompt, or a dialogue, chunk by chunk. Closing the iterator early drops the
-        rest."""
+        """Answer a prompt, or a dialogue, chunk by chunk.
+
+        Closing the iterator early drops the rest of the answer.
+        """
         request = _chat(prompt) if _is_dialogue(prompt) else _prompt(prompt)
-        # In a thread, because tokenizing a long prompt would hold up the event loop.
+        # In a thread, because tokenizing a long prompt would block the event loop.
         prepared = await asyncio.to_thread(
             self._prepare, request, sampling_params or SamplingParams()
         )
@@ -212,13 +223,13 @@ class LLM:
         loop = asyncio.get_running_loop()
         emissions: asyncio.Queue[Emission] = asyncio.Queue()
 
-        def hear(emission: Emission) -> None:
+        def on_emission(emission: Emission) -> None:
             try:
                 loop.call_soon_threadsafe(emissions.put_nowait, emission)
-            except RuntimeError:  # the loop was closed under the iterator: nobody will read on
+            except RuntimeError:  # the loop was closed before the iterator, so nobody reads on
                 self._drop(key)
 
-        self._start(prepared, hear)
+        self._start(prepared, on_emission)
         try:
             while True:
                 emission = await emissions.get()
@@ -238,31 +249,31 @@ class LLM:
         condition: str | None = None,
         method: Literal["strict", "aios_compat"] | None = None,
     ) -> list[ContinuationScore]:
-        """Return the log-likelihood (nats) of each continuation, its number of tokens, and whether
-        it is greedy.
+        """Score each continuation behind its context.
 
+        Return for each its log-likelihood (nats), its number of tokens, and whether it is greedy.
         Contexts and continuations are pairs, or one context has all the continuations. Each
         distinct context is computed once.
         """
         texts = _texts(continuations, "continuations")
-        heads = _texts(contexts, "contexts", may_be_empty=True)
-        if len(heads) == 1:
-            heads *= len(texts)
-        if len(heads) != len(texts):
+        context_texts = _texts(contexts, "contexts", may_be_empty=True)
+        if len(context_texts) == 1:
+            context_texts *= len(texts)
+        if len(context_texts) != len(texts):
             problem = (
                 f"expected one, or as many as continuations, which are {len(texts)}; got "
-                f"{len(heads)}"
+                f"{len(context_texts)}"
             )
             raise InvalidRequest(f"contexts: {problem}.", field="contexts")
 
         # One task for each distinct context, with all its continuations.
         indices_of: dict[Text, list[int]] = {}
-        for index, head in enumerate(heads):
-            indices_of.setdefault(head, []).append(index)
+        for index, context in enumerate(context_texts):
+            indices_of.setdefault(context, []).append(index)
         tasks: list[Task] = []
-        for head, indices in indices_of.items():
+        for context, indices in indices_of.items():
             group = tuple(texts[index] for index in indices)
-            tasks.append(Score(head, group, condition=condition, method=method))
+            tasks.append(Score(context, group, condition=condition, method=method))
 
         scores: dict[int, ContinuationScore] = {}
         for indices, scored in zip(indices_of.values(), self._run(tasks, Scored), strict=True):
@@ -272,8 +283,10 @@ class LLM:
     def score_rolling(
         self, texts: TextInput | Sequence[TextInput], *, condition: str | None = None
     ) -> list[ContinuationScore]:
-        """Return the log-likelihood (nats) of each whole text, of any length, and its number of
-        tokens."""
+        """Score whole texts of any length.
+
+        Return for each its log-likelihood (nats) and its number of tokens.
+        """
         tasks: list[Task] = []
         for text in _texts(texts, "texts"):
             tasks.append(Score("", (text,), condition=condition, rolling=True))
@@ -282,15 +295,17 @@ class LLM:
     def embed(
         self, texts: TextInput | Sequence[TextInput], *, normalize: bool = True
     ) -> list[list[float]]:
-        """Return a vector for each text, of length 1 if `normalize`."""
+        """Return a vector [hidden] for each text, of length 1 if `normalize`."""
         tasks = [Embed(text, normalize) for text in _texts(texts, "texts")]
         return [unpack(embedded.vector) for embedded in self._run(tasks, Embedded)]
 
     def classify(
         self, texts: TextInput | Sequence[TextInput], *, top_k: int | None = None
     ) -> list[list[Label]]:
-        """Return the labels that a classifier gives each text, likeliest first: `top_k` of them, or
-        all."""
+        """Return the labels that a classifier gives each text, likeliest first.
+
+        There are `top_k` labels for each text, or all if it is None.
+        """
         tasks = [Classify(text, top_k) for text in _texts(texts, "texts")]
         return [list(labelled.labels) for labelled in self._run(tasks, Labelled)]
 
@@ -302,7 +317,7 @@ class LLM:
         halt: Halt | None = None,
         max_steps: int | None = None,
     ) -> list[Solution]:
-        """Solve a list of puzzles, each a Sudoku in one string, or the rows of a grid."""
+        """Return the solutions of puzzles, each a Sudoku in one string, or the rows of a grid."""
         if isinstance(puzzles, str):
             raise InvalidRequest(
                 "puzzles: expected a list of puzzles, got a text.", field="puzzles"
@@ -330,24 +345,24 @@ class LLM:
         if params is None:
             params = SamplingParams()
         if isinstance(params, Sequence) and not isinstance(params, str | bytes):
-            each = params
+            params_by_prompt = params
         else:
-            each = [params] * len(prompts)
-        if len(each) != len(prompts):
+            params_by_prompt = [params] * len(prompts)
+        if len(params_by_prompt) != len(prompts):
             problem = (
-                f"expected one, or as many as prompts, which are {len(prompts)}; got {len(each)}"
+                f"expected one, or as many as prompts, which are {len(prompts)}; got "
+                f"{len(params_by_prompt)}"
             )
             raise InvalidRequest(f"sampling_params: {problem}.", field="sampling_params")
 
-        # All are encoded before the first begins, so that they share their steps from the first one
-        # on.
+        # All prompts are encoded before the first begins, so that they share every step.
         prepared: list[_Prepared] = []
-        for prompt, prompt_params in zip(prompts, each, strict=True):
+        for prompt, prompt_params in zip(prompts, params_by_prompt, strict=True):
             prepared.append(self._prepare(prompt, prompt_params))
         return self._results(prepared, self._begin_answer)
 
     def _run(self, tasks: Sequence[Task], kind: type[SomeResult]) -> list[SomeResult]:
-        """Return the results of tasks without an answer in words, all of them computed together."""
+        """Return the results of tasks that are not generation, all computed together."""
         prepared = [self._encode(task) for task in tasks]
         results: list[SomeResult] = []
         for done in self._results(prepared, self._begin):
@@ -364,7 +379,7 @@ class LLM:
             _wait_for(futures)
             return [future.result() for future in futures]
         finally:
-            # However the caller leaves, nothing goes on for them.
+            # However this call ends, none of its tasks goes on.
             for task in prepared:
                 self._drop(task.key)
 
@@ -379,27 +394,29 @@ class LLM:
         """Turn a task into token ids. Raise a FleetError for one that the model cannot do."""
         parts = self._open_parts()
         try:
-            # A tokenizer is not for two threads at once.
-            with self._encoding:
+            # A tokenizer must not be used by two threads at once.
+            with self._encode_lock:
                 encoded = parts.runner.encode(task)
         except FleetError:
             raise
         except Exception as error:
-            # The seam to a tokenizer, whatever it raises, as in worker/host/intake.py.
+            # A tokenizer is foreign code and may raise anything, as in worker/host/intake.py.
             raise WorkerFailed(f"The request could not be tokenized: {error}") from error
         return _Prepared(str(next(self._keys)), task, encoded)
 
     def _begin_answer(self, prepared: "_Prepared") -> "Future[RequestOutput]":
         task = prepared.task
         assert isinstance(task, Generate)
-        prompt = task.prompt if isinstance(task.prompt, str) else None
+        prompt = None
+        if isinstance(task.prompt, str):
+            prompt = task.prompt
         answers = Answers(prepared.key, prompt, prepared.encoded.prompt_ids, task.sampling.n)
         return self._begin_future(prepared, answers.add, answers.whole)
 
     def _begin(self, prepared: "_Prepared") -> "Future[Done]":
         answer = prepared.encoded.answer
         if answer is None:
-            return self._begin_future(prepared, _ignore, _as_it_is)
+            return self._begin_future(prepared, _ignore, _unchanged)
         future: Future[Done] = Future()
         future.set_result(answer)
         return future
@@ -407,30 +424,31 @@ class LLM:
     def _begin_future(
         self, prepared: "_Prepared", add: Callable[[Emission], None], whole: Callable[[Done], Whole]
     ) -> "Future[Whole]":
-        """Begin a task. Return a future of what `whole` makes of its end.
+        """Begin a task. Return a future of what `whole` returns for its end.
 
-        `add` is called with each emission, from the engine's thread.
+        `add` is called with each emission. Both are called from the engine's thread.
         """
         future: Future[Whole] = Future()
 
-        def hear(emission: Emission) -> None:
+        def on_emission(emission: Emission) -> None:
             add(emission)
-            # A future that its owner cancelled meanwhile takes neither.
+            # A future that its owner has cancelled takes neither an error nor a result.
             with contextlib.suppress(InvalidStateError):
                 if isinstance(emission.ended, Failed):
                     future.set_exception(from_event(emission.ended))
                 elif emission.ended is not None:
                     future.set_result(whole(emission.ended))
 
-        self._start(prepared, hear)
+        self._start(prepared, on_emission)
         future.add_done_callback(partial(self._drop_cancelled, prepared.key))
         return future
 
-    def _start(self, prepared: "_Prepared", hear: Callable[[Emission], None]) -> None:
+    def _start(self, prepared: "_Prepared", on_emission: Callable[[Emission], None]) -> None:
+        """Submit a task to the engine. Call `on_emission` with each of its emissions."""
         parts = self._open_parts()
         task = prepared.task
-        # Before the engine has it, so that no emission is missed.
-        self._mail.expect(prepared.key, hear)
+        # Before the engine has the task, so that no emission is missed.
+        self._listeners.add(prepared.key, on_emission)
         sampling = task.sampling if isinstance(task, Generate) else None
         parts.engine.submit(SequenceWork(prepared.key, prepared.encoded, sampling))
 
@@ -441,10 +459,11 @@ class LLM:
     def _drop(self, key: str) -> None:
         """Compute nothing more for a task, unless it has ended."""
         parts = self._parts
-        if self._mail.forget(key) and parts is not None:
+        if self._listeners.remove(key) and parts is not None:
             parts.engine.abort(key)
 
     def _open_parts(self) -> "_Parts":
+        """Return the parts. Raise Draining once closed, WorkerFailed without a live thread."""
         parts = self._parts
         if parts is None:
             raise Draining("This LLM is closed.")
@@ -474,65 +493,69 @@ class _Prepared:
     encoded: Encoded
 
 
-class _Mail:
+class _Listeners:
     """The listeners to emissions, by the keys of their tasks.
 
-    `deliver` is called by the engine's thread, everything else by any.
+    `deliver` is called from the engine's thread. Other methods may be called from any thread.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._listeners: dict[str, Callable[[Emission], None]] = {}
-        self._end: FleetError | None = None
+        self._error: FleetError | None = None
 
-    def expect(self, key: str, hear: Callable[[Emission], None]) -> None:
-        """Call `hear` with each emission of `key`, up to its end. Raise the error of `end_all` if
-        that was called."""
+    def add(self, key: str, on_emission: Callable[[Emission], None]) -> None:
+        """Call `on_emission` with each emission of `key`, up to its end.
+
+        Raise the error of `end_all` if that was called.
+        """
         with self._lock:
-            if self._end is not None:
-                raise self._end
-            self._listeners[key] = hear
+            if self._error is not None:
+                raise self._error
+            self._listeners[key] = on_emission
 
-    def forget(self, key: str) -> bool:
-        """Stop listening to `key`. Return whether it had not ended."""
+    def remove(self, key: str) -> bool:
+        """Stop listening to `key`. Return whether its task had not ended."""
         with self._lock:
             return self._listeners.pop(key, None) is not None
 
     def deliver(self, emissions: Sequence[Emission]) -> None:
+        """Call the listener of each emission, if there is one."""
         for emission in emissions:
             with self._lock:
-                hear = self._listeners.get(emission.key)
+                on_emission = self._listeners.get(emission.key)
                 if emission.ended is not None:
                     self._listeners.pop(emission.key, None)
-            # Without the lock, for a listener may drop its task.
-            if hear is not None:
-                hear(emission)
+            # Without the lock, because a listener may drop its task.
+            if on_emission is not None:
+                on_emission(emission)
 
     def end_all(self, error: FleetError) -> None:
-        """End all tasks, and all that come later, with an error."""
+        """End all present and later tasks with an error."""
         with self._lock:
-            self._end = error
+            self._error = error
             listeners = self._listeners
             self._listeners = {}
-        for key, hear in listeners.items():
-            hear(Emission(key, ended=error.as_event()))
+        for key, on_emission in listeners.items():
+            on_emission(Emission(key, ended=error.as_event()))
 
 
-def _end(thread: EngineThread, mail: _Mail) -> None:
+def _end(thread: EngineThread, listeners: _Listeners) -> None:
     """End the engine after its current step, and every task that waits for it."""
-    # Runs at the latest when the interpreter ends: torch must not compute while it is taken apart.
+    # The finalizer calls this at the latest when the interpreter ends: torch must not compute while
+    # it is taken apart.
     thread.stop()
     if threading.current_thread() is not thread:
         thread.join()
-    mail.end_all(ClientGone("The LLM was closed."))
+    listeners.end_all(ClientGone("The LLM was closed."))
 
 
 def _wait_for(futures: "Sequence[Future[Any]]") -> None:
-    """Return when all have ended well. Raise the first error."""
+    """Wait until all futures have results. Raise the first error."""
     remaining = set(futures)
     while remaining:
         # With a timeout: a Ctrl-C that comes just before a wait begins does not end that wait.
-        ended, remaining = wait(remaining, timeout=_LOOK_UP_S, return_when=FIRST_EXCEPTION)
+        ended, remaining = wait(remaining, timeout=_WAIT_S, return_when=FIRST_EXCEPTION)
         for future in ended:
             future.result()
 
@@ -541,7 +564,7 @@ def _ignore(_: Emission) -> None:
     pass
 
 
-def _as_it_is(done: Done) -> Done:
+def _unchanged(done: Done) -> Done:
     return done
 
 
@@ -553,8 +576,9 @@ def _settings(model: str | Path, given: ModelSettings) -> Settings:
         raise SettingsError(f"{unknown[0]}: no setting of a model; expected {', '.join(known)}")
     values = _without_paths(given)
 
-    # An id of our own: a directory may have any name, spaces too.
-    path = Path(os.path.expanduser(model))  # Path's own raises for a user who is not there
+    # Path.expanduser raises for an unknown user; os.path.expanduser leaves the path as it is.
+    path = Path(os.path.expanduser(model))
+    # A directory may have any name, but an id is at most 128 of these characters.
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.absolute().name).lstrip("._-") or "model"
     entry: dict[str, Any] = {"id": name[:128], "path": str(path)}
     if str(model) in WITHOUT_FILES:
@@ -567,7 +591,7 @@ def _settings(model: str | Path, given: ModelSettings) -> Settings:
 
 
 def _without_paths(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values with a text in place of each Path."""
+    """Return the values with a string in place of each Path."""
     plain: dict[str, Any] = {}
     for name, value in values.items():
         plain[name] = str(value) if isinstance(value, Path) else value
@@ -575,8 +599,10 @@ def _without_paths(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _prepare_process(settings: Settings) -> None:
-    """Set threads and malloc as in a worker (`worker/__main__.py`). A number of threads that the
-    user chose stays."""
+    """Set threads and malloc as in a worker (`worker/__main__.py`).
+
+    OMP_NUM_THREADS keeps its effect, unless the setting `threads` names a number.
+    """
     threads = settings.threads
     if threads == "auto" and "OMP_NUM_THREADS" not in os.environ:
         single_worker = settings.model_copy(update={"workers": 1})
@@ -595,7 +621,7 @@ def _chat(messages: Messages) -> Chat:
     """Return a dialogue. Raise InvalidRequest."""
     if not _is_dialogue(messages):
         raise _invalid("messages", "expected a list of turns, each with `role` and `content`")
-    return Chat(tuple(map(_turn, messages)))
+    return Chat(tuple(_turn(message) for message in messages))
 
 
 def _turn(message: Mapping[str, Any]) -> Turn:
@@ -611,8 +637,10 @@ def _turn(message: Mapping[str, Any]) -> Turn:
 
 
 def _content(value: Any) -> str:
-    """Return a content's text. It is a text, or parts of type `text`, as OpenAI's clients write
-    them."""
+    """Return the text of a turn's content.
+
+    The content is a text, or a list of parts of type `text`, as OpenAI's clients write them.
+    """
     if isinstance(value, str):
         return value
     if not isinstance(value, Sequence) or not value:
@@ -627,7 +655,7 @@ def _content(value: Any) -> str:
 
 
 def _prompts(value: Any) -> list[Prompt]:
-    """Return the prompts of a call, which are one or several. Raise InvalidRequest."""
+    """Return a call's prompts, of which there are one or several. Raise InvalidRequest."""
     if isinstance(value, str | Mapping) or _is_ids(value):
         return [_prompt(value)]
     if not isinstance(value, Sequence):
@@ -635,7 +663,7 @@ def _prompts(value: Any) -> list[Prompt]:
             "prompts",
             f"expected a text, token ids, or a list of prompts, got {type(value).__name__}",
         )
-    return [_prompt(item) for item in value]
+    return [_prompt(prompt) for prompt in value]
 
 
 def _prompt(value: Any) -> Text:
@@ -647,14 +675,14 @@ def _prompt(value: Any) -> Text:
 
 
 def _texts(value: Any, field: str, *, may_be_empty: bool = False) -> list[Text]:
-    """Return the texts of a call, which are one or several. Raise InvalidRequest."""
+    """Return a call's texts, of which there are one or several. Raise InvalidRequest."""
     if isinstance(value, str) or _is_ids(value):
         value = [value]
     if not isinstance(value, Sequence):
         raise _invalid(
             field, f"expected a text, token ids, or a list of them, got {type(value).__name__}"
         )
-    return [_text_or_ids(item, field, may_be_empty=may_be_empty) for item in value]
+    return [_text_or_ids(text, field, may_be_empty=may_be_empty) for text in value]
 
 
 def _text_or_ids(value: Any, field: str, *, may_be_empty: bool = False) -> Text:
@@ -674,8 +702,13 @@ def _text(value: str, field: str, *, may_be_empty: bool = False) -> str:
 
 
 def _is_ids(value: Any) -> bool:
-    is_list = isinstance(value, Sequence) and not isinstance(value, str | bytes) and len(value) > 0
-    return is_list and all(isinstance(item, int) and not isinstance(item, bool) for item in value)
+    """Return whether a value is a list of token ids that is not empty."""
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
+        return False
+    for token in value:
+        if not isinstance(token, int) or isinstance(token, bool):
+            return False
+    return True
 
 
 def _ids(value: Sequence[int], field: str) -> tuple[int, ...]:

@@ -26,11 +26,11 @@ Logprobs = list[dict[int, Logprob]]
 
 @dataclass(frozen=True)
 class CompletionOutput:
-    """One answer. `finish_reason` is `stop` or `length`. `logprobs` is None where they were not
-    asked for.
+    """One answer.
 
-    `q_values` are q_halt and q_continue of the state that gave the last token, of a model with a q
-    head.
+    `finish_reason` is `stop` or `length`. `logprobs` and `cumulative_logprob` (nats) are None where
+    the parameters do not ask for them. `q_values` are q_halt and q_continue of the state that gave
+    the last token; they are None for a model without a q head.
     """
 
     index: int
@@ -46,8 +46,8 @@ class CompletionOutput:
 class RequestOutput:
     """A prompt and its `n` answers. `prompt` is None where it was given as ids or as a dialogue.
 
-    `prompt_token_ids` are the ids that were read. The keys and values of `num_cached_tokens` of
-    them were there already.
+    `prompt_token_ids` are the ids that were read. For the first `num_cached_tokens` of them the
+    keys and values had been computed before.
     """
 
     request_id: str
@@ -61,8 +61,8 @@ class RequestOutput:
 class StreamChunk:
     """The part that a step adds to the answer `index`.
 
-    It is tokens, and the text that became certain with them; either may be empty. `finish_reason`
-    is set in the last chunk of an answer.
+    `token_ids` are the new tokens, and `text` is the text that became certain with them. Either may
+    be empty. `finish_reason` is set in the last chunk of an answer.
     """
 
     index: int
@@ -83,7 +83,7 @@ class _Draft:
 
 
 class Answers:
-    """The `n` answers to a prompt, gathered from the emissions of steps until they are whole."""
+    """The `n` answers to a prompt, gathered from the emissions of steps until all have ended."""
 
     def __init__(
         self, request_id: str, prompt: str | None, prompt_ids: tuple[int, ...], n: int
@@ -94,6 +94,7 @@ class Answers:
         self._drafts = [_Draft() for _ in range(n)]
 
     def add(self, emission: Emission) -> None:
+        """Add the tokens and the text of an emission to its answer."""
         draft = self._drafts[emission.choice]
         draft.texts.append(emission.text)
         draft.ids += emission.ids
@@ -102,6 +103,7 @@ class Answers:
             draft.finish_reason = emission.finish_reason
 
     def whole(self, done: Done) -> RequestOutput:
+        """Return the finished answers. `done` is the end of their task."""
         outputs = [_completion(index, draft, done) for index, draft in enumerate(self._drafts)]
         return RequestOutput(
             self._request_id, self._prompt, self._prompt_ids, outputs, done.num_cached_tokens
@@ -109,6 +111,7 @@ class Answers:
 
 
 def chunk_of(emission: Emission) -> StreamChunk:
+    """Return an emission as a chunk of its answer."""
     return StreamChunk(
         emission.choice,
         emission.text,
@@ -150,7 +153,7 @@ def _logprobs(ids: Sequence[int], entries: Sequence[TokenLogprob]) -> Logprobs |
 
 def _table(chosen: int, entry: TokenLogprob) -> dict[int, Logprob]:
     table: dict[int, Logprob] = {}
-    # A chosen token that is among the likeliest gets its rank below.
+    # A chosen token that is among the likeliest is overwritten below, with its rank.
     if entry.logprob is not None:
         table[chosen] = Logprob(entry.logprob, rank=None, decoded_token=entry.token)
     for rank, (token, text, value) in enumerate(entry.top, start=1):

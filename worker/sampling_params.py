@@ -1,5 +1,7 @@
-"""The sampling parameters of a Python program. The names are vLLM's, the ranges those of the HTTP
-bodies."""
+"""The sampling parameters of a Python program.
+
+The names are vLLM's, and the ranges are those of the HTTP bodies.
+"""
 
 import math
 import secrets
@@ -32,17 +34,17 @@ _OPTIONAL = ("max_tokens", "logprobs", "seed", "truncate_prompt_tokens")
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """The parameters of the answer to one prompt. Defaults are those of `/v1/completions` and of
-    vLLM.
+    """The parameters of the answer to one prompt.
 
-    `temperature` 0 is greedy. `top_k` 0 or -1, `top_p` 1.0 and `min_p` 0 do not cut. Without a
-    `seed` each prompt gets a fresh one. `stop` is a text or several; they are left out of the
-    answer. `max_tokens` None is as many as fit the context window. `logprobs` counts the likeliest
-    tokens that are reported beside each chosen one; None reports nothing.
+    The defaults are those of `/v1/completions` and of vLLM. `temperature` 0 is greedy. `top_k` 0 or
+    -1, `top_p` 1.0 and `min_p` 0 exclude no token. Without a `seed` each prompt gets a fresh one.
+    `stop` is one text or several; the answer ends before them. `max_tokens` None allows as many as
+    fit the context window. `logprobs` is the number of likeliest tokens that are reported beside
+    each chosen one; None reports nothing.
 
     `condition` is HRM-Text's; None is the model's default. At most the last
-    `truncate_prompt_tokens` tokens of a prompt are read, with -1 as many as leave room for the
-    answer; None refuses a prompt that does not fit.
+    `truncate_prompt_tokens` tokens of a prompt are read. The value -1 keeps as many as leave room
+    for the answer, and None refuses a prompt that does not fit.
 
     Raises InvalidRequest, whose `field` is the parameter at fault.
     """
@@ -101,7 +103,7 @@ class SamplingParams:
         return tuple(self.stop)
 
     def task(self, prompt: Prompt, context_window: int) -> Generate:
-        """Return the work for one prompt of a model with this context window."""
+        """Return the task for one prompt of a model with this context window, in tokens."""
         num_kept = self.truncate_prompt_tokens
         max_prompt_tokens = None
         # -1 sets no limit but the context window.
@@ -124,7 +126,7 @@ class SamplingParams:
             max_tokens = context_window
         return Sampling(
             max_tokens=max_tokens,
-            # One that was given may be any integer of 64 bits, signed or not.
+            # A given seed may be any integer of 64 bits, signed or not; a task's has 63.
             seed=seed & ((1 << _SEED_BITS) - 1),
             temperature=self.temperature,
             top_p=self.top_p,

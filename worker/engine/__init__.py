@@ -1,1 +1,1 @@
-"""The engines: which work is computed next, and which token comes of it."""
+"""The engines: they choose the work that is computed next, and the token that follows."""

@@ -1,7 +1,7 @@
-"""The engine: one model's sequences, stepped together. Knows neither Redis nor HTTP, and no tensor.
+"""The engine: one model's sequences, stepped together. It knows no Redis, no HTTP and no tensor.
 
-`step` is the whole story: admit, plan, run, commit, emit. It is called from one thread; `submit`
-and `abort` may be called from any. The news of a step go to `emit` as one batch.
+`step` is the main loop's body: admit, plan, run, commit, emit. It is called from one thread;
+`submit` and `abort` may be called from any. The emissions of a step go to `emit` as one batch.
 """
 
 import logging
@@ -48,8 +48,10 @@ class Engine:
         self._inbox: queue.SimpleQueue[SequenceWork | str] = queue.SimpleQueue()
 
     def prepare(self, take: Take) -> SequenceWork:
-        """Turn a task that was taken into token ids. Raise a FleetError for one that the model
-        cannot do."""
+        """Turn a task that was taken into token ids.
+
+        Raise a FleetError for one that the model cannot do.
+        """
         encoded = self.runner.encode(take.task)
         sampling = take.task.sampling if isinstance(take.task, Generate) else None
         return SequenceWork(
@@ -63,12 +65,15 @@ class Engine:
         )
 
     def submit(self, work: SequenceWork) -> None:
+        """Queue work that `prepare` has returned."""
         self._inbox.put(work)
         self._wake()
 
     def abort(self, key: str) -> None:
-        """Drop a work, whatever its phase; nothing more is emitted for it after the current
-        step."""
+        """Drop the work of this key, whatever its phase.
+
+        Nothing more is emitted for it after the current step.
+        """
         self._inbox.put(key)
         self._wake()
 
@@ -79,20 +84,21 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
+        """Return whether any work waits or is being computed."""
         return self.scheduler.has_work or not self._inbox.empty()
 
     @property
     def due_in_s(self) -> float | None:
+        """Return 0 for an engine with work, None for one without."""
         return 0.0 if self.has_work else None
 
     @property
     def load(self) -> Load:
-        """Return the numbers of now. Any thread may ask."""
+        """Return the present numbers. May be called from any thread."""
         return self.scheduler.load
 
     def step(self) -> None:
-        """Admit what has come, run one step for all sequences that the scheduler chooses, and emit
-        the news of them."""
+        """Admit new work, run one step of the sequences that the scheduler chooses, and emit."""
         emissions = self._admit() + self._expire()
         slices = self.scheduler.plan()
         if slices:
@@ -105,7 +111,7 @@ class Engine:
         emissions: list[Emission] = []
         while not self._inbox.empty():
             arrival = self._inbox.get()
-            # A key alone is one to be dropped.
+            # A key alone stands for work to be dropped.
             if isinstance(arrival, str):
                 self._drop(arrival)
             else:
@@ -113,15 +119,17 @@ class Engine:
         return emissions
 
     def _expire(self) -> list[Emission]:
-        """End what has passed its deadline: an answer with the tokens it has, anything else without
-        a result."""
+        """End the requests whose deadline has passed.
+
+        An answer ends with the tokens that it has, any other request with DeadlineExceeded.
+        """
         emissions: list[Emission] = []
         now = self._now()
-        # A copy, because what has ended is dropped on the way.
+        # A copy, because the loop drops requests.
         for key, request in list(self._requests.items()):
             if request.work.deadline_s > now:
                 continue
-            if request.has_spoken:
+            if request.has_output:
                 emissions += self._stopped(request)
             else:
                 error = DeadlineExceeded("The deadline passed before there was an answer.")
@@ -130,18 +138,22 @@ class Engine:
         return emissions
 
     def _stopped(self, request: Request) -> list[Emission]:
+        """Stop a request at its deadline. Return the ends of its choices."""
         try:
             return request.stop("deadline")
         except FleetError as error:
             return [Emission(request.work.key, ended=error.as_event())]
 
     def _join(self, work: SequenceWork) -> list[Emission]:
-        """Take a job in. Return its end where it is too large, or where replayed tokens had already
-        ended it."""
+        """Add a job's sequences to the scheduler.
+
+        Return the job's end if it is too large, or if replayed tokens had already ended it.
+        """
         try:
             request = Request(work, self.runner)
-            if not all(map(self.scheduler.can_hold, request.sequences)):
-                raise InvalidRequest("The request is too large for the model.")
+            for sequence in request.sequences:
+                if not self.scheduler.can_hold(sequence):
+                    raise InvalidRequest("The request is too large for the model.")
             emissions = request.catch_up()
         except FleetError as error:
             return [Emission(work.key, ended=error.as_event())]
@@ -156,6 +168,7 @@ class Engine:
         return emissions
 
     def _timed(self, slices: list[Slice]) -> list[tuple[Slice, StepResult | FleetError]]:
+        """Run a step as `_run` does, and count it."""
         count_for(self.stats)
         begun_s = time.perf_counter()
         results = self._run(slices)
@@ -163,19 +176,19 @@ class Engine:
         return results
 
     def _run(self, slices: list[Slice]) -> list[tuple[Slice, StepResult | FleetError]]:
-        """Let the runner do a step. Return what was computed, and what came of it.
+        """Let the runner compute a step. Return each slice that was computed, and its result.
 
-        If the step fails, each half is tried again: only the culprit fails, and a step with too
-        little memory becomes smaller ones.
+        If the step fails, each half is tried again. So only the slice at fault fails, and a step
+        that lacks memory becomes smaller steps.
         """
         failure: FleetError
         try:
             return list(zip(slices, self.runner.step(slices), strict=True))
         except OutOfMemory as error:
-            failure = self._lack(slices, error)
+            failure = self._on_out_of_memory(slices, error)
         except Exception as error:
-            # The seam to foreign code: whatever a model raises becomes that job's failure.
-            failure = self._failure(slices, error)
+            # A model is foreign code: any error that it raises becomes that job's failure.
+            failure = self._on_error(slices, error)
 
         if len(slices) > 1:
             half = len(slices) // 2
@@ -186,7 +199,7 @@ class Engine:
                 return self._run([smaller])
         return [(slices[0], failure)]
 
-    def _failure(self, slices: list[Slice], error: Exception) -> FleetError:
+    def _on_error(self, slices: list[Slice], error: Exception) -> FleetError:
         """Log an error that a step has raised. Return it as the failure of a job."""
         # A key is a job's id, a colon and the epoch of the take.
         job_ids = sorted({part.sequence.key.partition(":")[0] for part in slices})
@@ -198,9 +211,9 @@ class Engine:
             return error
         return WorkerFailed(f"The model failed: {error}")
 
-    def _lack(self, slices: list[Slice], error: OutOfMemory) -> NoMemory:
-        """Let the next steps be smaller. Return the failure of a job that cannot be."""
-        count = sum(map(self.scheduler.cost, slices))
+    def _on_out_of_memory(self, slices: list[Slice], error: OutOfMemory) -> NoMemory:
+        """Make the next steps smaller. Return the failure of a job that cannot be made smaller."""
+        count = sum(self.scheduler.cost(part) for part in slices)
         spec = self.runner.spec
         logger.warning(
             "no memory for step", extra=fields(model=spec.name, num_tokens=count, error=str(error))
@@ -215,7 +228,7 @@ class Engine:
         )
 
     def _commit(self, part: Slice, result: StepResult | FleetError) -> list[Emission]:
-        """Note what came of a slice. Return the news of it."""
+        """Note the result of a slice. Return its emissions."""
         request = self._requests.get(part.sequence.key)
         if request is None:  # another choice of the same request failed in this step
             return []
@@ -224,7 +237,8 @@ class Engine:
 
         if not part.sequence.output_ids:
             self.stats.num_prompt_tokens += self.scheduler.cost(part)
-        # Before the result is noted: a new token, or a score, changes what the slice stands for.
+        # Before the request notes the result: a new token, or a score, changes which tokens the
+        # slice stands for.
         self.scheduler.commit(part)
         if isinstance(result, Sampled):
             self.stats.num_tokens += 1
@@ -245,7 +259,7 @@ class Engine:
         return Emission(request.work.key, ended=error.as_event())
 
     def _drop(self, key: str, *, keep: bool = True) -> None:
-        """Forget a request. What it computed stays known to others only if `keep`."""
+        """Forget a request. Other sequences may use its pages afterwards only if `keep`."""
         request = self._requests.pop(key, None)
         if request is None:
             return
@@ -253,6 +267,7 @@ class Engine:
             self._leave(sequence, keep=keep)
 
     def _leave(self, sequence: TokenSequence, *, keep: bool = True) -> None:
+        """Take a sequence out of the scheduler and the runner, unless that was done before."""
         if sequence.status is not Status.FINISHED:
             self.scheduler.finish(sequence, keep=keep)
             self.runner.release(sequence)

@@ -1,6 +1,7 @@
-"""Plain numbers of what one engine has done. Its thread adds to them; others read them at any time.
+"""Plain numbers of what one engine has done. Its thread adds to them; any thread may read them.
 
-Runners add to the counts of the engine that is stepping them, which they need not know.
+A runner need not know its engine: the counts of the thread that steps the runner are found in a
+context variable.
 """
 
 from contextvars import ContextVar
@@ -28,10 +29,10 @@ _ROW_BOUNDS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 128, 256)
 
 
 class EngineStats:
-    """The counts of one engine since it was made.
+    """The counts of one engine since it was created.
 
-    `num_segments` counts ACT segments, one a row, and `num_settled` the rows that they brought to
-    an end.
+    `num_segments` counts ACT segments, one for each row of a pass. `num_settled` counts the
+    segments that were their row's last.
     """
 
     def __init__(self) -> None:
@@ -45,21 +46,23 @@ class EngineStats:
         self.num_settled = 0
 
     def note_step(self, num_rows: int, seconds: float) -> None:
+        """Count a step of `num_rows` rows that took `seconds`."""
         self.rows.add(num_rows)
         self.steps_s.add(seconds)
         self.last_step_s = seconds
 
 
-_own = ContextVar("counts", default=EngineStats())  # noqa: B039 - what no engine steps is counted for nobody
+# A runner that no engine steps counts into the default, which nobody reads.
+_stats = ContextVar("counts", default=EngineStats())  # noqa: B039
 
 
 def count_for(stats: EngineStats) -> None:
-    """Add what this thread's runners count from now on to `stats`."""
-    _own.set(stats)
+    """Add the counts of this thread's runners to `stats` from now on."""
+    _stats.set(stats)
 
 
 def count_segments(num_segments: int, num_settled: int) -> None:
-    """Count ACT segments, one a row, and those of them that were their row's last."""
-    stats = _own.get()
+    """Count ACT segments, one for each row of a pass, and those that were their row's last."""
+    stats = _stats.get()
     stats.num_segments += num_segments
     stats.num_settled += num_settled

@@ -14,8 +14,11 @@ from worker.engine.heartbeat import Heartbeat, adopt, heartbeat, resting
 logger = logging.getLogger("aios.engine")
 
 _NICENESS = 19
-"""The niceness of a thread that gives way. On one core the tokens beside a task came 2.5 times as
-unevenly with 10, and 1.4 times as unevenly with 19 (docs/benchmarks.md)."""
+"""The niceness of a thread that gives way.
+
+On one core the tokens beside a task came 2.5 times as unevenly with niceness 10, and 1.4 times as
+unevenly with 19 (docs/benchmarks.md).
+"""
 
 
 class Stepped(Protocol):
@@ -23,16 +26,17 @@ class Stepped(Protocol):
 
     @property
     def due_in_s(self) -> float | None:
-        """Return the seconds until there is something to do, None for an engine without work."""
+        """Return the seconds until the next step is due, None for an engine without work."""
 
-    def step(self) -> None: ...
+    def step(self) -> None:
+        """Compute one step or one batch."""
 
 
 class EngineThread(threading.Thread):
-    """A thread for engines, which come and go between two steps.
+    """A thread for engines, which are added and removed between two steps.
 
-    `heartbeat` shows whether the engines get on. `on_death` is called from this thread if an engine
-    raises, which is our own bug: the process must go.
+    `heartbeat` shows whether the engines make progress. `on_death` is called from this thread if an
+    engine raises. That is our own bug, and the process must end.
     """
 
     def __init__(self, on_death: Callable[[], object], name: str = "engine") -> None:
@@ -46,38 +50,38 @@ class EngineThread(threading.Thread):
         self._gives_way = False
 
     def wake(self) -> None:
-        """Look for work, because an engine was given some. May be called from any thread."""
+        """Let the thread look for work. May be called from any thread."""
         self._work.set()
 
     def add(self, engine: Stepped) -> None:
-        """Step this engine too, from now on."""
+        """Step this engine, too, from now on."""
         self._change(partial(self._engines.append, engine))
 
     def remove(self, engine: Stepped, then: Callable[[], object]) -> None:
-        """Let go of an engine after its current step, and call `then` from this thread."""
+        """Remove an engine after its current step, and call `then` from this thread."""
         self._change(partial(self._engines.remove, engine))
         self._change(then)
 
     def rest_until(self, done: threading.Event) -> threading.Event:
-        """Stand still after the current step until `done`, without being thought to hang.
+        """Pause the thread after its current step until `done` is set.
 
-        The event that is returned is set when the thread stands still.
+        The thread is not thought to hang meanwhile. Return an event that is set when it has paused.
         """
-        stands = threading.Event()
-        self._change(partial(_rest, stands, done))
-        return stands
+        paused = threading.Event()
+        self._change(partial(_rest, paused, done))
+        return paused
 
     def give_way(self) -> None:
         """Leave the cores to other threads from now on.
 
-        For a task that takes seconds anyway the time that they leave is enough.
+        Tasks that take seconds anyway can do with the time that the others leave.
         """
         if not self._gives_way:
             self._gives_way = True
             self._change(_be_nice)
 
     def stop(self) -> None:
-        """Return after the current step."""
+        """End the thread after its current step."""
         self._stopping = True
         self._work.set()
 
@@ -85,15 +89,15 @@ class EngineThread(threading.Thread):
         adopt(self.heartbeat)
         try:
             while not self._stopping:
-                # Cleared before anything is looked at, so that what comes meanwhile ends the wait
-                # below.
+                # Cleared before the thread looks for changes and work, so that those that come
+                # meanwhile end the wait below.
                 self._work.clear()
                 self._make_changes()
                 due_in_s = self._step_due()
                 if due_in_s != 0:
                     with resting():
                         self._work.wait(due_in_s)
-        except Exception:  # the thread's last words; the process ends with them
+        except Exception:  # our own bug: it is logged here, and `on_death` ends the process
             logger.exception("engine died")
             self._on_death()
 
@@ -107,10 +111,12 @@ class EngineThread(threading.Thread):
             change()
 
     def _step_due(self) -> float | None:
-        """Step every engine that is due once. Return in how many seconds to look again: 0 if any
-        was stepped, None if none has work."""
-        # A function of its own, so that between two rounds no name here holds an engine: one that
-        # was removed is to be freed.
+        """Step every engine that is due once.
+
+        Return the seconds until an engine is due: 0 if any was stepped, None if none has work.
+        """
+        # This is a function so that no local variable refers to an engine between two rounds: an
+        # engine that was removed has to be freed.
         waits_s: list[float] = []
         for engine in self._engines:
             if self._stopping:
@@ -127,14 +133,16 @@ class EngineThread(threading.Thread):
 
 
 def _be_nice() -> None:
-    """Lower the priority of this thread, and of threads that it starts, as torch does for large
-    products."""
-    # Only Linux has priorities of threads; elsewhere they are the process's.
+    """Lower the priority of this thread.
+
+    Threads that it starts, as torch does for large products, inherit the priority.
+    """
+    # Only Linux has priorities of threads; elsewhere a priority is the whole process's.
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
-def _rest(stands: threading.Event, done: threading.Event) -> None:
-    stands.set()
+def _rest(paused: threading.Event, done: threading.Event) -> None:
+    paused.set()
     with resting():
         done.wait()

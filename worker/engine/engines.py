@@ -13,7 +13,7 @@ from worker.engine.task_engine import TaskEngine
 from worker.engine.task_runner import TaskRunner
 
 AnyRunner = Runner | TaskRunner
-"""A loaded model. `spec.mechanism` tells which of them it is."""
+"""A loaded model of either mechanism, which `spec.mechanism` names."""
 
 
 class AnyEngine(Protocol):
@@ -28,25 +28,29 @@ class AnyEngine(Protocol):
         """Read a task that was taken. Raise a FleetError for one that the model cannot do."""
 
     def submit(self, work: Any) -> None:
-        """Queue a work that this engine has prepared."""
+        """Queue work that this engine has prepared."""
 
     def abort(self, key: str) -> None:
-        """Drop a work, whatever its phase."""
+        """Drop the work of this key, whatever its phase."""
 
     @property
-    def load(self) -> Load: ...
+    def load(self) -> Load:
+        """Return the present numbers. May be called from any thread."""
 
     @property
     def accepts(self) -> bool:
-        """Return whether a work that came now could begin soon."""
+        """Return whether work that is submitted now could begin soon."""
 
     @property
-    def has_work(self) -> bool: ...
+    def has_work(self) -> bool:
+        """Return whether any work waits or is being computed."""
 
     @property
-    def due_in_s(self) -> float | None: ...
+    def due_in_s(self) -> float | None:
+        """Return the seconds until the next step is due, None for an engine without work."""
 
-    def step(self) -> None: ...
+    def step(self) -> None:
+        """Admit new work and compute one step or one batch."""
 
 
 def engine_for(
@@ -56,8 +60,10 @@ def engine_for(
     *,
     batch_wait_s: float = 0.0,
 ) -> AnyEngine:
-    """Return an engine for the runner's mechanism. `batch_wait_s` is for tasks that are done
-    whole."""
+    """Return an engine for the runner's mechanism.
+
+    `batch_wait_s` matters only to tasks that are done whole.
+    """
     if runner.spec.mechanism == "task":
         return TaskEngine(runner, emit, wake, batch_wait_s=batch_wait_s)
     return Engine(runner, emit, wake)

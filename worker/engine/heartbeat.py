@@ -1,7 +1,7 @@
-"""Signs of life of the threads that compute, on which the leases of their jobs depend.
+"""Heartbeats of the threads that compute, on which the leases of their jobs depend.
 
-`heartbeat` costs next to nothing and is called by whatever takes time: steps, layers, segments.
-Each such thread has a `Heartbeat` of its own, which the event loop reads.
+`heartbeat` costs next to nothing. All code that takes time calls it: steps, layers, segments. Each
+thread that computes has a `Heartbeat`, which the event loop reads.
 """
 
 import time
@@ -11,17 +11,16 @@ from contextvars import ContextVar
 
 
 class Heartbeat:
-    """The moment of a thread's last sign of life, None while it has nothing to do.
+    """The moment of a thread's last sign of life, None while the thread has nothing to do.
 
-    A moment in the future is one until which silence was announced.
+    A moment in the future means that the thread has announced silence until then (`silent_for`).
     """
 
     def __init__(self) -> None:
         self.last_s: float | None = None
 
     def silence_s(self) -> float:
-        """Return the seconds since the last sign of life of a thread that has work; 0 for one that
-        rests."""
+        """Return the seconds since the thread's last sign of life, 0 for a thread that rests."""
         # Read once: the other thread may set it to None meanwhile.
         last_s = self.last_s
         if last_s is None:
@@ -29,23 +28,24 @@ class Heartbeat:
         return max(0.0, time.monotonic() - last_s)
 
 
-_own = ContextVar("heartbeat", default=Heartbeat())  # noqa: B039 - threads that nobody watches share one
+# Threads that nobody watches share the default.
+_heartbeat = ContextVar("heartbeat", default=Heartbeat())  # noqa: B039
 
 
 def adopt(heartbeat: Heartbeat) -> None:
-    """Show what this thread does from now on in `heartbeat`."""
-    _own.set(heartbeat)
+    """Show this thread's signs of life in `heartbeat` from now on."""
+    _heartbeat.set(heartbeat)
 
 
 def heartbeat() -> None:
-    """Note that something got done."""
-    _own.get().last_s = time.monotonic()
+    """Note that this thread has made progress."""
+    _heartbeat.get().last_s = time.monotonic()
 
 
 @contextmanager
 def resting() -> Iterator[None]:
-    """Wait for somebody else, in a silence that means nothing."""
-    _own.get().last_s = None
+    """Mark this thread as resting while it waits for others: it is not thought to hang."""
+    _heartbeat.get().last_s = None
     try:
         yield
     finally:
@@ -54,11 +54,11 @@ def resting() -> Iterator[None]:
 
 @contextmanager
 def silent_for(at_most_s: float) -> Iterator[None]:
-    """Do what cannot give signs of life, such as one long step of a foreign library.
+    """Announce work that gives no signs of life, such as one long step of a foreign library.
 
-    The thread is thought to hang only when it has been silent for longer than `at_most_s`.
+    Silence counts only from `at_most_s` seconds after this call.
     """
-    _own.get().last_s = time.monotonic() + at_most_s
+    _heartbeat.get().last_s = time.monotonic() + at_most_s
     try:
         yield
     finally:

@@ -16,13 +16,13 @@ from worker.engine.sequence import TokenSequence
 
 
 def adjust(logits: Tensor, sequences: Sequence[TokenSequence], eos_ids: frozenset[int]) -> Tensor:
-    """Return `logits` [B, V] as the draw is to see them.
+    """Return the logits [B, V] from which tokens are drawn, given the model's `logits` [B, V].
 
-    It is the same tensor where no sequence asks for a change.
+    The result is the same tensor where no sequence needs a change.
     """
     rows: list[int] = []
     for row, sequence in enumerate(sequences):
-        if sequence.sampling is not None and _asks(sequence, sequence.sampling):
+        if sequence.sampling is not None and _needs_change(sequence, sequence.sampling):
             rows.append(row)
     if not rows:
         return logits
@@ -37,8 +37,8 @@ def token_logprobs(
 ) -> list[TokenLogprob | None]:
     """Return the log-probability (nats) of each row's chosen token and of its likeliest ones.
 
-    None stands where a request does not ask for it. The numbers are a log-softmax in float64 of the
-    logits [B, V] as they are. Texts are left empty.
+    The entry is None where a request does not ask for log-probabilities. The numbers are a
+    log-softmax in float64 of the model's own `logits` [B, V]. Texts are left empty.
     """
     logprobs: list[TokenLogprob | None] = [None] * len(samplings)
     for row, (token, sampling) in enumerate(zip(chosen, samplings, strict=True)):
@@ -53,14 +53,15 @@ def token_logprobs(
     return logprobs
 
 
-def _asks(sequence: TokenSequence, sampling: Sampling) -> bool:
-    return bool(
-        sampling.repetition_penalty != 1.0
-        or sampling.presence_penalty
-        or sampling.frequency_penalty
-        or sampling.logit_bias
-        or len(sequence.output_ids) < sampling.min_tokens
-    )
+def _needs_change(sequence: TokenSequence, sampling: Sampling) -> bool:
+    """Return whether penalties, bias or withheld ends change the sequence's next logits."""
+    if sampling.repetition_penalty != 1.0:
+        return True
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        return True
+    if sampling.logit_bias:
+        return True
+    return len(sequence.output_ids) < sampling.min_tokens
 
 
 def _adjust_row(row: Tensor, sequence: TokenSequence, eos_ids: frozenset[int]) -> None:
@@ -69,7 +70,7 @@ def _adjust_row(row: Tensor, sequence: TokenSequence, eos_ids: frozenset[int]) -
     assert sampling is not None
     output_ids = sequence.output_ids
 
-    # First, because its rule turns on the sign of the model's own logit.
+    # First, because this penalty depends on the sign of the model's own logit.
     penalty = sampling.repetition_penalty
     if penalty != 1.0:
         seen = torch.tensor(sequence.token_ids, device=row.device)
@@ -101,5 +102,5 @@ def _adjust_row(row: Tensor, sequence: TokenSequence, eos_ids: frozenset[int]) -
 
 
 def _add(row: Tensor, ids: Sequence[int], values: Sequence[float]) -> None:
-    """Add to logits, to each token at most once."""
+    """Add `values` to the logits `row` [V] at `ids`, which are distinct."""
     row[ids] += torch.tensor(values, dtype=row.dtype, device=row.device)

@@ -1,7 +1,7 @@
-"""The integers behind every random choice: hashes of (seed, position) and of (seed, choice). No
-tensor.
+"""The integers behind every random choice: hashes of (seed, position) and of (seed, choice).
 
-The hash is the finaliser of splitmix64 (Steele, Lea and Flood 2014), applied twice.
+The hash is the finaliser of splitmix64 (Steele, Lea and Flood 2014), applied twice. This module
+knows no tensor.
 """
 
 MASK = (1 << 64) - 1
@@ -18,7 +18,7 @@ def position_key(seed: int, position: int) -> int:
 
 
 def fold(seed: int, choice: int) -> int:
-    """Return the seed of the n-th choice of a request. The first one's is the request's own."""
+    """Return the seed of a choice of a request. Choice 0 has the request's own seed."""
     if choice == 0:
         return seed
     seed_hash = mix(seed & MASK)
@@ -27,7 +27,7 @@ def fold(seed: int, choice: int) -> int:
 
 
 def mix(value: int) -> int:
-    """Return the 64 bits that splitmix64's finaliser makes of 64 bits."""
+    """Return the finaliser of splitmix64 of 64 bits, as 64 bits."""
     value = ((value ^ (value >> 30)) * MIX1) & MASK
     value = ((value ^ (value >> 27)) * MIX2) & MASK
     return value ^ (value >> 31)

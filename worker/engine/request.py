@@ -1,8 +1,7 @@
 """A job inside the engine: its choices with their texts, and when it has ended. Plain Python.
 
-Each choice of a prompt is a sequence of its own, which the engine steps like any other. The prompt
-of the first one is computed for all of them. Each window of a text that is scored whole is a
-sequence, too.
+Each choice of a prompt is a sequence, which the engine steps like any other. The first choice
+computes the prompt for all of them. Each window of a text that is scored whole is a sequence, too.
 """
 
 import itertools
@@ -10,7 +9,6 @@ import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import add
 from typing import assert_never
 
 import msgspec
@@ -49,11 +47,11 @@ from worker.text.detokenizer import TextStream
 
 @dataclass(frozen=True)
 class SequenceWork:
-    """A job for the engine. `key` names the take it belongs to: two takes of one job are two works.
+    """A job for the engine. `key` names its take: two takes of one job have different keys.
 
-    `replayed_ids` holds for each choice the tokens that are in the log already; they are never
-    sampled again. Works of different tenants share no computed prompt. `deadline_s` is a moment of
-    the engine's clock.
+    `sampling` is None for a task that samples no tokens. `replayed_ids` holds for each choice the
+    tokens that are in the log already; they are never sampled again. Works of different `tenant`s
+    share no computed prompt. `deadline_s` is a moment of the engine's clock.
     """
 
     key: str
@@ -66,6 +64,7 @@ class SequenceWork:
 
     @property
     def rank(self) -> int:
+        """Return 0 for the best class."""
         return PRIORITIES.index(self.priority)
 
     @property
@@ -78,7 +77,7 @@ class SequenceWork:
 
     @property
     def max_tokens(self) -> int | None:
-        """Return the room for an answer where that is less than the task allows."""
+        """Return the room for an answer where that is less than the task allows, else None."""
         if self.sampling is None or self.encoded.max_tokens >= self.sampling.max_tokens:
             return None
         return self.encoded.max_tokens
@@ -90,11 +89,11 @@ class SequenceWork:
 
 @dataclass(frozen=True)
 class Emission:
-    """The news that one step has of one choice of a work.
+    """The news of one step of one choice.
 
-    `text` is what became certain with the new `ids`. `finish_reason` is set when the choice ends.
-    `ended` is the end of the whole work, and `files` belong to it. `progress` tells how far a task
-    has come that is done whole.
+    `key` names the work. `text` is the text that became certain with the new `ids`.
+    `finish_reason` is set when the choice ends. `ended` is set when the whole work ends, and
+    `files` belong to that end. `progress` is that of a task that is done whole.
     """
 
     key: str
@@ -110,6 +109,8 @@ class Emission:
 
 @dataclass
 class _Choice:
+    """A sequence with its text. `reason` is set when it has ended."""
+
     sequence: TokenSequence
     text: TextStream
     reason: str | None = None
@@ -117,7 +118,7 @@ class _Choice:
 
 
 class Request:
-    """A work in the engine. `open_sequences` are those that have not ended."""
+    """A job's work in the engine. `open_sequences` are its sequences that have not ended."""
 
     def __init__(self, work: SequenceWork, runner: Runner) -> None:
         self.work = work
@@ -127,10 +128,10 @@ class Request:
         self.open_sequences = list(self.sequences)
 
     def catch_up(self) -> list[Emission]:
-        """Rebuild the texts of replayed tokens, and close what has nothing left to compute.
+        """Rebuild the texts of replayed tokens, and close choices that have nothing to compute.
 
-        That is a choice whose replayed tokens had already ended it, and a reading of a prompt that
-        predicts nothing.
+        These are choices that their replayed tokens had already ended, and readings of a prompt
+        without a token to be scored. Return the emissions of their ends.
         """
         emissions: list[Emission] = []
         for choice in self._choices:
@@ -143,8 +144,8 @@ class Request:
             if not sequence.output_ids:
                 continue
 
-            # The last token of a choice was logged together with all that was left of its text, so
-            # only the end of the work can be missing from the log.
+            # The last token of a choice was logged together with the rest of its text, so only the
+            # end of the work can be missing from the log.
             reason = self._finish_reason(choice)
             if reason is None:
                 continue
@@ -154,7 +155,7 @@ class Request:
         return emissions
 
     def on_result(self, sequence: TokenSequence, result: StepResult) -> list[Emission]:
-        """Note what a step yielded for one of the sequences. Return the news of it."""
+        """Note a step's result for one of the sequences. Return its emissions."""
         match result:
             case None:
                 return []
@@ -175,7 +176,7 @@ class Request:
         choice = self._choices[sequence.choice]
         logprobs: tuple[TokenLogprob, ...] = ()
         if sampled.logprob is not None:
-            # Before the token is read: its text depends on what stands before it.
+            # Before the text stream reads the token: a token's text depends on those before it.
             logprobs = (self._with_texts(choice, sampled.token, sampled.logprob),)
 
         sequence.output_ids.append(sampled.token)
@@ -197,8 +198,10 @@ class Request:
         )
 
     def _on_scores(self, sequence: TokenSequence, result: Scores) -> list[Emission]:
-        """Add the scores of some continuations. The last ones of the last window end the
-        request."""
+        """Add the scores of some continuations.
+
+        The last ones of the last open window end the request.
+        """
         sequence.scores += result.scores
         sequence.token_scores += result.tokens
         if len(sequence.scores) < len(sequence.encoded.continuations):
@@ -214,11 +217,10 @@ class Request:
         return [Emission(self.work.key, ended=ended)]
 
     def _reading(self, choice: _Choice, ended: Done | None) -> Emission:
-        """Return the whole prompt with the log-probabilities of its tokens, and the end, at
-        once."""
+        """Return one emission of the whole prompt, its tokens' log-probabilities, and the end."""
         sequence = choice.sequence
         ids = (*sequence.encoded.prompt_ids, *itertools.chain(*sequence.encoded.continuations))
-        # The tokens that are only context come first, and have no score.
+        # The tokens of the context come first, and have no score.
         num_context = len(ids) - len(sequence.token_scores)
         scores = [TokenLogprob(None)] * num_context + sequence.token_scores
 
@@ -238,7 +240,7 @@ class Request:
         )
 
     def _on_states(self, sequence: TokenSequence, result: Pooled) -> list[Emission]:
-        """Add the states of some tokens. Those of the last ones end the request."""
+        """Add the states of some tokens. The states of the last tokens end the request."""
         sequence.pooled = joined(sequence.pooled, result)
         if sequence.pooled.num_tokens < len(sequence.encoded.prompt_ids):
             return []
@@ -246,7 +248,7 @@ class Request:
         return [self._end(sequence, "embed", Embedded(vector))]
 
     @property
-    def has_spoken(self) -> bool:
+    def has_output(self) -> bool:
         """Return whether any choice has a token of an answer."""
         if self.work.sampling is None:
             return False
@@ -280,13 +282,14 @@ class Request:
         return choice.text.push(token, may_stop=count >= sampling.min_tokens)
 
     def _is_silent(self, token: int) -> bool:
-        """Return whether a token has no text: one that ends a response, ignored or not."""
+        """Return whether a token has no text. That is one that ends a response, ignored or not."""
         sampling = self.work.sampling
         if sampling is None:
             return False
         return token in self._runner.eos_ids or token in sampling.stop_ids
 
     def _finish_reason(self, choice: _Choice) -> str | None:
+        """Return why a choice ends with its last token, None if it goes on."""
         sampling = self.work.sampling
         assert sampling is not None
         if choice.text.is_stopped:
@@ -304,7 +307,7 @@ class Request:
         return None
 
     def _end(self, sequence: TokenSequence, reason: str, result: Result) -> Emission:
-        """End a request of one sequence, with its result."""
+        """Close the only sequence of a request. Return its end with the result."""
         done = self._close(self._choices[sequence.choice], reason)
         if done is not None:
             done = msgspec.structs.replace(done, result=result)
@@ -317,51 +320,57 @@ class Request:
         if self.open_sequences:
             return None
 
-        prompt_ids = self.work.encoded.prompt_ids
-        result = self._scored() if self.work.sampling is None else self._generated()
+        result: Scored | Generated | None
+        if self.work.sampling is None:
+            result = self._scored()
+        else:
+            result = self._generated()
+        # Replayed tokens of a job that was taken over may be cached, too, but are no part of its
+        # prompt.
+        num_prompt = len(self.work.encoded.prompt_ids)
+        num_cached = min(self.sequences[0].num_cached or 0, num_prompt)
         return Done(
             self._choices[0].reason or "",
             self.work.encoded.num_prompt_tokens,
             num_completion_tokens=sum(len(sequence.output_ids) for sequence in self.sequences),
-            # Replayed tokens of a job that was taken over may be cached, too: no part of its
-            # prompt.
-            num_cached_tokens=min(self.sequences[0].num_cached or 0, len(prompt_ids)),
+            num_cached_tokens=num_cached,
             result=result,
         )
 
     def _scored(self) -> Scored | None:
-        """Return the sums over all windows.
+        """Return the scores of all continuations, each summed over all windows.
 
-        None where there are no continuations, or where they are a prompt that is read.
+        Return None where there are no continuations, or where they are a prompt that is read.
         """
         if self.work.encoded.is_reading or not self.work.encoded.continuations:
             return None
+        scores_by_window = [sequence.scores for sequence in self.sequences]
         totals: list[ContinuationScore] = []
         # Each continuation has one score in every window.
-        for scores in zip(*(sequence.scores for sequence in self.sequences), strict=True):
+        for scores in zip(*scores_by_window, strict=True):
             totals.append(_total(scores))
         return Scored(tuple(totals))
 
     def _generated(self) -> Generated | None:
+        """Return the facts that only some answers have, None if there are none."""
         reasons: list[str] = []
         q_values: list[tuple[float, float] | None] = []
         for choice in self._choices:
             reasons.append(choice.reason or "")
             q_values.append(choice.q_values)
 
-        # What every answer has is left out, and a result that says nothing, too.
-        result = Generated(
-            tuple(reasons) if len(reasons) > 1 else (),
-            tuple(q_values) if any(q_values) else (),
-            self._choices[0].text.num_amended,
-        )
+        # The only choice's reason stands in Done, and q values of None say nothing.
+        if len(reasons) == 1:
+            reasons = []
+        if not any(q_values):
+            q_values = []
+        result = Generated(tuple(reasons), tuple(q_values), self._choices[0].text.num_amended)
         if result == Generated():
             return None
         return result
 
     def _with_texts(self, choice: _Choice, token: int, logprob: TokenLogprob) -> TokenLogprob:
-        """Return the log-probability of the choice's next token with the texts of the token and of
-        its rivals."""
+        """Return a next token's log-probability with the texts of it and of the likeliest ones."""
         top: list[tuple[int, str, float]] = []
         for rival, _, value in logprob.top:
             top.append((rival, self._text_of(choice, rival), value))
@@ -374,6 +383,7 @@ class Request:
 
 
 def _choices_of(work: SequenceWork, runner: Runner) -> list[_Choice]:
+    """Return the choices of a prompt, or the windows of a text that is scored."""
     sampling = work.sampling
     choices: list[_Choice] = []
     if sampling is None:
@@ -418,12 +428,17 @@ def joined(one: Pooled | None, other: Pooled) -> Pooled:
     """Return the sum of the states of some tokens and of the tokens behind them."""
     if one is None:
         return other
-    return Pooled(array("d", map(add, one.sums, other.sums)), one.num_tokens + other.num_tokens)
+    sums = array("d")
+    for one_sum, other_sum in zip(one.sums, other.sums, strict=True):
+        sums.append(one_sum + other_sum)
+    return Pooled(sums, one.num_tokens + other.num_tokens)
 
 
 def mean_of(pooled: Pooled, *, normalize: bool) -> bytes:
-    """Return the mean state in the form of the wire, of length 1 if `normalize`, unless it is
-    zero."""
+    """Return the mean state [hidden] as packed bytes (`shared.tasks.vectors`).
+
+    With `normalize` its length is 1, unless it is zero.
+    """
     mean = [value / pooled.num_tokens for value in pooled.sums]
     length = 1.0
     if normalize:

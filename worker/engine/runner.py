@@ -1,7 +1,7 @@
-"""The interface between the engine and a model: `Runner`, the facts of its `RunnerSpec`, and the
-`RunnerOptions` that it is loaded with.
+"""The interface between the engine and a model.
 
-Capabilities are data of the spec; nobody asks which model it is.
+A `Runner` is a loaded model. Its `RunnerSpec` holds its facts, and its `RunnerOptions` say how it
+is loaded. Capabilities are data of the spec: no code depends on which model it is.
 """
 
 from collections.abc import Sequence
@@ -22,11 +22,12 @@ SomeOptions = TypeVar("SomeOptions", bound=Options)
 class RunnerOptions:
     """Options to load and run one model.
 
-    Sizes are in tokens, `kv_bytes` in bytes. A `tokenizer_path` or `context_window` of None is the
-    model's own. On a GPU `kv_fraction`, a share of what the weights leave free, goes before
-    `kv_bytes`. `max_device_bytes` is the most that this process may allocate there; None is all
-    there is. `quantize` is a row of `shared/accelerators.py`. `own` are the options that the runner
-    declares (`shared/tasks/runner_options.py`); all others are for every runner.
+    Sizes are in tokens, `kv_bytes` in bytes. A `tokenizer_path` or `context_window` of None stands
+    for the model's own. On a GPU `kv_fraction` takes precedence over `kv_bytes`: it is a share of
+    the memory that the weights leave free. `max_device_bytes` is the most that this process may
+    allocate there; None sets no limit. `quantize` is a row of `shared/accelerators.py`. `own` are
+    the options that the runner declares (`shared/tasks/runner_options.py`); all others are for
+    every runner.
     """
 
     path: str
@@ -46,8 +47,10 @@ class RunnerOptions:
     own: Options | None = None
 
     def declared(self, kind: type[SomeOptions]) -> SomeOptions:
-        """Return the options that the runner has declared, of type `kind`; their defaults if none
-        are given."""
+        """Return the options that the runner declares, of type `kind`.
+
+        Return their defaults if none are given.
+        """
         if self.own is None:
             return kind()
         problem = f"{type(self.own).__name__} for a runner with {kind.__name__}"
@@ -56,9 +59,11 @@ class RunnerOptions:
 
     @property
     def precision(self) -> str:
-        """Description of the weights' and activations' precision, for people."""
+        """Return a description of the weights' and activations' precision, for people."""
         precision = ACCELERATORS[self.quantize].precision
-        return f"{self.dtype} with {precision}" if precision else self.dtype
+        if not precision:
+            return self.dtype
+        return f"{self.dtype} with {precision}"
 
 
 _ONE_TOKEN = Generate("1", Sampling(max_tokens=1, seed=0, temperature=0.0))
@@ -69,10 +74,11 @@ class RunnerSpec:
     """Plain facts of a loaded model, and what its mechanism allows.
 
     `name` is the model's id, `found` a description for people. `step_tokens` is the most that one
-    step should compute. A model with `num_pages` 0 keeps no keys and values. `reuse` says what of a
-    computed sequence may serve another one: any `prefix`, only a whole identical `prompt`, or
-    nothing. With `chunk_prefill` a prompt may be computed in parts. `tasks` are the names of the
-    tasks it serves, and `trial` is a cheap one that shows whether the model works.
+    step should compute. A model with `num_pages` 0 keeps no keys and values. `reuse` says which
+    part of a computed sequence may serve another one: any `prefix`, only a whole identical
+    `prompt`, or `none`. With `chunk_prefill` a prompt may be computed in parts. `tasks` are the
+    names of the tasks that the model serves, and `trial` is a cheap one that shows whether it
+    works.
     """
 
     runner: str
@@ -91,7 +97,7 @@ class RunnerSpec:
 
 
 class OutOfMemory(Exception):
-    """Error of a step for which the device has no memory; a step with less in it may fit."""
+    """Error of a step for which the device has no memory. A smaller step may fit."""
 
 
 class Runner(Protocol):
@@ -118,7 +124,7 @@ class Runner(Protocol):
         """
 
     def release(self, sequence: TokenSequence) -> None:
-        """Forget what is kept for a sequence that has ended."""
+        """Free the state that is kept for a sequence that has ended."""
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of response tokens, special tokens left out."""

@@ -1,9 +1,10 @@
-"""The choice of tokens: Gumbel-max in float64, with noise that is a hash of (seed, position, token
-id) and nothing else.
+"""The choice of tokens: Gumbel-max in float64, with noise that hashes (seed, position, token id).
 
-A row's choice depends neither on its batch mates nor on the worker: it can only change where two
-tokens nearly tie. Greedy is temperature 0. Gumbel-max: argmax(logits / T + g) with g =
--log(-log(u)) draws from softmax(logits / T) (Gumbel 1954; Maddison et al. 2014).
+The noise depends on nothing else. So a row's choice depends neither on the other rows of its batch
+nor on the worker: it can only change where two tokens nearly tie. Greedy is temperature 0.
+
+Gumbel-max: argmax(logits / T + g) with g = -log(-log(u)) draws from softmax(logits / T)
+(Gumbel 1954; Maddison et al. 2014).
 """
 
 import math
@@ -24,8 +25,9 @@ def sample(
 ) -> list[StepResult | FleetError]:
     """Return the next token of each sequence by its row of `logits` [B, V].
 
-    A row that can have none gets a FleetError instead: InvalidRequest for a bias on no token of the
-    vocabulary, WorkerFailed naming `model` for logits that are no numbers.
+    A row for which no token can be chosen gets a FleetError instead. It is InvalidRequest for a
+    bias on an id outside the vocabulary, and WorkerFailed, which names `model`, for logits that are
+    not finite.
     """
     samplings: list[Sampling] = []
     positions: list[int] = []
@@ -52,7 +54,7 @@ def sample(
 
 
 def broken(model: str) -> WorkerFailed:
-    """Return the failure of a sequence whose logits are not numbers."""
+    """Return the failure of a sequence whose logits, or states, are not finite."""
     return WorkerFailed(
         f"Logits of {model!r} are not finite: its weights are broken or overflow in this dtype."
     )
@@ -88,8 +90,8 @@ def _draw(logits: Tensor, samplings: Sequence[Sampling], keys: Sequence[int]) ->
 def keep_allowed(scaled: Tensor, samplings: Sequence[Sampling]) -> Tensor:
     """Return `scaled` [B, V] with the tokens that top-k, top-p or min-p forbid at -inf.
 
-    The rows of `scaled` have their maximum at 0. Top-p counts the mass of what top-k leaves. Min-p
-    forbids what is less likely than that share of the likeliest token.
+    The maximum of each row of `scaled` is 0. Top-p counts the mass of the tokens that top-k leaves.
+    Min-p forbids tokens that are less likely than that share of the likeliest token's probability.
     """
     cut_rows: list[int] = []
     cut_samplings: list[Sampling] = []
@@ -101,7 +103,7 @@ def keep_allowed(scaled: Tensor, samplings: Sequence[Sampling]) -> Tensor:
             cut_samplings.append(sampling)
         if sampling.min_p:
             floor_rows.append(row)
-            # The likeliest token stands at 0, so a share of it is a difference of logarithms.
+            # The likeliest token is at 0, so a share of its probability is a bound on `scaled`.
             floors.append(math.log(sampling.min_p))
     if not cut_rows and not floor_rows:
         return scaled
@@ -156,19 +158,19 @@ def gumbel_noise(keys: Sequence[int], size: int, device: torch.device) -> Tensor
 
 
 def _mix_tensor(value: Tensor) -> Tensor:
-    """Return what `noise.mix` makes of each entry."""
+    """Return `noise.mix` of each int64 entry."""
     value = (value ^ _shift_right(value, 30)) * _signed(MIX1)
     value = (value ^ _shift_right(value, 27)) * _signed(MIX2)
     return value ^ _shift_right(value, 31)
 
 
 def _shift_right(value: Tensor, count: int) -> Tensor:
-    """Shift without the sign: int64 tensors shift arithmetically."""
+    """Shift int64 entries to the right with zeros coming in: torch's own shift copies the sign."""
     return (value >> count) & ((1 << (64 - count)) - 1)
 
 
 def _signed(value: int) -> int:
-    """Return the int64 of the same 64 bits."""
+    """Return the int64 that has the same 64 bits."""
     if value >> 63:
         return value - (1 << 64)
     return value

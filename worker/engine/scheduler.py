@@ -1,14 +1,14 @@
-"""The plan of the next step. Plain Python: it counts slots, pages and tokens, and knows no model
-and no tensor.
+"""The plan of the next step. Plain Python: it counts rows, pages and tokens.
 
-Every step decodes all running sequences and gives the rest of its token budget to prompts, so that
-neither starves the other. A prompt that cannot be cut may exceed the budget: the steps after it
-take no prompt until that is paid. Of the prompts the oldest gets at least half the budget, the
-shortest the rest. Better classes go first.
+The scheduler knows no model and no tensor. Every step decodes all running sequences and gives the
+rest of its token budget to prompts, so that neither starves the other. A prompt that cannot be cut
+may exceed the budget. The steps after it then take no prompt until this debt is paid. Of the
+prompts the oldest gets at least half the budget, and the shortest get the rest. Better classes go
+first.
 
-Pages are taken as sequences grow. When they run out, or a better class waits for the slot, the
-latest arrival of the lowest class gives its pages back and is computed again later. A device that
-runs out of memory gets a smaller budget for a while.
+Pages are taken as sequences grow. When pages run out, or a sequence of a better class waits for a
+row, the latest arrival of the lowest class gives its pages back and is computed again later. After
+a step for which the device has no memory the budget is smaller for a while.
 """
 
 from dataclasses import dataclass
@@ -20,18 +20,21 @@ from worker.kv.cache import Cache
 _CALM_STEPS = 64
 """Steps without trouble after which a halved budget is doubled again."""
 PATIENCE_STEPS = 256
-"""Steps of waiting that lift a sequence by one class, for good, so that none is paused for ever."""
+"""Steps of waiting after which a sequence rises by one class, for good.
+
+So no sequence is paused for ever.
+"""
 
 
 @dataclass(frozen=True)
 class Load:
-    """The numbers that an engine shows of itself.
+    """The load of an engine, in numbers.
 
-    `running` sequences take part in steps, `waiting` ones do not. Of `num_pages` pages
-    `pages_held` belong to the former, and `pages_cached` are known to the prefix tree alone. Since
-    the start `num_preempted` sequences were paused, and of the `num_started` ones `num_hits` found
-    `num_hit_tokens` tokens computed. Tasks that are done whole have `steps_total` steps, of which
-    `steps_done` are done.
+    `running` counts the sequences that take part in steps, and `waiting` those that do not. Of the
+    `num_pages` pages, running sequences hold `pages_held`, and the prefix tree alone holds
+    `pages_cached`. Since the start sequences were paused `num_preempted` times. Of `num_started`
+    sequences `num_hits` shared pages with others, with `num_hit_tokens` tokens in all. The running
+    tasks that are done whole have `steps_total` steps, of which `steps_done` are done.
     """
 
     running: int
@@ -48,9 +51,9 @@ class Load:
 
 
 class Scheduler:
-    """The one writer of a sequence's status: it decides who waits, who runs and who gives way.
+    """The one writer of a sequence's status: it starts, pauses and ends sequences.
 
-    Mechanisms that keep no keys and values have no cache: each step computes their rows whole.
+    A model that keeps no keys and values has no cache. Each step computes its rows whole.
     """
 
     def __init__(self, spec: RunnerSpec) -> None:
@@ -69,15 +72,15 @@ class Scheduler:
 
     @property
     def load(self) -> Load:
-        """Return the numbers of now. Any thread may ask."""
+        """Return the present numbers. May be called from any thread."""
         running = len(self.running)
         waiting = len(self.waiting)
         cache = self.cache
         if cache is None:
             return Load(running, waiting, num_preempted=self._num_preempted)
 
-        # Copies, for the engine's thread goes on. A page that moves meanwhile is counted here or
-        # there.
+        # Copies, because the engine's thread goes on meanwhile. So the numbers of held and cached
+        # pages may be off by those that move at this moment.
         held: set[int] = set()
         for sequence in list(self.running):
             held.update(list(sequence.pages))
@@ -99,41 +102,41 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def add(self, sequence: TokenSequence) -> None:
+        """Let a new sequence wait. It must be one that `can_hold` accepts."""
         self._arrivals += 1
         sequence.arrival = self._arrivals
         sequence.status = Status.WAITING
         self.waiting.append(sequence)
 
     def can_hold(self, sequence: TokenSequence) -> bool:
-        """Return whether there would be room for a sequence if everything else were gone.
-
-        One without room must not be added.
-        """
+        """Return whether the pages suffice for a sequence that has them for itself."""
         return self.cache is None or self.cache.can_hold(sequence)
 
     def plan(self) -> list[Slice]:
-        """Return each sequence's share of the next step: those that decode come first, then prompts
-        and continuations."""
+        """Return each sequence's share of the next step.
+
+        Sequences that decode come first, then prompts and continuations.
+        """
         self._recover()
         self._age()
         self._make_way()
 
         slices: list[Slice] = []
         for sequence in sorted(self.running, key=_turn):
-            # A sequence that grows may pause others, but only those behind it in turn: these do not
-            # decode any more when the loop comes to them.
+            # A sequence that grows may pause others, but only those behind it in turn. They no
+            # longer decode when the loop comes to them.
             if self._is_decoding(sequence) and self._grow(sequence):
                 slices.append(Slice(sequence, sequence.num_remaining))
 
         budget = self.budget
-        # The debt is paid only while something decodes: otherwise nobody waits for a next token.
+        # The debt is paid only while a sequence decodes: otherwise nobody waits for a next token.
         if slices:
             budget -= self._debt
         prompts: list[Slice] = []
         if budget > 0:
             prompts = self._prompts(budget)
 
-        spent = sum(map(self.cost, prompts))
+        spent = sum(self.cost(part) for part in prompts)
         self._debt = max(0, self._debt + spent - self.budget)
         return slices + prompts
 
@@ -143,10 +146,10 @@ class Scheduler:
             self.cache.commit(part)
 
     def finish(self, sequence: TokenSequence, *, keep: bool = True) -> None:
-        """Take a sequence out, running or waiting, and free what it holds. Twice is once.
+        """Take a sequence out, running or waiting, and free its pages.
 
-        What it computed stays known to others, unless `keep` is false: a failed step may have left
-        anything.
+        With `keep` other sequences may use what it has computed. After a failed step `keep` must be
+        False, because its pages may hold anything. A second call does nothing.
         """
         if sequence.status is Status.RUNNING:
             self.running.remove(sequence)
@@ -162,9 +165,9 @@ class Scheduler:
         self._calm_steps = 0
 
     def halve(self, part: Slice) -> Slice | None:
-        """Return about half of a slice, for a device that has no memory for the whole.
+        """Return about half of a slice, for a device that has no memory for the whole slice.
 
-        None if it cannot be cut.
+        Return None for a slice that cannot be cut.
         """
         if part.num_continuations > 1:
             return Slice(part.sequence, num_continuations=part.num_continuations // 2)
@@ -183,39 +186,48 @@ class Scheduler:
         return num_tokens
 
     def _recover(self) -> None:
+        """Double a budget that `shrink` has lowered, after enough steps without trouble."""
         self._calm_steps += 1
         if self._calm_steps > _CALM_STEPS and self.budget < self._spec.step_tokens:
             self.budget = min(self._spec.step_tokens, 2 * self.budget)
             self._calm_steps = 0
 
     def _age(self) -> None:
+        """Count a step for all sequences that wait. Raise the class of those that waited long."""
         for sequence in self.waiting:
             sequence.num_waited += 1
             if sequence.num_waited % PATIENCE_STEPS == 0:
                 sequence.rank = max(0, sequence.rank - 1)
 
     def _make_way(self) -> None:
-        """Give a sequence that waits in a better class the slot, and the pages, of the latest one
-        in the lowest class."""
+        """Start the waiting sequences that are of a better class than a running one.
+
+        For each of them the last running sequences in turn are paused until it has a row and pages.
+        """
         for sequence in sorted(self.waiting, key=_turn):
             if not self._is_above(sequence):
                 return
-            if self.cache is not None and self.cache.is_being_computed(
-                sequence, self._unfinished()
-            ):
-                # It gains by waiting: another one computes what it would compute, too.
+            cache = self.cache
+            if cache is not None and cache.is_being_computed(sequence, self._unfinished()):
+                # It gains by waiting: a running sequence computes the same tokens.
                 continue
-            while not (len(self.running) < self._spec.max_batch and self._start(sequence)):
+            while not self._start_in_batch(sequence):
                 if not self._is_above(sequence):
                     return
                 self.preempt(max(self.running, key=_turn))
 
+    def _start_in_batch(self, sequence: TokenSequence) -> bool:
+        """Let a sequence run. Return False where there is no row, or are no pages, for it."""
+        if len(self.running) >= self._spec.max_batch:
+            return False
+        return self._start(sequence)
+
     def _is_above(self, sequence: TokenSequence) -> bool:
-        """Return whether something of a lower class is running."""
+        """Return whether a sequence of a lower class is running."""
         return any(other.rank > sequence.rank for other in self.running)
 
     def _unfinished(self) -> list[TokenSequence]:
-        """Return the running sequences whose prompts or continuations are not computed, by turn."""
+        """Return the running sequences with uncomputed prompts or continuations, by turn."""
         unfinished: list[TokenSequence] = []
         for sequence in self.running:
             if not self._is_decoding(sequence):
@@ -229,8 +241,10 @@ class Scheduler:
         return not sequence.is_scoring and sequence.num_computed > 0 and sequence.num_remaining == 1
 
     def _grow(self, sequence: TokenSequence) -> bool:
-        """Make room for a sequence's next token; the last in turn give way. Return False if it was
-        the last itself."""
+        """Make room for a sequence's next token, if need be by pausing the last ones in turn.
+
+        Return False if the sequence was the last itself, and is paused.
+        """
         while sequence.status is Status.RUNNING:
             if self.cache is None or self.cache.grow(sequence):
                 return True
@@ -238,6 +252,7 @@ class Scheduler:
         return False
 
     def preempt(self, sequence: TokenSequence) -> None:
+        """Pause a running sequence. It gives its pages back and is computed again later."""
         self._num_preempted += 1
         self.running.remove(sequence)
         if self.cache is not None:
@@ -248,14 +263,14 @@ class Scheduler:
     def _prompts(self, budget: int) -> list[Slice]:
         """Return shares for prompts and continuations.
 
-        The oldest one gets something before any other starts, and whatever the others leave.
+        The oldest gets half the budget before any other starts, and then what the others leave.
         """
         candidates = self._candidates()
         if not candidates:
             return []
         oldest, *others = candidates
         slices: list[Slice] = []
-        left = budget
+        remaining = budget
 
         first_budget = budget
         if others:
@@ -263,24 +278,27 @@ class Scheduler:
         first = self._share(oldest, first_budget, must=True)
         if first is not None:
             slices.append(first)
-            left -= self.cost(first)
+            remaining -= self.cost(first)
         else:
             # The oldest has no room to start, and younger ones must not take what it waits for.
             others = [sequence for sequence in others if sequence.status is Status.RUNNING]
 
         for sequence in sorted(others, key=_num_remaining):
-            part = self._share(sequence, left, must=False)
+            part = self._share(sequence, remaining, must=False)
             if part is not None:
                 slices.append(part)
-                left -= self.cost(part)
+                remaining -= self.cost(part)
 
-        if first is not None and left > 0:
-            slices[0] = self._share(oldest, self.cost(first) + left, must=True) or first
+        if first is not None and remaining > 0:
+            slices[0] = self._share(oldest, self.cost(first) + remaining, must=True) or first
         return slices
 
     def _candidates(self) -> list[TokenSequence]:
-        """Return unfinished prompts and continuations by turn, then those that wait, have a slot,
-        and gain by starting."""
+        """Return the sequences that may compute a prompt or continuations in this step.
+
+        Running ones come first, by turn. Behind them come the waiting ones that have a row and gain
+        nothing by waiting.
+        """
         unfinished = self._unfinished()
         room = max(0, self._spec.max_batch - len(self.running))
         ready: list[TokenSequence] = []
@@ -292,9 +310,9 @@ class Scheduler:
         return unfinished + ready
 
     def _share(self, sequence: TokenSequence, budget: int, *, must: bool) -> Slice | None:
-        """Return a slice within the budget, or the smallest there is if there `must` be one.
+        """Return a slice within the budget, or None if there is none now.
 
-        None if there is no slice now.
+        With `must` the slice may exceed the budget where there is no smaller one.
         """
         if budget <= 0 and not must:
             return None
@@ -318,7 +336,7 @@ class Scheduler:
         return max(0, len(sequence.encoded.prompt_ids) - sequence.num_computed)
 
     def _start(self, sequence: TokenSequence) -> bool:
-        """Let a sequence run. Return False where there are no pages for it."""
+        """Let a waiting sequence run. Return False where there are no pages for it."""
         if self.cache is not None:
             num_running = len(self.running)
             if not self.cache.allocate(sequence, num_running=num_running):
@@ -331,10 +349,10 @@ class Scheduler:
     def _continuations(self, sequence: TokenSequence, budget: int) -> Slice:
         """Return as many unscored continuations as the budget allows, and at least one."""
         count = 0
-        left = budget
+        remaining = budget
         for continuation in sequence.encoded.continuations[len(sequence.scores) :]:
-            left -= self._continuation_cost(sequence, continuation)
-            if count and left < 0:
+            remaining -= self._continuation_cost(sequence, continuation)
+            if count and remaining < 0:
                 break
             count += 1
         return Slice(sequence, num_continuations=count)
@@ -343,8 +361,8 @@ class Scheduler:
         """Return the number of tokens that are computed for one continuation."""
         if self.cache is not None:
             return len(continuation)
-        # Without keys and values the context is computed again, by the strict method for each
-        # token.
+        # Without keys and values the context is computed again: once, or by the strict method once
+        # for each token.
         num_rows = 1
         if sequence.encoded.method == "strict":
             num_rows = len(continuation)
@@ -352,7 +370,7 @@ class Scheduler:
 
 
 def _turn(sequence: TokenSequence) -> tuple[int, int]:
-    """Sort the better class first, then the older one."""
+    """Return the sort key of a sequence's turn: the better class first, then the older one."""
     return sequence.rank, sequence.arrival
 
 

@@ -24,15 +24,16 @@ def score_slices(
 ) -> list[StepResult | FleetError]:
     """Return the scores of each slice's continuations.
 
-    A slice with a score that is no number gets WorkerFailed, which names `model`. `states`
-    [N, hidden] predict the tokens of all targets of all slices, one after the other.
+    A slice with a score that is not finite gets WorkerFailed, which names `model`. `states`
+    [N, hidden] predict the tokens of all targets of all slices, one after the other. `logits` turns
+    states [n, hidden] into logits [n, V].
     """
     num_top = 0
-    wanted: list[tuple[int, ...]] = []
+    target_ids: list[tuple[int, ...]] = []
     for part in slices:
         num_top = max(num_top, part.sequence.encoded.num_top or 0)
-        wanted += part.targets
-    targets = find_targets(logits, states, wanted, num_top=num_top)
+        target_ids += part.targets
+    targets = iter(find_targets(logits, states, target_ids, num_top=num_top))
 
     results: list[StepResult | FleetError] = []
     for part in slices:
@@ -52,10 +53,11 @@ def score_slices(
 
 @dataclass(frozen=True)
 class Target:
-    """A run of N tokens under the states that predict them.
+    """A run of N tokens with their log-probabilities under the states that predict them.
 
-    `values` [N] are the tokens' log-probabilities (nats, float64), and `is_greedy` [N] tells which
-    of them are the likeliest. `top_ids` and `top_values` [N, num_top] are the likeliest tokens.
+    `values` [N] are the tokens' log-probabilities (nats, float64). `is_greedy` [N] is True where
+    the token is the likeliest. `top_ids` and `top_values` [N, num_top] are the likeliest tokens and
+    their log-probabilities.
     """
 
     values: Tensor
@@ -64,6 +66,7 @@ class Target:
     top_values: Tensor
 
     def score(self) -> ContinuationScore:
+        """Return the score of the whole run."""
         return ContinuationScore(
             float(self.values.sum()), len(self.values), bool(self.is_greedy.all())
         )
@@ -82,49 +85,50 @@ class Target:
 
 def find_targets(
     logits: Logits, states: Tensor, targets: Sequence[Sequence[int]], *, num_top: int = 0
-) -> Iterator[Target]:
-    """Return each run of tokens under the `states` [N, hidden], which predict all their tokens.
+) -> list[Target]:
+    """Return the log-probabilities of each run of tokens, given the states that predict them.
 
-    The states stand in the order of the runs. Logits are computed for LOGIT_ROWS states at a time,
-    whichever runs they belong to.
+    `states` [N, hidden] predict the tokens of all runs, one run after the other. Logits are
+    computed for LOGIT_ROWS states at a time, whichever runs they belong to.
     """
     lengths: list[int] = []
     token_ids: list[int] = []
     for target in targets:
         lengths.append(len(target))
         token_ids += target
-    wanted = torch.tensor(token_ids, device=states.device)
+    tokens = torch.tensor(token_ids, device=states.device)
 
     values: list[Tensor] = []
     is_greedy: list[Tensor] = []
     top_ids: list[Tensor] = []
     top_values: list[Tensor] = []
-    for some_states, some_wanted in zip(
-        states.split(LOGIT_ROWS), wanted.split(LOGIT_ROWS), strict=True
+    for some_states, some_tokens in zip(
+        states.split(LOGIT_ROWS), tokens.split(LOGIT_ROWS), strict=True
     ):
-        rows = _look_up(logits(some_states), some_wanted, num_top)
+        rows = _look_up(logits(some_states), some_tokens, num_top)
         values.append(rows.values)
         is_greedy.append(rows.is_greedy)
         top_ids.append(rows.top_ids)
         top_values.append(rows.top_values)
 
-    # From here on everything is small, and read one number at a time: on the CPU.
-    return map(
-        Target,
+    # On the CPU, because from here on everything is small and read one number at a time.
+    fields_by_target = zip(
         torch.cat(values).cpu().split(lengths),
         torch.cat(is_greedy).cpu().split(lengths),
         torch.cat(top_ids).cpu().split(lengths),
         torch.cat(top_values).cpu().split(lengths),
+        strict=True,
     )
+    return [Target(*fields) for fields in fields_by_target]
 
 
-def _look_up(logits: Tensor, wanted: Tensor, num_top: int) -> Target:
-    """Return the tokens `wanted` [N] under their `logits` [N, V]."""
+def _look_up(logits: Tensor, tokens: Tensor, num_top: int) -> Target:
+    """Return `tokens` [N] with their log-probabilities by `logits` [N, V]."""
     log_probs = logits.double().log_softmax(-1)
     top = log_probs.topk(min(num_top, log_probs.shape[-1]))
     return Target(
-        values=log_probs.gather(1, wanted[:, None])[:, 0],
-        is_greedy=logits.argmax(-1) == wanted,
+        values=log_probs.gather(1, tokens[:, None])[:, 0],
+        is_greedy=logits.argmax(-1) == tokens,
         top_ids=top.indices,
         top_values=top.values,
     )

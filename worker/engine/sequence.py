@@ -1,7 +1,7 @@
 """A choice of a job inside the engine: its token ids, its progress and its pages. Plain Python.
 
 Only the scheduler sets `status`. A `Slice` is one step's work for one sequence, and a `StepResult`
-what came of it.
+is what it yields.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,8 @@ from shared.messages import ContinuationScore, Done, Label, Sampling, Solution, 
 
 
 class Status(Enum):
+    """The phase of a sequence."""
+
     NEW = auto()
     WAITING = auto()
     RUNNING = auto()
@@ -24,10 +26,10 @@ class Encoded:
 
     For generation `continuations` is empty, and `max_tokens` is the room behind the prompt. The
     first `num_given` tokens of each continuation are given, not scored. A text too long for the
-    context window goes on in `windows`, whose scores add to its own. `num_top` asks for the
-    log-probability of each scored token and of so many of the likeliest. `is_pooled` asks for one
-    vector of the states of all prompt tokens, of length 1 if `is_normalized`. `answer` is the end
-    of a task that needs no step.
+    context window goes on in `windows`, whose scores are added to its own. `num_top`, if not None,
+    asks for the log-probabilities of each scored token and of that many likeliest ones. `is_pooled`
+    asks for the mean of the states of all prompt tokens, scaled to length 1 if `is_normalized`.
+    `answer` is the end of a task that needs no step.
     """
 
     prompt_ids: tuple[int, ...]
@@ -44,42 +46,45 @@ class Encoded:
 
     @property
     def is_reading(self) -> bool:
-        """Return whether context and continuation are one prompt, each of whose tokens is
-        reported."""
+        """Return whether context and continuation are one prompt whose tokens are all reported."""
         return self.num_top is not None
 
     @property
     def predicts_nothing(self) -> bool:
+        """Return whether a prompt that is read has no token to be scored."""
         return self.is_reading and not self.continuations
 
     @property
     def num_prompt_tokens(self) -> int:
+        """Return the number of tokens that count as the prompt: all of them in a reading."""
         num_tokens = len(self.prompt_ids)
         if self.is_reading:
-            num_tokens += sum(map(len, self.continuations))
+            for continuation in self.continuations:
+                num_tokens += len(continuation)
         return num_tokens
 
 
 @dataclass(frozen=True)
 class EncodedText(Encoded):
-    """A text to be labelled. `top_k` asks for so many of the likeliest labels, None for all."""
+    """A text to be labelled with the `top_k` likeliest labels, or with all if that is None."""
 
     top_k: int | None = None
 
 
 @dataclass(eq=False)
 class TokenSequence:
-    """One prompt being continued, or one context being scored (`sampling` None).
+    """One prompt that is continued, or one context whose continuations are scored.
 
-    `key` names its job in the engine. `output_ids` may start with tokens that an earlier worker
-    has logged. The first `num_computed` tokens have their keys and values in `pages`; `num_cached`
-    of them were found there when the sequence first started. `source_page` is a shared page that
-    the sequence's first step copies into its own, because it goes on writing in the middle of it.
-    `forked_from` is the choice of the same job whose prompt it waits for.
+    `sampling` is None for a context. `key` names the job's work in the engine. `output_ids` may
+    start with tokens that an earlier worker has logged. The first `num_computed` tokens have their
+    keys and values in `pages`; `num_cached` of them were there when the sequence first started.
+    `source_page` is a shared page in whose middle the sequence goes on writing: its first step
+    copies that page into one of its own. `forked_from` is the choice of the same job that computes
+    their common prompt. Sequences of different `salt`s share no pages.
 
     `scores` belong to the first continuations, and `token_scores` to their tokens in a reading.
     `pooled` is the sum of the states of the first `num_computed` tokens. `rank` 0 is the best
-    class. The sequence has waited for `num_waited` steps in all.
+    class. `num_waited` counts all steps for which the sequence has waited.
     """
 
     key: str
@@ -120,18 +125,21 @@ class TokenSequence:
 
     @property
     def num_remaining(self) -> int:
-        """Return the number of tokens to be computed before the next one can be sampled, or the
-        continuations scored."""
+        """Return the number of tokens that have no keys and values yet.
+
+        They are computed before the next token is sampled, or the continuations are scored.
+        """
         return self.num_tokens - self.num_computed
 
     @property
     def num_tokens_at_most(self) -> int:
-        """Return the most tokens that will ever need room in pages."""
-        # The last sampled token is read by nobody, so it needs no keys and values.
+        """Return the largest number of tokens that the sequence will need room for in pages."""
+        # The last sampled token is never read, so it needs no keys and values.
         return len(self.encoded.prompt_ids) + max(0, self.encoded.max_tokens - 1)
 
     @property
     def is_scoring(self) -> bool:
+        """Return whether the sequence samples no tokens."""
         return self.sampling is None
 
 
@@ -139,9 +147,9 @@ class TokenSequence:
 class Slice:
     """One sequence's share of a step.
 
-    It is the next `num_tokens` tokens, or, with the context computed, `num_continuations` of the
-    continuations that have no score yet. A slice that reaches the sequence's last token samples the
-    next one.
+    It is the next `num_tokens` tokens. Once the context is computed it is the next
+    `num_continuations` of the continuations that have no score yet. A slice that reaches the
+    sequence's last token samples the next one.
     """
 
     sequence: TokenSequence
@@ -150,6 +158,7 @@ class Slice:
 
     @property
     def samples(self) -> bool:
+        """Return whether this slice samples a token."""
         return not self.sequence.is_scoring and self.num_tokens == self.sequence.num_remaining
 
     @property
@@ -169,8 +178,8 @@ class Slice:
 class Sampled:
     """A chosen token.
 
-    `logprob` is there where the request asks for it. `q_values` are q_halt and q_continue of the
-    state that gave the token, where the model has a q head.
+    `logprob` is None unless the request asks for it. `q_values` are q_halt and q_continue of the
+    state that gave the token, None for a model without a q head.
     """
 
     token: int
@@ -182,7 +191,7 @@ class Sampled:
 class Scores:
     """One score for each continuation of the slice, in order.
 
-    `tokens` has one for each of their tokens where the prompt is read.
+    `tokens` has a score for each of their tokens where the prompt is read, else none.
     """
 
     scores: tuple[ContinuationScore, ...]
@@ -191,7 +200,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Pooled:
-    """The sum of the last hidden states of `num_tokens` tokens, one float for each unit."""
+    """The sum [hidden] of the last hidden states of `num_tokens` tokens."""
 
     sums: Sequence[float]
     num_tokens: int
@@ -212,4 +221,4 @@ class Solved:
 
 
 StepResult = Sampled | Scores | Solved | Pooled | Classified | None
-"""The yield of a slice: None for part of a prompt, or for an ACT segment that has not halted."""
+"""The result of a slice: None for part of a prompt, or for an ACT segment that has not halted."""

@@ -12,9 +12,11 @@ from worker.engine.sequence import Pooled, StepResult
 
 
 def pooled(states: Tensor, model: str) -> StepResult | FleetError:
-    """Return the sum of `states` [N, hidden] in float64, or WorkerFailed naming `model` where it is
-    no number."""
+    """Return the sum [hidden] of `states` [N, hidden], in float64.
+
+    Return WorkerFailed, which names `model`, where the sum is not finite.
+    """
     sums = array("d", states.to(torch.float64).sum(0).tolist())
-    if not all(map(math.isfinite, sums)):
+    if not all(math.isfinite(value) for value in sums):
         return broken(model)
     return Pooled(sums, len(states))

@@ -1,5 +1,7 @@
-"""A job on its way to an engine of either mechanism: as it was taken, and as the engine has read
-it."""
+"""A job on its way to an engine of either mechanism.
+
+A `Take` is the job as it was taken from the queue, a `Prepared` the job as the engine has read it.
+"""
 
 import math
 from dataclasses import dataclass
@@ -10,10 +12,10 @@ from shared.messages import PRIORITIES, Done, Priority, Task
 
 @dataclass(frozen=True)
 class Take:
-    """A job that was taken. `key` names this take of it: two takes of one job are two works.
+    """A job that was taken. `key` names this take: two takes of one job have different keys.
 
     `deadline_s` is a moment of the engine's clock. `replayed_ids` holds for each choice the tokens
-    that are in the log already. Works of different tenants share nothing that was computed.
+    that are in the log already. Takes of different `tenant`s share no computed prompt.
     """
 
     key: str
@@ -30,9 +32,9 @@ class Take:
 
 
 class Prepared(Protocol):
-    """A take that an engine has read. It can be submitted, or has its `answer` already.
+    """A take that an engine has read. It can be submitted, unless it has its `answer` already.
 
-    `max_tokens` is the room for an answer where that is less than the task allows.
+    `max_tokens` is the room for an answer where that is less than the task allows, else None.
     """
 
     @property

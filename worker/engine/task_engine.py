@@ -1,8 +1,7 @@
-"""The engine of tasks that are done whole: it gathers those that may share a batch, and does one
-batch in a step.
+"""The engine of tasks that are done whole. It gathers tasks into batches and does one in a step.
 
-It knows neither Redis nor HTTP, and no tensor. `step` is called from one thread; `submit` and
-`abort` from any.
+It knows no Redis, no HTTP and no tensor. `step` is called from one thread; `submit` and `abort` may
+be called from any.
 """
 
 import logging
@@ -26,14 +25,14 @@ from worker.engine.task_runner import NewFile, TaskOutput, TaskRunner
 logger = logging.getLogger("aios.engine")
 
 REPORT_EVERY_S = 0.05
-"""The shortest time between two reports of progress to a caller, but for the last step."""
+"""The shortest time between two reports of progress to a caller. The last step's comes at once."""
 CALM_BATCHES = 64
 """Batches without trouble after which a halved limit is doubled again."""
 
 
 @dataclass(frozen=True)
 class TaskWork:
-    """A task for the engine. Those with one `group` may share a batch."""
+    """A task for the engine. Tasks of the same `group` may share a batch."""
 
     take: Take
     group: Hashable = None
@@ -49,7 +48,7 @@ class TaskWork:
 
 @dataclass(eq=False)
 class _TaskInHand:
-    """A task in hand. It is open until its end was emitted, or nobody wants it any more."""
+    """A task in hand. It is open until its end has been emitted, or until it was dropped."""
 
     work: TaskWork
     arrived_s: float
@@ -62,8 +61,8 @@ class TaskEngine:
     """The engine of one model whose tasks are done whole.
 
     `emit` is called from the thread that steps, and `wake` whenever there is new work. A batch that
-    is not full begins `batch_wait_s` after its first task has come. `now` is the clock of
-    deadlines.
+    is not full begins `batch_wait_s` after the arrival of its first task. `now` is the clock of
+    deadlines and arrivals, in seconds.
     """
 
     def __init__(
@@ -93,25 +92,29 @@ class TaskEngine:
         return TaskWork(take, self.runner.group_key(take.task))
 
     def submit(self, work: TaskWork) -> None:
+        """Queue work that `prepare` has returned."""
         self._inbox.put(work)
         self._wake()
 
     def abort(self, key: str) -> None:
-        """Drop a task, whatever its phase; nothing more is emitted for it."""
+        """Drop the task of this key, whatever its phase.
+
+        Nothing more is emitted for it once the engine has read this.
+        """
         self._inbox.put(key)
         self._wake()
 
     @property
     def load(self) -> Load:
-        """Return the numbers of now. Any thread may ask."""
+        """Return the present numbers. May be called from any thread."""
         running = list(self._running)
         steps_done = 0
         steps_total = 0
-        for item in running:
-            # A task that does not know its own total is left out of both.
-            if item.progress is not None and item.progress.total is not None:
-                steps_done += item.progress.done
-                steps_total += item.progress.total
+        for task in running:
+            # A task that does not know its total is left out of both sums.
+            if task.progress is not None and task.progress.total is not None:
+                steps_done += task.progress.done
+                steps_total += task.progress.total
         return Load(
             running=len(running),
             waiting=len(self._waiting) + self._inbox.qsize(),
@@ -122,23 +125,29 @@ class TaskEngine:
 
     @property
     def accepts(self) -> bool:
-        """Return False while a batch is at work: what came now would wait, and others may be
-        free."""
-        return not any(item.is_open for item in self._running)
+        """Return False while a batch is computed: a new task would wait.
+
+        Another worker may be free for it.
+        """
+        return not any(task.is_open for task in self._running)
 
     @property
     def has_work(self) -> bool:
+        """Return whether any task waits."""
         return bool(self._waiting) or not self._inbox.empty()
 
     @property
     def due_in_s(self) -> float | None:
+        """Return the seconds until the next step is due, None for an engine without work."""
         if not self._inbox.empty():
             return 0.0
         return self._next_batch_in_s()
 
     def _next_batch_in_s(self) -> float | None:
-        """Return the seconds for which the tasks that were admitted wait for more, None for none of
-        them."""
+        """Return the seconds for which the admitted tasks wait for more.
+
+        Return None if there are no such tasks.
+        """
         if not self._waiting:
             return None
         now_s = self._now()
@@ -146,19 +155,19 @@ class TaskEngine:
         if len(self._mates_of(first)) >= self._max_batch:
             return 0.0
         batch_begins_s = first.arrived_s + self._batch_wait_s
-        # A task whose deadline comes before that is to be ended in time, too.
-        next_deadline_s = min(item.work.take.deadline_s for item in self._waiting)
+        # A task whose deadline comes earlier has to be ended in time, too.
+        next_deadline_s = min(task.work.take.deadline_s for task in self._waiting)
         return max(0.0, min(batch_begins_s, next_deadline_s) - now_s)
 
     def step(self) -> None:
-        """Admit what has come, and do one batch if it is time for that."""
+        """Admit new tasks, and do one batch if it is time for that."""
         self._admit()
-        # What comes from here on is admitted in the next step: it must not end the wait of those
-        # that are here.
+        # Not `due_in_s`: a task that comes from here on is admitted in the next step, and must not
+        # end the wait of the admitted ones.
         if self._next_batch_in_s() != 0:
             return
         batch = self._mates_of(self._first())[: self._max_batch]
-        self._waiting = [item for item in self._waiting if item not in batch]
+        self._waiting = [task for task in self._waiting if task not in batch]
         self._running = batch
         try:
             self._run(batch)
@@ -166,57 +175,59 @@ class TaskEngine:
             self._running = []
 
     def _admit(self) -> None:
-        """Take in what came, drop what nobody wants, and end what is late; also in the middle of a
-        batch."""
+        """Admit new tasks, drop unwanted ones, and end late ones.
+
+        This is called in the middle of a batch, too.
+        """
         while not self._inbox.empty():
             arrival = self._inbox.get()
             if isinstance(arrival, TaskWork):
                 self._waiting.append(_TaskInHand(arrival, self._now()))
                 continue
-            # A key alone is one to be dropped.
-            for item in (*self._waiting, *self._running):
-                if item.work.key == arrival:
-                    item.is_open = False
+            # A key alone stands for a task to be dropped.
+            for task in (*self._waiting, *self._running):
+                if task.work.key == arrival:
+                    task.is_open = False
 
         late = DeadlineExceeded("The deadline passed before there was an answer.").as_event()
         now_s = self._now()
-        for item in (*self._waiting, *self._running):
-            if item.is_open and item.work.take.deadline_s <= now_s:
-                self._end(item, late)
-        self._waiting = [item for item in self._waiting if item.is_open]
+        for task in (*self._waiting, *self._running):
+            if task.is_open and task.work.take.deadline_s <= now_s:
+                self._end(task, late)
+        self._waiting = [task for task in self._waiting if task.is_open]
 
     def _first(self) -> _TaskInHand:
-        """Return the task whose turn it is: of the best class the one that came first."""
+        """Return the task whose turn it is: the first to arrive of the best class."""
         return min(self._waiting, key=_turn)
 
     def _mates_of(self, first: _TaskInHand) -> list[_TaskInHand]:
         """Return a task and those that may share its batch, in the order of their turns."""
-        mates = [item for item in self._waiting if item.work.group == first.work.group]
+        mates = [task for task in self._waiting if task.work.group == first.work.group]
         mates.sort(key=_turn)
         return mates
 
     def _run(self, batch: Sequence[_TaskInHand]) -> None:
-        """Do a batch and emit what came of it.
+        """Do a batch and emit its results.
 
-        If it fails, each half is tried again: only the culprit fails, and a batch with too little
-        memory becomes smaller ones.
+        If it fails, each half is tried again. So only the task at fault fails, and a batch that
+        lacks memory becomes smaller batches.
         """
-        # Some may have been dropped, or have ended, while the other half was at work.
-        batch = [item for item in batch if item.is_open]
+        # Some tasks may have been dropped, or have ended, while the other half was computed.
+        batch = [task for task in batch if task.is_open]
         if not batch:
             return
         failure: FleetError
         try:
             results = self._timed(batch)
         except OutOfMemory as error:
-            failure = self._lack(batch, error)
+            failure = self._on_out_of_memory(batch, error)
         except Exception as error:
-            # The seam to foreign code: whatever a model raises becomes that task's failure.
-            failure = self._failure(batch, error)
+            # A model is foreign code: any error that it raises becomes that task's failure.
+            failure = self._on_error(batch, error)
         else:
             self._grow()
-            for item, result in zip(batch, results, strict=True):
-                self._commit(item, result)
+            for task, result in zip(batch, results, strict=True):
+                self._commit(task, result)
             return
 
         if len(batch) == 1:
@@ -227,16 +238,17 @@ class TaskEngine:
         self._run(batch[half:])
 
     def _timed(self, batch: Sequence[_TaskInHand]) -> list[TaskOutput | FleetError]:
+        """Let the runner do a batch, and count it."""
         count_for(self.stats)
-        tasks = [item.work.take.task for item in batch]
+        tasks = [task.work.take.task for task in batch]
         begun_s = time.perf_counter()
         try:
             return self.runner.run(tasks, _Progress(self, batch))
         finally:
             self.stats.note_step(len(batch), time.perf_counter() - begun_s)
 
-    def _lack(self, batch: Sequence[_TaskInHand], error: OutOfMemory) -> NoMemory:
-        """Let the next batches be smaller. Return the failure of a task that cannot be."""
+    def _on_out_of_memory(self, batch: Sequence[_TaskInHand], error: OutOfMemory) -> NoMemory:
+        """Make the next batches smaller. Return the failure of a task that fails alone."""
         name = self.runner.spec.name
         logger.warning(
             "no memory for batch", extra=fields(model=name, batch=len(batch), error=str(error))
@@ -246,16 +258,16 @@ class TaskEngine:
         return NoMemory(f"{name!r} has no memory for this task: a smaller input may fit.")
 
     def _grow(self) -> None:
-        """Let batches be larger again after a while without trouble."""
+        """Double a limit that `_on_out_of_memory` has lowered, after enough batches that worked."""
         self._calm_batches += 1
         if self._calm_batches >= CALM_BATCHES:
             self._calm_batches = 0
             self._max_batch = min(self.runner.spec.max_batch, 2 * self._max_batch)
 
-    def _failure(self, batch: Sequence[_TaskInHand], error: Exception) -> FleetError:
+    def _on_error(self, batch: Sequence[_TaskInHand], error: Exception) -> FleetError:
         """Log an error that a batch has raised. Return it as the failure of a task."""
         # A key is a job's id, a colon and the epoch of the take.
-        job_ids = sorted(item.work.key.partition(":")[0] for item in batch)
+        job_ids = sorted(task.work.key.partition(":")[0] for task in batch)
         logger.exception(
             "step failed",
             extra=fields(model=self.runner.spec.name, batch=len(batch), job_ids=job_ids),
@@ -264,44 +276,45 @@ class TaskEngine:
             return error
         return WorkerFailed(f"The model failed: {error}")
 
-    def _commit(self, item: _TaskInHand, result: TaskOutput | FleetError) -> None:
-        # First, because the task may have been dropped, or its deadline have passed, meanwhile.
+    def _commit(self, task: _TaskInHand, result: TaskOutput | FleetError) -> None:
+        # First, because the task may have been dropped, or its deadline may have passed, meanwhile.
         self._admit()
-        if not item.is_open:
+        if not task.is_open:
             return
         if isinstance(result, FleetError):
             self.stats.num_failures += 1
-            self._end(item, result.as_event())
+            self._end(task, result.as_event())
             return
-        work = item.work
+        work = task.work
         done: Done = Done(name_of(work.take.task), work.num_prompt_tokens, 0, result=result.result)
-        self._end(item, done, result.files)
+        self._end(task, done, result.files)
 
     def _end(
-        self, item: _TaskInHand, ended: Done | Failed, files: tuple[NewFile, ...] = ()
+        self, task: _TaskInHand, ended: Done | Failed, files: tuple[NewFile, ...] = ()
     ) -> None:
-        item.is_open = False
-        self._emit([Emission(item.work.key, ended=ended, files=files)])
+        task.is_open = False
+        self._emit([Emission(task.work.key, ended=ended, files=files)])
 
-    def report(self, item: _TaskInHand, progress: Progress) -> None:
-        """Emit a task's progress, unless it has reported just now."""
+    def report(self, task: _TaskInHand, progress: Progress) -> None:
+        """Emit a task's progress, unless it has reported less than REPORT_EVERY_S ago."""
         heartbeat()
-        item.progress = progress
+        task.progress = progress
         now_s = time.monotonic()
         is_last = progress.done == progress.total
-        if item.is_open and (is_last or now_s - item.reported_s >= REPORT_EVERY_S):
-            item.reported_s = now_s
-            self._emit([Emission(item.work.key, progress=progress)])
+        if task.is_open and (is_last or now_s - task.reported_s >= REPORT_EVERY_S):
+            task.reported_s = now_s
+            self._emit([Emission(task.work.key, progress=progress)])
 
-    def is_wanted(self, item: _TaskInHand) -> bool:
+    def is_wanted(self, task: _TaskInHand) -> bool:
+        """Return False once a task has been dropped, or its deadline has passed."""
         heartbeat()
         self._admit()
-        return item.is_open
+        return task.is_open
 
 
-def _turn(item: _TaskInHand) -> tuple[int, float]:
-    """Sort the better class first, then what came first."""
-    return item.work.take.rank, item.arrived_s
+def _turn(task: _TaskInHand) -> tuple[int, float]:
+    """Return the sort key of a task's turn: the better class first, then the earlier arrival."""
+    return task.work.take.rank, task.arrived_s
 
 
 class _Progress:
@@ -314,8 +327,8 @@ class _Progress:
     def heartbeat(self) -> None:
         heartbeat()
 
-    def report(self, item: int, done: int, total: int | None = None, note: str = "") -> None:
-        self._engine.report(self._batch[item], Progress(done, total, note))
+    def report(self, index: int, done: int, total: int | None = None, note: str = "") -> None:
+        self._engine.report(self._batch[index], Progress(done, total, note))
 
-    def is_wanted(self, item: int) -> bool:
-        return self._engine.is_wanted(self._batch[item])
+    def is_wanted(self, index: int) -> bool:
+        return self._engine.is_wanted(self._batch[index])

@@ -1,6 +1,6 @@
-"""The interface of runners whose tasks are done whole, the second mechanism.
+"""The interface of runners whose tasks are done whole: the second mechanism.
 
-Tasks and results are plain data (`shared.messages`), so that a runner may live in another process.
+Tasks and results are plain data (`shared.messages`), so that a runner may run in another process.
 """
 
 from collections.abc import Hashable, Sequence
@@ -32,7 +32,7 @@ class TaskRunnerSpec:
 
 @dataclass(frozen=True)
 class NewFile:
-    """Bytes that a task has made. They become an artifact of the job's tenant."""
+    """A file that a task has produced. It becomes an artifact of the job's tenant."""
 
     data: bytes
     media_type: str
@@ -41,29 +41,33 @@ class NewFile:
 
 @dataclass(frozen=True)
 class TaskOutput:
-    """A result, and the files that go with it, which the answer names in this order."""
+    """A result and its files, which the answer lists in this order."""
 
     result: Result
     files: tuple[NewFile, ...] = ()
 
 
 class BatchProgress(Protocol):
-    """The calls of a runner that is at work on a batch. An `item` is an index in the batch.
+    """The calls of a runner that does a batch. An `index` is a task's position in the batch.
 
-    Work that takes longer than a part of a lease must make one of these calls now and then, or its
-    jobs go to other workers.
+    A runner must make one of these calls every few seconds, well within a lease. Otherwise its jobs
+    go to other workers.
     """
 
     def heartbeat(self) -> None:
-        """Note that something got done."""
+        """Note that the runner has made progress."""
 
-    def report(self, item: int, done: int, total: int | None = None, note: str = "") -> None:
-        """Report to the item's caller that `done` of `total` steps are done. `note` is for
-        people."""
+    def report(self, index: int, done: int, total: int | None = None, note: str = "") -> None:
+        """Report to the task's caller that `done` of `total` steps are done.
 
-    def is_wanted(self, item: int) -> bool:
-        """Return False once the item's caller has left, or its deadline has passed: nobody gets
-        its result."""
+        `note` is for people.
+        """
+
+    def is_wanted(self, index: int) -> bool:
+        """Return False once the task's caller has left, or its deadline has passed.
+
+        Then nobody gets its result.
+        """
 
 
 class TaskRunner(Protocol):
@@ -75,16 +79,14 @@ class TaskRunner(Protocol):
     spec: TaskRunnerSpec
 
     def check(self, task: Task) -> None:
-        """Raise InvalidRequest for a task that this model does not serve, or one that is wrong in
-        itself."""
+        """Raise InvalidRequest for a task that this model does not serve, or that is malformed."""
 
     def group_key(self, task: Task) -> Hashable:
         """Return a key that tasks must have in common to be done in one batch."""
 
     def run(self, tasks: Sequence[Task], progress: BatchProgress) -> list[TaskOutput | FleetError]:
-        """Do all tasks and return one output for each, in order: a FleetError for one that fails
-        alone.
+        """Do all tasks and return one output for each, in order.
 
-        A batch that raised is done again in two halves. Raise OutOfMemory where fewer tasks could
-        help.
+        The output of a task that fails alone is a FleetError. Raise OutOfMemory where fewer tasks
+        could help. After any error the engine does the batch again in two halves.
         """

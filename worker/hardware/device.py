@@ -1,7 +1,7 @@
 """The device and the dtype that this process computes with, and its use of processor and memory.
 
-A device that was asked for by name must be there; `auto` takes cuda (ROCm counts as cuda), then
-mps, then cpu. Torch is imported only when a device is chosen: the echo runner needs none.
+A device that is requested by name must be there. `auto` takes cuda (ROCm counts as cuda), then mps,
+then cpu. Torch is imported only when a device is chosen, because the echo runner needs none.
 """
 
 import ctypes
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     import torch
 
 CORES_ENV = "AIOS_WORKER_CORES"
-"""The processors of one worker, as "0,1". The supervisor writes them: it alone knows how many
-workers share the machine."""
+"""The environment variable of one worker's processors, such as "0,1".
+
+The supervisor sets it, because only the supervisor knows how many workers share the machine.
+"""
 
 # Parameters of glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
@@ -30,8 +32,10 @@ _MMAP_THRESHOLDS = (1 << 30, 1 << 25)  # glibc before 2.35 takes no more than 32
 
 
 class Capabilities(TypedDict):
-    """The accelerators of this machine. Name and memory (in units of 2**30 bytes) are the first
-    GPU's."""
+    """The accelerators of this machine.
+
+    `gpu_name` and `memory_gb` (in units of 2**30 bytes) are those of the first GPU.
+    """
 
     cuda: bool
     mps: bool
@@ -40,8 +44,10 @@ class Capabilities(TypedDict):
 
 
 def select_device(prefer: str = "auto") -> "torch.device":
-    """Return the device to use; `prefer` is auto | cuda | mps | cpu. Raise SettingsError when a
-    named one is missing."""
+    """Return the device to use. `prefer` is auto | cuda | mps | cpu.
+
+    Raise SettingsError when a named device is missing.
+    """
     import torch
 
     # In the order of `auto`.
@@ -64,8 +70,10 @@ def select_device(prefer: str = "auto") -> "torch.device":
 
 
 def device_memory() -> tuple[int, int]:
-    """Return the bytes of the GPU that this process has allocated, and all there are; zeros where
-    it uses none."""
+    """Return the bytes of the GPU's memory that this process has reserved, and the total.
+
+    Both are 0 for a process that uses no CUDA GPU.
+    """
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return 0, 0
@@ -74,9 +82,9 @@ def device_memory() -> tuple[int, int]:
 
 
 def memory_in_use() -> tuple[int, int]:
-    """Return the bytes of memory in all, and those in use; zeros where the system does not tell.
+    """Return the total memory and the memory in use, both in bytes. They are 0 where unknown.
 
-    They are of the GPU where this process uses one, else of the machine or its container.
+    The memory is that of the GPU if this process uses one, else of the container or the machine.
     """
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
@@ -86,8 +94,10 @@ def memory_in_use() -> tuple[int, int]:
 
 
 def bytes_in_use() -> int:
-    """Return the bytes that this process holds, on the GPU where it uses one, else in memory; 0
-    where unknown."""
+    """Return the bytes that this process holds, on the GPU if it uses one, else in memory.
+
+    Return 0 where unknown.
+    """
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return resident_bytes()
@@ -95,6 +105,7 @@ def bytes_in_use() -> int:
 
 
 def device_capabilities() -> Capabilities:
+    """Return the accelerators of this machine. Imports torch."""
     import torch
 
     cuda = torch.cuda.is_available()
@@ -111,14 +122,16 @@ def device_capabilities() -> Capabilities:
     return Capabilities(cuda=False, mps=False, gpu_name=None, memory_gb=None)
 
 
-def choose_dtype(wanted: str, device: "torch.device") -> str:
-    """Return `wanted`, or for `auto` the dtype that the device is fast with: bfloat16, else
-    float16, on cuda; float32 elsewhere."""
+def choose_dtype(requested: str, device: "torch.device") -> str:
+    """Return the `requested` dtype, or for `auto` one with which the device is fast.
+
+    That is bfloat16, or else float16, on cuda, and float32 elsewhere.
+    """
     import torch
 
-    if wanted != "auto":
-        return wanted
-    # On the CPU float32 makes tokens independent of batch mates and workers.
+    if requested != "auto":
+        return requested
+    # On the CPU float32 makes tokens independent of other rows and of the worker.
     if device.type != "cuda":
         return "float32"
     if torch.cuda.is_bf16_supported(including_emulation=False):
@@ -127,7 +140,7 @@ def choose_dtype(wanted: str, device: "torch.device") -> str:
 
 
 def use_threads(count: int) -> None:
-    """Compute with `count` threads, whether or not torch has been imported yet."""
+    """Set the number of threads to compute with, whether or not torch has been imported."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(count)
     if "torch" in sys.modules:
@@ -135,25 +148,28 @@ def use_threads(count: int) -> None:
 
 
 def use_cores(processors: str) -> None:
-    """Run only on these processors ("0,1"), with every thread started from now on. Works on Linux
-    only."""
+    """Bind this thread, and threads started from now on, to these processors ("0,1").
+
+    This works on Linux only.
+    """
     if sys.platform == "linux":
-        os.sched_setaffinity(0, map(int, processors.split(",")))
+        numbers = [int(number) for number in processors.split(",")]
+        os.sched_setaffinity(0, numbers)
 
 
 def keep_freed_memory() -> None:
-    """Let malloc keep what is freed, for the next step. To be called before other threads start.
-    Works with glibc only.
+    """Let malloc keep freed memory for the next step.
 
-    A step's temporaries are of the same sizes each time, and the large ones, of tens of MiB, would
-    by default be mapped from the kernel and given back each time. Writing to them then costs a page
-    fault every 4 KiB, which takes longer than the computing.
+    Call this before other threads start. It works with glibc only. A step's temporaries have the
+    same sizes each time. By default the large ones, of tens of MiB, would be mapped from the kernel
+    and returned to it each time. Writing to them then costs a page fault every 4 KiB, which takes
+    longer than the computing.
     """
     libc = _glibc()
     if libc is None:
         return
-    # One arena for all: the engine runs on a thread of its own, and such a thread's arena cannot
-    # hold blocks of more than 64 MiB, whatever the threshold.
+    # One arena for all threads: the arena of a thread other than the main one, such as the
+    # engine's, cannot hold blocks of more than 64 MiB, whatever the threshold.
     libc.mallopt(_M_ARENA_MAX, 1)
     libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     # The largest threshold that this glibc takes.
@@ -163,10 +179,10 @@ def keep_freed_memory() -> None:
 
 
 def give_back_memory() -> None:
-    """Free what nobody holds and return it to the system once, the processor's memory with glibc
-    only.
+    """Free unused memory, and return it to the system once.
 
-    To be called after loading, which needs more than serving, and when a model has gone.
+    Call this after loading, which needs more memory than serving, and when a model is unloaded. The
+    processor's memory is returned with glibc only.
     """
     gc.collect()
     torch = sys.modules.get("torch")
@@ -178,6 +194,7 @@ def give_back_memory() -> None:
 
 
 def _glibc() -> ctypes.CDLL | None:
+    """Return the C library of this process if it is glibc."""
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return None
     return ctypes.CDLL(None)

@@ -1,8 +1,8 @@
-"""A survey of the machine: cores, cache, memory and GPUs, read from files of the system, without
-torch.
+"""A survey of the machine: cores, cache, memory and GPUs.
 
-On systems without these files (macOS, Windows) every logical processor counts as a core, and what
-cannot be known is taken to be small, so that `auto` errs towards fewer workers.
+The facts come from files of the system, without torch. On systems without these files (macOS,
+Windows) every logical processor counts as a core. Unknown sizes are taken to be small, so that
+`auto` errs towards fewer workers.
 """
 
 import os
@@ -26,9 +26,9 @@ _PROBE_TIMEOUT_S = 120.0
 class Machine:
     """The part of a machine that this process may use.
 
-    `cores` are the physical cores, each with its logical processors. A container may be given less
-    of their time: `num_cores` is its worth in cores. `cache_bytes` is last-level cache.
-    `free_memory_bytes` is 0 where it is unknown.
+    `cores` are the physical cores, each with its logical processors. `num_cores` is the processor
+    time that may be used, in cores: a container may have less than all. `cache_bytes` is the size
+    of the last-level caches. `free_memory_bytes` is 0 where it is unknown.
     """
 
     cores: tuple[tuple[int, ...], ...]
@@ -39,8 +39,10 @@ class Machine:
 
 
 def survey(device: str) -> Machine:
-    """Return this machine as the process sees it. GPUs are looked for unless `device` (auto | cuda
-    | mps | cpu) is the CPU."""
+    """Return the part of this machine that the process may use.
+
+    GPUs are counted unless `device` (auto | cuda | mps | cpu) is the CPU.
+    """
     cores = physical_cores(available_processors())
     num_cores = len(cores)
     quota = cgroup.cpu_quota()
@@ -67,18 +69,20 @@ def available_processors() -> tuple[int, ...]:
 def physical_cores(
     processors: tuple[int, ...], system: Path = Path("/sys/devices/system/cpu")
 ) -> tuple[tuple[int, ...], ...]:
-    """Return `processors` in groups, one for each core, in the order of their numbers."""
+    """Return `processors` in groups, one group for each core, in the order of their numbers."""
     groups: dict[str, list[int]] = {}
     for number in processors:
         siblings = _text(system / f"cpu{number}" / "topology" / "thread_siblings_list")
-        # Where the system does not tell, each is a core of its own.
+        # Where the system does not tell siblings, each processor counts as a core.
         groups.setdefault(siblings or str(number), []).append(number)
-    return tuple(map(tuple, groups.values()))
+    return tuple(tuple(group) for group in groups.values())
 
 
 def cache_bytes(processors: list[int], system: Path = Path("/sys/devices/system/cpu")) -> int:
-    """Return the bytes of these processors' last-level caches, each counted once; 0 where the
-    system does not tell."""
+    """Return the bytes of these processors' last-level caches, each counted once.
+
+    Return 0 where the system does not tell.
+    """
     sizes: dict[str, int] = {}
     for number in processors:
         caches: list[tuple[int, str, str]] = []
@@ -96,23 +100,28 @@ def cache_bytes(processors: list[int], system: Path = Path("/sys/devices/system/
 
 
 def free_memory_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:
-    """Return the bytes of memory that can be had without swapping, or the bytes of them that a
-    container may still use; 0 where unknown."""
+    """Return the bytes of memory that may be allocated without swapping, 0 where unknown.
+
+    In a container they are at most those that the container may still use.
+    """
     free = 0
     for line in _text(meminfo).splitlines():
         if line.startswith("MemAvailable:"):
             free = int(line.split()[1]) * 2**10
             break
-    if not free and sys.platform == "darwin":  # it tells no more than the total
+    # macOS tells only the total, of which half is taken to be free.
+    if not free and sys.platform == "darwin":
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     allowed = cgroup.free_memory_bytes()
-    return free if allowed is None else min(free, allowed)
+    if allowed is None:
+        return free
+    return min(free, allowed)
 
 
 def memory_share(meminfo: Path = Path("/proc/meminfo")) -> float:
-    """Return the share of memory that is in use, from 0 to 1, and 0 where the system does not tell.
+    """Return the share of memory that is in use, from 0 to 1. It is 0 where unknown.
 
-    It is of the tightest control group with a limit, or else of the machine.
+    The memory is that of the fullest control group with a limit, or else the machine's.
     """
     in_group = cgroup.memory_share()
     if in_group is not None:
@@ -122,15 +131,15 @@ def memory_share(meminfo: Path = Path("/proc/meminfo")) -> float:
 
 
 def memory_in_use(meminfo: Path = Path("/proc/meminfo")) -> tuple[int, int]:
-    """Return the bytes of memory in all, and those in use; zeros where the system does not tell.
+    """Return the total memory and the memory in use, both in bytes. They are 0 where unknown.
 
-    They are of the tightest control group with a limit, or else of the machine.
+    The memory is that of the fullest control group with a limit, or else the machine's.
     """
     return cgroup.memory_in_use() or _memory(meminfo)
 
 
 def _memory(meminfo: Path) -> tuple[int, int]:
-    """Return the bytes of the machine's memory in all, and those in use."""
+    """Return the machine's total memory and its memory in use, both in bytes."""
     kib: dict[str, int] = {}
     for line in _text(meminfo).splitlines():
         name, _, rest = line.partition(":")
@@ -141,10 +150,10 @@ def _memory(meminfo: Path) -> tuple[int, int]:
 
 def count_gpus() -> int:
     """Return the number of GPUs that torch can use here."""
-    # Torch is not asked at all where no GPU's driver is loaded.
+    # Without the driver of a GPU there is no need to start torch.
     if sys.platform != "darwin" and not any(Path(node).exists() for node in GPU_NODES):
         return 0
-    # In a process of its own, because importing torch is slow and binds threads.
+    # In a separate process, because importing torch is slow, and fixes the threads of its process.
     command = [sys.executable, "-c", COUNT_GPUS]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S, check=False
@@ -155,6 +164,7 @@ def count_gpus() -> int:
 
 
 def _text(file: Path) -> str:
+    """Return a file's text without white space at its ends, empty where the file is missing."""
     try:
         return file.read_text().strip()
     except OSError:

@@ -1,8 +1,8 @@
-"""The memory of a device: whether weights fit before they are loaded, and the bytes of keys and
-values behind them.
+"""The memory of a device: checks that weights fit, and the budget of keys and values.
 
-On the CPU keys and values get a fixed budget. On a GPU they get a share of what the weights leave
-free, below the cap of `max_gpu_memory_gb`, if there is one.
+Weights are checked before they are loaded. On the CPU keys and values get a fixed budget. On a GPU
+they get a share of the memory that the weights leave free, below the limit `max_gpu_memory_gb`, if
+that is set.
 """
 
 from dataclasses import dataclass, replace
@@ -17,8 +17,10 @@ from worker.models.model_files import BYTES_OF, num_parameters
 
 @dataclass(frozen=True)
 class FreeMemory:
-    """The bytes that can be had. `source` names their limit, and `remedy` says what to do when they
-    are too few."""
+    """The bytes that may be allocated.
+
+    `source` names what limits them, and `remedy` says what to do when they are too few.
+    """
 
     num_bytes: int
     source: str
@@ -26,8 +28,11 @@ class FreeMemory:
 
 
 def free_memory(device: torch.device, max_bytes: int | None) -> FreeMemory | None:
-    """Return the memory that this process may still allocate on a GPU: the lesser of what is free
-    and what is left of `max_bytes`. None where neither limits it."""
+    """Return the memory that this process may still allocate on a GPU.
+
+    It is the lesser of the free memory and the rest of `max_bytes`. Return None where neither is a
+    limit.
+    """
     remedy = (
         "Serve the weights in bfloat16, lower the context window, or serve the model in int8 "
         "on the CPU."
@@ -46,26 +51,26 @@ def free_memory(device: torch.device, max_bytes: int | None) -> FreeMemory | Non
 
 
 def check_weights_fit(options: RunnerOptions) -> None:
-    """Refuse a model whose weights alone are too large for the device, before any is loaded.
+    """Raise ModelFormatError for a model whose weights alone are too large for the device.
 
-    Raise ModelFormatError. Files whose sizes only loading would tell pass.
+    Call this before any weight is loaded. Models whose size only loading would tell are accepted.
     """
     room = free_memory(torch.device(options.device), options.max_device_bytes)
     count = num_parameters(Path(options.path))
     if room is None or count is None:
         return
-    need = count * BYTES_OF[options.dtype]
-    if need > room.num_bytes:
+    num_bytes = count * BYTES_OF[options.dtype]
+    if num_bytes > room.num_bytes:
         smaller = "Serve them in bfloat16, or serve" if options.dtype == "float32" else "Serve"
         raise ModelFormatError(
-            f"Its weights need {need / 2**30:.1f} GB in {options.dtype}; {room.source} allows "
+            f"Its weights need {num_bytes / 2**30:.1f} GB in {options.dtype}; {room.source} allows "
             f"{room.num_bytes / 2**30:.1f} GB. {smaller} a smaller model, or this one in int8 on "
             "the CPU."
         )
 
 
 def check_below_cap(options: RunnerOptions) -> None:
-    """Refuse a model that turned out too large once loaded. Raise ModelFormatError."""
+    """Raise ModelFormatError for a loaded model that exceeds the limit of the device's memory."""
     room = free_memory(torch.device(options.device), options.max_device_bytes)
     if room is not None and room.num_bytes < 0:
         raise ModelFormatError(
@@ -74,17 +79,17 @@ def check_below_cap(options: RunnerOptions) -> None:
 
 
 def kv_memory(options: RunnerOptions, device: torch.device) -> FreeMemory:
-    """Return the budget of keys and values. To be called when the weights lie on `device`."""
+    """Return the budget of keys and values. Call this when the weights are on `device`."""
     fixed = FreeMemory(
         options.kv_bytes, "kv_memory_mib", remedy="Raise it or lower the context window."
     )
-    left = free_memory(device, options.max_device_bytes)
-    if left is None:
+    free = free_memory(device, options.max_device_bytes)
+    if free is None:
         return fixed
-    num_left = max(0, left.num_bytes)
+    num_free = max(0, free.num_bytes)
     if options.kv_fraction is not None:
-        share = int(num_left * options.kv_fraction)
-        return FreeMemory(share, f"a share of {left.source}", remedy=left.remedy)
-    if num_left < fixed.num_bytes:
-        return replace(left, num_bytes=num_left)
+        share = int(num_free * options.kv_fraction)
+        return FreeMemory(share, f"a share of {free.source}", remedy=free.remedy)
+    if num_free < fixed.num_bytes:
+        return replace(free, num_bytes=num_free)
     return fixed

@@ -1,14 +1,16 @@
-"""The shape of a fleet on one machine: the number of workers, and of threads of each. One rule,
-without torch or system calls.
+"""The shape of a fleet on one machine: the number of workers, and of the threads of each.
 
-- On GPUs: one worker a GPU. Its one thread only launches kernels.
-- On a CPU: one single-threaded worker a core, as many as memory holds. Threads that share a step
-  wait for each other, and for whatever else the core is given to - the front, Redis, the worker's
-  own event loop; workers wait for nobody (docs/benchmarks.md has both shapes measured, for weights
-  that are streamed from memory, too).
-- Cores that are left when memory holds no more workers, or when fewer are asked for, become
-  threads, unless the weights fit a core's share of the last-level cache: a step is made of
-  operations of microseconds then, which a second thread's waking and waiting would only prolong.
+It is one rule, without torch or system calls.
+
+- On GPUs: one worker for each GPU. Its one thread only launches kernels.
+- On a CPU: one single-threaded worker for each core, as many as fit into memory. Threads that share
+  a step wait for each other, and for the core's other processes: the front, Redis, the worker's own
+  event loop. Workers do not wait for each other. docs/benchmarks.md compares both shapes, for
+  weights that are streamed from memory, too.
+- Cores become threads when there are fewer workers than cores, because memory holds no more or
+  because fewer are asked for. But workers keep one thread if the weights fit a core's share of the
+  last-level cache. A step then consists of operations of microseconds, which waking a second thread
+  would only prolong.
 
 No core is kept for the front and Redis: beside a model they need a few per cent of one.
 """
@@ -28,7 +30,7 @@ _PROCESS_BYTES = 512 * 2**20  # an interpreter with torch and transformers, and 
 
 @dataclass(frozen=True)
 class Shape:
-    """The workers, and the threads of each. `why` names the rules that decided."""
+    """The number of workers, and of the threads of each. `why` names the rules that decided."""
 
     workers: int
     threads: int
@@ -47,8 +49,8 @@ def plan_workers(
 ) -> Shape:
     """Return the shape for weights, and keys and values, of these sizes (bytes, of one worker).
 
-    Numbers that are given are kept. Unless `workers` is given, the workers fit into free memory
-    together.
+    Numbers of workers or threads that are given are kept. Unless `workers` is given, all workers
+    fit into free memory together.
     """
     workers, why_workers = _workers(machine, weight_bytes, kv_bytes, workers, threads)
     threads, why_threads = _threads(machine, weight_bytes, workers, threads)
@@ -66,7 +68,7 @@ def _workers(
     if machine.free_memory_bytes == 0:
         return 1, "workers: one, as free memory is not known"
 
-    # Twice the weights, because loading holds what it reads and the network.
+    # Twice the weights, because loading holds both the tensors of the file and the network.
     bytes_of_worker = 2 * weight_bytes + kv_bytes + _PROCESS_BYTES
     by_memory = machine.free_memory_bytes // bytes_of_worker
     by_cores = machine.num_cores // (threads or 1)
@@ -112,7 +114,10 @@ def shape_of(settings: Settings, machine: Machine) -> Shape:
 
 
 def kind_of_weights(entry: ModelEntry) -> str:
-    """Return the dtype of a model's weights in memory, as far as its entry tells."""
+    """Return the dtype of a model's weights in memory, by its entry alone.
+
+    It is float32 for `auto`, which a GPU may change.
+    """
     accelerated = ACCELERATORS[entry.quantize or "none"].weights
     if accelerated is not None:
         return accelerated
@@ -123,7 +128,9 @@ def kind_of_weights(entry: ModelEntry) -> str:
 
 def _number(value: int | str) -> int | None:
     """Return a number that is set, None for `auto`."""
-    return None if isinstance(value, str) else value
+    if isinstance(value, str):
+        return None
+    return value
 
 
 def _counted(count: int, noun: str) -> str:

@@ -1,21 +1,22 @@
-"""The budget of the models in a worker's memory: how many, how many bytes, and which one goes to
-make room.
+"""The budget of the models in a worker's memory.
 
-Plain Python over numbers. The caller does the loading and the freeing.
+It limits their number and their bytes, and chooses the models that are unloaded to make room. It is
+plain Python over numbers. The caller loads and frees.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 TURN_S = 2.0
-"""The least time for which a model that has work stays in memory, whoever waits for its place."""
+"""The least time for which a model that has work stays in memory while others wait for room."""
 
 
 @dataclass(frozen=True)
 class Resident:
-    """A model in memory. It is busy while jobs are in hand, and wanted while more of them wait.
+    """A model in memory. It is busy while it has jobs in hand, and wanted while others wait for it.
 
-    Times are seconds of one clock: when it was loaded, and when its last job ended.
+    `loaded_s` is the time when it was loaded, and `used_s` the time when its last job ended. Both
+    are seconds of one clock. A model that `is_leaving` takes no more jobs.
     """
 
     id: str
@@ -30,10 +31,10 @@ class Resident:
 
 @dataclass(frozen=True)
 class Memory:
-    """The memory in all and in use, in bytes.
+    """The total memory and the memory in use, in bytes.
 
-    `total_bytes` is 0 where the system does not tell. Only the number of models counts then, as for
-    a model whose size is 0, not known.
+    `total_bytes` is 0 where the system does not tell. Then only the number of models is limited.
+    The same holds for a model whose size is 0, which means unknown.
     """
 
     total_bytes: int
@@ -47,20 +48,22 @@ class Load:
 
 @dataclass(frozen=True)
 class Evict:
-    """The verdict that these models are to go first. Those with jobs in hand take nothing more, and
-    end these."""
+    """The verdict that these models have to be unloaded first.
+
+    Those with jobs in hand take no more, and end these.
+    """
 
     ids: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Wait:
-    """The verdict that a model is on its way out, or has to have its turn first."""
+    """The verdict that room will come: a model is leaving, or its turn is not over."""
 
 
 @dataclass(frozen=True)
 class Refuse:
-    """The verdict that there will never be room. `reason` tells what would help."""
+    """The verdict that there will never be room. `reason` says why, and what would help."""
 
     reason: str
 
@@ -70,7 +73,10 @@ Verdict = Load | Evict | Wait | Refuse
 
 @dataclass(frozen=True)
 class Budget:
-    """The limits: `max_models` models, None for as many as fit, in `watermark` of the memory."""
+    """The limits: at most `max_models` models (None: as many as fit) in `watermark` of the memory.
+
+    `watermark` is a share, from 0 to 1.
+    """
 
     max_models: int | None = None
     watermark: float = 0.85
@@ -83,7 +89,7 @@ class Budget:
         memory: Memory,
         now_s: float,
     ) -> Verdict:
-        """Decide what to do about a model of `num_bytes` that has work and is not in memory."""
+        """Return the verdict on a model of `num_bytes` that has work and is not in memory."""
         allowed_bytes = int(self.watermark * memory.total_bytes)
         too_many = 0
         if self.max_models is not None:
@@ -103,7 +109,7 @@ class Budget:
 
         candidates = [resident for resident in movable if _may_go(resident, now_s)]
         candidates.sort(key=_order_of_leaving)
-        # As few as make room, beside those that are leaving anyway.
+        # Only as many as are needed to make room, beside those that are leaving anyway.
         evicted: list[Resident] = []
         for candidate in candidates:
             if _frees(leaving + evicted, too_many, lacking_bytes):
@@ -138,20 +144,21 @@ class Budget:
 
 
 def _may_go(resident: Resident, now_s: float) -> bool:
-    """Return whether a model may be told to go: it has nothing to do, or has had its turn."""
+    """Return whether a model may be evicted: it has no work, or has had its turn."""
     if resident.is_leaving:
         return False
-    has_work = resident.is_busy or resident.is_wanted
-    return not has_work or now_s - resident.loaded_s >= TURN_S
+    if not resident.is_busy and not resident.is_wanted:
+        return True
+    return now_s - resident.loaded_s >= TURN_S
 
 
 def _order_of_leaving(resident: Resident) -> tuple[bool, bool, float]:
-    """Sort those without work first, and of these the one that was used longest ago."""
+    """Return the sort key of eviction: models without work first, then those used longest ago."""
     return resident.is_wanted, resident.is_busy, resident.used_s
 
 
 def _frees(residents: Sequence[Resident], count: int, num_bytes: int) -> bool:
-    """Return whether so many models and so many bytes would be free without these."""
+    """Return whether `count` models and `num_bytes` would be free without these models."""
     return len(residents) >= count and _movable_bytes(residents) >= num_bytes
 
 

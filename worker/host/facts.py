@@ -1,7 +1,7 @@
-"""The facts of a model that its files alone tell, before it is loaded: its kind, size, context
-window and tasks.
+"""The facts of a model that are known before it is loaded: kind, size, context window and tasks.
 
-They are read without torch. Loading tells the rest, and is right where the two differ.
+They are read from the model's files, without torch. Loading tells the rest. Where the two differ,
+loading is right.
 """
 
 from dataclasses import dataclass
@@ -22,15 +22,17 @@ _WINDOWS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_len")
 
 @dataclass(frozen=True)
 class Facts:
-    """A model as its files describe it. `num_bytes` is the memory of the weights, and of keys and
-    values where the mechanism keeps them."""
+    """A model as its files describe it.
+
+    `num_bytes` is the memory of the weights, and of keys and values if the runner keeps them.
+    """
 
     info: ModelInfo
     num_bytes: int
 
 
 def facts_of(entry: ModelEntry, settings: Settings) -> Facts:
-    """Read a model's files. Raise ModelFormatError where no model lies there."""
+    """Return the facts of a model. Raise ModelFormatError where its path is no model."""
     kind = entry.runner
     if kind == AUTO:
         kind = detect(entry.path)
@@ -75,8 +77,10 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _windows(config: dict[str, Any]) -> list[int]:
-    """Return the longest sequences that a config names, also for the text part of a larger
-    model."""
+    """Return the lengths of the longest sequences that a config names.
+
+    The config of a larger model's text part is read, too.
+    """
     windows: list[int] = []
     for part in (config, config.get("text_config") or {}, config.get("config") or {}):
         if not isinstance(part, dict):

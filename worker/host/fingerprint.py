@@ -1,7 +1,7 @@
-"""The fingerprint of a model: a short text of all that decides which tokens come out of a request.
+"""The fingerprint of a model: a hash of all facts that decide which tokens a request yields.
 
-Workers with equal fingerprints can go on for each other. Weights are sampled, not read whole: of
-each file its name, its size, and some blocks spread over it.
+Workers with equal fingerprints can go on with each other's jobs. Weights are sampled, not read
+whole: the hash covers each file's name, its size, and some blocks spread over it.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from shared.tasks.runner_options import Options
 from worker.engine.runner import RunnerOptions
 
 SAMPLER_VERSION = 2
-"""To be raised with every change after which the same seed draws other tokens."""
+"""The version of the sampler. Raise it with every change after which a seed draws other tokens."""
 
 _BLOCKS = 8
 _BLOCK_BYTES = 1 << 16
@@ -30,18 +30,20 @@ _IRRELEVANT = (
     "prefix_cache",
     "step_tokens",
 )
-"""Options that name, move and size things, and change no token. The runner's own options are read
-by themselves."""
+"""Options of names, places and sizes, which change no token.
+
+`own`, the options of the runner, are hashed one by one.
+"""
 
 
 def fingerprint(runner: str, options: RunnerOptions) -> str:
-    """Return the fingerprint of a runner over the files and options given."""
+    """Return the fingerprint, 16 hexadecimal digits, of a runner with these options and files."""
     own_options = options.own or Options()
     facts: dict[str, Any] = {}
     for name, value in vars(options).items():
         if name not in _IRRELEVANT:
             facts[name] = value
-    # Files that options name count by what is in them, not by where they lie.
+    # Files that options name count by their contents, not by their paths.
     facts |= own_options.model_dump(exclude=set(own_options.files))
     sources = [options.path, options.tokenizer_path]
     for name in own_options.files:
@@ -58,7 +60,7 @@ def fingerprint(runner: str, options: RunnerOptions) -> str:
 
 
 def _files(source: str | None) -> list[Path]:
-    """Return a file, or the files of a directory in a fixed order, but hidden ones."""
+    """Return a file, or the files of a directory in a fixed order. Hidden files are left out."""
     if not source:
         return []
     path = Path(source).expanduser()
@@ -77,7 +79,7 @@ def _files(source: str | None) -> list[Path]:
 
 
 def _blocks(file: Path) -> Iterator[bytes]:
-    """Yield blocks of a file, the first and the last among them."""
+    """Yield blocks spread over a file, from the first to the last."""
     size = file.stat().st_size
     with file.open("rb") as handle:
         for number in range(_BLOCKS):

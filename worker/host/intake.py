@@ -1,10 +1,9 @@
-"""The worker's way in: jobs are taken until they fill the free slots of one engine, one slot for
-each choice.
+"""The intake of jobs: they are taken until they fill the free slots of one engine.
 
-The last job taken may have more choices than slots are left: no other is taken until they have
-slots too. Only jobs of the best class are taken all the same while worse ones hold slots: the
-engine pauses these for them. If a lost worker had begun a job, the logged tokens are replayed,
-never sampled again.
+Each choice takes one slot. The last job taken may have more choices than there are free slots. Then
+no other job is taken until all its choices have slots. While jobs of worse classes hold slots, jobs
+of the best class are taken nevertheless, and the engine pauses the others for them. If another
+worker had begun a job, the logged tokens are replayed, never sampled again.
 """
 
 import asyncio
@@ -23,7 +22,7 @@ from shared.queue.leases import Claim, WorkQueue
 from shared.telemetry.logging_setup import job_fields
 from shared.telemetry.tracing import NO_TRACING, Tracing
 from worker.engine.engines import AnyEngine
-from worker.engine.take import Take
+from worker.engine.take import Prepared, Take
 from worker.host.job_span import JobSpan, begin
 from worker.host.ledger import Ledger
 from worker.host.outbox import Outbox
@@ -31,17 +30,17 @@ from worker.host.outbox import Outbox
 logger = logging.getLogger("aios.intake")
 
 _WAIT_S = 0.5
-"""The time between two looks for jobs of lost workers, for which no bell rings."""
-_LOOK_S = 0.1
-"""The time between two looks for urgent jobs of a worker that is full, which hears no bell."""
+"""The longest wait for a bell, because none rings for jobs of lost workers."""
+_URGENT_WAIT_S = 0.1
+"""The time after which a full worker checks for urgent jobs again, because it hears no bell."""
 _URGENT = PRIORITIES[:1]
 
 
 class Intake:
-    """One model's way in, from all `shards`.
+    """The intake of one model's jobs from all `shards`.
 
-    `num_taken_over` jobs had been in other hands, or in this worker's before. `num_convicted` jobs
-    were given up because workers had crashed on them.
+    `num_taken_over` counts jobs that a worker, perhaps this one, had taken before. `num_convicted`
+    counts jobs that were given up because workers had crashed on them.
     """
 
     def __init__(
@@ -66,9 +65,9 @@ class Intake:
         self._tracing = tracing
         self._shards = list(shards)
         self._doorbells = Doorbells(queue, _WAIT_S)
-        self._most = max_batch
+        self._max_slots = max_batch
         self.free_slots = max_batch
-        # Places without jobs of the best class: what an urgent job may still have.
+        # The slots that urgent jobs do not hold, which is the room for other urgent jobs.
         self.urgent_free_slots = max_batch
         self._freed = asyncio.Event()
         self._should_empty = False
@@ -81,35 +80,35 @@ class Intake:
         self._freed.set()
 
     async def turn(self) -> None:
-        """Take what can be taken now. Return after a short while without work."""
+        """Take the jobs for which there are slots now. Without work return after a short wait."""
         if self._free_slots(PRIORITIES) > 0:
             if not await self._take_any(PRIORITIES):
                 for shard in await self._doorbells.wait(self._shards):
                     self._move(shard, 0)
             return
 
-        # A full worker hears no bell: it looks for urgent jobs, or waits for a slot.
+        # A full worker waits for no bell. It checks for urgent jobs, or waits for a slot.
         await self._doorbells.pass_on()
         if not await self._take_any(_URGENT):
             self._freed.clear()
             wait_s = _WAIT_S
             if self._free_slots(_URGENT) > 0:
-                wait_s = _LOOK_S
+                wait_s = _URGENT_WAIT_S
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._freed.wait(), wait_s)
 
     async def close(self) -> None:
-        """Wait for the last bell, and pass on what it rang for."""
+        """Wait for the last bells, and ring them again for other workers."""
         await self._doorbells.close()
 
     def drop(self) -> None:
-        """Cut the wait for bells off, where there is no time to close."""
+        """Cancel the wait for bells, where there is no time to close."""
         self._doorbells.drop()
 
     def _free_slots(self, priorities: tuple[Priority, ...]) -> int:
         """Return the number of slots that are free for jobs of these classes."""
-        # A suspect waits for this worker to have nothing else in hand.
-        if self._should_empty and self.free_slots < self._most:
+        # A suspected job waits until this worker has no other job in hand.
+        if self._should_empty and self.free_slots < self._max_slots:
             return 0
         if not self._engine.accepts:
             return 0
@@ -117,14 +116,17 @@ class Intake:
             return self.urgent_free_slots
         return self.free_slots
 
-    def _count(self, claim: Claim, jobs: int) -> None:
-        self.free_slots -= jobs * claim.slots
+    def _count(self, claim: Claim, num_jobs: int) -> None:
+        """Count the slots of a job that is taken (1) or has ended (-1)."""
+        self.free_slots -= num_jobs * claim.slots
         if claim.job.priority in _URGENT:
-            self.urgent_free_slots -= jobs * claim.slots
+            self.urgent_free_slots -= num_jobs * claim.slots
 
     async def _take_any(self, priorities: tuple[Priority, ...]) -> bool:
-        """Take from the first shard that has anything, and return whether one had. The others come
-        first the next time."""
+        """Take jobs from the first shard that has any. Return whether one had.
+
+        The other shards come first the next time.
+        """
         for shard in await self._queue.shards_with_work(self._shards, priorities=priorities):
             if self._free_slots(priorities) > 0 and await self._take(shard, priorities):
                 self._move(shard, len(self._shards))
@@ -136,15 +138,16 @@ class Intake:
         self._shards.insert(index, shard)
 
     async def _take(self, shard: str, priorities: tuple[Priority, ...]) -> bool:
-        # Deadlines count from before the question: the time for its answer must not add to them.
-        asked_s = time.monotonic()
+        # Deadlines count from before the call, so that its duration is not added to them.
+        called_s = time.monotonic()
         slots = self._free_slots(priorities)
-        is_empty = self.free_slots == self._most
+        is_empty = self.free_slots == self._max_slots
         taken = await self._queue.take(shard, slots, is_empty=is_empty, priorities=priorities)
         self._should_empty = taken.should_empty
         self.num_convicted += taken.num_convicted
 
-        # All are in hand, and so renewed, before the first is encoded, which may take long.
+        # All jobs are in the ledger, and so renewed, before the first is encoded, which may take
+        # long.
         job_spans: list[JobSpan] = []
         for claim in taken.claims:
             job_span = begin(
@@ -158,13 +161,11 @@ class Intake:
             self._count(claim, 1)
             job_spans.append(job_span)
         for claim, job_span in zip(taken.claims, job_spans, strict=True):
-            await self._accept(claim, job_span, asked_s + claim.time_left_s)
+            await self._accept(claim, job_span, called_s + claim.time_left_s)
         return bool(taken.claims)
 
     async def _accept(self, claim: Claim, job_span: JobSpan, deadline_s: float) -> None:
-        """Turn a job in hand into a work for the engine, or into its end where no step is
-        needed."""
-        job = claim.job
+        """Turn a job in hand into work for the engine, or into its end if it needs no step."""
         if claim.epoch > 1:
             self.num_taken_over += 1
             logger.warning(
@@ -172,36 +173,9 @@ class Intake:
                 extra=job_fields(claim.job, epoch=claim.epoch, worker=self._worker_id),
             )
 
-        replayed_ids: tuple[tuple[int, ...], ...] = ()
-        try:
-            if claim.last_index:
-                replayed_ids = await self._replay(claim, job_span)
-            take = Take(
-                claim.key,
-                job.task,
-                tenant=job.tenant,
-                deadline_s=deadline_s,
-                priority=job.priority,
-                replayed_ids=replayed_ids,
-            )
-            # In a thread: a long prompt must not hold up the renewal of leases.
-            work = await asyncio.to_thread(self._engine.prepare, take)
-        except RedisError as error:
-            logger.warning("job not replayed", extra=job_fields(claim.job, error=str(error)))
-            # Its lease lapses, and somebody takes it again.
-            self._ledger.close(claim, "not_replayed")
+        work = await self._prepare(claim, job_span, deadline_s)
+        if work is None:
             return
-        except FleetError as error:
-            self._outbox.add(claim, error.as_event())
-            return
-        except Exception as error:
-            # The seam to a tokenizer: whatever it raises is that job's failure.
-            logger.exception("job not encoded", extra=job_fields(claim.job))
-            failure = WorkerFailed(f"The request could not be tokenized: {error}")
-            self._outbox.add(claim, failure.as_event())
-            return
-
-        job_span.encoded(work.num_prompt_tokens, sum(map(len, replayed_ids)))
         started = Started(
             claim.epoch,
             self._worker_id,
@@ -214,12 +188,55 @@ class Intake:
             self._outbox.add(claim, started)
             self._outbox.add(claim, work.answer)
             return
-        # Only what is known to have begun is blamed if this worker dies of it.
-        self._outbox.add(claim, started, then=partial(self._engine.submit, work))
+        # Computed only once the start is logged: only jobs whose start is in the log are suspected
+        # if this worker dies.
+        self._outbox.add(claim, started, on_logged=partial(self._engine.submit, work))
+
+    async def _prepare(self, claim: Claim, job_span: JobSpan, deadline_s: float) -> Prepared | None:
+        """Return a job as its engine has read it.
+
+        Return None for a job that cannot be read. Then its end is queued, or it has left the
+        ledger.
+        """
+        job = claim.job
+        replayed_ids: tuple[tuple[int, ...], ...] = ()
+        try:
+            if claim.last_index:
+                replayed_ids = await self._replay(claim, job_span)
+            take = Take(
+                claim.key,
+                job.task,
+                tenant=job.tenant,
+                deadline_s=deadline_s,
+                priority=job.priority,
+                replayed_ids=replayed_ids,
+            )
+            # In a thread, because a long prompt must not delay the renewal of leases.
+            work = await asyncio.to_thread(self._engine.prepare, take)
+        except RedisError as error:
+            logger.warning("job not replayed", extra=job_fields(job, error=str(error)))
+            # Its lease lapses, and the job is taken again.
+            self._ledger.close(claim, "not_replayed")
+            return None
+        except FleetError as error:
+            self._outbox.add(claim, error.as_event())
+            return None
+        except Exception as error:
+            # A tokenizer is foreign code: any error that it raises is that job's failure.
+            logger.exception("job not encoded", extra=job_fields(job))
+            failure = WorkerFailed(f"The request could not be tokenized: {error}")
+            self._outbox.add(claim, failure.as_event())
+            return None
+
+        num_replayed = sum(len(ids) for ids in replayed_ids)
+        job_span.encoded(work.num_prompt_tokens, num_replayed)
+        return work
 
     async def _replay(self, claim: Claim, job_span: JobSpan) -> tuple[tuple[int, ...], ...]:
-        """Return the logged tokens of each choice. Link `job_span` to the attempts that logged
-        them."""
+        """Return the logged tokens of each choice.
+
+        Link `job_span` to the attempts that logged them.
+        """
         replayed: list[list[int]] = []
         for _, event in await self._reader.read(claim.job.id):
             if isinstance(event, Started):
@@ -230,14 +247,14 @@ class Intake:
                 replayed[event.choice] += event.ids
             elif isinstance(event, Progress):
                 self._ledger.note_progress(claim, event)
-        return tuple(map(tuple, replayed))
+        return tuple(tuple(ids) for ids in replayed)
 
 
 class Doorbells:
-    """Waits for work on several shards at once, for `timeout_s` at most.
+    """The waits for bells of several shards at once, each for at most `timeout_s`.
 
-    A wait under way is never cut off, so that no bell is lost. The shards of one server need one
-    wait, and one connection, for all of them.
+    A wait under way is not cancelled but goes on, so that no bell is lost. The shards of one server
+    share one wait, and one connection.
     """
 
     def __init__(self, queue: WorkQueue, timeout_s: float) -> None:
@@ -246,7 +263,7 @@ class Doorbells:
         self._waits: dict[tuple[str, ...], asyncio.Task[str | None]] = {}
 
     async def wait(self, shards: Sequence[str]) -> list[str]:
-        """Return the shards whose bell has rung, as soon as one has; none after `timeout_s`."""
+        """Return the shards whose bell has rung, as soon as one has, or none after `timeout_s`."""
         for part in self._queue.together(sorted(shards)):
             key = tuple(part)
             if key not in self._waits:
@@ -256,12 +273,12 @@ class Doorbells:
         return self._rung()
 
     async def pass_on(self) -> None:
-        """Ring again for others, because this worker has no room for what has rung meanwhile."""
+        """Ring bells that have rung meanwhile for other workers, because this one has no room."""
         for shard in self._rung():
             await self._queue.ring(shard)
 
     async def close(self) -> None:
-        """Let the waits end, and ring again for others."""
+        """Let the waits end, and ring their bells again for other workers."""
         for task in self._waits.values():
             try:
                 shard = await task
@@ -272,14 +289,14 @@ class Doorbells:
         self._waits.clear()
 
     def drop(self) -> None:
-        """Cut off what still waits."""
-        # A bell that rings just then is lost, but others look by themselves after a while.
+        """Cancel all waits."""
+        # A bell that rings at this moment is lost, but other workers check without a bell, too.
         for task in self._waits.values():
             task.cancel()
         self._waits.clear()
 
     def _rung(self) -> list[str]:
-        """Return the shards whose bell has ended a wait. Raise what a wait has raised."""
+        """Return the shards whose bell has ended a wait. Raise RedisError where a wait failed."""
         done: list[asyncio.Task[str | None]] = []
         for key, task in list(self._waits.items()):
             if task.done():

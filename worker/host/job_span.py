@@ -1,7 +1,6 @@
-"""One take of a job, as its trace shows it: the wait in the queue, then encode, prefill, decode and
-publish.
+"""The spans of one take of a job in its trace: queue, encode, prefill, decode and publish.
 
-Intake and outbox note what happens. No span is made for a token, and none for a job without a
+Intake and outbox note the events. There is no span for a single token, and none for a job without a
 trace.
 """
 
@@ -33,11 +32,11 @@ class JobSpan:
         return self._span.trace
 
     def follows(self, trace: Trace) -> None:
-        """Note an earlier attempt at the job, by its trace."""
+        """Link an earlier attempt at the job, by its trace."""
         self._span.link(trace)
 
     def encoded(self, num_prompt_tokens: int, num_replayed: int) -> None:
-        """Note that the job goes to the engine."""
+        """Note that the job goes to the engine, with `num_replayed` tokens from its log."""
         self._begin("prefill" if self._is_generated else "compute")
         self._phase.set(
             {
@@ -46,8 +45,8 @@ class JobSpan:
             }
         )
 
-    def said(self, emission: Emission) -> None:
-        """Note what a step has emitted for the job."""
+    def emitted(self, emission: Emission) -> None:
+        """Note an emission of the job's engine."""
         if self._span is NO_SPAN:
             return
         if emission.ids and self._is_generated:
@@ -58,7 +57,7 @@ class JobSpan:
             self.ended(emission.ended)
 
     def ended(self, event: Event) -> None:
-        """Note an event, if it is the job's end, which is on its way to Redis then."""
+        """Note an event that goes to Redis. Only the job's end matters."""
         if self._span is NO_SPAN or not isinstance(event, Terminal):
             return
         if self._num_tokens:
@@ -74,10 +73,10 @@ class JobSpan:
         self._phase.end()
         self._span.end(self._error)
 
-    def dropped(self, why: str) -> None:
+    def dropped(self, reason: str) -> None:
         """End the spans, because the job is no longer this worker's."""
-        self._phase.end(why)
-        self._span.end(why)
+        self._phase.end(reason)
+        self._span.end(reason)
 
     def _begin(self, phase: str, error: str | None = None) -> None:
         self._phase.end(error)
@@ -88,13 +87,15 @@ UNTRACED = JobSpan()
 
 
 def begin(tracing: Tracing, job: Job, epoch: int, waited_s: float, worker_id: str) -> JobSpan:
-    """Begin the spans of a job that was taken now, for the `epoch`-th time, `waited_s` after it was
-    queued."""
+    """Begin the spans of a job that was taken just now.
+
+    It is the job's take number `epoch`, `waited_s` after it was queued.
+    """
     if not tracing.is_on or job.trace == NO_TRACE:
         return UNTRACED
     now_ns = time.time_ns()
     ids: Attributes = {"aios.job_id": job.id, "aios.model": job.model, "aios.attempt": epoch}
-    # The wait in the queue is shown once, with the first attempt.
+    # The wait in the queue has one span, at the first attempt.
     if epoch == 1:
         queued_ns = now_ns - int(waited_s * 1e9)
         waiting = tracing.span(

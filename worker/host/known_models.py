@@ -1,12 +1,12 @@
-"""The models that a worker can serve, in memory or not: they are loaded for work that waits, and
-their memory is given back.
+"""The models that a worker can serve, in memory or not.
 
-One loop looks after all that are not in memory: it asks once for all of them whether jobs wait. A
-model is loaded where no other worker has it, or those that have it let its work wait for long, and
-when the budget has room for it.
+They are loaded when work waits for them, and unloaded to make room for others. One loop looks after
+all models that are not in memory, and asks in one call whether jobs wait for any of them. A model
+is loaded if no other worker has it, or if those that have it let its work wait for long, and if the
+budget has room.
 
-A model that cannot be loaded concerns nobody else: its worker announces why, ends the jobs that
-wait for it where no other worker could answer them, and tries again later and later.
+A model that cannot be loaded does not disturb the others. Its worker announces the reason, ends the
+jobs that wait for it unless another worker could do them, and tries again at growing intervals.
 """
 
 import asyncio
@@ -39,33 +39,35 @@ from worker.models.reading import reason_of
 logger = logging.getLogger("aios.host")
 
 LOOK_S = 0.5
-"""The time between two looks for work of models that are not in memory."""
+"""The time between two checks for work of models that are not in memory."""
 PATIENCE_S = 10.0
-"""The time for which others that have the model may let work wait before one more worker loads
-it."""
+"""The time for which work of a model may wait for the workers that have it.
+
+After that one more worker loads the model.
+"""
 RESTART_S = 30.0
-"""The time for which a worker that has gone is waited for: a supervisor starts it again, and it
-loads its models."""
+"""The time allowed for a lost worker to return, with its models, when a supervisor restarts it."""
 FIRST_RETRY_S = 1.0
 LONGEST_RETRY_S = 60.0
-"""A model that could not be loaded is tried again after 1, 2, 4 ... seconds."""
+"""A model that could not be loaded is tried again after 1, 2, 4 ... seconds, up to this."""
 _REFUSED_AT_ONCE = 64
-"""The places of jobs that are taken from a shard at once only to be ended."""
+"""The slots of the jobs that are taken from a shard in one call only to be refused."""
 
 _ABSOLUTE_PATH = re.compile(r"(?<![\w.])/(?:[^\s/:,;'\"()]+/)+(?=[^\s/:,;'\"()])")
-"""Directories before a name: callers are told of the file, not where it lies on the machine."""
+"""The directories before a file's name, which callers should not see."""
 
 
 @dataclass(eq=False)
 class KnownModel:
-    """One model. `host` is there while it is in memory; only `KnownModels` moves it.
+    """One model. `host` is None unless the model is in memory. Only `KnownModels` changes it.
 
-    Loading takes `num_bytes` of memory, as far as is known. `order` is the last order to unload it,
-    and `obeyed` the last one that was carried out, 0 before any. `load_order` is an order to load
-    it that was not tried yet. A model that `must_go` takes nothing more. A model of the catalogue
-    has its `entry`, one of the worker's own settings None.
+    The model takes `num_bytes` of memory, as far as is known. `order` is the number of the last
+    order to unload it, and `obeyed` that of the last one carried out, 0 before any. `load_order` is
+    the number of an order to load it that was not tried yet. `entry` is that of a model of the
+    catalogue, None for a model of the worker's own settings.
 
-    `able_others` are the workers that served it without a failure at `able_at_s`.
+    `able_others` are the other workers that could serve the model when this was last checked, at
+    `able_at_s`.
     """
 
     info: ModelInfo
@@ -92,12 +94,12 @@ class KnownModel:
 
     @property
     def must_go(self) -> bool:
+        """Return whether the model has to be unloaded. It then takes no more jobs."""
         return self.order != self.obeyed or self.is_evicted or self.is_removed
 
     @property
     def failure(self) -> LoadFailure | None:
-        """Return why the model could not be loaded, for callers; None while there is nothing
-        wrong."""
+        """Return why the model could not be loaded, for callers, or None if it never failed."""
         if not self.num_failures:
             return None
         left_s = math.ceil(self.retry_at_s - time.monotonic())
@@ -105,11 +107,11 @@ class KnownModel:
         return LoadFailure(_ABSOLUTE_PATH.sub("", reason), max(1, left_s))
 
     def note_failure(self, reason: str) -> None:
-        """Note why the model could not be loaded. It is tried again after a while, and each time
-        after a longer one."""
+        """Note why the model could not be loaded. The next try comes after twice the last wait."""
         self.num_failures += 1
         self.reason = reason
-        num_doublings = min(self.num_failures - 1, 32)  # no overflow, however long it fails
+        # Bounded, so that the power does not overflow, however often loading fails.
+        num_doublings = min(self.num_failures - 1, 32)
         wait_s = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2**num_doublings)
         self.retry_at_s = time.monotonic() + wait_s
         logger.error(
@@ -121,8 +123,8 @@ class KnownModels:
     """The models of one worker, by id.
 
     `survey` describes a model of the catalogue by its files. It raises SettingsError where they
-    cannot be read. `memory` reads the memory. `on_loaded` is called for each model that has come
-    into memory, to have it serve. `num_evicted` models had to make room for others.
+    cannot be read. `memory` returns the memory in use. `on_loaded` is called for each model that
+    has been loaded, so that it is served. `num_evicted` counts models that had to make room.
     """
 
     def __init__(
@@ -150,23 +152,23 @@ class KnownModels:
             self.by_id[model.info.id] = self._known(model)
 
     async def serve(self, known: KnownModel, is_over: Callable[[], bool]) -> None:
-        """End what a model has in hand once it is to go, and free it.
+        """Finish the jobs of a model that must be unloaded, and free it.
 
-        To be called when nothing takes for it any more. Returns at once when the worker is over:
-        then others get what is in hand.
+        Call this when no more jobs are taken for it. Return at once when the worker is over,
+        because its jobs are then handed over.
         """
         if is_over() or known.host is None:
             return
-        # One that comes from here on is a later order.
+        # An order that comes from here on is not obeyed by this unload.
         order = known.order
         known.residence = "unloading"
         await known.host.end_jobs()
         await self._free(known)
         known.obeyed = order
-        await self._context.tell()
+        await self._context.announce()
 
     async def changed(self) -> None:
-        """Wait until a model has gone, which makes room for another one, or for a while."""
+        """Wait until a model was freed, which makes room for another, or for LOOK_S."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._freed.wait(), LOOK_S)
         self._freed.clear()
@@ -180,10 +182,11 @@ class KnownModels:
             return
         for known in unloaded:
             if known.order != known.obeyed:
-                # A model that could not be loaded is tried again for the next work, not before.
+                # After an order to unload, a model that could not be loaded is tried again only for
+                # new work.
                 known.obeyed = known.order
                 known.num_failures = 0
-                await self._context.tell()
+                await self._context.announce()
         waiting = await self._waiting.among([known.info.id for known in unloaded])
         fleet: Fleet | None = None
         for known in unloaded:
@@ -197,17 +200,17 @@ class KnownModels:
             await self._look_at(known, fleet, has_work=has_work)
 
     async def _look_at(self, known: KnownModel, fleet: Fleet, *, has_work: bool) -> None:
-        """Load a model that has work, was ordered, or could not be loaded before."""
+        """Load a model that was ordered, that could not be loaded before, or that has work."""
         if known.load_order:
             known.load_order = 0
             await self._load_if_fits(known, may_evict=True)
         elif known.num_failures:
-            await self._bear_failure(known, fleet, has_work=has_work)
-        elif self._is_ours(known, fleet):
+            await self._retry(known, fleet, has_work=has_work)
+        elif self._should_load(known, fleet):
             await self._load_if_fits(known, may_evict=True)
 
     async def _read_catalogue(self) -> None:
-        """Learn what has changed in the catalogue."""
+        """Apply the changes of the catalogue since the last call."""
         if self._listing is not None and await self._catalogue.version() == self._listing.version:
             return
         before = self._listing or Listing()
@@ -219,16 +222,16 @@ class KnownModels:
             known.is_pinned = name in listing.pinned
             if known.entry is not None and name not in listing.entries:
                 known.is_removed = True
-            # Orders that were given before this worker's first look are not its own.
+            # Orders from before this worker first read the catalogue are not for it.
             order = listing.loads.get(name, 0)
             is_new = order != before.loads.get(name, 0) and self._listing is not None
             if is_new and known.residence == "unloaded":
                 known.load_order = order
         self._listing = listing
-        await self._context.tell()
+        await self._context.announce()
 
     async def _learn(self, entry: ModelEntry) -> None:
-        """Take in a model of the catalogue as its entry is now."""
+        """Add or change a model of the catalogue by its present entry."""
         known = self.by_id.get(entry.id)
         if known is not None and known.entry is None:
             logger.warning(
@@ -247,7 +250,8 @@ class KnownModels:
         elif known.host is None:
             known.info = model.info
         else:
-            known.is_evicted = True  # what is in memory was loaded as the entry was before
+            # The model in memory was loaded by its former entry.
+            known.is_evicted = True
         known.entry = entry
         known.again = model.again
         known.num_bytes = model.num_bytes
@@ -255,8 +259,10 @@ class KnownModels:
         known.is_removed = False
 
     async def _forget_removed(self) -> None:
-        """Let go of what was removed from the catalogue, once it is not in memory and nothing of it
-        is in hand."""
+        """Forget models that were removed from the catalogue.
+
+        Models that are in memory, or that have jobs in hand, are forgotten later.
+        """
         in_hand = self._context.ledger.by_model()
         for name, known in list(self.by_id.items()):
             if known.is_removed and known.residence == "unloaded" and name not in in_hand:
@@ -264,6 +270,7 @@ class KnownModels:
                 await self._context.presence.forget_model(name)
 
     def _known(self, model: LoadedModel | UnloadedModel) -> KnownModel:
+        """Return a model as a known one, with a host if it is loaded."""
         queue = self._context.queue_of(model.info.id, model.info.fingerprint)
         known = KnownModel(model.info, model.again, queue, num_bytes=model.num_bytes)
         if isinstance(model, LoadedModel):
@@ -273,6 +280,7 @@ class KnownModels:
         return known
 
     def _install(self, known: KnownModel, model: LoadedModel) -> None:
+        """Give a model that was loaded its host."""
         known.info = model.info
         known.again = model.again
         known.queue = self._context.queue_of(model.info.id, model.fingerprint)
@@ -284,6 +292,7 @@ class KnownModels:
         known.num_failures = 0
 
     async def _free(self, known: KnownModel) -> None:
+        """Free the memory of a model without jobs in hand."""
         host = known.host
         assert host is not None
         known.host = None
@@ -293,9 +302,11 @@ class KnownModels:
         self._freed.set()
         logger.info("model unloaded", extra=fields(model=known.info.id))
 
-    def _is_ours(self, known: KnownModel, fleet: Fleet) -> bool:
-        """Return whether to load for work that waits: nobody else has the model, or those who have
-        it are too slow."""
+    def _should_load(self, known: KnownModel, fleet: Fleet) -> bool:
+        """Return whether to load a model for which work waits.
+
+        That is so if no other worker has it, or if the work has waited for too long.
+        """
         now_s = time.monotonic()
         if known.waiting_since_s is None:
             known.waiting_since_s = now_s
@@ -310,7 +321,7 @@ class KnownModels:
         return True
 
     async def _load_if_fits(self, known: KnownModel, *, may_evict: bool) -> None:
-        """Load a model if there is room. Else let others go first, if it may evict."""
+        """Load a model if there is room. Otherwise evict others first, if it `may_evict`."""
         residents = await self._residents()
         verdict = self._budget.room_for(
             known.info.id,
@@ -333,14 +344,15 @@ class KnownModels:
             known.note_failure(verdict.reason)
 
     async def _wake(self, known: KnownModel) -> None:
-        """End the wait for work of a model that is to go, by a ring of its bell."""
-        # Another worker may hear it instead, but then this one's wait ends by itself in a while.
+        """Ring the bells of a model that must be unloaded, so that its intake stops waiting."""
+        # Another worker may hear a bell instead. Then this one's wait ends by its timeout.
         for part in self._context.broker.together(self._context.broker.shards):
             await known.queue.ring(part[0])
 
     async def _residents(self) -> list[Resident]:
-        wanted = await self._waiting.among(list(self.by_id))
-        # Only now, for one may have gone while Redis was asked, and must not be counted as there.
+        """Return the models in memory, as the budget sees them."""
+        waiting = await self._waiting.among(list(self.by_id))
+        # Only after that call, because a model may be freed during it, and must not be counted.
         in_hand = self._context.ledger.by_model()
         residents: list[Resident] = []
         for name, known in self.by_id.items():
@@ -354,32 +366,32 @@ class KnownModels:
                     used_s=known.used_s,
                     is_pinned=known.is_pinned,
                     is_busy=bool(in_hand.get(name)),
-                    is_wanted=name in wanted,
+                    is_wanted=name in waiting,
                     is_leaving=known.must_go,
                 )
             )
         return residents
 
     async def _load(self, known: KnownModel) -> None:
-        """Load a model in a thread of its own, or note why it cannot be loaded."""
+        """Load a model in a thread, or note why it cannot be loaded."""
         known.residence = "loading"
         known.waiting_since_s = None
-        await self._context.tell()
+        await self._context.announce()
         begun_s = time.monotonic()
-        # Other models go on meanwhile, unless loading touches what they compute with: a GPU, or
-        # torch's default dtype.
+        # Other models go on meanwhile, unless loading changes state that they compute with: that
+        # of a GPU, or torch's default dtype.
         done = threading.Event()
-        stands: list[threading.Event] = []
+        paused: list[threading.Event] = []
         is_apart = known.info.device in ("", "cpu") and known.info.dtype in ("", "float32")
         if not is_apart:
-            stands = rest_all(self._context.threads, done)
+            paused = rest_all(self._context.threads, done)
         try:
-            model = await asyncio.to_thread(_loaded, known.again, stands)
-        except Exception as error:  # whatever is wrong with one model must not end the others
+            model = await asyncio.to_thread(_loaded, known.again, paused)
+        except Exception as error:  # no error of one model may end the others
             known.residence = "unloaded"
             known.note_failure(_reason(known.info.id, error))
             await asyncio.to_thread(give_back_memory)
-            await self._context.tell()
+            await self._context.announce()
             return
         finally:
             done.set()
@@ -387,11 +399,14 @@ class KnownModels:
         took_s = round(time.monotonic() - begun_s, 1)
         logger.info("model loaded again", extra=fields(model=known.info.id, took_s=took_s))
         self._on_loaded(known)
-        await self._context.tell()
+        await self._context.announce()
 
-    async def _bear_failure(self, known: KnownModel, fleet: Fleet, *, has_work: bool) -> None:
-        """Try again when it is time. Until then end the jobs that wait for this worker in vain."""
-        # Jobs that are being refused come first; see `_refuse_waiting`.
+    async def _retry(self, known: KnownModel, fleet: Fleet, *, has_work: bool) -> None:
+        """Try again to load a model when it is time.
+
+        Until then refuse the jobs that wait for it, unless another worker could do them.
+        """
+        # First the jobs that are being refused have to be ended; see `_refuse_waiting`.
         if self._context.ledger.claims_of(known.info.id):
             return
         if known.retry_at_s <= time.monotonic():
@@ -404,7 +419,7 @@ class KnownModels:
             await self._refuse_waiting(known)
 
     def _can_others(self, known: KnownModel, fleet: Fleet) -> bool:
-        """Return whether another worker has the model, or has not failed to load it."""
+        """Return whether another worker serves the model without a failure, or will again soon."""
         name = known.info.id
         others: set[str] = set()
         able: set[str] = set()
@@ -420,14 +435,15 @@ class KnownModels:
             known.able_others = able
             known.able_at_s = now_s
             return True
-        # One that could and has gone may have died: it is started again, and goes on with what it
-        # had.
+        # A worker that could serve it and has gone may have crashed. Its supervisor restarts it.
         has_gone = not known.able_others <= others
         return has_gone and now_s - known.able_at_s < RESTART_S
 
     async def _refuse_waiting(self, known: KnownModel) -> None:
-        """Take what waits and end it with the reason. Nothing else is taken until that is
-        logged."""
+        """Take jobs that wait for a model, and end them with the reason of its failure.
+
+        No more are taken until these ends are logged.
+        """
         failure = known.failure
         assert failure is not None
         error = ModelFailed(f"The model {known.info.id!r} cannot be loaded: {failure.reason}")
@@ -450,15 +466,15 @@ def _reason(model_id: str, error: Exception) -> str:
     """Return a sentence on why loading failed."""
     if isinstance(error, SettingsError):
         return str(error)
-    # It is no fault of the files, so it may be ours: it is logged whole.
+    # The error may be our own bug, so it is logged with its traceback.
     logger.error("model loader broke", exc_info=error, extra=fields(model=model_id))
     return f"model {model_id!r}: {reason_of(error)}"
 
 
-def _loaded(again: Callable[[], LoadedModel], stands: Sequence[threading.Event]) -> LoadedModel:
-    """Load a model once the threads stand still that are to."""
-    for event in stands:
+def _loaded(load: Callable[[], LoadedModel], paused: Sequence[threading.Event]) -> LoadedModel:
+    """Load a model once all these threads have paused."""
+    for event in paused:
         event.wait()
-    model = again()
+    model = load()
     give_back_memory()
     return model

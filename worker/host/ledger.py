@@ -1,4 +1,7 @@
-"""The jobs that a worker has in hand, from the take to their end. Belongs to the event loop."""
+"""The jobs that a worker has in hand, from the take to their end.
+
+The ledger belongs to the event loop.
+"""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -10,10 +13,10 @@ from worker.host.job_span import UNTRACED, JobSpan
 
 @dataclass(eq=False)
 class Entry:
-    """A job in hand: the last index of its log, and the news that the outbox is to append.
+    """A job in hand: the last index of its log, and the news that the outbox will append.
 
-    The oldest of the news came at `since_s`. `then` is called once they are in the log. `num_done`
-    is the farthest progress that was logged or is among the news.
+    `since_s` is the time of the oldest news. `on_logged` is called once all of them are in the log.
+    `num_done` is the farthest progress that was logged or is among the news.
     """
 
     claim: Claim
@@ -21,12 +24,12 @@ class Entry:
     job_span: JobSpan
     news: list[Event] = field(default_factory=list)
     since_s: float = 0.0
-    then: Callable[[], None] | None = None
+    on_logged: Callable[[], None] | None = None
     num_done: int = 0
 
     def note_progress(self, progress: Progress) -> None:
         """Add a progress to the news, in place of an older one."""
-        # A run that begins again, after a takeover, repeats what is known for a while.
+        # A run that begins again after a takeover at first repeats known progress.
         if progress.done <= self.num_done:
             return
         self.num_done = progress.done
@@ -38,8 +41,8 @@ class Entry:
 class Ledger:
     """The jobs in hand by the keys of their claims.
 
-    `on_closed(claim, was_stale)` is called once for every job that was opened, when its end is
-    logged or its epoch is over.
+    `on_closed(claim, was_stale)` is called once for every job that was opened: when its end is
+    logged, or when the job is no longer this worker's (`was_stale`).
     """
 
     def __init__(self, on_closed: Callable[[Claim, bool], None]) -> None:
@@ -71,32 +74,32 @@ class Ledger:
         return self._entries.get(key)
 
     def open(self, claim: Claim, job_span: JobSpan = UNTRACED) -> None:
-        """Take a job in hand."""
-        # An earlier take of it by this same worker has another key. It is stale now, and closes
-        # when its next append is refused.
+        """Add a job that was taken."""
+        # An earlier take of the job by this same worker has another key. It is stale now, and is
+        # closed when its next append is refused.
         self._entries[claim.key] = Entry(claim, claim.last_index, job_span)
 
     def note_progress(self, claim: Claim, progress: Progress) -> None:
-        """Note the progress that a job had made in other hands."""
+        """Note the progress that a job had made on another worker."""
         entry = self._entries.get(claim.key)
         if entry is not None:
             entry.num_done = max(entry.num_done, progress.done)
 
     def finish(self, entry: Entry) -> None:
-        """Let go of a job whose end is in the log."""
+        """Forget a job whose end is in the log."""
         del self._entries[entry.claim.key]
         entry.job_span.published()
         self._on_closed(entry.claim, False)
 
-    def close(self, claim: Claim, why: str) -> None:
-        """Forget a job that is no longer this worker's; `why` is for its trace."""
+    def close(self, claim: Claim, reason: str) -> None:
+        """Forget a job that is no longer this worker's. `reason` is for its trace."""
         entry = self._entries.pop(claim.key, None)
         if entry is not None:
-            entry.job_span.dropped(why)
+            entry.job_span.dropped(reason)
             self._on_closed(claim, True)
 
     def ended(self, job_id: str) -> None:
-        """Forget every take of a job that somebody else has ended."""
+        """Forget every take of a job that was ended elsewhere."""
         for claim in self.claims:
             if claim.job.id == job_id:
                 self.close(claim, "ended_elsewhere")

@@ -1,5 +1,7 @@
-"""The loading of models: settings become loaded, warmed runners, and a bad path becomes a sentence
-for the operator."""
+"""The loading of models: settings become loaded, warmed runners.
+
+A model that cannot be loaded becomes a sentence for the operator.
+"""
 
 import logging
 import time
@@ -37,27 +39,35 @@ from worker.text.encoding import SMALLEST_WINDOW
 logger = logging.getLogger("aios.loading")
 
 PROMPTING_FILE = "prompting.json"
-"""The file in a model's directory that says how to prompt it, where the caller and the model's
-entry leave it open."""
+"""The file in a model's directory with its options for prompts.
+
+The caller's options, and those of the model's entry, take precedence.
+"""
 
 _CPU_STEP_TOKENS = 256
 _GPU_STEP_TOKENS = 4096
-"""Enough for full speed of the matrix products; more would only keep decoding sequences waiting."""
+"""Tokens of a step: enough for full speed of the matrix products.
+
+More would only keep decoding sequences waiting.
+"""
 _PAGE_SIZE = 16
 _FLASH_PAGE_SIZE = 256
-"""Tokens in a page: few waste the least and share the most, but torch's flash attention asks for
-many."""
+"""Tokens in a page. Small pages waste least and share most, but torch's flash attention needs 256.
+"""
 _DEFAULT_KV_FRACTION = 0.9
-"""The share of the memory that weights leave free on a GPU; the rest is for activations."""
+"""The share of keys and values in the memory that weights leave free on a GPU.
+
+The rest is for activations.
+"""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
     """A model in memory, of which it takes `num_bytes`.
 
-    `again` loads it once more, from the files that lie there then. `fingerprint` is that of
-    `worker.host.fingerprint`. Loading took `load_s` seconds, and the first trial `warm_up_s`.
-    `not_obeyed` names files that ask for something in vain, each with the reason.
+    `again` loads it anew, from the files that are there then. `fingerprint` is that of
+    `worker.host.fingerprint`. Loading took `load_s` seconds, and the trial `warm_up_s`.
+    `not_obeyed` names files whose options are ignored, each with the reason.
     """
 
     info: ModelInfo
@@ -74,8 +84,8 @@ class LoadedModel:
 class UnloadedModel:
     """A model that is not in memory.
 
-    `info` and `num_bytes` hold as much as is known before it is loaded. `again` loads it. `reason`
-    tells why it could not be loaded, and is "" where nobody has tried.
+    `info` and `num_bytes` hold the facts that are known before it is loaded. `again` loads it.
+    `reason` says why it could not be loaded. It is "" if no load was tried.
     """
 
     info: ModelInfo
@@ -85,9 +95,9 @@ class UnloadedModel:
 
 
 def load_models(settings: Settings) -> list[LoadedModel]:
-    """Load and warm every model of the settings but those with `obstacles`.
+    """Load and warm all models of the settings but those with `obstacles`.
 
-    Raise SettingsError that names the model at fault, or if none is left.
+    Raise SettingsError for a model that cannot be loaded, which it names, or if no model is left.
     """
     models, _ = load_known_models(settings, {})
     return models
@@ -98,26 +108,27 @@ def load_known_models(
 ) -> tuple[list[LoadedModel], list[UnloadedModel]]:
     """Load and warm the models of the settings but those with `obstacles`, at most `most` of them.
 
-    The default model comes first. Models that the fleet has served before are `known`: they may
-    fail as long as another one loads. Raise SettingsError that names the model at fault, or if none
-    is left.
+    The default model comes first. `known` are the models that the fleet has served before. They may
+    fail as long as another model loads. Return the loaded and the unloaded models. Raise
+    SettingsError for an unknown model that cannot be loaded, which it names, or if no model is
+    left.
     """
     entries = model_entries(settings)
     default = settings.default_model or entries[0].id
-    # Torch is imported here, so not for models that need none.
+    # Choosing a device imports torch, which models without files do not need.
     if any(entry.runner not in WITHOUT_FILES for entry in entries):
         chosen = device.select_device(settings.device)
         logger.info(
             "device chosen", extra=fields(device=str(chosen), **device.device_capabilities())
         )
-    missing = obstacles(settings)
-    if len(missing) == len(entries):
-        raise SettingsError(missing[entries[0].id])
+    obstacle_of = obstacles(settings)
+    if len(obstacle_of) == len(entries):
+        raise SettingsError(obstacle_of[entries[0].id])
 
     models: list[LoadedModel] = []
     unloaded: list[UnloadedModel] = []
     for entry in sorted(entries, key=lambda entry: entry.id != default):
-        if entry.id in missing:
+        if entry.id in obstacle_of:
             continue
         is_default = entry.id == default
         if most is not None and len(models) >= most:
@@ -127,8 +138,8 @@ def load_known_models(
         try:
             models.append(load())
         except SettingsError as error:
-            # A worker that is started again, while the files of one model are damaged, must not
-            # take the others down.
+            # Damaged files of one model must not keep a worker that starts again from serving the
+            # others.
             if entry.id not in known:
                 raise
             unloaded.append(UnloadedModel(known[entry.id], load, str(error)))
@@ -139,9 +150,11 @@ def load_known_models(
 
 
 def survey(entry: ModelEntry, settings: Settings, *, is_default: bool = False) -> UnloadedModel:
-    """Return a model as its files describe it, to be loaded when work comes for it. Raise
-    SettingsError."""
-    # An entry of the catalogue leaves to each worker what its own settings say.
+    """Return a model as its files describe it, to be loaded when work comes for it.
+
+    Raise SettingsError where the files cannot be read.
+    """
+    # An entry of the catalogue is completed by each worker's own settings.
     entry = completed(entry, settings)
     load = partial(_load, entry, settings, is_default=is_default)
     try:
@@ -153,8 +166,10 @@ def survey(entry: ModelEntry, settings: Settings, *, is_default: bool = False) -
 
 
 def obstacles(settings: Settings) -> dict[str, str]:
-    """Return the models that are not loaded because they require a GPU and there is none, each with
-    a sentence on what to do about it."""
+    """Return a sentence for each model that cannot be loaded because it requires a GPU.
+
+    There are none where there is a GPU. A sentence says what to do.
+    """
     names = [entry.id for entry in model_entries(settings) if entry.gpu_required]
     if not names or device.select_device(settings.device).type != "cpu":
         return {}
@@ -169,27 +184,7 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
     """Load one model and try it. Raise SettingsError with a sentence for the operator."""
     begun_s = time.monotonic()
     bytes_before = device.bytes_in_use()
-    try:
-        kind = detect(entry.path) if entry.runner == AUTO else entry.runner
-        options = runner_options(entry, settings, kind)
-        runner = _load_runner(kind, options)
-    except ModelFormatError as error:
-        raise SettingsError(_sentence(entry, str(error))) from error
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        problem = (
-            f"does not fit into memory ({reason_of(error)}); serve a smaller one, or lower "
-            "context_window."
-        )
-        raise SettingsError(_sentence(entry, problem)) from error
-
-    spec = runner.spec
-    if spec.mechanism == "sequence" and spec.context_window < SMALLEST_WINDOW:
-        raise SettingsError(
-            f"context_window: model {entry.id!r} would have {spec.context_window} tokens; at least "
-            f"{SMALLEST_WINDOW} are expected"
-        )
+    runner, options = _load_checked(entry, settings)
     loaded_s = time.monotonic()
     try:
         warm_up(runner)
@@ -200,6 +195,7 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
         ) from None
     load_s = loaded_s - begun_s
     warm_up_s = time.monotonic() - loaded_s
+    spec = runner.spec
     times = {"load_s": round(load_s, 1), "warm_up_s": round(warm_up_s, 1)}
     logger.info("model loaded", extra=fields(model=entry.id, found=spec.found, **times))
 
@@ -238,9 +234,34 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
     )
 
 
+def _load_checked(entry: ModelEntry, settings: Settings) -> tuple[AnyRunner, RunnerOptions]:
+    """Load the runner of one model. Raise SettingsError with a sentence for the operator."""
+    try:
+        kind = detect(entry.path) if entry.runner == AUTO else entry.runner
+        options = runner_options(entry, settings, kind)
+        runner = _load_runner(kind, options)
+    except ModelFormatError as error:
+        raise SettingsError(_sentence(entry, str(error))) from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        problem = (
+            f"does not fit into memory ({reason_of(error)}); serve a smaller one, or lower "
+            "context_window."
+        )
+        raise SettingsError(_sentence(entry, problem)) from error
+
+    spec = runner.spec
+    if spec.mechanism == "sequence" and spec.context_window < SMALLEST_WINDOW:
+        raise SettingsError(
+            f"context_window: model {entry.id!r} would have {spec.context_window} tokens; at least "
+            f"{SMALLEST_WINDOW} are expected"
+        )
+    return runner, options
+
+
 def _not_obeyed(entry: ModelEntry, runner: str) -> dict[str, str]:
-    """Return the files of a Hugging Face directory that ask for something in vain, each with the
-    reason."""
+    """Return the files of a Hugging Face directory whose options are ignored, with the reasons."""
     if runner not in ("causal", "encoder", "hrm-text"):
         return {}
     from worker.models.hf_directory import directory_of, not_obeyed
@@ -252,8 +273,10 @@ def _not_obeyed(entry: ModelEntry, runner: str) -> dict[str, str]:
 
 
 def prompting_of(entry: ModelEntry) -> Prompting:
-    """Return how to prompt a model: as its entry says, and else as its own directory does. Raise
-    SettingsError."""
+    """Return a model's options for prompts, from its entry, or else from its own directory.
+
+    Raise SettingsError for a damaged file.
+    """
     declared: dict[str, Any] = {}
     if entry.runner not in WITHOUT_FILES:
         declared = _declared_prompting(Path(entry.path).expanduser())
@@ -263,6 +286,7 @@ def prompting_of(entry: ModelEntry) -> Prompting:
 
 
 def _declared_prompting(path: Path) -> dict[str, Any]:
+    """Return the options in the `prompting.json` of a model, none without that file."""
     directory = path if path.is_dir() else path.parent
     file = directory / PROMPTING_FILE
     if not file.is_file():
@@ -275,23 +299,23 @@ def _declared_prompting(path: Path) -> dict[str, Any]:
         ) from error
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        field = ".".join(map(str, problem["loc"]))
+        field = ".".join(str(part) for part in problem["loc"])
         raise SettingsError(f"{file}: {field or 'the file'}: {problem['msg']}") from None
     return declared.model_dump(exclude_none=True)
 
 
 def _sentence(entry: ModelEntry, problem: str) -> str:
-    """Return a problem with a model in one line that names its path."""
+    """Return a model's problem as one line that names the model and its path."""
     if entry.path not in problem:
         problem = f"{problem.rstrip('.')} (in {entry.path})."
     return " ".join(f"model {entry.id!r}: {problem}".split())
 
 
 def _load_runner(kind: str, options: RunnerOptions) -> AnyRunner:
-    """Load a runner. Check before and after that its files fit into the memory of the device."""
+    """Load a runner. Check before and after that the model fits into the memory of the device."""
     if kind in WITHOUT_FILES:
         return load_runner(kind, options)
-    # Imports torch, which the others need not.
+    # Imported here, because it imports torch, which runners without files do not need.
     from worker.hardware import memory
 
     memory.check_weights_fit(options)
@@ -301,6 +325,7 @@ def _load_runner(kind: str, options: RunnerOptions) -> AnyRunner:
 
 
 def runner_options(entry: ModelEntry, settings: Settings, kind: str) -> RunnerOptions:
+    """Return the options of the runner `kind` for a model. Raise SettingsError."""
     own_options = options_of(entry, dict(settings), kind)
     kv_bytes = DEFAULT_KV_BYTES
     if settings.kv_memory_mib != "auto":
@@ -324,8 +349,10 @@ def runner_options(entry: ModelEntry, settings: Settings, kind: str) -> RunnerOp
 
 
 def _placement(entry: ModelEntry, settings: Settings, own_options: Options) -> dict[str, Any]:
-    """Return the options that need torch to be known: device, dtype, and what follows from them.
-    Raise SettingsError."""
+    """Return the options that depend on the device and the dtype, which torch has to be asked for.
+
+    Raise SettingsError for a device that is missing, or a `kv_memory_fraction` in the wrong place.
+    """
     chosen = device.select_device(settings.device)
     fraction = settings.kv_memory_fraction
     if fraction is not None and (settings.kv_memory_mib != "auto" or chosen.type != "cuda"):
@@ -358,9 +385,9 @@ def _placement(entry: ModelEntry, settings: Settings, own_options: Options) -> d
 
 
 def warm_up(runner: AnyRunner) -> str:
-    """Do the model's trial through a real engine, so that the first request finds everything ready.
+    """Run the model's trial task in a real engine, so that the first request meets no first run.
 
-    Return a sentence on what came of it. Raise the FleetError that ended it.
+    Return a sentence on its result. Raise the FleetError that ended it.
     """
     trial = runner.spec.trial
     emissions: list[Emission] = []

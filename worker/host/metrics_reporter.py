@@ -1,7 +1,6 @@
-"""A worker's report of itself: its record in presence once a second, and its metrics when they are
-scraped.
+"""A worker's reports: its record in presence once a second, and its metrics when they are scraped.
 
-It reads what the parts of the worker count anyway; nothing here is called by a step.
+They are read from counts that the parts of the worker keep. No step calls this module.
 """
 
 import time
@@ -20,7 +19,7 @@ from shared.telemetry.memory import resident_bytes
 from shared.telemetry.metric_kinds import Values
 from shared.telemetry.metrics import WorkerMetrics
 from shared.telemetry.model_load import NUMBERS
-from shared.telemetry.process import LoopLag, measure_process
+from shared.telemetry.process import LoopLag, tell
 from worker.engine.engines import AnyEngine
 from worker.hardware.device import device_memory
 from worker.hardware.memory_guard import MemoryGuard
@@ -30,20 +29,20 @@ from worker.host.loading import LoadedModel
 from worker.host.outbox import Outbox
 
 STATES = (*get_args(WorkerState), "full")
-_LATELY = 10
-"""The announcements, and so seconds, over which tokens are measured."""
-_WORK_LATELY = 60
-"""The announcements over which work is measured."""
-_ENOUGH_S = 0.2
-"""The least time of stepping that a rate of work is measured from."""
+_TOKEN_SAMPLES = 10
+"""The number of announcements, and so of seconds, over which the rate of tokens is measured."""
+_WORK_SAMPLES = 60
+"""The number of announcements over which the rate of work is measured."""
+_MIN_STEPPED_S = 0.2
+"""The least time of stepping from which a rate of work is measured."""
 
 
 @dataclass
 class _ReportedModel:
-    """One model. `num_jobs` were done here, and cost `work` in all.
+    """One model. `num_jobs` were done here, and `work` is their cost in all.
 
-    `tokens` holds (clock in seconds, tokens) of the last announcements, and `works` (seconds of
-    stepping, work).
+    `tokens` and `works` hold samples of the last announcements: (clock in seconds, tokens), and
+    (seconds of stepping, work).
     """
 
     model: LoadedModel
@@ -51,24 +50,28 @@ class _ReportedModel:
     intake: Intake
     num_jobs: int = 0
     work: int = 0
-    tokens: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=_LATELY + 1))
-    works: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=_WORK_LATELY + 1))
+    tokens: deque[tuple[float, int]] = field(
+        default_factory=lambda: deque(maxlen=_TOKEN_SAMPLES + 1)
+    )
+    works: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=_WORK_SAMPLES + 1))
     work_per_s: float = 0.0
 
     def sample(self, now_s: float) -> None:
+        """Add a sample of tokens and of work, and measure the rate of work."""
         stats = self.engine.stats
         self.tokens.append((now_s, stats.num_tokens))
         self.works.append((stats.steps_s.total, self.work))
         first_s, first_work = self.works[0]
         last_s, last_work = self.works[-1]
-        done = last_work - first_work
+        work_done = last_work - first_work
         stepped_s = last_s - first_s
-        # Without work the last rate stays: it is what queued work is divided by.
-        if done > 0 and stepped_s > _ENOUGH_S:
-            self.work_per_s = done / stepped_s
+        # Without work the last rate stays, because queued work is divided by it.
+        if work_done > 0 and stepped_s > _MIN_STEPPED_S:
+            self.work_per_s = work_done / stepped_s
 
     @property
     def tokens_per_s(self) -> float:
+        """Return the rate of tokens over the samples, 0 before there are two."""
         first_s, first_count = self.tokens[0]
         last_s, last_count = self.tokens[-1]
         if last_s <= first_s:
@@ -76,6 +79,7 @@ class _ReportedModel:
         return (last_count - first_count) / (last_s - first_s)
 
     def load(self) -> ModelLoad:
+        """Return the model's numbers for presence."""
         values: dict[str, Any] = {}
         for name in NUMBERS:
             values[name] = MEASURES[name](self)
@@ -103,23 +107,28 @@ class MetricsReporter:
         self._reported: dict[str, _ReportedModel] = {}
 
     def add(self, model: LoadedModel, engine: AnyEngine, intake: Intake) -> None:
+        """Report a model from now on."""
         self._reported[model.info.id] = _ReportedModel(model, engine, intake)
 
     def remove(self, model_id: str) -> None:
-        """Forget a model that is no longer in memory. Its series end, and begin again at 0 with the
-        next `add`."""
+        """Forget a model that is no longer in memory.
+
+        Its series end, and begin again at 0 with the next `add`.
+        """
         del self._reported[model_id]
 
     def closed(self, claim: Claim) -> None:
         """Count a job that was done here."""
         reported = self._reported[claim.job.model]
         reported.num_jobs += 1
-        # The cost that was expected of it, because waiting work is counted so, too.
+        # The expected cost, not the actual one, because waiting work is counted so, too.
         reported.work += cost_of(claim.job.task)
 
     def info(self, worker_id: str, state: WorkerState, models: tuple[ModelInfo, ...]) -> WorkerInfo:
-        """Return the record in presence. To be called about once a second: rates are measured from
-        one call to another."""
+        """Return the worker's record for presence.
+
+        Call this about once a second, because rates are measured between calls.
+        """
         now_s = time.monotonic()
         loads: list[ModelLoad] = []
         for reported in self._reported.values():
@@ -146,9 +155,9 @@ class MetricsReporter:
         lag: LoopLag,
         state_of: Callable[[], WorkerState],
     ) -> None:
-        """Let the metrics of the worker be read."""
-        measure_process(metrics.process, broker, lag)
-        metrics.state.read = lambda: {(name,): name == self._shown(state_of()) for name in STATES}
+        """Connect the metrics to the worker's numbers, which are read at each scrape."""
+        tell(metrics.process, broker, lag)
+        metrics.state.read = lambda: self._states(state_of())
         metrics.silence.read = lambda: {(): self._silence_s()}
         metrics.memory_share.read = lambda: {(): self._memory_guard.share}
         metrics.stale_appends.read = lambda: {(): self._outbox.num_stale}
@@ -159,6 +168,7 @@ class MetricsReporter:
             metric.read = partial(self._each, MEASURES[name])
 
     def _each(self, measure: Callable[[_ReportedModel], float]) -> Values:
+        """Return one measurement of each model."""
         values: dict[tuple[str, ...], float] = {}
         for name, reported in self._models():
             values[(name,)] = measure(reported)
@@ -171,12 +181,18 @@ class MetricsReporter:
         return {(name,): reported.engine.stats.steps_s for name, reported in self._models()}
 
     def _models(self) -> list[tuple[str, _ReportedModel]]:
+        """Return a copy, because models may be added and removed during a scrape."""
         return list(self._reported.items())
 
-    def _shown(self, state: WorkerState) -> str:
+    def _states(self, state: WorkerState) -> Values:
+        """Return 1 for the present state, 0 for all others. A ready worker may be full."""
+        shown: str = state
         if state == "ready" and self._memory_guard.is_over:
-            return "full"
-        return state
+            shown = "full"
+        values: dict[tuple[str, ...], float] = {}
+        for name in STATES:
+            values[(name,)] = name == shown
+        return values
 
     def _device_memory(self) -> Values:
         if not self._reported:
@@ -188,29 +204,29 @@ class MetricsReporter:
 
 
 MEASURES: dict[str, Callable[[_ReportedModel], float]] = {
-    "running": lambda item: item.engine.load.running,
-    "steps_done": lambda item: item.engine.load.steps_done,
-    "steps_total": lambda item: item.engine.load.steps_total,
-    "waiting": lambda item: item.engine.load.waiting,
-    "kv_used": lambda item: item.engine.load.pages_held,
-    "kv_pages": lambda item: item.engine.load.num_pages,
-    "kv_cached": lambda item: item.engine.load.pages_cached,
-    "prefix_lookups": lambda item: item.engine.load.num_started,
-    "prefix_hits": lambda item: item.engine.load.num_hits,
-    "prefix_tokens": lambda item: item.engine.load.num_hit_tokens,
-    "preemptions": lambda item: item.engine.load.num_preempted,
-    "tokens": lambda item: item.engine.stats.num_tokens,
-    "prompt_tokens": lambda item: item.engine.stats.num_prompt_tokens,
-    "errors": lambda item: item.engine.stats.num_failures,
-    "segments": lambda item: item.engine.stats.num_segments,
-    "settled": lambda item: item.engine.stats.num_settled,
-    "step_s": lambda item: round(item.engine.stats.last_step_s, 6),
-    "tokens_per_s": lambda item: round(item.tokens_per_s, 3),
-    "work_per_s": lambda item: round(item.work_per_s, 3),
-    "load_s": lambda item: round(item.model.load_s, 3),
-    "warm_up_s": lambda item: round(item.model.warm_up_s, 3),
-    "takeovers": lambda item: item.intake.num_taken_over,
-    "convictions": lambda item: item.intake.num_convicted,
-    "jobs": lambda item: item.num_jobs,
+    "running": lambda reported: reported.engine.load.running,
+    "steps_done": lambda reported: reported.engine.load.steps_done,
+    "steps_total": lambda reported: reported.engine.load.steps_total,
+    "waiting": lambda reported: reported.engine.load.waiting,
+    "kv_used": lambda reported: reported.engine.load.pages_held,
+    "kv_pages": lambda reported: reported.engine.load.num_pages,
+    "kv_cached": lambda reported: reported.engine.load.pages_cached,
+    "prefix_lookups": lambda reported: reported.engine.load.num_started,
+    "prefix_hits": lambda reported: reported.engine.load.num_hits,
+    "prefix_tokens": lambda reported: reported.engine.load.num_hit_tokens,
+    "preemptions": lambda reported: reported.engine.load.num_preempted,
+    "tokens": lambda reported: reported.engine.stats.num_tokens,
+    "prompt_tokens": lambda reported: reported.engine.stats.num_prompt_tokens,
+    "errors": lambda reported: reported.engine.stats.num_failures,
+    "segments": lambda reported: reported.engine.stats.num_segments,
+    "settled": lambda reported: reported.engine.stats.num_settled,
+    "step_s": lambda reported: round(reported.engine.stats.last_step_s, 6),
+    "tokens_per_s": lambda reported: round(reported.tokens_per_s, 3),
+    "work_per_s": lambda reported: round(reported.work_per_s, 3),
+    "load_s": lambda reported: round(reported.model.load_s, 3),
+    "warm_up_s": lambda reported: round(reported.model.warm_up_s, 3),
+    "takeovers": lambda reported: reported.intake.num_taken_over,
+    "convictions": lambda reported: reported.intake.num_convicted,
+    "jobs": lambda reported: reported.num_jobs,
 }
-"""The measurement of each number of `ModelLoad`."""
+"""The function that measures each number of `ModelLoad`."""

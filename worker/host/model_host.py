@@ -24,8 +24,8 @@ from worker.host.outbox import Outbox
 
 logger = logging.getLogger("aios.host")
 
-_LOOK_S = 0.5
-"""The longest wait for the end of a job before the ledger is asked again whether any is left."""
+_CHECK_EVERY_S = 0.5
+"""The longest wait for the end of a job before the ledger is read again."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class HostContext:
     """The parts of a worker that all its models share.
 
     `threads` are those that compute, by mechanism. A batch of tasks that are done whole waits
-    `batch_wait_s` for more. `tell` announces the worker as it is now.
+    `batch_wait_s` for more. `announce` writes the worker's present state into presence.
     """
 
     broker: Broker
@@ -47,17 +47,17 @@ class HostContext:
     tracing: Tracing
     threads: Mapping[str, EngineThread]
     batch_wait_s: float
-    tell: Callable[[], Awaitable[None]]
+    announce: Callable[[], Awaitable[None]]
 
     def queue_of(self, model_id: str, fingerprint: str) -> WorkQueue:
-        """Return the queue of a model as this worker sees it."""
+        """Return the queue of a model, for this worker."""
         return WorkQueue(
             self.broker, self.policy, model=model_id, worker=self.worker_id, fingerprint=fingerprint
         )
 
 
 class ModelHost:
-    """The host of one model, from its load to its end. `thread` computes for the model."""
+    """The host of one model, until the model is unloaded. `thread` steps the model's engine."""
 
     def __init__(self, model: LoadedModel, queue: WorkQueue, context: HostContext) -> None:
         spec = model.runner.spec
@@ -80,14 +80,14 @@ class ModelHost:
         self._ledger = context.ledger
         self._reporter = context.reporter
         self._ended = asyncio.Event()
-        # A task that takes long must delay no token.
+        # From now on tasks that are done whole must not delay the tokens of this model.
         if spec.mechanism == "sequence":
             context.threads["task"].give_way()
         context.reporter.add(model, self.engine, self.intake)
         self.thread.add(self.engine)
 
     def closed(self, claim: Claim, was_stale: bool) -> None:
-        """Note that a job in hand has ended, or is another worker's."""
+        """Note that a job has ended, or, with `was_stale`, that it is no longer this worker's."""
         self._ended.set()
         if was_stale:
             self.engine.abort(claim.key)
@@ -96,26 +96,28 @@ class ModelHost:
         self.intake.closed(claim)
 
     async def end_jobs(self) -> None:
-        """Take nothing more, and return when nothing is in hand."""
+        """Take no more jobs, and return when none is in hand."""
         await self.intake.close()
         while self._ledger.claims_of(self.id):
             self._ended.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), _LOOK_S)
+                await asyncio.wait_for(self._ended.wait(), _CHECK_EVERY_S)
 
     async def free(self) -> None:
-        """Give the model's memory back. Nothing may be in hand, and no other name may hold its
-        engine."""
+        """Free the model's memory.
+
+        No job may be in hand, and nothing outside this host may refer to its engine.
+        """
         self._reporter.remove(self.id)
         loop = asyncio.get_running_loop()
-        gone = asyncio.Event()
-        self.thread.remove(self.engine, partial(loop.call_soon_threadsafe, gone.set))
-        await gone.wait()
-        # The last names that hold the engine, and with it the weights.
+        removed = asyncio.Event()
+        self.thread.remove(self.engine, partial(loop.call_soon_threadsafe, removed.set))
+        await removed.wait()
+        # These are the last references to the engine, and with it to the weights.
         del self.engine, self.intake
         await asyncio.to_thread(give_back_memory)
 
 
 def rest_all(threads: Mapping[str, EngineThread], done: threading.Event) -> list[threading.Event]:
-    """Let all threads stand still until `done`; each event is set when its thread does."""
+    """Pause all threads until `done`. Return an event for each, set when the thread has paused."""
     return [thread.rest_until(done) for thread in threads.values()]

@@ -1,9 +1,9 @@
-"""The worker's way out: the news of every job in hand are appended to its log under the fence.
+"""The outbox: the news of every job in hand are appended to its log under the fence.
 
-`put` is called by threads that compute; everything else belongs to the event loop. All jobs' news
-since the last round trip go out as one. Tokens of a job that nobody follows token by token are
-gathered for a while first. When Redis is away the news wait here, and after `max_waiting_steps` the
-engines wait too.
+`put` is called by threads that compute. All other methods belong to the event loop. The news of all
+jobs since the last round trip are sent in one round trip. Tokens of a job that nobody follows token
+by token are gathered for a while first. When Redis is away the news wait here, and after
+`max_waiting_steps` steps the engines wait, too.
 """
 
 import asyncio
@@ -29,15 +29,15 @@ logger = logging.getLogger("aios.outbox")
 
 GATHERED_TOKENS = 32
 GATHERED_S = 0.5
-"""The size of one append to a job that nobody follows: so many tokens, or those of so long."""
+"""The limits of one append to a job that nobody follows: its tokens, and how long they wait."""
 
 
 class Outbox:
     """The news of all jobs in hand, on their way to Redis.
 
-    `num_stale` appends came too late: the job was another's by then, or had ended. Files of an
-    answer become artifacts before its end is logged; a worker that repeats the job makes the same
-    ones.
+    `num_stale` counts appends that came too late: the job was another worker's by then, or had
+    ended. Files of an answer become artifacts before its end is logged. A worker that repeats the
+    job makes the same artifacts.
     """
 
     def __init__(
@@ -59,31 +59,35 @@ class Outbox:
         self._steps_collected = 0
         self.num_stale = 0
 
-    def add(self, claim: Claim, event: Event, then: Callable[[], None] | None = None) -> None:
-        """Queue an event of a job outside an engine's steps, if the job is still in hand. Call
-        `then` when it is logged."""
+    def add(self, claim: Claim, event: Event, on_logged: Callable[[], None] | None = None) -> None:
+        """Queue an event that is of no engine's step, if its job is still in hand.
+
+        Call `on_logged` when it is in the log.
+        """
         entry = self._ledger.get(claim.key)
         if entry is not None:
             entry.news.append(event)
             entry.job_span.ended(event)
-            entry.then = then
+            entry.on_logged = on_logged
             self._wake.set()
 
     def put(self, emissions: list[Emission]) -> None:
-        """Take one step's emissions from the thread that computed them. Wait while too many steps
-        are unsent."""
-        # The thread does not hang when it is Redis that it waits for.
+        """Queue one step's emissions, from the thread that computed them.
+
+        Wait while too many steps are unsent.
+        """
+        # A thread that waits for Redis does not hang.
         with resting():
             self.room.acquire()
         self._loop.call_soon_threadsafe(self._collect, emissions)
 
     async def flush(self) -> None:
-        """Send all there is, with the files that are being kept."""
+        """Send all news, after the files that are being stored."""
         await asyncio.gather(*self._keeping)
         await self._send(is_last=True)
 
     async def run(self) -> None:
-        """Send news as they come, until cancelled."""
+        """Send news as they come, until this task is cancelled."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -99,7 +103,7 @@ class Outbox:
                 self._hold(entry)
             if emission.progress is not None:
                 entry.note_progress(emission.progress)
-            entry.job_span.said(emission)
+            entry.job_span.emitted(emission)
             if emission.files:
                 self._keep(entry.claim, emission)
             else:
@@ -112,7 +116,7 @@ class Outbox:
         task.add_done_callback(self._keeping.discard)
 
     async def _keep_files(self, claim: Claim, emission: Emission) -> None:
-        """Put the files of an answer where its caller finds them, and then queue its end."""
+        """Store the files of an answer as artifacts, and then queue its end."""
         ended: Event | None = emission.ended
         assert isinstance(ended, Done)
         try:
@@ -121,7 +125,7 @@ class Outbox:
                 refs.append(await self._kept(claim, file))
         except FleetError as error:
             ended = error.as_event()
-        except Exception as error:  # a job must have an end, whatever became of its files
+        except Exception as error:  # a job must have an end, even if its files are lost
             logger.exception("files not kept", extra=job_fields(claim.job))
             ended = WorkerFailed(f"The answer's files could not be kept: {error}").as_event()
         else:
@@ -129,9 +133,9 @@ class Outbox:
         self.add(claim, ended)
 
     async def _kept(self, claim: Claim, file: NewFile) -> ArtifactRef:
-        """Make an artifact of a file. Try until Redis answers, or the job is no longer in hand.
+        """Store a file as an artifact. Repeat until Redis answers, or the job has left the ledger.
 
-        Raise OverStorageQuota and the like.
+        Raise the store's FleetErrors, such as OverStorageQuota.
         """
         label = Label(file.media_type, file.name)
         delay_s = 0.05
@@ -147,14 +151,17 @@ class Outbox:
                 delay_s = min(1.0, delay_s * 2)
 
     def _hold(self, entry: Entry) -> None:
-        """Note when the first of a job's news came. If nobody follows the job, send them in a
-        while."""
+        """Note the time of a job's first news.
+
+        If nobody follows the job, make sure that they are sent within GATHERED_S.
+        """
         entry.since_s = self._loop.time()
         if not entry.claim.job.is_streamed:
             self._loop.call_later(GATHERED_S, self._wake.set)
 
     async def _send(self, *, is_last: bool = False) -> None:
-        async with self._sending:  # the next append begins where this one ends
+        # One at a time, because an append's index follows from the result of the one before it.
+        async with self._sending:
             await self._send_due(is_last)
 
     async def _send_due(self, is_last: bool) -> None:
@@ -163,30 +170,33 @@ class Outbox:
         now_s = self._loop.time()
         entries: list[Entry] = []
         appends: list[Append] = []
-        thens: list[Callable[[], None] | None] = []
+        callbacks: list[Callable[[], None] | None] = []
         for entry in self._ledger.entries:
             if not entry.news or not (is_last or _is_due(entry, now_s)):
                 continue
             entries.append(entry)
             appends.append(_append(entry))
-            thens.append(entry.then)
-            # What comes while Redis is asked belongs to the next append.
+            callbacks.append(entry.on_logged)
+            # News that come during the round trip belong to the next append.
             entry.news = []
-            entry.then = None
+            entry.on_logged = None
 
         if appends:
-            landed = await self._append(appends)
-            for entry, append, then, has_landed in zip(
-                entries, appends, thens, landed, strict=True
+            are_logged = await self._append(appends)
+            for entry, append, on_logged, is_logged in zip(
+                entries, appends, callbacks, are_logged, strict=True
             ):
-                if self._settle(entry, append, has_landed) and then is not None:
-                    then()
-        # Only when Redis has answered: engines that wait for room are held up by it this way.
+                if self._settle(entry, append, is_logged) and on_logged is not None:
+                    on_logged()
+        # Only now that Redis has answered, so that engines wait while Redis is away.
         if steps:
             self.room.release(steps)
 
     async def _append(self, appends: Sequence[Append]) -> list[bool]:
-        """Try until Redis answers: the fence makes a repeated append harmless."""
+        """Append, and return for each append whether the fence let it pass.
+
+        Repeat until Redis answers. The fence makes a repeated append harmless.
+        """
         delay_s = 0.05
         while True:
             try:
@@ -199,15 +209,14 @@ class Outbox:
                 await asyncio.sleep(delay_s)
                 delay_s = min(1.0, delay_s * 2)
 
-    def _settle(self, entry: Entry, append: Append, has_landed: bool) -> bool:
-        """Do what an append's answer asks for. Return whether the job is still in hand and goes
-        on."""
-        if not has_landed:
+    def _settle(self, entry: Entry, append: Append, is_logged: bool) -> bool:
+        """Update the ledger after an append. Return whether the job goes on in this worker."""
+        if not is_logged:
             self.num_stale += 1
-        # The job may have been closed while Redis was asked.
+        # The job may have been closed during the round trip.
         if self._ledger.get(entry.claim.key) is not entry:
             return False
-        if not has_landed:
+        if not is_logged:
             logger.info("job dropped", extra=job_fields(entry.claim.job, epoch=entry.claim.epoch))
             self._ledger.close(entry.claim, "stale")
             return False
@@ -223,7 +232,7 @@ class Outbox:
 
 def _append(entry: Entry) -> Append:
     """Return an append of all news of a job."""
-    # The time that news have waited matters for the first token alone, which opens its append.
+    # The time that news have waited is measured only where the append begins with tokens.
     since_s = entry.since_s if isinstance(entry.news[0], Tokens) else None
     return Append(
         entry.claim.job,
@@ -235,10 +244,10 @@ def _append(entry: Entry) -> Append:
 
 
 def _is_due(entry: Entry, now_s: float) -> bool:
-    """Return whether the news of a job must wait no longer."""
+    """Return whether the news of a job have to be sent now."""
     if entry.claim.job.is_streamed or now_s - entry.since_s >= GATHERED_S:
         return True
-    # Only tokens and progress may wait: a start or an end goes out at once.
+    # Only tokens and progress may wait. A start or an end is sent at once.
     num_tokens = 0
     for event in entry.news:
         if isinstance(event, Tokens):
@@ -262,7 +271,7 @@ def _log_end(claim: Claim, end: Terminal) -> None:
 
 
 def add_emission(news: list[Event], emission: Emission) -> None:
-    """Join tokens to those of their choice that are still unsent: fewer, larger events."""
+    """Add an emission to unsent news. Tokens are joined to those of the same choice."""
     if emission.ids or emission.text or emission.finish_reason:
         tokens = Tokens(
             emission.ids,

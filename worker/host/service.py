@@ -1,8 +1,8 @@
-"""A worker's life: load, announce, take, decode, append, and leave without dropping anything.
+"""A worker's life: load, announce, take, decode, append, and leave without dropping a job.
 
-The service composes the hosts of its models, the threads that compute and the outbox, and holds no
-logic of theirs. On SIGTERM everything in hand goes back to the queue at the next step boundary:
-its tokens are in the log by then, and other workers go on with it.
+The service composes the hosts of its models, the threads that compute and the outbox, and has no
+logic of theirs. On SIGTERM all jobs in hand go back to the queue at the next step boundary. Their
+tokens are in the log by then, and other workers go on with them.
 """
 
 import asyncio
@@ -48,10 +48,10 @@ logger = logging.getLogger("aios.worker")
 
 _ANNOUNCE_EVERY_S = 1.0
 _RETRY_AFTER_S = 0.5
-_RENEWALS_A_LEASE = 3
-_MOST_SILENT_LEASES = 10
+_RENEWALS_PER_LEASE = 3
+_MAX_SILENT_LEASES = 10
 _PARTING_S = 0.6
-"""The time for a take under way to end, and for the last words to Redis, if it listens."""
+"""The time for a take under way to end, and for the last calls to Redis."""
 
 
 class WorkerService:
@@ -60,12 +60,12 @@ class WorkerService:
     `drain_timeout_s` is the longest wait for the engines' current steps at the end. A batch of
     tasks that are done whole waits `batch_wait_s` for more. `budget` decides which models make room
     for others. `survey` describes a model of the catalogue; without it none of them is served.
-    Files of answers become `artifacts`. `pool` is a name for people. `on_ready` is called before
-    the first job is taken.
+    Files of answers go to `artifacts`. `pool` is a name for people. `on_ready` is called before the
+    first job is taken.
 
-    The function that loads the models reads `known_models`, those that the fleet had when the
-    worker started. It sets `unloaded`, the models that are loaded for work that waits, and
-    `obstacles`, the models that cannot be served here, each with the reason. These are announced.
+    The function that loads the models reads `known_models`, which are those of the fleet when the
+    worker started. It sets `unloaded`, the models that will be loaded when work waits for them, and
+    `obstacles`, the reasons for which models cannot be served here. The obstacles are announced.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class WorkerService:
         self._drain_timeout_s = drain_timeout_s
         self._batch_wait_s = batch_wait_s
         self._budget = budget or Budget()
-        self._survey = survey or _knows_none
+        self._survey = survey or _survey_none
         self._state: WorkerState = "loading"
         self.obstacles: dict[str, str] = {}
         self.known_models: dict[str, ModelInfo] = {}
@@ -117,15 +117,15 @@ class WorkerService:
         self._leave_by: float | None = None
 
     def tell(self, metrics: WorkerMetrics) -> None:
-        """Let the worker's metrics be read."""
+        """Connect the metrics to the worker's numbers, which are read at each scrape."""
         self._reporter.tell(metrics, self._broker, self._lag, lambda: self._state)
         metrics.evictions.read = lambda: {(): self._known.num_evicted if self._known else 0}
 
     def hangs(self) -> str | None:
-        """Return the reason why the worker does not get on, None when it does.
+        """Return the reason why the worker makes no progress, None while it does.
 
-        It does not when a part of it broke, or when it has work and shows no sign of life for as
-        long as a lease lasts.
+        It makes none when a part of it broke, or when it has work and gives no sign of life for as
+        long as a lease.
         """
         if self._is_broken.is_set():
             return "a part of the worker broke"
@@ -135,15 +135,14 @@ class WorkerService:
         return None
 
     def silence_s(self) -> float:
-        """Return the seconds since the last sign of life of the thread that has been silent
-        longest."""
+        """Return the seconds for which the most silent thread has given no sign of life."""
         return max(thread.heartbeat.silence_s() for thread in self._threads.values())
 
     def not_ready(self) -> str | None:
-        """Return the reason why the worker takes no work, None when it does."""
-        trouble = self.hangs()
-        if trouble is not None:
-            return trouble
+        """Return the reason why the worker takes no jobs, None while it does."""
+        problem = self.hangs()
+        if problem is not None:
+            return problem
         if self._state == "ready":
             return None
         return self._state
@@ -151,8 +150,8 @@ class WorkerService:
     async def run(self, load: Callable[[], list[LoadedModel]], stop: asyncio.Event) -> bool:
         """Serve until `stop`. Return False when a part of the worker broke or hangs.
 
-        `load` runs in a thread. A load or a step that takes long may still be running in its thread
-        afterwards; nothing of it is used.
+        `load` runs in a thread. A long load or step may still run in its thread when this returns.
+        Its results are not used.
         """
         logger.info("worker starting", extra=fields(worker=self.worker_id))
         self._stop = stop
@@ -168,7 +167,7 @@ class WorkerService:
             announcing.cancel()
             lagging.cancel()
             await asyncio.gather(announcing, lagging, return_exceptions=True)
-            await self._part(self._presence.leave(self.worker_id))
+            await self._try_to_leave(self._presence.leave(self.worker_id))
             await self._subscriptions.close()
         logger.info(
             "worker stopped",
@@ -177,21 +176,21 @@ class WorkerService:
         return not self._is_broken.is_set()
 
     def _make_threads(self) -> dict[str, EngineThread]:
-        """Return a thread for each mechanism: a task that is done whole and takes long must delay
-        no token."""
+        """Return a thread for each mechanism, so that tasks that are done whole delay no token."""
         died = partial(asyncio.get_running_loop().call_soon_threadsafe, self._is_broken.set)
         return {"sequence": EngineThread(died, "engine"), "task": EngineThread(died, "tasks")}
 
     @property
     def models(self) -> dict[str, KnownModel]:
-        """The models that this worker can serve, by id; none before they are known."""
-        return {} if self._known is None else self._known.by_id
+        """Return the models that this worker can serve, by id, or none before they are loaded."""
+        if self._known is None:
+            return {}
+        return self._known.by_id
 
     async def _load(self, load: Callable[[], list[LoadedModel]]) -> None:
         """Load the models that are served from the start."""
         with contextlib.suppress(RedisError):
             self.known_models = (await self._presence.fleet()).models
-        # The hosts alone hold the models from now on, so that one can be freed.
         models = await asyncio.to_thread(load)
         context = HostContext(
             self._broker,
@@ -205,8 +204,9 @@ class WorkerService:
             tracing=self._tracing,
             threads=self._threads,
             batch_wait_s=self._batch_wait_s,
-            tell=partial(self._once, self.announce),
+            announce=partial(self._once, self.announce),
         )
+        # After this function the hosts alone refer to the models, so that these can be freed.
         self._known = KnownModels(
             context,
             [*models, *self.unloaded],
@@ -217,20 +217,21 @@ class WorkerService:
         )
 
     async def _serve(self, stop: asyncio.Event) -> None:
+        """Serve until `stop`, or until a part breaks, and then drain."""
         known = self._known
         assert known is not None
         for thread in self._threads.values():
             thread.start()
-        renew_every_s = self._policy.lease_s / _RENEWALS_A_LEASE
+        renew_every_s = self._policy.lease_s / _RENEWALS_PER_LEASE
         upkeep = [
             self._start(self.outbox.run()),
             self._start(self._forever(self._renew, renew_every_s)),
         ]
         for shard in self._broker.shards:
-            upkeep.append(self._start(self._hear(shard)))
+            upkeep.append(self._start(self._listen(shard)))
 
         self._state = "ready"
-        # Before the first job: a crash from now on is not one of its start.
+        # Before the first job, because a crash from now on is no failed start.
         self._on_ready()
         await self._once(self.announce)
         logger.info("worker ready", extra=fields(worker=self.worker_id, models=list(self.models)))
@@ -238,20 +239,22 @@ class WorkerService:
         for model in self.models.values():
             if model.host is not None:
                 self._serve_model(model)
-        # After that: models that are loaded from now on are served by `on_loaded`.
-        looking = self._start(self._look_after(known))
+        # After the loop above, because `on_loaded` serves models that are loaded from now on.
+        loading = self._start(self._load_for_work(known))
         await _first_of(stop.wait(), self._is_broken.wait())
 
-        # The outbox and the leases go on until everything is handed over.
-        looking.cancel()
+        # The outbox and the renewal of leases go on until all jobs are handed over.
+        loading.cancel()
         await self._drain()
         for task in upkeep:
             task.cancel()
-        await self._part(asyncio.gather(*upkeep, return_exceptions=True))
+        await self._try_to_leave(asyncio.gather(*upkeep, return_exceptions=True))
 
     def _start(self, part: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Start a part that runs as long as the worker. If it raises, the worker hands its jobs
-        over and ends."""
+        """Start a part that runs as long as the worker.
+
+        If it raises an error, the worker hands its jobs over and ends.
+        """
 
         def check(task: asyncio.Task[None]) -> None:
             if task.cancelled():
@@ -265,27 +268,30 @@ class WorkerService:
         task.add_done_callback(check)
         return task
 
-    async def _look_after(self, known: KnownModels) -> None:
-        """Load models that are not in memory for work that waits, or refuse that work."""
+    async def _load_for_work(self, known: KnownModels) -> None:
+        """Load models for which work waits, or refuse that work, until cancelled."""
         while True:
             await self._once(known.look)
             await known.changed()
 
     def _serve_model(self, model: KnownModel) -> None:
-        """Take jobs of a model that is in memory, until it is to go or the worker is."""
+        """Start to take jobs of a model that is in memory."""
         task = self._start(self._take(model))
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
 
     async def _take(self, model: KnownModel) -> None:
-        """Take jobs of a model until it is to go, and then free it."""
+        """Take jobs of a model until it must be unloaded, and then free it.
+
+        At the end of the worker it is not freed.
+        """
         host = model.host
         assert host is not None
         assert self._known is not None
         lease_s = self._policy.lease_s
         try:
             while not model.must_go and not self._is_over():
-                # Jobs of a thread that seems to hang would only be held up, and blamed for it.
+                # A thread that seems to hang gets no jobs: they would only wait, and be suspected.
                 seems_to_hang = host.thread.heartbeat.silence_s() > lease_s / 2
                 if seems_to_hang or self._memory_guard.is_over:
                     await asyncio.sleep(lease_s / 10)
@@ -294,48 +300,47 @@ class WorkerService:
             await host.intake.close()
         finally:
             host.intake.drop()
-        del host  # it is to be freed
+        del host  # the model is freed only if nothing else refers to its host
         await self._known.serve(model, self._is_over)
 
     def _is_over(self) -> bool:
         return self._stop.is_set() or self._is_broken.is_set()
 
-    async def _hear(self, shard: str) -> None:
-        """Drop what others have ended at once, before its next append is refused."""
+    async def _listen(self, shard: str) -> None:
+        """Drop jobs that were ended elsewhere at once, before their next append is refused."""
         async with self._subscriptions.listen(keys.control(shard, self.worker_id)) as inbox:
             while True:
                 self.ledger.ended((await inbox.get()).decode())
 
     async def _drain(self) -> None:
-        """Hand everything over when the current steps have ended, or the time is up.
+        """Hand all jobs over when the current steps have ended, or the time is up.
 
-        The tokens of a step that ends later are lost, and computed again by the job's next worker.
+        The tokens of a step that ends later are lost. The job's next worker computes them again.
         """
         self._state = "draining"
         in_hand = len(self.ledger.claims)
         logger.info("worker draining", extra=fields(worker=self.worker_id, num_jobs=in_hand))
         self._leave_by = asyncio.get_running_loop().time() + self._drain_timeout_s + _PARTING_S
-        # Each thread by itself: a task that is done whole may take all the time there is, and what
-        # the other thread has in hand does not wait for it.
+        # Each thread by itself: a task that is done whole may take all the time, and the jobs of
+        # the other thread must not wait for it.
         parts: list[asyncio.Task[None]] = []
         for thread in self._threads.values():
             thread.stop()
             parts.append(asyncio.create_task(self._drain_thread(thread)))
-        parts.append(asyncio.create_task(self._part(self.announce())))
+        parts.append(asyncio.create_task(self._try_to_leave(self.announce())))
         await asyncio.wait(parts, timeout=self._drain_timeout_s)
         await self._hand_over(self.models.values())
 
         # A take that is under way may still bring jobs, which go back at once.
         taking = list(self._serving)
         if taking:
-            await self._part(asyncio.wait(taking, timeout=_PARTING_S))
+            await self._try_to_leave(asyncio.wait(taking, timeout=_PARTING_S))
         for task in taking:
             task.cancel()
         await self._hand_over(self.models.values())
 
     async def _drain_thread(self, thread: EngineThread) -> None:
-        """Hand over what a thread has in hand once its current step has ended, if it does in
-        time."""
+        """Hand over the jobs of a thread when its current step has ended, or the time is up."""
         await asyncio.to_thread(thread.join, self._drain_timeout_s)
         models: list[KnownModel] = []
         for model in self.models.values():
@@ -344,8 +349,11 @@ class WorkerService:
         await self._hand_over(models)
 
     async def _hand_over(self, models: Iterable[KnownModel]) -> None:
-        """Send all news, and let others take at once what is in hand of these models."""
-        await self._part(self.outbox.flush())
+        """Send all news, and give the jobs of these models back, so that others take them at once.
+
+        Leases and presence lapse anyway if this fails.
+        """
+        await self._try_to_leave(self.outbox.flush())
         in_hand = self.ledger.by_model()
         for model in models:
             claims = in_hand.get(model.info.id, [])
@@ -356,25 +364,30 @@ class WorkerService:
                 "jobs handed back",
                 extra=fields(model=model.info.id, num_jobs=len(ids), job_ids=ids),
             )
-            await self._part(model.queue.give_back(claims))
+            await self._try_to_leave(model.queue.give_back(claims))
             for claim in claims:
                 self.ledger.close(claim, "handed_back")
 
-    async def _part(self, last_words: Awaitable[object]) -> None:
-        """Do something on the way out that may fail or be cut off: leases and presence lapse
-        anyway."""
+    async def _try_to_leave(self, call: Awaitable[object]) -> None:
+        """Make a call of the worker's end.
+
+        It may fail or be cut off, because leases and presence lapse anyway.
+        """
         try:
             async with asyncio.timeout_at(self._leave_by):
-                await last_words
+                await call
         except (RedisError, TimeoutError) as error:
             logger.warning("worker left in disorder", extra=fields(error=repr(error)))
 
     async def _renew(self) -> None:
-        """Let leases end `lease_s` after their thread last got on: a step that hangs must not keep
-        its jobs."""
+        """Renew the leases of all jobs in hand.
+
+        A lease ends `lease_s` after the last sign of life of its thread, because a step that hangs
+        must not keep its jobs.
+        """
         silence_s = self.silence_s()
         if silence_s > self._policy.lease_s:
-            self._bear_silence(silence_s)
+            self._note_silence(silence_s)
         else:
             self._num_silent = 0
         for name, claims in self.ledger.by_model().items():
@@ -388,23 +401,24 @@ class WorkerService:
             for claim in await model.queue.renew(claims, silence_s=silence_s):
                 self.ledger.close(claim, "lapsed")
 
-    def _bear_silence(self, silence_s: float) -> None:
+    def _note_silence(self, silence_s: float) -> None:
         """Note that leases run out. Give up if this lasts for too long."""
-        # Turns are counted, not seconds, which a suspended process sleeps through.
+        # Renewals are counted, not seconds, which pass while a process is suspended, too.
         self._num_silent += 1
         logger.error("no progress, leases run out", extra=fields(silence_s=round(silence_s, 1)))
-        if self._num_silent >= _MOST_SILENT_LEASES * _RENEWALS_A_LEASE:
+        if self._num_silent >= _MAX_SILENT_LEASES * _RENEWALS_PER_LEASE:
             logger.error("worker hangs and gives up", extra=fields(worker=self.worker_id))
             self._is_broken.set()
 
     def _closed(self, claim: Claim, was_stale: bool) -> None:
         model = self.models[claim.job.model]
         model.used_s = time.monotonic()
-        if model.host is not None:  # else it was only taken to be refused
+        # A job of a model that is not in memory was only taken to be refused.
+        if model.host is not None:
             model.host.closed(claim, was_stale)
 
     async def announce(self) -> None:
-        """Announce the worker as it is now, and obey the orders that come back."""
+        """Announce the worker's present state, and note the orders that come back."""
         self._memory_guard.look()
         models: dict[str, KnownModel] = {}
         if self._state != "loading":
@@ -434,8 +448,8 @@ class WorkerService:
         self._obey(await self._presence.announce(worker))
 
     def _obey(self, orders: dict[str, int]) -> None:
-        """Note which models are ordered to go: by model, the number of the last order."""
-        # Orders that were given before this worker came are not its own.
+        """Note orders to unload models. `orders` are the numbers of the last orders, by model."""
+        # Orders from before this worker started are not for it.
         if self.orders is None:
             self.orders = orders
         for name, model in self.models.items():
@@ -449,7 +463,7 @@ class WorkerService:
             await asyncio.sleep(every_s)
 
     async def _once(self, turn: Callable[[], Awaitable[None]]) -> None:
-        """Do one turn. Trouble with Redis is logged and waited out, never fatal."""
+        """Do one turn. Log an error of Redis and wait for a moment."""
         try:
             await turn()
         except RedisError as error:
@@ -457,8 +471,8 @@ class WorkerService:
             await asyncio.sleep(_RETRY_AFTER_S)
 
 
-def _knows_none(entry: ModelEntry) -> UnloadedModel:
-    """Survey no model of the catalogue."""
+def _survey_none(entry: ModelEntry) -> UnloadedModel:
+    """Raise SettingsError, because no model of the catalogue is served."""
     raise SettingsError(f"model {entry.id!r}: this worker serves only its own models")
 
 
@@ -468,7 +482,7 @@ def _memory() -> Memory:
 
 
 async def _first_of(*waits: Awaitable[object]) -> None:
-    """Return when one of them is done, and drop the others."""
+    """Return when one of the awaitables is done, and cancel the others."""
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:

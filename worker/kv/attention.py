@@ -1,11 +1,11 @@
 """Attention over a step's flat tokens, in spans that are planned once and used by every layer slot.
 
 A span is a run of rows of equal width. Its keys come from pages of the store, from its own fresh
-tokens, or from both. Masks are boolean, True where a query may look.
+tokens, or from both. Masks are boolean, True where a query sees a key.
 
-Where `worker.kv.flash` can be used, rows that look at stored tokens only are `PagedSpan`s instead:
-their keys are read where they lie and never gathered. Where results must not depend on how a
-prompt was cut into steps, to the last bit, runs of tokens are `TiledSpan`s.
+Where `worker.kv.flash` can be used, rows that see stored tokens only are `PagedSpan`s instead:
+their keys are read where they lie and never gathered. Where no bit of a result may depend on how a
+prompt was cut into steps, runs of tokens are `TiledSpan`s.
 """
 
 from collections.abc import Sequence
@@ -41,14 +41,15 @@ class Span:
     _biases: dict[int | None, Tensor] = field(default_factory=dict)
 
     def bias(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
-        """Return what is added to the attention scores: -inf where a query sees no key, else 0.
+        """Return the bias [B or 1, 1, N, keys] that is added to the attention scores.
 
-        A key that is `window` or more positions back is not seen. None where SDPA needs no mask.
+        It is 0 where a query sees a key, else -inf. A key that is `window` or more positions back
+        is not seen. Return None where SDPA needs no mask.
         """
         if window is None and self.mask is None and (self.pages is None or not self.is_causal):
             return None
 
-        # Every layer asks for the same bias, so it is made once a step and window.
+        # All layers with one window use the same bias, so it is computed once in a step.
         if window not in self._biases:
             mask = self._visible(window)
             zeros = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
@@ -56,6 +57,7 @@ class Span:
         return self._biases[window]
 
     def _visible(self, window: int | None) -> Tensor:
+        """Return the mask [B or 1, 1, N, keys], with the window in it."""
         if window is None and self.mask is not None:
             return self.mask
 
@@ -77,11 +79,11 @@ class Span:
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """Attention of one step of T tokens, at `positions` [T].
+    """The plan of a step's attention: T tokens, at `positions` [T].
 
-    The keys and values of the K tokens `kept` [K] (None: of all T) go to `rows` [K] of the store;
-    without `rows` none are stored. `first_ids` [T] are the ids with which the tokens' own rows
-    begin.
+    The keys and values of the K tokens `kept` [K] go to `rows` [K] of the store. `kept` is None
+    where all T tokens are stored, and `rows` is None where no token is. `first_ids` [T] are the
+    first ids of the sequences to which the tokens belong.
     """
 
     positions: Tensor
@@ -105,11 +107,12 @@ def attend(
     """Store the step's new keys and values and return its attention output [T, heads, head_dim].
 
     `query`, `key` and `value` have the layout of the output; `key` and `value` may have fewer heads
-    (grouped queries). `window` is the number of positions a query looks back on, itself included.
+    (grouped queries). `window` is the number of positions that a query sees, its own included; None
+    sets no limit.
     """
     heartbeat()
 
-    # Spans read from the store what the step's own tokens put there, so writing comes first.
+    # Write first: spans read the keys and values of the step's own tokens from the store.
     if plan.rows is not None:
         assert store is not None
         if plan.kept is None:
@@ -185,7 +188,7 @@ def _attend_span(
 def _keys_and_values(
     span: Span, store: KVStore | None, slot: int, *, key: Tensor, value: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the keys and values [B, keys, heads, head_dim] that the span looks at."""
+    """Return the keys and values [B, keys, heads, head_dim] of a span."""
     rows = span.positions.shape
     fresh_keys = key[span.start : span.stop].unflatten(0, rows)
     fresh_values = value[span.start : span.stop].unflatten(0, rows)
@@ -205,10 +208,11 @@ def _keys_and_values(
 
 
 def length_groups(lengths: Sequence[int], *, waste: int = 2) -> list[list[int]]:
-    """Group rows of like length; return the groups' indices, shortest row first.
+    """Group rows of similar length. Return the groups' indices, the shortest row first.
 
     A group's longest row is at most `waste` times as long as its shortest. Rows of a group are
-    padded to the longest, so with a waste of 2 at most half of what is read is padding.
+    padded to the longest, so with a `waste` of 2 at most half of the keys that are read are
+    padding.
     """
     groups: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):

@@ -1,9 +1,9 @@
 """The flat batch of a step: token ids, attention spans, and the states that predict tokens.
 
-Decoding rows come first, grouped by length; then prompts, one span a run; then continuations, one
-span a context, in which every continuation sees the stored context and itself. Continuations are
-not stored: nobody goes on from them. The batch is laid out on the CPU and goes to the device in one
-copy.
+Decoding rows come first, grouped by length. Prompts follow with one span for each run, and then
+continuations with one span for each context. There every continuation sees the stored context and
+itself. Continuations are not stored, because no sequence goes on from them. The batch is laid out
+on the CPU and goes to the device in one copy.
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ from worker.kv.transfer import to_device
 class Batch:
     """The token ids [T] of a step, and the indices that lead from its states to its results.
 
-    `samplers` are the slices that sample, `sampled` the flat indices of the states they sample
-    from. `scored` are the slices with continuations, `predictors` the flat indices of the states
-    that predict their targets, slice after slice. `pooled` are (slice, first, end) of the flat
-    tokens whose states are pooled.
+    `samplers` are the indices of the slices that sample. `sampled` are the flat indices of the
+    states that they sample from. `scored` are the indices of the slices with continuations.
+    `predictors` are the flat indices of the states that predict their targets, slice after slice.
+    `pooled` are (slice, first, end) of the flat tokens whose states are pooled.
     """
 
     ids: Tensor
@@ -42,9 +42,9 @@ class Batch:
 class BatchBuilder:
     """Builder of one step's batch.
 
-    With `is_prefix` a prompt sees itself in both directions. `kernel` attends to the store's pages
-    where they lie; without one they are gathered. With `is_tiled` no sum depends on how a sequence
-    was cut into steps.
+    With `is_prefix` the tokens of a prompt attend to each other in both directions. `kernel`
+    attends to the store's pages where they lie; without a kernel they are gathered. With `is_tiled`
+    results do not depend on how a sequence was cut into steps.
     """
 
     page_size: int
@@ -65,6 +65,7 @@ class BatchBuilder:
     pooled: list[tuple[int, int, int]] = field(default_factory=list)
 
     def build(self, slices: Sequence[Slice]) -> Batch:
+        """Return the batch of these slices on the device. Call this once."""
         decoding = []
         lengths = []
         for index, part in enumerate(slices):
@@ -74,11 +75,11 @@ class BatchBuilder:
         for group in self._groups(lengths):
             self._decode([decoding[number] for number in group], slices)
 
-        done = set(decoding)
+        is_decoding = set(decoding)
         for index, part in enumerate(slices):
             if part.num_continuations:
                 self._continue(index, part)
-            elif index not in done:
+            elif index not in is_decoding:
                 self._prefill(index, part)
 
         has_unstored = len(self.kept) < len(self.ids)
@@ -104,7 +105,8 @@ class BatchBuilder:
         sequence = part.sequence
         if part.num_tokens != 1 or sequence.num_computed == 0:
             return False
-        # A single token inside a prompt belongs to a tile; rows begin at the prompt's last token.
+        # A single token inside a prompt belongs to a tile. Rows of one query begin at the prompt's
+        # last token.
         return not self.is_tiled or sequence.num_computed >= len(sequence.encoded.prompt_ids) - 1
 
     def _groups(self, lengths: list[int]) -> list[list[int]]:
@@ -117,8 +119,10 @@ class BatchBuilder:
         return length_groups(lengths)
 
     def _decode(self, group: list[int], slices: Sequence[Slice]) -> None:
-        """Add one new token for each slice of the group; it sees its stored predecessors and
-        itself."""
+        """Add one new token for each slice of the group.
+
+        The token sees its stored predecessors and itself.
+        """
         start = len(self.ids)
         sequences = []
         for index in group:
@@ -129,13 +133,15 @@ class BatchBuilder:
         self._look_back(sequences, self.positions[start:], 1)
 
     def _prefill(self, index: int, part: Slice) -> None:
-        """Add a run of tokens of one sequence: a prefix prompt sees itself whole, all else is
-        causal."""
+        """Add the tokens of a slice of one sequence.
+
+        With `is_prefix` the tokens of the prompt attend to each other; all others are causal.
+        """
         sequence = part.sequence
         first = sequence.num_computed
         end = first + part.num_tokens
 
-        # Each branch moves `first` behind the tokens that it has laid out.
+        # Each branch sets `first` to the first token that it has not laid out.
         if self.is_tiled:
             self._tile(sequence, first, end)
             first = end
@@ -148,18 +154,20 @@ class BatchBuilder:
         self._note(index, part)
 
     def _run(self, sequence: TokenSequence, first: int, end: int, *, is_causal: bool) -> None:
+        """Add the tokens of positions `first` to `end` as one span."""
         start = len(self.ids)
         self._store(sequence, first, end - first)
         if first:
             self._look_back([sequence], [first], end - first)
             return
 
-        # Nothing is stored before the run, so its own fresh keys are all there are.
+        # The run begins the sequence, so its own fresh keys are all the keys.
         positions = torch.arange(end)[None, :]
         span = Span(start, len(self.ids), positions, has_fresh=True, is_causal=is_causal)
         self.spans.append(span)
 
     def _tile(self, sequence: TokenSequence, first: int, end: int) -> None:
+        """Add the tokens of positions `first` to `end` as one span of tiles."""
         start = len(self.ids)
         self._store(sequence, first, end - first)
         num_prompt = len(sequence.encoded.prompt_ids)
@@ -173,9 +181,10 @@ class BatchBuilder:
     def _look_back(
         self, sequences: Sequence[TokenSequence], firsts: Sequence[int], count: int
     ) -> None:
-        """Add the span of the latest tokens: rows of `count`, from the positions `firsts` on.
+        """Add the span of the tokens that were added last: rows of `count` tokens.
 
-        They see what is stored up to themselves.
+        Row n begins at position `firsts[n]` of `sequences[n]`. The tokens see the stored tokens up
+        to themselves.
         """
         start = len(self.ids) - len(firsts) * count
         pages = self._pages(sequences, max(firsts) + count)
@@ -203,21 +212,23 @@ class BatchBuilder:
         self.spans.append(gathering)
 
     def _continue(self, index: int, part: Slice) -> None:
-        """Add the context's last token once more, as the root, then every continuation but its last
-        token."""
+        """Add the context's last token once more, as the root, and then the continuations.
+
+        The last token of a continuation is left out, because it predicts nothing.
+        """
         context = part.sequence.encoded.prompt_ids
         num_given = part.sequence.encoded.num_given
         start = len(self.ids)
 
-        # Each token's continuation and its depth in it; the root belongs to none.
+        # Each token's continuation, and its depth in that. The root belongs to no continuation.
         owners = [-1]
         depths = [0]
         self.ids.append(context[-1])
         for number, continuation in enumerate(part.continuations):
             first = len(self.ids)
             self.ids += continuation[:-1]
-            # The root predicts a continuation's first token, each token the one behind it. The
-            # first `num_given` tokens are not scored, so nothing need predict them.
+            # The root predicts a continuation's first token, and each token predicts the one behind
+            # it. The first `num_given` tokens are not scored, so their predictors are left out.
             predictors = (start, *range(first, len(self.ids)))
             self.predictors += predictors[num_given:]
             owners += [number] * (len(continuation) - 1)
@@ -225,8 +236,8 @@ class BatchBuilder:
         self.positions += [len(context) - 1 + depth for depth in depths]
         self.first_ids += [context[0]] * len(depths)
 
-        # A token sees its continuation up to itself. Nobody sees the fresh root: the context's
-        # last token is among the stored ones, which all see.
+        # A token sees its continuation up to itself. No token sees the fresh root, because all see
+        # the stored context, and the context's last token is in it.
         owner = self._tensor(owners)
         depth = self._tensor(depths)
         sees_fresh = owner[:, None] == owner[None, :]
@@ -248,7 +259,7 @@ class BatchBuilder:
         self.scored.append(index)
 
     def _store(self, sequence: TokenSequence, first: int, count: int) -> None:
-        """Add `count` tokens of the sequence, from position `first` on, that go to the store."""
+        """Add `count` tokens of the sequence from position `first` on. They go to the store."""
         size = self.page_size
         pages = sequence.pages
         end = first + count
@@ -256,12 +267,11 @@ class BatchBuilder:
         self.ids += sequence.tokens(first, end)
         self.positions += range(first, end)
         self.first_ids += [sequence.encoded.prompt_ids[0]] * count
-        self.rows += [
-            pages[position // size] * size + position % size for position in range(first, end)
-        ]
+        for position in range(first, end):
+            self.rows.append(pages[position // size] * size + position % size)
 
     def _note(self, index: int, part: Slice) -> None:
-        """Note which states of the slice are needed; its tokens were added last."""
+        """Note the states that are sampled from or pooled. The slice's tokens were added last."""
         if part.sequence.encoded.is_pooled:
             self.pooled.append((index, len(self.ids) - part.num_tokens, len(self.ids)))
         if part.samples:
@@ -273,8 +283,8 @@ class BatchBuilder:
         count = -(-width // self.page_size)
         tables = []
         for sequence in sequences:
-            # Behind a row's end its own last page is read again: a page of another row may hold
-            # NaN, which no mask makes harmless.
+            # Behind a row's end its own last page is read again. A page of another sequence may
+            # hold NaN, which no mask makes harmless.
             padding = sequence.pages[-1:] * count
             tables.append((sequence.pages + padding)[:count])
         return tables

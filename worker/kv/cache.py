@@ -1,9 +1,8 @@
-"""The KV cache's bookkeeping: gives sequences their pages, finds what is already computed, and
-keeps what may be used again.
+"""The bookkeeping of the KV cache: pages of sequences, and prefixes that they share.
 
-Plain Python over the page table and the prefix tree. Invariant: a page is free, or held by running
-sequences, by the tree, or by both; only its first holder writes to it, and never where another one
-reads.
+It is plain Python over the page table and the prefix tree. Invariant: a page is free, or held by
+running sequences, by the tree, or by both. Only its first holder writes to it, and never where
+another one reads.
 """
 
 from worker.engine.runner import RunnerSpec
@@ -13,10 +12,11 @@ from worker.kv.prefix import PrefixTree
 
 
 class Cache:
-    """Pages of all sequences, and the prefixes that they may share.
+    """The pages of all sequences, and the prefixes that they may share.
 
     The spec's `reuse` says what requests may share: any `prefix`, a whole `prompt`, or nothing. Of
-    `num_started` sequences `num_hits` found something computed, `num_hit_tokens` tokens in all.
+    `num_started` sequences `num_hits` shared pages with others, with `num_hit_tokens` tokens in
+    all.
     """
 
     def __init__(self, spec: RunnerSpec) -> None:
@@ -28,14 +28,14 @@ class Cache:
         self.num_hit_tokens = 0
 
     def can_hold(self, sequence: TokenSequence) -> bool:
-        """Return whether the sequence would fit with everything else gone."""
+        """Return whether all pages together suffice for the sequence."""
         return self.pages.pages_for(sequence.num_tokens_at_most) <= self.pages.num_pages
 
     def allocate(self, sequence: TokenSequence, *, num_running: int) -> bool:
         """Give a sequence that starts, or starts again, the pages for all its tokens.
 
-        Pages that hold its first tokens already are shared. A page is left for every running
-        sequence to grow into. False for lack of room.
+        Pages that hold its first tokens already are shared. One free page is left for each of the
+        `num_running` sequences to grow into. Return False for lack of room.
         """
         known, num_known = self._known(sequence)
         if self._allocate(sequence, known, num_known, spare=num_running):
@@ -43,20 +43,22 @@ class Cache:
         if num_running:
             return False
 
-        # A page that is copied needs room beside its copy. A sequence that has the store for itself
-        # and lacks that room computes everything anew, so that it starts at all.
+        # A page that is copied needs room beside its copy. A sequence that runs alone and lacks
+        # this room shares nothing and computes all its tokens, so that it can start.
         return self._allocate(sequence, [], 0, spare=0)
 
     def _allocate(
         self, sequence: TokenSequence, known: list[int], num_known: int, *, spare: int
     ) -> bool:
-        # A sampled token needs a state, so the last token is always computed; a scored context may
-        # be known whole.
-        most_computed = sequence.num_tokens if sequence.is_scoring else sequence.num_tokens - 1
+        # Sampling needs the state of the last token, so this token is always computed. The context
+        # of a scoring sequence may be known whole.
+        most_computed = sequence.num_tokens
+        if not sequence.is_scoring:
+            most_computed -= 1
         computed = min(num_known, most_computed)
 
-        # The page that the sequence goes on writing in the middle of is copied, not shared; but
-        # nothing is ever written behind the context of a scoring sequence.
+        # A page in whose middle the sequence goes on writing is copied, not shared. But nothing is
+        # ever written behind the context of a scoring sequence.
         num_shared, num_in_partial = divmod(computed, self.pages.page_size)
         needs_copy = num_in_partial > 0
         if needs_copy and sequence.is_scoring and computed == sequence.num_tokens:
@@ -66,7 +68,7 @@ class Cache:
         if needs_copy:
             held = known[: num_shared + 1]
 
-        # Shared first: reserving may evict, and must not evict these.
+        # Share first: `_reserve` may evict pages, and must not evict these.
         self.pages.share(held)
         num_new = self.pages.pages_for(sequence.num_tokens) - num_shared
         new = self._reserve(num_new, spare=spare)
@@ -77,7 +79,7 @@ class Cache:
         sequence.pages = held[:num_shared] + new
         sequence.source_page = held[num_shared] if needs_copy else None
         sequence.num_computed = computed
-        # Counted once: what a sequence finds when it starts again is its own.
+        # Count only the first start: what a paused sequence finds later is its own.
         if sequence.num_cached is None:
             sequence.num_cached = computed
             self.num_started += 1
@@ -86,7 +88,7 @@ class Cache:
         return True
 
     def grow(self, sequence: TokenSequence) -> bool:
-        """Add a page if the sequence's next token needs one; False for lack of room."""
+        """Add a page if the sequence's next token needs one. Return False for lack of room."""
         missing = self.pages.pages_for(sequence.num_tokens) - len(sequence.pages)
         if missing <= 0:
             return True
@@ -97,7 +99,7 @@ class Cache:
         return True
 
     def commit(self, part: Slice) -> None:
-        """Note what a slice computed of a prompt, so that it may be shared from now on."""
+        """Note the tokens that a slice computed. Those of a prompt may be shared from now on."""
         sequence = part.sequence
         # The step has copied the source page, so the sequence no longer holds it.
         if sequence.source_page is not None:
@@ -113,8 +115,10 @@ class Cache:
             self.tree.insert(sequence.salt, prompt[: sequence.num_computed], sequence.pages)
 
     def give_back(self, sequence: TokenSequence, *, keep: bool) -> None:
-        """Free what a sequence holds. With `keep` its tokens stay known where any prefix may be
-        shared."""
+        """Release the pages of a sequence.
+
+        With `keep` the tree keeps its tokens, if any prefix may be shared.
+        """
         if keep and self._reuse == "prefix":
             computed = sequence.token_ids[: sequence.num_computed]
             self.tree.insert(sequence.salt, computed, sequence.pages)
@@ -127,8 +131,11 @@ class Cache:
         sequence.pooled = None
 
     def is_being_computed(self, sequence: TokenSequence, others: list[TokenSequence]) -> bool:
-        """Return whether waiting pays: one of the `others` is to compute the same beginning, or a
-        sister choice the prompt."""
+        """Return whether another sequence is about to compute what this one needs.
+
+        That is the prompt, by the first choice of the same job, or a common prefix, by one of the
+        `others`. The sequence then gains by waiting.
+        """
         parent = sequence.forked_from
         if parent is not None and parent.status is not Status.FINISHED:
             num_prompt = len(sequence.encoded.prompt_ids)
@@ -142,6 +149,7 @@ class Cache:
         return False
 
     def _num_computed(self, sequence: TokenSequence) -> int:
+        """Return how many tokens have pages: of a running sequence its own, else shared ones."""
         if sequence.status is Status.RUNNING:
             return sequence.num_computed
         _, num_known = self._known(sequence)
@@ -152,7 +160,9 @@ class Cache:
         size = self.pages.page_size
         first = one.encoded.prompt_ids
         second = other.encoded.prompt_ids
-        if not self._may_reuse(one) or one.salt != other.salt or first[:size] != second[:size]:
+        if not self._may_reuse(one) or one.salt != other.salt:
+            return 0
+        if first[:size] != second[:size]:
             return 0
         if self._reuse == "prompt":
             return len(first) if first == second else 0
@@ -165,9 +175,9 @@ class Cache:
         return length
 
     def _known(self, sequence: TokenSequence) -> tuple[list[int], int]:
-        """Return the pages that hold the sequence's first tokens, and how many tokens.
+        """Return the pages that hold the sequence's first tokens, and the number of these tokens.
 
-        They are those of a sister choice's prompt, or what the tree has.
+        The pages are those of the prompt of the job's first choice, or those in the tree.
         """
         prompt = sequence.encoded.prompt_ids
         parent = sequence.forked_from
@@ -181,16 +191,16 @@ class Cache:
         return self.tree.match(sequence.salt, tokens)
 
     def _may_reuse(self, sequence: TokenSequence) -> bool:
-        """Return whether known keys and values serve the sequence.
+        """Return whether the sequence may share computed keys and values.
 
-        They bring no states with them, so what is pooled must be computed.
+        Shared pages hold no states, so a sequence whose states are pooled computes all its tokens.
         """
         return self._reuse != "none" and not sequence.encoded.is_pooled
 
     def _reserve(self, count: int, *, spare: int = 0) -> list[int] | None:
-        """Take free pages, evicted from the tree if need be, so that `spare` more would be left.
+        """Take `count` free pages and leave `spare` more, if need be by evicting from the tree.
 
-        None for lack of room.
+        Return None for lack of room.
         """
         missing = count + spare - self.pages.num_free
         if missing > 0 and self.tree.evict(missing) < missing:

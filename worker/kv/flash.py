@@ -1,11 +1,11 @@
 """The choice of a kernel that attends to pages where they lie, on CUDA in half precision.
 
-Torch's flash attention (2) takes a block table from torch 2.13 on. It asks for compute capability
-8.0 and for pages of a multiple of 256 tokens. Where it cannot be used, our own kernel in Triton is.
-Either must first pass a trial.
+Torch's flash attention (2) takes a block table from torch 2.13 on. It needs compute capability 8.0
+and pages of a multiple of 256 tokens. Where it cannot be used, our own kernel in Triton is used.
+Either kernel must first pass a trial.
 
-Neither kernel splits a row's keys, so that a row's result does not depend on its batch mates. Rows
-see what is stored up to themselves: attention is causal, aligned at their last token.
+Neither kernel splits a row's keys, so that a row's result does not depend on the other rows of its
+batch. Attention is causal, and the last query of a row stands at the row's last stored token.
 """
 
 import torch
@@ -33,11 +33,11 @@ def varlen(
     scale: float,
     window: int | None,
 ) -> Tensor:
-    """Attend with torch's kernel; arguments and result are those of `Kernel`."""
+    """Attend with torch's kernel. Arguments and result are those of `Kernel`."""
     # The import takes seconds, and on a CPU it is never needed.
     from torch.nn.attention.varlen import varlen_attn_out
 
-    # Torch's window counts the keys to the left of the query, ours counts the query's own too.
+    # Torch's window counts the keys to the left of the query. Ours counts the query's own key, too.
     left = -1 if window is None else window - 1
     out = torch.empty_like(query)
     varlen_attn_out(
@@ -68,8 +68,8 @@ def in_triton(
     scale: float,
     window: int | None,
 ) -> Tensor:
-    """Attend with our own kernel; arguments and result are those of `Kernel`."""
-    # Triton comes with torch for CUDA alone.
+    """Attend with our own kernel. Arguments and result are those of `Kernel`."""
+    # Imported here, because only a torch for CUDA brings Triton along.
     from worker.kv.paged_triton import attend
 
     return attend(span, keys, values, query, scale=scale, window=window)
@@ -78,10 +78,10 @@ def in_triton(
 def choose_kernel(
     device: torch.device, dtype: torch.dtype, shape: KVShape, page_size: int
 ) -> tuple[Kernel | None, str]:
-    """Return the best kernel that passes its trial, and why a better one does not serve.
+    """Return the best kernel that passes its trial, and why no better one is used.
 
-    The kernel is None where no kernel serves. The reason is a text for a log, empty for torch's
-    kernel.
+    The kernel is None where none can be used. The reason is a text for a log, empty for torch's
+    kernel. `dtype`, `shape` and `page_size` (in tokens) are those of the store.
     """
     obstacle = _obstacle(device, dtype, shape)
     if obstacle:
@@ -101,8 +101,10 @@ def choose_kernel(
 
 
 def _obstacle(device: torch.device, dtype: torch.dtype, shape: KVShape) -> str | None:
-    """Return why neither kernel can serve, as far as it is known without a trial; None if nothing
-    is in the way."""
+    """Return why neither kernel can be used, as far as it is known without a trial.
+
+    Return None if there is no such reason.
+    """
     if torch.version.hip is not None:
         return "flash attention over pages needs CUDA, not ROCm"
     if device.type != "cuda":
@@ -151,21 +153,22 @@ def trial(
     query = torch.randn(span.stop, shape.num_heads, shape.head_dim, dtype=dtype, device=device)
     scale = shape.head_dim**-0.5
 
-    # The seam to foreign kernels: a torch without the function, a device without the code.
+    # A kernel is foreign code: this torch may lack the function, or this device its code.
     try:
         out = kernel(span, keys, values, query, scale=scale, window=None)
     except Exception as error:
         return f"{kernel.__name__} failed its trial: {type(error).__name__}: {error}"
 
-    gap = (out - _reference(store, table.to(device), query, scale)).abs().max().item()
-    # Written so that a NaN, which no comparison holds for, is a fault too.
-    if not gap <= _TRIAL_TOLERANCE:
-        return f"{kernel.__name__} is off by {gap:.3g} in its trial"
+    reference = _reference(store, table.to(device), query, scale)
+    largest_error = (out - reference).abs().max().item()
+    # Not `>`: this way a NaN, for which no comparison is true, is a fault, too.
+    if not largest_error <= _TRIAL_TOLERANCE:
+        return f"{kernel.__name__} is off by {largest_error:.3g} in its trial"
     return None
 
 
 def _reference(store: KVStore, table: Tensor, query: Tensor, scale: float) -> Tensor:
-    """Attend row by row with SDPA."""
+    """Return the output [n, heads, head_dim] of the trial's queries by SDPA, row by row."""
     keys, values = store.read(0, table)
     parts = []
     first = 0

@@ -1,9 +1,8 @@
-"""Attention over pages in Triton, for older torch and for pages of any size, where torch's own
-kernel does not serve.
+"""Attention over pages in Triton, where torch's own kernel cannot be used.
 
-One program computes one head of a block of a row's queries. It walks the row's keys page by page
-with a running softmax. It never splits a row's keys, so that a row's result does not depend on its
-batch mates.
+It works with older versions of torch, and with pages of any size. One program computes one head of
+a block of a row's queries. It walks the row's keys, `_KEYS` at a time, with a running softmax. It
+never splits a row's keys, so that a row's result does not depend on the other rows of its batch.
 """
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 # mypy: disallow-untyped-decorators=False
@@ -18,10 +17,10 @@ from worker.kv.spans import PagedSpan
 _NO_WINDOW = 1 << 30
 _LOG2_E = 1.4426950408889634
 _FEW_QUERIES = 16
-"""The least that a matrix product on the device takes."""
+"""The smallest dimension of a matrix product on the device."""
 _MANY_QUERIES = 64
 _KEYS = 64
-"""Keys that a program looks at in one turn of its loop."""
+"""Keys that a program reads in one turn of its loop."""
 
 
 @triton.jit
@@ -64,13 +63,13 @@ def _attend(
         query_offsets = (first + index)[:, None] * query_token + head * query_head + dims[None, :]
         some_queries = tl.load(query + query_offsets, mask=is_query, other=0.0)
 
-        # The row's queries are the last tokens of its stored ones.
+        # The row's queries are the last of its stored tokens.
         position = length - count + index
         largest = tl.full([queries], float("-inf"), tl.float32)
         total = tl.zeros([queries], tl.float32)
         mixed = tl.zeros([queries, dim_block], tl.float32)
 
-        # Keys behind the block's last query, or before its first query's window, are seen by none.
+        # No query sees keys behind the block's last query, or before its first query's window.
         end = tl.minimum(length, length - count + start + queries)
         begin = tl.maximum(length - count + start - window + 1, 0) // block * block
         for block_start in range(begin, end, block):
@@ -89,7 +88,7 @@ def _attend(
             distance = position[:, None] - key[None, :]
             scores = tl.where((distance >= 0) & (distance < window), scores, float("-inf"))
 
-            # The running softmax: what was summed so far is rescaled to the new largest score.
+            # The running softmax: the sums so far are rescaled to the new largest score.
             new_largest = tl.maximum(largest, tl.max(scores, 1))
             # A query that has seen no key yet has -inf, and -inf minus itself is NaN.
             base = tl.where(new_largest == float("-inf"), 0.0, new_largest)
@@ -114,9 +113,10 @@ def attend(
     scale: float,
     window: int | None,
 ) -> Tensor:
-    """Return the output [n, heads, head_dim] of the span's queries.
+    """Return the output [n, heads, head_dim] of the span's `query` [n, heads, head_dim].
 
-    `keys` and `values` are pools [num_pages, page_size, kv_heads, head_dim].
+    `keys` and `values` are pools [num_pages, page_size, kv_heads, head_dim]. With a `window` a
+    query sees that many positions, its own included.
     """
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     heads, head_dim = query.shape[1:]

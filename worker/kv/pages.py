@@ -1,5 +1,4 @@
-"""The page table: which pages are free, and how many holders each of the others has. Ints only, no
-tensors."""
+"""The page table: the free pages, and the number of holders of each other page. No tensors."""
 
 from collections.abc import Iterable
 
@@ -7,7 +6,7 @@ from collections.abc import Iterable
 class PageTable:
     """Table of `num_pages` pages of `page_size` tokens.
 
-    Invariant: a page is on the free list, or has at least one holder.
+    Invariant: a page is either on the free list, or has at least one holder.
     """
 
     def __init__(self, num_pages: int, page_size: int) -> None:
@@ -25,10 +24,11 @@ class PageTable:
         return -(-num_tokens // self.page_size)
 
     def num_holders(self, page: int) -> int:
+        """Return the number of sequences and tree nodes that hold a page."""
         return self._holders[page]
 
     def reserve(self, count: int) -> list[int] | None:
-        """Take `count` free pages, which get one holder each; None when there is no room now."""
+        """Take `count` free pages, which get one holder each. Return None if fewer are free."""
         if count > len(self._free):
             return None
         pages = [self._free.pop() for _ in range(count)]
@@ -37,14 +37,16 @@ class PageTable:
         return pages
 
     def share(self, pages: Iterable[int]) -> None:
-        """Add a holder to each page; sharing a free page is our own bug."""
+        """Add a holder to each page. Sharing a free page is our own bug."""
         for page in pages:
             assert self._holders[page], "a free page cannot be shared"
             self._holders[page] += 1
 
     def release(self, pages: Iterable[int]) -> None:
-        """Take a holder from each page; a page without any becomes free. Releasing a free page is
-        our own bug."""
+        """Take a holder from each page. A page without holders becomes free.
+
+        Releasing a free page is our own bug.
+        """
         for page in pages:
             assert self._holders[page], "page released twice"
             self._holders[page] -= 1

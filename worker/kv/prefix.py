@@ -1,13 +1,12 @@
-"""The prefix tree: which computed pages hold which tokens, so that nobody computes them twice. Ints
-only, no tensors.
+"""The prefix tree: the computed prompts, and the pages that hold them. No tensors.
 
 It is a radix tree whose edges are runs of tokens. For causal models a run is one page, and any
-prefix may be shared. For prefix-LMs a run is a whole prompt, whose keys and values hold for this
-prompt alone.
+prefix may be shared. For prefix-LMs a run is a whole prompt, because its keys and values are valid
+for this prompt alone.
 
-The tree holds its pages as a sequence does. Pages that nobody else holds may be evicted, least
-recently used first, leaves before their parents. Tenants never share: each salt has a root of its
-own.
+The tree is a holder of its pages, like a sequence. Pages without another holder may be evicted,
+least recently used first, and leaves before their parents. Tenants share nothing: each salt has its
+own root.
 """
 
 from collections import OrderedDict
@@ -41,7 +40,7 @@ class PrefixTree:
 
     @property
     def num_pages(self) -> int:
-        """Number of pages that the tree holds, alone or with others."""
+        """Return the number of pages that the tree holds, alone or with sequences."""
         return sum(len(node.pages) for node in self._by_age)
 
     def match(self, salt: str, tokens: Sequence[int]) -> tuple[list[int], int]:
@@ -59,8 +58,10 @@ class PrefixTree:
         return pages, length
 
     def insert(self, salt: str, tokens: Sequence[int], pages: Sequence[int]) -> None:
-        """Remember that `pages` hold `tokens`, as far as they fill whole runs. Runs already known
-        keep their pages."""
+        """Note that `pages` hold `tokens`, as far as these fill whole runs.
+
+        Runs that the tree knows already keep their pages.
+        """
         path = list(self._walk(salt, tokens))
         parent = path[-1] if path else self._roots.setdefault(salt, _Node())
 
@@ -78,19 +79,27 @@ class PrefixTree:
         self._touch(path)
 
     def evict(self, count: int) -> int:
-        """Free pages that only the tree holds, oldest first, until `count` or more are free; return
-        how many were freed."""
-        freed = 0
+        """Free `count` pages or more that only the tree holds, oldest first.
+
+        Return how many were freed. They are fewer than `count` if there are no more such pages.
+        """
+        num_freed = 0
         for node in list(self._by_age):
-            if freed >= count:
+            if num_freed >= count:
                 break
-            if not node.children and all(self._pages.num_holders(page) == 1 for page in node.pages):
-                freed += len(node.pages)
+            if self._may_evict(node):
+                num_freed += len(node.pages)
                 self._remove(node)
-        return freed
+        return num_freed
+
+    def _may_evict(self, node: _Node) -> bool:
+        """Return whether a node is a leaf whose pages only the tree holds."""
+        if node.children:
+            return False
+        return all(self._pages.num_holders(page) == 1 for page in node.pages)
 
     def _walk(self, salt: str, tokens: Sequence[int]) -> Iterator[_Node]:
-        """Yield the nodes of the longest known beginning of `tokens`, from the root's child on."""
+        """Yield the nodes of the longest known beginning of `tokens`, without the root."""
         node = self._roots.get(salt)
         if node is None:
             return
@@ -101,13 +110,15 @@ class PrefixTree:
             yield node
 
     def _runs(self, tokens: Sequence[int]) -> Iterator[tuple[int, ...]]:
-        """Cut `tokens` into runs; what does not fill a run at the end is left out."""
-        size = max(1, len(tokens)) if self._whole else self._pages.page_size
+        """Yield the runs of `tokens`. Tokens at the end that do not fill a run are left out."""
+        size = self._pages.page_size
+        if self._whole:
+            size = max(1, len(tokens))
         for start in range(0, len(tokens) - size + 1, size):
             yield tuple(tokens[start : start + size])
 
     def _touch(self, path: Sequence[_Node]) -> None:
-        # From the leaf up, so that a parent is more recent than its child and is evicted after it.
+        # From the leaf up, so that a parent is more recent than its child, and is evicted later.
         for node in reversed(path):
             self._by_age[node] = None
             self._by_age.move_to_end(node)

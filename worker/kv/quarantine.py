@@ -1,11 +1,11 @@
 """Quarantine of NaN and infinities, which must stay with the sequence that has them.
 
-A row of the store outlives its sequence, and others read it under a mask, where 0 times NaN is
-still NaN. So what a failing slice has stored is cleared.
+A row of the store outlives its sequence, and other sequences read it under a mask, where 0 times
+NaN is still NaN. So the rows that a failing slice has stored are cleared.
 
-Part of a prompt samples nothing by which it would fail. Its states are checked here, before it
-becomes known as a prefix. A token sees itself, so where its keys or values are broken, its state is
-too.
+A slice that is part of a prompt samples no token, by which it would fail. Its states are checked
+here, before others may share it as a prefix. A token attends to itself, so where its keys or values
+are broken, its state is broken, too.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ def find_broken(
 
 
 def clear(store: KVStore, slices: Sequence[Slice], page_size: int) -> None:
-    """Take out of the store what the slices have just put there."""
+    """Clear the rows of the store that the slices have just written."""
     rows: list[int] = []
     for part in slices:
         rows += _rows(part, page_size)

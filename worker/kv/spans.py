@@ -1,5 +1,7 @@
-"""Rows of tokens that look at stored tokens only, laid out for a kernel over pages: int32, and
-nothing padded."""
+"""Rows of tokens that attend to stored tokens only, in the layout of a kernel over pages.
+
+The layout is int32 and has no padding.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +13,11 @@ from torch import Tensor
 
 
 class Kernel(Protocol):
-    """A function that computes a span's attention over whole pools of pages."""
+    """A function that computes a span's attention over whole pools of pages.
+
+    Attention is causal, and the last query of a row stands at the row's last stored token. With a
+    `window` a query sees that many positions, its own included.
+    """
 
     __name__: str
 
@@ -25,7 +31,7 @@ class Kernel(Protocol):
         scale: float,
         window: int | None,
     ) -> Tensor:
-        """Return the output [n, heads, head_dim] of the span's `query`, of the same shape.
+        """Return the output [n, heads, head_dim] of the span's `query` [n, heads, head_dim].
 
         `keys` and `values` are pools [num_pages, page_size, kv_heads, head_dim].
         """
@@ -33,14 +39,13 @@ class Kernel(Protocol):
 
 @dataclass(frozen=True)
 class PagedSpan:
-    """Flat tokens `start` to `stop` as N rows: each holds the last of its `lengths` [N] stored
-    tokens.
+    """Flat tokens `start` to `stop` as N rows of queries.
 
-    Row n's tokens begin at `query_starts[n]` [N + 1], counted from `start`. Its keys are in the
-    pages `block_table[n]` [N, P]; behind the row's end the table names any page. `key_starts`
-    [N + 1] counts the tokens that the table has room for, row by row. All tensors are int32. No row
-    has more than `max_queries` tokens or room for more than `max_keys` keys. `kernel` computes the
-    span.
+    Row n has `lengths[n]` stored tokens, of which its queries are the last. `query_starts` [N + 1]
+    says where each row's queries begin, counted from `start`. The keys of a row lie in the pages
+    `block_table` [N, P]; entries behind the row's end may be any page. `key_starts` [N + 1] counts
+    the tokens for which the table has room, row by row. All tensors are int32. No row has more than
+    `max_queries` queries, or room for more than `max_keys` keys. `kernel` computes the span.
     """
 
     start: int
@@ -64,7 +69,7 @@ def paged_span(
     kernel: Kernel,
     device: torch.device | None = None,
 ) -> PagedSpan:
-    """Return the span of rows laid out from the flat token `start` on.
+    """Return the span of rows that begin at the flat token `start`.
 
     Row n is the last `num_queries[n]` of `lengths[n]` stored tokens, whose keys lie in `pages[n]`.
     All rows name equally many pages.

@@ -15,15 +15,15 @@ class KVShape:
     head_dim: int
 
     def bytes_per_token(self, dtype: torch.dtype) -> int:
+        """Return the bytes of one token's keys and values in all slots."""
         return 2 * self.num_slots * self.num_heads * self.head_dim * dtype.itemsize
 
 
 class KVStore:
-    """Two tensors [num_slots, num_pages, page_size, num_heads, head_dim], one of keys, one of
-    values.
+    """Keys and values, each a tensor [num_slots, num_pages, page_size, num_heads, head_dim].
 
-    A row is the index of a token, counted page by page. Rows start as zeros, and what is not finite
-    must be cleared: a masked row counts zero times its value, and zero times NaN is NaN.
+    A row is the index of a token, counted page by page. Rows start as zeros, and rows that are not
+    finite must be cleared: a masked row counts zero times its value, and zero times NaN is NaN.
     """
 
     def __init__(
@@ -48,8 +48,10 @@ class KVStore:
         self.values[slot].flatten(0, 1).index_copy_(0, rows, values)
 
     def pool(self, slot: int) -> tuple[Tensor, Tensor]:
-        """Return all keys and values of a slot as they lie in memory, each [num_pages, page_size,
-        num_heads, head_dim]."""
+        """Return all keys and values of a slot as they lie in memory.
+
+        Each is a view [num_pages, page_size, num_heads, head_dim].
+        """
         return self.keys[slot], self.values[slot]
 
     def clear(self, rows: Tensor) -> None:
@@ -66,6 +68,9 @@ class KVStore:
         return keys, values
 
     def copy_pages(self, sources: Tensor, targets: Tensor) -> None:
-        """Copy whole pages in every slot; all sources are read before any target is written."""
+        """Copy the pages `sources` [N] to the pages `targets` [N] in every slot.
+
+        All sources are read before any target is written.
+        """
         self.keys[:, targets] = self.keys[:, sources]
         self.values[:, targets] = self.values[:, sources]

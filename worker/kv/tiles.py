@@ -4,10 +4,10 @@ SDPA's order of summation depends on the shape of its call, so the last bits of 
 depend on how its prompt was cut into steps. Where activations are rounded, such a difference can
 grow until another token is sampled.
 
-Here a prompt is cut into tiles of `TILE` queries by absolute position, and a tile that a step
-computes in part leaves its other rows empty. The prompt's last token and all that follow it are
-rows of one query, as in decoding: the last token is computed again when the prompt is already
-known.
+Here a prompt is cut into tiles of `TILE` queries by absolute position. A step that computes a part
+of a tile leaves the other rows of the tile empty. The prompt's last token and all tokens behind it
+are rows of one query, as in decoding, because the last token is computed again when the prompt's
+pages are shared.
 """
 
 from collections.abc import Iterator
@@ -22,10 +22,12 @@ TILE = 32
 
 @dataclass(frozen=True)
 class Tile:
-    """Flat tokens `start` to `stop`, `offset` rows into a block of `TILE` queries, or each a block
-    of its own.
+    """Flat tokens `start` to `stop`, which one call to SDPA computes.
 
-    Of the first `num_keys` keys they see those up to their own position, and all below `num_open`.
+    With `is_block` they are a part of a block of `TILE` queries, and begin `offset` rows into it.
+    Otherwise each token is a row of one query. `first_position` is the position of the first token.
+    Of the first `num_keys` keys a token sees those up to its own position, and all below
+    `num_open`.
     """
 
     start: int
@@ -37,33 +39,37 @@ class Tile:
 
     @property
     def offset(self) -> int:
-        """Rows of the block before the first token's."""
+        """Return the number of rows of the block before the first token's."""
         if not self.is_block:
             return 0
         return self.first_position % TILE
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Shape [batch, queries] of the call to SDPA."""
+        """Return the shape (batch, queries) of the call to SDPA."""
         if self.is_block:
             return 1, TILE
         return self.stop - self.start, 1
 
     def pad(self, query: Tensor) -> Tensor:
-        """Return rows [n, heads, head_dim] as [batch, queries, heads, head_dim]."""
+        """Return rows [n, heads, head_dim] padded to [batch, queries, heads, head_dim]."""
         batch, queries = self.shape
         behind = batch * queries - self.offset - len(query)
         padded: Tensor = F.pad(query, (0, 0, 0, 0, self.offset, behind))
         return padded.view(batch, queries, *query.shape[1:])
 
     def seen(self, stored: Tensor) -> Tensor:
-        """Return the [batch, heads, keys, head_dim] of the call, out of all keys or values [1,
-        tokens, heads, head_dim]."""
+        """Return the keys or values [batch, heads, num_keys, head_dim] of the call.
+
+        `stored` are all keys or values [1, tokens, heads, head_dim] of the sequence.
+        """
         return stored[:, : self.num_keys].transpose(1, 2).expand(self.shape[0], -1, -1, -1)
 
     def bias(self, window: int | None, like: Tensor) -> Tensor:
-        """Return what is added to the scores [batch, 1, queries, keys]: 0, or -inf where nothing
-        is seen."""
+        """Return the bias [batch, 1, queries, num_keys] that is added to the attention scores.
+
+        It is 0 where a query sees a key, else -inf. It has the dtype and the device of `like`.
+        """
         batch, queries = self.shape
         first = self.first_position - self.offset
         query_positions = torch.arange(first, first + batch * queries, device=like.device)[:, None]
@@ -82,8 +88,8 @@ class Tile:
 class TiledSpan:
     """Flat tokens `start` to `stop` of one sequence, in tiles.
 
-    Their keys are in the sequence's `pages` [1, P], their own ones too: they are stored before
-    attention begins.
+    All keys are in the sequence's `pages` [1, P]. The keys of these tokens are there, too, because
+    they are stored before attention begins.
     """
 
     start: int
@@ -117,7 +123,7 @@ class TiledSpan:
         return torch.cat(parts)
 
     def _bias(self, tile: Tile, window: int | None, like: Tensor) -> Tensor:
-        """Return the tile's bias, which is made once for all layers."""
+        """Return the tile's bias, which is computed once for all layers."""
         key = tile.start, window
         if key not in self._biases:
             self._biases[key] = tile.bias(window, like)
@@ -129,8 +135,8 @@ def tiles_of(
 ) -> Iterator[Tile]:
     """Yield the tiles of positions `first` to `end` of a sequence.
 
-    They are laid out from the flat token `start` on. With `is_prefix` the prompt of `num_prompt`
-    tokens sees itself in both directions.
+    The first tile begins at the flat token `start`. With `is_prefix` the tokens of the prompt,
+    which has `num_prompt` tokens, attend to each other in both directions.
     """
     num_open = num_prompt if is_prefix else 0
     position = first

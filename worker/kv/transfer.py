@@ -1,8 +1,8 @@
 """Tensors that go to a device in one copy.
 
 A step is planned as many small tensors, and a copy of each would cost a round trip. On CUDA the
-copy leaves from pinned memory and nothing waits for it: what follows on the same stream runs after
-it.
+copy leaves from pinned memory, and the host does not wait for it: later kernels on the same stream
+run after it.
 """
 
 import dataclasses
@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 
 def to_device(record: T, device: torch.device) -> T:
-    """Return the dataclass with its tensors on `device`; on the CPU the dataclass itself.
+    """Return a copy of the dataclass with its tensors on `device`, or itself for the CPU.
 
-    Tensors are also looked for in dataclasses that it holds, and in tuples of dataclasses. All of
-    them must be on the CPU; their shapes and dtypes stay.
+    Tensors in dataclasses that it holds, and in tuples of dataclasses, are moved, too. All tensors
+    must be on the CPU. Their shapes and dtypes stay.
     """
     if device.type == "cpu":
         return record
@@ -32,7 +32,7 @@ def to_device(record: T, device: torch.device) -> T:
         tensors.append(tensor)
         return tensor
 
-    # The first walk collects the tensors; the second, in the same order, puts the copies in.
+    # The first walk collects the tensors. The second walk, in the same order, puts the copies in.
     _walk(record, note)
     copies = iter(moved(tensors, device))
     changed: T = _walk(record, lambda _: next(copies))
@@ -47,8 +47,10 @@ def moved(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
 
 
 def packed(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
-    """Return copies of CPU tensors on `device`, which lie one after the other in a buffer that is
-    copied whole."""
+    """Return copies of CPU tensors on `device`.
+
+    The copies lie one after the other in one buffer, which is copied whole.
+    """
     parts = []
     offsets = []
     size = 0
@@ -56,7 +58,7 @@ def packed(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
         part = tensor.contiguous().flatten().view(torch.uint8)
         parts.append(part)
         offsets.append(size)
-        # Each begins where any dtype may: rounded up to the alignment.
+        # Each tensor begins at a multiple of the alignment, where a tensor of any dtype may begin.
         size = -(-(size + part.numel()) // _ALIGNMENT) * _ALIGNMENT
 
     host = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
@@ -72,7 +74,7 @@ def packed(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
 
 
 def _walk(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return `value` with each tensor in it replaced by `change(tensor)`, always in one order."""
+    """Return `value` with each tensor in it replaced by `change(tensor)`, in a fixed order."""
     if isinstance(value, Tensor):
         return change(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

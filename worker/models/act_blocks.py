@@ -1,9 +1,8 @@
-"""Blocks that the ACT networks share, AI-OS ACTv1 and Sapient HRM, under their common parameter
-names.
+"""Blocks that the ACT networks share: AI-OS ACTv1 and Sapient HRM.
 
-A level is a stack of post-norm blocks without biases or norm weights. Attention is handed in with
-each call, and so are rotary tables where positions are rotary. The caller decides which keys a
-query sees, and keeps them.
+Parameters have the names that both have in common. A level is a stack of post-norm blocks without
+biases or norm weights. Attention is an argument of each call, and so are rotary tables where
+positions are rotary. The caller decides which keys a query sees, and keeps the keys.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,24 +16,28 @@ from torch import Tensor, nn
 from worker.engine.heartbeat import heartbeat
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""Attention: takes slot, query, key and value, and returns its output.
+"""A function that attends: its arguments are slot, query, key and value.
 
-All tensors are [..., tokens, heads, head_dim]. A slot is one pass through one layer.
+All tensors, the output too, are [..., tokens, heads, head_dim]. A slot is one pass through one
+layer.
 """
 
 
 class AttentionContext(NamedTuple):
-    """Attention between a call's tokens, and their rotary tables [tokens, 1, D] where positions are
-    rotary."""
+    """Attention between the tokens of a call, and their rotary tables [tokens, 1, head_dim].
+
+    `rope` is None where positions are not rotary.
+    """
 
     attend: Attend
     rope: tuple[Tensor, Tensor] | None
 
 
 def whole_rows(mask: Tensor | None) -> Attend:
-    """Return attention inside rows [B, S, heads, D], each of which sees only itself.
+    """Return a function that attends within each of the rows [B, S, heads, head_dim].
 
-    A query sees the keys where `mask` [B, 1, S, S] is true; without a mask it sees all.
+    A query sees the keys where `mask` [B, 1, S, S] is True; without a mask it sees all keys of its
+    row.
     """
 
     def attend(_: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -47,8 +50,10 @@ def whole_rows(mask: Tensor | None) -> Attend:
 
 
 def rope_tables(positions: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines [tokens, 1, head_size] of `positions` [tokens], in the half-rotated
-    layout, in fp32."""
+    """Return cosines and sines [tokens, 1, head_size] of `positions` [tokens] in fp32.
+
+    They are in the half-rotated layout.
+    """
     dims = torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32)
     frequency = theta ** (-dims / head_size)
     angle = torch.outer(positions.float(), frequency).repeat(1, 2)[:, None]
@@ -56,14 +61,17 @@ def rope_tables(positions: Tensor, head_size: int, theta: float) -> tuple[Tensor
 
 
 def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Return `x` with its rotary positions, computed in fp32, in its own dtype."""
+    """Return `x` [..., tokens, heads, head_dim] rotated by its positions.
+
+    The rotation is computed in fp32, and the result has the dtype of `x`.
+    """
     cos, sin = rope
     first, second = x.float().chunk(2, dim=-1)
     return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
 
 
 class EmbeddingTable(nn.Module):
-    """Rows of token or position embeddings."""
+    """A table [rows, width] of token or position embeddings."""
 
     def __init__(self, rows: int, width: int) -> None:
         super().__init__()
@@ -71,6 +79,8 @@ class EmbeddingTable(nn.Module):
 
 
 class Attention(nn.Module):
+    """Multi-head attention over states [..., tokens, H]. The caller's `attend` has the keys."""
+
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -88,6 +98,8 @@ class Attention(nn.Module):
 
 
 class SwiGlu(nn.Module):
+    """Gated MLP over states [..., H]: down(silu(gate(x)) * up(x))."""
+
     def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
         self.gate_up_proj = nn.Linear(hidden_size, 2 * intermediate_size, bias=False)
@@ -120,10 +132,9 @@ class Block(nn.Module):
 
 
 class Level(nn.Module):
-    """A stack of blocks.
+    """A stack of blocks over `hidden` + `injection`, both [..., tokens, H].
 
-    It runs over `hidden` + `injection`, both [..., tokens, H]. Its slots count up from
-    `first_slot`.
+    Its layers have the slots from `first_slot` on.
     """
 
     def __init__(self, blocks: Iterable[Block]) -> None:

@@ -1,9 +1,9 @@
 """The loader of AI-OS brain bundles, directories of `brain.json` and one weights file.
 
-Sizes come from the tensors. brain.json is read only for what shapes cannot tell, because upstream
-writes it in three dialects, and a network built from the wrong one loads with random layers.
-Whatever does not match in full is refused. The tokenizer is not opened here. `act_recovery` decides
-which weights file counts after an interrupted training.
+Sizes come from the tensors. brain.json is read only for facts that shapes do not tell, because
+upstream writes it in three dialects, and a network built from the wrong one would load with random
+layers. A bundle that does not match in full is refused. The tokenizer is not opened here.
+`read_newest` chooses the weights file after an interrupted training.
 """
 
 import logging
@@ -41,8 +41,11 @@ Attention = Literal["bidirectional", "causal"]
 
 @dataclass(frozen=True)
 class ActBundle:
-    """A loaded brain: `model` is in eval mode without gradients, `tokenizer_path` is None unless
-    the tokenizer that brain.json names exists."""
+    """A loaded brain.
+
+    `model` is in eval mode, without gradients. `tokenizer_path` is None unless the tokenizer that
+    brain.json names exists.
+    """
 
     model: ActModel
     config: ActConfig
@@ -54,11 +57,11 @@ class ActBundle:
 def load_act_bundle(
     path: Path, dtype: torch.dtype = torch.float32, attention: Attention | None = None
 ) -> ActBundle:
-    """Load the bundle at `path`, its directory or its weights file, with weights on the CPU in
-    `dtype`.
+    """Load the bundle at `path`, its directory or its weights file.
 
-    `attention` (bidirectional | causal) overrides what brain.json says. Raise ModelFormatError for
-    whatever is missing, unreadable, or not exactly the network that the tensors describe.
+    The weights are on the CPU in `dtype`. `attention` (bidirectional | causal) overrides that of
+    brain.json. Raise ModelFormatError for files that are missing or unreadable, and for tensors
+    that are not exactly one network.
     """
     if not path.exists():
         raise ModelFormatError(f"{path} does not exist; give the path of a brain.")
@@ -75,7 +78,7 @@ def load_act_bundle(
     if attention is not None:
         config = replace(config, attention=attention)
 
-    # Built without memory, only to compare names and shapes and to be given the file's tensors.
+    # Built on the meta device: it is compared with the file's tensors, and then takes them over.
     with torch.device("meta"):
         model = ActModel(config)
     check_names(model.state_dict(), weights, weights_file)
@@ -102,7 +105,7 @@ def _read_brain(directory: Path) -> dict[str, object]:
 
 
 def _weights_names(brain: Mapping[str, object]) -> tuple[str, ...]:
-    """Return the names under which weights are looked for, the declared one first."""
+    """Return the possible names of the weights file, the declared one first."""
     declared = brain.get("checkpoint_file")
     if isinstance(declared, str):
         return (declared, *_WEIGHTS_FILES)
@@ -110,8 +113,10 @@ def _weights_names(brain: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def _find_tokenizer(directory: Path, brain: Mapping[str, object]) -> Path | None:
-    """Return the path of the declared tokenizer, relative to the bundle or to the working
-    directory; None if it is at neither."""
+    """Return the path of the declared tokenizer, None if it does not exist.
+
+    The declared path is relative to the bundle or to the working directory.
+    """
     declared = brain.get("tokenizer_model")
     if not isinstance(declared, str) or not declared:
         return None
@@ -129,7 +134,7 @@ def _config(brain: Mapping[str, object], weights: Weights, file: Path) -> ActCon
     if has_experts:
         down = f"{_MLP}moe.experts.0.w2.weight"
 
-    # A table of positions decides: brain.json may leave out that they are learned.
+    # A table of positions decides, because brain.json may leave out that positions are learned.
     is_learned = _picks(brain, ("pos_encodings", "pos_encoding"), "learned", over="rope")
     is_learned = is_learned or _POSITIONS in weights
     is_causal = _picks(brain, ("attention",), "causal", over="bidirectional")
@@ -155,7 +160,7 @@ def _config(brain: Mapping[str, object], weights: Weights, file: Path) -> ActCon
 
 
 def _size(weights: Weights, name: str, *, dim: int, file: Path) -> int:
-    """Return the size of one dimension of a tensor; raise ModelFormatError where there is none."""
+    """Return the size of one dimension of a tensor. Raise ModelFormatError if it is missing."""
     if name not in weights:
         raise ModelFormatError(f"{file} is not an ACTv1 network: missing {name}; copy it again.")
     if weights[name].dim() <= dim:
@@ -173,13 +178,15 @@ def _count_layers(weights: Weights, level: str) -> int:
         match = _LAYER.match(name)
         if match and match[1] == level:
             numbers.add(match[2])
-    # At least one, so that a level without any layer is reported by the names it lacks.
+    # At least one, so that for a level without layers the missing names are reported.
     return max(1, len(numbers))
 
 
 def _declared(brain: Mapping[str, object], spellings: tuple[str, ...]) -> object:
-    """Return the first value that is not null in `arch`, then at the top level, then in
-    `last_session.config`; None if there is none."""
+    """Return the first value that is not null, None if there is none.
+
+    The sections of brain.json come in the order of `arch`, top level, `last_session.config`.
+    """
     session = brain.get("last_session")
     session_config = session.get("config") if isinstance(session, dict) else None
     for section in (brain.get("arch"), brain, session_config):
@@ -195,8 +202,10 @@ def _declared(brain: Mapping[str, object], spellings: tuple[str, ...]) -> object
 def _whole_number(
     brain: Mapping[str, object], spellings: tuple[str, ...], *, default: int, least: int = 1
 ) -> int:
-    """Return a declared number, or the default; raise ModelFormatError if it is less than `least`
-    or no whole number."""
+    """Return a declared number, or the default.
+
+    Raise ModelFormatError if it is no whole number, or less than `least`.
+    """
     value = _declared(brain, spellings)
     if value is None:
         return default
@@ -233,14 +242,13 @@ def _describe(name: str, model: ActModel) -> str:
 
 
 def read_newest(directory: Path, names: Sequence[str]) -> tuple[dict[str, Tensor], Path]:
-    """Return the tensors of the first of the weights files `names` that is there, and the path that
-    they were read from.
+    """Return the tensors of the first of the weights files `names` that exists, and its path.
 
-    A save is written to `<name>.safetensors.tmp` and then renamed: one that was finished but not
-    renamed is the newer state. Training on several GPUs leaves
+    A save is written to `<name>.safetensors.tmp` and then renamed. A save that was finished and not
+    renamed is the newer state, and is read in place of the file. Training on several GPUs leaves
     `parallel_checkpoints/gpu<i>_final.safetensors`, whose mean is the final model. No file is
-    changed. Log it when that is not simply the file. Raise ModelFormatError when nothing is there, or
-    nothing whole.
+    changed, and each of these choices is logged. Raise ModelFormatError when no weights are there,
+    or when they are damaged.
     """
     for name in names:
         file = _newest_save(directory / name)
@@ -260,7 +268,7 @@ def read_newest(directory: Path, names: Sequence[str]) -> tuple[dict[str, Tensor
 
 
 def _newest_save(file: Path) -> Path | None:
-    """Return `file`, or the finished save beside it that is newer; None if there is neither."""
+    """Return `file`, or a newer finished save beside it. Return None if there is neither."""
     renamed = file if file.is_file() else None
     unrenamed = file.with_name(file.name + ".tmp")
     if file.suffix != ".safetensors" or not unrenamed.is_file():
@@ -278,8 +286,8 @@ def _newest_save(file: Path) -> Path | None:
 
 
 def _is_whole(file: Path) -> bool:
-    """Return whether the header is valid and the tensors it lists fill the file exactly."""
-    # Opening checks both.
+    """Return whether the header is valid, and its tensors fill the file exactly."""
+    # Opening a file checks both.
     try:
         with safe_open(file, framework="pt"):
             return True
@@ -288,8 +296,10 @@ def _is_whole(file: Path) -> bool:
 
 
 def _mean(parts: Sequence[Path]) -> dict[str, Tensor]:
-    """Return the plain mean in float32; raise ModelFormatError unless all parts hold the same
-    tensors."""
+    """Return the mean of the tensors of all parts, in float32.
+
+    Raise ModelFormatError unless all parts hold tensors of the same names and shapes.
+    """
     first = read_tensors(parts[0])
     check_names(first, first, parts[0])
     total = {name: tensor.float() for name, tensor in first.items()}

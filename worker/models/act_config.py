@@ -1,5 +1,4 @@
-"""The configuration of an AI-OS ACTv1 network: sizes and switches, and what follows from them. No
-tensors."""
+"""The configuration of an AI-OS ACTv1 network: sizes and switches. No tensors."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,8 +10,8 @@ from worker.models.errors import ModelFormatError
 class ActConfig:
     """Sizes and switches of one network.
 
-    A network with `num_experts` 0 is dense; `window_size` None is full attention. Raises
-    ModelFormatError where the numbers describe no network.
+    A network with `num_experts` 0 is dense. `window_size` (in tokens) is None for full attention.
+    Raises ModelFormatError for numbers that describe no network.
     """
 
     vocab_size: int
@@ -39,7 +38,10 @@ class ActConfig:
 
     @property
     def slots_per_segment(self) -> int:
-        """Number of passes through layers in one segment; each has keys and values of its own."""
+        """Return the number of passes through layers in one segment.
+
+        Each pass has its own keys and values.
+        """
         return self.h_cycles * (self.l_cycles * self.l_layers + self.h_layers)
 
     def __post_init__(self) -> None:

@@ -1,9 +1,8 @@
-"""A reader of named tensors in torch.distributed.checkpoint directories, in one process and without
-a process group.
+"""A reader of named tensors in torch.distributed.checkpoint directories.
 
-Shards are put together, whatever the number of ranks that wrote them. The index of such a
-checkpoint (`.metadata`) is a pickle. It is read by an unpickler that knows only the few classes of
-an index, so that no file can run code.
+It works in one process, without a process group. Shards are put together, whatever the number of
+ranks that wrote them. The index of such a checkpoint (`.metadata`) is a pickle. It is read by an
+unpickler that knows only the few classes of an index, so that no file can run code.
 """
 
 import pickle
@@ -44,6 +43,8 @@ _INDEX_CLASSES = {
 
 
 class _IndexUnpickler(pickle.Unpickler):
+    """An unpickler that loads no class but those of an index."""
+
     def find_class(self, module: str, name: str) -> Any:
         if name in _INDEX_CLASSES.get(module, ()):
             return super().find_class(module, name)
@@ -53,8 +54,10 @@ class _IndexUnpickler(pickle.Unpickler):
 
 
 class _Reader(FileSystemReader):
+    """A reader whose index comes from `_IndexUnpickler`."""
+
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
-        """Return the index; raise ModelFormatError where there is none to be read."""
+        """Return the index. Raise ModelFormatError where it is missing or cannot be read."""
         file = Path(self.path) / INDEX_FILE
         try:
             stream = file.open("rb")
@@ -75,8 +78,10 @@ class _Reader(FileSystemReader):
 
 
 def tensor_names(directory: Path) -> frozenset[str]:
-    """Return the names of all tensors in the checkpoint, nested keys joined by dots. Raise
-    ModelFormatError."""
+    """Return the names of all tensors in the checkpoint, with nested keys joined by dots.
+
+    Raise ModelFormatError where the index cannot be read.
+    """
     index = _Reader(directory).read_metadata()
     names = set()
     for name, entry in index.state_dict_metadata.items():
@@ -86,7 +91,7 @@ def tensor_names(directory: Path) -> frozenset[str]:
 
 
 def read_named(directory: Path, names: Collection[str]) -> dict[str, Tensor]:
-    """Read the named tensors, whole, onto the CPU, in the dtype they were saved in.
+    """Return the named tensors, whole, on the CPU, in the dtype in which they were saved.
 
     Nothing else is read. `names` must be among `tensor_names`. Raise ModelFormatError when a shard
     is missing or damaged.
@@ -101,10 +106,10 @@ def read_named(directory: Path, names: Collection[str]) -> dict[str, Tensor]:
 
     try:
         with warnings.catch_warnings(), reading(directory):
-            # No process group is what we want.
+            # The lack of a process group is intended.
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             load(tensors, storage_reader=reader, no_dist=True)
-    # It is no subclass of Exception, so `reading` lets it pass.
+    # CheckpointException is no subclass of Exception, so `reading` does not turn it.
     except CheckpointException as error:
         causes = "; ".join(reason_of(cause) for cause, _ in error.failures.values())
         raise ModelFormatError(f"{directory} cannot be read: {causes}; {COPY_AGAIN}.") from error

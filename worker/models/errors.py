@@ -1,5 +1,7 @@
-"""The one error of the checkpoint loaders. It knows nothing of jobs or HTTP; the code that loads a
-model maps it."""
+"""The one error of the checkpoint loaders.
+
+It knows nothing of jobs or HTTP. The code that loads a model maps it.
+"""
 
 _MEMORY_MESSAGES = (
     "can't allocate memory",
@@ -10,8 +12,10 @@ _MEMORY_MESSAGES = (
 
 
 class ModelFormatError(ValueError):
-    """Error of files that are not a whole, consistent checkpoint of the format asked for; the
-    message says why."""
+    """Error of files that are not a whole, consistent checkpoint of the expected format.
+
+    The message says why, and what to do.
+    """
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -20,6 +24,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if not isinstance(error, RuntimeError):
         return False
-    # Torch has a class for it on accelerators, a RuntimeError too, but on a CPU only the message.
+    # On accelerators torch raises a subclass of RuntimeError, on a CPU a plain RuntimeError that
+    # only its message tells from others.
     message = str(error)
     return any(text in message for text in _MEMORY_MESSAGES)

@@ -1,8 +1,7 @@
-"""Checks of a Hugging Face directory's files before a loader reads them; what cannot be served is
-refused by name.
+"""Checks of a Hugging Face directory's files before a loader reads them.
 
-transformers reports damaged files in many ways, from an `OSError` to an `AttributeError`, and often
-does not say which file it was.
+Files that cannot be served are refused by name. transformers reports damaged files in many ways,
+from an `OSError` to an `AttributeError`, and often does not say which file it was.
 """
 
 import os
@@ -61,7 +60,7 @@ class _Index(msgspec.Struct):
 
 
 class _SentenceConfig(msgspec.Struct):
-    """Fields of `config_sentence_transformers.json` that say what a directory is for."""
+    """Fields of `config_sentence_transformers.json` that tell rerankers from other models."""
 
     model_type: str | None = None
     activation_fn: str | None = None
@@ -84,7 +83,7 @@ class GenerationDefaults(msgspec.Struct):
 
 
 def check_directory(path: Path) -> dict[str, Any]:
-    """Return the `config.json` of a directory in which every file is whole.
+    """Check the weights and the `config.json` of a directory. Return the latter.
 
     Raise ModelFormatError for damaged files, quantized weights and adapters.
     """
@@ -108,19 +107,20 @@ def directory_of(path: Path) -> Path:
 
 
 def is_there(file: Path) -> bool:
-    """Return whether a directory has an entry of this name, of whatever kind; a broken link is
-    one."""
+    """Return whether a file, a directory or a link of this name exists, even a broken link."""
     return os.path.lexists(file)
 
 
 def is_sentence_directory(path: Path) -> bool:
-    """Return whether a directory has modules behind its network that make vectors. Raise
-    ModelFormatError."""
+    """Return whether a directory has modules behind its network that make vectors.
+
+    Raise ModelFormatError for damaged files.
+    """
     has_modules = is_there(path / "modules.json") or is_there(path / "1_Pooling")
     if not is_there(path / CONFIG) or not has_modules:
         return False
-    # sentence-transformers writes `modules.json` for a reranker too, whose network alone is a
-    # classifier.
+    # sentence-transformers writes `modules.json` for a reranker, too, but its network alone is
+    # already a classifier.
     return not _read_sentence_config(path).is_reranker
 
 
@@ -132,8 +132,10 @@ def _read_sentence_config(path: Path) -> _SentenceConfig:
 
 
 def read_generation_defaults(path: Path) -> GenerationDefaults:
-    """Return what a directory's `generation_config.json` says; nothing where there is none. Raise
-    ModelFormatError."""
+    """Return the fields of a directory's `generation_config.json`, all None without that file.
+
+    Raise ModelFormatError for a damaged file.
+    """
     file = path / GENERATION_CONFIG
     if not is_there(file):
         return GenerationDefaults()
@@ -149,9 +151,9 @@ def read_generation_defaults(path: Path) -> GenerationDefaults:
 
 
 def not_obeyed(path: Path) -> dict[str, str]:
-    """Return the files of a directory whose wishes are not carried out, each with the reason.
+    """Return the files of a directory that are not obeyed, in whole or in part, with the reasons.
 
-    Raise ModelFormatError.
+    Raise ModelFormatError for damaged files.
     """
     reasons: dict[str, str] = {}
     defaults = msgspec.structs.asdict(read_generation_defaults(path))
@@ -179,8 +181,7 @@ def not_obeyed(path: Path) -> dict[str, str]:
 
 
 def check_weights(path: Path) -> None:
-    """Refuse a directory whose safetensors files are not all there and whole. Raise
-    ModelFormatError."""
+    """Raise ModelFormatError for a directory without weights, or with damaged safetensors files."""
     files = weight_files(path)
     for file in files:
         _check_safetensors(file)
@@ -193,8 +194,10 @@ def check_weights(path: Path) -> None:
 
 
 def check_weights_format(path: Path) -> None:
-    """Refuse weights of other programs in a directory that has none of ours. Raise
-    ModelFormatError."""
+    """Raise ModelFormatError for a directory that has weights only in a format not served.
+
+    Call this for a directory without weights in a format that is served.
+    """
     foreign = [file.name for file in _matches(path, _FOREIGN_FILES)]
     if foreign:
         raise ModelFormatError(
@@ -204,10 +207,10 @@ def check_weights_format(path: Path) -> None:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """Return the safetensors files of a directory: the one, or the shards that its index names;
-    none where there is neither.
+    """Return the safetensors files of a directory, if there are any.
 
-    Raise ModelFormatError for an index that cannot be used.
+    They are the shards that the index names, or else `model.safetensors`. Raise ModelFormatError
+    for an index that cannot be used.
     """
     file = path / INDEX
     if not is_there(file):
@@ -232,8 +235,7 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def check_tokenizer(path: Path) -> None:
-    """Refuse a directory without a tokenizer, or with damaged files of one. Raise
-    ModelFormatError."""
+    """Raise ModelFormatError for a directory without a tokenizer, or with a damaged one."""
     for name in _TOKENIZER_JSON:
         if is_there(path / name):
             read_json_object(path / name)
@@ -250,8 +252,10 @@ def _matches(path: Path, patterns: Iterable[str]) -> Iterable[Path]:
 
 
 def _refuse_quantized(config: dict[str, Any], file: Path) -> None:
-    """Raise ModelFormatError for a config that declares quantized weights, also inside
-    `text_config`."""
+    """Raise ModelFormatError for a config that declares quantized weights.
+
+    They may be declared inside `text_config`, too.
+    """
     for section in (config, config.get("text_config")):
         if not isinstance(section, dict):
             continue
@@ -268,21 +272,21 @@ def _refuse_quantized(config: dict[str, Any], file: Path) -> None:
 
 
 def _check_safetensors(file: Path) -> None:
-    """Refuse a file whose header is not valid, whose tensors do not fill it, or are quantized."""
-    # safetensors reports a file that cannot be opened as one that is not there, whatever the cause.
+    """Raise ModelFormatError for a damaged file, or one with quantized tensors."""
+    # Open the file first: safetensors reports any file that cannot be opened as a missing one.
     try:
         file.open("rb").close()
     except OSError as error:
         raise unusable(file, error) from error
 
-    # Opening checks header and size.
+    # Opening checks the header and the file's size.
     dtypes = {}
     with reading(file), safe_open(file, framework="pt") as tensors:
         names = tensors.keys()
         for name in names:
             dtypes[name] = tensors.get_slice(name).get_dtype()
 
-    # Buffers that count are not floating point, and need not be.
+    # Buffers that count may be integers. Weights must be floating point.
     for name, dtype in dtypes.items():
         is_buffer = dtype in _COUNTING_DTYPES and not name.endswith("weight")
         if dtype not in _PLAIN_DTYPES and not is_buffer:

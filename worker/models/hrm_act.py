@@ -1,8 +1,9 @@
 """The AI-OS ACTv1 network: its maths, under its checkpoint's parameter names.
 
-It knows nothing of files, tokenizers or sampling, and attention is handed in. One call is one ACT
-segment: over right-padded rows that see themselves whole, or over a flat run of tokens whose keys
-the caller keeps. The caller also keeps the carry, and decides how many segments a row gets.
+It knows nothing of files, tokenizers or sampling. One call is one ACT segment. It runs over
+right-padded rows that attend to themselves, or over a flat run of tokens whose keys the caller
+keeps and whose attention is an argument. The caller also keeps the carry, and decides how many
+segments a row gets.
 """
 
 from dataclasses import dataclass
@@ -36,16 +37,16 @@ class ActOutput:
 
     @property
     def carry(self) -> Tensor:
-        """Start of the next segment: z_H alone, since every H cycle sets z_L back to L_init."""
+        """Return the start of the next segment: z_H alone, because H cycles reset z_L to L_init."""
         return self.hidden
 
 
 def attention_mask(lengths: Tensor, width: int, config: ActConfig) -> Tensor:
-    """Return the mask [B, 1, S, S] of rows of `lengths` [B], true where the query may see the key.
+    """Return the mask [B, 1, S, S] of rows of `lengths` [B], True where a query sees a key.
 
-    A window W lets a query see the keys (query - W, query]. It looks back only, in bidirectional
-    attention too, and does not apply to rows no longer than W. That is AI-OS under SDPA; its
-    flash-attention path has a symmetric window instead.
+    With a window W a query sees the keys (query - W, query], in bidirectional attention, too. Rows
+    of at most W tokens have no window. These are the rules of AI-OS under SDPA; its flash-attention
+    path has a symmetric window instead.
     """
     position = torch.arange(width, device=lengths.device)
     distance = position[:, None] - position
@@ -63,6 +64,8 @@ def attention_mask(lengths: Tensor, width: int, config: ActConfig) -> Tensor:
 
 
 class _Expert(nn.Module):
+    """One expert: w2(gelu(w1(x)))."""
+
     def __init__(self, config: ActConfig) -> None:
         super().__init__()
         self.w1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
@@ -74,18 +77,25 @@ class _Expert(nn.Module):
 
 
 class _Router(nn.Module):
+    """The choice of `experts_per_token` experts for each token."""
+
     def __init__(self, config: ActConfig) -> None:
         super().__init__()
         self.experts_per_token = config.experts_per_token
         self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Return weights and expert numbers [T, k]: a softmax over the k largest logits only."""
+        """Return the weights and the numbers [T, k] of the k experts of each of `tokens` [T, H].
+
+        The weights are a softmax over the k largest logits only.
+        """
         logits, chosen = self.gate(tokens).float().topk(self.experts_per_token, dim=-1)
         return logits.softmax(-1).to(tokens.dtype), chosen
 
 
 class _Experts(nn.Module):
+    """A mixture of experts: the weighted sum of the chosen experts' outputs."""
+
     def __init__(self, config: ActConfig) -> None:
         super().__init__()
         self.router = _Router(config)
@@ -102,7 +112,7 @@ class _Experts(nn.Module):
 
 
 class _MoeMlp(nn.Module):
-    """A wrapper that puts the `moe.` into the parameter names."""
+    """A wrapper that adds `moe.` to the parameter names."""
 
     def __init__(self, config: ActConfig) -> None:
         super().__init__()
@@ -145,8 +155,10 @@ class _Inner(nn.Module):
 
 
 class ActModel(nn.Module):
-    """ACTv1 in segments: start with `initial_carry`, repeat one of the two forwards, and read the
-    states with `logits`."""
+    """The network in segments.
+
+    Start with `initial_carry`, repeat one of the two forwards, and pass the states to `logits`.
+    """
 
     def __init__(self, config: ActConfig) -> None:
         super().__init__()
@@ -154,16 +166,15 @@ class ActModel(nn.Module):
         self.inner = _Inner(config)
 
     def initial_carry(self, *shape: int) -> Tensor:
-        """Return z_H [*shape, H] of tokens that have not run a segment yet: H_init at every
-        position."""
+        """Return z_H [*shape, H] of tokens before their first segment: H_init everywhere."""
         return self.inner.H_init.expand(*shape, -1)
 
     def forward_segment(self, ids: Tensor, lengths: Tensor, carry: Tensor) -> ActOutput:
         """Run one ACT segment of `ids` [B, S] int64, right-padded with any valid id.
 
-        The first `lengths` [B] ids of each row are real. A row's result is that of the row alone;
-        positions at or past its length hold finite numbers without meaning. Raise ValueError where
-        S exceeds the longest sequence that the network knows.
+        The first `lengths` [B] ids of each row are no padding. A row's result is that of the row
+        alone; padding has finite numbers without meaning. `carry` is [B, S, H]. Raise ValueError
+        where S exceeds the longest sequence that the network knows.
         """
         width = ids.shape[1]
         if width > self.config.max_seq_len:
@@ -176,10 +187,10 @@ class ActModel(nn.Module):
     def forward_tokens(
         self, ids: Tensor, positions: Tensor, carry: Tensor, attend: Attend, segment: int = 0
     ) -> Tensor:
-        """Return z_H [..., tokens, H] after one segment, the `segment`-th.
+        """Run segment number `segment` of `ids` [..., tokens] at `positions` [tokens].
 
-        It runs `ids` [..., tokens] at `positions` [tokens]. Slots are counted through all segments,
-        in the order of segment, H cycle, L cycles before H, layer.
+        Return z_H [..., tokens, H]. Slots are numbered through all segments, in the order of
+        segment, H cycle, L cycles before the H level, layer.
         """
         config = self.config
         rope = None
@@ -199,8 +210,10 @@ class ActModel(nn.Module):
         return z_h
 
     def halting(self, first: Tensor) -> tuple[Tensor, Tensor]:
-        """Return q_halt and q_continue [...] in fp32 of rows whose first tokens have the z_H
-        `first` [..., H]."""
+        """Return q_halt and q_continue [...] in fp32 of rows.
+
+        `first` [..., H] are the z_H of their first tokens.
+        """
         q_halt, q_continue = self.inner.q_head(first).float().unbind(-1)
         return q_halt, q_continue
 

@@ -1,13 +1,12 @@
-"""HRM-Text: two stacks, run in cycles, over one embedding. The forward is our own and fused;
-attention is handed in.
+"""HRM-Text: two stacks, run in cycles, over one embedding.
 
-The maths are those of HRM-Text and of `transformers` >= 5.9 (`HrmTextForCausalLM`), which is the
-oracle in the tests:
+The forward is our own and fused, and attention is an argument. The maths are those of HRM-Text and
+of `transformers` >= 5.9 (`HrmTextForCausalLM`), with which tests compare it:
 
     z_H = scale * E[ids];  z_L = z_L_init
     repeat H_cycles: { repeat L_cycles: z_L = L(z_L + z_H);  z_H = H(z_H + z_L) };  logits = W z_H
 
-Every pass through a layer has a key/value slot of its own: (h * (L_cycles + 1) + l) * layers +
+Every pass through a layer has its own slot of keys and values: (h * (L_cycles + 1) + l) * layers +
 layer, with the H pass at l = L_cycles. Parameter names are those of Hugging Face exports.
 """
 
@@ -23,12 +22,15 @@ from torch import Tensor, nn
 from worker.models.weights import check_names
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""Attention: takes slot, query, key and value and returns its output, all [T, heads, head_dim]."""
+"""A function that attends: its arguments are slot, query, key and value.
+
+All tensors, the output too, are [T, heads, head_dim].
+"""
 
 
 @dataclass(frozen=True)
 class HrmTextShape:
-    """Sizes of one network; `num_layers` is the number of blocks in each of the two stacks."""
+    """Sizes of one network. `num_layers` is the number of blocks in each of the two stacks."""
 
     vocab_size: int
     hidden_size: int
@@ -45,6 +47,7 @@ class HrmTextShape:
 
     @property
     def num_kv_slots(self) -> int:
+        """Return the number of passes through layers, each with its own keys and values."""
         return self.num_layers * self.h_cycles * (self.l_cycles + 1)
 
 
@@ -61,7 +64,7 @@ class _RmsNorm(nn.Module):
         if hidden.device.type != "cpu" or hidden.dtype != torch.float32:
             return F.rms_norm(hidden, (width,), eps=self._eps)
 
-        # On a CPU these are fewer operators than `F.rms_norm` has.
+        # On a CPU `F.rms_norm` has more operators than this.
         length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
         eps = self.get_buffer("_eps_term")
         mean_square = torch.addcmul(eps, length, length, value=1 / width)
@@ -69,6 +72,8 @@ class _RmsNorm(nn.Module):
 
 
 class _Attention(nn.Module):
+    """The projections around attention, whose output is gated: o(sigmoid(gate) * out)."""
+
     def __init__(self, shape: HrmTextShape) -> None:
         super().__init__()
         width = shape.num_heads * shape.head_dim
@@ -79,18 +84,23 @@ class _Attention(nn.Module):
     def project(
         self, hidden: Tensor, rope: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return gate, query, key and value [T, heads, head_dim] of `hidden` [T, hidden]; query and
-        key are rotated."""
+        """Return gate, query, key and value [T, heads, head_dim] of `hidden` [T, hidden].
+
+        Query and key are rotated by their positions.
+        """
         parts = self.gqkv_proj(hidden).unflatten(-1, (4, *self.heads))
         query, key = rotate(parts[:, 1:3], *rope).unbind(1)
         return parts[:, 0], query, key, parts[:, 3]
 
     def gated(self, gate: Tensor, out: Tensor) -> Tensor:
+        """Return the layer's output [T, hidden] of attention's `out` [T, heads, head_dim]."""
         gated: Tensor = self.o_proj((torch.sigmoid(gate) * out).flatten(-2))
         return gated
 
 
 class _Mlp(nn.Module):
+    """Gated MLP: down(silu(gate(x)) * up(x))."""
+
     def __init__(self, shape: HrmTextShape) -> None:
         super().__init__()
         self.gate_up_proj = nn.Linear(shape.hidden_size, 2 * shape.intermediate_size, bias=False)
@@ -103,7 +113,7 @@ class _Mlp(nn.Module):
 
 
 class _Block(nn.Module):
-    """Pre-norm block; its norms have no weights."""
+    """Pre-norm block. Its norms have no weights."""
 
     def __init__(self, shape: HrmTextShape) -> None:
         super().__init__()
@@ -114,24 +124,28 @@ class _Block(nn.Module):
     def before(
         self, hidden: Tensor, rope: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Compute all of the layer that comes before attention: gate, query, key and value."""
+        """Compute the part of the layer before attention: gate, query, key and value."""
         return self.attn.project(self.norm(hidden), rope)
 
     def after(self, hidden: Tensor, gate: Tensor, attended: Tensor) -> Tensor:
-        """Compute all of the layer that comes after attention."""
+        """Compute the part of the layer after attention, whose output is `attended`."""
         hidden = hidden + self.attn.gated(gate, attended)
         out: Tensor = hidden + self.mlp(self.norm(hidden))
         return out
 
 
 Halves = tuple[Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]], Callable[..., Tensor]]
-"""Functions that compute a layer before and after its attention: methods of `_Block`, as they are
-or compiled."""
+"""Two functions that compute a layer before and after its attention.
+
+They are methods of `_Block`, plain or compiled.
+"""
 
 PLAIN_HALVES: Halves = (_Block.before, _Block.after)
 
 
 class _Stack(nn.Module):
+    """A stack of blocks and a final norm: L or H."""
+
     def __init__(self, shape: HrmTextShape) -> None:
         super().__init__()
         self.norm = _RmsNorm(shape.norm_eps)
@@ -163,7 +177,7 @@ class _Core(nn.Module):
 
 
 class HrmTextModel(nn.Module):
-    """The network: call it for states, and read them with `logits`."""
+    """The network. A call returns states, and `logits` turns states into logits."""
 
     def __init__(self, shape: HrmTextShape) -> None:
         super().__init__()
@@ -176,15 +190,15 @@ class HrmTextModel(nn.Module):
         self.halves = PLAIN_HALVES
 
     def compile_layers(self, backend: str | Callable[..., Any] = "inductor") -> None:
-        """Fuse what lies between matrix products and attention."""
-        # All layers are alike, so two compilations serve them.
+        """Compile the layers, which fuses the operators between matrix products and attention."""
+        # All layers are alike, so two compilations are enough.
         before, after = self.halves
         before = torch.compile(before, dynamic=True, fullgraph=True, backend=backend)
         after = torch.compile(after, dynamic=True, fullgraph=True, backend=backend)
         self.halves = (before, after)
 
     def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Return the last high-level states [T, hidden] of token ids [T] at `positions` [T]."""
+        """Return the last z_H [T, hidden] of token ids [T] at `positions` [T]."""
         shape = self.shape
         core = self.model
         z_h = core.embed_tokens(ids) * shape.embedding_scale
@@ -212,9 +226,11 @@ class HrmTextModel(nn.Module):
 def build_model(
     shape: HrmTextShape, weights: Mapping[str, Tensor], source: Path, dtype: torch.dtype
 ) -> HrmTextModel:
-    """Return the network with `weights`, in eval mode on the CPU; raise ModelFormatError unless
-    they match name by name."""
-    # Compared without memory first, so that wrong sizes allocate nothing.
+    """Return the network with `weights`, in eval mode on the CPU, in `dtype`.
+
+    Raise ModelFormatError unless names and shapes match. The error names `source`.
+    """
+    # Compare with a network on the meta device first, so that wrong sizes allocate nothing.
     with torch.device("meta"):
         skeleton = HrmTextModel(shape)
     check_names(dict(skeleton.named_parameters()), weights, source)
@@ -235,6 +251,10 @@ def rope_table(num_positions: int, head_dim: int, theta: float) -> tuple[Tensor,
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate `x` [T, 2, heads, head_dim] by its positions; `sin` is negative in its first half."""
+    """Return `x` [T, 2, heads, head_dim] rotated by its positions.
+
+    `cos` and `sin` [T, 1, 1, head_dim] are rows of `rope_table`, whose sines are negative in the
+    first half.
+    """
     first, second = x.chunk(2, dim=-1)
     return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin)

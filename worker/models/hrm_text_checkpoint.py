@@ -1,12 +1,14 @@
-"""The loader of raw HRM-Text training checkpoints: the directory that the trainer writes, read
-without a conversion.
+"""The loader of raw HRM-Text training checkpoints, without a conversion.
 
-    all_config.yaml train_metadata.yaml fsdp2_epoch_<e>/ (torch.distributed.checkpoint of {"model",
-    "optim"})
+A checkpoint is the directory that the trainer writes:
 
-Sizes come from the two YAML files, so that a network with a layer lost is refused; only the width
-of the MLP comes from the tensors. The optimizer keeps the moving average of the weights under the
-parameter's name (`optim.state.<parameter>.param_ema`). A checkpoint that numbers its parameters
+    all_config.yaml
+    train_metadata.yaml
+    fsdp2_epoch_<e>/      torch.distributed.checkpoint of {"model", "optim"}
+
+Sizes come from the two YAML files, so that a network that has lost a layer is refused. Only the
+width of the MLP comes from the tensors. The optimizer keeps the moving average of the weights under
+the parameter's name (`optim.state.<parameter>.param_ema`). A checkpoint that numbers its parameters
 instead is refused.
 """
 
@@ -44,8 +46,10 @@ _RENAMED = (
 
 
 class _Arch(msgspec.Struct):
-    """Section `arch` of `all_config.yaml`: those of the trainer's options that this network covers,
-    and no more."""
+    """Section `arch` of `all_config.yaml`.
+
+    The types allow only those values of the trainer's options that this network covers.
+    """
 
     n_layers: Count
     hidden_size: Count
@@ -79,8 +83,11 @@ class _TrainMetadata(msgspec.Struct):
 
 @dataclass(frozen=True)
 class HrmTextCheckpoint:
-    """A loaded checkpoint: `model` is in eval mode on the CPU, `note` says for people which weights
-    were taken."""
+    """A loaded checkpoint.
+
+    `model` is in eval mode on the CPU. `tokenizer_path` is None if the tokenizer is not on this
+    machine. `note` tells people which weights were taken.
+    """
 
     model: HrmTextModel
     marks: PromptMarks
@@ -93,9 +100,9 @@ def load_checkpoint(
 ) -> HrmTextCheckpoint:
     """Load the newest epoch in `path`, or the epoch directory that it names.
 
-    The averaged weights are taken if `use_ema` and the training kept them. Raise ModelFormatError
-    for whatever is missing, not served, or not exactly the network that the configuration
-    describes.
+    The averaged weights are taken if `use_ema` is set and the training kept them. Raise
+    ModelFormatError for files that are missing, for a network that is not served, and for tensors
+    that are not exactly the network of the configuration.
     """
     epoch_dir = _epoch_dir(path)
     config_file = epoch_dir.parent / "all_config.yaml"
@@ -140,7 +147,7 @@ def _epoch_dir(path: Path) -> Path:
 
 
 def _arch(config: Mapping[str, Any], file: Path) -> _Arch:
-    """Return the `arch` section; raise ModelFormatError for a network that is not served."""
+    """Return the `arch` section. Raise ModelFormatError for a network that is not served."""
     section = config.get("arch")
     name = section.get("name") if isinstance(section, dict) else None
     if not str(name).endswith(f"@{_NETWORK}"):
@@ -158,7 +165,10 @@ def _arch(config: Mapping[str, Any], file: Path) -> _Arch:
 def _read_weights(
     epoch_dir: Path, *, use_ema: bool, ema_decay: object
 ) -> tuple[dict[str, Tensor], bool]:
-    """Return tensors by our names, and whether they are the averaged ones."""
+    """Return the tensors by our names, and whether they are the averaged ones.
+
+    `ema_decay` is the trainer's setting, which is true if the training kept an average.
+    """
     stored_names = tensor_names(epoch_dir)
     prefix = _WEIGHT.format("")
     needed = []
@@ -227,7 +237,7 @@ def _shape(
 
 
 def _embedding_std(arch: _Arch) -> float:
-    """Return the standard deviation that embeddings start from; the forward pass divides by it."""
+    """Return the standard deviation of fresh embeddings, by which the forward pass divides."""
     lecun = 1.0 / math.sqrt(arch.hidden_size)
     if arch.init_type == "lecun_normal":
         return lecun
@@ -239,8 +249,8 @@ def _embedding_std(arch: _Arch) -> float:
 
 
 def _tokenizer_path(declared: str | None, directory: Path) -> Path | None:
-    """Return the path of the tokenizer on this machine; None if it is not here."""
-    # The path that training used may be one of another machine.
+    """Return the path of the tokenizer on this machine, None if it is not here."""
+    # The declared path may be one on the training's machine.
     if declared is not None:
         for path in (directory / declared, Path(declared)):
             if path.exists():

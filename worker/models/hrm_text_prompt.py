@@ -1,14 +1,16 @@
-"""The tokens around a prompt, as HRM-Text was trained with them. Strings only; their ids are the
-tokenizer's."""
+"""The tokens around a prompt with which HRM-Text was trained.
+
+They are strings here. Their ids are the tokenizer's.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 RAW = "raw"
-"""The condition of a prompt that carries its marks itself, or wants none."""
+"""The condition of a prompt that has its marks already, or needs none."""
 
 USUAL = "direct"
-"""The condition of a prompt that names none, where a tokenizer knows it."""
+"""The condition of a prompt that names none, if the tokenizer has its token."""
 
 CONDITIONS = {
     "direct": "<|object_ref_start|>",
@@ -20,8 +22,11 @@ CONDITIONS = {
 
 @dataclass(frozen=True)
 class PromptMarks:
-    """Tokens around a prompt: boq, one for each condition, the prompt, eoq, and the response up to
-    eoa. `conditions` maps names to tokens."""
+    """Tokens around a prompt and its response.
+
+    Their order is boq, one token for each condition, the prompt, eoq, the response, eoa.
+    `conditions` maps names to tokens.
+    """
 
     boq: str
     eoq: str

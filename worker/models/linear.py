@@ -1,16 +1,15 @@
-"""Faster linear layers for inference on a CPU, packed fp32 or int8, put in place of a loaded
-network's own.
+"""Faster linear layers for inference on a CPU, in packed fp32 or int8.
 
-Packed weights exist once, in the kernel's layout, so no state dict can be read back. This file
-knows layers, not networks.
+They replace the linear layers of a loaded network. Packed weights exist once, in the kernel's
+layout, so no state dict can be read back. This file knows layers, not networks.
 
-Packed fp32 (oneDNN) is faster where weights are streamed from memory; with one thread, only where
-the output is at least twice as wide as the input. Elsewhere MKL, behind `F.linear`, is as fast or
-faster, and the layer is left alone.
+Packed fp32 (oneDNN) is faster where weights are streamed from memory. With one thread this holds
+only where the output is at least twice as wide as the input. Elsewhere MKL, which `F.linear` calls,
+is as fast or faster, and the layer stays.
 
-Int8 (fbgemm) has weights symmetric per output channel and activations symmetric per row, so that a
-row's result does not depend on other rows. Sums are exact integers, so it does not depend on the
-number of rows either.
+Int8 (fbgemm) has symmetric weights with a scale for each output channel, and symmetric activations
+with a scale for each row, so that a row's result does not depend on other rows. Sums are exact
+integers, so it does not depend on the number of rows either.
 """
 
 import warnings
@@ -23,22 +22,28 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 Better = Callable[[nn.Module, bool], nn.Module | None]
-"""Choice of a layer's replacement, or None. Takes the layer, and whether another one shares its
-weight."""
+"""A function that returns a layer's replacement, or None.
+
+Its arguments are the layer, and whether another layer shares its weight.
+"""
 
 MIN_PACKED_WEIGHTS = 1 << 18
-"""Size from which oneDNN's layout beats `F.linear`: a megabyte of fp32, which no core's cache keeps
-between two steps."""
+"""The number of weights from which oneDNN's layout is faster than `F.linear`.
+
+It is a megabyte of fp32, which no core's cache keeps between two steps.
+"""
 MIN_INT8_WEIGHTS = 1 << 17
-"""Size from which int8 is no slower than fp32 at 16 rows. Routers and q heads, which take
-decisions, are smaller and stay exact."""
+"""The number of weights from which int8 is no slower than fp32 at 16 rows.
+
+Routers and q heads, which take decisions, are smaller and stay exact.
+"""
 
 _PEAK = 127
-"""Steps on either side of zero of an activation."""
+"""The largest absolute value of a rounded activation."""
 # Without VNNI two products of a signed and an unsigned byte are added in 16 saturating bits, so
-# weights keep to 7 bits: 255 * 63 * 2 < 2**15. They do on every machine, so that workers agree.
+# weights keep to 7 bits: 255 * 63 * 2 < 2**15. They do so on every machine, so that workers agree.
 _WEIGHT_PEAK = 63
-"""Steps on either side of zero of a weight."""
+"""The largest absolute value of a rounded weight."""
 _ZERO = 128
 
 _packed_linear = torch.ops.mkldnn._linear_pointwise
@@ -46,8 +51,10 @@ _int8_linear = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
 
 
 class PackedLinear(nn.Module):
-    """Linear layer in fp32, [..., in] to [..., out], over a weight [out, in] in oneDNN's blocked
-    layout."""
+    """Linear layer in fp32, [..., in] to [..., out].
+
+    Its weight [out, in] is in oneDNN's blocked layout.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -60,8 +67,10 @@ class PackedLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """Linear layer, [..., in] to [..., out] in the dtype of its input, over an int8 weight [out,
-    in] and fp32 scales."""
+    """Linear layer, [..., in] to [..., out] in the dtype of its input.
+
+    Its weight [out, in] is int8, with fp32 scales [out].
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -71,23 +80,26 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
         peak = torch.linalg.vector_norm(wide, torch.inf, -1, keepdim=True)
-        # A row of zeros becomes NaN here and some finite integers in the kernel, which its peak
-        # makes zeros again.
+        # A row of zeros becomes NaN here and finite integers in the kernel. Its peak of 0 then
+        # makes them zeros again.
         out: Tensor = _int8_linear(wide / peak, 1 / _PEAK, _ZERO, self._packed)
-        out = out.mul_(peak) if self._bias is None else torch.addcmul(self._bias, out, peak)
+        if self._bias is None:
+            out = out.mul_(peak)
+        else:
+            out = torch.addcmul(self._bias, out, peak)
         return out.to(x.dtype)
 
 
 def pack_linears(model: nn.Module, _options: object = None) -> int:
-    """Replace the linear layers that are faster packed, in place; return how many.
+    """Replace the linear layers that are faster packed, in place. Return their number.
 
-    Results are fp32 as before, up to the order of summation. Only fp32 layers on a CPU are touched.
+    Results differ only by the order of summation. Only fp32 layers on a CPU are replaced.
     """
     return _replace(model, _packed)
 
 
 def round_linears(model: nn.Module, _options: object = None) -> int:
-    """Replace the linear layers that are faster in int8, in place; return how many.
+    """Replace the linear layers that are faster in int8, in place. Return their number.
 
     The model must be on the CPU.
     """
@@ -95,17 +107,18 @@ def round_linears(model: nn.Module, _options: object = None) -> int:
 
 
 def has_int8_kernels() -> bool:
+    """Return whether this torch has fbgemm, the int8 kernels of x86 processors."""
     return "fbgemm" in torch.backends.quantized.supported_engines
 
 
 @torch.no_grad()
 def _replace(model: nn.Module, better: Better) -> int:
-    """Put better layers in place of linear ones; return how many layers were replaced."""
+    """Replace linear layers by those that `better` returns. Return the number of such layers."""
     users: Counter[nn.Parameter] = Counter()
     for module in model.modules():
         users.update(module.parameters(recurse=False))
 
-    # A layer may be found under several parents, which then share its replacement too.
+    # A layer may have several parents, which then share its replacement, too.
     replaced: dict[nn.Module, nn.Module] = {}
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
@@ -157,8 +170,10 @@ def _has_packed_kernel(weight: Tensor) -> bool:
 
 
 def _pack_int8(weight: Tensor) -> torch.ScriptObject:
-    """Return fbgemm's packed form of a weight [out, in], rounded to `_WEIGHT_PEAK` steps on either
-    side of zero, each row by its own scale."""
+    """Return fbgemm's packed form of a weight [out, in].
+
+    Each row is rounded to integers from -`_WEIGHT_PEAK` to `_WEIGHT_PEAK`, by its own scale.
+    """
     scales = (weight.abs().amax(1) / _WEIGHT_PEAK).clamp_min(torch.finfo(torch.float32).tiny)
     steps = (weight / scales[:, None]).round().to(torch.int8)
     with _fbgemm(), warnings.catch_warnings():
@@ -173,7 +188,7 @@ def _pack_int8(weight: Tensor) -> torch.ScriptObject:
 
 @contextmanager
 def _fbgemm() -> Iterator[None]:
-    """Set fbgemm as the engine: weights are packed for the one that is set at the time."""
+    """Set fbgemm as torch's engine, for which weights are packed, during the block."""
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = "fbgemm"
     try:

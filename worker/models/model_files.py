@@ -1,4 +1,4 @@
-"""The size of a model, from its files alone: before anything is loaded, and without torch."""
+"""The size of a model by its files alone, before anything is loaded, and without torch."""
 
 import json
 from math import prod
@@ -15,21 +15,23 @@ _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 def num_parameters(path: Path) -> int | None:
     """Return the number of parameters of a Hugging Face directory by its safetensors headers.
 
-    None where only loading would tell.
+    Return None where only loading would tell.
     """
     try:
         files = _safetensors(path)
         if not files:
             return None
-        return sum(map(_num_elements, files))
+        return sum(_num_elements(file) for file in files)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        # A damaged file: the loader says what is wrong with it.
+        # A file is damaged. The loader says what is wrong with it.
         return None
 
 
 def weight_bytes(path: Path, dtype: str) -> int:
-    """Return the bytes of memory that the weights take in `dtype`, 0 where no file of weights lies
-    at `path`."""
+    """Return the bytes of memory that the weights take in `dtype`.
+
+    Return 0 where no file of weights is at `path`.
+    """
     count = num_parameters(path)
     if count is not None:
         return count * BYTES_OF[dtype]
@@ -38,8 +40,8 @@ def weight_bytes(path: Path, dtype: str) -> int:
 
 
 def _weight_files(path: Path) -> list[Path]:
-    """Return the files of the first kind of weights that is there."""
-    if isfile(path):  # Path's own raises for what may not be looked at
+    """Return the files of the first suffix in `_SUFFIXES` of which there are any."""
+    if isfile(path):  # Path.is_file raises where permissions are missing
         return [path]
     for suffix in _SUFFIXES:
         files = [file for file in path.glob(f"*{suffix}") if isfile(file)]
@@ -49,8 +51,10 @@ def _weight_files(path: Path) -> list[Path]:
 
 
 def _safetensors(path: Path) -> list[Path]:
-    """Return the files that `model.safetensors.index.json` names, or the one file, as far as they
-    are there."""
+    """Return the files that `model.safetensors.index.json` names, or else `model.safetensors`.
+
+    Files that are missing are left out.
+    """
     names = {_SINGLE}
     if (path / _INDEX).is_file():
         names = set(json.loads((path / _INDEX).read_text())["weight_map"].values())
@@ -65,7 +69,8 @@ def _num_elements(file: Path) -> int:
     """
     with file.open("rb") as stream:
         num_bytes = int.from_bytes(stream.read(8), "little")
-        if num_bytes > file.stat().st_size:  # of a damaged file; so much memory may not be there
+        # The length in a damaged file may be larger than all memory.
+        if num_bytes > file.stat().st_size:
             raise ValueError(f"{file} has a header longer than itself")
         header: dict[str, Any] = json.loads(stream.read(num_bytes))
 

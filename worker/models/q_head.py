@@ -1,12 +1,13 @@
-"""AI-OS implants: a causal LM with a small trained head beside it, which says whether to halt or to
-go on.
+"""AI-OS implants: a causal LM, and a small trained head that says whether to halt or to go on.
 
-    starter_brain.json {model, q_head, max_seq_len, peft_dir, ...} or q_head.pt beside model/ or
-    base_model/
+An implant is a directory in one of two forms:
 
-The head reads the last hidden state and does not change what the LM predicts. Trained adapters
-(PEFT) would change it; they are refused, not left out. Device and dtype are those of the settings,
-whatever the bundle says.
+    starter_brain.json    {model, q_head, max_seq_len, peft_dir, ...}
+    q_head.pt             beside model/ or base_model/
+
+The head reads the last hidden state and does not change the LM's predictions. Trained adapters
+(PEFT) would change them, so they are refused, not left out. Device and dtype are those of the
+settings, whatever the bundle says.
 """
 
 from dataclasses import dataclass
@@ -28,15 +29,19 @@ HEAD_FILE = "q_head.pt"
 
 @dataclass(frozen=True)
 class QHead:
-    """A trained head: `weight` [2, hidden] and `bias` [2] in float32. The first row is q_halt, the
-    second q_continue."""
+    """A trained head: `weight` [2, hidden] and `bias` [2] in float32.
+
+    The first row is q_halt, the second q_continue.
+    """
 
     weight: Tensor
     bias: Tensor
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """Return q_halt and q_continue [..., 2] in float32 of last hidden states [..., hidden] of
-        any dtype."""
+        """Return q_halt and q_continue [..., 2] in float32 of last hidden states [..., hidden].
+
+        The states may be of any dtype.
+        """
         return F.linear(hidden.float(), self.weight, self.bias)
 
     def to(self, device: torch.device) -> "QHead":
@@ -60,9 +65,10 @@ class _Starter(msgspec.Struct):
 
 
 def find_implant(path: Path) -> Implant | None:
-    """Return the bundle at `path`, its directory or a file in it; None where there is no q head.
+    """Return the bundle at `path`, which is its directory or a file in it.
 
-    Raise ModelFormatError for a part that is named but missing, and for adapters.
+    Return None where there is no q head. Raise ModelFormatError for a base model that is missing,
+    and for adapters.
     """
     directory = path if path.is_dir() else path.parent
     starter_file = directory / STARTER_FILE
@@ -93,8 +99,10 @@ def find_implant(path: Path) -> Implant | None:
 
 
 def load_q_head(file: Path, hidden_size: int) -> QHead:
-    """Load the head in `file` for states of `hidden_size`; raise ModelFormatError for anything
-    else."""
+    """Load the head in `file` for states of `hidden_size`.
+
+    Raise ModelFormatError for a file that is missing, or that holds anything else.
+    """
     if not is_there(file):
         raise ModelFormatError(
             f"There is no q head at {file}; copy it there, or name it in {STARTER_FILE}."
@@ -110,8 +118,10 @@ def _read_starter(file: Path) -> _Starter:
 
 
 def _part(directory: Path, name: str) -> Path:
-    """Return the path that a name means: relative to the bundle, or else to the working directory,
-    as the trainer writes it."""
+    """Return the path of a part of the bundle.
+
+    Its name is relative to the bundle, or else to the working directory, as the trainer writes it.
+    """
     in_bundle = directory / name
     if not in_bundle.exists() and Path(name).exists():
         return Path(name)

@@ -1,7 +1,6 @@
-"""Readers of a model directory's small files, and the seam to libraries that read large ones.
+"""Readers of a model directory's small files, and errors of libraries that read large ones.
 
-What they raise becomes a ModelFormatError: one sentence that names the file and says what to do
-about it.
+All errors become a ModelFormatError: one sentence that names the file and says what to do.
 """
 
 import json
@@ -22,27 +21,27 @@ logger = logging.getLogger("aios.models")
 COPY_AGAIN = "copy it again from where it came from"
 _GIVE_ACCESS = "let the user that runs the worker read it"
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-_LONGEST_REASON = 300
+_MAX_REASON_LENGTH = 300
 
 Count = Annotated[int, msgspec.Meta(gt=0)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
-"""Numbers of a configuration, for the fields of structs."""
+"""Types of a configuration's numbers, for fields of structs: at least 1, and more than 0."""
 
 _Kind = TypeVar("_Kind")
 
 
 @contextmanager
 def reading(source: Path | str, remedy: str = COPY_AGAIN, *, kind: str = "") -> Iterator[None]:
-    """Turn whatever a library raises into ModelFormatError, while it reads `source` as a `kind`.
+    """Turn any error of a library that reads `source` as a `kind` into ModelFormatError.
 
-    `source` is a file or a directory. No code of our own belongs inside: our bugs must stay
-    tracebacks.
+    `source` is a file or a directory. No code of our own belongs in the block, because our bugs
+    must stay tracebacks.
     """
     try:
         yield
     except ModelFormatError:
         raise
-    # A library raises anything on a damaged file, Rust's panics too, which are no Exception.
+    # A library may raise any error on a damaged file, even a panic of Rust, which is no Exception.
     except BaseException as error:
         # A lack of memory is no fault of the files.
         if not is_foreign(error) or is_out_of_memory(error):
@@ -62,8 +61,8 @@ def unusable(
 
 
 def faulty(source: Path | str, problem: str) -> ModelFormatError:
-    """Return the error of a file with this problem."""
-    # A pointer in place of the file explains any other problem.
+    """Return the error of a file with this problem, which is a predicate with its full stop."""
+    # If the file is only a pointer of Git LFS, that explains any other problem.
     if _is_lfs_pointer(source):
         problem = (
             "is a pointer of Git LFS, not the file itself: get it by `git lfs pull` there, or "
@@ -85,11 +84,11 @@ def reason_of(error: BaseException) -> str:
     """Return the class of an error and the beginning of its message, in one line."""
     message = str(error)
     if isinstance(error, OSError) and error.strerror:
-        # Without the path, which our sentence names anyway.
+        # Without the path, which our own sentence names.
         message = error.strerror
     line = " ".join(message.split())
-    if len(line) > _LONGEST_REASON:
-        line = line[:_LONGEST_REASON] + "..."
+    if len(line) > _MAX_REASON_LENGTH:
+        line = line[:_MAX_REASON_LENGTH] + "..."
     if not line:
         return type(error).__name__
     return f"{type(error).__name__}: {line}"
@@ -134,9 +133,10 @@ def read_yaml_mapping(file: Path) -> dict[str, Any]:
 def converted(
     value: object, kind: type[_Kind], source: Path | str, *, strict: bool = True
 ) -> _Kind:
-    """Return `value` as a struct; unless `strict`, numbers may be written as strings, as in YAML.
+    """Return `value` as a `kind`, which is a struct or a list of structs.
 
-    Raise ModelFormatError naming `source` and the field.
+    Unless `strict`, numbers may be written as strings, as in YAML. Raise ModelFormatError, which
+    names `source` and the field.
     """
     try:
         return msgspec.convert(value, kind, strict=strict)

@@ -1,15 +1,15 @@
-"""The Sapient HRM network for puzzles: its maths, under its checkpoint's parameter names without
-their common prefix.
+"""The Sapient HRM network for puzzles: its maths.
 
-It knows nothing of files or grids. One call is one ACT segment over rows of equal, fixed length.
-The caller keeps each row's carry and decides how many segments it gets, so rows of a batch may be
-at different segments:
+Parameters have their checkpoint's names without the common prefix. This module knows nothing of
+files or grids. One call is one ACT segment over rows of equal, fixed length. The caller keeps each
+row's carry and decides how many segments it gets, so rows of a batch may be at different segments.
+One segment is:
 
     x = sqrt(H) * [puzzle_emb ; E[ids]]
         or, with learned positions, sqrt(H) * sqrt(1/2) * ([puzzle_emb ; E[ids]] + P)
     repeat H_cycles: { repeat L_cycles: z_L = L(z_L + z_H + x);  z_H = H(z_H + z_L) }
 
-Unlike AI-OS ACTv1, z_L lives on from cycle to cycle and from segment to segment, and nothing is
+Unlike in AI-OS ACTv1, z_L is kept from cycle to cycle and from segment to segment, and nothing is
 clamped.
 """
 
@@ -34,8 +34,7 @@ from worker.models.act_blocks import (
 from worker.models.errors import ModelFormatError
 
 _SLOT = 0
-"""The slot of all passes: rows that see themselves whole keep no keys, so their attention does not
-ask for one."""
+"""The slot of all passes. Rows that attend to themselves keep no keys, so slots do not matter."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class SapientConfig:
     """Sizes of one network.
 
     `seq_len` counts cells. A network with `puzzle_emb_ndim` 0 has no puzzle embeddings. Raises
-    ModelFormatError where the numbers describe no network.
+    ModelFormatError for numbers that describe no network.
     """
 
     vocab_size: int
@@ -73,7 +72,7 @@ class SapientConfig:
 
     @property
     def puzzle_emb_len(self) -> int:
-        """Number of positions before the first cell, which hold the puzzle embedding."""
+        """Return the number of positions before the first cell. They hold the puzzle embedding."""
         return -(-self.puzzle_emb_ndim // self.hidden_size)
 
     @property
@@ -115,8 +114,10 @@ def _level(config: SapientConfig, num_layers: int) -> Level:
 
 
 class SapientModel(nn.Module):
-    """A puzzle network: start rows with `initial_carry`, repeat `forward_segment`, and read the
-    cells with `logits`."""
+    """A puzzle network.
+
+    Start rows with `initial_carry`, repeat `forward_segment`, and pass z_H to `logits`.
+    """
 
     H_init: Tensor
     L_init: Tensor
@@ -137,14 +138,18 @@ class SapientModel(nn.Module):
         self.L_level = _level(config, config.l_layers)
 
     def initial_carry(self, batch: int) -> Carry:
-        """Return the carry of rows that have not run a segment yet: H_init and L_init at every
-        position."""
+        """Return the carry of `batch` rows before their first segment.
+
+        It is H_init and L_init at every position.
+        """
         shape = (batch, self.config.num_positions, -1)
         return Carry(self.H_init.expand(shape), self.L_init.expand(shape))
 
     def forward_segment(self, ids: Tensor, identifiers: Tensor, carry: Carry) -> SegmentOutput:
-        """Run one ACT segment of the cells `ids` [B, seq_len] of the puzzles `identifiers` [B],
-        both int64."""
+        """Run one ACT segment of the cells `ids` [B, seq_len] of the puzzles `identifiers` [B].
+
+        Both are int64.
+        """
         context = self._attention_context(ids.device)
         embedding = self._embed(ids, identifiers)
         z_h, z_l = carry

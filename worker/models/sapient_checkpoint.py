@@ -1,8 +1,9 @@
 """The loader of Sapient HRM checkpoints, directories of `all_config.yaml` and torch state dicts.
 
-The network was built from `all_config.yaml`, so the file is believed, and every tensor must fit it.
-What the data set decided and the file does not say comes from the tensors: the vocabulary, which
-tells the puzzle, and the number of puzzle identifiers. Whatever does not match in full is refused.
+The network was built from `all_config.yaml`, so every tensor must fit that file. The facts that
+depend on the data set are not in the file, and come from the tensors: the vocabulary, which tells
+the kind of puzzle, and the number of puzzle identifiers. A checkpoint that does not match in full
+is refused.
 """
 
 import re
@@ -32,8 +33,11 @@ Section = Mapping[str, object]
 
 @dataclass(frozen=True)
 class SapientCheckpoint:
-    """A loaded checkpoint: `model` is in eval mode without gradients, `kind` the puzzles it solves,
-    `identifiers` the named rows of its puzzle embeddings."""
+    """A loaded checkpoint.
+
+    `model` is in eval mode, without gradients. `kind` is the kind of puzzle that it solves.
+    `identifiers` are the named rows of its puzzle embeddings. `description` is for people.
+    """
 
     model: SapientModel
     kind: PuzzleKind
@@ -44,8 +48,8 @@ class SapientCheckpoint:
 def load_sapient_checkpoint(path: Path, dtype: torch.dtype = torch.float32) -> SapientCheckpoint:
     """Load `path`, a directory (its latest step) or a state dict in it, onto the CPU in `dtype`.
 
-    Raise ModelFormatError for whatever is missing, unreadable, or not exactly the network that the
-    files describe.
+    Raise ModelFormatError for files that are missing or unreadable, and for tensors that are not
+    exactly the network of the configuration.
     """
     directory = path if path.is_dir() else path.parent
     file = path if path.is_file() else _latest(directory)
@@ -54,7 +58,7 @@ def load_sapient_checkpoint(path: Path, dtype: torch.dtype = torch.float32) -> S
     kind = _kind(_rows(weights, "embed_tokens.embedding_weight", file), data_path, file)
     config = _network(arch, weights, kind, file)
 
-    # Built without memory, only to compare names and shapes and to be given the file's tensors.
+    # Built on the meta device: it is compared with the file's tensors, and then takes them over.
     with torch.device("meta"):
         model = SapientModel(config)
     check_names(model.state_dict(), weights, file)
@@ -66,7 +70,7 @@ def load_sapient_checkpoint(path: Path, dtype: torch.dtype = torch.float32) -> S
 
 
 def _latest(directory: Path) -> Path:
-    """Return the file `checkpoint`, as published, or else the state dict of the highest step."""
+    """Return the file `checkpoint` of published models, or else that of the highest step."""
     if (directory / "checkpoint").is_file():
         return directory / "checkpoint"
     steps = []
@@ -82,7 +86,7 @@ def _latest(directory: Path) -> Path:
 
 
 def _read_config(file: Path) -> tuple[Section, str]:
-    """Return the `arch` section, and the path of the data set, which names the puzzle."""
+    """Return the `arch` section, and the path of the data set, which may name the puzzle."""
     if not is_there(file):
         raise ModelFormatError(f"{file.parent} has no {file.name}; copy it there.")
     config = read_yaml(file)
@@ -98,8 +102,11 @@ def _read_config(file: Path) -> tuple[Section, str]:
 
 
 def _kind(vocab_size: int, data_path: str, file: Path) -> PuzzleKind:
-    """Return the puzzle with this vocabulary; raise ModelFormatError where the data set is named
-    after another one."""
+    """Return the kind of puzzle with this vocabulary.
+
+    Raise ModelFormatError for an unknown vocabulary, or if the data set is named after another
+    puzzle.
+    """
     kinds = {kind.vocab_size: kind for kind in KINDS}
     if vocab_size not in kinds:
         known = ", ".join(f"{kind.vocab_size} ({kind.name})" for kind in KINDS)
@@ -152,7 +159,10 @@ def _rows(weights: Mapping[str, Tensor], name: str, file: Path) -> int:
 
 
 def _whole(arch: Section, key: str, default: int | None = None) -> int:
-    """Return a whole number from 1 up, or the default where there is one and the key is absent."""
+    """Return a whole number that is at least 1, or the default.
+
+    Raise ModelFormatError for any other value, or if the key is absent and there is no default.
+    """
     value = arch.get(key, default)
     if not isinstance(value, int) or isinstance(value, bool) or (value < 1 and value != default):
         raise ModelFormatError(
@@ -180,8 +190,10 @@ def _positions(arch: Section) -> Literal["rope", "learned"]:
 
 
 def _read_identifiers(file: Path, config: SapientConfig) -> dict[str, int]:
-    """Return puzzle identifiers by name, from the data set's list of names, if that was put beside
-    the checkpoint."""
+    """Return puzzle identifiers by name.
+
+    They come from the data set's list of names, if that is beside the checkpoint.
+    """
     if not config.puzzle_emb_ndim or not is_there(file):
         return {}
     names = read_json(file)
@@ -193,7 +205,7 @@ def _read_identifiers(file: Path, config: SapientConfig) -> dict[str, int]:
         )
         raise ModelFormatError(f"{problem}; correct or remove it.")
 
-    # Gaps in the list have the same name; it means the first of them.
+    # Gaps in the list all have the same name. It stands for the first gap.
     identifiers: dict[str, int] = {}
     for number, name in enumerate(names):
         identifiers.setdefault(name, number)

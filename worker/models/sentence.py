@@ -1,13 +1,13 @@
-"""sentence-transformers directories: how they make one vector of a text's states.
+"""sentence-transformers directories: modules that make one vector of a text's states.
 
-    modules.json                      which modules follow the network, in which order
-    1_Pooling/config.json             how states become one vector; several ways are joined
-    2_Dense/, 2_Normalize/            what is done to that vector
-    config_sentence_transformers.json prompts, and which one stands before every text
-    sentence_bert_config.json         the longest text
+    modules.json                      the modules behind the network, in order
+    1_Pooling/config.json             the modes of pooling, whose vectors are joined
+    2_Dense/, 2_Normalize/            the steps that change the joined vector
+    config_sentence_transformers.json prompts, and the one that stands before every text
+    sentence_bert_config.json         the length of the longest text
 
-Formats and rules are those of sentence-transformers 6.2. What is not known here is refused by name,
-never left out.
+Formats and rules are those of sentence-transformers 6.2. An unknown module or option is refused by
+name, never left out.
 """
 
 from dataclasses import dataclass, field
@@ -34,7 +34,7 @@ _FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-"""The older spelling of each way of pooling, in the order in which several are joined."""
+"""The mode of pooling for each flag of the older format, in the order in which they are joined."""
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "Identity": nn.Identity,
     "Tanh": nn.Tanh,
@@ -48,13 +48,15 @@ _VECTOR = "sentence_embedding"
 
 
 class _Module(msgspec.Struct):
-    """An entry of `modules.json`; `type` is a Python path that ends in the module's class."""
+    """An entry of `modules.json`. `type` is a Python path that ends in the module's class."""
 
     type: str
     path: str = ""
 
 
 class _Dense(msgspec.Struct):
+    """`config.json` of a Dense module."""
+
     in_features: Count
     out_features: Count
     bias: bool = True
@@ -84,8 +86,9 @@ class SentenceModules:
     """Modules behind a network, which make one vector of a text.
 
     The vectors of all `modes` of pooling are joined, and `steps` change the result, in order.
-    `prompt` stands before every text; without `includes_prompt` its tokens are read but not pooled.
-    A text has at most `max_tokens`, or as many as the network reads. `description` is for people.
+    `prompt` stands before every text. Without `includes_prompt` its tokens are read but not pooled.
+    A text has at most `max_tokens` tokens; None sets no limit but the network's. `description` is
+    for people.
     """
 
     modes: tuple[str, ...]
@@ -97,8 +100,10 @@ class SentenceModules:
     description: str = field(default="")
 
     def vector(self, states: Tensor, num_unpooled: int) -> Tensor:
-        """Return one vector in float32 of last states [N, hidden], without the first
-        `num_unpooled`."""
+        """Return one vector in float32 of last states [N, hidden].
+
+        The first `num_unpooled` states take no part.
+        """
         parts = [_pooled(states.double(), mode, num_unpooled) for mode in self.modes]
         vector = torch.cat(parts).float()
         for step in self.steps:
@@ -106,7 +111,7 @@ class SentenceModules:
         return vector
 
     def text(self, text: str) -> str:
-        """Return the text that is read in place of `text`."""
+        """Return `text` as the network reads it: with the prompt, in lower case if need be."""
         whole = self.prompt + text
         if self.is_lower_case:
             return whole.lower()
@@ -119,6 +124,8 @@ class _Normalize(nn.Module):
 
 
 class _DenseStep(nn.Module):
+    """A Dense module: activation(linear(vector)), with a residual if the config has one."""
+
     def __init__(self, config: _Dense, activation: nn.Module) -> None:
         super().__init__()
         self.linear = nn.Linear(config.in_features, config.out_features, bias=config.bias)
@@ -139,8 +146,11 @@ class _DenseStep(nn.Module):
 
 
 def read_sentence_modules(path: Path, hidden_size: int) -> SentenceModules | None:
-    """Return the modules of a directory; None where it is none of sentence-transformers'. Raise
-    ModelFormatError."""
+    """Return the modules of a directory, None for one that sentence-transformers did not write.
+
+    `hidden_size` is that of the network's states. Raise ModelFormatError for files that are damaged
+    or that name unknown modules.
+    """
     if not is_sentence_directory(path):
         return None
     names = {entry.name for entry in path.iterdir()}
@@ -156,7 +166,7 @@ def read_sentence_modules(path: Path, hidden_size: int) -> SentenceModules | Non
     modes, includes_prompt = _pooling(path / pooling.path / "config.json", hidden_size)
     words = ["pooled by " + " + ".join(modes)]
 
-    # Each step takes vectors as wide as the one before it leaves them.
+    # Each step takes vectors of the width that the step before it returns.
     steps: list[nn.Module] = []
     width = hidden_size * len(modes)
     for module in others:
@@ -182,8 +192,10 @@ def read_sentence_modules(path: Path, hidden_size: int) -> SentenceModules | Non
 
 
 def _modules(path: Path, names: set[str]) -> list[_Module]:
-    """Return the modules in their order, by `modules.json` or else by the names of directories like
-    `1_Pooling`."""
+    """Return the modules in order.
+
+    They are those of `modules.json`, or else of directories with names such as `1_Pooling`.
+    """
     if "modules.json" in names:
         file = path / "modules.json"
         modules = converted(read_json(file), list[_Module], file)
@@ -211,8 +223,10 @@ def _kind(module: _Module) -> str:
 
 
 def _limits(directory: Path) -> _Limits:
-    """Return the limits of texts; raise ModelFormatError where the network's last states are not
-    what is pooled."""
+    """Return the limits of texts.
+
+    Raise ModelFormatError where anything but the network's last states is pooled.
+    """
     file = directory / "sentence_bert_config.json"
     if not is_there(file):
         return _Limits()
@@ -227,7 +241,7 @@ def _limits(directory: Path) -> _Limits:
 
 
 def _pooling(file: Path, hidden_size: int) -> tuple[tuple[str, ...], bool]:
-    """Return the ways of pooling, and whether a prompt's tokens take part."""
+    """Return the modes of pooling, and whether a prompt's tokens take part."""
     config = read_json_object(file)
     declared = config.get("pooling_mode")
     if declared is None:
@@ -305,7 +319,7 @@ def _prompt(path: Path) -> tuple[str, list[str]]:
 
 
 def _pooled(states: Tensor, mode: str, num_unpooled: int) -> Tensor:
-    """Pool the states [N, hidden] behind the first `num_unpooled`, in one of the ways."""
+    """Return the vector [hidden] of the states [N, hidden] behind the first `num_unpooled`."""
     kept = states[num_unpooled:]
     if mode == "cls":
         return kept[0]

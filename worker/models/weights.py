@@ -1,5 +1,7 @@
-"""Readers of weights, configs and tokenizers on disk, which refuse what does not match. They know
-file formats, no architectures."""
+"""Readers of weights, configs and tokenizers on disk.
+
+They refuse files that do not match. They know file formats, and no architectures.
+"""
 
 import re
 from collections.abc import Mapping
@@ -29,17 +31,20 @@ from worker.models.hf_directory import (
 from worker.models.reading import COPY_AGAIN, faulty, reading, unusable
 
 _PLAIN_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_FAULTS_NAMED = 8
-# More than one, since layers may share their weights.
-_MOST_LAYERS_A_TENSOR = 4
+_MAX_FAULTS = 8
+# More than one, because layers may share their weights.
+_MAX_LAYERS_PER_TENSOR = 4
 
 NO_NETWORK = "config.json may not be that of these weights: copy both again"
-"""The remedy where files that are whole make no network."""
+"""The remedy where files are whole, but do not make a network together."""
 
 
 def read_safetensors_dir(path: Path) -> dict[str, Tensor]:
-    """Return all tensors of a Hugging Face directory: those of `model.safetensors`, or of the
-    shards that its index names. Raise ModelFormatError."""
+    """Return all tensors of a Hugging Face directory, by name.
+
+    They are those of `model.safetensors`, or of the shards that the index names. Raise
+    ModelFormatError for files that are missing or damaged.
+    """
     files = weight_files(path)
     if not files:
         raise ModelFormatError(
@@ -56,8 +61,8 @@ def read_safetensors_dir(path: Path) -> dict[str, Tensor]:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors, by name, of a safetensors or torch zip file.
 
-    The two are told apart by their bytes, never by the suffix. Raise ModelFormatError when the file
-    is neither, is damaged, or holds anything but named tensors.
+    The format is found by the file's first bytes, never by its suffix. Raise ModelFormatError when
+    the file has neither format, is damaged, or holds anything but named tensors.
     """
     try:
         file = path.open("rb")
@@ -69,27 +74,33 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         head = file.read(9)
         file.seek(0)
         if head.startswith(b"PK\x03\x04"):
-            # Given an open file, since torch goes by the suffix of a path.
+            # The open file, not the path, because torch goes by a path's suffix.
             loaded: object = torch.load(file, map_location="cpu", weights_only=True)
         elif head[8:] == b"{":
             loaded = load_file(path)
         else:
             raise faulty(path, "is neither a safetensors file nor a torch zip file; copy it again.")
 
-    if not isinstance(loaded, dict) or not all(
-        isinstance(value, Tensor) for value in loaded.values()
-    ):
-        raise ModelFormatError(
-            f"{path} holds something other than a flat map of named tensors; copy or save it again."
-        )
-    return {str(name): tensor for name, tensor in loaded.items()}
+    problem = (
+        f"{path} holds something other than a flat map of named tensors; copy or save it again."
+    )
+    if not isinstance(loaded, dict):
+        raise ModelFormatError(problem)
+    tensors: dict[str, Tensor] = {}
+    for name, value in loaded.items():
+        if not isinstance(value, Tensor):
+            raise ModelFormatError(problem)
+        tensors[str(name)] = value
+    return tensors
 
 
 def without_prefixes(
     tensors: Mapping[str, Tensor], wrappers: re.Pattern[str], source: Path
 ) -> dict[str, Tensor]:
-    """Return the tensors without the prefixes that training put before their names. Raise
-    ModelFormatError if two names become one."""
+    """Return the tensors without the prefixes that training put before their names.
+
+    Raise ModelFormatError if two names become one.
+    """
     weights: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         bare = wrappers.sub("", name)
@@ -101,36 +112,43 @@ def without_prefixes(
     return weights
 
 
-def check_names(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], source: Path) -> None:
-    """Raise ModelFormatError naming the first tensors that are missing, left over, mis-shaped or
-    not floating point."""
+def check_names(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor], source: Path) -> None:
+    """Raise ModelFormatError unless `actual` has the names and the shapes of `expected`.
+
+    The error names the first tensors that are missing, unexpected, of another shape, or not
+    floating point.
+    """
     missing = []
     misshaped = []
     not_floating = []
     for name, tensor in expected.items():
-        if name not in found:
+        if name not in actual:
             missing.append(f"missing {name}")
             continue
-        shape = found[name].shape
+        shape = actual[name].shape
         if shape != tensor.shape:
             misshaped.append(f"{name} has shape {list(shape)} where {list(tensor.shape)} was due")
-        if found[name].dtype not in _PLAIN_DTYPES:
-            not_floating.append(f"{name} is {found[name].dtype}")
-    unexpected = [f"unexpected {name}" for name in found if name not in expected]
+        if actual[name].dtype not in _PLAIN_DTYPES:
+            not_floating.append(f"{name} is {actual[name].dtype}")
+    unexpected = [f"unexpected {name}" for name in actual if name not in expected]
 
     faults = [*missing, *unexpected, *misshaped, *not_floating]
-    if faults:
-        named = ", ".join(faults[:_FAULTS_NAMED])
-        more = f", and {len(faults) - _FAULTS_NAMED} more" if len(faults) > _FAULTS_NAMED else ""
-        problem = f"{source} does not hold one whole network: {named}{more}"
-        raise ModelFormatError(f"{problem}; copy it again, with the configuration it belongs to.")
+    if not faults:
+        return
+    description = ", ".join(faults[:_MAX_FAULTS])
+    if len(faults) > _MAX_FAULTS:
+        description += f", and {len(faults) - _MAX_FAULTS} more"
+    raise ModelFormatError(
+        f"{source} does not hold one whole network: {description}; copy it again, with the "
+        "configuration it belongs to."
+    )
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: Path) -> None:
     """Raise ModelFormatError for tensors that are not finite.
 
-    It is for those that take decisions, such as a head that halts: nobody looks at their values
-    again.
+    Use this for tensors that take decisions, such as those of a head that halts: their results are
+    not checked later.
     """
     broken = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if broken:
@@ -140,8 +158,10 @@ def check_finite(tensors: Mapping[str, Tensor], source: Path) -> None:
 
 
 def matrix_shape(weights: Mapping[str, Tensor], name: str, source: Path) -> tuple[int, int]:
-    """Return rows and columns of a matrix. Raise ModelFormatError where there is none of that
-    name."""
+    """Return the numbers of rows and of columns of a matrix.
+
+    Raise ModelFormatError where there is no matrix of that name.
+    """
     if name not in weights:
         raise ModelFormatError(
             f"{source} is not one whole network: {name} is missing; copy it again."
@@ -154,8 +174,10 @@ def matrix_shape(weights: Mapping[str, Tensor], name: str, source: Path) -> tupl
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a local directory, or of the directory of a file in it; never ask a
-    hub. Raise ModelFormatError."""
+    """Load the tokenizer of a local directory, or of the directory of a file in it.
+
+    No hub is ever asked. Raise ModelFormatError.
+    """
     path = directory_of(path)
     if not is_there(path):
         raise ModelFormatError(
@@ -178,8 +200,10 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 
 def read_config(path: Path) -> PretrainedConfig:
-    """Return the config of a Hugging Face directory whose files are whole; no code in it is run.
-    Raise ModelFormatError."""
+    """Return the config of a Hugging Face directory. No code in it is run.
+
+    Raise ModelFormatError unless all of its files are whole.
+    """
     declared = check_directory(path)
     file = path / CONFIG
     if "auto_map" in declared and declared.get("model_type") not in CONFIG_MAPPING:
@@ -197,13 +221,13 @@ def read_config(path: Path) -> PretrainedConfig:
 
 def _check_num_layers(config: PretrainedConfig, path: Path) -> None:
     """Raise ModelFormatError for a config with many more layers than there are tensors."""
-    # transformers would build all of them before it compares.
+    # transformers would build all layers before it compares them with the tensors.
     num_layers = getattr(config, "num_hidden_layers", 0)
     num_tensors = 0
     for file in weight_files(path):
         with reading(file), safe_open(file, "pt") as tensors:
             num_tensors += len(tensors.keys())
-    if isinstance(num_layers, int) and num_layers > _MOST_LAYERS_A_TENSOR * num_tensors:
+    if isinstance(num_layers, int) and num_layers > _MAX_LAYERS_PER_TENSOR * num_tensors:
         problem = (
             f"{path / CONFIG} says num_hidden_layers is {num_layers}, and there are "
             f"{num_tensors} tensors"
@@ -212,8 +236,7 @@ def _check_num_layers(config: PretrainedConfig, path: Path) -> None:
 
 
 def start_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Return the ids before a text that has nothing before it: bos, else eos; empty if there is
-    neither."""
+    """Return the ids that stand before a text without a context: bos, else eos, else none."""
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return (int(token),)

@@ -1,4 +1,4 @@
-"""The call of an accelerator, with which runners make a loaded network faster."""
+"""The call of an accelerator, which makes a loaded network faster."""
 
 from collections.abc import Callable
 
@@ -10,13 +10,15 @@ from worker.engine.runner import RunnerOptions
 from worker.models.errors import ModelFormatError
 
 Prepare = Callable[[nn.Module, RunnerOptions], int]
+"""A function that changes a network in place, and returns the number of replaced layers."""
 
 
 def prepare(model: nn.Module, options: RunnerOptions) -> int:
     """Change the network in place, by the accelerator that `options.quantize` names.
 
-    The network lies on its device already. Return how many of its layers were replaced. Raise
-    ModelFormatError for an accelerator that this device or this machine does not have.
+    The network must be on its device already. Return the number of its layers that were replaced.
+    Raise ModelFormatError for an accelerator that is not for this device, or that this machine
+    lacks.
     """
     name = options.quantize
     accelerator = ACCELERATORS[name]

@@ -1,5 +1,7 @@
-"""The language of ACTv1 brains: an ordinary tokenizer, whose special tokens belong to prompts and
-not to continuations."""
+"""The language of ACTv1 brains: an ordinary tokenizer.
+
+Its special tokens belong to prompts and not to continuations.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -17,9 +19,9 @@ from worker.text.vocabulary import Vocabulary
 class ActLanguage:
     """Text of ACTv1 brains.
 
-    `scoring` is the method for requests that name none; `aios_compat` uses no special tokens at
-    all. `encode_whole(start ids, text ids, window)` cuts a whole text into windows that the network
-    can score.
+    `scoring` is the method for requests that name none. The method `aios_compat` uses no special
+    tokens. `encode_whole(start_ids, text_ids, window)` cuts a whole text into windows that the
+    network can score.
     """
 
     def __init__(
@@ -73,8 +75,10 @@ class ActLanguage:
         return self._vocabulary.decode(token_ids)
 
     def _encode_rolling(self, text: Ids, window: int, method: str) -> Encoded:
-        """Score each token of a text once; with `aios_compat`, as upstream, in one pass over the
-        text's end."""
+        """Return the task of scoring each token of a text once.
+
+        With `aios_compat` it is one pass over the text's end, as upstream scores.
+        """
         if method == "strict":
             start = self._vocabulary.known(self._start, "prompts")
             return self._encode_whole(start, text, window)

@@ -1,7 +1,4 @@
-"""The seam where an allocator's error becomes `OutOfMemory`.
-
-Torch has an error class for it on accelerators, and only a message on CPU.
-"""
+"""The place where an allocator's error becomes `OutOfMemory`."""
 
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -18,8 +15,10 @@ Step = Callable[[Any, Sequence[Slice]], list[StepResult | FleetError]]
 
 
 def tells_out_of_memory(step: Step) -> Step:
-    """Wrap a runner's `step`: where torch finds no memory it gives back what it had allocated and
-    raises OutOfMemory."""
+    """Wrap a runner's `step` so that it raises OutOfMemory where torch finds no memory.
+
+    Before that, the memory that the step had allocated is returned to the device.
+    """
 
     @wraps(step)
     def guarded(runner: Any, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
@@ -30,8 +29,8 @@ def tells_out_of_memory(step: Step) -> Step:
                 raise
             problem = str(error).partition("\n")[0]
 
-        # Outside the handler: while the error is being handled, its traceback keeps all that the
-        # step had allocated alive, and there is nothing to give back.
+        # Outside the handler: inside it the error's traceback keeps the step's tensors alive, and
+        # no memory could be returned.
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
         raise OutOfMemory(problem)

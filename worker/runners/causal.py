@@ -1,8 +1,8 @@
 """Any Hugging Face causal LM, unmodified, through transformers' attention interface over our pages.
 
-The network's own code runs; only its attention function is ours. On loading it is watched and
-compared with itself (`causal_check`): a mechanism that our attention does not cover is refused,
-never served wrong.
+The network's own code runs, and only its attention function is ours. On loading, the network is
+watched and compared with its own attention (`causal_check`). A mechanism that our attention does
+not cover is refused, never served wrong.
 """
 
 import inspect
@@ -48,9 +48,9 @@ from worker.text.vocabulary import Ids, Vocabulary
 class CausalLanguage:
     """Text of causal LMs: prompts begin with the tokenizer's own special tokens.
 
-    Scoring tokenizes as lm-evaluation-harness does: spaces at a context's end belong to the
-    continuation, both are tokenized together, and the continuation is what follows as many tokens
-    as the context alone has. Special tokens that the tokenizer puts behind a text are left out.
+    Scoring tokenizes as lm-evaluation-harness does. Spaces at a context's end belong to the
+    continuation. Both are tokenized together, and the continuation begins behind as many tokens as
+    the context alone has. Special tokens that the tokenizer puts behind a text are left out.
     """
 
     def __init__(self, vocabulary: Vocabulary, start: Ids, eos_ids: frozenset[int]) -> None:
@@ -101,8 +101,7 @@ class CausalLanguage:
     def _continuation(self, context: Text, num_before: int, text: Text) -> tuple[int, ...]:
         """Return the ids of a continuation behind its context.
 
-        `context` is as it was given; without the spaces at its end it has `num_before` tokens,
-        perhaps none at all.
+        `context` is the request's, which has `num_before` tokens without the spaces at its end.
         """
         if not isinstance(context, str) or not isinstance(text, str):
             return self._plain(text, "continuations")
@@ -122,9 +121,9 @@ class CausalLanguage:
 
 
 def load(options: RunnerOptions) -> PagedRunner:
-    """Load the model, its tokenizer and, of an implant, its q head.
+    """Load the model, its tokenizer and, for an implant, its q head.
 
-    Raise ModelFormatError for weights that do not match and for mechanisms that our attention does
+    Raise ModelFormatError for weights that do not match, and for mechanisms that our attention does
     not cover.
     """
     device = torch.device(options.device)
@@ -153,17 +152,20 @@ def load(options: RunnerOptions) -> PagedRunner:
     language = CausalLanguage(vocabulary, start_ids(tokenizer), eos_ids)
 
     count = model.num_parameters() / 1e6
-    found = f"{type(model).__name__}: {count:.1f} M parameters, vocabulary {text_config.vocab_size}"
-    found += f", {options.precision}"
+    description = f"{type(model).__name__}: {count:.1f} M parameters"
+    description += f", vocabulary {text_config.vocab_size}, {options.precision}"
     if implant is not None:
-        found += f", q head {implant.q_head.name}"
-    # Replaces layers in place, so the net is checked and the parameters are counted before it.
+        description += f", q head {implant.q_head.name}"
+    # Last, because it replaces layers in place: the checks and the count of parameters need the
+    # original ones.
     prepare(model, options)
-    return PagedRunner("causal", found, net=net, language=language, window=longest, options=options)
+    return PagedRunner(
+        "causal", description, net=net, language=language, window=longest, options=options
+    )
 
 
 def _load_model(path: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """Load the network; raise ModelFormatError naming the tensors that do not match it."""
+    """Load the network. Raise ModelFormatError, which names the tensors that do not match."""
     with reading(path, NO_NETWORK, kind="a causal language model"):
         loading: Any = AutoModelForCausalLM.from_pretrained(
             path,
@@ -171,7 +173,7 @@ def _load_model(path: Path, dtype: torch.dtype) -> PreTrainedModel:
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that they are told of by name below
+            ignore_mismatched_sizes=True,  # so that the error below can name them
             attn_implementation="eager",
         )
     model, info = loading
@@ -196,12 +198,14 @@ def _load_model(path: Path, dtype: torch.dtype) -> PreTrainedModel:
 def checked_net(
     model: PreTrainedModel, longest: int, device: torch.device, q_head: QHead | None = None
 ) -> CausalNet:
-    """Return the network behind our attention; raise ModelFormatError where it does not compute
-    what it does with its own."""
-    # They are for a training loss, which is never computed here.
+    """Return the network with our attention.
+
+    Raise ModelFormatError where its results differ from those with its own attention.
+    """
+    # Router logits are for a training loss, which is never computed here.
     model.config.get_text_config().output_router_logits = False
     rows = check_rows(model.config, longest)
-    # The seam to foreign code: a network may stumble over anything of ours.
+    # A network is foreign code: it may raise any error when it runs with our attention.
     try:
         expected = own_logits(model, rows)
         if not all(torch.isfinite(logits).all() for logits in expected):
@@ -218,13 +222,13 @@ def checked_net(
     return net
 
 
-def _longest(config: PretrainedConfig, *wanted: int | None) -> int:
-    """Return the context window: the least of `wanted` and of the network's own limits."""
-    limits = [*wanted, getattr(config, "max_position_embeddings", None)]
+def _longest(config: PretrainedConfig, *requested: int | None) -> int:
+    """Return the context window: the least of `requested` and of the network's own limits."""
+    limits = [*requested, getattr(config, "max_position_embeddings", None)]
 
-    # A `longrope` changes its frequencies with the longest row of the batch. It is used as far as
-    # the first ones hold: beyond, a row would depend on its batch mates, and its stored keys on
-    # when they were computed. A config has one rope, or one for each type of layer.
+    # A `longrope` changes its frequencies when the longest row of the batch exceeds the original
+    # length. Beyond that length a row would depend on other rows, and its stored keys on the time
+    # of their computation. A config has one rope, or one for each type of layer.
     rope = getattr(config, "rope_parameters", None) or {}
     for parameters in (rope, *rope.values()):
         if isinstance(parameters, dict) and parameters.get("rope_type") == "longrope":
@@ -232,16 +236,16 @@ def _longest(config: PretrainedConfig, *wanted: int | None) -> int:
 
     known = [limit for limit in limits if limit is not None]
     if not known:
-        raise ModelFormatError("The config names no longest sequence: give a context_window.")
+        raise ModelFormatError("The config names no maximum length: set context_window.")
     return min(known)
 
 
 def _eos_ids(
     model: PreTrainedModel, generation: int | list[int] | None, tokenizer: PreTrainedTokenizerBase
 ) -> frozenset[int]:
-    """Return every id that ends a response; there may be none.
+    """Return all ids that end a response. There may be none.
 
-    They are the ids of the generation config, or else of the config, and the tokenizer's.
+    They are those of the generation config, or else of the config, and the tokenizer's.
     """
     declared = generation
     if declared is None:

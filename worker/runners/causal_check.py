@@ -1,10 +1,10 @@
 """Checks on loading that our attention covers a causal LM, so that nothing is served wrong.
 
-First the network is watched: what each layer hands to its attention, and which mask it asks for.
-The mask is tried pair by pair, so that a window or a chunk shows whatever its size.
+First a forward is watched: the arguments of each layer's attention, and its mask. The mask is
+compared with ours pair by pair of positions, which shows a window or a chunk of any size.
 
-Then its logits through our pages are compared with its own: in parts, beside another row, token by
-token. That shows whatever else mixes the tokens of a step.
+Then the logits through our pages are compared with the network's own: in parts, beside another row,
+token by token. That shows any other mechanism that mixes the tokens of a step.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,8 +26,11 @@ from worker.models.errors import ModelFormatError
 from worker.runners.causal_net import CausalNet
 
 Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""Mask function of transformers: takes broadcast indices of batch, head, query and key, and returns
-where the query may look."""
+"""A mask function of transformers.
+
+Its arguments are broadcast indices of batch, head, query and key. It returns True where the query
+sees the key.
+"""
 
 _INTERFACE = "aios_watched"
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
@@ -43,10 +46,10 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
 
 @dataclass
 class _Calls:
-    """Calls of the layers to their attention, as far as they matter here.
+    """The calls of the layers to their attention.
 
-    `slots` are the layers' numbers, call by call, `shapes` are (heads, head_dim) of keys and of
-    values, `contexts` are window and mask. `unknown` names what our attention does not have.
+    `slots` are the layers' numbers, call by call. `shapes` are (heads, head_dim) of keys and of
+    values. `contexts` are windows and masks. `unknown` names mechanisms that our attention lacks.
     """
 
     slots: list[int] = field(default_factory=list)
@@ -69,7 +72,7 @@ def _attention(
     sliding_window: int | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Note the call; the output has the right shape and no meaning."""
+    """Note the call. Return an output of the right shape without meaning."""
     calls = _calls.get()
     slot = getattr(module, "layer_idx", None)
     if slot is None or key.shape[2] != query.shape[2]:
@@ -79,7 +82,7 @@ def _attention(
     calls.shapes.add((value.shape[1], value.shape[3]))
     calls.contexts.append((sliding_window, mask if callable(mask) else None))
 
-    # What a layer switches off by None or False does not matter.
+    # Mechanisms that a layer switches off by None or False do not matter.
     for name, argument in others.items():
         if argument is None or argument is False or name in _HARMLESS:
             continue
@@ -88,12 +91,12 @@ def _attention(
 
 
 ALL_ATTENTION_FUNCTIONS.register(_INTERFACE, _attention)
-# Instead of a mask our attention is given the function that would make it.
+# In place of a mask our attention gets the function that computes masks.
 ALL_MASK_ATTENTION_FUNCTIONS.register(_INTERFACE, lambda *_, mask_function, **__: mask_function)
 
 
 def refuse_by_config(config: PretrainedConfig) -> None:
-    """Raise ModelFormatError naming what the config declares and our attention does not have."""
+    """Raise ModelFormatError for a config that declares a mechanism that our attention lacks."""
     text = config.get_text_config()
     others = sorted(set(getattr(text, "layer_types", None) or ()) - _LAYER_TYPES)
     problem = None
@@ -111,7 +114,7 @@ def refuse_by_config(config: PretrainedConfig) -> None:
 
 @torch.inference_mode()
 def kv_shape(model: PreTrainedModel, longest: int) -> KVShape:
-    """Return the shape of a token's keys and values, found by watching a forward.
+    """Watch a forward. Return the shape of a token's keys and values.
 
     Raise ModelFormatError for a network that our attention does not cover within `longest` tokens.
     """
@@ -134,7 +137,7 @@ def kv_shape(model: PreTrainedModel, longest: int) -> KVShape:
 
 
 def _problem(calls: _Calls, longest: int) -> str | None:
-    """Return why pages cannot serve what was watched; None if they can."""
+    """Return why the network cannot be served from pages, None if it can."""
     if not calls.slots:
         return "its attention cannot be replaced"
     if calls.unknown:
@@ -151,7 +154,7 @@ def _problem(calls: _Calls, longest: int) -> str | None:
 def is_ours(window: int | None, rule: Rule | None, longest: int) -> bool:
     """Return whether a mask is causal and, with a window, sliding.
 
-    Every pair of positions near the window's edges is tried, and of positions on a wide grid.
+    All pairs are compared of positions on a wide grid, and near the edges of windows.
     """
     if rule is None:
         return False
@@ -160,7 +163,8 @@ def is_ours(window: int | None, rule: Rule | None, longest: int) -> bool:
     for factor in range(4):
         edge = factor * (window or 1)
         candidates += range(edge - 2, edge + 3)
-    positions = torch.tensor(sorted({at for at in candidates if 0 <= at < longest}))
+    valid = {position for position in candidates if 0 <= position < longest}
+    positions = torch.tensor(sorted(valid))
 
     query = positions[:, None]
     key = positions[None, :]
@@ -174,22 +178,22 @@ def is_ours(window: int | None, rule: Rule | None, longest: int) -> bool:
 def check_against_own_forward(
     net: CausalNet, expected: list[Tensor], rows: list[list[int]]
 ) -> None:
-    """Refuse a network whose logits through our pages differ from its own.
+    """Raise ModelFormatError for a network whose logits through our pages differ from its own.
 
     `expected` are its own logits [tokens, vocab] of each of the `rows`.
     """
     scale = 1.0
-    for own in expected:
-        scale = max(scale, own.abs().max().item())
-    gaps = []
+    for row_logits in expected:
+        scale = max(scale, row_logits.abs().max().item())
+    differences = []
     for row, position, logits in _paged_logits(net, rows):
-        gaps.append((logits - expected[row][position]).abs().max().item())
-    gap = max(gaps)
-    # Written so that a NaN, which no comparison holds for, is a difference too.
-    if not gap <= _TOLERANCE[net.dtype] * scale:
+        differences.append((logits - expected[row][position]).abs().max().item())
+    largest = max(differences)
+    # Not `>`: this way a NaN, for which no comparison is true, is a difference, too.
+    if not largest <= _TOLERANCE[net.dtype] * scale:
         name = type(net.model).__name__
         problem = (
-            f"{name} has an attention or logit rule not served yet: logits differ by {gap:.3g}"
+            f"{name} has an attention or logit rule not served yet: logits differ by {largest:.3g}"
         )
         raise ModelFormatError(f"{problem}; serve another model.")
 
@@ -233,7 +237,7 @@ def _paged_logits(net: CausalNet, rows: list[list[int]]) -> Iterator[tuple[int, 
     )
     sequences = []
     for row, ids in enumerate(rows):
-        # Every second page, so that no row's pages lie side by side.
+        # Every second page, so that no row's pages are adjacent.
         pages = list(range(row, 2 * pages_per_row, 2))
         prompt = Encoded(tuple(ids[:num_prompt]))
         sampling = Sampling(max_tokens=1, seed=0)
@@ -247,7 +251,8 @@ def _paged_logits(net: CausalNet, rows: list[list[int]]) -> Iterator[tuple[int, 
         for row, state in zip(batch.samplers, batch.sampled.tolist(), strict=True):
             yield row, sequences[row].num_tokens - 1, net.logits(hidden[state])
 
-        # The next token is not the sampled one but the row's own, if all before it are computed.
+        # Once all its tokens are computed, a sequence goes on with the row's own next token, not
+        # with the sampled one.
         for sequence, count, ids in zip(sequences, counts, rows, strict=True):
             sequence.num_computed += count
             sequence.output_ids += ids[sequence.num_tokens : sequence.num_computed + 1]

@@ -1,8 +1,8 @@
 """A transformers causal LM as a `Net`: the network's own code, with attention over our pages.
 
-The plan of a step is handed to our attention in a context variable, because transformers calls it
-deep inside a forward that is not ours. No mask is made for our attention: an interface name that
-has no mask function of its own gets none.
+The plan of a step reaches our attention in a context variable, because transformers calls it deep
+inside a forward that is not ours. transformers makes no mask for our attention, because no mask
+function is registered under its interface's name.
 """
 
 from contextvars import ContextVar
@@ -32,11 +32,15 @@ def _attention(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attend as transformers' interface has it: query, key and value are [1, heads, T, head_dim],
-    the output is [1, T, heads, head_dim]."""
+    """Return the attention output [1, T, heads, head_dim], in the form of transformers' interface.
+
+    `query`, `key` and `value` are [1, heads, T, head_dim].
+    """
     plan, store = _step.get()
     slot: Any = module.layer_idx
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    scale = scaling
+    if scale is None:
+        scale = query.shape[-1] ** -0.5
     out = attend(
         plan,
         store,
@@ -56,7 +60,7 @@ ALL_ATTENTION_FUNCTIONS.register(_INTERFACE, _attention)
 class CausalNet:
     """A transformers causal LM that attends to our pages.
 
-    `q_head`, where an implant brings one, reads the last states that the logits are made of.
+    `q_head`, which only implants have, reads the last states, from which the logits come, too.
     """
 
     is_prefix = False
@@ -93,19 +97,19 @@ class CausalNet:
 
 
 class _States(nn.Module):
-    """Stand-in for the layers: it returns the embeddings it is given as last hidden states."""
+    """Stand-in for the layers: it returns its input embeddings as last hidden states."""
 
     def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> "_Output":
         return _Output(inputs_embeds)
 
     @property
     def decoder(self) -> "_States":
-        """The stand-in itself, for OPT, whose layers lie one level deeper."""
+        """Return the stand-in itself, for OPT, whose layers are one level deeper."""
         return self
 
 
 class _Output:
-    """A model output that holds nothing but last hidden states; all its other fields are None."""
+    """A model output with last hidden states alone. All its other fields are None."""
 
     def __init__(self, last_hidden_state: Tensor) -> None:
         self.last_hidden_state = last_hidden_state
@@ -120,10 +124,9 @@ class _Output:
 def _head(model: PreTrainedModel) -> PreTrainedModel:
     """Return the network without its layers, on the same weights.
 
-    What is left are its own rules from states to logits, capping and scaling among them.
+    It turns states into logits by the network's own rules, such as capping and scaling.
     """
-    # Made for every call, from the modules of this moment: once loaded, a network may still get a
-    # faster last layer.
+    # Built anew for every call, because `prepare` may replace the last layer after loading.
     head: PreTrainedModel = model.__new__(type(model))
     head.__dict__ = model.__dict__ | {"_modules": dict(model._modules)}
     head._modules[model.base_model_prefix] = _States()

@@ -1,9 +1,9 @@
-"""Decoding with CUDA graphs: a step in which every sequence computes one token is one replay
-instead of many launches.
+"""Decoding with CUDA graphs.
 
-A graph has a fixed number of rows and reads its input from one buffer that stays where it is. A
-smaller step is padded with rows whose one token goes to a page that no sequence owns. A graph of
-each size is captured once, when the model is loaded.
+A step in which every sequence computes one token is one replay instead of many launches. A graph
+has a fixed number of rows and reads its input from one buffer at a fixed address. A smaller step is
+padded with rows whose one token goes to a page that belongs to no sequence. A graph of each size is
+captured once, when the model is loaded.
 """
 
 import logging
@@ -24,15 +24,20 @@ from worker.runners.net import Net
 logger = logging.getLogger("aios.decode_graphs")
 
 _HEADER = 5
-"""Numbers of a sequence beside its pages: the token's id, its position, its row in the store, the
-number of tokens stored, and the id of the sequence's first token."""
+"""The number of a row's inputs beside its pages.
+
+They are the token's id, its position, its row in the store, the number of stored tokens, and the id
+of the sequence's first token.
+"""
 
 Forward = Callable[[], tuple[Tensor, Tensor]]
-"""A forward of fixed size; returns states and logits."""
+"""A forward of fixed size. It returns states and logits."""
 
 Capture = Callable[[Forward], tuple[Callable[[], None], tuple[Tensor, Tensor]]]
-"""Captures a forward: returns a function that runs it again, and the tensors in which its results
-then lie."""
+"""A function that captures a forward.
+
+It returns a function that runs the forward again, and the tensors that then hold the results.
+"""
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,8 @@ class DecodeGraphs:
         self._sizes = batch_sizes(spec.max_batch)
         largest = self._sizes[-1]
 
-        # A graph knows addresses, not tensors: what it reads must live as long as it does, and so
-        # is kept here.
+        # A graph knows addresses, not tensors. All tensors that it reads are kept here, so that
+        # they live as long as the graph.
         self._input = torch.zeros(
             largest * (_HEADER + self._pages_per_row), dtype=torch.int32, device=net.device
         )
@@ -66,7 +71,7 @@ class DecodeGraphs:
         self._query_starts = torch.arange(largest + 1, dtype=torch.int32, device=net.device)
         self._key_starts = self._query_starts * self._room
 
-        # The largest first: the others find room in the memory that it leaves.
+        # The largest first, because the others then fit into the memory pool that it has filled.
         self._graphs: dict[int, _Graph] = {}
         for size in reversed(self._sizes):
             self._load([], size)
@@ -74,10 +79,10 @@ class DecodeGraphs:
             self._graphs[size] = _Graph(replay, states, logits)
 
     def decode(self, slices: Sequence[Slice]) -> tuple[Tensor, Tensor] | None:
-        """Return the states [B, hidden] and logits [B, vocab] of each slice's token, which hold
-        until the next call.
+        """Return the states [B, hidden] and logits [B, vocab] of each slice's token.
 
-        None for a step that does anything but decode, or has more rows than any graph.
+        The next call overwrites them. Return None for a step that does anything but decode, or that
+        has more rows than any graph.
         """
         num_rows = len(slices)
         if num_rows > self._sizes[-1] or not all(_decodes(part) for part in slices):
@@ -89,7 +94,7 @@ class DecodeGraphs:
         return graph.states[:num_rows], graph.logits[:num_rows]
 
     def _load(self, slices: Sequence[Slice], size: int) -> None:
-        """Fill the input of a graph of `size` rows, padded behind the slices'."""
+        """Fill the input of a graph of `size` rows: those of the slices, then padding."""
         page_size = self._page_size
         ids = []
         positions = []
@@ -121,12 +126,12 @@ class DecodeGraphs:
         table += [self._spare_page] * (num_padding * self._pages_per_row)
 
         values = [*ids, *positions, *rows, *lengths, *first_ids, *table]
-        # Torch does not hand pinned memory out again before the copy from it is done.
+        # Torch does not reuse pinned memory before the copy from it is done.
         staged = torch.tensor(values, dtype=torch.int32, pin_memory=self._input.is_cuda)
         self._input[: len(values)].copy_(staged, non_blocking=True)
 
     def _forward(self, net: Net, store: KVStore, kernel: Kernel, size: int) -> Forward:
-        """Return a forward of `size` rows that reads its input where `_load` puts it."""
+        """Return a forward of `size` rows that reads its input from the buffer of `_load`."""
         header = self._input[: _HEADER * size].view(_HEADER, size)
         table = self._input[_HEADER * size : (_HEADER + self._pages_per_row) * size].view(size, -1)
         span = PagedSpan(
@@ -153,7 +158,7 @@ class DecodeGraphs:
 def capture_decoding(
     net: Net, store: KVStore, kernel: Kernel, spec: RunnerSpec
 ) -> DecodeGraphs | None:
-    """Return graphs for the network, or None where it cannot be captured; the log says why."""
+    """Return graphs for the network. Where it cannot be captured, log why and return None."""
     try:
         with torch.inference_mode():
             return DecodeGraphs(net, store, kernel, spec, CudaCapture(net.device))
@@ -164,15 +169,17 @@ def capture_decoding(
 
 
 class CudaCapture:
-    """Capture of forwards as CUDA graphs, which share one memory pool: no two of them ever run at
-    once."""
+    """Capture of forwards as CUDA graphs.
+
+    The graphs share one memory pool, because no two of them ever run at once.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, forward: Forward) -> tuple[Callable[[], None], tuple[Tensor, Tensor]]:
-        # Run once on a side stream: what a first run sets up must not become part of the graph.
+        # Run once on a side stream, so that the one-time setup does not become part of the graph.
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):

@@ -1,8 +1,8 @@
-"""A model-free runner that repeats the prompt, and scores by length. The whole fleet runs on it
-without torch.
+"""A model-free runner that repeats the prompt, and scores by length.
 
-Tokens are characters (code points). The answer repeats the prompt until it is told to stop, so it
-can have any length. If the prompt contains the word `eos`, the answer ends where the prompt does.
+The whole fleet runs on it without torch. Tokens are characters (code points). The answer repeats
+the prompt until a limit or a stop string ends it. If the prompt contains the word `eos`, the answer
+ends after one repetition.
 """
 
 from collections.abc import Sequence
@@ -55,10 +55,10 @@ _LOG_LIKELIHOOD_PER_TOKEN = -1.0
 
 
 class Echo:
-    """A runner whose answers do not depend on the seed: the prompt's characters, over and over.
+    """A runner whose answers repeat the prompt's characters, whatever the seed.
 
-    Each of them has probability 1, and none ends the answer before `min_tokens`. A vector counts
-    how often characters occur; labels are the shares of letters, digits and others.
+    Each character has probability 1, and none ends the answer before `min_tokens`. A vector counts
+    how often characters occur. Labels are the shares of letters, digits and other characters.
     """
 
     eos_ids = frozenset({EOS})
@@ -132,7 +132,7 @@ def _answer(part: Slice) -> StepResult:
 
 
 def _ids(prompt: Prompt, field: str) -> tuple[int, ...]:
-    """Return the tokens of a prompt; a dialogue is the text of its turns, one a line."""
+    """Return the tokens of a prompt. A dialogue is the text of its turns, each on its own line."""
     if isinstance(prompt, Chat):
         text: Text = "\n".join(turn.content for turn in prompt.messages)
     else:
@@ -164,7 +164,10 @@ def _next(sequence: TokenSequence) -> int:
 
 
 def _pool(ids: Sequence[int]) -> Pooled:
-    """Sum the tokens' states: each is a one among zeros, at the id modulo the number of units."""
+    """Return the sum of the tokens' states.
+
+    A state is a one among zeros, at the token's id modulo HIDDEN.
+    """
     sums = [0.0] * HIDDEN
     for token in ids:
         sums[token % HIDDEN] += 1.0

@@ -1,7 +1,7 @@
-"""A model-free runner of whole tasks: it waits, reports its progress, and makes a file of a text.
+"""A model-free runner of whole tasks: it waits, reports its progress, and returns a file of text.
 
-It shows the second mechanism without a model, as `echo` does the first. The kill matrix runs on
-both.
+It shows the second mechanism without a model, as `echo` shows the first. The tests that kill
+workers run on both.
 """
 
 import time
@@ -14,14 +14,14 @@ from worker.engine.heartbeat import silent_for
 from worker.engine.runner import RunnerOptions
 from worker.engine.task_runner import BatchProgress, NewFile, TaskOutput, TaskRunnerSpec
 
-MOST_STEPS = 10_000
-MOST_STEP_MS = 60_000
-_MOST_CHARACTERS = 1 << 20
-"""The most characters of an answer."""
+MAX_STEPS = 10_000
+MAX_STEP_MS = 60_000
+_MAX_CHARACTERS = 1 << 20
+"""The largest number of characters in an answer."""
 
 
 class EchoTaskRunner:
-    """A runner whose batches take their steps together: tasks with equal steps share a batch."""
+    """A runner whose batches take their steps together. Tasks with equal steps share a batch."""
 
     def __init__(self, options: RunnerOptions) -> None:
         self.spec = TaskRunnerSpec(
@@ -36,17 +36,17 @@ class EchoTaskRunner:
     def check(self, task: Task) -> None:
         if not isinstance(task, EchoTask):
             raise InvalidRequest("This model only serves the task 'echo_task'.", field="model")
-        if not 1 <= task.steps <= MOST_STEPS:
+        if not 1 <= task.steps <= MAX_STEPS:
             raise InvalidRequest(
-                f"steps: expected 1 to {MOST_STEPS}, got {task.steps}.", field="steps"
+                f"steps: expected 1 to {MAX_STEPS}, got {task.steps}.", field="steps"
             )
-        if not 0 <= task.step_ms <= MOST_STEP_MS:
+        if not 0 <= task.step_ms <= MAX_STEP_MS:
             raise InvalidRequest(
-                f"step_ms: expected 0 to {MOST_STEP_MS}, got {task.step_ms}.", field="step_ms"
+                f"step_ms: expected 0 to {MAX_STEP_MS}, got {task.step_ms}.", field="step_ms"
             )
-        if len(task.text) * task.steps > _MOST_CHARACTERS:
+        if len(task.text) * task.steps > _MAX_CHARACTERS:
             raise InvalidRequest(
-                f"text: expected at most {_MOST_CHARACTERS} characters in all steps.", field="text"
+                f"text: expected at most {_MAX_CHARACTERS} characters in all steps.", field="text"
             )
 
     def group_key(self, task: Task) -> Hashable:
@@ -75,10 +75,10 @@ class EchoTaskRunner:
         return outputs
 
     def take_step(self, tasks: Sequence[Task], step: int, progress: BatchProgress) -> None:
-        """Be busy for one step."""
+        """Sleep for one step of the batch."""
         first = tasks[0]
         assert isinstance(first, EchoTask)
         step_s = first.step_ms / 1000
-        # No heartbeat comes from inside a step, as in one long call of a foreign library.
+        # A step gives no heartbeat, like one long call of a foreign library.
         with silent_for(at_most_s=2 * step_s):
             time.sleep(step_s)

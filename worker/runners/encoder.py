@@ -1,12 +1,11 @@
-"""Any transformers encoder (BERT and its kin) that makes a vector of a text, or the labels of a
-classifier.
+"""Any transformers encoder (BERT and its kin), for vectors of texts or for a classifier's labels.
 
 The network's own code runs on padded rows under its attention mask. On loading, padded rows are
-compared with the same rows alone: a network that padding disturbs is refused.
+compared with the same rows alone. A network whose results depend on padding is refused.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 
 from shared.errors import FleetError, InvalidRequest
@@ -49,11 +49,10 @@ from worker.text.vocabulary import Vocabulary
 CLASSIFIER = "ForSequenceClassification"
 _TEXT_TASKS: tuple[TaskName, ...] = ("embed", "tokenize", "detokenize")
 _UNUSED = "pooler."
-"""Prefix of weights that pooling by the mean has no use for; many files of bare networks lack
-them."""
+"""Prefix of weights that pooling by the mean does not use. Many bare networks lack them."""
 _TOLERANCE = {torch.float32: 1e-3}
 _LOW_TOLERANCE = 0.1
-"""For the dtypes with fewer bits."""
+"""The tolerance for dtypes with fewer bits."""
 
 Ids = tuple[int, ...]
 
@@ -66,7 +65,7 @@ class EncodedSentence(Encoded):
 
 
 class EncoderRunner:
-    """An encoder; with `sentence`, the modules of a sentence-transformers model behind it."""
+    """An encoder. `sentence` are the modules of a sentence-transformers model behind it, if any."""
 
     eos_ids: frozenset[int] = frozenset()
 
@@ -113,25 +112,36 @@ class EncoderRunner:
     @tells_out_of_memory
     @torch.inference_mode()
     def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
-        """Read all texts, those of like length together."""
+        """Read all texts, those of similar length together."""
         results: list[StepResult | FleetError] = [None] * len(slices)
-        for is_pooled, read in ((True, self._pool), (False, self._classify)):
-            indices = []
-            lengths = []
-            for index, part in enumerate(slices):
-                text = part.sequence.encoded
-                if text.is_pooled == is_pooled:
-                    indices.append(index)
-                    lengths.append(len(text.prompt_ids))
-
-            for group in length_groups(lengths):
-                group_indices = [indices[number] for number in group]
-                texts = [slices[index].sequence.encoded for index in group_indices]
-                for index, result in zip(group_indices, read(texts), strict=True):
-                    results[index] = result
+        pooled_indices = []
+        other_indices = []
+        for index, part in enumerate(slices):
+            if part.sequence.encoded.is_pooled:
+                pooled_indices.append(index)
+            else:
+                other_indices.append(index)
+        self._read(slices, pooled_indices, self._pool, results)
+        self._read(slices, other_indices, self._classify, results)
         return results
 
+    def _read(
+        self,
+        slices: Sequence[Slice],
+        indices: Sequence[int],
+        read: Callable[[Sequence[Encoded]], list[StepResult | FleetError]],
+        results: list[StepResult | FleetError],
+    ) -> None:
+        """Let `read` compute the texts of the slices `indices`, into `results`."""
+        lengths = [len(slices[index].sequence.encoded.prompt_ids) for index in indices]
+        for group in length_groups(lengths):
+            group_indices = [indices[number] for number in group]
+            texts = [slices[index].sequence.encoded for index in group_indices]
+            for index, result in zip(group_indices, read(texts), strict=True):
+                results[index] = result
+
     def _pool(self, texts: Sequence[Encoded]) -> list[StepResult | FleetError]:
+        """Return a vector for each text, as the sum of the states of its tokens."""
         rows = [text.prompt_ids for text in texts]
         states_of = last_states(self.model, rows, self._pad_id)
         results = []
@@ -141,7 +151,7 @@ class EncoderRunner:
                 continue
             num_unpooled = text.num_unpooled if isinstance(text, EncodedSentence) else 0
             vector = self._sentence.vector(states, num_unpooled)
-            # The vector is whole already: as the state of a single token it is its own mean.
+            # The vector is finished. As the state of a single token it is its own mean.
             results.append(pooled(vector[None], self.spec.name))
         return results
 
@@ -178,10 +188,10 @@ def class_logits(model: PreTrainedModel, rows: Sequence[Ids], pad_id: int) -> Te
 
 
 def scores_of(logits: Tensor, config: PretrainedConfig) -> list[list[float]]:
-    """Return the labels' scores, by transformers' rule.
+    """Return the labels' scores [B, labels] by transformers' rule, given `logits` [B, labels].
 
-    Those of a regression are its logits. Several labels that do not exclude each other, or a single
-    one, get a sigmoid each; all others a softmax.
+    The scores of a regression are its logits. Labels that do not exclude each other, or a single
+    label, get a sigmoid each. All other labels get a softmax.
     """
     if config.problem_type == "regression":
         scores = logits
@@ -226,24 +236,20 @@ def load(options: RunnerOptions) -> EncoderRunner:
         torch.device(options.device),
     )
     tokenizer = load_tokenizer(Path(options.tokenizer_path or path))
-    pad_id = 0
-    for declared_pad_id in (config.pad_token_id, tokenizer.pad_token_id):
-        if declared_pad_id is not None:
-            pad_id = declared_pad_id
-            break
+    pad_id = _pad_id(config, tokenizer)
     check_padding(model, pad_id, is_classifier=is_classifier)
 
     count = model.num_parameters() / 1e6
-    found = f"{type(model).__name__}: {count:.1f} M parameters, hidden {config.hidden_size}"
+    description = f"{type(model).__name__}: {count:.1f} M parameters, hidden {config.hidden_size}"
     if is_classifier:
-        found += f", {config.num_labels} labels"
-    # Replaces layers in place, so the network is checked and its parameters are counted before it.
+        description += f", {config.num_labels} labels"
+    # After the checks and the count of parameters, which need the layers that it replaces.
     prepare(model, options)
 
     sentence = read_sentence_modules(path, config.hidden_size)
     max_tokens = None
     if sentence is not None:
-        found += f", {sentence.description}"
+        description += f", {sentence.description}"
         max_tokens = sentence.max_tokens
         for step in sentence.steps:
             step.to(options.device)
@@ -257,7 +263,7 @@ def load(options: RunnerOptions) -> EncoderRunner:
     spec = RunnerSpec(
         "encoder",
         options.name,
-        found=f"{found}, vocabulary {config.vocab_size}, {options.precision}",
+        found=f"{description}, vocabulary {config.vocab_size}, {options.precision}",
         context_window=min(limits),
         max_batch=options.max_batch,
         step_tokens=options.step_tokens,
@@ -269,10 +275,19 @@ def load(options: RunnerOptions) -> EncoderRunner:
     return EncoderRunner(model, vocabulary, pad_id, spec, sentence)
 
 
-def _load_model(path: Path, dtype: torch.dtype, *, is_classifier: bool) -> PreTrainedModel:
-    """Load the network; raise ModelFormatError naming the tensors that do not match it.
+def _pad_id(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id of padding: the config's, else the tokenizer's, else 0."""
+    for pad_id in (config.pad_token_id, tokenizer.pad_token_id):
+        if pad_id is not None:
+            return int(pad_id)
+    return 0
 
-    Of a bare network the files may also hold the weights of heads, which are not used.
+
+def _load_model(path: Path, dtype: torch.dtype, *, is_classifier: bool) -> PreTrainedModel:
+    """Load the network. Raise ModelFormatError, which names the tensors that do not match.
+
+    The files of a network that is no classifier may also hold the weights of heads, which are not
+    used.
     """
     kind: Any = AutoModelForSequenceClassification if is_classifier else AutoModel
     with reading(path, NO_NETWORK, kind="an encoder"):
@@ -282,7 +297,7 @@ def _load_model(path: Path, dtype: torch.dtype, *, is_classifier: bool) -> PreTr
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that they are told of by name below
+            ignore_mismatched_sizes=True,  # so that the error below can name them
         )
 
     missing = info["missing_keys"]
@@ -290,12 +305,13 @@ def _load_model(path: Path, dtype: torch.dtype, *, is_classifier: bool) -> PreTr
     if not is_classifier:
         missing = [name for name in missing if not name.startswith(_UNUSED)]
         left_over = [name for name in left_over if _is_of_network(name, model)]
+    names_by_fault = {
+        "of another shape": info["mismatched_keys"],
+        "missing": missing,
+        "left over": left_over,
+    }
     problems = []
-    for fault, names in (
-        ("of another shape", info["mismatched_keys"]),
-        ("missing", missing),
-        ("left over", left_over),
-    ):
+    for fault, names in names_by_fault.items():
         if names:
             first_names = sorted(str(name) for name in names)[:5]
             problems.append(f"{fault}: {', '.join(first_names)}")
@@ -318,11 +334,13 @@ def _is_of_network(name: str, model: PreTrainedModel) -> bool:
 
 @torch.inference_mode()
 def check_padding(model: PreTrainedModel, pad_id: int, *, is_classifier: bool) -> None:
-    """Compare a short row beside a longer one with the same row alone; raise ModelFormatError where
-    they differ."""
+    """Compare two rows of different lengths in one batch with the same rows alone.
+
+    Raise ModelFormatError where the results differ, or are not finite.
+    """
     ids = [token for token in range(min(16, model.config.vocab_size)) if token != pad_id]
     rows = [tuple(ids[:2]), tuple(ids[1:8])]
-    # The seam to foreign code: a network may stumble over anything of ours.
+    # A network is foreign code: it may raise any error when it runs on padded rows.
     try:
         padded = last_states(model, rows, pad_id)
         alone = [last_states(model, [row], pad_id)[0] for row in rows]
@@ -341,16 +359,16 @@ def check_padding(model: PreTrainedModel, pad_id: int, *, is_classifier: bool) -
             )
     tolerance = _TOLERANCE.get(model.dtype, _LOW_TOLERANCE)
     for states, expected in zip(padded, alone, strict=True):
-        gap = (states - expected).abs().max()
+        difference = (states - expected).abs().max()
         largest = float(expected.abs().max())
-        if not gap <= tolerance * max(1.0, largest):
-            problem = f"{type(model).__name__} says something else when rows are padded"
+        if not difference <= tolerance * max(1.0, largest):
+            problem = f"{type(model).__name__} has other results when rows are padded"
             raise ModelFormatError(f"{problem}; serve another model.")
 
 
-def _limits(model: PreTrainedModel, *wanted: int | None) -> Iterator[int]:
-    """Yield everything that bounds the context window, `wanted` first."""
-    for limit in (*wanted, getattr(model.config, "max_position_embeddings", None)):
+def _limits(model: PreTrainedModel, *requested: int | None) -> Iterator[int]:
+    """Yield all limits of the context window, `requested` first."""
+    for limit in (*requested, getattr(model.config, "max_position_embeddings", None)):
         if limit is not None:
             yield int(limit)
 

@@ -1,12 +1,14 @@
-"""ACTv1 brains. Bidirectional ones keep no keys and values: every token is a re-run of the whole
-row, in one or more ACT segments. Causal ones go to `hrm_act_causal`.
+"""ACTv1 brains.
 
-`segments` says when a row stops: `compat` runs one segment a token, as upstream generates; `max`
-runs halt_max_steps; `q_halt` stops a row where its q_halt exceeds its q_continue. Rows halt one by
-one, and those that have halted leave the batch.
+Bidirectional brains keep no keys and values: every token is a new run of the whole row, in one or
+more ACT segments. Causal brains are served by `hrm_act_causal`.
 
-There are two ways of scoring. `strict` runs one row for each token of a continuation: what it
-scores is the distribution that the model generates from, although attention is bidirectional.
+`segments` says when a row stops. `compat` runs one segment for each token, as upstream generates.
+`max` runs halt_max_steps segments. `q_halt` stops a row where its q_halt exceeds its q_continue.
+Rows halt one by one, and those that have halted leave the batch.
+
+There are two methods of scoring. `strict` runs one row for each token of a continuation, so that it
+scores the distribution that the model generates from, although attention is bidirectional.
 `aios_compat` is upstream's one pass, in which a token sees the continuation behind it.
 """
 
@@ -135,11 +137,11 @@ class ActRunner:
         for continuation in part.continuations:
             for count in range(len(continuation)):
                 if is_compat:
-                    # One row for all: each token is predicted by the one before it.
+                    # One row for all tokens: each is predicted by the token before it.
                     row = (*context, *continuation)
                     predictors.append((row, len(context) - 1 + count))
                 else:
-                    # A state sees its whole row, so each token is predicted by a row without it.
+                    # A state sees its whole row, so the row must end before the predicted token.
                     row = (*context, *continuation[:count])[-window:]
                     predictors.append((row, len(row) - 1))
         return predictors
@@ -151,13 +153,13 @@ class ActRunner:
     def _states(self, tokens: Sequence[_TokenOfRow]) -> Tensor:
         """Return the high-level states [N, hidden] of tokens in their rows.
 
-        Each distinct row runs once, in a batch with others of like length.
+        Each distinct row runs once, in a batch with others of similar length.
         """
         numbers_of: dict[_Row, list[int]] = {}
         for number, (row, _) in enumerate(tokens):
             numbers_of.setdefault(row, []).append(number)
 
-        # By length, so that little of a batch is padding.
+        # Sorted by length, so that a batch has little padding.
         rows = sorted(numbers_of, key=len)
         size = self.spec.max_batch
         states: dict[int, Tensor] = {}
@@ -165,42 +167,48 @@ class ActRunner:
             batch = rows[start : start + size]
             for row, row_states in zip(batch, self._settle(batch), strict=True):
                 numbers = numbers_of[row]
-                # Picked by a list, which copies: views would keep every batch's states in memory.
+                # A list as index copies. Views would keep the states of all batches in memory.
                 picked = row_states[[tokens[number][1] for number in numbers]]
                 for number, state in zip(numbers, picked, strict=True):
                     states[number] = state
         return torch.stack([states[number] for number in range(len(tokens))])
 
     def _settle(self, rows: Sequence[_Row]) -> Tensor:
-        """Return the high-level states [B, N, hidden] of each row at the segment in which it
-        halts."""
+        """Return the high-level states [B, N, hidden] of rows, padded to N tokens.
+
+        The states of each row are those of the segment in which it halts.
+        """
         lengths = torch.tensor([len(row) for row in rows], device=self._device)
         width = int(lengths.max())
         padded = []
         for row in rows:
-            # With its last token, so that no row holds a token that is not its own.
+            # Padded with the row's last token, so that it has no token that is not its own.
             padded.append([*row, *row[-1:] * (width - len(row))])
         ids = torch.tensor(padded, device=self._device)
 
-        # `active` are the indices of the rows that have not halted; `carry` has a row for each.
+        # `active` are the indices of the rows that have not halted. `carry` has a row for each.
         carry = self.model.initial_carry(len(rows), width)
         active = torch.arange(len(rows), device=self._device)
         settled = torch.empty_like(carry)
         for segment in range(1, self.max_segments + 1):
             out = self.model.forward_segment(ids[active], lengths[active], carry)
-            is_last = segment == self.max_segments
-            halted = (out.q_halt > out.q_continue) & self._may_halt | is_last
-            settled[active[halted]] = out.hidden[halted]
-            count_segments(len(active), int(halted.sum()))
-            active = active[~halted]
-            carry = out.carry[~halted]
+            if segment == self.max_segments:
+                has_halted = torch.ones_like(active, dtype=torch.bool)
+            elif self._may_halt:
+                has_halted = out.q_halt > out.q_continue
+            else:
+                has_halted = torch.zeros_like(active, dtype=torch.bool)
+            settled[active[has_halted]] = out.hidden[has_halted]
+            count_segments(len(active), int(has_halted.sum()))
+            active = active[~has_halted]
+            carry = out.carry[~has_halted]
             if not len(active):
                 break
         return settled
 
 
 def load(options: RunnerOptions) -> ActRunner | PagedRunner:
-    """Load a brain and its tokenizer; raise ModelFormatError for what cannot be served."""
+    """Load a brain and its tokenizer. Raise ModelFormatError for files that cannot be served."""
     declared = options.declared(HrmActOptions)
     dtype = getattr(torch, options.dtype)
     bundle = load_act_bundle(Path(options.path), dtype, attention=declared.attention)
@@ -208,11 +216,11 @@ def load(options: RunnerOptions) -> ActRunner | PagedRunner:
     tokenizer_path = options.tokenizer_path or bundle.tokenizer_path
     if tokenizer_path is None:
         raise ModelFormatError(
-            f"{options.path} names no tokenizer that is here: give one with --tokenizer-path."
+            f"{options.path} names no tokenizer on this machine: give one with --tokenizer-path."
         )
     device = torch.device(options.device)
     window = min(options.context_window or config.max_seq_len, config.max_seq_len)
-    found = f"{bundle.description}, {options.precision}"
+    description = f"{bundle.description}, {options.precision}"
 
     tokenizer = load_tokenizer(Path(tokenizer_path))
     model = bundle.model.to(device)
@@ -224,7 +232,7 @@ def load(options: RunnerOptions) -> ActRunner | PagedRunner:
         net = ActCausalNet(model, device, declared.segments)
         language = ActLanguage(tokenizer, vocabulary, declared.scoring, encode_rolling)
         return PagedRunner(
-            "hrm-act", found, net=net, language=language, window=window, options=options
+            "hrm-act", description, net=net, language=language, window=window, options=options
         )
 
     def encode_by_row(start: Ids, text: Ids, window: int) -> Encoded:
@@ -234,7 +242,7 @@ def load(options: RunnerOptions) -> ActRunner | PagedRunner:
     spec = RunnerSpec(
         "hrm-act",
         options.name,
-        found=found,
+        found=description,
         context_window=window,
         max_batch=options.max_batch,
         step_tokens=options.step_tokens,

@@ -1,13 +1,12 @@
-"""Causal ACTv1 brains behind `PagedRunner`: keys and values of every pass through a layer, in every
-segment.
+"""Causal ACTv1 brains behind `PagedRunner`.
 
-A token starts its next segment from its own z_H alone. In that segment it looks at the keys of the
-same segment. So a token's states depend on nothing behind it, and a new token runs all its segments
-by itself.
+Every pass through a layer in every segment has its own keys and values. A token starts its next
+segment from its own z_H alone, and sees only keys of the same segment. So a token's states depend
+on no token behind it, and a new token can run all its segments by itself.
 
-With `q_halt` a row gets as many segments as its first token decides: upstream reads the q head at
-position 0, which here sees itself alone. The count is thus known from the first token's id, holds
-for the whole row from its first segment on, and cannot change as the row grows.
+With `q_halt` a row's first token decides how many segments the row gets, because upstream reads the
+q head at position 0. Here this position sees itself alone. So the number of segments follows from
+the first token's id, and stays the same as the row grows.
 """
 
 from collections.abc import Callable
@@ -24,12 +23,13 @@ from worker.models.hrm_act import ActModel
 class ActCausalNet:
     """A causal ACTv1 network as a `Net`.
 
-    A row runs one segment where `segments` is `compat`, halt_max_steps for `max`, and for `q_halt`
-    as many as its first token decides.
+    A row runs one segment if `segments` is `compat`, halt_max_steps for `max`, and for `q_halt` as
+    many as its first token decides.
     """
 
     is_prefix = False
-    # The network has a q head, but that decides on segments, at a row's first token alone.
+    # None, although the network has a q head: it is read at a row's first token alone, and decides
+    # on segments.
     q_head: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, model: ActModel, device: torch.device, segments: str) -> None:
@@ -47,12 +47,12 @@ class ActCausalNet:
     def hidden(self, ids: Tensor, plan: AttentionPlan, store: KVStore | None) -> Tensor:
         """Return z_H [T, hidden] of each token at the segment in which its row halts.
 
-        Rows that have halted stay in the batch, to no effect, until the last one has: most rows
-        begin alike.
+        Rows that have halted stay in the batch, without effect, until the last row has halted. Few
+        rows do so, because most begin with the same token.
         """
         window = self.model.config.window_size
 
-        def look(slot: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        def attend_slot(slot: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             return attend(
                 plan,
                 store,
@@ -76,7 +76,7 @@ class ActCausalNet:
         carry = self.model.initial_carry(len(ids))
         settled = carry
         for segment in range(num_segments):
-            carry = self.model.forward_tokens(ids, plan.positions, carry, look, segment)
+            carry = self.model.forward_tokens(ids, plan.positions, carry, attend_slot, segment)
             if depths is None:
                 settled = carry
             else:
@@ -95,22 +95,23 @@ class ActCausalNet:
     def _depth(self, token: int) -> int:
         """Return the number of segments until q_halt exceeds q_continue at a row's first token.
 
-        It is found by running the token by itself, once for each id.
+        The token is run by itself, once for each id.
         """
         if token not in self._depths:
             ids = torch.tensor([token], device=self.device)
             carry = self.model.initial_carry(1)
             depth = 0
-            halted = False
-            while not halted and depth < self.max_segments:
-                carry = self.model.forward_tokens(ids, torch.zeros_like(ids), carry, _see_yourself)
+            has_halted = False
+            position = torch.zeros_like(ids)
+            while not has_halted and depth < self.max_segments:
+                carry = self.model.forward_tokens(ids, position, carry, _attend_to_itself)
                 depth += 1
                 q_halt, q_continue = self.model.halting(carry[0])
-                halted = bool(q_halt > q_continue)
+                has_halted = bool(q_halt > q_continue)
             self._depths[token] = depth
         return self._depths[token]
 
 
-def _see_yourself(_slot: int, _query: Tensor, _key: Tensor, value: Tensor) -> Tensor:
+def _attend_to_itself(_slot: int, _query: Tensor, _key: Tensor, value: Tensor) -> Tensor:
     """Return the attention output of a token that sees itself alone."""
     return value

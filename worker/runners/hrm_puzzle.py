@@ -1,10 +1,9 @@
-"""Sapient HRM puzzle networks: a grid in, a grid out. A step is one ACT segment of every running
-row.
+"""Sapient HRM puzzle networks, which turn a grid into a grid.
 
-A row keeps its carry from step to step, and leaves at the step in which it halts; another row takes
-its place in the next. With `max` a row runs as many segments as the network was trained with, as
-upstream evaluates; with `q_halt` it stops where its q_halt exceeds its q_continue. A request may
-set both for itself.
+A step is one ACT segment of every running row. A row keeps its carry from step to step, and leaves
+after the step in which it halts. Another row may join in the next step. With `max` a row runs as
+many segments as the network was trained with, as upstream evaluates. With `q_halt` it stops where
+its q_halt exceeds its q_continue. A request may choose the rule and the number of segments.
 """
 
 import math
@@ -27,14 +26,19 @@ from worker.models.sapient_checkpoint import load_sapient_checkpoint
 from worker.runners.allocation import tells_out_of_memory
 from worker.text.puzzles import PuzzleKind
 
-_LONGEST_RUN = 4
-"""The most segments that a request may ask for, as a multiple of the trained number: more may help,
-but not without end."""
+_MAX_STEPS_FACTOR = 4
+"""The largest number of segments that a request may ask for, as a multiple of the trained number.
+
+More segments than the trained number may help, but not without end.
+"""
 
 
 @dataclass(frozen=True)
 class EncodedPuzzle(Encoded):
-    """A puzzle's cells as `prompt_ids`, its identifier, and when its row stops."""
+    """A puzzle. `prompt_ids` are its cells.
+
+    Its row stops after `max_steps` segments, or earlier if it `may_halt`.
+    """
 
     identifier: int = 0
     max_steps: int = 1
@@ -43,8 +47,10 @@ class EncodedPuzzle(Encoded):
 
 @dataclass(frozen=True)
 class _Progress:
-    """State of a row between two segments: z_H and z_L [num_positions, H], and the number of
-    segments done."""
+    """State of a row between two segments: z_H and z_L, both [num_positions, H].
+
+    `steps` is the number of segments that are done.
+    """
 
     z_h: Tensor
     z_l: Tensor
@@ -52,7 +58,10 @@ class _Progress:
 
 
 class PuzzleRunner:
-    """A puzzle network that is stepped over live rows; `halt` is for requests that name none."""
+    """A puzzle network that is stepped over live rows.
+
+    `halt` is the rule for requests that name none.
+    """
 
     eos_ids: frozenset[int] = frozenset()
 
@@ -79,8 +88,8 @@ class PuzzleRunner:
         max_steps = task.max_steps
         if max_steps is None:
             max_steps = trained
-        if not 1 <= max_steps <= _LONGEST_RUN * trained:
-            problem = f"max_steps: expected 1 to {_LONGEST_RUN * trained}, got {max_steps}."
+        if not 1 <= max_steps <= _MAX_STEPS_FACTOR * trained:
+            problem = f"max_steps: expected 1 to {_MAX_STEPS_FACTOR * trained}, got {max_steps}."
             raise InvalidRequest(problem, field="max_steps")
         return EncodedPuzzle(
             self._kind.encode(task.puzzle),
@@ -90,7 +99,7 @@ class PuzzleRunner:
         )
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Return no text: an answer is a grid, which comes with the last step's result."""
+        """Return no text, because the answer is a grid, the result of the last step."""
         return ""
 
     def release(self, sequence: TokenSequence) -> None:
@@ -99,7 +108,10 @@ class PuzzleRunner:
     @tells_out_of_memory
     @torch.inference_mode()
     def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
-        """Run one segment of every row; one result per slice, None for a row that goes on."""
+        """Run one segment of every row. Return one result for each slice.
+
+        It is None for a row that goes on.
+        """
         puzzles = []
         progress = []
         steps = []
@@ -121,7 +133,7 @@ class PuzzleRunner:
             results[row] = answer
         count_segments(len(slices), len(halted))
 
-        # Noted last: a step that raised may be repeated for fewer rows, from where they were.
+        # Last, because a step that raised may be repeated for fewer rows, from the same states.
         for row, part in enumerate(slices):
             z_h = out.carry.z_h[row]
             z_l = out.carry.z_l[row]
@@ -135,7 +147,7 @@ class PuzzleRunner:
     def _segment(
         self, puzzles: Sequence[EncodedPuzzle], progress: Sequence[_Progress]
     ) -> SegmentOutput:
-        """Run one segment of each puzzle's row, from where `progress` has it."""
+        """Run one segment of each puzzle's row, from its state in `progress`."""
         device = self.model.H_init.device
         ids = torch.tensor([puzzle.prompt_ids for puzzle in puzzles], device=device)
         identifiers = torch.tensor([puzzle.identifier for puzzle in puzzles], device=device)
@@ -152,12 +164,14 @@ class PuzzleRunner:
         steps: Sequence[int],
         wants_halt: Sequence[bool],
     ) -> list[Solved | FleetError]:
-        """Return the answers of the `rows`, which have halted; WorkerFailed for one that is no
-        number."""
+        """Return the answers of the `rows`, which have halted.
+
+        The answer of a row whose logits are not finite is WorkerFailed.
+        """
         if not rows:
             return []
 
-        # Looked at once, at the end: a state that was not finite at any segment still is not.
+        # One check at the end is enough: a state that was not finite at any segment stays so.
         logits = self.model.logits(out.carry.z_h[list(rows)])
         is_finite = torch.isfinite(logits).all(dim=(1, 2)).tolist()
         tokens = logits.argmax(-1).tolist()
@@ -174,8 +188,10 @@ class PuzzleRunner:
         return answers
 
     def _number(self, identifier: int | str | None) -> int:
-        """Return the identifier's row in the network's table; 0, the blank one, where none is
-        given."""
+        """Return the identifier's row in the network's table.
+
+        Without an identifier it is row 0, the blank one. Raise InvalidRequest for an unknown one.
+        """
         if isinstance(identifier, str):
             number = self._identifiers.get(identifier)
             if number is not None:
@@ -201,7 +217,7 @@ def _puzzle(sequence: TokenSequence) -> EncodedPuzzle:
 
 
 def load(options: RunnerOptions) -> PuzzleRunner:
-    """Load a puzzle network; raise ModelFormatError for what cannot be served."""
+    """Load a puzzle network. Raise ModelFormatError for a checkpoint that cannot be served."""
     loaded = load_sapient_checkpoint(Path(options.path), getattr(torch, options.dtype))
     model = loaded.model.to(options.device)
     spec = RunnerSpec(
@@ -213,7 +229,7 @@ def load(options: RunnerOptions) -> PuzzleRunner:
         tasks=("solve",),
         trial=Solve(loaded.kind.blank, max_steps=1),
     )
-    # Here `compat` is the same as `max`: upstream's evaluation runs every row to the end.
+    # Here `compat` means `max`, because upstream's evaluation runs all segments of every row.
     segments = options.declared(PuzzleOptions).segments
     halt: Halt = "q_halt" if segments == "q_halt" else "max"
     return PuzzleRunner(model, loaded.kind, loaded.identifiers, spec, halt=halt)

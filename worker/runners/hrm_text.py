@@ -1,9 +1,9 @@
-"""HRM-Text from a Hugging Face directory or a raw checkpoint: its prompt format, and its network
-behind `PagedRunner`.
+"""HRM-Text: its prompt format, and its network behind `PagedRunner`.
 
-A prompt is boq, condition tokens, the text, eoq, all of it seen at once. The response is causal and
-ends at eoa. The layer count is taken from the tensors, because exporters write it in three
-different ways.
+The model is a Hugging Face directory or a raw checkpoint. A prompt is boq, condition tokens, the
+text, eoq; its tokens attend to each other in both directions. The response is causal and ends at
+eoa. The number of layers comes from the tensors, because exporters write it in three different
+ways.
 """
 
 import logging
@@ -51,7 +51,7 @@ class _Rope(msgspec.Struct):
 
 
 class _ExportConfig(msgspec.Struct):
-    """Fields of `config.json` that say what the tensors of an export do not."""
+    """Fields of `config.json` for facts that the tensors of an export do not tell."""
 
     num_attention_heads: Count
     h_cycles: Count = msgspec.field(name="H_cycles")
@@ -65,14 +65,14 @@ class _ExportConfig(msgspec.Struct):
 
 
 class _EndConfig(msgspec.Struct):
-    """Fields of `config.json` that say where a response ends."""
+    """Fields of `config.json` about the end of a response."""
 
     eos_token_id: int | list[int] | None = None
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """Tokens around a prompt: boq, those of its conditions, the prompt, eoq."""
+    """Ids of the tokens around a prompt: boq, those of its conditions, the prompt, eoq."""
 
     boq: int
     eoq: int
@@ -82,16 +82,16 @@ class _Frame:
 class HrmTextLanguage:
     """Prompts of HRM-Text, between their marks.
 
-    `condition` may name several conditions joined by commas; their tokens follow in the order
-    given. `raw` adds nothing at all. None stands for the usual condition: `direct` where the
-    tokenizer has it, else raw.
+    `condition` may name several conditions joined by commas. Their tokens stand in the same order.
+    `raw` adds no marks at all. None stands for the usual condition: `direct` where the tokenizer
+    has its token, else raw.
 
-    `marks` is None for an export, whose tokenizer has boq and eoa as its start and end token. If it
-    lacks them, prompts are read raw, and `note` says why; it is empty otherwise. `ends` are further
-    ids that end a response.
+    `marks` is None for an export, whose tokenizer has boq and eoa as its start and end token. If
+    the tokenizer lacks marks, prompts are read raw, and `note` says why; otherwise it is empty.
+    `ends` are further ids that end a response.
 
-    Raises ModelFormatError for a condition that cannot be had, and for a checkpoint whose marks the
-    tokenizer lacks.
+    Raises ModelFormatError for an unknown condition, and for a checkpoint whose marks the tokenizer
+    lacks.
     """
 
     def __init__(
@@ -110,7 +110,9 @@ class HrmTextLanguage:
         self._vocabulary = Vocabulary(tokenizer, vocab_size, self._template)
         self._frame, self.note = _frame_of(known, tokenizer, is_export=is_export)
         self._has_marks = self._frame is not None and self._template.trial.startswith(known.boq)
-        self._start = start_ids(tokenizer) if self._frame is None else (self._frame.boq,)
+        self._start = start_ids(tokenizer)
+        if self._frame is not None:
+            self._start = (self._frame.boq,)
         self.eos_ids = ends | _end_of(known, tokenizer, is_export=is_export)
 
         if condition is None:
@@ -163,8 +165,10 @@ class HrmTextLanguage:
         return encode_score(context, continuations, window, head=head)
 
     def _tokenize(self, task: Tokenize) -> tuple[int, ...]:
-        """Return the ids of a prompt; the marks are this family's special tokens, in a dialogue
-        too."""
+        """Return the ids of a prompt, in which marks are this family's special tokens.
+
+        A dialogue is formatted even without `add_special_tokens`.
+        """
         if isinstance(task.prompt, Chat) or task.add_special_tokens:
             ids, _ = self._prompt(task.prompt, None, "prompt")
             return ids
@@ -174,17 +178,17 @@ class HrmTextLanguage:
         return self._vocabulary.decode(token_ids)
 
     def _prompt(
-        self, prompt: Prompt, wanted_condition: str | None, field: str
+        self, prompt: Prompt, requested_condition: str | None, field: str
     ) -> tuple[tuple[int, ...], int]:
-        """Return the ids of the formatted prompt, and how many of them are marks at its start.
+        """Return the ids of the formatted prompt, and the number of marks at its start.
 
-        A prompt given as ids is used as it is. So is a dialogue whose template writes the marks;
-        any other dialogue goes between them like the text of a prompt.
+        A prompt given as ids is used as it is. So is a dialogue whose template writes the marks.
+        Any other dialogue stands between the marks like the text of a prompt.
         """
-        condition = wanted_condition or self._condition
+        condition = requested_condition or self._condition
         text = self._template.write(prompt) if isinstance(prompt, Chat) else prompt
         if isinstance(prompt, Chat) and self._has_marks:
-            if wanted_condition is not None:
+            if requested_condition is not None:
                 problem = (
                     "This model's chat template writes the conditions itself; leave "
                     "`condition` out."
@@ -201,8 +205,10 @@ class HrmTextLanguage:
         return self._vocabulary.known(ids, field), len(head)
 
     def _num_seen(self, ids: tuple[int, ...]) -> int:
-        """Return how many tokens of a prompt the model sees at once: those behind the last eoq are
-        a response."""
+        """Return the number of a prompt's tokens up to the last eoq, which the model sees at once.
+
+        Tokens behind the last eoq are a response.
+        """
         if self._frame is None or self._frame.eoq not in ids:
             return len(ids)
         return len(ids) - ids[::-1].index(self._frame.eoq)
@@ -210,13 +216,16 @@ class HrmTextLanguage:
     def _ids(self, text: Text, field: str, *, raw: bool) -> tuple[int, ...]:
         """Return the ids of text without marks.
 
-        In raw text the names of special tokens mean those tokens; in any other they are plain text.
+        In raw text the names of special tokens stand for those tokens. In other text they are plain
+        text.
         """
         return self._vocabulary.ids(text, field, special=False, names=raw)
 
     def _condition_ids(self, condition: str) -> list[int]:
-        """Return the ids of the conditions' tokens; raise InvalidRequest for conditions that cannot
-        be had."""
+        """Return the ids of the conditions' tokens.
+
+        Raise InvalidRequest for a condition that is unknown, or named twice.
+        """
         if condition == RAW:
             return []
         known = {}
@@ -236,7 +245,7 @@ class HrmTextLanguage:
         return [known[name] for name in names]
 
     def _usual_condition(self) -> str:
-        """Return `direct`, or raw where an export's tokenizer lacks it, and note that."""
+        """Return `direct`, or raw if an export's tokenizer lacks its token. Note the latter."""
         if self._frame is None:
             return RAW
         if USUAL in self._frame.conditions:
@@ -266,10 +275,10 @@ class HrmTextNet:
         self._scale = shape.head_dim**-0.5
 
     def hidden(self, ids: Tensor, plan: AttentionPlan, store: KVStore | None) -> Tensor:
-        def look(slot: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        def attend_slot(slot: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             return attend(plan, store, slot, query=query, key=key, value=value, scale=self._scale)
 
-        out: Tensor = self.model(ids, plan.positions, look)
+        out: Tensor = self.model(ids, plan.positions, attend_slot)
         return out
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -277,14 +286,14 @@ class HrmTextNet:
 
 
 def load(options: RunnerOptions) -> PagedRunner:
-    """Load the model and its tokenizer; raise ModelFormatError for what cannot be served."""
+    """Load the model and its tokenizer. Raise ModelFormatError for files that cannot be served."""
     declared = options.declared(HrmTextOptions)
     path = Path(options.path)
-    model, marks, own_tokenizer, note = _read(path, options)
-    tokenizer_path = options.tokenizer_path or own_tokenizer
+    model, marks, models_tokenizer, note = _read(path, options)
+    tokenizer_path = options.tokenizer_path or models_tokenizer
     if tokenizer_path is None:
         raise ModelFormatError(
-            f"{options.path} names no tokenizer that is here: give one with --tokenizer-path."
+            f"{options.path} names no tokenizer on this machine: give one with --tokenizer-path."
         )
 
     tokenizer = load_tokenizer(Path(tokenizer_path))
@@ -302,22 +311,24 @@ def load(options: RunnerOptions) -> PagedRunner:
 
     device = torch.device(options.device)
     net = HrmTextNet(model.to(device), device)
-    # Described and compiled around `prepare`, which puts other layers into the model: parameters
-    # are counted before it, and what is compiled are the layers that it leaves.
-    found = _describe(model, note)
+    # The order matters, because `prepare` replaces layers: parameters are counted before it, and
+    # the new layers are compiled after it.
+    description = _describe(model, note)
     prepare(model, options)
     if device.type == "cuda" and declared.compile_layers:
         compile_net(net, options.name)
     window = min(options.context_window or model.shape.max_positions, model.shape.max_positions)
     return PagedRunner(
-        "hrm-text", found, net=net, language=language, window=window, options=options
+        "hrm-text", description, net=net, language=language, window=window, options=options
     )
 
 
 @torch.inference_mode()
 def compile_net(net: HrmTextNet, name: str) -> None:
-    """Compile the layers and try a forward of a few tokens; where it fails, log why and leave the
-    layers as they were."""
+    """Compile the layers and try a forward of a few tokens.
+
+    If it fails, log why and restore the plain layers.
+    """
     plain = net.model.halves
     net.model.compile_layers()
     try:
@@ -334,13 +345,13 @@ def compile_net(net: HrmTextNet, name: str) -> None:
 def _read(
     path: Path, options: RunnerOptions
 ) -> tuple[HrmTextModel, PromptMarks | None, Path | None, str]:
-    """Return model, marks, tokenizer path and a note on them, of an export or a raw checkpoint."""
+    """Return the model, marks, tokenizer path and description of an export or a raw checkpoint."""
     dtype = getattr(torch, options.dtype)
     path = directory_of(path)
     if is_there(path / CONFIG):
         return load_model(path, dtype), None, path, options.precision
 
-    # A second of imports, which exports do without.
+    # Imported here, because it takes a second that exports need not wait for.
     from worker.models.hrm_text_checkpoint import load_checkpoint
 
     raw = load_checkpoint(path, dtype, use_ema=options.declared(HrmTextOptions).use_ema)
@@ -348,8 +359,10 @@ def _read(
 
 
 def load_model(path: Path, dtype: torch.dtype = torch.float32) -> HrmTextModel:
-    """Return the model of a Hugging Face directory; raise ModelFormatError when weights and config
-    do not match."""
+    """Return the model of a Hugging Face directory.
+
+    Raise ModelFormatError when weights and config do not match.
+    """
     declared = check_directory(path)
     weights = read_safetensors_dir(path)
     config = converted(declared, _ExportConfig, path / CONFIG)
@@ -400,8 +413,8 @@ def _describe(model: HrmTextModel, note: str) -> str:
 def _marks_of_export(tokenizer: PreTrainedTokenizerBase) -> PromptMarks:
     """Return the marks of an export.
 
-    It keeps no mapping of conditions, so the usual ones are offered, as far as the tokenizer has
-    their tokens.
+    An export has no mapping of conditions, so all known conditions are offered whose tokens the
+    tokenizer has.
     """
     vocabulary = tokenizer.get_vocab()
     offered = {name: token for name, token in CONDITIONS.items() if token in vocabulary}
@@ -416,10 +429,10 @@ def _marks_of_export(tokenizer: PreTrainedTokenizerBase) -> PromptMarks:
 def _frame_of(
     marks: PromptMarks, tokenizer: PreTrainedTokenizerBase, *, is_export: bool
 ) -> tuple[_Frame | None, str]:
-    """Return the tokens around a prompt and "", or None and why a prompt goes without.
+    """Return the tokens around a prompt and "", or None and why prompts are read raw.
 
-    A raw checkpoint was trained with the marks that it names. A tokenizer without them is not its
-    own, for which ModelFormatError is raised.
+    A raw checkpoint was trained with the marks that it names. Raise ModelFormatError for a
+    tokenizer without them, because it is not that of the training.
     """
     vocabulary = tokenizer.get_vocab()
     lacking = [mark for mark in (marks.boq, marks.eoq) if mark not in vocabulary]
@@ -439,15 +452,17 @@ def _frame_of(
 def _end_of(
     marks: PromptMarks, tokenizer: PreTrainedTokenizerBase, *, is_export: bool
 ) -> frozenset[int]:
-    """Return the id of eoa; the tokenizer of an export may lack it."""
+    """Return the id of eoa, or no id, because the tokenizer of an export may lack it."""
     if is_export and marks.eoa not in tokenizer.get_vocab():
         return frozenset()
     return frozenset({_required_id(tokenizer, marks.eoa)})
 
 
 def _declared_ends(path: Path) -> frozenset[int]:
-    """Return the ids that end a response by an export's `generation_config.json`, else by its
-    `config.json`."""
+    """Return the ids that end a response, by an export's own files.
+
+    They are those of `generation_config.json`, or else of `config.json`.
+    """
     path = directory_of(path)
     declared = read_generation_defaults(path).eos_token_id
     if declared is None:
@@ -461,7 +476,7 @@ def _declared_ends(path: Path) -> frozenset[int]:
 
 
 def _required_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
-    """Return the token's id; raise ModelFormatError where the tokenizer lacks it."""
+    """Return the token's id. Raise ModelFormatError where the tokenizer lacks it."""
     token_id = tokenizer.get_vocab().get(token)
     if token_id is None:
         problem = f"The tokenizer has no {token!r}, which the HRM-Text prompt format needs"

@@ -1,5 +1,7 @@
-"""The interface between `PagedRunner` and a loaded network: states of a flat batch of tokens, and
-logits of states."""
+"""The interface between `PagedRunner` and a loaded network.
+
+A network returns the states of a flat batch of tokens, and the logits of states.
+"""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -14,8 +16,8 @@ from worker.kv.store import KVShape, KVStore
 class Net(Protocol):
     """A loaded network with keys and values.
 
-    With `is_prefix` the prompt attends to itself in both directions. `q_head`, where there is one,
-    reads (q_halt, q_continue) off states [..., hidden].
+    With `is_prefix` the tokens of a prompt attend to each other in both directions. `q_head`, if
+    not None, returns (q_halt, q_continue) [..., 2] of states [..., hidden].
     """
 
     kv_shape: KVShape
@@ -27,7 +29,11 @@ class Net(Protocol):
     def q_head(self) -> Callable[[Tensor], Tensor] | None: ...
 
     def hidden(self, ids: Tensor, plan: AttentionPlan, store: KVStore | None) -> Tensor:
-        """Return the last hidden states [T, hidden] of token ids [T]."""
+        """Return the last hidden states [T, hidden] of token ids [T].
+
+        Keys and values go to `store` and come from it as `plan` says. `store` may be None for a
+        plan that needs none.
+        """
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits [..., vocab] in float32 of states [..., hidden]."""

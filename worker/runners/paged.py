@@ -1,6 +1,6 @@
-"""The runner of every mechanism with keys and values.
+"""The runner of all networks with keys and values.
 
-A step is one flat forward over a `Net`; a `Language` translates between text and tokens.
+A step is one flat forward over a `Net`. A `Language` translates between text and tokens.
 """
 
 import logging
@@ -37,20 +37,22 @@ logger = logging.getLogger("aios.paged")
 
 
 class Language(Protocol):
-    """A model family's way to write prompts as tokens and to read tokens as text."""
+    """A model family's rules for prompts as tokens, and for tokens as text."""
 
     eos_ids: frozenset[int]
 
-    def encode(self, task: TextTask, window: int) -> Encoded: ...
+    def encode(self, task: TextTask, window: int) -> Encoded:
+        """Return a task as token ids, for a context window in tokens. Raise InvalidRequest."""
 
-    def decode(self, token_ids: Sequence[int]) -> str: ...
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of response tokens, special tokens left out."""
 
 
 class PagedRunner:
     """A `Net` that is stepped over live sequences whose keys and values lie in pages.
 
-    `kind` is the runner's row in `shared/tasks/runner_table.py`, `found` describes the model for people,
-    `window` is the context window in tokens.
+    `kind` is the runner's row in `shared/tasks/runner_table.py`. `found` describes the model for
+    people. `window` is the context window in tokens.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class PagedRunner:
                 net.device, net.dtype, net.kv_shape, options.page_size
             )
 
-        # Graphs write the tokens of their padding rows to a page of their own, behind the others.
+        # Graphs write the tokens of their padding rows to a spare page behind the others.
         use_graphs = self.kernel is not None and declared.cuda_graphs
         num_spare = 1 if use_graphs else 0
         num_pages = count_pages(net, window, options, num_spare=num_spare)
@@ -114,6 +116,7 @@ class PagedRunner:
 
     @property
     def has_graphs(self) -> bool:
+        """Return whether steps are decoded by CUDA graphs."""
         return self.decoder is not None
 
     def encode(self, task: Task) -> Encoded:
@@ -128,8 +131,10 @@ class PagedRunner:
     @tells_out_of_memory
     @torch.inference_mode()
     def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
-        """Compute all slices in one forward. A step that raised may be repeated with fewer of
-        them."""
+        """Compute all slices in one forward.
+
+        A step that raised may be repeated with fewer slices.
+        """
         self._copy_pages(slices)
         results: list[StepResult | FleetError] = [None] * len(slices)
         decoded = None
@@ -169,7 +174,7 @@ class PagedRunner:
         for index, first, end in batch.pooled:
             results[index] = pooled(hidden[first:end], self.spec.name)
 
-        # Part of a prompt has no result by which it would fail, so its states are checked.
+        # A slice that is part of a prompt has no result that could fail, so its states are checked.
         if None in results:
             for index in quarantine.find_broken(slices, batch.plan, hidden, page_size):
                 results[index] = broken(self.spec.name)
@@ -215,7 +220,7 @@ class PagedRunner:
             results[index] = result
 
     def _copy_pages(self, slices: Sequence[Slice]) -> None:
-        """Give sequences that go on in the middle of a shared page a copy of their own."""
+        """Copy shared pages for the sequences that go on writing in the middle of them."""
         page_size = self.spec.page_size
         sources = []
         targets = []
@@ -233,10 +238,10 @@ class PagedRunner:
 
 
 def count_pages(net: Net, window: int, options: RunnerOptions, *, num_spare: int = 0) -> int:
-    """Return the number of pages for a full batch of full windows, or what the memory budget allows
-    beside `num_spare` more.
+    """Return the number of pages for a full batch of full windows, or fewer if memory is short.
 
-    Raise ModelFormatError if not even one window fits.
+    `num_spare` more pages must fit. `window` is in tokens. Raise ModelFormatError if not even one
+    window fits.
     """
     bytes_per_page = net.kv_shape.bytes_per_token(net.dtype) * options.page_size
     pages_per_window = -(-window // options.page_size)

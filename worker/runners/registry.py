@@ -1,6 +1,6 @@
 """The choice of a runner of `shared/tasks/runner_table.py` for a model directory.
 
-A runner is imported when it is used: echo needs no torch.
+A runner is imported only when it is used, because echo must run without torch.
 """
 
 import stat
@@ -21,8 +21,8 @@ from worker.models.reading import converted, read_json_object, unusable
 
 _EPOCH_PREFIX = "fsdp2_epoch_"
 _READING_HEADS = ("ForMaskedLM", "ForPreTraining", "ForSequenceClassification")
-_SPEAKING_HEADS = ("ForCausalLM", "LMHeadModel")
-_READERS = ("electra", "mpnet")
+_CAUSAL_HEADS = ("ForCausalLM", "LMHeadModel")
+_READING_FAMILIES = ("electra", "mpnet")
 _IMPLANT_FILES = frozenset({"starter_brain.json", "q_head.pt"})
 
 
@@ -34,16 +34,22 @@ class _Config(msgspec.Struct):
 
 
 def load_runner(kind: str, options: RunnerOptions) -> AnyRunner:
-    """Load a model. For `kind` auto the files decide. Raise ModelFormatError with a sentence for
-    the operator."""
-    name = detect(options.path) if kind == AUTO else kind
+    """Load a model with the runner `kind`. For `auto` the files decide.
+
+    Raise ModelFormatError with a sentence for the operator.
+    """
+    name = kind
+    if kind == AUTO:
+        name = detect(options.path)
     factory: Callable[[RunnerOptions], AnyRunner] = import_target(runner_table.info_of(name).target)
     return factory(options)
 
 
 def load_sequence_runner(kind: str, options: RunnerOptions) -> Runner:
-    """Load a model whose sequences are stepped. Raise ModelFormatError for one whose tasks are done
-    whole."""
+    """Load a model whose sequences are stepped.
+
+    Raise ModelFormatError for a model whose tasks are done whole.
+    """
     runner = load_runner(kind, options)
     if runner.spec.mechanism != "sequence":
         raise ModelFormatError(
@@ -53,8 +59,11 @@ def load_sequence_runner(kind: str, options: RunnerOptions) -> Runner:
 
 
 def detect(path: str) -> str:
-    """Return the name of the runner for the model at `path`. A name that stands there itself is
-    one. Raise ModelFormatError."""
+    """Return the name of the runner for the model at `path`.
+
+    In place of a path, the name of a runner without files may be given. Raise ModelFormatError for
+    a path that is no model.
+    """
     if path in WITHOUT_FILES:
         return path
     directory = _directory(Path(path))
@@ -63,8 +72,8 @@ def detect(path: str) -> str:
     except OSError as error:
         raise unusable(directory, error) from error
     listing = DirectoryListing(directory, names)
-    for is_its, runner in DETECTORS:
-        if is_its(listing):
+    for matches, runner in DETECTORS:
+        if matches(listing):
             return runner
     raise _refusal(listing)
 
@@ -78,7 +87,10 @@ class DirectoryListing:
 
     @cached_property
     def config(self) -> _Config | None:
-        """The config of a Hugging Face directory. Raise ModelFormatError for a damaged one."""
+        """Return the config of a Hugging Face directory, None for any other directory.
+
+        Raise ModelFormatError for a damaged config.
+        """
         file = self.directory / "config.json"
         if file.name not in self.names:
             return None
@@ -100,12 +112,14 @@ def _is_raw_hrm_text(listing: DirectoryListing) -> bool:
 
 
 def _is_puzzle_checkpoint(listing: DirectoryListing) -> bool:
-    """Return whether Sapient's HRM wrote it."""
+    """Return whether the trainer of Sapient's HRM wrote the directory."""
     names = listing.names
     # HRM-Text has an all_config.yaml, too, beside a train_metadata.yaml.
     if "all_config.yaml" not in names or "train_metadata.yaml" in names:
         return False
-    return "checkpoint" in names or any(name.startswith("step_") for name in names)
+    if "checkpoint" in names:
+        return True
+    return any(name.startswith("step_") for name in names)
 
 
 def _is_hrm_text(listing: DirectoryListing) -> bool:
@@ -113,27 +127,29 @@ def _is_hrm_text(listing: DirectoryListing) -> bool:
 
 
 def _is_sentence_model(listing: DirectoryListing) -> bool:
-    """Return whether sentence-transformers wrote it, whatever the network is."""
+    """Return whether sentence-transformers wrote the directory, whatever the network is."""
     if listing.config is None:
         return False
-    # It imports safetensors, which the echo runner does without.
+    # Imported here, because it imports safetensors, which the echo runner must run without.
     from worker.models.hf_directory import is_sentence_directory
 
     return is_sentence_directory(listing.directory)
 
 
 def _is_encoder(listing: DirectoryListing) -> bool:
-    """Return whether the network has a head that reads texts, or is of a family that does little
-    else."""
+    """Return whether the network has an encoder's head, or is of an encoder family.
+
+    A network of such a family that has the head of a causal LM is no encoder.
+    """
     if listing.config is None:
         return False
     names = listing.config.architectures or ()
     family = listing.config.model_type or ""
     if any(name.endswith(_READING_HEADS) for name in names):
         return True
-    is_reader = "bert" in family or family in _READERS
-    speaks = any(name.endswith(_SPEAKING_HEADS) for name in names)
-    return is_reader and not speaks
+    if "bert" not in family and family not in _READING_FAMILIES:
+        return False
+    return not any(name.endswith(_CAUSAL_HEADS) for name in names)
 
 
 def _is_hugging_face(listing: DirectoryListing) -> bool:
@@ -150,18 +166,21 @@ DETECTORS: tuple[tuple[Callable[[DirectoryListing], bool], str], ...] = (
     (_is_encoder, "encoder"),
     (_is_hugging_face, "causal"),
 )
-"""Questions to a directory, and the runner for it, in an order that matters: the first question
-with the answer yes decides."""
+"""Checks of a directory, each with the runner for it. The order matters: the first match decides.
+
+Special kinds come before general ones.
+"""
 
 
 def _refusal(listing: DirectoryListing) -> ModelFormatError:
+    """Return the error of a directory that no detector matches."""
     directory = listing.directory
     if "adapter_config.json" in listing.names:
         return ModelFormatError(
             f"{directory} holds a PEFT adapter (adapter_config.json) and no model: merge it into "
             "its base model (merge_and_unload, then save_pretrained)."
         )
-    # It imports safetensors, which the echo runner does without.
+    # Imported here, because it imports safetensors, which the echo runner must run without.
     from worker.models.hf_directory import check_weights_format
 
     check_weights_format(directory)
@@ -176,11 +195,16 @@ def _refusal(listing: DirectoryListing) -> ModelFormatError:
 
 
 def _directory(path: Path) -> Path:
-    """Return the directory of a model, given by it or by a file in it. Raise ModelFormatError."""
+    """Return the directory of a model, which `path` or a file at `path` names.
+
+    Raise ModelFormatError where there is none.
+    """
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         raise ModelFormatError(f"There is no model at {path}: the path does not exist.") from None
-    except (OSError, ValueError) as error:  # a ValueError of a NUL in the name
+    except (OSError, ValueError) as error:  # ValueError is raised for a NUL in the name
         raise unusable(path, error) from error
-    return path if stat.S_ISDIR(mode) else path.parent
+    if stat.S_ISDIR(mode):
+        return path
+    return path.parent

@@ -1,9 +1,8 @@
-"""A chat template that can neither hang its worker nor fill its memory, whatever stands in it and
-in the dialogue.
+"""A chat template that can neither hang its worker nor fill its memory.
 
-The environment is transformers' own, a sandbox that bounds ranges. Beyond that, every operation
-that could make something much longer than its arguments is measured first, and a watch ends what
-computes for too long.
+This holds for any template and any dialogue. The environment is transformers' own, a sandbox that
+bounds ranges. Beyond that, every operation whose result could be much longer than its arguments is
+measured first, and a watch ends templates that compute for too long.
 """
 
 import ctypes
@@ -13,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from operator import add, mod, mul
 from typing import Any
 
 from jinja2 import Template, TemplateError
@@ -24,34 +22,36 @@ from jinja2.sandbox import SandboxedEnvironment, safe_range
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 _TIME_LIMIT_S = 1.0
-"""The time of computing for one dialogue: templates take milliseconds."""
-_LOOK_S = 0.1
-_MOST_ADDED = 1 << 20
-_MOST_TIMES = 8
-"""The characters that a template may make of a dialogue: so many times its own, and so many
-more."""
-_MOST_BITS = 4096
-"""The size of whole numbers."""
+"""The computing time for one dialogue. Ordinary templates take milliseconds."""
+_CHECK_EVERY_S = 0.1
+_MAX_ADDED = 1 << 20
+_MAX_FACTOR = 8
+"""The largest text of a dialogue: `_MAX_FACTOR` times its characters, and `_MAX_ADDED` more."""
+_MAX_BITS = 4096
+"""The largest size of whole numbers."""
 _WIDTH = re.compile(r"[0-9]{6,}")
 _PRINTF_WIDTH = re.compile(r"[0-9]{6,}|\*")
-"""Widths in formats that would make much of little. A star takes the width from the arguments."""
+"""Widths in formats that would pad a short text to a very long one.
 
-_most: ContextVar[int] = ContextVar("most", default=_MOST_ADDED)
+A star takes the width from the arguments.
+"""
+
+_max_length: ContextVar[int] = ContextVar("max_length", default=_MAX_ADDED)
 
 
-class OutOfTime(BaseException):
+class TemplateTimeout(BaseException):
     """The end of a template that computes for too long.
 
-    It is no Exception, so that nothing on its way holds it up.
+    It is no Exception, so that no handler of Exceptions in a template's code catches it.
     """
 
 
-class TooMuch(TemplateError):
-    """The end of a template that makes or computes more than any dialogue needs."""
+class TemplateLimitExceeded(TemplateError):
+    """The end of a template that writes or computes more than any dialogue needs."""
 
 
 class BoundedTemplate:
-    """A template with bounds. Raises what Jinja raises for one that it cannot read."""
+    """A template with bounds. Raises Jinja's error for a source that Jinja cannot read."""
 
     def __init__(self, source: str) -> None:
         environment: Any = _compile_jinja_template("").environment.overlay()
@@ -73,16 +73,18 @@ class BoundedTemplate:
         self._template: Template = environment.from_string(source)
 
     def render(self, num_characters: int, **values: Any) -> str:
-        """Return the text that the template makes of a dialogue of `num_characters`. Raise whatever
-        it raises, and TooMuch."""
-        token = _most.set(_MOST_ADDED + _MOST_TIMES * num_characters)
+        """Return the template's text for a dialogue of `num_characters` characters.
+
+        Raise TemplateLimitExceeded, and any error of the template itself.
+        """
+        token = _max_length.set(_MAX_ADDED + _MAX_FACTOR * num_characters)
         try:
             with _watch(_TIME_LIMIT_S):
                 return self._written(values)
-        except OutOfTime:
-            raise TooMuch(f"it computes for more than {_TIME_LIMIT_S:g} s") from None
+        except TemplateTimeout:
+            raise TemplateLimitExceeded(f"it computes for more than {_TIME_LIMIT_S:g} s") from None
         finally:
-            _most.reset(token)
+            _max_length.reset(token)
 
     def _written(self, values: dict[str, Any]) -> str:
         pieces: list[str] = []
@@ -95,9 +97,9 @@ class BoundedTemplate:
 
 
 class _CodeGenerator(CodeGenerator):
-    """A code generator that writes the `~` of templates as a call of `_joined`.
+    """A code generator that turns the `~` of templates into a call of `_joined`.
 
-    Constants are joined then, too, not when the template is read.
+    So constants are joined when the template is rendered, not when it is read.
     """
 
     def visit_Concat(self, node: Concat, frame: Frame) -> None:
@@ -109,31 +111,42 @@ class _CodeGenerator(CodeGenerator):
 
 
 def _joined(parts: tuple[Any, ...]) -> str:
-    _check(sum(len(part) for part in parts if isinstance(part, str)))
+    """Return the parts as one text."""
+    size = 0
+    for part in parts:
+        if isinstance(part, str):
+            size += len(part)
+    _check(size)
     return str_join(parts)
 
 
 def _check(size: int) -> None:
-    if size > _most.get():
-        raise TooMuch(f"it makes a text of more than {_most.get()} characters of them")
+    """Raise TemplateLimitExceeded if a text of `size` characters is too long."""
+    max_length = _max_length.get()
+    if size > max_length:
+        raise TemplateLimitExceeded(f"it makes a text of more than {max_length} characters")
 
 
 def _length(value: Any) -> int:
-    return len(value) if isinstance(value, str | bytes | list | tuple) else 0
+    """Return the length of a text or a list, 0 for any other value."""
+    if isinstance(value, str | bytes | list | tuple):
+        return len(value)
+    return 0
 
 
 def _plus(left: Any, right: Any) -> Any:
     _check(_length(left) + _length(right))
-    return add(left, right)
+    return left + right
 
 
 def _times(left: Any, right: Any) -> Any:
-    for one, other in ((left, right), (right, left)):
-        if isinstance(one, int):
-            _check(abs(one) * _length(other))
+    if isinstance(left, int):
+        _check(abs(left) * _length(right))
+    if isinstance(right, int):
+        _check(abs(right) * _length(left))
     if isinstance(left, int) and isinstance(right, int):
         _check_number(left.bit_length() + right.bit_length())
-    return mul(left, right)
+    return left * right
 
 
 def _power(base: Any, exponent: Any) -> Any:
@@ -145,17 +158,17 @@ def _power(base: Any, exponent: Any) -> Any:
 def _modulo(left: Any, right: Any) -> Any:
     if isinstance(left, str):
         _check_format(left, _PRINTF_WIDTH)
-    return mod(left, right)
+    return left % right
 
 
-def _check_number(bits: int) -> None:
-    if bits > _MOST_BITS:
-        raise TooMuch(f"it makes a number of more than {_MOST_BITS} bits")
+def _check_number(num_bits: int) -> None:
+    if num_bits > _MAX_BITS:
+        raise TemplateLimitExceeded(f"it makes a number of more than {_MAX_BITS} bits")
 
 
 def _check_format(pattern: str, width: re.Pattern[str]) -> None:
     if width.search(pattern):
-        raise TooMuch(f"it asks for a width that is too large: {pattern[:80]!r}")
+        raise TemplateLimitExceeded(f"it asks for a width that is too large: {pattern[:80]!r}")
 
 
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
@@ -167,7 +180,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def _checked_filter(name: str, function: Any) -> Any:
-    """Return a filter whose arguments are measured."""
+    """Return a filter whose arguments are measured before each call."""
 
     def checked(*args: Any, **kwargs: Any) -> Any:
         arguments = [*args, *kwargs.values()]
@@ -176,7 +189,7 @@ def _checked_filter(name: str, function: Any) -> Any:
         _check_arguments(name, arguments)
         return function(*args, **kwargs)
 
-    # Jinja reads off the function itself whether to pass it the environment or the context.
+    # Attributes of a filter tell Jinja whether to pass it the environment or the context.
     checked.__dict__.update(getattr(function, "__dict__", {}))
     return checked
 
@@ -184,11 +197,13 @@ def _checked_filter(name: str, function: Any) -> Any:
 def _check_call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Measure the arguments of a call that a template makes."""
     name = getattr(function, "__name__", "")
-    method = getattr(function, "__wrapped__", function)  # the sandbox has a `str.format` of its own
-    owner = getattr(method, "__self__", None)
+    # The sandbox wraps `str.format`.
+    method = getattr(function, "__wrapped__", function)
+    text = getattr(method, "__self__", None)
     arguments = [*args, *kwargs.values()]
-    if isinstance(owner, str | bytes):
-        arguments.insert(0, owner)
+    # The text of a method is an argument like the others.
+    if isinstance(text, str | bytes):
+        arguments.insert(0, text)
     if name in ("format", "format_map"):
         _check_formats(arguments, _WIDTH)
     # Ranges are bounded by the sandbox.
@@ -202,8 +217,8 @@ def _check_formats(arguments: list[Any], width: re.Pattern[str]) -> None:
 
 
 def _check_arguments(name: str, arguments: list[Any]) -> None:
-    """Measure the arguments of a filter or of a method of a text, the text among them."""
-    # A number may be a width, or how often something is repeated.
+    """Measure the arguments of a filter, or of a method of a text, whose text is the first one."""
+    # A number may be a width, or a number of repetitions.
     for value in arguments:
         if isinstance(value, int):
             _check(abs(value))
@@ -211,51 +226,56 @@ def _check_arguments(name: str, arguments: list[Any]) -> None:
     texts = [value for value in arguments if isinstance(value, str)]
     if name == "replace" and len(texts) >= 3:
         text, old, new = texts[:3]
-        # An empty text is found between all characters, and at both ends.
-        count = text.count(old) if old else len(text) + 1
+        # An empty `old` is found between all characters and at both ends: str.count knows that.
+        count = text.count(old)
         _check(len(text) + count * len(new))
     if name == "join":
-        lists = [value for value in arguments if isinstance(value, list | tuple | range)]
-        count = sum(map(len, lists))
-        size = count * sum(map(len, texts))
-        for values in lists:
-            size += sum(map(_length, values))
+        num_members = 0
+        size = 0
+        for value in arguments:
+            if isinstance(value, list | tuple | range):
+                num_members += len(value)
+                size += sum(_length(member) for member in value)
+        # The separator may be any of the texts.
+        size += num_members * sum(len(text) for text in texts)
         _check(size)
 
 
 @contextmanager
 def _watch(limit_s: float) -> Iterator[None]:
-    """Raise OutOfTime in this thread once it has computed for `limit_s`."""
-    over = threading.Event()
+    """Raise TemplateTimeout in this thread once the block has computed for `limit_s`."""
+    ended = threading.Event()
     lock = threading.Lock()
     thread = threading.get_ident()
     clock = _clock_of(thread)
     begun_s = clock()
 
-    def look() -> None:
-        while not over.wait(_LOOK_S):
+    def watch() -> None:
+        while not ended.wait(_CHECK_EVERY_S):
             if clock() - begun_s < limit_s:
                 continue
-            # With the lock, so that it is not raised behind the template's end.
+            # With the lock, so that the error is not raised after the end of the block.
             with lock:
-                if not over.is_set():
+                if not ended.is_set():
                     ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                        ctypes.c_ulong(thread), ctypes.py_object(OutOfTime)
+                        ctypes.c_ulong(thread), ctypes.py_object(TemplateTimeout)
                     )
             return
 
-    threading.Thread(target=look, name="template-watch", daemon=True).start()
+    threading.Thread(target=watch, name="template-watch", daemon=True).start()
     try:
         yield
     finally:
         with lock:
-            over.set()
+            ended.set()
 
 
 def _clock_of(thread: int) -> Callable[[], float]:
-    """Return a clock of the seconds that a thread has computed, or where the system does not tell,
-    of those that pass."""
+    """Return a clock of the seconds for which a thread has computed.
+
+    Where the system has no such clock it is one of the seconds that pass.
+    """
     if not hasattr(time, "pthread_getcpuclockid"):
         return time.monotonic
-    number = time.pthread_getcpuclockid(thread)
-    return lambda: time.clock_gettime(number)
+    clock_id = time.pthread_getcpuclockid(thread)
+    return lambda: time.clock_gettime(clock_id)

@@ -1,5 +1,7 @@
-"""Dialogues as text: by a template of the operator's, else the tokenizer's own, else a built-in
-one."""
+"""Dialogues as text, by a chat template.
+
+The template is the operator's, else the tokenizer's own, else a built-in one.
+"""
 
 from pathlib import Path
 
@@ -19,7 +21,7 @@ LLAMA_3 = """\
 <|end_header_id|>
 
 {{ '' }}{% endif %}"""
-"""Turns between the marks of Llama 3, behind the tokenizer's start token, if it has one."""
+"""Turns between Llama 3's special tokens, behind the tokenizer's start token, if it has one."""
 
 DIALOGUE = """\
 {% set turns = messages | rejectattr('role', 'equalto', 'system') | list %}\
@@ -27,8 +29,10 @@ DIALOGUE = """\
 {% for turn in turns %}{{ turn.content | trim if turns | length == 1 else \
 turn.role | capitalize ~ ': ' ~ turn.content | trim ~ '\\n\\n' }}{% endfor %}\
 {% if turns | length > 1 %}Assistant:{% endif %}"""
-"""Words alone, for models that know no turns: the system's text, then the only turn as it is, or
-several turns by name."""
+"""Plain text, for models that know no turns.
+
+The system's text comes first. The only turn follows as it is, or several turns with their roles.
+"""
 
 _TRIAL = Chat((Turn("user", "hi"),))
 
@@ -36,8 +40,9 @@ _TRIAL = Chat((Turn("user", "hi"),))
 class ChatTemplate:
     """The chat template of a model.
 
-    `path` is a Jinja file that outranks the tokenizer's own template; `default` serves where there
-    is neither. Raises ModelFormatError for a template that cannot be used.
+    `path` is a Jinja file that takes precedence over the tokenizer's own template. `default` is the
+    template where there is neither. `trial` is a short dialogue in this form, empty where the
+    template refuses it. Raises ModelFormatError for a template that cannot be used.
     """
 
     def __init__(
@@ -55,7 +60,7 @@ class ChatTemplate:
         except BaseException as error:
             if not is_foreign(error):
                 raise
-            # One that refuses the trial may take other dialogues.
+            # A template that refuses the trial may accept other dialogues.
             if not _is_refusal(error):
                 problem = f"The chat template cannot be used: {words_of(error)}"
                 raise ModelFormatError(
@@ -64,8 +69,10 @@ class ChatTemplate:
             self.trial = ""
 
     def write(self, chat: Chat) -> str:
-        """Write a dialogue up to where the answer begins. Raise InvalidRequest with the template's
-        own words where it refuses the dialogue."""
+        """Return the text of a dialogue, up to where the answer begins.
+
+        Raise InvalidRequest, with the template's own message, where the template refuses it.
+        """
         if not chat.messages:
             raise InvalidRequest("messages: at least one is expected.", field="messages")
         with blamed("messages", "the model's chat template refuses them"):
@@ -89,11 +96,12 @@ class ChatTemplate:
 
 def _is_refusal(error: BaseException) -> bool:
     """Return whether the template itself refuses a dialogue."""
-    # What Jinja finds wrong with a template has a class of its own.
+    # A template refuses a dialogue by TemplateError itself. Errors in a template are subclasses.
     return type(error) is TemplateError
 
 
 def _read(path: str) -> str:
+    """Return the text of a template's file. Raise ModelFormatError."""
     try:
         return Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

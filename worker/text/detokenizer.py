@@ -1,28 +1,30 @@
-"""The text of token ids as far as it is certain: no half characters, and nothing that may turn out
-to be a stop string."""
+"""The text of token ids as far as it is certain.
+
+A text is not certain while a character is incomplete, or while its end may be the beginning of a
+stop string.
+"""
 
 from collections.abc import Callable, Sequence
 
 Decode = Callable[[Sequence[int]], str]
 
 _REPLACEMENT = "\ufffd"
-"""The character that decoders write for bytes that are no character, or not one yet."""
+"""The character that decoders write for bytes that are no character, or an incomplete one."""
 _CONTEXT = 8
-"""The last tokens of a prompt that its answer is decoded with, if they have text."""
+"""The number of the prompt's last tokens that the answer is decoded with, if they have text."""
 _WINDOW = 64
-"""The tokens without any text after which a window moves on all the same."""
+"""The number of tokens without any text after which the window moves nevertheless."""
 _PARTS = 3
-"""The most tokens of a character that is not complete: its last byte is missing."""
+"""The largest number of tokens of an incomplete character: of at most 4 bytes one is missing."""
 
 
 class TextStream:
-    """A text that grows with its tokens: `push` takes the ids one by one, and returns the text that
-    became certain.
+    """A text that grows token by token. `push` takes an id and returns the text that is certain.
 
-    The texts joined are the same as decoding `prompt_ids` and all the pushed ids together shows
-    behind the prompt. The stop string that is complete first ends the text right before it,
-    wherever token boundaries fall. `num_amended` U+FFFD at the prompt's end are a part of the
-    text's first character.
+    The returned texts together are the text behind the prompt when `prompt_ids` and all pushed ids
+    are decoded at once. The stop string that is complete first ends the text right before itself,
+    wherever token boundaries fall. `num_amended` is the number of U+FFFD at the end of the prompt's
+    text that stand for a part of the answer's first character.
     """
 
     def __init__(
@@ -30,23 +32,30 @@ class TextStream:
     ) -> None:
         self._decode = decode
         self._stop = stop
-        # The ids from `_begin` on are decoded together. Up to `_seen` their text is `_known`, and
-        # has been returned. At `_moved` the window moved last.
+        # The window is the ids from `_begin` on, which are decoded together. `_known` is the text
+        # of those up to `_seen`, which has been returned. `_moved` is the number of ids when the
+        # window moved last.
         self._ids = list(_context(decode, prompt_ids))
         self._begin = 0
         self._seen = len(self._ids)
         self._moved = self._seen
         self._known = decode(self._ids) if self._ids else ""
-        # A prompt that ends in the middle of a character: its text up to there.
+        # A prompt may end in the middle of a character. `_whole` is its text before that character.
         self._ends_in_part = self._known.endswith(_REPLACEMENT)
-        self._whole = _without_part(decode, self._ids) if self._ends_in_part else self._known
+        self._whole = self._known
+        if self._ends_in_part:
+            self._whole = _without_part(decode, self._ids)
+        # The text that may be the beginning of a stop string.
         self._held = ""
         self.num_amended = 0
         self.is_stopped = False
 
     def push(self, token_id: int, *, may_stop: bool = True) -> str:
-        """Add a token. Once a stop string was met nothing more comes; one that is met when it may
-        not stop is plain text."""
+        """Add a token. Return the text that became certain.
+
+        Return nothing once a stop string has ended the text. A stop string that is complete while
+        `may_stop` is False is plain text.
+        """
         if self.is_stopped:
             return ""
         self._ids.append(token_id)
@@ -58,16 +67,21 @@ class TextStream:
         return self._release(new, may_stop)
 
     def peek(self, token_id: int) -> str:
-        """Return the text that a token would add next, stop strings aside; nothing while a
-        character is unfinished."""
+        """Return the text that a token would add next, stop strings aside.
+
+        Return nothing while a character is incomplete.
+        """
         text = self._decode([*self._ids[self._begin :], token_id])
         if text.endswith(_REPLACEMENT):
             return ""
         return self._behind_known(text, [*self._ids[self._seen :], token_id])
 
     def flush(self) -> str:
-        """Return the rest: the text that was held back as a possible stop string, and an unfinished
-        character as U+FFFD."""
+        """Return the rest of the text.
+
+        It is the text that was held back as the possible beginning of a stop string, and an
+        incomplete character as U+FFFD.
+        """
         if self.is_stopped:
             return ""
         rest = ""
@@ -81,17 +95,18 @@ class TextStream:
         return text + held
 
     def _behind_known(self, text: str, new_ids: Sequence[int]) -> str:
-        """Return the part of `text`, which is of the known ids and `new_ids`, behind the known
-        text."""
-        known = self._still_true(text)
+        """Return the part of `text` behind the known text.
+
+        `text` is that of the whole window, at whose end are `new_ids`.
+        """
+        known = self._known_in(text)
         if text.startswith(known):
             return text[len(known) :]
-        # A decoder that takes back text which it showed before: the new ids are decoded alone.
+        # The decoder has changed text that it gave before, so the new ids are decoded alone.
         return self._decode(new_ids)
 
-    def _still_true(self, text: str) -> str:
-        """Return the known text, less the character that the prompt ended in the middle of if that
-        is whole now."""
+    def _known_in(self, text: str) -> str:
+        """Return the known text, less the prompt's incomplete character if `text` completes it."""
         known = self._known
         while self._ends_in_part and known.endswith(_REPLACEMENT) and not text.startswith(known):
             known = known[:-1]
@@ -100,11 +115,14 @@ class TextStream:
         return known
 
     def _move(self, text: str) -> None:
-        """Begin the window where the newest text begins, if that can be decoded by itself."""
-        self.num_amended += len(self._known) - len(self._still_true(text))
+        """Note the window's `text` as known.
+
+        Let the window begin with the newest ids, if these can be decoded by themselves.
+        """
+        self.num_amended += len(self._known) - len(self._known_in(text))
         newest = self._decode(self._ids[self._seen :])
-        # Behind no text at all the next token would lose its space; behind half a character the
-        # other half would be lost.
+        # In a window without text the next token would lose its space. In one that begins in the
+        # middle of a character, that character would be lost.
         stands_alone = newest != "" and not newest.startswith(_REPLACEMENT)
         if stands_alone or len(self._ids) - self._moved > _WINDOW:
             self._begin = self._seen
@@ -122,7 +140,8 @@ class TextStream:
             # (end, start) of each stop string that is complete.
             matches: list[tuple[int, int]] = []
             for stop in self._stop:
-                # One that was complete before `new` came when it might not stop.
+                # A stop string that was complete before `new` was complete while it might not stop,
+                # so it is not searched for.
                 start = text.find(stop, max(0, len(self._held) - len(stop) + 1))
                 if start >= 0:
                     matches.append((start + len(stop), start))
@@ -148,14 +167,17 @@ def _overlap(text: str, stop: str) -> int:
 
 
 def _context(decode: Decode, ids: Sequence[int]) -> Sequence[int]:
-    """Return the last of `ids`: enough that they have text, and do not begin in the middle of a
-    character."""
+    """Return the last of `ids`, as the context of an answer.
+
+    They are enough ids to have text and to begin with a whole character.
+    """
     size = _CONTEXT
     while size < len(ids):
         text = decode(ids[-size:])
         if text.strip() and not text.startswith(_REPLACEMENT):
             return ids[-size:]
-        # One by one at first, for half a character; then it is a long run without text.
+        # At first one more at a time, to complete a character. Later this is a long run without
+        # text.
         if size < 2 * _CONTEXT:
             size += 1
         else:
@@ -164,8 +186,10 @@ def _context(decode: Decode, ids: Sequence[int]) -> Sequence[int]:
 
 
 def _without_part(decode: Decode, ids: Sequence[int]) -> str:
-    """Return the text of `ids` without the character in the middle of which they end, as far as one
-    can tell."""
+    """Return the text of `ids` without the incomplete character at their end.
+
+    Return an empty text if that character cannot be removed with the last `_PARTS` ids.
+    """
     for count in range(1, min(_PARTS, len(ids)) + 1):
         text = decode(ids[: len(ids) - count])
         if not text.endswith(_REPLACEMENT):

@@ -1,4 +1,4 @@
-"""The rules by which all text runners turn tasks into token ids: what is cut, what is refused."""
+"""The rules of all text runners for the length of prompts: which are cut, and which are refused."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -24,8 +24,10 @@ TextTask = Generate | Score | Read | Tokenize | Detokenize | Embed
 """Tasks of every language model."""
 
 SMALLEST_WINDOW = 16
-"""The smallest context window that is served, in tokens: the family's marks, some text and an
-answer must fit."""
+"""The smallest context window that is served, in tokens.
+
+The family's marks, some text and an answer must fit.
+"""
 
 
 def encode_generate(
@@ -33,10 +35,11 @@ def encode_generate(
 ) -> Encoded:
     """Return a prompt and `max_tokens` that fit into the context window together.
 
-    A prompt loses tokens at its beginning, behind the first `head` tokens (the family's own marks,
-    less than half the smallest window). The task's `overflow` says what happens to a prompt that is
-    too long: `truncate` cuts as many tokens as leave room for `max_tokens`, but to no less than
-    half the window. Raise ContextExceeded, InvalidRequest.
+    The task's `overflow` says what happens to a prompt that is too long. With `truncate` the prompt
+    is cut so that `max_tokens` fit behind it, but keeps at least half the window. It loses tokens
+    at its beginning, behind the first `head` tokens (the family's own marks, fewer than half the
+    smallest window). With `refuse` and `clamp` ContextExceeded is raised; `clamp` first lowers
+    `max_tokens`. Raise InvalidRequest for an empty prompt and for ids outside the vocabulary.
     """
     if not prompt_ids:
         raise InvalidRequest(
@@ -45,7 +48,7 @@ def encode_generate(
     check_ids([token for token, _ in task.sampling.logit_bias], vocab_size, "logit_bias")
     check_ids(task.sampling.stop_ids, vocab_size, "stop_token_ids")
 
-    # The request's own limit first; at least one token stays behind the marks.
+    # The request's own limit comes first. At least one token stays behind the marks.
     room = len(prompt_ids)
     if task.max_prompt_tokens is not None:
         room = max(task.max_prompt_tokens, head + 1)
@@ -62,24 +65,26 @@ def _field(task: Generate) -> str:
 
 
 def _room_for_answer(num_prompt_tokens: int, task: Generate, window: int) -> int:
-    """Return how many tokens the answer may have; raise ContextExceeded for a prompt that leaves
-    too little."""
-    wanted = task.sampling.max_tokens
-    left = window - num_prompt_tokens
+    """Return how many tokens the answer may have.
+
+    Raise ContextExceeded for a prompt that leaves too little room.
+    """
+    max_tokens = task.sampling.max_tokens
+    room = window - num_prompt_tokens
     if task.overflow == "truncate":
         # The prompt makes room for the answer, but keeps half the window.
-        return min(wanted, max(left, window // 2))
+        return min(max_tokens, max(room, window // 2))
 
-    least = wanted if task.overflow == "refuse" else 1
-    if least > left:
-        at_least = "" if least == wanted else "at least "
+    least = max_tokens if task.overflow == "refuse" else 1
+    if least > room:
+        at_least = "" if least == max_tokens else "at least "
         raise ContextExceeded(
             f"This model's maximum context length is {window} tokens; the request needs "
             f"{num_prompt_tokens + least} ({num_prompt_tokens} in the prompt, "
             f"{at_least}{least} for the completion).",
-            field=_field(task) if left < 1 else "max_tokens",
+            field=_field(task) if room < 1 else "max_tokens",
         )
-    return min(wanted, left)
+    return min(max_tokens, room)
 
 
 def encode_score(
@@ -92,8 +97,9 @@ def encode_score(
 ) -> Encoded:
     """Return a context and its continuations.
 
-    The context is cut at its beginning (behind `head`) so that the longest continuation fits behind
-    it. Raise InvalidRequest where there is nothing to score, or it does not fit.
+    The context is cut at its beginning (behind `head` tokens) so that the longest continuation fits
+    behind it. Raise InvalidRequest for an empty context, for an empty continuation, and for one
+    that does not fit.
     """
     lengths = [len(continuation) for continuation in continuations]
     if not context:
@@ -124,8 +130,11 @@ def encode_score(
 
 
 def encode_read(prompt_ids: Sequence[int], num_seen: int, task: Read, window: int) -> Encoded:
-    """Return a prompt whose first `num_seen` tokens are seen at once, and whose rest is predicted
-    token by token."""
+    """Return a prompt to be read.
+
+    Its first `num_seen` tokens are the context, and the others are predicted one by one. Raise
+    InvalidRequest for an empty prompt, ContextExceeded for one that is too long.
+    """
     if not prompt_ids:
         raise InvalidRequest("The prompt is empty: at least one token is expected.", field="prompt")
     if len(prompt_ids) > window:
@@ -146,8 +155,9 @@ def encode_text(
 ) -> Encoded:
     """Return a text that is read in one pass.
 
-    One that is too long is refused, or loses tokens before its last `num_behind`, as the task's
-    `overflow` says.
+    The task's `overflow` says what happens to a text that is too long: ContextExceeded is raised,
+    or the text loses tokens before its last `num_behind` ones. Raise InvalidRequest for an empty
+    text or a wrong `top_k`.
     """
     if not ids:
         raise InvalidRequest("The text has no tokens.", field="input")
@@ -167,14 +177,14 @@ def encode_text(
 
 
 def _cut(ids: Sequence[int], room: int, head: int) -> tuple[tuple[int, ...], int]:
-    """Cut `ids` behind the first `head` to at most `room`; return them and how many were cut."""
+    """Cut `ids` behind the first `head` to at most `room`. Return them and the number cut."""
     num_cut = max(0, len(ids) - room)
     return (*ids[:head], *ids[head + num_cut :]), num_cut
 
 
 def text_task(task: Task) -> TextTask:
-    """Return the task if it is one for a language model; raise InvalidRequest for any other."""
-    # The front checks that too, but a model's kind may change under its name.
+    """Return the task if it is one for a language model. Raise InvalidRequest for any other."""
+    # The front checks that, too, but another model may have been loaded under this name since.
     if isinstance(task, Solve):
         raise InvalidRequest("This model solves no puzzles.", field="model")
     if isinstance(task, Classify):
@@ -187,8 +197,10 @@ def text_task(task: Task) -> TextTask:
 
 
 def as_ids(text: Text, vocab_size: int, field: str) -> tuple[int, ...] | None:
-    """Return the ids of a prompt given as ids, checked against the vocabulary; None for a prompt
-    given as text."""
+    """Return the ids of a prompt that is given as ids, None for one that is given as text.
+
+    Raise InvalidRequest for ids outside the vocabulary.
+    """
     if isinstance(text, str):
         return None
     check_ids(text, vocab_size, field)
@@ -198,19 +210,20 @@ def as_ids(text: Text, vocab_size: int, field: str) -> tuple[int, ...] | None:
 def check_ids(
     ids: Sequence[int], vocab_size: int, field: str, texts: Callable[[int], str] | None = None
 ) -> None:
-    """Raise InvalidRequest naming the first id that no token has.
+    """Raise InvalidRequest, which names the first of the ids that is outside the vocabulary.
 
-    `texts` maps ids to the pieces of the text that they come from, which are then named too.
+    `texts` maps an id to the piece of text that it comes from, which is then named, too.
     """
     for token in ids:
         if 0 <= token < vocab_size:
             continue
-        named = str(token) if texts is None else f"{token} for {texts(token)!r}"
-        raise InvalidRequest(
-            f"{field}: token ids from 0 to {vocab_size - 1} are expected, got {named}.", field=field
-        )
+        description = str(token)
+        if texts is not None:
+            description = f"{token} for {texts(token)!r}"
+        problem = f"token ids from 0 to {vocab_size - 1} are expected, got {description}"
+        raise InvalidRequest(f"{field}: {problem}.", field=field)
 
 
 def known_ids(ids: Iterable[int], vocab_size: int) -> frozenset[int]:
-    """Return those of the ids that the network can predict; a tokenizer may name others."""
+    """Return the ids that the network can predict. A tokenizer may have others, too."""
     return frozenset(token for token in ids if 0 <= token < vocab_size)

@@ -1,35 +1,43 @@
-"""The seam to code that comes with a model, a tokenizer or a template: its errors reach the caller
-in its own words."""
+"""The errors of code that comes with a model, such as a tokenizer or a template.
+
+They reach the caller with their own messages.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from shared.errors import FleetError, InvalidRequest
 
-_MOST_WORDS = 300
+_MAX_MESSAGE_LENGTH = 300
 _PANIC = "PanicException"
 
 
 def words_of(error: BaseException) -> str:
-    """Return an error's message in one line, with its name where the message is empty, or no more
-    than a key."""
+    """Return an error's message in one line.
+
+    The error's class is named before a message that is empty, or that is only a key. A long message
+    is cut.
+    """
     message = " ".join(str(error).split())
     if not message or isinstance(error, KeyError):
         message = f"{type(error).__name__} {message}".strip()
-    if len(message) > _MOST_WORDS:
-        message = f"{message[:_MOST_WORDS]}..."
+    if len(message) > _MAX_MESSAGE_LENGTH:
+        message = f"{message[:_MAX_MESSAGE_LENGTH]}..."
     return message
 
 
 def is_foreign(error: BaseException) -> bool:
-    """Return whether an error may be taken for the other side's."""
-    # Panics of Rust, in which tokenizers are written, are no Exception for Python.
+    """Return whether an error is an Exception, or a panic of Rust code."""
+    # Tokenizers are written in Rust. In Python its panics are BaseExceptions, no Exceptions.
     return isinstance(error, Exception) or type(error).__name__ == _PANIC
 
 
 @contextmanager
 def blamed(field: str, problem: str) -> Iterator[None]:
-    """Blame the input `field` for whatever is raised inside: raise InvalidRequest in its place."""
+    """Turn any foreign error of the block into InvalidRequest, which names the input `field`.
+
+    Errors of the fleet pass unchanged.
+    """
     try:
         yield
     except FleetError:

@@ -1,7 +1,7 @@
 """The puzzles that Sapient HRM networks are trained on: grids as tokens, and tokens as grids.
 
-Plain Python. The size of a network's vocabulary tells the kind of puzzle; in all of them token 0 is
-padding. Source of the formats: the dataset builders and the ARC evaluation of the HRM repository.
+Plain Python. The size of a network's vocabulary tells the kind of puzzle. Token 0 is padding in all
+kinds. Source of the formats: the dataset builders and the ARC evaluation of the HRM repository.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from shared.messages import Grid
 Puzzle = str | Grid
 
 _SUDOKU_SIZE = 9
-_FIELD_SIZE = 30  # of a maze, and of the field on which an ARC grid is laid
+_FIELD_SIZE = 30  # of a maze, and of the field in which an ARC grid stands
 _MAZE_CELLS = "# SGo"  # wall, space, start, goal, path
 _MAZE_SIGNS = "?" + _MAZE_CELLS  # by token
 _ARC_EOS = 1
@@ -22,10 +22,10 @@ _ARC_FIRST = 2  # the token of colour 0; colour 9 is the last of the vocabulary
 
 @dataclass(frozen=True)
 class PuzzleKind:
-    """A kind of puzzle, and how its grids are written.
+    """A kind of puzzle, and the format of its grids.
 
-    `encode` writes a grid as `num_cells` tokens, or raises InvalidRequest. `decode` reads an
-    answer's tokens.
+    `encode` returns a grid as `num_cells` tokens, or raises InvalidRequest. `decode` returns the
+    grid of an answer's tokens. `blank` is an empty puzzle.
     """
 
     name: str
@@ -37,7 +37,7 @@ class PuzzleKind:
 
 
 def _encode_sudoku(puzzle: Puzzle) -> tuple[int, ...]:
-    """Write digit d as token d + 1. A blank cell is 0, or in a string also "."."""
+    """Return digit d as token d + 1. A blank cell is 0, or in a string also "."."""
     expected = (
         "9 rows of 9 numbers, or a string of 81 digits, with 0 (or . in the string) for a "
         "blank cell"
@@ -63,7 +63,7 @@ def _encode_sudoku(puzzle: Puzzle) -> tuple[int, ...]:
 
 
 def _decode_sudoku(tokens: Sequence[int]) -> Grid:
-    """Read tokens as digits. A cell that the network left blank, or padded, is 0."""
+    """Return tokens as digits. A cell that the network left blank, or padded, is 0."""
     grid: list[tuple[int, ...]] = []
     for row in _cut(tokens, _SUDOKU_SIZE):
         grid.append(tuple(max(token - 1, 0) for token in row))
@@ -71,7 +71,7 @@ def _decode_sudoku(tokens: Sequence[int]) -> Grid:
 
 
 def _encode_maze(puzzle: Puzzle) -> tuple[int, ...]:
-    """Write the characters, in their order, as tokens from 1."""
+    """Return each character as a token: its index in `_MAZE_SIGNS`."""
     expected = f"{_FIELD_SIZE} strings of {_FIELD_SIZE} characters out of {_MAZE_CELLS!r}"
     if isinstance(puzzle, str) or len(puzzle) != _FIELD_SIZE:
         raise _invalid(f"expected {expected}")
@@ -94,7 +94,7 @@ def _encode_maze(puzzle: Puzzle) -> tuple[int, ...]:
 
 
 def _decode_maze(tokens: Sequence[int]) -> Grid:
-    """Read tokens as characters. A cell that the network padded is "?"."""
+    """Return tokens as characters. A cell that the network padded is "?"."""
     grid: list[str] = []
     for row in _cut(tokens, _FIELD_SIZE):
         grid.append("".join(_MAZE_SIGNS[token] for token in row))
@@ -102,10 +102,10 @@ def _decode_maze(tokens: Sequence[int]) -> Grid:
 
 
 def _encode_arc(puzzle: Puzzle) -> tuple[int, ...]:
-    """Write colour c as token c + 2, with the grid in the field's top left corner.
+    """Return colour c as token c + 2, with the grid in the field's top left corner.
 
-    End tokens stand in the row below the grid and in the column to its right, as far as the field
-    has them.
+    End tokens fill the row below the grid and the column to its right, unless the grid reaches the
+    field's edge there.
     """
     expected = (
         f"1 to {_FIELD_SIZE} rows of equal length, 1 to {_FIELD_SIZE}, of numbers from 0 to 9"
@@ -139,16 +139,16 @@ def _encode_arc(puzzle: Puzzle) -> tuple[int, ...]:
 
 
 def _decode_arc(tokens: Sequence[int]) -> Grid:
-    """Read the largest rectangle of colours from the top left corner.
+    """Return the largest rectangle of colours in the top left corner.
 
-    Among rectangles of equal size it is the one of fewest rows.
+    Among rectangles of equal size it is the one with the fewest rows.
     """
     lines = _cut(tokens, _FIELD_SIZE)
     best_height = 0
     best_width = 0
     width = _FIELD_SIZE
     for height, line in enumerate(lines, start=1):
-        # A rectangle is as wide as the shortest run of colours among its rows.
+        # A rectangle's width is the shortest run of colours among its rows.
         run = 0
         while run < width and line[run] >= _ARC_FIRST:
             run += 1
@@ -179,6 +179,7 @@ def _rows_of_digits(puzzle: Grid, expected: str) -> list[tuple[int, ...]]:
 
 
 def _cut(tokens: Sequence[int], width: int) -> list[Sequence[int]]:
+    """Return the rows of `width` tokens."""
     return [tokens[start : start + width] for start in range(0, len(tokens), width)]
 
 

@@ -1,8 +1,8 @@
-"""The whole of a text as a task. A text too long for the context window becomes several windows,
-whose scores add up.
+"""The scoring of whole texts of any length.
 
-Every token is predicted once. Plain Python over token ids. A model family's runner chooses the
-form.
+A text that is too long for the context window is cut into several windows, whose scores are added.
+Every token is predicted once. This is plain Python over token ids. The runner of a model family
+chooses one of the three forms.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ Ids = tuple[int, ...]
 def encode_rolling(start: Ids, text: Ids, window: int) -> Encoded:
     """Cut a text into disjoint windows, as lm-evaluation-harness does with one token of context.
 
-    The first window follows `start`. Later ones follow the text's own token before them; the last
-    one reaches back as far as the context window does.
+    The context of the first window is `start`. That of later windows is the text's own token before
+    them. The last window has as much context as fits.
     """
     _check(start, text)
-    # One more than the context window: a window's last token is predicted and never read, so it
-    # needs no room.
+    # One token more than the context window, because a window's last token is predicted and never
+    # read.
     room = window + 1
     windows: list[Encoded] = []
     for shown, begin, end in _spans(len(text), room - len(start), room):
@@ -32,9 +32,9 @@ def encode_rolling(start: Ids, text: Ids, window: int) -> Encoded:
 
 
 def encode_rolling_response(start: Ids, text: Ids, window: int) -> Encoded:
-    """Cut a text that is a response: `start`, the prompt, stands before every window.
+    """Cut a text that is a response to the prompt `start`, which stands before every window.
 
-    A later window is given the tokens before it as the beginning of the response.
+    The response of a later window begins with tokens before it, which are given and not scored.
     """
     _check(start, text)
     room = window + 1 - len(start)
@@ -47,7 +47,7 @@ def encode_rolling_response(start: Ids, text: Ids, window: int) -> Encoded:
 def encode_stretches(start: Ids, text: Ids, window: int, *, size: int) -> Encoded:
     """Cut a text into stretches of `size` tokens, each with all the context that fits.
 
-    For models that read the context again for each token.
+    This form is for models that compute the context again for each token.
     """
     _check(start, text)
     whole = (*start, *text)
@@ -59,6 +59,7 @@ def encode_stretches(start: Ids, text: Ids, window: int, *, size: int) -> Encode
 
 
 def _check(start: Ids, text: Ids) -> None:
+    """Raise InvalidRequest for a text without tokens, or a model without a start token."""
     if not text:
         raise InvalidRequest("The text has no tokens.", field="prompts")
     if not start:
@@ -68,10 +69,10 @@ def _check(start: Ids, text: Ids) -> None:
 
 
 def _spans(num_tokens: int, first: int, later: int) -> list[tuple[int, int, int]]:
-    """Return (shown from, scored from, end) of each window.
+    """Return (begin of the context, begin of the scored tokens, end) of each window.
 
-    The first window scores `first` tokens. The others show `later` tokens, of which at least one is
-    not scored.
+    The first window scores `first` tokens. Each other window has `later` tokens, of which at least
+    the first one is context.
     """
     begin = min(first, num_tokens)
     spans = [(0, 0, begin)]
@@ -83,6 +84,6 @@ def _spans(num_tokens: int, first: int, later: int) -> list[tuple[int, int, int]
 
 
 def _join(windows: Sequence[Encoded]) -> Encoded:
-    """Return the first window, with the others as its own."""
+    """Return the first window, with the others as its `windows`."""
     first, *others = windows
     return replace(first, windows=tuple(others))
