@@ -19,7 +19,7 @@ from shared.telemetry.memory import resident_bytes
 from shared.telemetry.metric_kinds import Values
 from shared.telemetry.metrics import WorkerMetrics
 from shared.telemetry.model_load import NUMBERS
-from shared.telemetry.process import LoopLag, tell
+from shared.telemetry.process import LoopLag, measure_process
 from worker.engine.engines import AnyEngine
 from worker.hardware.device import device_memory
 from worker.hardware.memory_guard import MemoryGuard
@@ -156,7 +156,7 @@ class MetricsReporter:
         state_of: Callable[[], WorkerState],
     ) -> None:
         """Connect the metrics to the worker's numbers, which are read at each scrape."""
-        tell(metrics.process, broker, lag)
+        measure_process(metrics.process, broker, lag)
         metrics.state.read = lambda: self._states(state_of())
         metrics.silence.read = lambda: {(): self._silence_s()}
         metrics.memory_share.read = lambda: {(): self._memory_guard.share}
