@@ -14,20 +14,13 @@ from shared.messages import LoadFailure, WorkerInfo
 from shared.queue import keys
 from shared.queue.broker import connect
 from tests.fixtures.api.echo_worker import EchoWorker
+from tests.fixtures.api.errors import read_error
 from tests.fixtures.api.frames import Frame, frames, read
 from tests.fixtures.api.fronts import has_followers, in_memory, live
 from tests.fixtures.polling import ALL_DAY_S, until
 from tests.fixtures.posts import POSTS
 
 KEY = {"Idempotency-Key": "an order, No. 7"}
-
-
-def code_of(answer: httpx.Response) -> str:
-    """Return the error's code, which TGI has in a field of its own."""
-    body = answer.json()
-    if isinstance(body["error"], str):
-        return str(body["error_type"])
-    return str(body["error"]["code"])
 
 
 async def open_stream(client: httpx.AsyncClient, body: dict[str, Any]) -> AsyncIterator[Frame]:
@@ -159,12 +152,12 @@ async def test_the_result_is_there_when_no_worker_is(
 
         conflict = await client.post(path, json=body | {"model": "echo"}, headers=KEY)
         assert conflict.status_code == 409
-        assert code_of(conflict) in ("idempotency_conflict", "validation")
+        assert read_error(conflict).code in ("idempotency_conflict", "validation")
 
         for headers in ({}, {"Idempotency-Key": "another"}):
             new = await client.post(path, json=body, headers=headers)
             assert new.status_code == 503
-            assert code_of(new) in ("no_worker", "overloaded")
+            assert read_error(new).code in ("no_worker", "overloaded")
 
         later = await client.post(path, json=body, headers=KEY | {"Prefer": "respond-async"})
         assert (later.status_code, later.json()["state"]) == (202, "done")
@@ -186,7 +179,7 @@ async def test_the_result_is_there_when_its_model_cannot_be_loaded_again(
         again = await client.post("/generate", json=body, headers=KEY)
         assert (again.status_code, again.content) == (200, first.content)
         new = await client.post("/generate", json=body)
-        assert (new.status_code, code_of(new)) == (503, "model_failed")
+        assert (new.status_code, read_error(new).code) == (503, "model_failed")
 
 
 async def test_what_runs_is_found_when_its_worker_seems_gone(

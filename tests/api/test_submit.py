@@ -14,22 +14,24 @@ from tests.fixtures.api.fronts import in_memory
 from tests.fixtures.jobs import LATER, ended, without_names
 from tests.fixtures.posts import POSTS, creating
 
-SUBMISSIONS: list[tuple[str, str, dict[str, Any]]] = [
-    ("generate", "/generate", {"prompts": ["a b", "c"], "temperature": 0}),
-    ("completions", "/v1/completions", {"prompt": "a b", "n": 2, "logprobs": 1, "seed": 3}),
-    ("score", "/loglikelihood", {"prompts": ["a"], "continuations": ["b"]}),
-    ("score_rolling", "/loglikelihood_rolling", {"prompts": ["a"]}),
-    ("chat", "/v1/chat/completions", {"messages": [{"role": "user", "content": "a b"}]}),
-    ("embed", "/v1/embeddings", {"input": "a b"}),
-    ("tokenize", "/tokenize", {"prompt": "a b"}),
-    ("detokenize", "/detokenize", {"tokens": [1, 2]}),
-    ("solve_math", "/solve/math", {"problem": "1 + 1"}),
-    ("solve_coding", "/solve/coding", {"problem": "say hi"}),
-    ("solve", "/v1/puzzles/solve", {"grid": "12.."}),
-    ("echo_task", "/v1/echo-task", {"text": "a", "steps": 2}),
-]
+BODIES: dict[str, dict[str, Any]] = {
+    "/generate": {"prompts": ["a b", "c"], "temperature": 0},
+    "/v1/completions": {"prompt": "a b", "n": 2, "logprobs": 1, "seed": 3},
+}
+"""Bodies that say more than those of `POSTS`."""
 
 
+def submissions() -> list[tuple[str, str, dict[str, Any]]]:
+    """Return the name, path and a body of each task of `/v1/jobs`."""
+    bodies = dict(POSTS) | BODIES
+    rows = []
+    for post in dialects.POSTS:
+        if post.job_task:
+            rows.append((post.job_task, post.path, bodies[post.path]))
+    return rows
+
+
+SUBMISSIONS = submissions()
 PATHS_WITHOUT_A_TASK = {"/", "/generate_stream", "/api/inference", "/api/inference/stream"}
 """Other ways to ask for something that has a task already."""
 
