@@ -1,4 +1,4 @@
-"""The dialects that ask for work. A new one is a schema file, a file of rows, and a line here."""
+"""The dialects that ask for work. A new one is a file of rows, and a line here."""
 
 from api.endpoints.dialect import Dialect
 from api.endpoints.endpoint import Post

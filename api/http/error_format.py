@@ -1,6 +1,6 @@
 """The formats of errors, by dialect.
 
-A new one is a row here, with a schema in `api/schemas/errors.py`.
+A form that one dialect alone has may stand in the file of its rows.
 """
 
 from collections.abc import Callable
