@@ -29,7 +29,7 @@ class Trace:
 
     @property
     def starts(self) -> int:
-        """How often a worker has started the job."""
+        """The number of times that a worker has started the job."""
         return sum(isinstance(event, Started) for event in self.events)
 
     @property
@@ -43,7 +43,7 @@ class Trace:
 
     @property
     def was_hit(self) -> bool:
-        """Whether a worker has taken the job over from another."""
+        """Return whether a worker has taken the job over from another."""
         return self.epoch > 1
 
 

@@ -74,7 +74,7 @@ class Proxy:
 
     @property
     def is_sprung(self) -> bool:
-        """Whether the word of the last `trap` has come."""
+        """Return whether the word of the last `trap` has come."""
         return self._trap is None
 
     def cut(self) -> None:

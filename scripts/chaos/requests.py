@@ -89,7 +89,7 @@ class Answer:
 
     @property
     def is_right(self) -> bool:
-        """Whether the answer is the expected one and its progress always rose."""
+        """Return whether the answer is the expected one and its progress always rose."""
         if self.error or self.text != self.request.expected:
             return False
         return self.steps_done == sorted(set(self.steps_done))

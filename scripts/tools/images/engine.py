@@ -93,7 +93,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class Image:
-    """What an engine knows of an image.
+    """An image, as an engine describes it.
 
     `size_bytes` is the size without compression. `health` is the check of a Dockerfile's
     HEALTHCHECK: `CMD` and the words of its command, or `NONE`.

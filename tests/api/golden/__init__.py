@@ -44,15 +44,17 @@ class Pair:
 
     @property
     def expected(self) -> Any:
-        """What `comparable` gives of the right answer."""
+        """Return what `comparable` should return for the answer."""
         if self.media_type == "application/json":
             return json.loads(self.answer)
         return self.answer + "\n\n" if self.media_type == "text/event-stream" else self.answer
 
 
 def comparable(answer: httpx.Response) -> Any:
-    """An answer's JSON, or its text, with what differs each time made the same; times that are null
-    stay so."""
+    """Return an answer's JSON, or its text, with what differs each time made the same.
+
+    Times that are null stay so.
+    """
     text = normal(answer.text)
     return json.loads(text) if media_type(answer) == "application/json" else text
 
