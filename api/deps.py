@@ -5,7 +5,7 @@ import logging
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from fastapi import Depends, Request
+from fastapi import Depends, FastAPI, Request
 
 from api.access.auth import Auth, build_auth
 from api.access.revocations import Revocations
@@ -159,9 +159,14 @@ def _limits(settings: Settings) -> Limits:
     )
 
 
-async def _front(request: Request) -> Front:
-    front: Front = request.app.state.front
+def front_of(app: FastAPI) -> Front:
+    """Return the parts of the front that an application was made of."""
+    front: Front = app.state.front
     return front
+
+
+async def _front(request: Request) -> Front:
+    return front_of(request.app)
 
 
 async def _request_state(request: Request) -> RequestState:

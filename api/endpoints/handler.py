@@ -10,9 +10,9 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from api.deps import RequestStateDep
 from api.endpoints.context import RequestContext, RequestContextDep
 from api.endpoints.endpoint import Endpoint, ImmediateEndpoint, Post
+from api.http.request_state import request_state_of
 from api.schemas.errors import LATER, STREAM, STREAM_ALONE, STREAM_OR_TEXT, Responses, errors_of
 from api.stream.respond import respond, resume
 from api.stream.sse import EventStream
@@ -69,11 +69,11 @@ def _dependencies(post: Post) -> list[Any]:
     if not post.by_key:
         return []
 
-    async def peek(request: Request, request_state: RequestStateDep) -> None:
+    async def peek(request: Request) -> None:
         with suppress(ValueError):  # this is no JSON: the route refuses it
             body = await request.json()
             if isinstance(body, dict):
-                request_state.errors = post.errors_of(body)
+                request_state_of(request.scope).errors = post.errors_of(body)
 
     return [Depends(peek)]
 
