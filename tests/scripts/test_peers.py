@@ -57,6 +57,10 @@ class Fixed:
     def measure(self, case: Case, loads: Sequence[Load], log: Path) -> Turn:
         if self._lacks == case.dtype:
             raise Unavailable(f"no {case.dtype}")
+        if self._lacks == "health":
+            raise RuntimeError("it ended early")
+        for load in loads:
+            assert not [prompt for prompt in load.warm_up if prompt in load.prompts]
         return Turn(1.0, 64.0, [Figures(self._tokens_per_s.pop(0), 5.0, 2.0, 3.0)])
 
 
@@ -67,14 +71,16 @@ def test_sides_that_cannot_be_had_are_left_out_with_the_reason(
         "ours": Fixed("ours", [30.0, 10.0, 50.0, 1.0, 1.0, 1.0]),
         "vllm": Fixed("vllm", [20.0, 20.0, 20.0], lacks="int8"),
         "static": Fixed("static", [], lacks="package"),
+        "continuous": Fixed("continuous", [], lacks="health"),
     }
     monkeypatch.setattr(peers, "all_sides", lambda folder: sides)
     flags = [*TINY, "--rounds", "3", "--clients", "4", "--dtypes", "float32,int8"]
-    peers.main([str(tmp_path), *flags, "--sides", "ours,vllm,static"])
+    peers.main([str(tmp_path), *flags, "--sides", "ours,vllm,static,continuous"])
     text = capsys.readouterr().out
 
     assert "static: left out: no package" in text
     assert "vllm, hrm-text int8: left out: no int8" in text
+    assert "continuous, hrm-text float32: left out: it ended early" in text
     of_float32, of_int8 = text.split("hrm-text, int8:")
     assert cells_of(of_float32, "ours")[3] == "30.0 (10.0 to 50.0)"
     # The median of the ratios of each round: 1.5, 0.5 and 2.5.

@@ -58,7 +58,7 @@ def _turns(case: Case, sides: dict[str, Side], args: argparse.Namespace) -> dict
             log = args.folder / f"{name}.log"
             try:
                 turn = sides[name].measure(case, loads, log)
-            except Unavailable as error:
+            except (Unavailable, RuntimeError) as error:
                 print(f"{sides[name].name}, {case.model} {case.dtype}: left out: {error}")
                 del turns[name]
                 continue
@@ -75,9 +75,15 @@ def _loads(args: argparse.Namespace, seed: int) -> list[Load]:
     least, most = args.prompt_tokens
     loads = []
     for num_clients in args.clients:
-        count = args.waves * num_clients
+        count = (args.waves + 1) * num_clients
         prompts = draw_prompts(count, least, most, vocab, seed=1000 * seed + num_clients)
-        loads.append(Load(num_clients, prompts, args.tokens))
+        load = Load(
+            num_clients,
+            warm_up=prompts[:num_clients],
+            prompts=prompts[num_clients:],
+            num_tokens=args.tokens,
+        )
+        loads.append(load)
     return loads
 
 

@@ -39,9 +39,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Load:
-    """Answers of `num_tokens` tokens to the prompts, streamed by `num_clients` clients."""
+    """Answers of `num_tokens` tokens to the prompts, streamed by `num_clients` clients.
+
+    The prompts of `warm_up` are answered before anything is measured. They are others, so that no
+    cache of prefixes knows what is measured.
+    """
 
     num_clients: int
+    warm_up: list[list[int]]
     prompts: list[list[int]]
     num_tokens: int
 
@@ -108,7 +113,7 @@ class HttpSide:
         with server(command, self.env, url=url, ready_path=self.ready_path, log=log) as running:
             # A first answer of each kind touches memory and finishes what is done lazily.
             for load in loads:
-                self._stream(url, load, load.prompts[: load.num_clients], num_tokens=4)
+                self._stream(url, load, load.warm_up, num_tokens=4)
             figures = []
             for load in loads:
                 figures.append(self._stream(url, load, load.prompts, load.num_tokens))
@@ -154,7 +159,7 @@ class StaticBatch:
                 raise RuntimeError(log.read_text())
             requests = []
             for load in loads:
-                requests.append([load.num_clients, load.prompts, load.num_tokens])
+                requests.append([load.warm_up, load.prompts, load.num_tokens])
             answer, _ = process.communicate(json.dumps(requests))
         if process.returncode:
             raise RuntimeError(log.read_text())

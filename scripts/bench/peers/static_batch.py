@@ -1,8 +1,8 @@
 """Generate with `transformers` in a process of its own: static batches, without a server.
 
 `python -m scripts.bench.peers.static_batch PATH DTYPE` prints a line when it is ready, reads the
-loads as JSON from stdin (clients, prompts, tokens of each), and prints their tokens per second and
-the memory of the process. As many prompts as there are clients make a batch.
+loads as JSON from stdin (warm-up, prompts, tokens of each), and prints their tokens per second and
+the memory of the process. As many prompts as the warm-up has make a batch.
 """
 
 import json
@@ -25,11 +25,12 @@ def main() -> None:
     print("ready", flush=True)
 
     rates = []
-    for num_clients, prompts, num_tokens in json.load(sys.stdin):
-        theirs.generate(prompts[:num_clients], 4)
+    for warm_up, prompts, num_tokens in json.load(sys.stdin):
+        theirs.generate(warm_up, 4)
+        size = len(warm_up)
         begun_s = now()
-        for first in range(0, len(prompts), num_clients):
-            theirs.generate(prompts[first : first + num_clients], num_tokens)
+        for first in range(0, len(prompts), size):
+            theirs.generate(prompts[first : first + size], num_tokens)
         rates.append(len(prompts) * num_tokens / (now() - begun_s))
     print(json.dumps({"tokens_per_s": rates, "memory_mib": pss_mib(psutil.Process())}))
 
