@@ -257,7 +257,7 @@ class BodyLimit:
 
         Return None if the caller has left meanwhile.
         """
-        body = b""
+        body = bytearray()
         has_more = True
         while has_more and len(body) <= self._max_body_bytes:
             message = await receive()
@@ -265,7 +265,7 @@ class BodyLimit:
                 return None
             body += message.get("body", b"")
             has_more = message.get("more_body", False)
-        return body
+        return bytes(body)
 
     async def _hand_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand the body on as it comes.

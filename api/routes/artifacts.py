@@ -103,13 +103,13 @@ async def _keep_inline(front: Front, request: Request, upload: Upload, key: str)
 
 async def _read_all(request: Request, max_bytes: int) -> bytes:
     """Return a body that must be in memory as a whole. Raise PayloadTooLarge."""
-    body = b""
+    body = bytearray()
     async for piece in pieces_of(request):
         body += piece
         if len(body) > max_bytes:
             most = f"at most {max_bytes} bytes"
             raise PayloadTooLarge(f"Expected a JSON body of {most}; send the bytes as they are.")
-    return body
+    return bytes(body)
 
 
 def _parsed(body: bytes) -> InlineArtifact:
