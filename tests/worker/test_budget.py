@@ -276,24 +276,32 @@ async def test_more_models_than_fit_all_answer(
 async def test_a_working_set_that_does_not_fit_takes_turns(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Five models have work all the time and two fit: each gets its turn, and nothing fails."""
+    """Five models have work all the time and two fit: each gets its turn, and nothing fails.
+
+    While a job waits, each other model is loaded once or twice: once for work that has waited
+    longer, and once if it was being loaded.
+    """
     monkeypatch.setattr("worker.host.known_models.LOOK_S", 0.02)
     monkeypatch.setattr("worker.host.budget.TURN_S", 0.1)
     shelf = Shelf()
     names = ["m0", "m1", "m2", "m3", "m4"]
     ends: Counter[str] = Counter()
+    loads_meanwhile: list[int] = []
 
     async def keep_busy(name: str) -> None:
         """Submit one job after another until every model has answered five."""
         while min(ends[one] for one in names) < 5:
+            num_before = shelf.loads.total()
             [job] = await Desk(redis, name).submit(task("abc"))
             end = await end_of(redis, job)
             assert isinstance(end, Done), end
             ends[name] += 1
+            loads_meanwhile.append(shelf.loads.total() - num_before)
 
     async with serving(redis, shelf, names[0], names[1:], max_models=2) as worker:
         await asyncio.gather(*[keep_busy(name) for name in names])
         assert num_loaded(worker) <= 2
+        assert max(loads_meanwhile) <= 2 * (len(names) - 1)
 
 
 async def test_a_poisoned_model_harms_nobody_else(

@@ -16,7 +16,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from shared.errors import ModelFailed
@@ -188,11 +188,12 @@ class KnownModels:
                 known.num_failures = 0
                 await self._context.announce()
         waiting = await self._waiting.among([known.info.id for known in unloaded])
+        _note_waits(unloaded, waiting)
+        # Room goes to the model that has waited longest, or others would have all the turns.
+        unloaded.sort(key=_order_of_loading)
         fleet: Fleet | None = None
         for known in unloaded:
             has_work = known.info.id in waiting
-            if not has_work:
-                known.waiting_since_s = None
             if not (has_work or known.num_failures or known.load_order):
                 continue
             if fleet is None:
@@ -307,10 +308,8 @@ class KnownModels:
 
         That is so if no other worker has it, or if the work has waited for too long.
         """
-        now_s = time.monotonic()
-        if known.waiting_since_s is None:
-            known.waiting_since_s = now_s
-        if now_s - known.waiting_since_s >= PATIENCE_S:
+        since_s = known.waiting_since_s
+        if since_s is not None and time.monotonic() - since_s >= PATIENCE_S:
             return True
         for other in fleet.serving(known.info.id):
             if other.id == self._context.worker_id:
@@ -478,3 +477,20 @@ def _loaded(load: Callable[[], LoadedModel], paused: Sequence[threading.Event]) 
     model = load()
     give_back_memory()
     return model
+
+
+def _note_waits(unloaded: Sequence[KnownModel], waiting: Collection[str]) -> None:
+    """Note since when each of these models has had work. `waiting` are the ids of those with it."""
+    now_s = time.monotonic()
+    for known in unloaded:
+        if known.info.id not in waiting:
+            known.waiting_since_s = None
+        elif known.waiting_since_s is None:
+            known.waiting_since_s = now_s
+
+
+def _order_of_loading(known: KnownModel) -> float:
+    """Return the sort key of loading: models whose work has waited longest come first."""
+    if known.waiting_since_s is None:
+        return math.inf
+    return known.waiting_since_s
