@@ -61,10 +61,20 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=ca \
     --mount=type=secret,id=pip,target=/etc/pip.conf \
     pip install -c constraints.txt -e ".[api,worker,embedded,tracing]"
 
+# The kernels, by a C compiler that comes as a wheel. Where it has none for the platform, torch computes alone.
+FROM build AS kernels
+RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=ca \
+    --mount=type=secret,id=pip,target=/etc/pip.conf \
+    PIP_PYTHON=/opt/pip/bin/python pip install -c constraints.txt setuptools ziglang
+COPY setup.py ./
+COPY worker/native worker/native
+RUN /opt/pip/bin/python setup.py build_kernels
+
 # .dockerignore lists what is copied. Compiled here, since a read-only root cannot keep what Python compiles.
 FROM ${BASE} AS source
 WORKDIR /app
 COPY . .
+COPY --from=kernels /app/worker/native worker/native
 RUN python3 -m compileall -q --invalidation-mode unchecked-hash api shared scripts worker
 
 

@@ -1,25 +1,106 @@
-"""Put the sample model and the default settings into the wheel.
+"""Compile the kernels, and put them, the sample model and the default settings into the wheel.
 
-Both lie outside of all packages, which pyproject.toml cannot express.
+The kernels need a C compiler where the wheel is built, none where it is installed. Without a
+compiler the wheel is for every platform, and workers compute by torch alone. `build_kernels`
+compiles them where the sources lie.
 """
 
+import platform
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from shutil import copytree
+from typing import ClassVar
 
-from setuptools import setup
+from setuptools import Command, Distribution, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
+
+NATIVE = Path("worker/native")
+# The names that worker/native/library.py looks for, and the instructions of each.
+KERNELS = {"kernels_avx512.so": "x86-64-v4", "kernels_avx2.so": "x86-64-v3"}
+FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared", "-s"]
+
+
+def compiler_for(instructions: str) -> list[str]:
+    """Return the command of a C compiler for x86 Linux with these instructions, [] without one."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return []
+    if shutil.which("cc"):
+        return ["cc", "-Wno-psabi", f"-march={instructions}"]
+    # A compiler in a wheel, which scripts/build/backend.py asks for where the machine has none.
+    if find_spec("ziglang"):
+        zig = [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-linux-gnu.2.17"]
+        return [*zig, f"-mcpu={instructions.replace('-', '_')}"]
+    return []
+
+
+def compile_kernels(folder: Path) -> None:
+    """Compile the kernels into a folder, if there is a compiler."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, instructions in KERNELS.items():
+        compiler = compiler_for(instructions)
+        if not compiler:
+            print("no C compiler for this platform: workers will compute by torch alone")
+            return
+        # Written beside its place first: a worker that runs goes on with the old file.
+        unfinished = folder / f"{name}.new"
+        sources_and_output = [str(NATIVE / "kernels.c"), "-o", str(unfinished)]
+        subprocess.run([*compiler, *FLAGS, *sources_and_output], check=True)
+        unfinished.replace(folder / name)
+
+
+class BuildKernels(Command):
+    """The build of the kernels alone, in the source tree."""
+
+    user_options: ClassVar[list[tuple[str, str, str]]] = []
+
+    def initialize_options(self) -> None:
+        pass
+
+    def finalize_options(self) -> None:
+        pass
+
+    def run(self) -> None:
+        compile_kernels(NATIVE)
 
 
 class BuildWithShipped(build_py):
-    """The build of the modules, and of the folders of data that `shared.shipped` looks for."""
+    """The build of the modules, the kernels, and the data that `shared.shipped` looks for."""
 
     def run(self) -> None:
         super().run()
-        # An editable install finds both in the checkout.
+        # An editable install finds everything in the checkout.
         if self.editable_mode:
+            compile_kernels(NATIVE)
             return
+        compile_kernels(Path(self.build_lib) / NATIVE)
         for name in ("models", "config"):
             copytree(name, Path(self.build_lib) / "shared" / name, dirs_exist_ok=True)
 
 
-setup(cmdclass={"build_py": BuildWithShipped})
+class WheelOfPlatform(bdist_wheel):
+    """A wheel for every Python. With kernels it is for one platform."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        _, _, system = super().get_tag()
+        return "py3", "none", system
+
+
+class WithKernels(Distribution):
+    """A distribution that counts as compiled where the kernels can be."""
+
+    def has_ext_modules(self) -> bool:
+        return any(map(compiler_for, KERNELS.values()))
+
+
+setup(
+    distclass=WithKernels,
+    cmdclass={
+        "build_py": BuildWithShipped,
+        "build_kernels": BuildKernels,
+        "bdist_wheel": WheelOfPlatform,
+    },
+)

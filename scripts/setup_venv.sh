@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes .venv with the pinned packages of one extra (all or dev) and this tree, editable. A second run returns at once:
-# a stamp holds the hash of the files that list the installed packages.
+# a stamp holds the hash of the files that list the installed packages, and of those that are compiled.
 # usage: scripts/setup_venv.sh [all|dev]
 set -euo pipefail
 
@@ -29,7 +29,7 @@ find_python() {
 }
 
 [[ $extra == all || $extra == dev ]] || fail "expected all or dev, got $extra"
-wanted=$(cat "$root/pyproject.toml" "$root/constraints.txt" | { sha256sum 2>/dev/null || shasum -a 256; })
+wanted=$(cat "$root"/{pyproject.toml,constraints.txt,setup.py,worker/native/kernels.c} | { sha256sum 2>/dev/null || shasum -a 256; })
 stamp=$venv/.aios-stamp-$extra
 dev_stamp=$venv/.aios-stamp-dev # dev holds all that `all` does
 for file in "$stamp" "$dev_stamp"; do

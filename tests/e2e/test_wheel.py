@@ -5,6 +5,7 @@ The wheel of the source archive is the same.
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -31,6 +32,14 @@ _FILES = (
     "pyproject.toml",
     "setup.py",
 )
+
+KERNELS = ("worker/native/kernels_avx512.so", "worker/native/kernels_avx2.so")
+
+
+def can_compile() -> bool:
+    """Return whether this machine can compile the kernels."""
+    is_x86_linux = sys.platform == "linux" and platform.machine() == "x86_64"
+    return is_x86_linux and shutil.which("cc") is not None
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -130,7 +139,42 @@ def test_every_module_and_its_data_are_in_it(wheel: Path, source: Path) -> None:
     for file in (source / "models").rglob("*"):
         if file.is_file():
             expected.add(f"shared/{file.relative_to(source)}")
-    assert set(contents(wheel)) == expected
+    assert set(contents(wheel)) - set(KERNELS) == expected
+
+    if can_compile():
+        assert set(KERNELS) <= set(contents(wheel))
+        assert re.search(r"-py3-none-linux_x86_64\.whl$", wheel.name)
+
+
+def test_without_a_compiler_it_is_for_every_platform(source: Path, tmp_path: Path) -> None:
+    """A build that is told of no compiler asks for one, and is whole if it does not get it."""
+    code = "; ".join(
+        [
+            "import backend, sys",
+            "folder = sys.argv[1]",  # the backend changes the arguments
+            "print(*backend.get_requires_for_build_wheel())",
+            "backend.build_wheel(folder)",
+        ]
+    )
+    env = {**os.environ, "PATH": "", "PYTHONPATH": str(REPO_ROOT / "scripts" / "build")}
+    shutil.rmtree(source / "build", ignore_errors=True)
+    done = subprocess.run(
+        (sys.executable, "-c", code, tmp_path),
+        cwd=source,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert not set(KERNELS) & set(contents(wheel))
+    if sys.platform == "linux" and platform.machine() == "x86_64":
+        assert "ziglang" in done.stdout
+        assert "no C compiler" in done.stdout
 
 
 @pytest.mark.parametrize("words", [("-m", "api"), ("-m", "scripts.cli.jobs")])

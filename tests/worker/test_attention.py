@@ -13,14 +13,16 @@ from shared.messages import Sampling
 from worker.engine.sequence import Encoded, Slice, TokenSequence
 from worker.kv.attention import attend, length_groups
 from worker.kv.batch import BatchBuilder
+from worker.kv.paged_native import in_native
+from worker.kv.spans import Kernel
 from worker.kv.store import KVShape, KVStore
 
 PAGE = 4
 HEADS = 4
 KV_HEADS = 2
-SIZE = 6
+SIZE = 16
 SLOTS = 2
-SCALE = 0.7
+SCALE = 0.4
 Pair = tuple[Tensor, Tensor]
 
 
@@ -31,13 +33,14 @@ class Case:
     scored.
     """
 
-    def __init__(self, slot: int, *, is_tiled: bool = False) -> None:
+    def __init__(self, slot: int, *, is_tiled: bool = False, kernel: Kernel | None = None) -> None:
         torch.manual_seed(3)
         device = torch.device("cpu")
         shape = KVShape(SLOTS, KV_HEADS, SIZE)
         self.store = KVStore(shape, 40, page_size=PAGE, dtype=torch.float32, device=device)
         self._free_pages = torch.randperm(40).tolist()
         self._slot = slot
+        self._kernel = kernel
 
         # The (key, value) pairs of each sequence that are in the store, by position.
         self._stored: list[list[Pair]] = []
@@ -50,7 +53,9 @@ class Case:
             self._tokens(computed=8, count=1),
             self._scoring(context=9, continuations=((1, 2, 3, 4, 5), (6,), (7, 8, 9))),
         ]
-        builder = BatchBuilder(PAGE, device, is_prefix=False, is_tiled=is_tiled)
+        builder = BatchBuilder(
+            PAGE, device, is_prefix=False, kernel=kernel, max_queries=8, is_tiled=is_tiled
+        )
         self.batch = builder.build(self.slices)
         num_tokens = len(self.batch.ids)
         self.query = torch.randn(num_tokens, HEADS, SIZE)
@@ -92,14 +97,17 @@ class Case:
         fresh = list(zip(self.key, self.value, strict=True))
         flat: list[list[Pair]] = []
 
-        # Rows that decode come first, in groups of like length.
+        # Rows that decode come first, without a kernel in groups of like length.
         decoding: list[int] = []
         lengths: list[int] = []
         for number, part in enumerate(self.slices):
             if part.num_tokens == 1:
                 decoding.append(number)
                 lengths.append(part.sequence.num_computed + 1)
-        for group in length_groups(lengths):
+        groups = length_groups(lengths)
+        if self._kernel is not None:
+            groups = [list(range(len(lengths)))]
+        for group in groups:
             for index in group:
                 stored = self._stored[decoding[index]]
                 flat.append([*stored, fresh[len(flat)]])
@@ -147,9 +155,12 @@ def one_query(query: Tensor, pairs: list[Pair]) -> Tensor:
 @pytest.mark.parametrize("is_tiled", [False, True])
 @pytest.mark.parametrize("window", [None, 1, 3, 8, 40])
 @pytest.mark.parametrize("slot", range(SLOTS))
-def test_every_stage_in_one_step(slot: int, window: int | None, is_tiled: bool) -> None:
+@pytest.mark.parametrize("kernel", [None, in_native])
+def test_every_stage_in_one_step(
+    kernel: Kernel | None, slot: int, window: int | None, is_tiled: bool
+) -> None:
     """Sequences at every stage are computed together, each as if alone (B59, X17)."""
-    case = Case(slot, is_tiled=is_tiled)
+    case = Case(slot, is_tiled=is_tiled, kernel=kernel)
     outputs = attend(
         case.batch.plan,
         case.store,

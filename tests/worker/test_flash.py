@@ -288,7 +288,7 @@ def test_the_kernel_is_chosen_once_and_the_reason_is_named(monkeypatch: pytest.M
         return flash.choose_kernel(device, dtype, shape, page_size)
 
     for device, dtype, expected_reason in (
-        (CPU, half, "needs CUDA"),
+        (torch.device("mps"), half, "needs CUDA"),
         (cuda, torch.float32, "float32"),
         (cuda, half, "an old card"),
     ):

@@ -49,18 +49,21 @@ def both_kinds(bias: bool = True) -> list[nn.Module]:
     "make", [lambda: nn.Linear(512, 1024), lambda: nn.Linear(512, 1024, bias=False)]
 )
 @pytest.mark.parametrize("lead", [(1,), (16,), (2, 5), (0,), (3, 0)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2**-8)])
 def test_packed_equals_the_layer_it_replaces(
-    make: Callable[[], nn.Module], lead: tuple[int, ...]
+    make: Callable[[], nn.Module], lead: tuple[int, ...], dtype: torch.dtype, tolerance: float
 ) -> None:
     """A packed layer computes what the layer did that it replaces, for inputs of any shape."""
-    layer = make()
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this processor does not multiply bfloat16")
+    layer = make().to(dtype)
     model = nn.Sequential(copy.deepcopy(layer))
 
     assert prepared(model) == 1
 
     assert isinstance(model[0], PackedLinear)
-    x = torch.randn(*lead, 512)
-    torch.testing.assert_close(model(x), layer(x), atol=1e-5, rtol=1e-5)
+    x = torch.randn(*lead, 512).to(dtype)
+    torch.testing.assert_close(model(x), layer(x), atol=tolerance, rtol=tolerance)
 
 
 def test_gpt2s_transposed_layer_is_replaced_too() -> None:
@@ -195,15 +198,23 @@ class Net(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("quantize", "threads", "expected"),
+    ("quantize", "threads", "capability", "expected"),
     [
-        ("none", 1, {"wide"}),
-        ("none", 2, {"wide", "square"}),
-        ("int8", 1, {"wide", "square", "medium", "tied"}),
+        ("none", 1, "AVX2", {"wide"}),
+        ("none", 2, "AVX2", {"wide", "square"}),
+        ("none", 1, "AVX512", {"wide", "square"}),
+        ("int8", 1, "AVX2", {"wide", "square", "medium", "tied"}),
     ],
 )
-def test_which_layers_are_replaced(quantize: str, threads: int, expected: set[str]) -> None:
+def test_which_layers_are_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+    quantize: str,
+    threads: int,
+    capability: str,
+    expected: set[str],
+) -> None:
     """Only layers that become faster are replaced, each once and without its old weight."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     torch.set_num_threads(threads)
     net = Net()
 
@@ -222,11 +233,19 @@ def test_which_layers_are_replaced(quantize: str, threads: int, expected: set[st
         assert layer == "tied" or layer not in expected, "the old weight is kept"
 
 
-def test_bfloat16_stays_what_it_is_without_int8_and_goes_in_and_out_with_it() -> None:
-    """A network in bfloat16 is only replaced by 8-bit layers, which take and give bfloat16."""
-    net = Net().to(torch.bfloat16)
-    assert prepared(net) == 0
+def test_bfloat16_is_packed_where_the_processor_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.set_num_threads(2)
+    for has_bfloat16 in (False, True):
+        monkeypatch.setattr(
+            torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda has=has_bfloat16: has
+        )
+        assert prepared(Net().to(torch.bfloat16)) == (2 if has_bfloat16 else 0)
 
+
+def test_bfloat16_goes_into_and_out_of_int8_layers() -> None:
+    net = Net().to(torch.bfloat16)
     x = torch.randn(3, 512, dtype=torch.bfloat16)
     expected = net.wide(x)
 

@@ -12,6 +12,8 @@ from shared.messages import Sampling
 from worker.engine.sequence import Encoded, Slice, TokenSequence
 from worker.kv.attention import attend
 from worker.kv.batch import BatchBuilder
+from worker.kv.paged_native import in_native
+from worker.kv.spans import Kernel
 from worker.kv.store import KVShape, KVStore
 
 PAGE = 16
@@ -38,7 +40,14 @@ class Library:
         self.query = torch.randn(self._offsets[-1], HEADS, SIZE)
         self.key, self.value = torch.randn(2, self._offsets[-1], KV_HEADS, SIZE)
 
-    def read(self, steps: list[Step], *, is_prefix: bool, window: int | None = None) -> Tensor:
+    def read(
+        self,
+        steps: list[Step],
+        *,
+        is_prefix: bool,
+        window: int | None = None,
+        kernel: Kernel | None = None,
+    ) -> Tensor:
         """Return the attention [tokens, heads, size] of every token after these steps.
 
         Tokens that were not computed have zeros.
@@ -49,7 +58,8 @@ class Library:
         seen = torch.zeros_like(self.query)
         for step in steps:
             slices = [Slice(sequences[number], count) for number, count in step]
-            batch = BatchBuilder(PAGE, CPU, is_prefix, is_tiled=True).build(slices)
+            builder = BatchBuilder(PAGE, CPU, is_prefix, kernel=kernel, is_tiled=True)
+            batch = builder.build(slices)
             seen[batch.ids] = attend(
                 batch.plan,
                 store,
@@ -110,15 +120,18 @@ def together(seed: int, *, may_cut: bool) -> Iterator[Step]:
 
 @pytest.mark.parametrize("window", [None, 5, 40])
 @pytest.mark.parametrize("is_prefix", [False, True])
-def test_cuts_and_company_change_no_bit(is_prefix: bool, window: int | None) -> None:
+@pytest.mark.parametrize("kernel", [None, in_native])
+def test_cuts_and_company_change_no_bit(
+    kernel: Kernel | None, is_prefix: bool, window: int | None
+) -> None:
     """P3: Attention is bit for bit the same in batches, in chunks and after a pause.
 
     int8 activations are rounded from it, so that one other bit soon changes a token.
     """
     library = Library()
-    alone = library.read(list(one_by_one()), is_prefix=is_prefix, window=window)
+    alone = library.read(list(one_by_one()), is_prefix=is_prefix, window=window, kernel=kernel)
 
     for seed in range(4):
         steps = list(together(seed, may_cut=not is_prefix))
-        beside = library.read(steps, is_prefix=is_prefix, window=window)
+        beside = library.read(steps, is_prefix=is_prefix, window=window, kernel=kernel)
         assert torch.equal(beside, alone)

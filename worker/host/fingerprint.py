@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from shared.accelerators import ACCELERATORS
 from shared.tasks.runner_options import Options
 from worker.engine.runner import RunnerOptions
 
@@ -43,6 +44,8 @@ def fingerprint(runner: str, options: RunnerOptions) -> str:
     for name, value in vars(options).items():
         if name not in _IRRELEVANT:
             facts[name] = value
+    if ACCELERATORS[options.quantize].rounds_activations:
+        facts["arithmetic"] = arithmetic()
     # Files that options name count by their contents, not by their paths.
     facts |= own_options.model_dump(exclude=set(own_options.files))
     sources = [options.path, options.tokenizer_path]
@@ -57,6 +60,20 @@ def fingerprint(runner: str, options: RunnerOptions) -> str:
             for block in _blocks(file):
                 digest.update(block)
     return digest.hexdigest()[:16]
+
+
+def arithmetic() -> str:
+    """Return what decides the last bits of a result on this machine's CPU.
+
+    They matter where activations are rounded, because a difference there can grow until another
+    token is chosen.
+    """
+    # Imported here, because a model without weights needs no torch.
+    from worker.native.library import capability, library
+
+    kernels = library()
+    digest = "torch" if kernels is None else kernels.digest
+    return f"{capability()} {digest}"
 
 
 def _files(source: str | None) -> list[Path]:

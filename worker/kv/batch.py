@@ -43,14 +43,16 @@ class BatchBuilder:
     """Builder of one step's batch.
 
     With `is_prefix` the tokens of a prompt attend to each other in both directions. `kernel`
-    attends to the store's pages where they lie; without a kernel they are gathered. With `is_tiled`
-    results do not depend on how a sequence was cut into steps.
+    attends to the store's pages where they lie, for rows of up to `max_queries` tokens; for others,
+    and without a kernel, pages are gathered. With `is_tiled` results do not depend on how a
+    sequence was cut into steps.
     """
 
     page_size: int
     device: torch.device
     is_prefix: bool
     kernel: Kernel | None = None
+    max_queries: int | None = None
     is_tiled: bool = False
     ids: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
@@ -143,7 +145,16 @@ class BatchBuilder:
 
         # Each branch sets `first` to the first token that it has not laid out.
         if self.is_tiled:
-            self._tile(sequence, first, end)
+            behind = end
+            if self.kernel is not None:
+                # The prompt's last token and all behind it are rows of one query, as in decoding.
+                num_prompt = len(sequence.encoded.prompt_ids)
+                behind = max(first, min(end, num_prompt - 1))
+            if first < behind:
+                self._tile(sequence, first, behind)
+            if behind < end:
+                self._store(sequence, behind, end - behind)
+                self._look_back([sequence] * (end - behind), range(behind, end), 1)
             first = end
         if self.is_prefix and first == 0:
             inside = min(end, len(sequence.encoded.prompt_ids))
@@ -188,7 +199,8 @@ class BatchBuilder:
         """
         start = len(self.ids) - len(firsts) * count
         pages = self._pages(sequences, max(firsts) + count)
-        if self.kernel is not None:
+        if self._reads_in_place(count):
+            assert self.kernel is not None
             span = paged_span(
                 start,
                 [count] * len(firsts),
@@ -210,6 +222,12 @@ class BatchBuilder:
             is_causal=True,
         )
         self.spans.append(gathering)
+
+    def _reads_in_place(self, num_queries: int) -> bool:
+        """Return whether the kernel computes rows of that many tokens."""
+        if self.kernel is None:
+            return False
+        return self.max_queries is None or num_queries <= self.max_queries
 
     def _continue(self, index: int, part: Slice) -> None:
         """Add the context's last token once more, as the root, and then the continuations.

@@ -1,10 +1,11 @@
-"""The choice of a kernel that attends to pages where they lie, on CUDA in half precision.
+"""The choice of a kernel that attends to pages where they lie.
 
-Torch's flash attention (2) takes a block table from torch 2.13 on. It needs compute capability 8.0
+On a CPU that is our own kernel in C, where it was compiled. On CUDA it is a flash attention in half
+precision: torch's flash attention (2) takes a block table from torch 2.13 on. It needs compute capability 8.0
 and pages of a multiple of 256 tokens. Where it cannot be used, our own kernel in Triton is used.
-Either kernel must first pass a trial.
+A kernel must first pass a trial.
 
-Neither kernel splits a row's keys, so that a row's result does not depend on the other rows of its
+No kernel splits a row's keys, so that a row's result does not depend on the other rows of its
 batch. Attention is causal, and the last query of a row stands at the row's last stored token.
 """
 
@@ -12,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worker.kv.paged_native import MAX_QUERIES, in_native
 from worker.kv.spans import Kernel, PagedSpan, paged_span
 from worker.kv.store import KVShape, KVStore
+from worker.native.operators import kernels_for
 
 PAGE_SIZE = 256
 """The size of a page, in tokens, must be a multiple of this for torch's kernel."""
@@ -80,9 +83,11 @@ def choose_kernel(
 ) -> tuple[Kernel | None, str]:
     """Return the best kernel that passes its trial, and why no better one is used.
 
-    The kernel is None where none can be used. The reason is a text for a log, empty for torch's
-    kernel. `dtype`, `shape` and `page_size` (in tokens) are those of the store.
+    The kernel is None where none can be used. The reason is a text for a log, empty for the best
+    kernel of the device. `dtype`, `shape` and `page_size` (in tokens) are those of the store.
     """
+    if device.type == "cpu":
+        return _choose_on_cpu(dtype, shape, page_size)
     obstacle = _obstacle(device, dtype, shape)
     if obstacle:
         return None, obstacle
@@ -98,6 +103,31 @@ def choose_kernel(
     if own_problem is None:
         return in_triton, problem
     return None, f"{problem}; {own_problem}"
+
+
+def max_queries(kernel: Kernel | None) -> int | None:
+    """Return the queries of a row above which gathered keys are faster, None if there is no limit.
+
+    They are the row's tokens in one step.
+    """
+    return MAX_QUERIES if kernel is in_native else None
+
+
+def fits_graphs(kernel: Kernel | None) -> bool:
+    """Return whether CUDA graphs can replay the kernel."""
+    return kernel is not None and kernel is not in_native
+
+
+def _choose_on_cpu(dtype: torch.dtype, shape: KVShape, page_size: int) -> tuple[Kernel | None, str]:
+    cpu = torch.device("cpu")
+    if kernels_for(torch.empty(0, dtype=dtype), shape.head_dim) is None:
+        return None, f"no kernel for {dtype} heads of {shape.head_dim} elements on this processor"
+    if shape.head_dim > _LARGEST_HEAD:
+        return None, f"the kernel has room for {_LARGEST_HEAD} elements, not {shape.head_dim}"
+    problem = trial(in_native, cpu, dtype, shape, page_size)
+    if problem is not None:
+        return None, problem
+    return in_native, ""
 
 
 def _obstacle(device: torch.device, dtype: torch.dtype, shape: KVShape) -> str | None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from worker.native.operators import write_rows
+
 
 @dataclass(frozen=True)
 class KVShape:
@@ -44,8 +46,8 @@ class KVStore:
 
     def write(self, slot: int, rows: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store keys and values [N, num_heads, head_dim] at `rows` [N]."""
-        self.keys[slot].flatten(0, 1).index_copy_(0, rows, keys)
-        self.values[slot].flatten(0, 1).index_copy_(0, rows, values)
+        write_rows(self.keys, slot, rows, keys)
+        write_rows(self.values, slot, rows, values)
 
     def pool(self, slot: int) -> tuple[Tensor, Tensor]:
         """Return all keys and values of a slot as they lie in memory.

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worker.models.weights import check_names
+from worker.native.operators import rms_norm, rotate, sigmoid_gated, silu_gated
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """A function that attends: its arguments are slot, query, key and value.
@@ -57,18 +57,9 @@ class _RmsNorm(nn.Module):
     def __init__(self, eps: float) -> None:
         super().__init__()
         self._eps = eps
-        self.register_buffer("_eps_term", torch.tensor(eps), persistent=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        width = hidden.shape[-1]
-        if hidden.device.type != "cpu" or hidden.dtype != torch.float32:
-            return F.rms_norm(hidden, (width,), eps=self._eps)
-
-        # On a CPU `F.rms_norm` has more operators than this.
-        length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
-        eps = self.get_buffer("_eps_term")
-        mean_square = torch.addcmul(eps, length, length, value=1 / width)
-        return hidden * mean_square.rsqrt_()
+        return rms_norm(hidden, self._eps)
 
 
 class _Attention(nn.Module):
@@ -94,7 +85,7 @@ class _Attention(nn.Module):
 
     def gated(self, gate: Tensor, out: Tensor) -> Tensor:
         """Return the layer's output [T, hidden] of attention's `out` [T, heads, head_dim]."""
-        gated: Tensor = self.o_proj((torch.sigmoid(gate) * out).flatten(-2))
+        gated: Tensor = self.o_proj(sigmoid_gated(gate.flatten(-2), out.flatten(-2)))
         return gated
 
 
@@ -108,7 +99,7 @@ class _Mlp(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(hidden).chunk(2, dim=-1)
-        down: Tensor = self.down_proj(F.silu(gate) * up)
+        down: Tensor = self.down_proj(silu_gated(gate, up))
         return down
 
 
@@ -248,13 +239,3 @@ def rope_table(num_positions: int, head_dim: int, theta: float) -> tuple[Tensor,
     cosines = torch.cat((cos, cos), dim=-1)
     signed_sines = torch.cat((-sin, sin), dim=-1)
     return cosines[:, None, None], signed_sines[:, None, None]
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Return `x` [T, 2, heads, head_dim] rotated by its positions.
-
-    `cos` and `sin` [T, 1, 1, head_dim] are rows of `rope_table`, whose sines are negative in the
-    first half.
-    """
-    first, second = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin)

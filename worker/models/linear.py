@@ -1,11 +1,12 @@
-"""Faster linear layers for inference on a CPU, in packed fp32 or int8.
+"""Faster linear layers for inference on a CPU: packed, in fp32 or bf16, or in int8.
 
 They replace the linear layers of a loaded network. Packed weights exist once, in the kernel's
 layout, so no state dict can be read back. This file knows layers, not networks.
 
-Packed fp32 (oneDNN) is faster where weights are streamed from memory. With one thread this holds
-only where the output is at least twice as wide as the input. Elsewhere MKL, which `F.linear` calls,
-is as fast or faster, and the layer stays.
+Packed weights (oneDNN) are faster where they are streamed from memory. With one thread and without
+AVX-512 this holds only where the output is at least twice as wide as the input. Elsewhere MKL,
+which `F.linear` calls, is as fast or faster, and the layer stays. bf16 is packed where the
+processor multiplies it.
 
 Int8 (fbgemm) has symmetric weights with a scale for each output channel, and symmetric activations
 with a scale for each row, so that a row's result does not depend on other rows. Sums are exact
@@ -51,7 +52,7 @@ _int8_linear = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
 
 
 class PackedLinear(nn.Module):
-    """Linear layer in fp32, [..., in] to [..., out].
+    """Linear layer in fp32 or bf16, [..., in] to [..., out].
 
     Its weight [out, in] is in oneDNN's blocked layout.
     """
@@ -93,7 +94,7 @@ class Int8Linear(nn.Module):
 def pack_linears(model: nn.Module, _options: object = None) -> int:
     """Replace the linear layers that are faster packed, in place. Return their number.
 
-    Results differ only by the order of summation. Only fp32 layers on a CPU are replaced.
+    Results differ only by the order of summation. Only fp32 and bf16 layers on a CPU are replaced.
     """
     return _replace(model, _packed)
 
@@ -145,7 +146,8 @@ def _packed(layer: nn.Module, is_tied: bool) -> nn.Module | None:
     if is_tied or weight.numel() < MIN_PACKED_WEIGHTS or not _has_packed_kernel(weight):
         return None
     is_wide = weight.shape[0] >= 2 * weight.shape[1]
-    if not is_wide and torch.get_num_threads() == 1:
+    has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    if not is_wide and not has_avx512 and torch.get_num_threads() == 1:
         return None
     return PackedLinear(weight.contiguous(), bias)
 
@@ -162,11 +164,11 @@ def _parameters(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
 
 
 def _has_packed_kernel(weight: Tensor) -> bool:
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
-    )
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if weight.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return weight.dtype == torch.float32
 
 
 def _pack_int8(weight: Tensor) -> torch.ScriptObject:

@@ -74,7 +74,7 @@ class PagedRunner:
             )
 
         # Graphs write the tokens of their padding rows to a spare page behind the others.
-        use_graphs = self.kernel is not None and declared.cuda_graphs
+        use_graphs = flash.fits_graphs(self.kernel) and declared.cuda_graphs
         num_spare = 1 if use_graphs else 0
         num_pages = count_pages(net, window, options, num_spare=num_spare)
 
@@ -162,6 +162,7 @@ class PagedRunner:
             net.device,
             is_prefix=net.is_prefix,
             kernel=self.kernel,
+            max_queries=flash.max_queries(self.kernel),
             is_tiled=self._is_tiled,
         )
         batch = builder.build(slices)

@@ -1,0 +1,288 @@
+"""The kernels in C compute what torch computes, each row alone, with every set of instructions."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from shared.messages import Generate, Sampling
+from tests.fixtures.tiny_hrm_text import PROMPTS, write_tiny
+from tests.fixtures.worker.options import options_for
+from tests.fixtures.worker.stepping import generate_all
+from worker.engine.runner import RunnerOptions
+from worker.host.fingerprint import fingerprint
+from worker.kv import flash
+from worker.kv.paged_native import in_native
+from worker.kv.spans import paged_span
+from worker.kv.store import KVShape, KVStore
+from worker.models.hrm_text import rope_table
+from worker.native import library as native
+from worker.native import operators
+from worker.runners.paged import PagedRunner
+from worker.runners.registry import load_runner
+
+CPU = torch.device("cpu")
+DTYPES = [torch.float32, torch.bfloat16]
+CAPABILITIES = list(native.FILES)
+
+
+@pytest.fixture(autouse=True, params=CAPABILITIES)
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Compute with the kernels for one set of instructions."""
+    here = native.capability()
+    if here not in CAPABILITIES or CAPABILITIES.index(request.param) < CAPABILITIES.index(here):
+        pytest.skip(f"this processor has {here}")
+    if shutil.which("cc") is None:
+        pytest.skip("there is no C compiler")
+    kernels = native.open_kernels(request.param)
+    assert kernels is not None, "compiled by setup.py"
+    monkeypatch.setattr(operators, "library", lambda: kernels)
+    threads = torch.get_num_threads()
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        yield
+    torch.set_num_threads(threads)
+
+
+def check(computed: Tensor, expected: Tensor) -> None:
+    """Compare with a result in fp64, to the precision of the computed one."""
+    tolerance = {torch.float32: 2e-6, torch.bfloat16: 2**-8}[computed.dtype]
+    torch.testing.assert_close(
+        computed.double(), expected, atol=tolerance / 4, rtol=tolerance, check_dtype=False
+    )
+
+
+def wide(rows: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Return rows that are far apart in memory, of numbers of many sizes."""
+    x = torch.randn(rows, 2 * width) * torch.logspace(-3, 1, 2 * width)
+    return x.to(dtype)[:, :width]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [0, 1, 7, 8, 9, 300])
+def test_norms_and_gates_equal_torch(dtype: torch.dtype, rows: int) -> None:
+    x = wide(rows, 192, dtype)
+    gate = wide(rows, 192, dtype) * 4
+
+    exact = x.double()
+    check(operators.rms_norm(x, 1e-5), exact * (exact.square().mean(1, True) + 1e-5).rsqrt())
+    check(operators.silu_gated(gate, x), F.silu(gate.double()) * exact)
+    check(operators.sigmoid_gated(gate, x), torch.sigmoid(gate.double()) * exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gates_are_right_at_their_ends(dtype: torch.dtype) -> None:
+    """Gates of any size open or close, and what is not a number stays so."""
+    gate = torch.tensor([-1e30, -200.0, -88.0, -20.0, 0.0, 20.0, 88.0, 200.0, 1e30], dtype=dtype)
+    gate = gate.repeat_interleave(16)[None]
+    ones = torch.ones_like(gate)
+    check(operators.sigmoid_gated(gate, ones), torch.sigmoid(gate.double()))
+    check(operators.silu_gated(gate, ones), F.silu(gate.double()))
+
+    broken = torch.tensor([torch.nan, torch.inf, -torch.inf, 1.0], dtype=dtype)
+    broken = broken.repeat_interleave(16)[None]
+    for computed in (
+        operators.silu_gated(broken, torch.ones_like(broken)),
+        operators.sigmoid_gated(torch.ones_like(broken), broken),
+    ):
+        assert computed[0, :16].isnan().all()
+        assert computed[0, 48:].isfinite().all()
+    assert operators.rms_norm(broken, 1e-6)[0, :16].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 9, 40])
+def test_heads_are_rotated_as_torch_does(dtype: torch.dtype, rows: int) -> None:
+    parts = torch.randn(rows, 4, 3, 64).to(dtype)
+    cos, sin = (table[5 : 5 + rows].to(dtype) for table in rope_table(64, 64, 10000.0))
+    query_and_key = parts[:, 1:3]
+    first, second = query_and_key.double().chunk(2, dim=-1)
+    turned = torch.cat((second, first), dim=-1)
+    expected = query_and_key.double() * cos.double() + turned * sin.double()
+    before = parts.clone()
+
+    check(operators.rotate(query_and_key, cos, sin), expected)
+    assert parts[:, 0].equal(before[:, 0])
+    assert parts[:, 3].equal(before[:, 3])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_are_written_where_they_belong(dtype: torch.dtype) -> None:
+    shape = KVShape(3, num_heads=2, head_dim=16)
+    store = KVStore(shape, num_pages=4, page_size=8, dtype=dtype, device=CPU)
+    key, value = torch.randn(2, 5, 4, 2, 16).to(dtype)[:, :, 1]
+    rows = torch.tensor([31, 0, 8, 7, 16])
+
+    store.write(1, rows, key, value)
+
+    for pool, written in ((store.keys, key), (store.values, value)):
+        expected = torch.zeros(3, 32, 2, 16, dtype=dtype)
+        expected[1, rows] = written
+        assert pool.flatten(1, 2).equal(expected)
+
+
+LENGTHS = (1, 16, 17, 170, 90, 33)
+QUERIES = (1, 1, 3, 1, 8, 33)
+
+
+class Rows:
+    """Rows of `LENGTHS` tokens with pages all over a pool. What no row may see is not a number."""
+
+    def __init__(self, heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> None:
+        self.page_size = 16
+        width = -(-max(LENGTHS) // self.page_size)
+        num_pages = width * len(LENGTHS)
+        self.pages = torch.randperm(num_pages).view(len(LENGTHS), width)
+        self.pool = torch.full((2, num_pages, self.page_size, kv_heads, head_dim), torch.nan)
+        self.rows: list[Tensor] = []
+        for pages, length in zip(self.pages, LENGTHS, strict=True):
+            row = torch.randn(2, length, kv_heads, head_dim).to(dtype)
+            self.rows.append(row)
+            for position in range(length):
+                page = pages[position // self.page_size]
+                self.pool[:, page, position % self.page_size] = row[:, position].float()
+        self.pool = self.pool.to(dtype)
+        self.query = torch.randn(sum(QUERIES), 2, heads, head_dim).to(dtype)[:, 1]
+        self.scale = head_dim**-0.5
+
+    def attend(self, chosen: Sequence[int], window: int | None) -> list[Tensor]:
+        """Return the outputs [queries, heads, head_dim] of some rows, computed in one call."""
+        queries = self.query.split(list(QUERIES))
+        span = paged_span(
+            0,
+            [QUERIES[row] for row in chosen],
+            [LENGTHS[row] for row in chosen],
+            self.pages[list(chosen)].tolist(),
+            page_size=self.page_size,
+            kernel=in_native,
+        )
+        keys, values = self.pool
+        query = torch.cat([queries[row] for row in chosen])
+        out = in_native(span, keys, values, query, scale=self.scale, window=window)
+        return list(out.split([QUERIES[row] for row in chosen]))
+
+    def expected(self, window: int | None) -> Iterator[Tensor]:
+        """Yield the output of each row by its definition, in fp64."""
+        for row, query in zip(self.rows, self.query.double().split(list(QUERIES)), strict=True):
+            group = query.shape[1] // row.shape[2]
+            keys, values = row.double().repeat_interleave(group, 2)
+            positions = torch.arange(len(keys))
+            distance = positions[-len(query) :, None] - positions
+            is_seen = distance >= 0
+            if window is not None:
+                is_seen &= distance < window
+            scores = torch.einsum("qhd,khd->hqk", query, keys) * self.scale
+            weights = scores.masked_fill(~is_seen, -torch.inf).softmax(-1)
+            yield torch.einsum("hqk,khd->qhd", weights, values)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [None, 1, 7, 64])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim"),
+    [(8, 8, 64), (9, 3, 64), (4, 2, 128), (4, 4, 32), (6, 1, 16), (2, 2, 256)],
+)
+def test_attention_over_pages_is_attention(
+    heads: int, kv_heads: int, head_dim: int, window: int | None, dtype: torch.dtype
+) -> None:
+    rows = Rows(heads, kv_heads, head_dim, dtype)
+    outputs = rows.attend(range(len(LENGTHS)), window)
+    for computed, expected in zip(outputs, rows.expected(window), strict=True):
+        check(computed, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_bit_depends_on_other_rows_or_threads(dtype: torch.dtype) -> None:
+    rows = Rows(8, 4, 64, dtype)
+    x = wide(300, 256, dtype)
+
+    def alone_and_together(threads: int) -> list[list[Tensor]]:
+        torch.set_num_threads(threads)
+        alone = [rows.attend([row], None)[0] for row in range(len(LENGTHS))]
+        together = rows.attend(range(len(LENGTHS)), None)
+        backwards = rows.attend(range(len(LENGTHS))[::-1], None)[::-1]
+        norms = [operators.rms_norm(x, 1e-6), operators.silu_gated(x, x)]
+        parts = [operators.rms_norm(x[5:6], 1e-6), operators.silu_gated(x[5:6], x[5:6])]
+        assert [norm[5:6].equal(part) for norm, part in zip(norms, parts, strict=True)] == [
+            True
+        ] * 2
+        return [[*alone, *norms], [*together, *norms], [*backwards, *norms]]
+
+    first, *others = [*alone_and_together(1), *alone_and_together(2), *alone_and_together(3)]
+    for other in others:
+        for one, same in zip(first, other, strict=True):
+            assert one.equal(same)
+
+
+def test_it_is_chosen_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(dtype: torch.dtype, head_dim: int, num_heads: int = 2) -> tuple[object, str]:
+        shape = KVShape(1, num_heads=num_heads, head_dim=head_dim)
+        return flash.choose_kernel(CPU, dtype, shape, page_size=16)
+
+    for dtype in DTYPES:
+        assert chosen(dtype, 64) == (in_native, "")
+    for dtype, head_dim in ((torch.float16, 64), (torch.float32, 20), (torch.float32, 512)):
+        kernel, reason = chosen(dtype, head_dim)
+        assert kernel is None
+        assert str(head_dim) in reason or "256" in reason
+
+    monkeypatch.setattr(operators, "library", lambda: None)
+    kernel, reason = chosen(torch.float32, 64)
+    assert kernel is None
+    assert "no kernel" in reason
+
+
+def load_tiny(path: Path) -> PagedRunner:
+    options = options_for(path, "hrm-text", max_batch=4, page_size=4, context_window=64)
+    runner = load_runner("hrm-text", options)
+    assert isinstance(runner, PagedRunner)
+    return runner
+
+
+def test_a_model_answers_the_same_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tiny(tmp_path)
+    tasks = []
+    for number, prompt in enumerate(PROMPTS):
+        tasks.append(Generate(prompt, Sampling(max_tokens=12, seed=number, temperature=0.5)))
+
+    with_kernels = load_tiny(tmp_path)
+    assert with_kernels.kernel is in_native
+    answers = generate_all(with_kernels, tasks)
+    monkeypatch.setattr(operators, "library", lambda: None)
+    plain = load_tiny(tmp_path)
+    assert plain.kernel is None
+    assert answers == generate_all(plain, tasks)
+
+
+def test_int8_jobs_stay_where_their_bits_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounded activations may make another token of another last bit, so the fingerprint differs."""
+
+    def prints(quantize: str) -> set[str]:
+        options = RunnerOptions("net", quantize=quantize)
+        found = {fingerprint("hrm-text", options)}
+        with monkeypatch.context() as patches:
+            patches.setattr(native, "library", lambda: None)
+            found.add(fingerprint("hrm-text", options))
+            patches.setattr(native, "capability", lambda: "another")
+            found.add(fingerprint("hrm-text", options))
+        return found
+
+    assert len(prints("int8")) == 3
+    assert len(prints("none")) == 1
+
+
+def test_without_a_compiled_file_there_is_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capability = native.capability()
+    assert native.open_kernels("DEFAULT") is None
+    monkeypatch.setattr(native, "FOLDER", tmp_path)
+    assert native.open_kernels(capability) is None
+    (tmp_path / native.FILES[capability]).write_bytes(b"of another platform")
+    assert native.open_kernels(capability) is None

@@ -1,0 +1,495 @@
+/* Kernels for CPUs: attention over pages where they lie, and the operators between two products.
+ *
+ * Every kernel computes a row in an order of its own, so that no bit of it depends on other rows or
+ * on the number of threads. Tensors are fp32 or bf16, and sums and functions are fp32 in both.
+ * `operators.py` and `worker/kv/paged_native.py` call them, and do the same by torch where they do not
+ * fit. The file needs no library. `setup.py` compiles it once for each set of instructions.
+ */
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#ifdef __AVX512F__
+#define LANES 16
+#else
+#define LANES 8
+#endif
+#define MAX_HEAD_DIM 256
+
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+typedef float UnalignedFloats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint16_t UnalignedHalves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+
+
+/* --- Elements */
+
+INLINE const char *at(const void *tensor, long index, int is_bf16) {
+    return (const char *)tensor + (is_bf16 ? 2 : 4) * index;
+}
+
+INLINE Floats load(const void *tensor, long index, int is_bf16) {
+    const char *place = at(tensor, index, is_bf16);
+    if (!is_bf16)
+        return *(const UnalignedFloats *)place;
+    Halves high = *(const UnalignedHalves *)place;
+    return (Floats)(__builtin_convertvector(high, Words) << 16);
+}
+
+INLINE void store(void *tensor, long index, Floats value, int is_bf16) {
+    char *place = (char *)at(tensor, index, is_bf16);
+    if (!is_bf16) {
+        *(UnalignedFloats *)place = value;
+        return;
+    }
+    /* To the nearest, and to even between two. A NaN would be carried into another number. */
+    Words bits = (Words)value;
+    Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    Words is_nan = (Words)(value != value);
+    rounded = (is_nan & 0x7fc0) | (~is_nan & rounded);
+    *(UnalignedHalves *)place = __builtin_convertvector(rounded, Halves);
+}
+
+INLINE Floats choose(Ints condition, Floats yes, Floats no) {
+    return (Floats)((condition & (Ints)yes) | (~condition & (Ints)no));
+}
+
+/* Return e^x. The error is below two units of the last place; x below -87.3 gives 0. */
+INLINE Floats exponential(Floats x) {
+    const Floats none = {0};
+    Floats inside = choose(x > 88.7f, none + 88.7f, x);
+    inside = choose(inside < -87.3f, none - 87.3f, inside);
+
+    /* x = count * log(2) + rest, and adding this constant rounds to a whole number. */
+    const float whole = 12582912.0f;
+    Floats count = (inside * 1.44269504f + whole) - whole;
+    Floats rest = inside - count * 0.693359375f;
+    rest = rest + count * 2.12194440e-4f;
+
+    Floats power = none + 1.9875691500e-4f;
+    power = power * rest + 1.3981999507e-3f;
+    power = power * rest + 8.3334519073e-3f;
+    power = power * rest + 4.1665795894e-2f;
+    power = power * rest + 1.6666665459e-1f;
+    power = power * rest + 5.0000001201e-1f;
+    power = power * rest * rest + rest + 1.0f;
+
+    Ints exponent = (__builtin_convertvector(count, Ints) + 127) << 23;
+    Floats result = power * (Floats)exponent;
+    result = choose(x < -87.3f, none, result);
+    return choose(x != x, x, result); /* a NaN stays one */
+}
+
+INLINE Floats sigmoid(Floats x) {
+    return 1.0f / (1.0f + exponential(-x));
+}
+
+INLINE float sum(Floats value) {
+    float lanes[LANES];
+    memcpy(lanes, &value, sizeof lanes);
+    for (int width = LANES / 2; width; width /= 2)
+        for (int lane = 0; lane < width; lane++)
+            lanes[lane] += lanes[lane + width];
+    return lanes[0];
+}
+
+
+/* --- Threads */
+
+typedef void (*Task)(const void *arguments, long number);
+typedef void (*Parallel)(void (*body)(void *), void *data, unsigned threads, unsigned flags);
+
+static Parallel parallel; /* GOMP_parallel of the OpenMP runtime that torch uses, or null */
+
+void set_parallel(void *function) {
+    parallel = (Parallel)function;
+}
+
+typedef struct {
+    Task task;
+    const void *arguments;
+    long count;
+    long next;
+} Job;
+
+static void work(void *data) {
+    Job *job = data;
+    for (;;) {
+        long number = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
+        if (number >= job->count)
+            return;
+        job->task(job->arguments, number);
+    }
+}
+
+/* Run a task for each number below `count`. A thread that waits for a processor holds up nothing. */
+static void run(Task task, const void *arguments, long count, long threads) {
+    Job job = {task, arguments, count, 0};
+    if (threads > count)
+        threads = count;
+    if (threads > 1 && parallel)
+        parallel(work, &job, (unsigned)threads, 0);
+    else
+        work(&job);
+}
+
+
+/* --- Operators between products */
+
+#define ROWS_OF_TASK 8        /* so few that two threads end together */
+#define ALONE (1L << 15)      /* elements for which no second thread is woken */
+
+typedef struct {
+    void *out;
+    const void *first;
+    const void *second;
+    const void *third;
+    const int64_t *places;
+    long rows, width, inner;
+    long first_stride, second_stride;
+    float eps;
+    int is_bf16;
+} Operands;
+
+#define FOR_ROWS(operands, number)                                                             \
+    for (long row = (number) * ROWS_OF_TASK,                                                   \
+              behind = row + ROWS_OF_TASK < (operands)->rows ? row + ROWS_OF_TASK              \
+                                                             : (operands)->rows;               \
+         row < behind; row++)
+
+static void run_rows(Task task, const Operands *operands, long threads) {
+    if (operands->rows * operands->width < ALONE)
+        threads = 1;
+    run(task, operands, (operands->rows + ROWS_OF_TASK - 1) / ROWS_OF_TASK, threads);
+}
+
+INLINE void normalise(const Operands *o, long number, int is_bf16) {
+    FOR_ROWS(o, number) {
+        const void *x = at(o->first, row * o->first_stride, is_bf16);
+        void *out = (void *)at(o->out, row * o->width, is_bf16);
+        Floats squares = {0};
+        for (long i = 0; i < o->width; i += LANES) {
+            Floats value = load(x, i, is_bf16);
+            squares += value * value;
+        }
+        float scale = 1.0f / __builtin_sqrtf(sum(squares) / (float)o->width + o->eps);
+        for (long i = 0; i < o->width; i += LANES) {
+            Floats value = load(x, i, is_bf16) * scale;
+            if (o->second)
+                value *= load(o->second, i, is_bf16);
+            store(out, i, value, is_bf16);
+        }
+    }
+}
+
+/* Half-rotated rotary embedding, in place, of `inner` heads of `width` elements a row. */
+INLINE void rotate_rows(const Operands *o, long number, int is_bf16) {
+    long half = o->width / 2;
+    FOR_ROWS(o, number) {
+        const void *cosines = at(o->second, row * o->width, is_bf16);
+        const void *sines = at(o->third, row * o->width, is_bf16);
+        for (long head = 0; head < o->inner; head++) {
+            void *x = (void *)at(o->first, row * o->first_stride + head * o->width, is_bf16);
+            for (long i = 0; i < half; i += LANES) {
+                Floats low = load(x, i, is_bf16);
+                Floats high = load(x, i + half, is_bf16);
+                store(x, i, low * load(cosines, i, is_bf16) + high * load(sines, i, is_bf16), is_bf16);
+                Floats turned = high * load(cosines, i + half, is_bf16);
+                store(x, i + half, turned + low * load(sines, i + half, is_bf16), is_bf16);
+            }
+        }
+    }
+}
+
+INLINE void gate_rows(const Operands *o, long number, int is_silu, int is_bf16) {
+    FOR_ROWS(o, number) {
+        const void *gate = at(o->first, row * o->first_stride, is_bf16);
+        const void *x = at(o->second, row * o->second_stride, is_bf16);
+        void *out = (void *)at(o->out, row * o->width, is_bf16);
+        for (long i = 0; i < o->width; i += LANES) {
+            Floats opening = load(gate, i, is_bf16);
+            Floats value = sigmoid(opening);
+            if (is_silu)
+                value *= opening;
+            store(out, i, value * load(x, i, is_bf16), is_bf16);
+        }
+    }
+}
+
+
+static void rms_norm_task(const void *arguments, long number) {
+    const Operands *o = arguments;
+    if (o->is_bf16)
+        normalise(o, number, 1);
+    else
+        normalise(o, number, 0);
+}
+
+static void rotate_task(const void *arguments, long number) {
+    const Operands *o = arguments;
+    if (o->is_bf16)
+        rotate_rows(o, number, 1);
+    else
+        rotate_rows(o, number, 0);
+}
+
+static void silu_task(const void *arguments, long number) {
+    const Operands *o = arguments;
+    if (o->is_bf16)
+        gate_rows(o, number, 1, 1);
+    else
+        gate_rows(o, number, 1, 0);
+}
+
+static void sigmoid_task(const void *arguments, long number) {
+    const Operands *o = arguments;
+    if (o->is_bf16)
+        gate_rows(o, number, 0, 1);
+    else
+        gate_rows(o, number, 0, 0);
+}
+
+void rms_norm(void *out, const void *x, long stride, const void *weight, float eps, long rows,
+              long width, int is_bf16, long threads) {
+    Operands operands = {.out = out, .first = x, .first_stride = stride, .second = weight, .eps = eps,
+                         .rows = rows, .width = width, .is_bf16 = is_bf16};
+    run_rows(rms_norm_task, &operands, threads);
+}
+
+void rotate(void *x, long stride, const void *cosines, const void *sines, long rows, long heads,
+            long head_dim, int is_bf16, long threads) {
+    Operands operands = {.first = x, .first_stride = stride, .second = cosines, .third = sines,
+                         .rows = rows, .inner = heads, .width = head_dim, .is_bf16 = is_bf16};
+    run_rows(rotate_task, &operands, rows * heads * head_dim < ALONE ? 1 : threads);
+}
+
+void gate(void *out, const void *gates, long gate_stride, const void *x, long stride, long rows,
+          long width, int is_silu, int is_bf16, long threads) {
+    Operands operands = {.out = out, .first = gates, .first_stride = gate_stride, .second = x,
+                         .second_stride = stride, .rows = rows, .width = width, .is_bf16 = is_bf16};
+    run_rows(is_silu ? silu_task : sigmoid_task, &operands, threads);
+}
+
+/* Copy rows of `width` bytes to the rows of a store that `places` names. Strides are in bytes. */
+void write_rows(void *store, const int64_t *places, const void *x, long stride, long rows, long width) {
+    for (long row = 0; row < rows; row++)
+        memcpy((char *)store + places[row] * width, (const char *)x + row * stride, (size_t)width);
+}
+
+
+/* --- Attention over pages */
+
+typedef struct {
+    void *out;
+    const void *query;
+    const void *keys, *values;
+    const int32_t *block_table, *lengths, *query_starts;
+    long query_stride, table_width, num_rows;
+    long kv_heads, group, head_dim, page_size, window;
+    long parts; /* into which the heads of a query are cut, each a task */
+    float scale;
+    int is_bf16;
+} Attention;
+
+/* Ask for `width` elements from `place` on, for which memory needs longer than a page's sums. */
+INLINE void prefetch(const void *tensor, long place, long width, int is_bf16) {
+    const char *line = at(tensor, place, is_bf16);
+    const char *behind = at(tensor, place + width, is_bf16);
+    for (; line < behind; line += 64)
+        __builtin_prefetch(line, 0, 2);
+}
+
+/* Add the lanes of LANES vectors: lane i of the result is the sum of vector i. */
+INLINE Floats sums(const Floats *x) {
+#if LANES == 16
+    Floats a[8], b[4], c[2];
+    for (int i = 0; i < 8; i++) /* lanes 0-7 are of x[i], 8-15 of x[i + 8] */
+        a[i] = __builtin_shufflevector(x[i], x[i + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+               __builtin_shufflevector(x[i], x[i + 8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    for (int i = 0; i < 4; i++) /* quarters are of x[i], x[i + 4], x[i + 8], x[i + 12] */
+        b[i] = __builtin_shufflevector(a[i], a[i + 4], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
+               __builtin_shufflevector(a[i], a[i + 4], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+    for (int i = 0; i < 2; i++) /* pairs are of x[i], x[i + 2], x[i + 4], ... */
+        c[i] = __builtin_shufflevector(b[i], b[i + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+               __builtin_shufflevector(b[i], b[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    return __builtin_shufflevector(c[0], c[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
+           __builtin_shufflevector(c[0], c[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+#else
+    Floats a[4], b[2];
+    for (int i = 0; i < 4; i++)
+        a[i] = __builtin_shufflevector(x[i], x[i + 4], 0, 1, 2, 3, 8, 9, 10, 11) +
+               __builtin_shufflevector(x[i], x[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    for (int i = 0; i < 2; i++)
+        b[i] = __builtin_shufflevector(a[i], a[i + 2], 0, 1, 8, 9, 4, 5, 12, 13) +
+               __builtin_shufflevector(a[i], a[i + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+    return __builtin_shufflevector(b[0], b[1], 0, 8, 2, 10, 4, 12, 6, 14) +
+           __builtin_shufflevector(b[0], b[1], 1, 9, 3, 11, 5, 13, 7, 15);
+#endif
+}
+
+/* Attend with the heads of one part of one query.
+ *
+ * `pages` are those of the query's row, and it sees the tokens `first` to `end`. Scores come first,
+ * in the order in which keys lie in memory, then the softmax, then the sums of values.
+ */
+INLINE void attend(const Attention *o, const int32_t *pages, long first, long end, long number,
+                   long head_dim, int is_bf16) {
+    long kv_heads = o->kv_heads / o->parts;
+    long heads = kv_heads * o->group;
+    long first_kv_head = number % o->parts * kv_heads;
+    long first_head = first_kv_head * o->group;
+    long query_number = number / o->parts;
+    long token_width = o->kv_heads * head_dim;
+    long page_width = o->page_size * token_width;
+    long size = end - first;
+    long padded = (size + LANES - 1) / LANES * LANES;
+
+    /* The query in fp32, then scores [heads, padded], then sums [heads, head_dim]. */
+    float *query = malloc(sizeof(float) * (size_t)(heads * (2 * head_dim + padded) + LANES));
+    float *scores = query + heads * head_dim;
+    float *result = scores + heads * padded;
+    const void *given = at(o->query, query_number * o->query_stride + first_head * head_dim, is_bf16);
+    for (long i = 0; i < heads * head_dim; i += LANES)
+        store(query, i, load(given, i, is_bf16) * o->scale, 0);
+
+    /* LANES products wait until their lanes are added together. */
+    Floats waiting[LANES];
+    float *targets[LANES];
+    int num_waiting = 0;
+    for (long token = first; token < end; token++) {
+        long place = pages[token / o->page_size] * page_width + token % o->page_size * token_width;
+        const void *key = at(o->keys, place + first_kv_head * head_dim, is_bf16);
+        const void *next = token + o->page_size < end ? o->keys : o->values;
+        long page = next == o->keys ? token / o->page_size + 1 : first / o->page_size;
+        place = pages[page] * page_width + token % o->page_size * token_width;
+        prefetch(next, place + first_kv_head * head_dim, kv_heads * head_dim, is_bf16);
+        for (long kv_head = 0; kv_head < kv_heads; kv_head++) {
+            for (long head = kv_head * o->group; head < (kv_head + 1) * o->group; head++) {
+                Floats product = {0};
+                for (long i = 0; i < head_dim; i += LANES)
+                    product += load(query, head * head_dim + i, 0) *
+                               load(key, kv_head * head_dim + i, is_bf16);
+                waiting[num_waiting] = product;
+                targets[num_waiting++] = scores + head * padded + (token - first);
+                if (num_waiting == LANES) {
+                    Floats added = sums(waiting);
+                    for (int i = 0; i < LANES; i++)
+                        *targets[i] = added[i];
+                    num_waiting = 0;
+                }
+            }
+        }
+    }
+    if (num_waiting) {
+        for (int i = num_waiting; i < LANES; i++)
+            waiting[i] = (Floats){0};
+        Floats added = sums(waiting);
+        for (int i = 0; i < num_waiting; i++)
+            *targets[i] = added[i];
+    }
+
+    for (long head = 0; head < heads; head++) {
+        float *row = scores + head * padded;
+        for (long i = size; i < padded; i++)
+            row[i] = -__builtin_inff();
+        Floats largest = load(row, 0, 0);
+        for (long i = LANES; i < padded; i += LANES)
+            largest = choose(load(row, i, 0) > largest, load(row, i, 0), largest);
+        float peak = largest[0];
+        for (int lane = 1; lane < LANES; lane++)
+            peak = largest[lane] > peak ? largest[lane] : peak;
+        Floats total = {0};
+        for (long i = 0; i < padded; i += LANES) {
+            Floats weight = exponential(load(row, i, 0) - peak);
+            store(row, i, weight, 0);
+            total += weight;
+        }
+        float share = 1.0f / sum(total);
+        for (long i = 0; i < padded; i += LANES)
+            store(row, i, load(row, i, 0) * share, 0);
+    }
+
+    memset(result, 0, sizeof(float) * (size_t)(heads * head_dim));
+    long token = first;
+    while (token < end) {
+        long behind = (token / o->page_size + 1) * o->page_size;
+        if (behind > end)
+            behind = end;
+        long place = pages[token / o->page_size] * page_width + token % o->page_size * token_width;
+        const void *value = at(o->values, place + first_kv_head * head_dim, is_bf16);
+        long next = behind < end ? pages[behind / o->page_size] * page_width : -1;
+        for (long head = 0; head < heads; head++) {
+            const float *weights = scores + head * padded - first;
+            Floats added[MAX_HEAD_DIM / LANES];
+            for (long i = 0; i < head_dim / LANES; i++)
+                added[i] = load(result, head * head_dim + i * LANES, 0);
+            for (long t = token; t < behind; t++) {
+                if (next >= 0 && head % o->group == 0) {
+                    long ahead = next + (t - token) * token_width + first_kv_head * head_dim;
+                    prefetch(o->values, ahead + head / o->group * head_dim, head_dim, is_bf16);
+                }
+                const void *row = at(value, (t - token) * token_width + head / o->group * head_dim, is_bf16);
+                for (long i = 0; i < head_dim / LANES; i++)
+                    added[i] += load(row, i * LANES, is_bf16) * weights[t];
+            }
+            for (long i = 0; i < head_dim / LANES; i++)
+                store(result, head * head_dim + i * LANES, added[i], 0);
+        }
+        token = behind;
+    }
+
+    void *out = (void *)at(o->out, (query_number * o->kv_heads * o->group + first_head) * head_dim, is_bf16);
+    for (long i = 0; i < heads * head_dim; i += LANES)
+        store(out, i, load(result, i, 0), is_bf16);
+    free(query);
+}
+
+INLINE void attend_in(const Attention *o, const int32_t *pages, long first, long end, long number,
+                      int is_bf16) {
+    /* With a number that the compiler knows, the loops over a head become registers. */
+    if (o->head_dim == 64)
+        attend(o, pages, first, end, number, 64, is_bf16);
+    else if (o->head_dim == 128)
+        attend(o, pages, first, end, number, 128, is_bf16);
+    else
+        attend(o, pages, first, end, number, o->head_dim, is_bf16);
+}
+
+static void attention_task(const void *arguments, long number) {
+    const Attention *o = arguments;
+    long query = number / o->parts;
+    long row = 0;
+    while (o->query_starts[row + 1] <= query)
+        row++;
+    long end = o->lengths[row] - (o->query_starts[row + 1] - 1 - query);
+    long first = o->window && end > o->window ? end - o->window : 0;
+    const int32_t *pages = o->block_table + row * o->table_width;
+    if (o->is_bf16)
+        attend_in(o, pages, first, end, number, 1);
+    else
+        attend_in(o, pages, first, end, number, 0);
+}
+
+/* Write the attention [queries, kv_heads * group, head_dim] of queries to stored keys.
+ *
+ * `keys` and `values` are [pages, page_size, kv_heads, head_dim]. Row n's queries are the last of its
+ * `lengths[n]` tokens, from `query_starts[n]` on. A window of 0 has no limit.
+ */
+void paged_attention(void *out, const void *query, long query_stride, const void *keys,
+                     const void *values, const int32_t *block_table, long table_width,
+                     const int32_t *lengths, const int32_t *query_starts, long num_rows,
+                     long kv_heads, long group, long head_dim, long page_size, float scale,
+                     long window, int is_bf16, long threads) {
+    Attention attention = {out, query, keys, values, block_table, lengths, query_starts, query_stride,
+                           table_width, num_rows, kv_heads, group, head_dim, page_size, window, 1,
+                           scale, is_bf16};
+    long queries = query_starts[num_rows];
+    if (threads > 1)
+        while (queries * attention.parts < 4 * threads && kv_heads % (2 * attention.parts) == 0)
+            attention.parts *= 2;
+    run(attention_task, &attention, queries * attention.parts, threads);
+}

@@ -1,0 +1,140 @@
+"""The operators between two matrix products, by the kernels where they fit, else by torch.
+
+A decoding step computes few rows, so an operator costs what calling it costs. Each of these is one
+call where torch alone needs several. The kernels take fp32 and bf16 on a CPU. They compute in fp32
+and round once, at the end.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from worker.native.library import Library, library
+
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def rms_norm(x: Tensor, eps: float) -> Tensor:
+    """Return `x` [T, width] over its root mean square, row by row."""
+    kernels = kernels_for(x, x.shape[-1])
+    rows, width = x.shape
+    if kernels is None or x.stride(1) != 1:
+        if not x.is_cpu or x.dtype != torch.float32:
+            return F.rms_norm(x, (width,), eps=eps)
+        # On a CPU `F.rms_norm` takes longer than these operators.
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale: Tensor = length.square().mul_(1 / width).add_(eps).rsqrt_()
+        return x * scale
+    out = x.new_empty(rows, width)
+    kernels.rms_norm(
+        out.data_ptr(),
+        x.data_ptr(),
+        x.stride(0),
+        None,
+        eps,
+        rows,
+        width,
+        x.dtype == torch.bfloat16,
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Return `x` [T, 2, heads, head_dim] rotated by its positions. `x` may be overwritten.
+
+    `cos` and `sin` [T, 1, 1, head_dim] have the dtype of `x`. They are for the half-rotated layout,
+    and the sines of the first half are negative.
+    """
+    kernels = kernels_for(x, x.shape[-1] // 2)
+    if kernels is None or not _has_whole_rows(x):
+        first, second = x.chunk(2, dim=-1)
+        return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin)
+    kernels.rotate(
+        x.data_ptr(),
+        x.stride(0),
+        cos.data_ptr(),
+        sin.data_ptr(),
+        x.shape[0],
+        x.shape[1] * x.shape[2],
+        x.shape[3],
+        x.dtype == torch.bfloat16,
+        torch.get_num_threads(),
+    )
+    return x
+
+
+def silu_gated(gate: Tensor, x: Tensor) -> Tensor:
+    """Return silu(gate) * x of tensors [T, width]."""
+    return _gated(gate, x, is_silu=True)
+
+
+def sigmoid_gated(gate: Tensor, x: Tensor) -> Tensor:
+    """Return sigmoid(gate) * x of tensors [T, width]."""
+    return _gated(gate, x, is_silu=False)
+
+
+def _gated(gate: Tensor, x: Tensor, *, is_silu: bool) -> Tensor:
+    rows, width = x.shape
+    kernels = kernels_for(x, width)
+    if kernels is None or gate.stride(1) != 1 or x.stride(1) != 1:
+        opened = F.silu(gate) if is_silu else torch.sigmoid(gate)
+        return opened * x
+    out = x.new_empty(rows, width)
+    kernels.gate(
+        out.data_ptr(),
+        gate.data_ptr(),
+        gate.stride(0),
+        x.data_ptr(),
+        x.stride(0),
+        rows,
+        width,
+        is_silu,
+        x.dtype == torch.bfloat16,
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def write_rows(pools: Tensor, number: int, rows: Tensor, x: Tensor) -> None:
+    """Write `x` [N, heads, head_dim] to the rows `rows` [N] of one of the pools.
+
+    `pools` [pools, pages, page_size, heads, head_dim] are contiguous. A row counts tokens page by
+    page.
+    """
+    kernels = kernels_for(x, 0)
+    if kernels is None or not _has_whole_rows(x):
+        pools[number].flatten(0, 1).index_copy_(0, rows, x)
+        return
+    size = x.element_size()
+    kernels.write_rows(
+        pools.data_ptr() + number * pools.stride(0) * size,
+        rows.data_ptr(),
+        x.data_ptr(),
+        x.stride(0) * size,
+        len(rows),
+        pools.stride(2) * size,
+    )
+
+
+def _has_whole_rows(x: Tensor) -> bool:
+    """Return whether each row of `x` [N, ..., heads, head_dim] is contiguous."""
+    width = 1
+    for size, stride in zip(reversed(x.shape[1:]), reversed(x.stride()[1:]), strict=True):
+        if stride != width:
+            return False
+        width *= size
+    return True
+
+
+def kernels_for(x: Tensor, width: int) -> Library | None:
+    """Return the kernels if they compute tensors like `x` whose last dimension is `width`.
+
+    Return None where torch must do so, which a compiler of layers sees as torch alone, too.
+    """
+    if torch.compiler.is_compiling() or not x.is_cpu or x.dtype not in _DTYPES:
+        return None
+    kernels = library()
+    if kernels is None or width % kernels.lanes:
+        return None
+    return kernels
