@@ -1,14 +1,14 @@
 """The outbox appends to a job's log at each step where somebody follows, else in larger pieces."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
 from redis.asyncio import Redis
 
 from shared.artifacts.store import ArtifactStore
-from shared.events.log import LogWriter
+from shared.events.log import Append, LogWriter
 from shared.messages import Done, Event, Generate, Job, Sampling, Started, Tokens
 from shared.queue.leases import Claim
 from tests.fixtures.desk import Desk
@@ -102,6 +102,47 @@ async def test_what_is_gathered_is_said_after_half_a_second(redis: Redis) -> Non
         say(outbox, claim, 6)
         say(outbox, claim, 7)
         assert (await events_when(desk, claim.job, 2))[1] == Tokens((6, 7), "xx")
+
+
+class WhileAppending(LogWriter):
+    """A writer that calls a function between an append and its answer."""
+
+    def __init__(self, desk: Desk, meanwhile: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(desk.broker)
+        self._meanwhile = meanwhile
+
+    async def append(self, appends: Sequence[Append]) -> list[bool]:
+        are_logged = await super().append(appends)
+        await self._meanwhile()
+        return are_logged
+
+
+@pytest.mark.parametrize("is_end", [True, False])
+async def test_an_end_in_flight_is_no_lapsed_lease(redis: Redis, is_end: bool) -> None:
+    """A lease that cannot be renewed because the end is in the log makes no job stale.
+
+    While other news are on their way, it means that the job is another worker's.
+    """
+    desk = Desk(redis)
+    claim = await claim_of(desk, is_streamed=True)
+    closed: list[bool] = []
+    ledger = Ledger(lambda claim, was_stale: closed.append(was_stale))
+
+    async def meanwhile() -> None:
+        if not is_end:
+            await desk.queue().give_back([claim])
+            await desk.take(16, worker="w2")
+        for lost in await desk.queue().renew([claim]):
+            ledger.lapse(lost)
+
+    outbox = Outbox(WhileAppending(desk, meanwhile), ledger, ArtifactStore(desk.broker))
+    ledger.open(claim)
+    event = Done("length", 1, 0) if is_end else Started(1, "w", 1)
+    outbox.add(claim, event)
+    await outbox.flush()
+
+    assert closed == [not is_end]
+    assert ledger.get(claim.key) is None
 
 
 async def test_the_choices_of_a_job_are_gathered_apart(redis: Redis) -> None:

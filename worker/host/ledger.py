@@ -16,7 +16,8 @@ class Entry:
     """A job in hand: the last index of its log, and the news that the outbox will append.
 
     `since_s` is the time of the oldest news. `on_logged` is called once all of them are in the log.
-    `num_done` is the farthest progress that was logged or is among the news.
+    `num_done` is the farthest progress that was logged or is among the news. A job whose end is on
+    its way to the log `is_ending`.
     """
 
     claim: Claim
@@ -26,6 +27,7 @@ class Entry:
     since_s: float = 0.0
     on_logged: Callable[[], None] | None = None
     num_done: int = 0
+    is_ending: bool = False
 
     def note_progress(self, progress: Progress) -> None:
         """Add a progress to the news, in place of an older one."""
@@ -97,6 +99,16 @@ class Ledger:
         if entry is not None:
             entry.job_span.dropped(reason)
             self._on_closed(claim, True)
+
+    def lapse(self, claim: Claim) -> None:
+        """Forget a job whose lease could not be renewed.
+
+        If its end is on its way, the lease may be gone because the end is in the log already: the
+        answer to the append will tell.
+        """
+        entry = self._entries.get(claim.key)
+        if entry is not None and not entry.is_ending:
+            self.close(claim, "lapsed")
 
     def ended(self, job_id: str) -> None:
         """Forget every take of a job that was ended elsewhere."""

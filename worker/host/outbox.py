@@ -177,6 +177,7 @@ class Outbox:
             entries.append(entry)
             appends.append(_append(entry))
             callbacks.append(entry.on_logged)
+            entry.is_ending = isinstance(entry.news[-1], Terminal)
             # News that come during the round trip belong to the next append.
             entry.news = []
             entry.on_logged = None

@@ -399,7 +399,7 @@ class WorkerService:
             if silence_s > self._policy.lease_s:
                 continue
             for claim in await model.queue.renew(claims, silence_s=silence_s):
-                self.ledger.close(claim, "lapsed")
+                self.ledger.lapse(claim)
 
     def _note_silence(self, silence_s: float) -> None:
         """Note that leases run out. Give up if this lasts for too long."""
