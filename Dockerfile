@@ -111,7 +111,9 @@ front = http.client.HTTPConnection('127.0.0.1', int(port), timeout=4); front.req
 sys.exit(front.getresponse().status != 200)"]
 
 FROM runtime AS worker
-ENV AIOS_WORKER_PORT=9090
+# malloc asks for huge pages, as it does in the workers of `aios serve hrm`.
+ENV AIOS_WORKER_PORT=9090 \
+    GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 EXPOSE 9090
 HEALTHCHECK --interval=10s --timeout=5s --start-period=300s CMD ["python3", "-c", "import http.client, os, sys; \
 worker = http.client.HTTPConnection('127.0.0.1', int(os.environ['AIOS_WORKER_PORT']), timeout=4); \

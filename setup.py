@@ -19,21 +19,26 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 NATIVE = Path("worker/native")
-# The names that worker/native/library.py looks for, and the instructions of each.
-KERNELS = {"kernels_avx512.so": "x86-64-v4", "kernels_avx2.so": "x86-64-v3"}
+# The names that worker/native/library.py looks for, and the processor and features of each.
+KERNELS = {
+    "kernels_avx512_bf16.so": ["x86-64-v4", "avx512bf16"],
+    "kernels_avx512.so": ["x86-64-v4"],
+    "kernels_avx2.so": ["x86-64-v3"],
+}
 FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared", "-s"]
 
 
-def compiler_for(instructions: str) -> list[str]:
+def compiler_for(instructions: list[str]) -> list[str]:
     """Return the command of a C compiler for x86 Linux with these instructions, [] without one."""
+    processor, *features = instructions
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return []
     if shutil.which("cc"):
-        return ["cc", "-Wno-psabi", f"-march={instructions}"]
+        return ["cc", "-Wno-psabi", f"-march={processor}", *(f"-m{name}" for name in features)]
     # A compiler in a wheel, which scripts/build/backend.py asks for where the machine has none.
     if find_spec("ziglang"):
         zig = [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-linux-gnu.2.17"]
-        return [*zig, f"-mcpu={instructions.replace('-', '_')}"]
+        return [*zig, f"-mcpu={'+'.join([processor.replace('-', '_'), *features])}"]
     return []
 
 

@@ -26,6 +26,7 @@ from shared.telemetry.tracing import open_tracing
 from worker.hardware import machine
 from worker.hardware.device import CORES_ENV, keep_freed_memory, use_cores, use_threads
 from worker.hardware.memory_guard import MemoryGuard
+from worker.hardware.openmp import use_ready_threads
 from worker.hardware.shapes import shape_of
 from worker.host.budget import Budget
 from worker.host.loading import (
@@ -105,9 +106,16 @@ def prepare_process(settings: Settings) -> None:
     elif not cores:
         advise(on_threads(1, threads, machine.survey("cpu").num_cores))
     use_threads(threads)
+    runtime = use_ready_threads(threads)
     keep_freed_memory()
     logger.info(
-        "threads chosen", extra=fields(threads=threads, why=reason, cores=cores or "not pinned")
+        "threads chosen",
+        extra=fields(
+            threads=threads,
+            why=reason,
+            cores=cores or "not pinned",
+            openmp=runtime or "of torch",
+        ),
     )
 
 

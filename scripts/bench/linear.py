@@ -1,4 +1,4 @@
-"""Compare packed and int8 linear layers with `F.linear`, with weights that come from memory.
+"""Compare linear layers of every kind with `F.linear`, with weights that come from memory.
 
 python -m scripts.bench.linear --threads 1
 
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worker.hardware.device import use_threads
-from worker.models.linear import Int8Linear, PackedLinear, pack_linears
+from worker.models.linear import Int8Linear, PackedLinear, PanelLinear, pack_linears
 
 # (in, out) of each layer.
 SHAPES = ((512, 2048), (512, 512), (512, 3072), (1536, 512), (512, 8192), (128, 512), (256, 128))
@@ -24,6 +24,11 @@ ROWS = (1, 4, 8, 16, 32, 1400)
 _ROTATED_BYTES = 128 << 20
 _MOST_LAYERS = 128
 _ROUNDS = 25
+_NAMES: dict[type[nn.Module], str] = {
+    nn.Linear: "F.linear",
+    PackedLinear: "packed",
+    PanelLinear: "panels",
+}
 
 Layer = Callable[[Tensor], Tensor]
 
@@ -64,6 +69,7 @@ def kernels_of(shape: tuple[int, int]) -> dict[str, list[Layer]]:
     return {
         "F.linear": [plain(weight) for weight in weights],
         "packed": [PackedLinear(weight, None) for weight in weights],
+        "panels": [PanelLinear(weight, None) for weight in weights],
         "int8": [Int8Linear(weight, None) for weight in weights],
     }
 
@@ -71,9 +77,8 @@ def kernels_of(shape: tuple[int, int]) -> dict[str, list[Layer]]:
 def chosen(shape: tuple[int, int]) -> str:
     """Return the kernel that `pack_linears` chooses for a layer of this shape in fp32."""
     model = nn.Sequential(nn.Linear(*shape, bias=False))
-    if pack_linears(model):
-        return "packed"
-    return "F.linear"
+    pack_linears(model)
+    return _NAMES[type(model[0])]
 
 
 @torch.inference_mode()
@@ -89,8 +94,8 @@ def main() -> None:
     use_threads(args.threads)
     print(f"{args.threads} thread(s); F.linear in GFLOP/s, the others as multiples of it")
     print(
-        "| in x out | chosen for fp32 | rows | F.linear | packed | int8 "
-        "|\n|---|---|---|---|---|---|"
+        "| in x out | chosen for fp32 | rows | F.linear | packed | panels | int8 "
+        "|\n|---|---|---|---|---|---|---|"
     )
     for shape in SHAPES:
         kernels = kernels_of(shape)
@@ -102,11 +107,11 @@ def main() -> None:
             seconds = call_seconds(shape, rows, kernels, rounds)
             base = seconds["F.linear"]
             gflops = 2e-9 * rows * shape[0] * shape[1] / base
-            gains = f"{base / seconds['packed']:.2f} | {base / seconds['int8']:.2f}"
-            print(
-                f"| {shape[0]} x {shape[1]} | {chosen(shape)} | {rows} | {gflops:.1f} | {gains} |",
-                flush=True,
-            )
+            cells = [f"{shape[0]} x {shape[1]}", chosen(shape), str(rows), f"{gflops:.1f}"]
+            for name in kernels:
+                if name != "F.linear":
+                    cells.append(f"{base / seconds[name]:.2f}")
+            print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

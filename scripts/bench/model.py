@@ -25,7 +25,7 @@ class Size:
     """The sizes of a network.
 
     `layers` is the number of blocks in each HRM stack. The causal network has as many as both
-    stacks together.
+    stacks together, and `group` of its query heads share keys.
     """
 
     hidden: int = 512
@@ -34,10 +34,13 @@ class Size:
     layers: int = 4
     vocab: int = 8192
     positions: int = 2048
+    group: int = 2
 
 
 SIZES = {
     "reference": Size(),
+    # As causal it is a Llama of 115 M parameters and 30 blocks.
+    "small": Size(hidden=576, layers=15, group=3),
     "tiny": Size(hidden=64, head_dim=16, intermediate=96, layers=1, vocab=512, positions=1280),
 }
 # Lower ids are special tokens and bytes. From here on each id is a word of letters.
@@ -96,7 +99,9 @@ def causal(cache: Path, size: str) -> Path:
     shape = SIZES[size]
     heads = shape.hidden // shape.head_dim
     config = LlamaConfig(
-        **_common(shape), num_hidden_layers=2 * shape.layers, num_key_value_heads=heads // 2
+        **_common(shape),
+        num_hidden_layers=2 * shape.layers,
+        num_key_value_heads=heads // shape.group,
     )
     return _written(cache / f"causal-{size}", lambda: LlamaForCausalLM(config), shape)
 

@@ -50,6 +50,7 @@ class Ours:
         threads: int,
         max_batch: int = 16,
         quantize: Quantize = "none",
+        dtype: str = "float32",
         prefix_cache: bool = False,
     ) -> None:
         options = RunnerOptions(
@@ -57,6 +58,7 @@ class Ours:
             max_batch=max_batch,
             kv_bytes=KV_MIB * 2**20,
             quantize=quantize,
+            dtype=dtype,
             prefix_cache=prefix_cache,
         )
         keep_freed_memory()

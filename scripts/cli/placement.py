@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from shared.fleet.advice import advise, on_threads
 from shared.settings.settings import Settings
 from shared.telemetry.logging_setup import fields
-from worker.hardware.device import CORES_ENV
+from worker.hardware.device import CORES_ENV, HUGE_PAGES, TUNABLES_ENV
 from worker.hardware.machine import Machine, survey
 from worker.hardware.shapes import Shape, shape_of
 
@@ -30,6 +30,9 @@ def place_workers(settings: Settings) -> tuple[Settings, list[dict[str, str]]]:
         envs = worker_envs(shape, machine, os.environ)
     else:
         envs = [{} for _ in range(shape.workers)]
+    if TUNABLES_ENV not in os.environ:
+        for env in envs:
+            env[TUNABLES_ENV] = HUGE_PAGES
 
     log.info(
         "workers placed",

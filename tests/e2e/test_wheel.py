@@ -33,7 +33,7 @@ _FILES = (
     "setup.py",
 )
 
-KERNELS = ("worker/native/kernels_avx512.so", "worker/native/kernels_avx2.so")
+KERNELS = tuple(f"worker/native/kernels_{name}.so" for name in ("avx512_bf16", "avx512", "avx2"))
 
 
 def can_compile() -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.bench import beside, engine, fleet, model
+from scripts.bench import beside, engine, fleet, model, steps
 from scripts.bench.measure import Comparison
 from tests.fixtures.slowness import slowness
 
@@ -27,6 +27,18 @@ def ratios(text: str) -> list[float]:
         assert math.isfinite(number), text
         assert number > 0, text
     return numbers
+
+
+def test_steps_are_timed_with_our_kernels_and_without(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps.main([*ONCE, "--cache", str(cache), "--dtypes", "float32,int8"])
+    text = capsys.readouterr().out
+    for dtype in ("float32", "int8"):
+        for side in steps.SIDES:
+            [row] = re.findall(rf"^\| {dtype} \| {side} \| (.*) \|$", text, re.MULTILINE)
+            assert all(float(cell) > 0 for cell in row.split(" | "))
+            assert len(row.split(" | ")) == 4
 
 
 def test_every_row_of_the_engine_prints_ratios(

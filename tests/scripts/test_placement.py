@@ -10,6 +10,7 @@ from scripts.cli import placement
 from scripts.cli.placement import core_shares, place_workers, worker_envs
 from shared.settings.settings import Settings
 from tests.fixtures.logged import fields_of
+from worker.hardware.device import CORES_ENV, HUGE_PAGES, TUNABLES_ENV
 from worker.hardware.machine import Machine
 from worker.hardware.shapes import Shape
 
@@ -115,4 +116,17 @@ def test_auto_becomes_numbers_and_is_logged(
     settings, envs = place_workers(Settings(workers=2, threads=1, pin_cores=False))
     assert settings.workers == 2
     assert settings.threads == 1
-    assert envs == [{}, {}]
+    assert [CORES_ENV in env for env in envs] == [False, False]
+
+
+def test_malloc_asks_for_huge_pages_unless_it_is_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(TUNABLES_ENV, raising=False)
+    settings = Settings(workers=2, threads=1)
+    _, envs = place_workers(settings)
+    assert [env[TUNABLES_ENV] for env in envs] == [HUGE_PAGES, HUGE_PAGES]
+
+    monkeypatch.setenv(TUNABLES_ENV, "glibc.malloc.hugetlb=0")
+    _, envs = place_workers(settings)
+    assert not any(TUNABLES_ENV in env for env in envs)

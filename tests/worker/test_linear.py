@@ -14,7 +14,8 @@ from transformers.pytorch_utils import Conv1D
 
 from worker.engine.runner import RunnerOptions
 from worker.models.errors import ModelFormatError
-from worker.models.linear import Int8Linear, PackedLinear
+from worker.models.linear import Int8Linear, PackedLinear, PanelLinear
+from worker.native import operators
 from worker.runners.accelerators import prepare
 
 # No multiple of any vector's width, so that a kernel's remainders are run too.
@@ -36,13 +37,23 @@ def prepared(model: nn.Module, quantize: str = "none") -> int:
     return prepare(model, RunnerOptions("net", quantize=quantize))
 
 
-def both_kinds(bias: bool = True) -> list[nn.Module]:
-    """Return a packed and an 8-bit layer of the same weights."""
-    weight = torch.randn(ODD_OUT, ODD_IN) * ODD_IN**-0.5
-    offset = None
-    if bias:
-        offset = torch.randn(ODD_OUT)
-    return [PackedLinear(weight, offset), Int8Linear(weight, offset)]
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this test see a machine without our own kernels."""
+    monkeypatch.setattr(operators, "library", lambda: None)
+
+
+def odd_weight() -> tuple[Tensor, Tensor]:
+    """Return a weight [out, in] and a bias."""
+    return torch.randn(ODD_OUT, ODD_IN) * ODD_IN**-0.5, torch.randn(ODD_OUT)
+
+
+def all_kinds() -> list[nn.Module]:
+    """Return a layer of each kind, with the same weights. The last one needs our kernels."""
+    weight, bias = odd_weight()
+    layers: list[nn.Module] = [PackedLinear(weight, bias), Int8Linear(weight, bias)]
+    if operators.can_pack(weight):
+        layers.append(PanelLinear(weight, bias))
+    return layers
 
 
 @pytest.mark.parametrize(
@@ -51,9 +62,14 @@ def both_kinds(bias: bool = True) -> list[nn.Module]:
 @pytest.mark.parametrize("lead", [(1,), (16,), (2, 5), (0,), (3, 0)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2**-8)])
 def test_packed_equals_the_layer_it_replaces(
-    make: Callable[[], nn.Module], lead: tuple[int, ...], dtype: torch.dtype, tolerance: float
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[], nn.Module],
+    lead: tuple[int, ...],
+    dtype: torch.dtype,
+    tolerance: float,
 ) -> None:
     """A packed layer computes what the layer did that it replaces, for inputs of any shape."""
+    without_kernels(monkeypatch)
     if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("this processor does not multiply bfloat16")
     layer = make().to(dtype)
@@ -85,7 +101,7 @@ def test_rows_may_lie_anywhere_in_memory() -> None:
     assert not transposed.is_contiguous()
     assert not strided.is_contiguous()
 
-    for layer in both_kinds():
+    for layer in all_kinds():
         expected = layer(rows)
         assert torch.equal(layer(transposed), expected)
         assert torch.equal(layer(strided), expected)
@@ -93,7 +109,7 @@ def test_rows_may_lie_anywhere_in_memory() -> None:
 
 def test_no_rows_are_no_trouble() -> None:
     """An input without rows gives an output without rows, as for an expert that no token chose."""
-    for layer in both_kinds():
+    for layer in all_kinds():
         assert layer(torch.empty(0, ODD_IN)).shape == (0, ODD_OUT)
         assert layer(torch.empty(2, 0, ODD_IN)).shape == (2, 0, ODD_OUT)
 
@@ -101,7 +117,7 @@ def test_no_rows_are_no_trouble() -> None:
 def test_a_row_does_not_see_the_values_of_others() -> None:
     """Batch mates that are large, small, zero, infinite or NaN change no bit of a row (P3)."""
     rows = torch.randn(6, ODD_IN)
-    for layer in both_kinds():
+    for layer in all_kinds():
         expected = layer(rows)
         for mate in (1e6, 1e-6, 0.0, float("nan"), float("inf")):
             mixed = rows.clone()
@@ -114,7 +130,7 @@ def test_an_int8_row_is_the_same_in_a_batch_of_any_size() -> None:
 
     Sums of integers are exact, so that the order of summation does not matter.
     """
-    layer = both_kinds()[1]
+    layer = Int8Linear(*odd_weight())
     rows = torch.randn(max(ROW_COUNTS), ODD_IN)
     expected = layer(rows)
     for threads in (1, 2):
@@ -169,7 +185,7 @@ def test_int8_is_the_rounding_it_claims_and_near_fp32() -> None:
 
 def test_zeros_stay_zero_and_what_is_no_number_stays_none() -> None:
     """A row of zeros and weights of zeros give zeros plus the bias; a NaN makes its row NaN."""
-    layer = both_kinds(bias=False)[1]
+    layer = Int8Linear(odd_weight()[0], None)
     x = torch.zeros(3, ODD_IN)
     x[1, 5] = float("nan")
 
@@ -214,6 +230,7 @@ def test_which_layers_are_replaced(
     expected: set[str],
 ) -> None:
     """Only layers that become faster are replaced, each once and without its old weight."""
+    without_kernels(monkeypatch)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     torch.set_num_threads(threads)
     net = Net()
@@ -233,9 +250,27 @@ def test_which_layers_are_replaced(
         assert layer == "tied" or layer not in expected, "the old weight is kept"
 
 
+@pytest.mark.skipif(operators.library() is None, reason="there are no kernels here")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_our_kernels_take_all_layers_but_the_smallest(dtype: torch.dtype) -> None:
+    net = Net().to(dtype)
+    x = torch.randn(2, 3, 512).to(dtype)
+    expected = net.wide(x)
+
+    assert prepared(net) == 4
+
+    for layer in (net.wide, net.square, net.small, net.medium):
+        assert isinstance(layer, PanelLinear)
+    assert type(net.router) is nn.Linear
+    assert type(net.tied) is nn.Linear
+    tolerance = 1e-5 if dtype == torch.float32 else 2**-6
+    torch.testing.assert_close(net.wide(x), expected, atol=tolerance, rtol=tolerance)
+
+
 def test_bfloat16_is_packed_where_the_processor_multiplies_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    without_kernels(monkeypatch)
     torch.set_num_threads(2)
     for has_bfloat16 in (False, True):
         monkeypatch.setattr(

@@ -27,15 +27,14 @@ from worker.runners.registry import load_runner
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16]
-CAPABILITIES = list(native.FILES)
 
 
-@pytest.fixture(autouse=True, params=CAPABILITIES)
+@pytest.fixture(autouse=True, params=native.INSTRUCTIONS)
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Compute with the kernels for one set of instructions."""
-    here = native.capability()
-    if here not in CAPABILITIES or CAPABILITIES.index(request.param) < CAPABILITIES.index(here):
-        pytest.skip(f"this processor has {here}")
+    can = torch.cpu.get_capabilities()
+    if not all(can.get(name, False) for name in native.INSTRUCTIONS[request.param]):
+        pytest.skip(f"this processor lacks {request.param}")
     if shutil.which("cc") is None:
         pytest.skip("there is no C compiler")
     kernels = native.open_kernels(request.param)
@@ -123,6 +122,39 @@ def test_rows_are_written_where_they_belong(dtype: torch.dtype) -> None:
         expected = torch.zeros(3, 32, 2, 16, dtype=dtype)
         expected[1, rows] = written
         assert pool.flatten(1, 2).equal(expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 2), (64, 96), (130, 96), (523, 260)])
+def test_products_are_products(dtype: torch.dtype, outputs: int, inputs: int) -> None:
+    weight = torch.randn(outputs, inputs).to(dtype) * inputs**-0.5
+    bias = torch.randn(outputs).to(dtype)
+    panels = operators.packed(weight)
+    whole_bias = F.pad(bias.float(), (0, panels.shape[0] * panels.shape[2] - outputs))
+
+    for rows in (0, 1, 2, 5, 6, 7, 13, 64, 100):
+        x = wide(rows, inputs, dtype)
+        check(
+            operators.linear(x, panels, whole_bias, outputs),
+            x.double() @ weight.double().t() + bias.double(),
+        )
+        check(operators.linear(x, panels, None, outputs), x.double() @ weight.double().t())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_bit_of_a_product_depends_on_other_rows_or_threads(dtype: torch.dtype) -> None:
+    panels = operators.packed(torch.randn(300, 256).to(dtype))
+    x = torch.randn(100, 256).to(dtype)
+    x[50] = torch.nan
+    expected = torch.cat([operators.linear(row[None], panels, None, 300) for row in x])
+    assert expected[50].isnan().all()
+    assert expected[51].isfinite().all()
+
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        for rows in (1, 2, 5, 6, 7, 8, 16, 17, 100):
+            computed = operators.linear(x[:rows], panels, None, 300)
+            assert computed[:50].equal(expected[:rows][:50])
 
 
 LENGTHS = (1, 16, 17, 170, 90, 33)
@@ -269,7 +301,7 @@ def test_int8_jobs_stay_where_their_bits_are_the_same(monkeypatch: pytest.Monkey
         with monkeypatch.context() as patches:
             patches.setattr(native, "library", lambda: None)
             found.add(fingerprint("hrm-text", options))
-            patches.setattr(native, "capability", lambda: "another")
+            patches.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "another")
             found.add(fingerprint("hrm-text", options))
         return found
 
@@ -280,9 +312,8 @@ def test_int8_jobs_stay_where_their_bits_are_the_same(monkeypatch: pytest.Monkey
 def test_without_a_compiled_file_there_is_torch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    capability = native.capability()
-    assert native.open_kernels("DEFAULT") is None
     monkeypatch.setattr(native, "FOLDER", tmp_path)
-    assert native.open_kernels(capability) is None
-    (tmp_path / native.FILES[capability]).write_bytes(b"of another platform")
-    assert native.open_kernels(capability) is None
+    assert native.library.__wrapped__() is None
+    for name in native.INSTRUCTIONS:
+        (tmp_path / f"kernels_{name}.so").write_bytes(b"of another platform")
+    assert native.library.__wrapped__() is None

@@ -24,6 +24,14 @@ CORES_ENV = "AIOS_WORKER_CORES"
 The supervisor sets it, because only the supervisor knows how many workers share the machine.
 """
 
+TUNABLES_ENV = "GLIBC_TUNABLES"
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
+"""The value of TUNABLES_ENV with which malloc asks the kernel for huge pages.
+
+Weights, keys and values are read from memory in every step, and with pages of 4 KiB the processor
+often waits for an address. It has to be set before the process starts (glibc 2.35 or later).
+"""
+
 # Parameters of glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3

@@ -69,11 +69,13 @@ def arithmetic() -> str:
     token is chosen.
     """
     # Imported here, because a model without weights needs no torch.
-    from worker.native.library import capability, library
+    import torch
+
+    from worker.native.library import library
 
     kernels = library()
     digest = "torch" if kernels is None else kernels.digest
-    return f"{capability()} {digest}"
+    return f"{torch.backends.cpu.get_cpu_capability()} {digest}"
 
 
 def _files(source: str | None) -> list[Path]:

@@ -3,9 +3,12 @@
 They replace the linear layers of a loaded network. Packed weights exist once, in the kernel's
 layout, so no state dict can be read back. This file knows layers, not networks.
 
-Packed weights (oneDNN) are faster where they are streamed from memory. With one thread and without
-AVX-512 this holds only where the output is at least twice as wide as the input. Elsewhere MKL,
-which `F.linear` calls, is as fast or faster, and the layer stays. bf16 is packed where the
+Where there are our own kernels (`worker.native`), weights lie in their panels, which is faster for
+any number of rows and makes each row independent of the others, bit by bit.
+
+Elsewhere oneDNN's packed weights are faster if they are streamed from memory. With one thread and
+without AVX-512 this holds only where the output is at least twice as wide as the input. For others
+MKL, which `F.linear` calls, is as fast or faster, and the layer stays. bf16 is packed where the
 processor multiplies it.
 
 Int8 (fbgemm) has symmetric weights with a scale for each output channel, and symmetric activations
@@ -19,8 +22,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+from worker.native.operators import can_pack, linear, packed
 
 Better = Callable[[nn.Module, bool], nn.Module | None]
 """A function that returns a layer's replacement, or None.
@@ -33,6 +39,8 @@ MIN_PACKED_WEIGHTS = 1 << 18
 
 It is a megabyte of fp32, which no core's cache keeps between two steps.
 """
+MIN_PANEL_WEIGHTS = 1 << 14
+"""The number of weights from which our kernel is no slower than `F.linear`."""
 MIN_INT8_WEIGHTS = 1 << 17
 """The number of weights from which int8 is no slower than fp32 at 16 rows.
 
@@ -49,6 +57,28 @@ _ZERO = 128
 
 _packed_linear = torch.ops.mkldnn._linear_pointwise
 _int8_linear = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+
+
+class PanelLinear(nn.Module):
+    """Linear layer in fp32 or bf16, [..., in] to [..., out].
+
+    Its weight [out, in] is in the layout of our kernels.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self._outputs = len(weight)
+        self._weight = packed(weight)
+        self._bias: Tensor | None = None
+        if bias is not None:
+            # The kernel adds it to whole panels.
+            num_panels, _, panel = self._weight.shape[:3]
+            self._bias = F.pad(bias.float(), (0, num_panels * panel - len(bias)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        out = linear(rows, self._weight, self._bias, self._outputs)
+        return out.view(*x.shape[:-1], self._outputs)
 
 
 class PackedLinear(nn.Module):
@@ -143,7 +173,11 @@ def _rounded(layer: nn.Module, is_tied: bool) -> nn.Module | None:
 def _packed(layer: nn.Module, is_tied: bool) -> nn.Module | None:
     weight, bias = _parameters(layer)
     # A weight that an embedding shares would have to be kept twice.
-    if is_tied or weight.numel() < MIN_PACKED_WEIGHTS or not _has_packed_kernel(weight):
+    if is_tied:
+        return None
+    if weight.numel() >= MIN_PANEL_WEIGHTS and can_pack(weight):
+        return PanelLinear(weight, bias)
+    if weight.numel() < MIN_PACKED_WEIGHTS or not _has_packed_kernel(weight):
         return None
     is_wide = weight.shape[0] >= 2 * weight.shape[1]
     has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"

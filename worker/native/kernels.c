@@ -9,6 +9,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 #define INLINE static inline __attribute__((always_inline))
 #ifdef __AVX512F__
@@ -492,4 +495,142 @@ void paged_attention(void *out, const void *query, long query_stride, const void
         while (queries * attention.parts < 4 * threads && kv_heads % (2 * attention.parts) == 0)
             attention.parts *= 2;
     run(attention_task, &attention, queries * attention.parts, threads);
+}
+
+
+/* --- Products of rows with a weight */
+
+/* A weight [outputs, inputs] lies in panels of PANEL outputs, [panels, inputs, PANEL] in fp32 and
+ * [panels, inputs / 2, PANEL, 2] in bf16, with zeros behind the last output. A panel is read once for
+ * ROWS_AT_ONCE rows, whose sums stay in registers. Each sum goes through the inputs in their order, so
+ * a row does not depend on the rows beside it.
+ */
+#if LANES == 16
+#define VECTORS 4
+#else
+#define VECTORS 2
+#endif
+#define PANEL (VECTORS * LANES)
+#define ROWS_AT_ONCE 6
+
+typedef struct {
+    void *out;
+    const void *x;
+    const void *weight;
+    const float *bias;
+    long rows, stride, inputs, outputs;
+    long chunk; /* rows of a task */
+    int is_bf16;
+} Product;
+
+INLINE void multiply(const Product *o, const char *panel, long first, const int rows, long column,
+                     int is_bf16) {
+    Floats sums[ROWS_AT_ONCE][VECTORS];
+    for (int row = 0; row < rows; row++)
+        for (int vector = 0; vector < VECTORS; vector++)
+            sums[row][vector] = (Floats){0};
+
+    if (!is_bf16) {
+        const float *x = (const float *)o->x + first * o->stride;
+        for (long input = 0; input < o->inputs; input++) {
+            Floats weights[VECTORS];
+            for (int vector = 0; vector < VECTORS; vector++)
+                weights[vector] = load(panel, input * PANEL + vector * LANES, 0);
+#pragma GCC unroll 6
+            for (int row = 0; row < rows; row++) {
+                float value = x[row * o->stride + input];
+#pragma GCC unroll 4
+                for (int vector = 0; vector < VECTORS; vector++)
+                    sums[row][vector] += value * weights[vector];
+            }
+        }
+    } else {
+        const uint16_t *x = (const uint16_t *)o->x + first * o->stride;
+        for (long input = 0; input < o->inputs; input += 2) {
+            Words weights[VECTORS];
+            for (int vector = 0; vector < VECTORS; vector++)
+                memcpy(&weights[vector], at(panel, input * PANEL + 2 * vector * LANES, 1), sizeof(Words));
+#pragma GCC unroll 6
+            for (int row = 0; row < rows; row++) {
+                uint32_t pair;
+                memcpy(&pair, x + row * o->stride + input, sizeof pair);
+#pragma GCC unroll 4
+                for (int vector = 0; vector < VECTORS; vector++) {
+#if defined(__AVX512BF16__)
+                    Words pairs = (Words){0} + pair;
+                    sums[row][vector] = (Floats)_mm512_dpbf16_ps(
+                        (__m512)sums[row][vector], (__m512bh)pairs, (__m512bh)weights[vector]);
+#else
+                    Floats low = (Floats)(weights[vector] << 16);
+                    Floats high = (Floats)(weights[vector] & 0xffff0000u);
+                    union { uint32_t bits; float value; } one = {pair << 16}, other = {pair & 0xffff0000u};
+                    sums[row][vector] += one.value * low;
+                    sums[row][vector] += other.value * high;
+#endif
+                }
+            }
+        }
+    }
+
+    long width = o->outputs - column < PANEL ? o->outputs - column : PANEL;
+    for (int row = 0; row < rows; row++) {
+        char whole[4 * PANEL];
+        for (int vector = 0; vector < VECTORS; vector++) {
+            Floats sum = sums[row][vector];
+            if (o->bias)
+                sum += load(o->bias, column + vector * LANES, 0);
+            store(whole, vector * LANES, sum, is_bf16);
+        }
+        void *out = (void *)at(o->out, (first + row) * o->outputs + column, is_bf16);
+        memcpy(out, whole, (size_t)width * (is_bf16 ? 2 : 4));
+    }
+}
+
+INLINE void multiply_rows(const Product *o, long panel, long first, long behind, int is_bf16) {
+    const char *weight = at(o->weight, panel * o->inputs * PANEL, is_bf16);
+    while (first < behind) {
+        /* The rows that are left, cut into equal parts. */
+        long parts = (behind - first + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+        long rows = (behind - first + parts - 1) / parts;
+        switch (rows) {
+        case 1: multiply(o, weight, first, 1, panel * PANEL, is_bf16); break;
+        case 2: multiply(o, weight, first, 2, panel * PANEL, is_bf16); break;
+        case 3: multiply(o, weight, first, 3, panel * PANEL, is_bf16); break;
+        case 4: multiply(o, weight, first, 4, panel * PANEL, is_bf16); break;
+        case 5: multiply(o, weight, first, 5, panel * PANEL, is_bf16); break;
+        default: multiply(o, weight, first, 6, panel * PANEL, is_bf16);
+        }
+        first += rows;
+    }
+}
+
+static void product_task(const void *arguments, long number) {
+    const Product *o = arguments;
+    long panels = (o->outputs + PANEL - 1) / PANEL;
+    long first = number / panels * o->chunk;
+    long behind = first + o->chunk < o->rows ? first + o->chunk : o->rows;
+    if (o->is_bf16)
+        multiply_rows(o, number % panels, first, behind, 1);
+    else
+        multiply_rows(o, number % panels, first, behind, 0);
+}
+
+/* Write x [rows, inputs] times a packed weight, plus a bias [panels * PANEL] if there is one. */
+void linear(void *out, const void *x, long stride, const void *weight, const float *bias, long rows,
+            long inputs, long outputs, int is_bf16, long threads) {
+    Product product = {out, x, weight, bias, rows, stride, inputs, outputs, rows, is_bf16};
+    long panels = (outputs + PANEL - 1) / PANEL;
+    while (threads > 1 && panels * ((rows + product.chunk - 1) / product.chunk) < 4 * threads &&
+           product.chunk > 2 * ROWS_AT_ONCE)
+        product.chunk = (product.chunk / 2 + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE * ROWS_AT_ONCE;
+    long chunks = rows ? (rows + product.chunk - 1) / product.chunk : 0;
+    run(product_task, &product, panels * chunks, threads);
+}
+
+int panel_width(void) {
+    return PANEL;
+}
+
+int num_lanes(void) {
+    return LANES;
 }

@@ -14,15 +14,19 @@ from typing import Any
 
 import torch
 
-FILES = {"AVX512": "kernels_avx512.so", "AVX2": "kernels_avx2.so"}
-"""The compiled files, by torch's names of what a processor can do.
+_AVX512 = ("avx512_f", "avx512_bw", "avx512_cd", "avx512_dq", "avx512_vl")
+INSTRUCTIONS = {
+    "avx512_bf16": (*_AVX512, "avx512_bf16"),
+    "avx512": _AVX512,
+    "avx2": ("avx2", "fma3", "f16c", "bmi", "bmi2", "lzcnt"),
+}
+"""The sets of instructions that there are kernels for, the best first.
 
-torch reads the name from the environment variable ATEN_CPU_CAPABILITY where that is set.
+Each names what a processor must be able to do, in the words of `torch.cpu.get_capabilities`.
 """
+
 FOLDER = Path(__file__).parent
 Function = Callable[..., None]
-
-_LANES = {"AVX512": 16, "AVX2": 8}
 
 _SIZES = [c_long, c_long]
 _FLAG_AND_THREADS = [c_int, c_long]
@@ -33,6 +37,7 @@ _PARAMETERS: dict[str, list[Any]] = {
     "rotate": [c_void_p, c_long, *[c_void_p] * 2, c_long, *_SIZES, *_FLAG_AND_THREADS],
     "gate": [*[c_void_p] * 2, c_long, c_void_p, c_long, *_SIZES, c_int, *_FLAG_AND_THREADS],
     "write_rows": [*[c_void_p] * 3, c_long, *_SIZES],
+    "linear": [*[c_void_p] * 2, c_long, *[c_void_p] * 2, c_long, *_SIZES, *_FLAG_AND_THREADS],
     "paged_attention": [
         *[c_void_p] * 2,
         c_long,
@@ -50,12 +55,12 @@ _PARAMETERS: dict[str, list[Any]] = {
 class Library:
     """The compiled kernels.
 
-    `lanes` is the number of elements of which widths must be multiples. `digest` is the hash of the
-    file: other compilers may round other last bits.
+    `lanes` is the number of elements of which widths must be multiples, and `panel` the number of
+    outputs that lie together in a packed weight. `digest` is the hash of the file: other compilers
+    may round other last bits.
     """
 
-    def __init__(self, path: Path, lanes: int) -> None:
-        self.lanes = lanes
+    def __init__(self, path: Path) -> None:
         self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
         functions = ctypes.CDLL(str(path))
         for name, parameters in _PARAMETERS.items():
@@ -66,7 +71,10 @@ class Library:
         self.rotate: Function = functions.rotate
         self.gate: Function = functions.gate
         self.write_rows: Function = functions.write_rows
+        self.linear: Function = functions.linear
         self.paged_attention: Function = functions.paged_attention
+        self.lanes = int(functions.num_lanes())
+        self.panel = int(functions.panel_width())
 
         # The threads are those of torch's own OpenMP runtime: a second runtime's would wait for
         # the same processors.
@@ -77,23 +85,24 @@ class Library:
 
 @functools.cache
 def library() -> Library | None:
-    """Return the kernels for this processor, or None where there are none."""
-    return open_kernels(capability())
+    """Return the best kernels for this processor, or None where there are none."""
+    for name in INSTRUCTIONS:
+        kernels = open_kernels(name)
+        if kernels is not None:
+            return kernels
+    return None
 
 
-def capability() -> str:
-    """Return torch's name of what this processor can do: AVX512, AVX2, DEFAULT or another."""
-    return torch.backends.cpu.get_cpu_capability()
+def open_kernels(name: str) -> Library | None:
+    """Return the kernels for a set of instructions.
 
-
-def open_kernels(capability: str) -> Library | None:
-    """Return the kernels for what a processor can do, by torch's name of that.
-
-    Return None without a compiled file, or for one of another platform.
+    Return None if this processor lacks some of these, without a compiled file, and for a file of
+    another platform.
     """
-    if capability not in FILES:
+    can = torch.cpu.get_capabilities()
+    if not all(can.get(instruction, False) for instruction in INSTRUCTIONS[name]):
         return None
     try:
-        return Library(FOLDER / FILES[capability], _LANES[capability])
+        return Library(FOLDER / f"kernels_{name}.so")
     except OSError:
         return None

@@ -64,6 +64,55 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x
 
 
+def can_pack(weight: Tensor) -> bool:
+    """Return whether there is a kernel for products with `weight` [out, in]."""
+    is_even = weight.shape[1] % 2 == 0
+    return kernels_for(weight, 0) is not None and (is_even or weight.dtype == torch.float32)
+
+
+def packed(weight: Tensor) -> Tensor:
+    """Return a weight [out, in] in the layout of `linear`.
+
+    That is [panels, in, panel] in fp32, and [panels, in / 2, panel, 2] in bf16, with zeros behind
+    the last output.
+    """
+    outputs, inputs = weight.shape
+    kernels = kernels_for(weight, 0)
+    assert kernels is not None
+    num_panels = -(-outputs // kernels.panel)
+    whole = F.pad(weight, (0, 0, 0, num_panels * kernels.panel - outputs))
+    if weight.dtype == torch.float32:
+        return whole.view(num_panels, kernels.panel, inputs).transpose(1, 2).contiguous()
+    pairs = whole.view(num_panels, kernels.panel, inputs // 2, 2)
+    return pairs.transpose(1, 2).contiguous()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
+    """Return `x` [T, in] times a `packed` weight, plus `bias` [panels * panel] in fp32: [T, out].
+
+    A row's result depends neither on the other rows nor on their number.
+    """
+    kernels = kernels_for(x, 0)
+    assert kernels is not None
+    rows, inputs = x.shape
+    if x.stride(1) != 1:
+        x = x.contiguous()
+    out = x.new_empty(rows, outputs)
+    kernels.linear(
+        out.data_ptr(),
+        x.data_ptr(),
+        x.stride(0),
+        weight.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        rows,
+        inputs,
+        outputs,
+        x.dtype == torch.bfloat16,
+        torch.get_num_threads(),
+    )
+    return out
+
+
 def silu_gated(gate: Tensor, x: Tensor) -> Tensor:
     """Return silu(gate) * x of tensors [T, width]."""
     return _gated(gate, x, is_silu=True)
