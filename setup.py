@@ -5,6 +5,7 @@ compiler the wheel is for every platform, and workers compute by torch alone. `b
 compiles them where the sources lie.
 """
 
+import hashlib
 import platform
 import shutil
 import subprocess
@@ -44,6 +45,7 @@ def compiler_for(instructions: list[str]) -> list[str]:
 
 def compile_kernels(folder: Path) -> None:
     """Compile the kernels into a folder, if there is a compiler."""
+    source = NATIVE / "kernels.c"
     folder.mkdir(parents=True, exist_ok=True)
     for name, instructions in KERNELS.items():
         compiler = compiler_for(instructions)
@@ -52,8 +54,9 @@ def compile_kernels(folder: Path) -> None:
             return
         # Written beside its place first: a worker that runs goes on with the old file.
         unfinished = folder / f"{name}.new"
-        sources_and_output = [str(NATIVE / "kernels.c"), "-o", str(unfinished)]
-        subprocess.run([*compiler, *FLAGS, *sources_and_output], check=True)
+        version = f'-DSOURCE_DIGEST="{hashlib.sha256(source.read_bytes()).hexdigest()}"'
+        files = [str(source), "-o", str(unfinished)]
+        subprocess.run([*compiler, *FLAGS, version, *files], check=True)
         unfinished.replace(folder / name)
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shared.messages import Generate, Sampling
+from tests.fixtures.logged import fields_of
 from tests.fixtures.tiny_hrm_text import PROMPTS, write_tiny
 from tests.fixtures.worker.options import options_for
 from tests.fixtures.worker.stepping import generate_all
@@ -152,9 +153,13 @@ def test_no_bit_of_a_product_depends_on_other_rows_or_threads(dtype: torch.dtype
 
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        for rows in (1, 2, 5, 6, 7, 8, 16, 17, 100):
+        for rows in (0, 1, 2, 5, 6, 7, 8, 16, 17, 100):
             computed = operators.linear(x[:rows], panels, None, 300)
             assert computed[:50].equal(expected[:rows][:50])
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        nothing = operators.rms_norm(x[:0, :256], 1e-6)
+        assert nothing.shape == (0, 256)
 
 
 LENGTHS = (1, 16, 17, 170, 90, 33)
@@ -317,3 +322,22 @@ def test_without_a_compiled_file_there_is_torch(
     for name in native.INSTRUCTIONS:
         (tmp_path / f"kernels_{name}.so").write_bytes(b"of another platform")
     assert native.library.__wrapped__() is None
+
+
+def test_kernels_of_other_sources_are_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After an update of a checkout, what was compiled before may take other parameters."""
+    compiled = native.FOLDER
+    for name in native.INSTRUCTIONS:
+        shutil.copy(compiled / f"kernels_{name}.so", tmp_path)
+    monkeypatch.setattr(native, "FOLDER", tmp_path)
+    assert native.library.__wrapped__() is not None, "as in a wheel, which has no sources"
+
+    source = (compiled / "kernels.c").read_text()
+    (tmp_path / "kernels.c").write_text(source)
+    assert native.library.__wrapped__() is not None
+    (tmp_path / "kernels.c").write_text(source + "/* new */")
+    assert native.library.__wrapped__() is None
+    events = fields_of(caplog, "kernels not used, sources have changed")
+    assert "setup_venv.sh" in events[0]["remedy"]

@@ -2,8 +2,8 @@
  *
  * Every kernel computes a row in an order of its own, so that no bit of it depends on other rows or
  * on the number of threads. Tensors are fp32 or bf16, and sums and functions are fp32 in both.
- * `operators.py` and `worker/kv/paged_native.py` call them, and do the same by torch where they do not
- * fit. The file needs no library. `setup.py` compiles it once for each set of instructions.
+ * `operators.py` and `worker/kv/paged_native.py` call them, and do the same by torch where they do
+ * not fit. The file needs no library. `setup.py` compiles it once for each set of instructions.
  */
 
 #include <stdint.h>
@@ -129,7 +129,7 @@ static void work(void *data) {
     }
 }
 
-/* Run a task for each number below `count`. A thread that waits for a processor holds up nothing. */
+/* Run a task for each number below `count`. No task waits for a thread without a processor. */
 static void run(Task task, const void *arguments, long count, long threads) {
     Job job = {task, arguments, count, 0};
     if (threads > count)
@@ -181,10 +181,7 @@ INLINE void normalise(const Operands *o, long number, int is_bf16) {
         }
         float scale = 1.0f / __builtin_sqrtf(sum(squares) / (float)o->width + o->eps);
         for (long i = 0; i < o->width; i += LANES) {
-            Floats value = load(x, i, is_bf16) * scale;
-            if (o->second)
-                value *= load(o->second, i, is_bf16);
-            store(out, i, value, is_bf16);
+            store(out, i, load(x, i, is_bf16) * scale, is_bf16);
         }
     }
 }
@@ -200,9 +197,10 @@ INLINE void rotate_rows(const Operands *o, long number, int is_bf16) {
             for (long i = 0; i < half; i += LANES) {
                 Floats low = load(x, i, is_bf16);
                 Floats high = load(x, i + half, is_bf16);
-                store(x, i, low * load(cosines, i, is_bf16) + high * load(sines, i, is_bf16), is_bf16);
-                Floats turned = high * load(cosines, i + half, is_bf16);
-                store(x, i + half, turned + low * load(sines, i + half, is_bf16), is_bf16);
+                Floats first = low * load(cosines, i, is_bf16);
+                Floats second = high * load(cosines, i + half, is_bf16);
+                store(x, i, first + high * load(sines, i, is_bf16), is_bf16);
+                store(x, i + half, second + low * load(sines, i + half, is_bf16), is_bf16);
             }
         }
     }
@@ -256,9 +254,9 @@ static void sigmoid_task(const void *arguments, long number) {
         gate_rows(o, number, 0, 0);
 }
 
-void rms_norm(void *out, const void *x, long stride, const void *weight, float eps, long rows,
-              long width, int is_bf16, long threads) {
-    Operands operands = {.out = out, .first = x, .first_stride = stride, .second = weight, .eps = eps,
+void rms_norm(void *out, const void *x, long stride, float eps, long rows, long width, int is_bf16,
+              long threads) {
+    Operands operands = {.out = out, .first = x, .first_stride = stride, .eps = eps,
                          .rows = rows, .width = width, .is_bf16 = is_bf16};
     run_rows(rms_norm_task, &operands, threads);
 }
@@ -278,7 +276,8 @@ void gate(void *out, const void *gates, long gate_stride, const void *x, long st
 }
 
 /* Copy rows of `width` bytes to the rows of a store that `places` names. Strides are in bytes. */
-void write_rows(void *store, const int64_t *places, const void *x, long stride, long rows, long width) {
+void write_rows(void *store, const int64_t *places, const void *x, long stride, long rows,
+                long width) {
     for (long row = 0; row < rows; row++)
         memcpy((char *)store + places[row] * width, (const char *)x + row * stride, (size_t)width);
 }
@@ -291,7 +290,7 @@ typedef struct {
     const void *query;
     const void *keys, *values;
     const int32_t *block_table, *lengths, *query_starts;
-    long query_stride, table_width, num_rows;
+    long query_stride, table_width;
     long kv_heads, group, head_dim, page_size, window;
     long parts; /* into which the heads of a query are cut, each a task */
     float scale;
@@ -311,16 +310,25 @@ INLINE Floats sums(const Floats *x) {
 #if LANES == 16
     Floats a[8], b[4], c[2];
     for (int i = 0; i < 8; i++) /* lanes 0-7 are of x[i], 8-15 of x[i + 8] */
-        a[i] = __builtin_shufflevector(x[i], x[i + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-               __builtin_shufflevector(x[i], x[i + 8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+        a[i] = __builtin_shufflevector(x[i], x[i + 8],
+                                       0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+               __builtin_shufflevector(x[i], x[i + 8],
+                                       8, 9, 10, 11, 12, 13, 14, 15,
+                                       24, 25, 26, 27, 28, 29, 30, 31);
     for (int i = 0; i < 4; i++) /* quarters are of x[i], x[i + 4], x[i + 8], x[i + 12] */
-        b[i] = __builtin_shufflevector(a[i], a[i + 4], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
-               __builtin_shufflevector(a[i], a[i + 4], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+        b[i] = __builtin_shufflevector(a[i], a[i + 4],
+                                       0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
+               __builtin_shufflevector(a[i], a[i + 4],
+                                       4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
     for (int i = 0; i < 2; i++) /* pairs are of x[i], x[i + 2], x[i + 4], ... */
-        c[i] = __builtin_shufflevector(b[i], b[i + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
-               __builtin_shufflevector(b[i], b[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-    return __builtin_shufflevector(c[0], c[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
-           __builtin_shufflevector(c[0], c[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+        c[i] = __builtin_shufflevector(b[i], b[i + 2],
+                                       0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+               __builtin_shufflevector(b[i], b[i + 2],
+                                       2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    return __builtin_shufflevector(c[0], c[1],
+                                   0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
+           __builtin_shufflevector(c[0], c[1],
+                                   1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
 #else
     Floats a[4], b[2];
     for (int i = 0; i < 4; i++)
@@ -355,7 +363,8 @@ INLINE void attend(const Attention *o, const int32_t *pages, long first, long en
     float *query = malloc(sizeof(float) * (size_t)(heads * (2 * head_dim + padded) + LANES));
     float *scores = query + heads * head_dim;
     float *result = scores + heads * padded;
-    const void *given = at(o->query, query_number * o->query_stride + first_head * head_dim, is_bf16);
+    long first_element = query_number * o->query_stride + first_head * head_dim;
+    const void *given = at(o->query, first_element, is_bf16);
     for (long i = 0; i < heads * head_dim; i += LANES)
         store(query, i, load(given, i, is_bf16) * o->scale, 0);
 
@@ -435,7 +444,8 @@ INLINE void attend(const Attention *o, const int32_t *pages, long first, long en
                     long ahead = next + (t - token) * token_width + first_kv_head * head_dim;
                     prefetch(o->values, ahead + head / o->group * head_dim, head_dim, is_bf16);
                 }
-                const void *row = at(value, (t - token) * token_width + head / o->group * head_dim, is_bf16);
+                long element = (t - token) * token_width + head / o->group * head_dim;
+                const void *row = at(value, element, is_bf16);
                 for (long i = 0; i < head_dim / LANES; i++)
                     added[i] += load(row, i * LANES, is_bf16) * weights[t];
             }
@@ -445,7 +455,8 @@ INLINE void attend(const Attention *o, const int32_t *pages, long first, long en
         token = behind;
     }
 
-    void *out = (void *)at(o->out, (query_number * o->kv_heads * o->group + first_head) * head_dim, is_bf16);
+    long first_out = (query_number * o->kv_heads * o->group + first_head) * head_dim;
+    void *out = (void *)at(o->out, first_out, is_bf16);
     for (long i = 0; i < heads * head_dim; i += LANES)
         store(out, i, load(result, i, 0), is_bf16);
     free(query);
@@ -479,17 +490,20 @@ static void attention_task(const void *arguments, long number) {
 
 /* Write the attention [queries, kv_heads * group, head_dim] of queries to stored keys.
  *
- * `keys` and `values` are [pages, page_size, kv_heads, head_dim]. Row n's queries are the last of its
- * `lengths[n]` tokens, from `query_starts[n]` on. A window of 0 has no limit.
+ * `keys` and `values` are [pages, page_size, kv_heads, head_dim]. Row n's queries are the last of
+ * its `lengths[n]` tokens, from `query_starts[n]` on. A window of 0 has no limit.
  */
 void paged_attention(void *out, const void *query, long query_stride, const void *keys,
                      const void *values, const int32_t *block_table, long table_width,
                      const int32_t *lengths, const int32_t *query_starts, long num_rows,
                      long kv_heads, long group, long head_dim, long page_size, float scale,
                      long window, int is_bf16, long threads) {
-    Attention attention = {out, query, keys, values, block_table, lengths, query_starts, query_stride,
-                           table_width, num_rows, kv_heads, group, head_dim, page_size, window, 1,
-                           scale, is_bf16};
+    Attention attention = {.out = out, .query = query, .keys = keys, .values = values,
+                           .block_table = block_table, .lengths = lengths,
+                           .query_starts = query_starts, .query_stride = query_stride,
+                           .table_width = table_width, .kv_heads = kv_heads, .group = group,
+                           .head_dim = head_dim, .page_size = page_size, .window = window,
+                           .parts = 1, .scale = scale, .is_bf16 = is_bf16};
     long queries = query_starts[num_rows];
     if (threads > 1)
         while (queries * attention.parts < 4 * threads && kv_heads % (2 * attention.parts) == 0)
@@ -501,9 +515,9 @@ void paged_attention(void *out, const void *query, long query_stride, const void
 /* --- Products of rows with a weight */
 
 /* A weight [outputs, inputs] lies in panels of PANEL outputs, [panels, inputs, PANEL] in fp32 and
- * [panels, inputs / 2, PANEL, 2] in bf16, with zeros behind the last output. A panel is read once for
- * ROWS_AT_ONCE rows, whose sums stay in registers. Each sum goes through the inputs in their order, so
- * a row does not depend on the rows beside it.
+ * [panels, inputs / 2, PANEL, 2] in bf16, with zeros behind the last output. A panel is read once
+ * for ROWS_AT_ONCE rows, whose sums stay in registers. Each sum goes through the inputs in their
+ * order, so a row does not depend on the rows beside it.
  */
 #if LANES == 16
 #define VECTORS 4
@@ -548,8 +562,10 @@ INLINE void multiply(const Product *o, const char *panel, long first, const int 
         const uint16_t *x = (const uint16_t *)o->x + first * o->stride;
         for (long input = 0; input < o->inputs; input += 2) {
             Words weights[VECTORS];
-            for (int vector = 0; vector < VECTORS; vector++)
-                memcpy(&weights[vector], at(panel, input * PANEL + 2 * vector * LANES, 1), sizeof(Words));
+            for (int vector = 0; vector < VECTORS; vector++) {
+                const char *pairs = at(panel, input * PANEL + 2 * vector * LANES, 1);
+                memcpy(&weights[vector], pairs, sizeof(Words));
+            }
 #pragma GCC unroll 6
             for (int row = 0; row < rows; row++) {
                 uint32_t pair;
@@ -563,9 +579,9 @@ INLINE void multiply(const Product *o, const char *panel, long first, const int 
 #else
                     Floats low = (Floats)(weights[vector] << 16);
                     Floats high = (Floats)(weights[vector] & 0xffff0000u);
-                    union { uint32_t bits; float value; } one = {pair << 16}, other = {pair & 0xffff0000u};
-                    sums[row][vector] += one.value * low;
-                    sums[row][vector] += other.value * high;
+                    Words pairs = (Words){0} + pair;
+                    sums[row][vector] += (Floats)(pairs << 16) * low;
+                    sums[row][vector] += (Floats)(pairs & 0xffff0000u) * high;
 #endif
                 }
             }
@@ -618,13 +634,20 @@ static void product_task(const void *arguments, long number) {
 /* Write x [rows, inputs] times a packed weight, plus a bias [panels * PANEL] if there is one. */
 void linear(void *out, const void *x, long stride, const void *weight, const float *bias, long rows,
             long inputs, long outputs, int is_bf16, long threads) {
+    if (rows == 0)
+        return;
     Product product = {out, x, weight, bias, rows, stride, inputs, outputs, rows, is_bf16};
     long panels = (outputs + PANEL - 1) / PANEL;
     while (threads > 1 && panels * ((rows + product.chunk - 1) / product.chunk) < 4 * threads &&
            product.chunk > 2 * ROWS_AT_ONCE)
         product.chunk = (product.chunk / 2 + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE * ROWS_AT_ONCE;
-    long chunks = rows ? (rows + product.chunk - 1) / product.chunk : 0;
+    long chunks = (rows + product.chunk - 1) / product.chunk;
     run(product_task, &product, panels * chunks, threads);
+}
+
+/* The digest of this file, by which a compiled file of another version is found out. */
+const char *source_digest(void) {
+    return SOURCE_DIGEST;
 }
 
 int panel_width(void) {

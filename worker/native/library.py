@@ -7,12 +7,17 @@ computed by torch alone.
 import ctypes
 import functools
 import hashlib
+import logging
 from collections.abc import Callable
-from ctypes import c_float, c_int, c_long, c_void_p
+from ctypes import c_char_p, c_float, c_int, c_long, c_void_p
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from shared.telemetry.logging_setup import fields
+
+logger = logging.getLogger("aios.native")
 
 _AVX512 = ("avx512_f", "avx512_bw", "avx512_cd", "avx512_dq", "avx512_vl")
 INSTRUCTIONS = {
@@ -33,7 +38,7 @@ _FLAG_AND_THREADS = [c_int, c_long]
 # In the order of the parameters in `kernels.c`.
 _PARAMETERS: dict[str, list[Any]] = {
     "set_parallel": [c_void_p],
-    "rms_norm": [*[c_void_p] * 2, c_long, c_void_p, c_float, *_SIZES, *_FLAG_AND_THREADS],
+    "rms_norm": [*[c_void_p] * 2, c_long, c_float, *_SIZES, *_FLAG_AND_THREADS],
     "rotate": [c_void_p, c_long, *[c_void_p] * 2, c_long, *_SIZES, *_FLAG_AND_THREADS],
     "gate": [*[c_void_p] * 2, c_long, c_void_p, c_long, *_SIZES, c_int, *_FLAG_AND_THREADS],
     "write_rows": [*[c_void_p] * 3, c_long, *_SIZES],
@@ -56,13 +61,15 @@ class Library:
     """The compiled kernels.
 
     `lanes` is the number of elements of which widths must be multiples, and `panel` the number of
-    outputs that lie together in a packed weight. `digest` is the hash of the file: other compilers
-    may round other last bits.
+    outputs that lie together in a packed weight. `digest` is the hash of the compiled file: other
+    compilers may round other last bits. `source_digest` is that of its source.
     """
 
     def __init__(self, path: Path) -> None:
-        self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.digest = _digest(path)
         functions = ctypes.CDLL(str(path))
+        functions.source_digest.restype = c_char_p
+        self.source_digest: str = functions.source_digest().decode()
         for name, parameters in _PARAMETERS.items():
             function = getattr(functions, name)
             function.argtypes = parameters
@@ -97,12 +104,26 @@ def open_kernels(name: str) -> Library | None:
     """Return the kernels for a set of instructions.
 
     Return None if this processor lacks some of these, without a compiled file, and for a file of
-    another platform.
+    another platform or of other sources.
     """
     can = torch.cpu.get_capabilities()
     if not all(can.get(instruction, False) for instruction in INSTRUCTIONS[name]):
         return None
+    path = FOLDER / f"kernels_{name}.so"
     try:
-        return Library(FOLDER / f"kernels_{name}.so")
+        kernels = Library(path)
     except OSError:
         return None
+
+    # In a checkout the sources may be newer than what was compiled. Functions may then have other
+    # parameters. A wheel holds no sources.
+    source = FOLDER / "kernels.c"
+    if source.exists() and _digest(source) != kernels.source_digest:
+        extra = fields(file=path.name, remedy="scripts/setup_venv.sh compiles them again")
+        logger.warning("kernels not used, sources have changed", extra=extra)
+        return None
+    return kernels
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -30,7 +30,6 @@ def rms_norm(x: Tensor, eps: float) -> Tensor:
         out.data_ptr(),
         x.data_ptr(),
         x.stride(0),
-        None,
         eps,
         rows,
         width,
