@@ -5,7 +5,7 @@ import shutil
 import sys
 
 from setuptools import build_meta
-from setuptools.build_meta import *  # noqa: F403
+from setuptools.build_meta import *  # noqa: F403 - all hooks of PEP 517
 
 # A compiler of 100 MB in a wheel. pip installs it for the build alone and removes it afterwards.
 _COMPILER = "ziglang==0.17.1"

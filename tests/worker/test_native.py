@@ -162,6 +162,26 @@ def test_no_bit_of_a_product_depends_on_other_rows_or_threads(dtype: torch.dtype
         assert nothing.shape == (0, 256)
 
 
+def test_tensors_of_two_dtypes_are_refused() -> None:
+    """Nothing is read or written beyond a tensor of the smaller dtype."""
+    half = torch.zeros(2, 64, dtype=torch.bfloat16)
+    whole = torch.zeros(2, 64)
+    panels = operators.packed(torch.zeros(64, 64))
+    heads = torch.zeros(2, 2, 2, 32)
+    cos = torch.zeros(2, 1, 1, 32, dtype=torch.bfloat16)
+    store = KVStore(KVShape(1, num_heads=2, head_dim=32), 1, 4, dtype=torch.bfloat16, device=CPU)
+    rows = torch.tensor([0, 1])
+    for call in (
+        lambda: operators.silu_gated(half, whole),
+        lambda: operators.linear(half, panels, None, 64),
+        lambda: operators.linear(whole[:, :32], panels, None, 64),
+        lambda: operators.rotate(heads, cos, cos),
+        lambda: store.write(0, rows, heads[:, 0], heads[:, 0]),
+    ):
+        with pytest.raises(RuntimeError):
+            call()
+
+
 LENGTHS = (1, 16, 17, 170, 90, 33)
 QUERIES = (1, 1, 3, 1, 8, 33)
 

@@ -1,8 +1,8 @@
 """The choice of a kernel that attends to pages where they lie.
 
 On a CPU that is our own kernel in C, where it was compiled. On CUDA it is a flash attention in half
-precision: torch's flash attention (2) takes a block table from torch 2.13 on. It needs compute capability 8.0
-and pages of a multiple of 256 tokens. Where it cannot be used, our own kernel in Triton is used.
+precision. Torch's (2) takes a block table from torch 2.13 on; it needs compute capability 8.0 and
+pages of a multiple of 256 tokens. Where it cannot be used, our own kernel in Triton is used.
 A kernel must first pass a trial.
 
 No kernel splits a row's keys, so that a row's result does not depend on the other rows of its

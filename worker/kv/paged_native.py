@@ -7,9 +7,9 @@ from worker.kv.spans import PagedSpan
 from worker.native.operators import kernels_for
 
 MAX_QUERIES = 8
-"""The queries of a row up to which the kernel is faster than gathering keys for SDPA.
+"""The queries of a row up to which the kernel is used. For more, keys are gathered for SDPA.
 
-It reads a row's keys once for each query, which is as it should be while few queries share them.
+The kernel reads a row's keys once for each query, and SDPA once for many.
 """
 
 
@@ -25,6 +25,7 @@ def in_native(
     """Attend with the kernel in C. Arguments and result are those of `Kernel`."""
     kernels = kernels_for(query, query.shape[2])
     assert kernels is not None
+    assert query.dtype == keys.dtype == values.dtype
     num_queries, num_heads, head_dim = query.shape
     if query.stride()[1:] != (head_dim, 1):
         query = query.contiguous()

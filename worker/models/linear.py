@@ -35,12 +35,11 @@ Its arguments are the layer, and whether another layer shares its weight.
 """
 
 MIN_PACKED_WEIGHTS = 1 << 18
-"""The number of weights from which oneDNN's layout is faster than `F.linear`.
+"""The number of weights from which our panels and oneDNN's layout are faster than `F.linear`.
 
-It is a megabyte of fp32, which no core's cache keeps between two steps.
+It is a megabyte of fp32, which no core's cache keeps between two steps. With fewer, calling our
+kernel takes longer than a product with one row.
 """
-MIN_PANEL_WEIGHTS = 1 << 14
-"""The number of weights from which our kernel is no slower than `F.linear`."""
 MIN_INT8_WEIGHTS = 1 << 17
 """The number of weights from which int8 is no slower than fp32 at 16 rows.
 
@@ -173,11 +172,11 @@ def _rounded(layer: nn.Module, is_tied: bool) -> nn.Module | None:
 def _packed(layer: nn.Module, is_tied: bool) -> nn.Module | None:
     weight, bias = _parameters(layer)
     # A weight that an embedding shares would have to be kept twice.
-    if is_tied:
+    if is_tied or weight.numel() < MIN_PACKED_WEIGHTS:
         return None
-    if weight.numel() >= MIN_PANEL_WEIGHTS and can_pack(weight):
+    if can_pack(weight):
         return PanelLinear(weight, bias)
-    if weight.numel() < MIN_PACKED_WEIGHTS or not _has_packed_kernel(weight):
+    if not _has_packed_kernel(weight):
         return None
     is_wide = weight.shape[0] >= 2 * weight.shape[1]
     has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"

@@ -151,7 +151,6 @@ typedef struct {
     const void *first;
     const void *second;
     const void *third;
-    const int64_t *places;
     long rows, width, inner;
     long first_stride, second_stride;
     float eps;
@@ -180,9 +179,8 @@ INLINE void normalise(const Operands *o, long number, int is_bf16) {
             squares += value * value;
         }
         float scale = 1.0f / __builtin_sqrtf(sum(squares) / (float)o->width + o->eps);
-        for (long i = 0; i < o->width; i += LANES) {
+        for (long i = 0; i < o->width; i += LANES)
             store(out, i, load(x, i, is_bf16) * scale, is_bf16);
-        }
     }
 }
 
@@ -220,7 +218,6 @@ INLINE void gate_rows(const Operands *o, long number, int is_silu, int is_bf16) 
         }
     }
 }
-
 
 static void rms_norm_task(const void *arguments, long number) {
     const Operands *o = arguments;

@@ -16,8 +16,8 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
     """Return `x` [T, width] over its root mean square, row by row."""
-    kernels = kernels_for(x, x.shape[-1])
     rows, width = x.shape
+    kernels = kernels_for(x, width)
     if kernels is None or x.stride(1) != 1:
         if not x.is_cpu or x.dtype != torch.float32:
             return F.rms_norm(x, (width,), eps=eps)
@@ -45,18 +45,20 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     `cos` and `sin` [T, 1, 1, head_dim] have the dtype of `x`. They are for the half-rotated layout,
     and the sines of the first half are negative.
     """
-    kernels = kernels_for(x, x.shape[-1] // 2)
-    if kernels is None or not _has_whole_rows(x):
+    rows, num_parts, num_heads, head_dim = x.shape
+    kernels = kernels_for(x, head_dim // 2)
+    if kernels is None or x.stride()[1:] != (num_heads * head_dim, head_dim, 1):
         first, second = x.chunk(2, dim=-1)
         return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin)
+    _check_dtypes(x, cos, sin)
     kernels.rotate(
         x.data_ptr(),
         x.stride(0),
         cos.data_ptr(),
         sin.data_ptr(),
-        x.shape[0],
-        x.shape[1] * x.shape[2],
-        x.shape[3],
+        rows,
+        num_parts * num_heads,
+        head_dim,
         x.dtype == torch.bfloat16,
         torch.get_num_threads(),
     )
@@ -66,7 +68,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def can_pack(weight: Tensor) -> bool:
     """Return whether there is a kernel for products with `weight` [out, in]."""
     is_even = weight.shape[1] % 2 == 0
-    return kernels_for(weight, 0) is not None and (is_even or weight.dtype == torch.float32)
+    return kernels_for(weight) is not None and (is_even or weight.dtype == torch.float32)
 
 
 def packed(weight: Tensor) -> Tensor:
@@ -76,7 +78,7 @@ def packed(weight: Tensor) -> Tensor:
     the last output.
     """
     outputs, inputs = weight.shape
-    kernels = kernels_for(weight, 0)
+    kernels = kernels_for(weight)
     assert kernels is not None
     num_panels = -(-outputs // kernels.panel)
     whole = F.pad(weight, (0, 0, 0, num_panels * kernels.panel - outputs))
@@ -89,11 +91,15 @@ def packed(weight: Tensor) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
     """Return `x` [T, in] times a `packed` weight, plus `bias` [panels * panel] in fp32: [T, out].
 
-    A row's result depends neither on the other rows nor on their number.
+    A row's result depends neither on the other rows nor on their number. Raise RuntimeError for an
+    `x` of another dtype or width than the weight.
     """
-    kernels = kernels_for(x, 0)
+    kernels = kernels_for(x)
     assert kernels is not None
     rows, inputs = x.shape
+    _check_dtypes(x, weight)
+    if weight[0].numel() != inputs * kernels.panel:
+        raise RuntimeError(f"rows of {inputs} elements do not fit the weight")
     if x.stride(1) != 1:
         x = x.contiguous()
     out = x.new_empty(rows, outputs)
@@ -128,6 +134,7 @@ def _gated(gate: Tensor, x: Tensor, *, is_silu: bool) -> Tensor:
     if kernels is None or gate.stride(1) != 1 or x.stride(1) != 1:
         opened = F.silu(gate) if is_silu else torch.sigmoid(gate)
         return opened * x
+    _check_dtypes(x, gate)
     out = x.new_empty(rows, width)
     kernels.gate(
         out.data_ptr(),
@@ -148,10 +155,12 @@ def write_rows(pools: Tensor, number: int, rows: Tensor, x: Tensor) -> None:
     """Write `x` [N, heads, head_dim] to the rows `rows` [N] of one of the pools.
 
     `pools` [pools, pages, page_size, heads, head_dim] are contiguous. A row counts tokens page by
-    page.
+    page. Raise RuntimeError for an `x` of another dtype or shape than the pools.
     """
-    kernels = kernels_for(x, 0)
-    if kernels is None or not _has_whole_rows(x):
+    num_heads, head_dim = x.shape[1:]
+    fits = x.dtype == pools.dtype and x.shape[1:] == pools.shape[3:]
+    kernels = kernels_for(x)
+    if kernels is None or not fits or x.stride()[1:] != (head_dim, 1):
         pools[number].flatten(0, 1).index_copy_(0, rows, x)
         return
     size = x.element_size()
@@ -161,21 +170,21 @@ def write_rows(pools: Tensor, number: int, rows: Tensor, x: Tensor) -> None:
         x.data_ptr(),
         x.stride(0) * size,
         len(rows),
-        pools.stride(2) * size,
+        num_heads * head_dim * size,
     )
 
 
-def _has_whole_rows(x: Tensor) -> bool:
-    """Return whether each row of `x` [N, ..., heads, head_dim] is contiguous."""
-    width = 1
-    for size, stride in zip(reversed(x.shape[1:]), reversed(x.stride()[1:]), strict=True):
-        if stride != width:
-            return False
-        width *= size
-    return True
+def _check_dtypes(x: Tensor, *others: Tensor) -> None:
+    """Raise RuntimeError unless all tensors have one dtype, as torch would.
+
+    A kernel would read whatever lies behind the smaller ones.
+    """
+    for other in others:
+        if other.dtype != x.dtype:
+            raise RuntimeError(f"expected tensors of one dtype, not {x.dtype} and {other.dtype}")
 
 
-def kernels_for(x: Tensor, width: int) -> Library | None:
+def kernels_for(x: Tensor, width: int = 0) -> Library | None:
     """Return the kernels if they compute tensors like `x` whose last dimension is `width`.
 
     Return None where torch must do so, which a compiler of layers sees as torch alone, too.
