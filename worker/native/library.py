@@ -62,14 +62,11 @@ class Library:
 
     `lanes` is the number of elements of which widths must be multiples, and `panel` the number of
     outputs that lie together in a packed weight. `digest` is the hash of the compiled file: other
-    compilers may round other last bits. `source_digest` is that of its source.
+    compilers may round other last bits.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.digest = _digest(path)
-        functions = ctypes.CDLL(str(path))
-        functions.source_digest.restype = c_char_p
-        self.source_digest: str = functions.source_digest().decode()
+    def __init__(self, functions: ctypes.CDLL, digest: str) -> None:
+        self.digest = digest
         for name, parameters in _PARAMETERS.items():
             function = getattr(functions, name)
             function.argtypes = parameters
@@ -111,18 +108,19 @@ def open_kernels(name: str) -> Library | None:
         return None
     path = FOLDER / f"kernels_{name}.so"
     try:
-        kernels = Library(path)
+        functions = ctypes.CDLL(str(path))
     except OSError:
         return None
 
-    # In a checkout the sources may be newer than what was compiled. Functions may then have other
-    # parameters. A wheel holds no sources.
+    # In a checkout the sources may be newer than what was compiled. Functions may then be missing
+    # or have other parameters. A wheel holds no sources.
     source = FOLDER / "kernels.c"
-    if source.exists() and _digest(source) != kernels.source_digest:
+    functions.source_digest.restype = c_char_p
+    if source.exists() and _digest(source) != functions.source_digest().decode():
         extra = fields(file=path.name, remedy="scripts/setup_venv.sh compiles them again")
         logger.warning("kernels not used, sources have changed", extra=extra)
         return None
-    return kernels
+    return Library(functions, _digest(path))
 
 
 def _digest(path: Path) -> str:
