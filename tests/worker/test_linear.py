@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from tests.fixtures.worker.int8 import Int8Layer, int8_layer, weight_peak
 from worker.engine.runner import RunnerOptions
 from worker.models.errors import ModelFormatError
 from worker.models.linear import Int8Linear, Int8PanelLinear, PackedLinear, PanelLinear
@@ -55,9 +56,6 @@ def all_kinds() -> list[nn.Module]:
         layers.append(PanelLinear(weight, bias))
         layers.append(Int8PanelLinear(weight, bias))
     return layers
-
-
-Int8Layer = type[Int8Linear] | type[Int8PanelLinear]
 
 
 @pytest.fixture(params=[Int8Linear, Int8PanelLinear])
@@ -151,14 +149,6 @@ def test_an_int8_row_is_the_same_in_a_batch_of_any_size(int8: Int8Layer) -> None
         for count in ROW_COUNTS:
             assert torch.equal(layer(rows[:count]), expected[:count])
             assert torch.equal(layer(rows[-count:]), expected[-count:])
-
-
-def weight_peak(int8: Int8Layer) -> int:
-    """Return the largest rounded weight: of 7 bits, or of 8 where the processor has VNNI."""
-    kernels = operators.library()
-    if int8 is Int8Linear or kernels is None:
-        return 63
-    return 127 if torch.cpu.get_capabilities()["avx512_vnni"] else 63
 
 
 def integer_reference(x: Tensor, weight: Tensor, peak: int) -> Tensor:
@@ -308,10 +298,9 @@ def test_bfloat16_is_packed_where_the_processor_multiplies_it(
 def test_int8_layers_are_those_of_our_kernels_where_they_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    kind = Int8Linear if operators.library() is None else Int8PanelLinear
     net = Net()
     assert prepared(net, quantize="int8") == 4
-    assert isinstance(net.wide, kind)
+    assert isinstance(net.wide, int8_layer())
 
     without_kernels(monkeypatch)
     net = Net()
@@ -325,7 +314,7 @@ def test_bfloat16_goes_into_and_out_of_int8_layers() -> None:
     expected = net.wide(x)
 
     prepared(net, quantize="int8")
-    assert isinstance(net.wide, Int8Linear | Int8PanelLinear)
+    assert isinstance(net.wide, int8_layer())
     torch.testing.assert_close(net.wide(x), expected, atol=0.05, rtol=0.05)
 
 

@@ -196,8 +196,12 @@ INLINE void normalise(const Operands *o, long number, int is_bf16) {
             squares += value * value;
         }
         float scale = 1.0f / __builtin_sqrtf(sum(squares) / (float)o->width + o->eps);
-        for (long i = 0; i < o->width; i += LANES)
-            store(out, i, load(x, i, is_bf16) * scale, is_bf16);
+        for (long i = 0; i < o->width; i += LANES) {
+            Floats value = load(x, i, is_bf16) * scale;
+            if (o->second)
+                value *= load(o->second, i, is_bf16);
+            store(out, i, value, is_bf16);
+        }
     }
 }
 
@@ -268,10 +272,11 @@ static void sigmoid_task(const void *arguments, long number) {
         gate_rows(o, number, 0, 0);
 }
 
-void rms_norm(void *out, const void *x, long stride, float eps, long rows, long width, int is_bf16,
-              long threads) {
-    Operands operands = {.out = out, .first = x, .first_stride = stride, .eps = eps,
-                         .rows = rows, .width = width, .is_bf16 = is_bf16};
+/* The norm times a weight [width], if there is one. */
+void rms_norm(void *out, const void *x, long stride, const void *weight, float eps, long rows,
+              long width, int is_bf16, long threads) {
+    Operands operands = {.out = out, .first = x, .first_stride = stride, .second = weight,
+                         .eps = eps, .rows = rows, .width = width, .is_bf16 = is_bf16};
     run_rows(rms_norm_task, &operands, threads);
 }
 

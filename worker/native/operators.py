@@ -16,22 +16,25 @@ from worker.native.library import Library, library
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
-def rms_norm(x: Tensor, eps: float) -> Tensor:
-    """Return `x` [T, width] over its root mean square, row by row."""
+def rms_norm(x: Tensor, eps: float, weight: Tensor | None = None) -> Tensor:
+    """Return `x` [T, width] over its root mean square, row by row, times `weight` [width]."""
     rows, width = x.shape
     kernels = kernels_for(x, width)
     if kernels is None or x.stride(1) != 1:
         if not x.is_cpu or x.dtype != torch.float32:
-            return F.rms_norm(x, (width,), eps=eps)
+            return F.rms_norm(x, (width,), weight, eps=eps)
         # On a CPU `F.rms_norm` takes longer than these operators.
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         scale: Tensor = length.square().mul_(1 / width).add_(eps).rsqrt_()
-        return x * scale
+        return x * scale if weight is None else x * scale * weight
+    if weight is not None:
+        _check_dtypes(x, weight)
     out = x.new_empty(rows, width)
     kernels.rms_norm(
         out.data_ptr(),
         x.data_ptr(),
         x.stride(0),
+        None if weight is None else weight.data_ptr(),
         eps,
         rows,
         width,
