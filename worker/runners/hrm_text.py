@@ -285,13 +285,12 @@ class HrmTextNet:
     def draft_with(self, num_passes: int, max_tokens: int) -> None:
         """Draft up to `max_tokens` tokens a step by `num_passes` L passes from now on.
 
-        They are fewer for a network that has not as many. A network without fewer passes than all,
-        or with layers in which a row depends on others, does not draft.
+        Do nothing for a network that has no more passes, or layers in which a row depends on the
+        others.
         """
         shape = self.model.shape
-        if not 0 < num_passes < shape.h_cycles * shape.l_cycles:
-            return
-        if not keeps_rows_apart(self.model):
+        has_more = num_passes < shape.h_cycles * shape.l_cycles
+        if not has_more or not keeps_rows_apart(self.model):
             return
         passes = draft_passes(shape, num_passes)
         num_computed = num_passes + shape.h_cycles
@@ -345,10 +344,12 @@ def load(options: RunnerOptions) -> PagedRunner:
     # The order matters, because `prepare` replaces layers: parameters are counted before it, and
     # the new layers are compiled after it.
     description = _describe(model, note)
-    if declared.draft_tokens and not ACCELERATORS[options.quantize].rounds_activations:
+    drafts = declared.draft_tokens > 0 and not ACCELERATORS[options.quantize].rounds_activations
+    if drafts:
         pack_all_linears(model)
     prepare(model, options)
-    net.draft_with(declared.draft_cycles, declared.draft_tokens)
+    if drafts:
+        net.draft_with(declared.draft_cycles, declared.draft_tokens)
     if device.type == "cuda" and declared.compile_layers:
         compile_net(net, options.name)
     window = min(options.context_window or model.shape.max_positions, model.shape.max_positions)
