@@ -131,6 +131,7 @@ def test_eviction_is_least_recently_used_and_spares_what_is_held() -> None:
     st.integers(9, 24),
     st.integers(1, 4),
     st.sampled_from([1, 5, 16, 64]),
+    st.sampled_from([(0, 100), (2, 100), (7, 100), (7, 60), (3, 0)]),
 )
 def test_any_schedule_gives_the_same_answers(
     plans: list[PlannedSequence],
@@ -139,12 +140,14 @@ def test_any_schedule_gives_the_same_answers(
     num_pages: int,
     max_batch: int,
     step_tokens: int,
+    drafts: tuple[int, int],
 ) -> None:
     """P3, B30, B71, B81-B85, B94: Every schedule gives the same answers and returns every page.
 
-    Sequences are staggered, chunked, shared, forked, preempted and aborted. None reads a wrong
-    position, and none waits for ever.
+    Sequences are staggered, chunked, shared, forked, preempted, drafted and aborted. None reads a
+    wrong position, and none waits for ever. Between two steps no page is held for drafts alone.
     """
+    max_drafts, draft_percent = drafts
     if is_prefix_lm and reuse == "prefix":
         reuse = "prompt"
     ghost = Ghost(
@@ -153,9 +156,13 @@ def test_any_schedule_gives_the_same_answers(
         step_tokens=step_tokens,
         reuse=reuse,
         is_prefix_lm=is_prefix_lm,
+        max_drafts=max_drafts,
+        draft_percent=draft_percent,
     )
     emissions: list[Emission] = []
     engine = Engine(ghost, emissions.extend)
+    cache = engine.scheduler.cache
+    assert cache is not None
 
     # The plans arrive up to step 12 of the load: an idle engine goes on until then.
     num_steps = 0
@@ -168,14 +175,15 @@ def test_any_schedule_gives_the_same_answers(
         engine.step()
         num_steps += 1
         assert num_steps < 3000, "somebody starves"
+        for sequence in engine.scheduler.running:
+            assert len(sequence.pages) <= cache.pages.pages_for(sequence.num_tokens)
+            assert sequence.num_computed <= sequence.num_tokens
 
     for step in ghost.steps:
         assert len(step) <= max_batch
     for number, plan in enumerate(plans):
         check(plan, [emission for emission in emissions if emission.key == str(number)])
 
-    cache = engine.scheduler.cache
-    assert cache is not None
     assert cache.pages.num_free + cache.tree.num_pages == num_pages
     cache.tree.evict(num_pages)
     assert cache.pages.num_free == num_pages

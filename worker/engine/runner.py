@@ -78,7 +78,8 @@ class RunnerSpec:
     part of a computed sequence may serve another one: any `prefix`, only a whole identical
     `prompt`, or `none`. With `chunk_prefill` a prompt may be computed in parts. `tasks` are the
     names of the tasks that the model serves, and `trial` is a cheap one that shows whether it
-    works.
+    works. Up to `max_drafts` tokens of a sequence may be drafted in a step and verified in it, each
+    for the share `draft_cost` of a forward.
     """
 
     runner: str
@@ -94,6 +95,8 @@ class RunnerSpec:
     tasks: tuple[TaskName, ...] = TEXT_TASKS
     trial: Task = _ONE_TOKEN
     mechanism: Literal["sequence"] = "sequence"
+    max_drafts: int = 0
+    draft_cost: float = 1.0
 
 
 class OutOfMemory(Exception):

@@ -20,32 +20,26 @@ from shared.errors import FleetError, InvalidRequest, WorkerFailed
 from shared.messages import Sampling
 from worker.engine.logits import adjust, token_logprobs
 from worker.engine.noise import GOLDEN, MIX1, MIX2, position_key
-from worker.engine.sequence import Sampled, StepResult, TokenSequence
+from worker.engine.sequence import Sampled, TokenSequence
 from worker.native.operators import all_finite, can_choose, choose_tokens
 
 
 def sample(
     logits: Tensor, sequences: Sequence[TokenSequence], eos_ids: frozenset[int], model: str
-) -> list[StepResult | FleetError]:
+) -> list[Sampled | FleetError]:
     """Return the next token of each sequence by its row of `logits` [B, V].
 
     A row for which no token can be chosen gets a FleetError instead. It is InvalidRequest for a
     bias on an id outside the vocabulary, and WorkerFailed, which names `model`, for logits that are
     not finite.
     """
-    samplings: list[Sampling] = []
-    positions: list[int] = []
-    for sequence in sequences:
-        if sequence.sampling is not None:
-            samplings.append(sequence.sampling)
-        positions.append(len(sequence.output_ids))
-
+    samplings = _samplings(sequences)
     # The draw sees penalties, bias and withheld ends; log-probabilities are the model's own.
-    chosen = choose(adjust(logits, sequences, eos_ids), samplings, positions)
+    chosen = draw(logits, sequences, eos_ids)
     logprobs = token_logprobs(logits, chosen, samplings)
 
     vocab_size = logits.shape[1]
-    results: list[StepResult | FleetError] = []
+    results: list[Sampled | FleetError] = []
     for row, is_finite in enumerate(all_finite(logits).tolist()):
         if not is_finite:
             results.append(broken(model))
@@ -55,6 +49,23 @@ def sample(
         else:
             results.append(Sampled(chosen[row], logprobs[row]))
     return results
+
+
+def draw(logits: Tensor, sequences: Sequence[TokenSequence], eos_ids: frozenset[int]) -> list[int]:
+    """Return the id that is next in each sequence by its row of `logits` [B, V].
+
+    It is any id for a row that is not finite.
+    """
+    positions = [len(sequence.output_ids) for sequence in sequences]
+    return choose(adjust(logits, sequences, eos_ids), _samplings(sequences), positions)
+
+
+def _samplings(sequences: Sequence[TokenSequence]) -> list[Sampling]:
+    samplings: list[Sampling] = []
+    for sequence in sequences:
+        if sequence.sampling is not None:
+            samplings.append(sequence.sampling)
+    return samplings
 
 
 def broken(model: str) -> WorkerFailed:

@@ -9,10 +9,14 @@ first.
 Pages are taken as sequences grow. When pages run out, or a sequence of a better class waits for a
 row, the latest arrival of the lowest class gives its pages back and is computed again later. After
 a step for which the device has no memory the budget is smaller for a while.
+
+Where the model can draft tokens, sequences that decode get drafts in the room that is left. They
+take no page from a sequence that runs or could start.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from worker.engine.drafts import DraftPolicy
 from worker.engine.runner import RunnerSpec
 from worker.engine.sequence import Slice, Status, TokenSequence
 from worker.kv.cache import Cache
@@ -61,6 +65,7 @@ class Scheduler:
         self.cache: Cache | None = None
         if spec.num_pages:
             self.cache = Cache(spec)
+        self._drafts = DraftPolicy(spec.max_drafts, spec.draft_cost, max_batch=spec.max_batch)
         self.waiting: list[TokenSequence] = []
         self.running: list[TokenSequence] = []
         self._arrivals = 0
@@ -138,12 +143,24 @@ class Scheduler:
 
         spent = sum(self.cost(part) for part in prompts)
         self._debt = max(0, self._debt + spent - self.budget)
+        # Last, so that drafts get only the pages that nobody else needs now.
+        if self._spec.max_drafts:
+            slices = self._with_drafts(slices)
         return slices + prompts
 
-    def commit(self, part: Slice) -> None:
-        """Note that a slice has been computed."""
+    def commit(self, part: Slice, *, num_drafts: int = 0, num_accepted: int = 0) -> None:
+        """Note that a slice has been computed.
+
+        Of `num_drafts` that it has tried the first `num_accepted` were right.
+        """
+        if num_drafts:
+            self._drafts.note(part.sequence, num_drafts=num_drafts, num_accepted=num_accepted)
         if self.cache is not None and part.sequence.status is Status.RUNNING:
-            self.cache.commit(part)
+            self.cache.commit(part, num_accepted=num_accepted)
+
+    def pause_drafts(self) -> None:
+        """Plan no drafts for a while, because a step with drafts has failed."""
+        self._drafts.pause()
 
     def finish(self, sequence: TokenSequence, *, keep: bool = True) -> None:
         """Take a sequence out, running or waiting, and free its pages.
@@ -250,6 +267,25 @@ class Scheduler:
                 return True
             self.preempt(max(self.running, key=_turn))
         return False
+
+    def _with_drafts(self, slices: list[Slice]) -> list[Slice]:
+        """Return the slices of sequences that decode, with the drafts that pay and have room."""
+        assert self.cache is not None, "drafts need stored keys and values"
+        sequences = [part.sequence for part in slices]
+        rooms: list[int] = []
+        for sequence in sequences:
+            # A step yields one token more than its drafts.
+            num_missing = sequence.encoded.max_tokens - len(sequence.output_ids)
+            rooms.append(max(0, num_missing - 1))
+
+        drafting: list[Slice] = []
+        counts = self._drafts.plan(sequences, rooms)
+        for part, count in zip(slices, counts, strict=True):
+            max_drafts = count
+            if count and not self.cache.grow(part.sequence, num_drafts=count):
+                max_drafts = min(count, self.cache.num_free_tokens(part.sequence))
+            drafting.append(replace(part, max_drafts=max_drafts))
+        return drafting
 
     def preempt(self, sequence: TokenSequence) -> None:
         """Pause a running sequence. It gives its pages back and is computed again later."""

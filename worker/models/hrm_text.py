@@ -10,7 +10,7 @@ Every pass through a layer has its own slot of keys and values: (h * (L_cycles +
 layer, with the H pass at l = L_cycles. Parameter names are those of Hugging Face exports.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,9 +188,21 @@ class HrmTextModel(nn.Module):
         after = torch.compile(after, dynamic=True, fullgraph=True, backend=backend)
         self.halves = (before, after)
 
-    def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Return the last z_H [T, hidden] of token ids [T] at `positions` [T]."""
+    def forward(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        l_passes: Sequence[Sequence[int]] | None = None,
+    ) -> Tensor:
+        """Return the last z_H [T, hidden] of token ids [T] at `positions` [T].
+
+        `l_passes` names the L passes of each H cycle that are computed, counted from 0. None stands
+        for all. Every pass has its own slots, so it reads what the whole network has stored there.
+        """
         shape = self.shape
+        if l_passes is None:
+            l_passes = [range(shape.l_cycles)] * shape.h_cycles
         core = self.model
         z_h = core.embed_tokens(ids) * shape.embedding_scale
         z_l = core.z_L_init.to(z_h.dtype)
@@ -198,13 +210,14 @@ class HrmTextModel(nn.Module):
         sin = self.get_buffer("sin")[positions]
         rope = (cos.to(z_h.dtype), sin.to(z_h.dtype))
 
-        slot = 0
-        for _ in range(shape.h_cycles):
-            for _ in range(shape.l_cycles):
+        passes_per_cycle = shape.l_cycles + 1
+        for h_cycle, passes in enumerate(l_passes):
+            first_pass = h_cycle * passes_per_cycle
+            for l_pass in passes:
+                slot = (first_pass + l_pass) * shape.num_layers
                 z_l = core.L_module(z_l + z_h, rope, slot, attend, self.halves)
-                slot += shape.num_layers
+            slot = (first_pass + shape.l_cycles) * shape.num_layers
             z_h = core.H_module(z_h + z_l, rope, slot, attend, self.halves)
-            slot += shape.num_layers
         out: Tensor = z_h
         return out
 
@@ -212,6 +225,20 @@ class HrmTextModel(nn.Module):
         """Return logits [..., vocab] in float32 of states [..., hidden]."""
         out: Tensor = self.lm_head(hidden)
         return out.float()
+
+
+def draft_passes(shape: HrmTextShape, num_passes: int) -> list[list[int]]:
+    """Return the L passes of each H cycle that a draft computes, `num_passes` in all.
+
+    They are dealt to the H cycles in turn. An H cycle computes its last L passes, because their
+    slots hold what the whole network comes to, which lets a draft name its tokens.
+    """
+    assert 0 <= num_passes <= shape.h_cycles * shape.l_cycles
+    passes: list[list[int]] = []
+    for h_cycle in range(shape.h_cycles):
+        count = (num_passes + shape.h_cycles - 1 - h_cycle) // shape.h_cycles
+        passes.append(list(range(shape.l_cycles - count, shape.l_cycles)))
+    return passes
 
 
 def build_model(

@@ -149,6 +149,20 @@ def pack_linears(model: nn.Module, _options: object = None) -> int:
     return _replace(model, _packed)
 
 
+def pack_all_linears(model: nn.Module) -> None:
+    """Replace all linear layers for which there is a kernel by `PanelLinear`, in place.
+
+    Small ones are slower so with one row, but no row of them depends on others.
+    """
+    _replace(model, _in_panels)
+
+
+def keeps_rows_apart(model: nn.Module) -> bool:
+    """Return whether no bit of a linear layer's result depends on other rows."""
+    others = (nn.Linear, Conv1D, PackedLinear, Int8Linear)
+    return not any(isinstance(layer, others) for layer in model.modules())
+
+
 def round_linears(model: nn.Module, _options: object = None) -> int:
     """Replace the linear layers that are faster in int8, in place. Return their number.
 
@@ -190,6 +204,13 @@ def _rounded(layer: nn.Module, is_tied: bool) -> nn.Module | None:
     if can_round(weight):
         return Int8PanelLinear(weight, bias)
     return Int8Linear(weight, bias)
+
+
+def _in_panels(layer: nn.Module, is_tied: bool) -> nn.Module | None:
+    weight, bias = _parameters(layer)
+    if is_tied or not can_pack(weight):
+        return None
+    return PanelLinear(weight, bias)
 
 
 def _packed(layer: nn.Module, is_tied: bool) -> nn.Module | None:

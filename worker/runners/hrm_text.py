@@ -9,6 +9,7 @@ ways.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from shared.accelerators import ACCELERATORS
 from shared.errors import InvalidRequest
 from shared.messages import Chat, Detokenize, Embed, Generate, Prompt, Read, Score, Text, Tokenize
 from shared.tasks.runner_options import HrmTextOptions
@@ -32,11 +34,13 @@ from worker.models.hf_directory import (
     is_there,
     read_generation_defaults,
 )
-from worker.models.hrm_text import HrmTextModel, HrmTextShape, build_model
+from worker.models.hrm_text import HrmTextModel, HrmTextShape, build_model, draft_passes
 from worker.models.hrm_text_prompt import CONDITIONS, RAW, USUAL, PromptMarks
+from worker.models.linear import keeps_rows_apart, pack_all_linears
 from worker.models.reading import Count, Positive, converted, read_json_object
 from worker.models.weights import load_tokenizer, matrix_shape, read_safetensors_dir, start_ids
 from worker.runners.accelerators import prepare
+from worker.runners.net import Draft
 from worker.runners.paged import PagedRunner
 from worker.text.chat import DIALOGUE, ChatTemplate
 from worker.text.encoding import TextTask, encode_generate, encode_read, encode_score, encode_text
@@ -263,6 +267,7 @@ class HrmTextNet:
 
     is_prefix = True
     q_head: Callable[[Tensor], Tensor] | None = None
+    draft: Draft | None = None
 
     def __init__(self, model: HrmTextModel, device: torch.device) -> None:
         shape = model.shape
@@ -275,10 +280,35 @@ class HrmTextNet:
         self._scale = shape.head_dim**-0.5
 
     def hidden(self, ids: Tensor, plan: AttentionPlan, store: KVStore | None) -> Tensor:
+        return self._forward(ids, plan, store, l_passes=None)
+
+    def draft_with(self, num_passes: int, max_tokens: int) -> None:
+        """Draft up to `max_tokens` tokens a step by `num_passes` L passes from now on.
+
+        Do nothing for a network that has no more passes, or layers in which a row depends on the
+        others.
+        """
+        shape = self.model.shape
+        has_more = num_passes < shape.h_cycles * shape.l_cycles
+        if not has_more or not keeps_rows_apart(self.model):
+            return
+        passes = draft_passes(shape, num_passes)
+        num_computed = num_passes + shape.h_cycles
+        cost = num_computed / (shape.h_cycles * (shape.l_cycles + 1))
+        self.draft = Draft(partial(self._forward, l_passes=passes), cost, max_tokens)
+
+    def _forward(
+        self,
+        ids: Tensor,
+        plan: AttentionPlan,
+        store: KVStore | None,
+        *,
+        l_passes: list[list[int]] | None,
+    ) -> Tensor:
         def attend_slot(slot: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             return attend(plan, store, slot, query=query, key=key, value=value, scale=self._scale)
 
-        out: Tensor = self.model(ids, plan.positions, attend_slot)
+        out: Tensor = self.model(ids, plan.positions, attend_slot, l_passes)
         return out
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -314,7 +344,12 @@ def load(options: RunnerOptions) -> PagedRunner:
     # The order matters, because `prepare` replaces layers: parameters are counted before it, and
     # the new layers are compiled after it.
     description = _describe(model, note)
+    drafts = declared.draft_tokens > 0 and not ACCELERATORS[options.quantize].rounds_activations
+    if drafts:
+        pack_all_linears(model)
     prepare(model, options)
+    if drafts:
+        net.draft_with(declared.draft_cycles, declared.draft_tokens)
     if device.type == "cuda" and declared.compile_layers:
         compile_net(net, options.name)
     window = min(options.context_window or model.shape.max_positions, model.shape.max_positions)

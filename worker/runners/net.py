@@ -4,6 +4,7 @@ A network returns the states of a flat batch of tokens, and the logits of states
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -13,11 +14,27 @@ from worker.kv.attention import AttentionPlan
 from worker.kv.store import KVShape, KVStore
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A part of a network that names its next token most of the time.
+
+    `hidden` has the arguments and the result of `Net.hidden`. It computes few tokens behind stored
+    ones, reads the keys and values that the whole network has stored, and writes some of a token's.
+    `cost` is the share of the whole network that it computes. At most `max_tokens` are drafted
+    before the whole network verifies them.
+    """
+
+    hidden: Callable[[Tensor, AttentionPlan, KVStore | None], Tensor]
+    cost: float
+    max_tokens: int
+
+
 class Net(Protocol):
     """A loaded network with keys and values.
 
     With `is_prefix` the tokens of a prompt attend to each other in both directions. `q_head`, if
-    not None, returns (q_halt, q_continue) [..., 2] of states [..., hidden].
+    not None, returns (q_halt, q_continue) [..., 2] of states [..., hidden]. `draft` is None for a
+    network that cannot draft.
     """
 
     kv_shape: KVShape
@@ -27,6 +44,9 @@ class Net(Protocol):
 
     @property
     def q_head(self) -> Callable[[Tensor], Tensor] | None: ...
+
+    @property
+    def draft(self) -> Draft | None: ...
 
     def hidden(self, ids: Tensor, plan: AttentionPlan, store: KVStore | None) -> Tensor:
         """Return the last hidden states [T, hidden] of token ids [T].

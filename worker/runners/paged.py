@@ -17,9 +17,16 @@ from shared.messages import Task
 from shared.tasks.runner_options import PagedOptions
 from shared.telemetry.logging_setup import fields
 from worker.engine.runner import RunnerOptions, RunnerSpec
-from worker.engine.sampler import broken, sample
+from worker.engine.sampler import broken, draw, sample
 from worker.engine.scoring import score_slices
-from worker.engine.sequence import Encoded, Sampled, Slice, StepResult, TokenSequence
+from worker.engine.sequence import (
+    Encoded,
+    Sampled,
+    Slice,
+    StepResult,
+    TokenSequence,
+    Verified,
+)
 from worker.engine.states import pooled
 from worker.hardware.memory import kv_memory
 from worker.kv import flash, quarantine
@@ -113,6 +120,9 @@ class PagedRunner:
         self.decoder: DecodeGraphs | None = None
         if self.kernel is not None and use_graphs:
             self.decoder = capture_decoding(net, self.store, self.kernel, self.spec)
+        if net.draft is not None and self._keeps_rows_apart():
+            draft = net.draft
+            self.spec = replace(self.spec, max_drafts=draft.max_tokens, draft_cost=draft.cost)
 
     @property
     def has_graphs(self) -> bool:
@@ -136,36 +146,71 @@ class PagedRunner:
         A step that raised may be repeated with fewer slices.
         """
         self._copy_pages(slices)
+        drafted = self._with_drafts(slices)
         results: list[StepResult | FleetError] = [None] * len(slices)
         decoded = None
         if self.decoder is not None:
-            decoded = self.decoder.decode(slices)
+            decoded = self.decoder.decode(drafted)
         if decoded is not None:
             states, logits = decoded
-            self._sample(range(len(slices)), states, logits, slices, results)
+            self._sample(range(len(drafted)), states, logits, drafted, results)
         else:
-            self._compute(slices, results)
+            self._compute(drafted, results)
 
         failed = []
-        for part, result in zip(slices, results, strict=True):
+        for part, result in zip(drafted, results, strict=True):
             if isinstance(result, FleetError):
                 failed.append(part)
         quarantine.clear(self.store, failed, self.spec.page_size)
         return results
 
-    def _compute(self, slices: Sequence[Slice], results: list[StepResult | FleetError]) -> None:
-        """Compute a step of any kind, into `results`."""
-        net = self.net
-        page_size = self.spec.page_size
+    def _with_drafts(self, slices: Sequence[Slice]) -> list[Slice]:
+        """Return the slices with as many drafts as each may have.
+
+        They are drafted in turn, all slices together. A slice whose draft ends the response gets no
+        more.
+        """
+        draft = self.net.draft
+        ids: list[list[int]] = [[] for _ in slices]
+        drafting = [index for index, part in enumerate(slices) if part.max_drafts]
+        while drafting:
+            assert draft is not None
+            parts = [slices[index].behind_drafts(ids[index]) for index in drafting]
+            batch = self._batch(parts)
+            states = draft.hidden(batch.ids, batch.plan, self.store)
+            logits = self.net.logits(states[batch.sampled])
+            sequences = [parts[number].sequence for number in batch.samplers]
+            chosen = draw(logits, sequences, self.eos_ids)
+
+            remaining = []
+            for number, token in zip(batch.samplers, chosen, strict=True):
+                index = drafting[number]
+                ids[index].append(token)
+                if len(ids[index]) < slices[index].max_drafts and token not in self.eos_ids:
+                    remaining.append(index)
+            drafting = remaining
+
+        drafted = []
+        for part, drafts in zip(slices, ids, strict=True):
+            drafted.append(part.with_drafts(drafts) if drafts else part)
+        return drafted
+
+    def _batch(self, slices: Sequence[Slice]) -> Batch:
         builder = BatchBuilder(
-            page_size,
-            net.device,
-            is_prefix=net.is_prefix,
+            self.spec.page_size,
+            self.net.device,
+            is_prefix=self.net.is_prefix,
             kernel=self.kernel,
             max_queries=flash.max_queries(self.kernel),
             is_tiled=self._is_tiled,
         )
-        batch = builder.build(slices)
+        return builder.build(slices)
+
+    def _compute(self, slices: Sequence[Slice], results: list[StepResult | FleetError]) -> None:
+        """Compute a step of any kind, into `results`."""
+        net = self.net
+        page_size = self.spec.page_size
+        batch = self._batch(slices)
         hidden = net.hidden(batch.ids, batch.plan, self.store)
 
         if batch.samplers:
@@ -178,7 +223,9 @@ class PagedRunner:
         # A slice that is part of a prompt has no result that could fail, so its states are checked.
         if None in results:
             for index in quarantine.find_broken(slices, batch.plan, hidden, page_size):
-                results[index] = broken(self.spec.name)
+                # A draft that is broken and wrong is no fault of its sequence.
+                if not isinstance(results[index], Verified):
+                    results[index] = broken(self.spec.name)
 
     def _sample(
         self,
@@ -188,21 +235,47 @@ class PagedRunner:
         slices: Sequence[Slice],
         results: list[StepResult | FleetError],
     ) -> None:
-        """Sample a token for each of the slices `samplers`, into `results`.
+        """Sample a token for each of the slices `samplers`, and each draft, into `results`.
 
         `states` [B, hidden] and `logits` [B, vocab] have a row for each of them.
         """
-        sequences = [slices[index].sequence for index in samplers]
+        sequences: list[TokenSequence] = []
+        for index in samplers:
+            sequences += slices[index].sampled_from
         sampled = sample(logits, sequences, self.eos_ids, self.spec.name)
-        for index, result in zip(samplers, sampled, strict=True):
-            results[index] = result
 
         if self.net.q_head is not None:
             q_values = self.net.q_head(states).tolist()
-            for index, (q_halt, q_continue) in zip(samplers, q_values, strict=True):
-                result = results[index]
+            for row, (q_halt, q_continue) in enumerate(q_values):
+                result = sampled[row]
                 if isinstance(result, Sampled):
-                    results[index] = replace(result, q_values=(q_halt, q_continue))
+                    sampled[row] = replace(result, q_values=(q_halt, q_continue))
+
+        first = 0
+        for index in samplers:
+            end = first + 1 + slices[index].num_drafts
+            results[index] = self._verified(slices[index], sampled[first:end])
+            first = end
+
+    def _verified(
+        self, part: Slice, sampled: Sequence[Sampled | FleetError]
+    ) -> Sampled | Verified | FleetError:
+        """Return the tokens of a slice, up to the first draft that is not what was sampled."""
+        first = sampled[0]
+        if not part.num_drafts or isinstance(first, FleetError):
+            return first
+
+        tokens = [first]
+        for draft, result in zip(part.draft_ids, sampled[1:], strict=True):
+            # What fails behind right drafts fails again in the next step, then alone.
+            if tokens[-1].token != draft or isinstance(result, FleetError):
+                break
+            tokens.append(result)
+        verified = Verified(tuple(tokens), part.num_drafts)
+        if any(isinstance(result, FleetError) for result in sampled):
+            wrong = part.rejected(verified.num_accepted)
+            quarantine.clear(self.store, [wrong], self.spec.page_size)
+        return verified
 
     def _score(
         self,
@@ -219,6 +292,37 @@ class PagedRunner:
         scores = score_slices(self.net.logits, states, parts, self.spec.name)
         for index, result in zip(batch.scored, scores, strict=True):
             results[index] = result
+
+    @torch.inference_mode()
+    def _keeps_rows_apart(self) -> bool:
+        """Return whether tokens of one forward have the bits of forwards of their own.
+
+        Only then verifying drafts together changes no answer. It is tried in the empty store, with
+        as many tokens of a sequence as can be verified, behind a first one.
+        """
+        last = flash.max_queries(self.kernel)
+        if self._is_tiled or last is None or not flash.keeps_rows_apart(self.kernel):
+            return False
+        if self.spec.context_window <= last:
+            return False
+        ids = tuple(position % 2 for position in range(last + 1))
+        pages = list(range(-(-len(ids) // self.spec.page_size)))
+
+        sequence = TokenSequence("trial", Encoded(ids), sampling=None, pages=pages)
+        whole = Slice(sequence, len(ids))
+
+        def logits(first: int, end: int) -> Tensor:
+            sequence.num_computed = first
+            batch = self._batch([Slice(sequence, end - first)])
+            return self.net.logits(self.net.hidden(batch.ids, batch.plan, self.store))
+
+        logits(0, 1)
+        first_alone = logits(1, 2)
+        together = logits(1, last + 1)
+        last_alone = logits(last, last + 1)
+        sequence.num_computed = 0
+        quarantine.clear(self.store, [whole], self.spec.page_size)
+        return together[[0, -1]].equal(torch.cat((first_alone, last_alone)))
 
     def _copy_pages(self, slices: Sequence[Slice]) -> None:
         """Copy shared pages for the sequences that go on writing in the middle of them."""
