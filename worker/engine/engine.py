@@ -225,7 +225,7 @@ class Engine:
 
     def _on_out_of_memory(self, slices: list[Slice], error: OutOfMemory) -> NoMemory:
         """Make the next steps smaller. Return the failure of a job that cannot be made smaller."""
-        count = sum(self.scheduler.cost(part) for part in slices)
+        count = sum(self.scheduler.num_tokens(part) for part in slices)
         spec = self.runner.spec
         logger.warning(
             "no memory for step", extra=fields(model=spec.name, num_tokens=count, error=str(error))
@@ -247,8 +247,8 @@ class Engine:
         if isinstance(result, FleetError):
             return [self._failed(request, result)]
 
-        if not part.sequence.output_ids:
-            self.stats.num_prompt_tokens += self.scheduler.cost(part)
+        if not part.sequence.output_ids and not part.has_more_layers:
+            self.stats.num_prompt_tokens += self.scheduler.num_tokens(part)
         # Before the request notes the result: a new token, or a score, changes which tokens the
         # slice stands for.
         singles: tuple[SingleResult, ...]

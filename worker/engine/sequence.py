@@ -79,7 +79,8 @@ class TokenSequence:
     start with tokens that an earlier worker has logged. The first `num_computed` tokens have their
     keys and values in `pages`; `num_cached` of them were there when the sequence first started.
     `source_page` is a shared page in whose middle the sequence goes on writing: its first step
-    copies that page into one of its own. `forked_from` is the choice of the same job that computes
+    copies that page into one of its own. Of a prompt that is computed layer by layer, the first
+    `num_layers` layers are computed. `forked_from` is the choice of the same job that computes
     their common prompt. Sequences of different `salt`s share no pages.
 
     `scores` belong to the first continuations, and `token_scores` to their tokens in a reading.
@@ -101,6 +102,7 @@ class TokenSequence:
     token_scores: list[TokenLogprob] = field(default_factory=list)
     pooled: "Pooled | None" = None
     num_computed: int = 0
+    num_layers: int = 0
     num_cached: int | None = None
     pages: list[int] = field(default_factory=list)
     source_page: int | None = None
@@ -155,6 +157,9 @@ class Slice:
     `num_continuations` of the continuations that have no score yet. A slice that reaches the
     sequence's last token samples the next one.
 
+    With `num_layers` only so many of the next layers of these tokens are computed, and
+    `has_more_layers` tells whether some are left for later steps.
+
     The scheduler allows `max_drafts`: the runner may draft up to that many tokens behind the last
     one and verify them in the same step. In a slice `with_drafts` the last `num_drafts` of its
     tokens are such drafts.
@@ -163,6 +168,8 @@ class Slice:
     sequence: TokenSequence
     num_tokens: int = 0
     num_continuations: int = 0
+    num_layers: int = 0
+    has_more_layers: bool = False
     max_drafts: int = 0
     num_drafts: int = 0
 
@@ -215,7 +222,9 @@ class Slice:
     @property
     def samples(self) -> bool:
         """Return whether this slice samples a token."""
-        return not self.sequence.is_scoring and self.num_tokens == self.sequence.num_remaining
+        if self.sequence.is_scoring or self.has_more_layers:
+            return False
+        return self.num_tokens == self.sequence.num_remaining
 
     @property
     def continuations(self) -> tuple[tuple[int, ...], ...]:

@@ -18,7 +18,7 @@ from worker.engine.engine_stats import count_segments
 from worker.kv.attention import AttentionPlan, attend
 from worker.kv.store import KVShape, KVStore
 from worker.models.hrm_act import ActModel
-from worker.runners.net import Draft
+from worker.runners.net import Draft, Layers
 
 
 class ActCausalNet:
@@ -33,6 +33,7 @@ class ActCausalNet:
     # on segments.
     q_head: Callable[[Tensor], Tensor] | None = None
     draft: Draft | None = None
+    layers: Layers | None = None
 
     def __init__(self, model: ActModel, device: torch.device, segments: str) -> None:
         config = model.config

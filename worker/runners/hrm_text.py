@@ -34,13 +34,22 @@ from worker.models.hf_directory import (
     is_there,
     read_generation_defaults,
 )
-from worker.models.hrm_text import HrmTextModel, HrmTextShape, build_model, draft_passes
+from worker.models.hrm_text import (
+    Attend,
+    HrmTextModel,
+    HrmTextShape,
+    HrmTextState,
+    Pass,
+    all_passes,
+    build_model,
+    passes_of,
+)
 from worker.models.hrm_text_prompt import CONDITIONS, RAW, USUAL, PromptMarks
 from worker.models.linear import keeps_rows_apart, pack_all_linears
 from worker.models.reading import Count, Positive, converted, read_json_object
 from worker.models.weights import load_tokenizer, matrix_shape, read_safetensors_dir, start_ids
 from worker.runners.accelerators import prepare
-from worker.runners.net import Draft
+from worker.runners.net import Draft, Layers
 from worker.runners.paged import PagedRunner
 from worker.text.chat import DIALOGUE, ChatTemplate
 from worker.text.encoding import TextTask, encode_generate, encode_read, encode_score, encode_text
@@ -277,10 +286,11 @@ class HrmTextNet:
         self.kv_shape = KVShape(
             shape.num_kv_slots, num_heads=shape.num_heads, head_dim=shape.head_dim
         )
+        self.layers = Layers(shape.num_kv_slots, self._begin)
         self._scale = shape.head_dim**-0.5
 
     def hidden(self, ids: Tensor, plan: AttentionPlan, store: KVStore | None) -> Tensor:
-        return self._forward(ids, plan, store, l_passes=None)
+        return self._forward(ids, plan, store, passes=None)
 
     def draft_with(self, num_passes: int, max_tokens: int) -> None:
         """Draft up to `max_tokens` tokens a step by `num_passes` L passes from now on.
@@ -292,10 +302,9 @@ class HrmTextNet:
         has_more = num_passes < shape.h_cycles * shape.l_cycles
         if not has_more or not keeps_rows_apart(self.model):
             return
-        passes = draft_passes(shape, num_passes)
-        num_computed = num_passes + shape.h_cycles
-        cost = num_computed / (shape.h_cycles * (shape.l_cycles + 1))
-        self.draft = Draft(partial(self._forward, l_passes=passes), cost, max_tokens)
+        passes = passes_of(shape, num_passes)
+        cost = len(passes) / len(all_passes(shape))
+        self.draft = Draft(partial(self._forward, passes=passes), cost, max_tokens)
 
     def _forward(
         self,
@@ -303,16 +312,41 @@ class HrmTextNet:
         plan: AttentionPlan,
         store: KVStore | None,
         *,
-        l_passes: list[list[int]] | None,
+        passes: list[Pass] | None,
     ) -> Tensor:
+        attend_slot = self.attend_slot(plan, store)
+        out: Tensor = self.model(ids, plan.positions, attend_slot, passes)
+        return out
+
+    def _begin(self, ids: Tensor, plan: AttentionPlan) -> "_Forward":
+        return _Forward(self, self.model.begin(ids, plan.positions))
+
+    def attend_slot(self, plan: AttentionPlan, store: KVStore | None) -> Attend:
+        """Return the attention of a step, whose first argument is the slot."""
+
         def attend_slot(slot: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             return attend(plan, store, slot, query=query, key=key, value=value, scale=self._scale)
 
-        out: Tensor = self.model(ids, plan.positions, attend_slot, l_passes)
-        return out
+        return attend_slot
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.model.logits(hidden)
+
+
+@dataclass(frozen=True)
+class _Forward:
+    """A forward of HRM-Text between two layers."""
+
+    net: HrmTextNet
+    state: HrmTextState
+
+    @property
+    def hidden(self) -> Tensor:
+        return self.state.hidden
+
+    def advance(self, plan: AttentionPlan, store: KVStore, num_layers: int) -> "_Forward":
+        attend_slot = self.net.attend_slot(plan, store)
+        return _Forward(self.net, self.net.model.advance(self.state, attend_slot, num_layers))
 
 
 def load(options: RunnerOptions) -> PagedRunner:

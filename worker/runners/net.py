@@ -29,12 +29,36 @@ class Draft:
     max_tokens: int
 
 
+class Forward(Protocol):
+    """A forward of a batch between two layers."""
+
+    @property
+    def hidden(self) -> Tensor:
+        """Return the states [T, hidden] that the last layer has returned."""
+
+    def advance(self, plan: AttentionPlan, store: KVStore, num_layers: int) -> "Forward":
+        """Return the forward after the next layers. This one stays as it is."""
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The layers of a network in the order in which they run, each once for each pass.
+
+    There are `count`. `begin` returns a forward of token ids [T] before the first one. After the
+    last one its states are those that `Net.hidden` returns.
+    """
+
+    count: int
+    begin: Callable[[Tensor, AttentionPlan], Forward]
+
+
 class Net(Protocol):
     """A loaded network with keys and values.
 
-    With `is_prefix` the tokens of a prompt attend to each other in both directions. `q_head`, if
-    not None, returns (q_halt, q_continue) [..., 2] of states [..., hidden]. `draft` is None for a
-    network that cannot draft.
+    With `is_prefix` the tokens of a prompt attend to each other in both directions. Such a network
+    has `layers`, between which the forward of a prompt can be interrupted; others need none.
+    `q_head`, if not None, returns (q_halt, q_continue) [..., 2] of states [..., hidden]. `draft` is
+    None for a network that cannot draft.
     """
 
     kv_shape: KVShape
@@ -47,6 +71,9 @@ class Net(Protocol):
 
     @property
     def draft(self) -> Draft | None: ...
+
+    @property
+    def layers(self) -> Layers | None: ...
 
     def hidden(self, ids: Tensor, plan: AttentionPlan, store: KVStore | None) -> Tensor:
         """Return the last hidden states [T, hidden] of token ids [T].

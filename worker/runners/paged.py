@@ -37,7 +37,7 @@ from worker.kv.transfer import moved
 from worker.models.errors import ModelFormatError
 from worker.runners.allocation import tells_out_of_memory
 from worker.runners.decode_graphs import DecodeGraphs, capture_decoding
-from worker.runners.net import Net
+from worker.runners.net import Forward, Net
 from worker.text.encoding import TextTask, text_task
 
 logger = logging.getLogger("aios.paged")
@@ -98,12 +98,14 @@ class PagedRunner:
             num_pages=num_pages,
             page_size=options.page_size,
             reuse=reuse,
-            chunk_prefill=not net.is_prefix,
+            num_layers=net.layers.count if net.layers is not None else 0,
         )
         self.eos_ids = language.eos_ids
         self.net = net
         self._is_tiled = ACCELERATORS[options.quantize].rounds_activations
         self._language = language
+        # Forwards of prompts that are computed layer by layer, between two steps.
+        self._forwards: dict[TokenSequence, Forward] = {}
         self.store = KVStore(
             net.kv_shape,
             num_pages + num_spare,
@@ -136,32 +138,38 @@ class PagedRunner:
         return self._language.decode(token_ids)
 
     def release(self, sequence: TokenSequence) -> None:
-        return
+        self._forwards.pop(sequence, None)
 
     @tells_out_of_memory
     @torch.inference_mode()
     def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
-        """Compute all slices in one forward.
+        """Compute all slices, those that are whole in one forward.
 
         A step that raised may be repeated with fewer slices.
         """
         self._copy_pages(slices)
         drafted = self._with_drafts(slices)
+        forwards: dict[TokenSequence, Forward] = {}
         results: list[StepResult | FleetError] = [None] * len(slices)
-        decoded = None
-        if self.decoder is not None:
-            decoded = self.decoder.decode(drafted)
-        if decoded is not None:
-            states, logits = decoded
-            self._sample(range(len(drafted)), states, logits, drafted, results)
-        else:
-            self._compute(drafted, results)
+        whole = []
+        for index, part in enumerate(drafted):
+            if part.num_layers:
+                results[index] = self._compute_layers(part, forwards)
+            else:
+                whole.append(index)
+        whole_results = self._compute_whole([drafted[index] for index in whole])
+        for index, result in zip(whole, whole_results, strict=True):
+            results[index] = result
 
         failed = []
         for part, result in zip(drafted, results, strict=True):
             if isinstance(result, FleetError):
                 failed.append(part)
         quarantine.clear(self.store, failed, self.spec.page_size)
+        # Last, because a step that raises is repeated from where it began.
+        for part in slices:
+            self._forwards.pop(part.sequence, None)
+        self._forwards |= forwards
         return results
 
     def _with_drafts(self, slices: Sequence[Slice]) -> list[Slice]:
@@ -206,26 +214,64 @@ class PagedRunner:
         )
         return builder.build(slices)
 
-    def _compute(self, slices: Sequence[Slice], results: list[StepResult | FleetError]) -> None:
-        """Compute a step of any kind, into `results`."""
-        net = self.net
-        page_size = self.spec.page_size
+    def _compute_whole(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
+        """Compute all layers of the slices in one forward. Return their results."""
+        if not slices:
+            return []
+        if self.decoder is not None:
+            decoded = self.decoder.decode(slices)
+            if decoded is not None:
+                results: list[StepResult | FleetError] = [None] * len(slices)
+                states, logits = decoded
+                self._sample(range(len(slices)), states, logits, slices, results)
+                return results
         batch = self._batch(slices)
-        hidden = net.hidden(batch.ids, batch.plan, self.store)
+        hidden = self.net.hidden(batch.ids, batch.plan, self.store)
+        return self._results(slices, batch, hidden)
 
+    def _compute_layers(
+        self, part: Slice, forwards: dict[TokenSequence, Forward]
+    ) -> StepResult | FleetError:
+        """Compute the slice's layers. Return its result.
+
+        Its forward goes to `forwards` where layers are left for later steps.
+        """
+        layers = self.net.layers
+        assert layers is not None
+        batch = self._batch([part])
+        if part.sequence.num_layers == 0:
+            forward = layers.begin(batch.ids, batch.plan)
+        else:
+            forward = self._forwards[part.sequence]
+        forward = forward.advance(batch.plan, self.store, part.num_layers)
+        if not part.has_more_layers:
+            return self._results([part], batch, forward.hidden)[0]
+
+        if not torch.isfinite(forward.hidden).all():
+            return broken(self.spec.name)
+        forwards[part.sequence] = forward
+        return None
+
+    def _results(
+        self, slices: Sequence[Slice], batch: Batch, hidden: Tensor
+    ) -> list[StepResult | FleetError]:
+        """Return the results of slices whose batch has the states `hidden`."""
+        results: list[StepResult | FleetError] = [None] * len(slices)
         if batch.samplers:
             states = hidden[batch.sampled]
-            self._sample(batch.samplers, states, net.logits(states), slices, results)
+            self._sample(batch.samplers, states, self.net.logits(states), slices, results)
         self._score(batch, hidden, slices, results)
         for index, first, end in batch.pooled:
             results[index] = pooled(hidden[first:end], self.spec.name)
 
         # A slice that is part of a prompt has no result that could fail, so its states are checked.
         if None in results:
+            page_size = self.spec.page_size
             for index in quarantine.find_broken(slices, batch.plan, hidden, page_size):
                 # A draft that is broken and wrong is no fault of its sequence.
                 if not isinstance(results[index], Verified):
                     results[index] = broken(self.spec.name)
+        return results
 
     def _sample(
         self,
