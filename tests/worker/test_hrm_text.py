@@ -4,6 +4,7 @@ The oracle is transformers' own HrmTextForCausalLM.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from worker.engine import scoring
 from worker.engine.runner import RunnerOptions
 from worker.engine.sequence import Slice, StepResult
 from worker.host.loading import load_models
+from worker.kv.batch import Batch
 from worker.models.errors import ModelFormatError
 from worker.runners import hrm_text, paged
 from worker.runners.paged import PagedRunner
@@ -363,17 +365,19 @@ def test_a_step_that_fails_between_two_layers_is_repeated_from_where_it_began(
     expected = generate_all(runner, tasks)
     options = RunnerOptions(path=str(tiny[0]), max_batch=4, page_size=4, step_tokens=8)
     in_parts = hrm_text.load(options)
-    whole_step = in_parts._compute_whole
+    whole_step = in_parts._results
     calls = 0
 
-    def failing(slices: list[Slice]) -> list[StepResult | FleetError]:
+    def failing(
+        slices: Sequence[Slice], batch: Batch, hidden: Tensor
+    ) -> list[StepResult | FleetError]:
         nonlocal calls
         calls += 1
-        # After the layers of a prompt are computed in this step.
+        # After all layers of this step are computed.
         if calls % 5 == 0 and len(slices) > 1:
             raise RuntimeError("no luck")
-        return whole_step(slices)
+        return whole_step(slices, batch, hidden)
 
-    monkeypatch.setattr(in_parts, "_compute_whole", failing)
+    monkeypatch.setattr(in_parts, "_results", failing)
     assert generate_all(in_parts, tasks) == expected
     assert calls > 10

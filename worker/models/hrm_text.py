@@ -155,13 +155,13 @@ class Pass:
 class HrmTextState:
     """A forward that has computed the first `num_layers` layers of its passes.
 
-    `hidden` are the states [T, hidden] that the last of them has returned. `z_h` and `z_l` are
-    those of the last passes, [T, hidden] or broadcast to it.
+    `hidden` are the states [T, hidden] that the last of them has returned. `z_h` and `z_l`
+    [T, hidden] are those of the last passes.
     """
 
+    hidden: Tensor
     z_h: Tensor
     z_l: Tensor
-    hidden: Tensor
     rope: tuple[Tensor, Tensor]
     num_layers: int = 0
 
@@ -213,11 +213,11 @@ class HrmTextModel(nn.Module):
         """Return the state of a forward of token ids [T] at `positions` [T] before any layer."""
         core = self.model
         z_h = core.embed_tokens(ids) * self.shape.embedding_scale
-        z_l = core.z_L_init.to(z_h.dtype)
+        z_l = core.z_L_init.to(z_h.dtype).expand_as(z_h)
         cos = self.get_buffer("cos")[positions]
         sin = self.get_buffer("sin")[positions]
         rope = (cos.to(z_h.dtype), sin.to(z_h.dtype))
-        return HrmTextState(z_h, z_l, hidden=z_h, rope=rope)
+        return HrmTextState(z_h, z_h, z_l, rope)
 
     def advance(
         self,
@@ -258,7 +258,7 @@ class HrmTextModel(nn.Module):
                     z_h = hidden
                 else:
                     z_l = hidden
-        return HrmTextState(z_h, z_l, hidden=hidden, rope=state.rope, num_layers=end)
+        return HrmTextState(hidden, z_h, z_l, state.rope, num_layers=end)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits [..., vocab] in float32 of states [..., hidden]."""

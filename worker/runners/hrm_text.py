@@ -49,7 +49,7 @@ from worker.models.linear import keeps_rows_apart, pack_all_linears
 from worker.models.reading import Count, Positive, converted, read_json_object
 from worker.models.weights import load_tokenizer, matrix_shape, read_safetensors_dir, start_ids
 from worker.runners.accelerators import prepare
-from worker.runners.net import Draft, Layers
+from worker.runners.net import Draft, Forward, Layers
 from worker.runners.paged import PagedRunner
 from worker.text.chat import DIALOGUE, ChatTemplate
 from worker.text.encoding import TextTask, encode_generate, encode_read, encode_score, encode_text
@@ -286,7 +286,7 @@ class HrmTextNet:
         self.kv_shape = KVShape(
             shape.num_kv_slots, num_heads=shape.num_heads, head_dim=shape.head_dim
         )
-        self.layers = Layers(shape.num_kv_slots, self._begin)
+        self.layers = Layers(shape.num_kv_slots, self._begin, self._advance)
         self._scale = shape.head_dim**-0.5
 
     def hidden(self, ids: Tensor, plan: AttentionPlan, store: KVStore | None) -> Tensor:
@@ -314,14 +314,21 @@ class HrmTextNet:
         *,
         passes: list[Pass] | None,
     ) -> Tensor:
-        attend_slot = self.attend_slot(plan, store)
+        attend_slot = self._attend_slot(plan, store)
         out: Tensor = self.model(ids, plan.positions, attend_slot, passes)
         return out
 
-    def _begin(self, ids: Tensor, plan: AttentionPlan) -> "_Forward":
-        return _Forward(self, self.model.begin(ids, plan.positions))
+    def _begin(self, ids: Tensor, plan: AttentionPlan) -> Forward:
+        return _forward_of(self.model.begin(ids, plan.positions))
 
-    def attend_slot(self, plan: AttentionPlan, store: KVStore | None) -> Attend:
+    def _advance(
+        self, forward: Forward, plan: AttentionPlan, store: KVStore | None, num_layers: int
+    ) -> Forward:
+        hidden, z_h, z_l, cos, sin = forward.states
+        state = HrmTextState(hidden, z_h, z_l, (cos, sin), num_layers=forward.num_layers)
+        return _forward_of(self.model.advance(state, self._attend_slot(plan, store), num_layers))
+
+    def _attend_slot(self, plan: AttentionPlan, store: KVStore | None) -> Attend:
         """Return the attention of a step, whose first argument is the slot."""
 
         def attend_slot(slot: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -333,20 +340,8 @@ class HrmTextNet:
         return self.model.logits(hidden)
 
 
-@dataclass(frozen=True)
-class _Forward:
-    """A forward of HRM-Text between two layers."""
-
-    net: HrmTextNet
-    state: HrmTextState
-
-    @property
-    def hidden(self) -> Tensor:
-        return self.state.hidden
-
-    def advance(self, plan: AttentionPlan, store: KVStore, num_layers: int) -> "_Forward":
-        attend_slot = self.net.attend_slot(plan, store)
-        return _Forward(self.net, self.net.model.advance(self.state, attend_slot, num_layers))
+def _forward_of(state: HrmTextState) -> Forward:
+    return Forward((state.hidden, state.z_h, state.z_l, *state.rope), state.num_layers)
 
 
 def load(options: RunnerOptions) -> PagedRunner:

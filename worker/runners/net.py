@@ -3,7 +3,7 @@
 A network returns the states of a flat batch of tokens, and the logits of states.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,27 +29,46 @@ class Draft:
     max_tokens: int
 
 
-class Forward(Protocol):
-    """A forward of a batch between two layers."""
+@dataclass(frozen=True)
+class Forward:
+    """A forward of a batch of T tokens that has computed the first `num_layers` layers.
+
+    `states` [T, ...] are all that the next layers need. The first are those [T, hidden] that the
+    last layer has returned.
+    """
+
+    states: tuple[Tensor, ...]
+    num_layers: int
 
     @property
     def hidden(self) -> Tensor:
-        """Return the states [T, hidden] that the last layer has returned."""
+        return self.states[0]
 
-    def advance(self, plan: AttentionPlan, store: KVStore, num_layers: int) -> "Forward":
-        """Return the forward after the next layers. This one stays as it is."""
+    def split(self, sizes: Sequence[int]) -> "list[Forward]":
+        """Return a forward for each of the runs of tokens of these sizes."""
+        parts = zip(*(state.split(list(sizes)) for state in self.states), strict=True)
+        return [Forward(states, self.num_layers) for states in parts]
+
+
+def joined(forwards: Sequence[Forward]) -> Forward:
+    """Return the forward of the tokens of all, which have computed the same layers."""
+    [num_layers] = {forward.num_layers for forward in forwards}
+    states = zip(*(forward.states for forward in forwards), strict=True)
+    return Forward(tuple(torch.cat(parts) for parts in states), num_layers)
 
 
 @dataclass(frozen=True)
 class Layers:
     """The layers of a network in the order in which they run, each once for each pass.
 
-    There are `count`. `begin` returns a forward of token ids [T] before the first one. After the
-    last one its states are those that `Net.hidden` returns.
+    There are `count`. `begin` returns a forward of token ids [T] before the first one. `advance`
+    returns a forward after as many of the next layers as its last argument says. After the last one
+    its states are those that `Net.hidden` returns.
     """
 
     count: int
     begin: Callable[[Tensor, AttentionPlan], Forward]
+    advance: Callable[[Forward, AttentionPlan, KVStore | None, int], Forward]
 
 
 class Net(Protocol):

@@ -5,7 +5,8 @@ A step is one flat forward over a `Net`. A `Language` translates between text an
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal, Protocol
 
 import torch
@@ -37,7 +38,7 @@ from worker.kv.transfer import moved
 from worker.models.errors import ModelFormatError
 from worker.runners.allocation import tells_out_of_memory
 from worker.runners.decode_graphs import DecodeGraphs, capture_decoding
-from worker.runners.net import Forward, Net
+from worker.runners.net import Forward, Layers, Net, joined
 from worker.text.encoding import TextTask, text_task
 
 logger = logging.getLogger("aios.paged")
@@ -53,6 +54,16 @@ class Language(Protocol):
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of response tokens, special tokens left out."""
+
+
+@dataclass
+class _Group:
+    """Slices with one batch, whose `forward` is computed up to the layer `end`."""
+
+    slices: Sequence[Slice]
+    batch: Batch
+    forward: Forward
+    end: int
 
 
 class PagedRunner:
@@ -149,16 +160,18 @@ class PagedRunner:
         """
         self._copy_pages(slices)
         drafted = self._with_drafts(slices)
+        whole = [index for index, part in enumerate(drafted) if not part.num_layers]
+        cut = [index for index, part in enumerate(drafted) if part.num_layers]
+        whole_slices = [drafted[index] for index in whole]
+        cut_slices = [drafted[index] for index in cut]
+
         forwards: dict[TokenSequence, Forward] = {}
+        if cut:
+            computed = self._compute_by_layers(whole_slices, cut_slices, forwards)
+        else:
+            computed = self._compute(whole_slices)
         results: list[StepResult | FleetError] = [None] * len(slices)
-        whole = []
-        for index, part in enumerate(drafted):
-            if part.num_layers:
-                results[index] = self._compute_layers(part, forwards)
-            else:
-                whole.append(index)
-        whole_results = self._compute_whole([drafted[index] for index in whole])
-        for index, result in zip(whole, whole_results, strict=True):
+        for index, result in zip([*whole, *cut], computed, strict=True):
             results[index] = result
 
         failed = []
@@ -166,8 +179,9 @@ class PagedRunner:
             if isinstance(result, FleetError):
                 failed.append(part)
         quarantine.clear(self.store, failed, self.spec.page_size)
+
         # Last, because a step that raises is repeated from where it began.
-        for part in slices:
+        for part in cut_slices:
             self._forwards.pop(part.sequence, None)
         self._forwards |= forwards
         return results
@@ -214,10 +228,8 @@ class PagedRunner:
         )
         return builder.build(slices)
 
-    def _compute_whole(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
+    def _compute(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
         """Compute all layers of the slices in one forward. Return their results."""
-        if not slices:
-            return []
         if self.decoder is not None:
             decoded = self.decoder.decode(slices)
             if decoded is not None:
@@ -229,28 +241,69 @@ class PagedRunner:
         hidden = self.net.hidden(batch.ids, batch.plan, self.store)
         return self._results(slices, batch, hidden)
 
-    def _compute_layers(
-        self, part: Slice, forwards: dict[TokenSequence, Forward]
-    ) -> StepResult | FleetError:
-        """Compute the slice's layers. Return its result.
+    def _compute_by_layers(
+        self,
+        whole: Sequence[Slice],
+        cut: Sequence[Slice],
+        forwards: dict[TokenSequence, Forward],
+    ) -> list[StepResult | FleetError]:
+        """Compute all layers of the `whole` slices and some layers of those that are `cut`.
 
-        Its forward goes to `forwards` where layers are left for later steps.
+        Return the results, those of the whole ones first. A slice that is cut takes part in the
+        forward of the others from its first layer to its last. Forwards of which layers are left
+        for later steps go to `forwards`.
         """
         layers = self.net.layers
         assert layers is not None
-        batch = self._batch([part])
-        if part.sequence.num_layers == 0:
-            forward = layers.begin(batch.ids, batch.plan)
-        else:
-            forward = self._forwards[part.sequence]
-        forward = forward.advance(batch.plan, self.store, part.num_layers)
-        if not part.has_more_layers:
-            return self._results([part], batch, forward.hidden)[0]
+        groups: list[_Group] = []
+        if whole:
+            groups.append(self._group(whole, layers, end=layers.count))
+        for part in cut:
+            end = part.sequence.num_layers + part.num_layers
+            groups.append(self._group([part], layers, end=end))
+        self._advance(groups, layers)
 
-        if not torch.isfinite(forward.hidden).all():
-            return broken(self.spec.name)
-        forwards[part.sequence] = forward
-        return None
+        results: list[StepResult | FleetError] = []
+        for group in groups:
+            part = group.slices[0]
+            if not part.has_more_layers:
+                results += self._results(group.slices, group.batch, group.forward.hidden)
+            elif torch.isfinite(group.forward.hidden).all():
+                forwards[part.sequence] = group.forward
+                results.append(None)
+            else:
+                results.append(broken(self.spec.name))
+        return results
+
+    def _group(self, slices: Sequence[Slice], layers: Layers, *, end: int) -> "_Group":
+        batch = self._batch(slices)
+        sequence = slices[0].sequence
+        if sequence.num_layers:
+            return _Group(slices, batch, self._forwards[sequence], end)
+        return _Group(slices, batch, layers.begin(batch.ids, batch.plan), end)
+
+    def _advance(self, groups: Sequence["_Group"], layers: Layers) -> None:
+        """Compute each group's layers. Groups share the forward of those that both compute."""
+        ends = {group.end for group in groups}
+        bounds = sorted(ends | {group.forward.num_layers for group in groups})
+        for first, end in pairwise(bounds):
+            present = []
+            for group in groups:
+                if group.forward.num_layers == first and group.end >= end:
+                    present.append(group)
+            if not present:
+                continue
+            # The tokens of a batch lie in the order of its groups, because those behind the first
+            # one do not decode.
+            plan = present[0].batch.plan
+            if len(present) > 1:
+                slices = [part for group in present for part in group.slices]
+                plan = self._batch(slices).plan
+            forward = joined([group.forward for group in present])
+            forward = layers.advance(forward, plan, self.store, end - first)
+            sizes = [len(group.batch.ids) for group in present]
+            for group, own in zip(present, forward.split(sizes), strict=True):
+                group.forward = own
 
     def _results(
         self, slices: Sequence[Slice], batch: Batch, hidden: Tensor
