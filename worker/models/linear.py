@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from worker.engine.runner import RunnerOptions
 from worker.native.operators import can_pack, linear, packed
 
 Better = Callable[[nn.Module, bool], nn.Module | None]
@@ -120,12 +121,20 @@ class Int8Linear(nn.Module):
         return out.to(x.dtype)
 
 
-def pack_linears(model: nn.Module, _options: object = None) -> int:
+def pack_linears(model: nn.Module, options: RunnerOptions | None = None) -> int:
     """Replace the linear layers that are faster packed, in place. Return their number.
 
     Results differ only by the order of summation. Only fp32 and bf16 layers on a CPU are replaced.
+    Where a last bit matters, small layers are packed for our kernels, too, because there a row does
+    not depend on the others.
     """
-    return _replace(model, _packed)
+    is_lossy = options is not None and options.is_lossy
+    least_weights = 0 if is_lossy else MIN_PACKED_WEIGHTS
+
+    def packed_layer(layer: nn.Module, is_tied: bool) -> nn.Module | None:
+        return _packed(layer, is_tied, least_weights)
+
+    return _replace(model, packed_layer)
 
 
 def round_linears(model: nn.Module, _options: object = None) -> int:
@@ -169,14 +178,14 @@ def _rounded(layer: nn.Module, is_tied: bool) -> nn.Module | None:
     return Int8Linear(weight, bias)
 
 
-def _packed(layer: nn.Module, is_tied: bool) -> nn.Module | None:
+def _packed(layer: nn.Module, is_tied: bool, least_weights: int) -> nn.Module | None:
     weight, bias = _parameters(layer)
     # A weight that an embedding shares would have to be kept twice.
-    if is_tied or weight.numel() < MIN_PACKED_WEIGHTS:
+    if is_tied or weight.numel() < least_weights:
         return None
     if can_pack(weight):
         return PanelLinear(weight, bias)
-    if not _has_packed_kernel(weight):
+    if weight.numel() < MIN_PACKED_WEIGHTS or not _has_packed_kernel(weight):
         return None
     is_wide = weight.shape[0] >= 2 * weight.shape[1]
     has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"

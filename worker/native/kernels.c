@@ -2,10 +2,12 @@
  *
  * Every kernel computes a row in an order of its own, so that no bit of it depends on other rows or
  * on the number of threads. Tensors are fp32 or bf16, and sums and functions are fp32 in both.
+ * Stored keys and values may have fewer bits than what attends to them.
  * `operators.py` and `worker/kv/paged_native.py` call them, and do the same by torch where they do
  * not fit. The file needs no library. `setup.py` compiles it once for each set of instructions.
  */
 
+#include <float.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,27 +27,45 @@ typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+typedef int8_t Bytes __attribute__((vector_size(LANES)));
 typedef float UnalignedFloats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint16_t UnalignedHalves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef int8_t UnalignedBytes __attribute__((vector_size(LANES), aligned(1), may_alias));
 
 
 /* --- Elements */
 
-INLINE const char *at(const void *tensor, long index, int is_bf16) {
-    return (const char *)tensor + (is_bf16 ? 2 : 4) * index;
+/* The types of elements. A flag `is_bf16` is the first or the second of them. */
+enum { FP32, BF16, INT8 };
+
+INLINE long size_of(int type) {
+    switch (type) {
+    case FP32: return 4;
+    case BF16: return 2;
+    default: return 1;
+    }
 }
 
-INLINE Floats load(const void *tensor, long index, int is_bf16) {
-    const char *place = at(tensor, index, is_bf16);
-    if (!is_bf16)
+INLINE const char *at(const void *tensor, long index, int type) {
+    return (const char *)tensor + size_of(type) * index;
+}
+
+INLINE Floats load(const void *tensor, long index, int type) {
+    const char *place = at(tensor, index, type);
+    if (type == FP32)
         return *(const UnalignedFloats *)place;
+    if (type == INT8) {
+        Bytes steps = *(const UnalignedBytes *)place;
+        return __builtin_convertvector(__builtin_convertvector(steps, Ints), Floats);
+    }
     Halves high = *(const UnalignedHalves *)place;
     return (Floats)(__builtin_convertvector(high, Words) << 16);
 }
 
-INLINE void store(void *tensor, long index, Floats value, int is_bf16) {
-    char *place = (char *)at(tensor, index, is_bf16);
-    if (!is_bf16) {
+/* Store fp32 or bf16. `store_steps` stores int8. */
+INLINE void store(void *tensor, long index, Floats value, int type) {
+    char *place = (char *)at(tensor, index, type);
+    if (type == FP32) {
         *(UnalignedFloats *)place = value;
         return;
     }
@@ -98,6 +118,56 @@ INLINE float sum(Floats value) {
         for (int lane = 0; lane < width; lane++)
             lanes[lane] += lanes[lane + width];
     return lanes[0];
+}
+
+INLINE float largest(Floats value) {
+    float peak = value[0];
+    for (int lane = 1; lane < LANES; lane++)
+        peak = value[lane] > peak ? value[lane] : peak;
+    return peak;
+}
+
+/* A head of keys or values in int8 is `head_dim` steps and, in the four bytes behind them, the size
+ * of a step in fp32. So it is that many elements wide.
+ */
+INLINE long head_width(long head_dim, int type) {
+    return type == INT8 ? head_dim + (long)sizeof(float) : head_dim;
+}
+
+/* Return the number by which the elements of a head are multiplied. */
+INLINE float scale_of(const void *head, long head_dim, int type) {
+    float scale = 1.0f;
+    if (type == INT8)
+        memcpy(&scale, at(head, head_dim, type), sizeof scale);
+    return scale;
+}
+
+/* Store a head as int8: whole steps of -127 to 127, to the nearest, and to even between two.
+ *
+ * A head that is not finite has steps of the size NaN, so that all of it is read as NaN.
+ */
+INLINE void store_steps(void *head, const void *x, long head_dim, int type) {
+    Floats peaks = {0};
+    Floats broken = {0}; /* zero, or NaN */
+    for (long i = 0; i < head_dim; i += LANES) {
+        Floats value = load(x, i, type);
+        Floats magnitude = choose(value < 0.0f, -value, value);
+        peaks = choose(magnitude > peaks, magnitude, peaks);
+        broken += value - value;
+    }
+    float scale = largest(peaks) / 127.0f;
+    scale = scale < FLT_MIN ? FLT_MIN : scale; /* a head of zeros is not divided by zero */
+    scale += sum(broken);
+
+    const float whole = 12582912.0f; /* adding this constant rounds to a whole number */
+    char *place = head;
+    for (long i = 0; i < head_dim; i += LANES) {
+        Floats steps = load(x, i, type) / scale;
+        steps = choose(steps == steps, steps, (Floats){0});
+        Ints rounded = __builtin_convertvector((steps + whole) - whole, Ints);
+        *(UnalignedBytes *)(place + i) = __builtin_convertvector(rounded, Bytes);
+    }
+    memcpy(place + head_dim, &scale, sizeof scale);
 }
 
 
@@ -272,11 +342,26 @@ void gate(void *out, const void *gates, long gate_stride, const void *x, long st
     run_rows(is_silu ? silu_task : sigmoid_task, &operands, threads);
 }
 
-/* Copy rows of `width` bytes to the rows of a store that `places` names. Strides are in bytes. */
-void write_rows(void *store, const int64_t *places, const void *x, long stride, long rows,
-                long width) {
-    for (long row = 0; row < rows; row++)
-        memcpy((char *)store + places[row] * width, (const char *)x + row * stride, (size_t)width);
+/* Write x [rows, heads, head_dim] of a `type` to the rows of a pool that `places` names.
+ *
+ * The pool has its own type, whose numbers are no wider.
+ */
+void write_rows(void *pool, const int64_t *places, const void *x, long stride, long rows,
+                long heads, long head_dim, int type, int pool_type) {
+    long width = heads * head_width(head_dim, pool_type);
+    for (long row = 0; row < rows; row++) {
+        const char *from = at(x, row * stride, type);
+        char *to = (char *)at(pool, places[row] * width, pool_type);
+        if (type == pool_type)
+            memcpy(to, from, (size_t)(width * size_of(type)));
+        else if (pool_type == BF16)
+            for (long i = 0; i < width; i += LANES)
+                store(to, i, load(from, i, type), BF16);
+        else
+            for (long head = 0; head < heads; head++)
+                store_steps(to + head * head_width(head_dim, INT8),
+                            at(from, head * head_dim, type), head_dim, type);
+    }
 }
 
 
@@ -291,13 +376,14 @@ typedef struct {
     long kv_heads, group, head_dim, page_size, window;
     long parts; /* into which the heads of a query are cut, each a task */
     float scale;
-    int is_bf16;
+    int type;    /* of queries and of the result */
+    int kv_type; /* of keys and values */
 } Attention;
 
 /* Ask for `width` elements from `place` on, for which memory needs longer than a page's sums. */
-INLINE void prefetch(const void *tensor, long place, long width, int is_bf16) {
-    const char *line = at(tensor, place, is_bf16);
-    const char *behind = at(tensor, place + width, is_bf16);
+INLINE void prefetch(const void *tensor, long place, long width, int type) {
+    const char *line = at(tensor, place, type);
+    const char *behind = at(tensor, place + width, type);
     for (; line < behind; line += 64)
         __builtin_prefetch(line, 0, 2);
 }
@@ -345,13 +431,14 @@ INLINE Floats sums(const Floats *x) {
  * in the order in which keys lie in memory, then the softmax, then the sums of values.
  */
 INLINE void attend(const Attention *o, const int32_t *pages, long first, long end, long number,
-                   long head_dim, int is_bf16) {
+                   long head_dim, int kv_type) {
+    long width = head_width(head_dim, kv_type);
     long kv_heads = o->kv_heads / o->parts;
     long heads = kv_heads * o->group;
     long first_kv_head = number % o->parts * kv_heads;
     long first_head = first_kv_head * o->group;
     long query_number = number / o->parts;
-    long token_width = o->kv_heads * head_dim;
+    long token_width = o->kv_heads * width;
     long page_width = o->page_size * token_width;
     long size = end - first;
     long padded = (size + LANES - 1) / LANES * LANES;
@@ -361,9 +448,9 @@ INLINE void attend(const Attention *o, const int32_t *pages, long first, long en
     float *scores = query + heads * head_dim;
     float *result = scores + heads * padded;
     long first_element = query_number * o->query_stride + first_head * head_dim;
-    const void *given = at(o->query, first_element, is_bf16);
+    const void *given = at(o->query, first_element, o->type);
     for (long i = 0; i < heads * head_dim; i += LANES)
-        store(query, i, load(given, i, is_bf16) * o->scale, 0);
+        store(query, i, load(given, i, o->type) * o->scale, FP32);
 
     /* LANES products wait until their lanes are added together. */
     Floats waiting[LANES];
@@ -371,18 +458,19 @@ INLINE void attend(const Attention *o, const int32_t *pages, long first, long en
     int num_waiting = 0;
     for (long token = first; token < end; token++) {
         long place = pages[token / o->page_size] * page_width + token % o->page_size * token_width;
-        const void *key = at(o->keys, place + first_kv_head * head_dim, is_bf16);
+        const void *keys = at(o->keys, place + first_kv_head * width, kv_type);
         const void *next = token + o->page_size < end ? o->keys : o->values;
         long page = next == o->keys ? token / o->page_size + 1 : first / o->page_size;
         place = pages[page] * page_width + token % o->page_size * token_width;
-        prefetch(next, place + first_kv_head * head_dim, kv_heads * head_dim, is_bf16);
+        prefetch(next, place + first_kv_head * width, kv_heads * width, kv_type);
         for (long kv_head = 0; kv_head < kv_heads; kv_head++) {
+            const void *key = at(keys, kv_head * width, kv_type);
+            float key_scale = scale_of(key, head_dim, kv_type);
             for (long head = kv_head * o->group; head < (kv_head + 1) * o->group; head++) {
                 Floats product = {0};
                 for (long i = 0; i < head_dim; i += LANES)
-                    product += load(query, head * head_dim + i, 0) *
-                               load(key, kv_head * head_dim + i, is_bf16);
-                waiting[num_waiting] = product;
+                    product += load(query, head * head_dim + i, FP32) * load(key, i, kv_type);
+                waiting[num_waiting] = product * key_scale;
                 targets[num_waiting++] = scores + head * padded + (token - first);
                 if (num_waiting == LANES) {
                     Floats added = sums(waiting);
@@ -405,21 +493,19 @@ INLINE void attend(const Attention *o, const int32_t *pages, long first, long en
         float *row = scores + head * padded;
         for (long i = size; i < padded; i++)
             row[i] = -__builtin_inff();
-        Floats largest = load(row, 0, 0);
+        Floats peaks = load(row, 0, FP32);
         for (long i = LANES; i < padded; i += LANES)
-            largest = choose(load(row, i, 0) > largest, load(row, i, 0), largest);
-        float peak = largest[0];
-        for (int lane = 1; lane < LANES; lane++)
-            peak = largest[lane] > peak ? largest[lane] : peak;
+            peaks = choose(load(row, i, FP32) > peaks, load(row, i, FP32), peaks);
+        float peak = largest(peaks);
         Floats total = {0};
         for (long i = 0; i < padded; i += LANES) {
-            Floats weight = exponential(load(row, i, 0) - peak);
-            store(row, i, weight, 0);
+            Floats weight = exponential(load(row, i, FP32) - peak);
+            store(row, i, weight, FP32);
             total += weight;
         }
         float share = 1.0f / sum(total);
         for (long i = 0; i < padded; i += LANES)
-            store(row, i, load(row, i, 0) * share, 0);
+            store(row, i, load(row, i, FP32) * share, FP32);
     }
 
     memset(result, 0, sizeof(float) * (size_t)(heads * head_dim));
@@ -429,45 +515,46 @@ INLINE void attend(const Attention *o, const int32_t *pages, long first, long en
         if (behind > end)
             behind = end;
         long place = pages[token / o->page_size] * page_width + token % o->page_size * token_width;
-        const void *value = at(o->values, place + first_kv_head * head_dim, is_bf16);
+        const void *values = at(o->values, place + first_kv_head * width, kv_type);
         long next = behind < end ? pages[behind / o->page_size] * page_width : -1;
         for (long head = 0; head < heads; head++) {
             const float *weights = scores + head * padded - first;
             Floats added[MAX_HEAD_DIM / LANES];
             for (long i = 0; i < head_dim / LANES; i++)
-                added[i] = load(result, head * head_dim + i * LANES, 0);
+                added[i] = load(result, head * head_dim + i * LANES, FP32);
             for (long t = token; t < behind; t++) {
                 if (next >= 0 && head % o->group == 0) {
-                    long ahead = next + (t - token) * token_width + first_kv_head * head_dim;
-                    prefetch(o->values, ahead + head / o->group * head_dim, head_dim, is_bf16);
+                    long ahead = next + (t - token) * token_width + first_kv_head * width;
+                    prefetch(o->values, ahead + head / o->group * width, width, kv_type);
                 }
-                long element = (t - token) * token_width + head / o->group * head_dim;
-                const void *row = at(value, element, is_bf16);
+                long element = (t - token) * token_width + head / o->group * width;
+                const void *value = at(values, element, kv_type);
+                float weight = weights[t] * scale_of(value, head_dim, kv_type);
                 for (long i = 0; i < head_dim / LANES; i++)
-                    added[i] += load(row, i * LANES, is_bf16) * weights[t];
+                    added[i] += load(value, i * LANES, kv_type) * weight;
             }
             for (long i = 0; i < head_dim / LANES; i++)
-                store(result, head * head_dim + i * LANES, added[i], 0);
+                store(result, head * head_dim + i * LANES, added[i], FP32);
         }
         token = behind;
     }
 
     long first_out = (query_number * o->kv_heads * o->group + first_head) * head_dim;
-    void *out = (void *)at(o->out, first_out, is_bf16);
+    void *out = (void *)at(o->out, first_out, o->type);
     for (long i = 0; i < heads * head_dim; i += LANES)
-        store(out, i, load(result, i, 0), is_bf16);
+        store(out, i, load(result, i, FP32), o->type);
     free(query);
 }
 
 INLINE void attend_in(const Attention *o, const int32_t *pages, long first, long end, long number,
-                      int is_bf16) {
+                      int kv_type) {
     /* With a number that the compiler knows, the loops over a head become registers. */
     if (o->head_dim == 64)
-        attend(o, pages, first, end, number, 64, is_bf16);
+        attend(o, pages, first, end, number, 64, kv_type);
     else if (o->head_dim == 128)
-        attend(o, pages, first, end, number, 128, is_bf16);
+        attend(o, pages, first, end, number, 128, kv_type);
     else
-        attend(o, pages, first, end, number, o->head_dim, is_bf16);
+        attend(o, pages, first, end, number, o->head_dim, kv_type);
 }
 
 static void attention_task(const void *arguments, long number) {
@@ -479,28 +566,30 @@ static void attention_task(const void *arguments, long number) {
     long end = o->lengths[row] - (o->query_starts[row + 1] - 1 - query);
     long first = o->window && end > o->window ? end - o->window : 0;
     const int32_t *pages = o->block_table + row * o->table_width;
-    if (o->is_bf16)
-        attend_in(o, pages, first, end, number, 1);
-    else
-        attend_in(o, pages, first, end, number, 0);
+    switch (o->kv_type) {
+    case FP32: attend_in(o, pages, first, end, number, FP32); break;
+    case BF16: attend_in(o, pages, first, end, number, BF16); break;
+    default: attend_in(o, pages, first, end, number, INT8);
+    }
 }
 
 /* Write the attention [queries, kv_heads * group, head_dim] of queries to stored keys.
  *
- * `keys` and `values` are [pages, page_size, kv_heads, head_dim]. Row n's queries are the last of
- * its `lengths[n]` tokens, from `query_starts[n]` on. A window of 0 has no limit.
+ * `keys` and `values` are [pages, page_size, kv_heads, head width] of a type of their own. Row n's
+ * queries are the last of its `lengths[n]` tokens, from `query_starts[n]` on. A window of 0 has no
+ * limit.
  */
 void paged_attention(void *out, const void *query, long query_stride, const void *keys,
                      const void *values, const int32_t *block_table, long table_width,
                      const int32_t *lengths, const int32_t *query_starts, long num_rows,
                      long kv_heads, long group, long head_dim, long page_size, float scale,
-                     long window, int is_bf16, long threads) {
+                     long window, int type, int kv_type, long threads) {
     Attention attention = {.out = out, .query = query, .keys = keys, .values = values,
                            .block_table = block_table, .lengths = lengths,
                            .query_starts = query_starts, .query_stride = query_stride,
                            .table_width = table_width, .kv_heads = kv_heads, .group = group,
                            .head_dim = head_dim, .page_size = page_size, .window = window,
-                           .parts = 1, .scale = scale, .is_bf16 = is_bf16};
+                           .parts = 1, .scale = scale, .type = type, .kv_type = kv_type};
     long queries = query_starts[num_rows];
     if (threads > 1)
         while (queries * attention.parts < 4 * threads && kv_heads % (2 * attention.parts) == 0)
