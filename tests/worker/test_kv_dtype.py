@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from scripts.bench.model import causal, hrm_text
 from scripts.train.train_sample import byte_tokenizer
@@ -30,8 +31,10 @@ from worker.kv import flash
 from worker.kv.paged_native import in_native
 from worker.kv.store import KVShape
 from worker.models.errors import ModelFormatError
+from worker.models.linear import Int8Linear, PanelLinear
 from worker.native import library as native
 from worker.native.library import library
+from worker.runners.causal_net import CausalNet
 from worker.runners.paged import PagedRunner, stored_dtype
 from worker.runners.registry import load_runner
 
@@ -232,6 +235,29 @@ def test_every_path_says_the_same_to_the_last_bit(
     cached = replace(options, prefix_cache=True)
     twice = answers_of(cached, tasks * 2, nothing * 2)
     assert twice[len(tasks) :] == alone, "over known prompts"
+
+
+@pytest.mark.skipif(library() is None, reason="no kernels")
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_no_product_depends_on_the_batch(quantize: str, tmp_path: Path) -> None:
+    """Keys are rounded from products, so small layers are computed by our kernels, too.
+
+    Without rounding torch computes them, which is faster.
+    """
+    path = write_llama(tmp_path)
+
+    def kinds(kv_dtype: KVDtype) -> set[type[nn.Module]]:
+        runner = load(path, quantize=quantize, kv_dtype=kv_dtype)
+        assert isinstance(runner.net, CausalNet)
+        layers = []
+        for layer in runner.net.model.modules():
+            if isinstance(layer, nn.Linear | PanelLinear | Int8Linear):
+                layers.append(layer)
+        assert len(layers) == 2 * 7 + 1
+        return set(map(type, layers))
+
+    assert kinds("auto") == {nn.Linear}
+    assert kinds("int8") == {PanelLinear}
 
 
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)

@@ -58,17 +58,20 @@ class RunnerOptions:
         return self.own
 
     @property
+    def rounds_kv(self) -> bool:
+        """Return whether keys and values are stored in fewer bits than `dtype` has."""
+        if not isinstance(self.own, PagedOptions):
+            return False
+        return self.own.kv_dtype not in ("auto", self.dtype)
+
+    @property
     def is_lossy(self) -> bool:
-        """Return whether activations, or keys and values, are rounded to fewer bits than `dtype`.
+        """Return whether activations, or keys and values, are rounded to fewer bits.
 
         There a difference in the last bit may change what is rounded, and grow until another token
         is chosen.
         """
-        if ACCELERATORS[self.quantize].rounds_activations:
-            return True
-        if not isinstance(self.own, PagedOptions):
-            return False
-        return self.own.kv_dtype not in ("auto", self.dtype)
+        return ACCELERATORS[self.quantize].rounds_activations or self.rounds_kv
 
     @property
     def precision(self) -> str:

@@ -125,24 +125,40 @@ def pack_linears(model: nn.Module, options: RunnerOptions | None = None) -> int:
     """Replace the linear layers that are faster packed, in place. Return their number.
 
     Results differ only by the order of summation. Only fp32 and bf16 layers on a CPU are replaced.
-    Where a last bit matters, small layers are packed for our kernels, too, because there a row does
-    not depend on the others.
+    Where keys and values are rounded, small layers are put into panels, too.
     """
-    is_lossy = options is not None and options.is_lossy
-    least_weights = 0 if is_lossy else MIN_PACKED_WEIGHTS
+    least_weights = _least_panel_weights(options)
 
     def packed_layer(layer: nn.Module, is_tied: bool) -> nn.Module | None:
-        return _packed(layer, is_tied, least_weights)
+        return _in_panels(layer, is_tied, least_weights) or _packed(layer, is_tied)
 
     return _replace(model, packed_layer)
 
 
-def round_linears(model: nn.Module, _options: object = None) -> int:
+def round_linears(model: nn.Module, options: RunnerOptions | None = None) -> int:
     """Replace the linear layers that are faster in int8, in place. Return their number.
 
-    The model must be on the CPU.
+    The model must be on the CPU. Where keys and values are rounded, too, smaller layers are put
+    into panels.
     """
-    return _replace(model, _rounded)
+    if _least_panel_weights(options) > 0:
+        return _replace(model, _rounded)
+
+    def rounded_layer(layer: nn.Module, is_tied: bool) -> nn.Module | None:
+        return _rounded(layer, is_tied) or _in_panels(layer, is_tied, 0)
+
+    return _replace(model, rounded_layer)
+
+
+def _least_panel_weights(options: RunnerOptions | None) -> int:
+    """Return the number of weights from which layers are put into panels.
+
+    Keys are rounded from products. A last bit that depends on the other rows could be rounded
+    another way, and only in panels it does not.
+    """
+    if options is not None and options.rounds_kv:
+        return 0
+    return MIN_PACKED_WEIGHTS
 
 
 def has_int8_kernels() -> bool:
@@ -178,14 +194,17 @@ def _rounded(layer: nn.Module, is_tied: bool) -> nn.Module | None:
     return Int8Linear(weight, bias)
 
 
-def _packed(layer: nn.Module, is_tied: bool, least_weights: int) -> nn.Module | None:
+def _in_panels(layer: nn.Module, is_tied: bool, least_weights: int) -> nn.Module | None:
     weight, bias = _parameters(layer)
     # A weight that an embedding shares would have to be kept twice.
-    if is_tied or weight.numel() < least_weights:
+    if is_tied or weight.numel() < least_weights or not can_pack(weight):
         return None
-    if can_pack(weight):
-        return PanelLinear(weight, bias)
-    if weight.numel() < MIN_PACKED_WEIGHTS or not _has_packed_kernel(weight):
+    return PanelLinear(weight, bias)
+
+
+def _packed(layer: nn.Module, is_tied: bool) -> nn.Module | None:
+    weight, bias = _parameters(layer)
+    if is_tied or weight.numel() < MIN_PACKED_WEIGHTS or not _has_packed_kernel(weight):
         return None
     is_wide = weight.shape[0] >= 2 * weight.shape[1]
     has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
