@@ -65,7 +65,7 @@ def test_what_fewer_bits_save_and_change(cache: Path, capsys: pytest.CaptureFixt
         "256",
         "160",
     ]
-    assert cells["auto"][2:] == ["1.0000 of 256", "0.00000", "0.0000", "4 of 4", "1.0000"]
+    assert cells["auto"][2:] == ["1.0000 of 256", "0.0000", "0.000", "4 of 4", "1.0000"]
     assert 0 < float(cells["bfloat16"][3]) < float(cells["int8"][3]) < 0.2
 
 

@@ -144,8 +144,8 @@ class Case:
 def rounded(heads: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype != torch.int8:
         return heads.to(dtype).float()
-    step = heads.abs().amax(-1, keepdim=True) / 127
-    return (heads / step).round() * step
+    scale = heads.abs().amax(-1, keepdim=True) / 127
+    return (heads / scale).round() * scale
 
 
 def causal(stored: list[Pair], fresh: list[Pair], *, start: int, count: int) -> list[list[Pair]]:

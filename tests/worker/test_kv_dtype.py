@@ -287,6 +287,35 @@ def test_a_continuation_is_scored_as_it_is_generated(
     assert statistics.median(gaps) < 5e-5, gaps
 
 
+@pytest.mark.skipif(library() is None, reason="no kernels: torch's products depend on the batch")
+@pytest.mark.parametrize("kv_dtype", LOSSY)
+@pytest.mark.parametrize("write", WRITERS)
+def test_scores_do_not_depend_on_what_else_is_scored(
+    write: Write, kv_dtype: KVDtype, tmp_path: Path
+) -> None:
+    """P3: a continuation has the same score to the last bit alone, with others, and in parts."""
+    path = write(tmp_path)
+    tails = []
+    for number, length in enumerate((3, 1, 9, 17, 30, 2)):
+        tails.append(tuple(range(30 + number, 30 + number + length)))
+    contexts = [tuple(range(20, 21)), tuple(range(20, 50)), tuple(range(40, 90, 2))]
+    together = [Score(context, tuple(tails)) for context in contexts]
+
+    def scores(tasks: list[Score], **options: Any) -> list[float]:
+        runner = load(path, kv_dtype=kv_dtype, context_window=96, **options)
+        found = []
+        for parts in score_all(runner, tasks):
+            found += [part.log_likelihood for part in parts]
+        return found
+
+    alone: list[float] = []
+    for context in contexts:
+        for tail in tails:
+            alone += scores([Score(context, (tail,))])
+    assert scores(together) == alone
+    assert scores(together, step_tokens=20) == alone
+
+
 @pytest.mark.parametrize("kv_dtype", LOSSY)
 @pytest.mark.parametrize("write", WRITERS)
 def test_little_is_lost(write: Write, kv_dtype: KVDtype, tmp_path: Path) -> None:

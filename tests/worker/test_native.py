@@ -134,7 +134,7 @@ def test_rows_are_written_where_they_belong(dtype: torch.dtype) -> None:
 
 
 def heads_of_every_kind(dtype: torch.dtype) -> Tensor:
-    """Return heads [40, 1, 64] of any size, of zeros, halfway between two steps, and not finite."""
+    """Return heads [40, 1, 64] of any size, of zeros, between two numbers, and not finite."""
     heads = torch.randn(40, 1, 64) * torch.logspace(-44, 38, 40)[:, None, None]
     heads[0] = 0.0
     heads[1, 0, :4] = torch.tensor([127.0, 0.5, 1.5, -2.5])
@@ -177,18 +177,18 @@ def test_rows_are_rounded_as_they_are_by_torch(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_int8_is_the_nearest_of_127_steps(dtype: torch.dtype) -> None:
-    """A head's largest magnitude is 127 steps. What is not finite is never read as a number."""
+def test_int8_is_the_nearest_of_255_numbers(dtype: torch.dtype) -> None:
+    """A head's largest magnitude becomes 127. What is not finite is never read as a number."""
     heads = heads_of_every_kind(dtype)
     store = KVStore(KVShape(1, num_heads=1, head_dim=64), 5, 8, dtype=torch.int8, device=CPU)
     store.write(0, torch.arange(40), heads, heads)
     read = store.read(0, torch.arange(5)[None], torch.float32)[0][0]
 
     exact = heads.double()
-    step = exact.abs().amax(-1, keepdim=True) / 127
+    scale = exact.abs().amax(-1, keepdim=True) / 127
     is_sound = heads.isfinite().all(-1, keepdim=True).expand_as(heads)
-    # Half a step, what fp32 rounds of it, and what is below its smallest normal number.
-    allowed = 0.5 * step * (1 + 1e-5) + torch.finfo(torch.float32).tiny
+    # Half a number, what fp32 rounds of it, and what is below its smallest normal number.
+    allowed = 0.5 * scale * (1 + 1e-5) + torch.finfo(torch.float32).tiny
     assert ((read - exact).abs() <= allowed)[is_sound].all()
     assert is_sound.sum() == 37 * 64
     assert read[~is_sound].isnan().all()
@@ -272,9 +272,9 @@ def exactly(stored: Tensor) -> Tensor:
     """Return what stored heads stand for, in fp64."""
     if stored.dtype != torch.int8:
         return stored.double()
-    steps = stored[..., :-4]
+    numbers = stored[..., :-4]
     scale = stored[..., -4:].contiguous().view(torch.float32)
-    return steps.double() * scale.double()
+    return numbers.double() * scale.double()
 
 
 class Rows:

@@ -55,14 +55,14 @@ INLINE Floats load(const void *tensor, long index, int type) {
     if (type == FP32)
         return *(const UnalignedFloats *)place;
     if (type == INT8) {
-        Bytes steps = *(const UnalignedBytes *)place;
-        return __builtin_convertvector(__builtin_convertvector(steps, Ints), Floats);
+        Bytes numbers = *(const UnalignedBytes *)place;
+        return __builtin_convertvector(__builtin_convertvector(numbers, Ints), Floats);
     }
     Halves high = *(const UnalignedHalves *)place;
     return (Floats)(__builtin_convertvector(high, Words) << 16);
 }
 
-/* Store fp32 or bf16. `store_steps` stores int8. */
+/* Store fp32 or bf16. `quantize` stores int8. */
 INLINE void store(void *tensor, long index, Floats value, int type) {
     char *place = (char *)at(tensor, index, type);
     if (type == FP32) {
@@ -127,14 +127,14 @@ INLINE float largest(Floats value) {
     return peak;
 }
 
-/* A head of keys or values in int8 is `head_dim` steps and, in the four bytes behind them, the size
- * of a step in fp32. So it is that many elements wide.
+/* Return the elements of a stored head. In int8 its scale in fp32 lies in four bytes behind the
+ * `head_dim` numbers that are multiplied by it.
  */
 INLINE long head_width(long head_dim, int type) {
     return type == INT8 ? head_dim + (long)sizeof(float) : head_dim;
 }
 
-/* Return the number by which the elements of a head are multiplied. */
+/* Return the number by which the elements of a stored head are multiplied. */
 INLINE float scale_of(const void *head, long head_dim, int type) {
     float scale = 1.0f;
     if (type == INT8)
@@ -142,11 +142,11 @@ INLINE float scale_of(const void *head, long head_dim, int type) {
     return scale;
 }
 
-/* Store a head as int8: whole steps of -127 to 127, to the nearest, and to even between two.
+/* Store a head in int8: whole numbers from -127 to 127, the nearest, and the even one of two.
  *
- * A head that is not finite has steps of the size NaN, so that all of it is read as NaN.
+ * A head that is not finite has the scale NaN, so that all of it is read as NaN.
  */
-INLINE void store_steps(void *head, const void *x, long head_dim, int type) {
+INLINE void quantize(void *head, const void *x, long head_dim, int type) {
     Floats peaks = {0};
     Floats broken = {0}; /* zero, or NaN */
     for (long i = 0; i < head_dim; i += LANES) {
@@ -162,9 +162,9 @@ INLINE void store_steps(void *head, const void *x, long head_dim, int type) {
     const float whole = 12582912.0f; /* adding this constant rounds to a whole number */
     char *place = head;
     for (long i = 0; i < head_dim; i += LANES) {
-        Floats steps = load(x, i, type) / scale;
-        steps = choose(steps == steps, steps, (Floats){0});
-        Ints rounded = __builtin_convertvector((steps + whole) - whole, Ints);
+        Floats numbers = load(x, i, type) / scale;
+        numbers = choose(numbers == numbers, numbers, (Floats){0});
+        Ints rounded = __builtin_convertvector((numbers + whole) - whole, Ints);
         *(UnalignedBytes *)(place + i) = __builtin_convertvector(rounded, Bytes);
     }
     memcpy(place + head_dim, &scale, sizeof scale);
@@ -359,8 +359,8 @@ void write_rows(void *pool, const int64_t *places, const void *x, long stride, l
                 store(to, i, load(from, i, type), BF16);
         else
             for (long head = 0; head < heads; head++)
-                store_steps(to + head * head_width(head_dim, INT8),
-                            at(from, head * head_dim, type), head_dim, type);
+                quantize(to + head * head_width(head_dim, INT8),
+                         at(from, head * head_dim, type), head_dim, type);
     }
 }
 

@@ -1,10 +1,10 @@
-"""Keys and values in int8: the steps of a head and, in the four bytes behind them, their size.
+"""Keys and values in int8: the numbers of a head and, in the four bytes behind them, their scale.
 
-A head is rounded to whole steps of -127 to 127, to the nearest, and to even between two. The size
-of a step, in fp32, is the head's largest magnitude over 127. `kernels.c` does the same, bit by bit.
+The scale, in fp32, is the head's largest magnitude over 127. The head is divided by it and rounded
+to whole numbers from -127 to 127, the nearest, and the even one of two. `kernels.c` does the same,
+bit by bit.
 
-Int8 has no NaN. A head with a number that is not finite gets steps of the size NaN, so that all of
-it is read as NaN.
+Int8 has no NaN. A head that is not finite gets the scale NaN, so that all of it is read as NaN.
 """
 
 import torch
@@ -21,12 +21,12 @@ def quantized(x: Tensor) -> Tensor:
     least = torch.finfo(torch.float32).tiny
     scale = (wide.abs().amax(-1, keepdim=True) / _PEAK).clamp_min(least)
     scale = scale.masked_fill(~scale.isfinite(), torch.nan)
-    steps = (wide / scale).nan_to_num(0.0).round().to(torch.int8)
-    return torch.cat((steps, scale.view(torch.int8)), dim=-1)
+    numbers = (wide / scale).nan_to_num(0.0).round().to(torch.int8)
+    return torch.cat((numbers, scale.view(torch.int8)), dim=-1)
 
 
 def dequantized(heads: Tensor, dtype: torch.dtype) -> Tensor:
     """Return int8 heads [..., head_dim + SCALE_BYTES] in `dtype`: [..., head_dim]."""
-    steps = heads[..., :-SCALE_BYTES]
+    numbers = heads[..., :-SCALE_BYTES]
     scale = heads[..., -SCALE_BYTES:].contiguous().view(torch.float32)
-    return (steps * scale).to(dtype)
+    return (numbers * scale).to(dtype)
