@@ -8,12 +8,10 @@
  */
 
 #include <float.h>
+#include <immintrin.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
 
 #define INLINE static inline __attribute__((always_inline))
 #ifdef __AVX512F__
@@ -27,6 +25,7 @@ typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+typedef int16_t Shorts __attribute__((vector_size(2 * LANES)));
 typedef int8_t Bytes __attribute__((vector_size(LANES)));
 typedef float UnalignedFloats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint16_t UnalignedHalves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
@@ -50,16 +49,30 @@ INLINE const char *at(const void *tensor, long index, int type) {
     return (const char *)tensor + size_of(type) * index;
 }
 
+/* `__builtin_convertvector` would widen lane by lane, or half by half. */
+INLINE Words widen_halves(const char *place) {
+#ifdef __AVX512F__
+    return (Words)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)place));
+#else
+    return (Words)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)place));
+#endif
+}
+
+INLINE Ints widen_bytes(const char *place) {
+#ifdef __AVX512F__
+    return (Ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)place));
+#else
+    return (Ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)place));
+#endif
+}
+
 INLINE Floats load(const void *tensor, long index, int type) {
     const char *place = at(tensor, index, type);
-    if (type == FP32)
-        return *(const UnalignedFloats *)place;
-    if (type == INT8) {
-        Bytes numbers = *(const UnalignedBytes *)place;
-        return __builtin_convertvector(__builtin_convertvector(numbers, Ints), Floats);
+    switch (type) {
+    case FP32: return *(const UnalignedFloats *)place;
+    case BF16: return (Floats)(widen_halves(place) << 16);
+    default: return __builtin_convertvector(widen_bytes(place), Floats);
     }
-    Halves high = *(const UnalignedHalves *)place;
-    return (Floats)(__builtin_convertvector(high, Words) << 16);
 }
 
 /* Store fp32 or bf16. `quantize` stores int8. */
@@ -165,7 +178,8 @@ INLINE void quantize(void *head, const void *x, long head_dim, int type) {
         Floats numbers = load(x, i, type) / scale;
         numbers = choose(numbers == numbers, numbers, (Floats){0});
         Ints rounded = __builtin_convertvector((numbers + whole) - whole, Ints);
-        *(UnalignedBytes *)(place + i) = __builtin_convertvector(rounded, Bytes);
+        Shorts narrow = __builtin_convertvector(rounded, Shorts);
+        *(UnalignedBytes *)(place + i) = __builtin_convertvector(narrow, Bytes);
     }
     memcpy(place + head_dim, &scale, sizeof scale);
 }
