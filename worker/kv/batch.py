@@ -1,9 +1,10 @@
 """The flat batch of a step: token ids, attention spans, and the states that predict tokens.
 
 Decoding rows come first, grouped by length. Prompts follow with one span for each run, and then
-continuations with one span for each context, or each continuation. There every continuation sees the stored context and
-itself. Continuations are not stored, because no sequence goes on from them. The batch is laid out
-on the CPU and goes to the device in one copy.
+continuations with one span for each context or, where results must not depend on the rest of the
+step, for each of them. There every continuation sees the stored context and itself. Continuations
+are not stored, because no sequence goes on from them. The batch is laid out on the CPU and goes to
+the device in one copy.
 """
 
 from collections.abc import Sequence
@@ -46,7 +47,7 @@ class BatchBuilder:
     With `is_prefix` the tokens of a prompt attend to each other in both directions. `kernel`
     attends to the store's pages where they lie, for rows of up to `max_queries` tokens; for others,
     and without a kernel, pages are gathered. With `is_tiled` results do not depend on how a
-    sequence was cut into steps.
+    sequence was cut into steps, or on what else is scored.
     """
 
     page_size: int

@@ -127,7 +127,7 @@ def pack_linears(model: nn.Module, options: RunnerOptions | None = None) -> int:
     Results differ only by the order of summation. Only fp32 and bf16 layers on a CPU are replaced.
     Where keys and values are rounded, small layers are put into panels, too.
     """
-    least_weights = _least_panel_weights(options)
+    least_weights = 0 if _needs_panels(options) else MIN_PACKED_WEIGHTS
 
     def packed_layer(layer: nn.Module, is_tied: bool) -> nn.Module | None:
         return _in_panels(layer, is_tied, least_weights) or _packed(layer, is_tied)
@@ -141,7 +141,7 @@ def round_linears(model: nn.Module, options: RunnerOptions | None = None) -> int
     The model must be on the CPU. Where keys and values are rounded, too, smaller layers are put
     into panels.
     """
-    if _least_panel_weights(options) > 0:
+    if not _needs_panels(options):
         return _replace(model, _rounded)
 
     def rounded_layer(layer: nn.Module, is_tied: bool) -> nn.Module | None:
@@ -150,15 +150,12 @@ def round_linears(model: nn.Module, options: RunnerOptions | None = None) -> int
     return _replace(model, rounded_layer)
 
 
-def _least_panel_weights(options: RunnerOptions | None) -> int:
-    """Return the number of weights from which layers are put into panels.
+def _needs_panels(options: RunnerOptions | None) -> bool:
+    """Return whether no product may depend on the other rows, which holds in panels only.
 
-    Keys are rounded from products. A last bit that depends on the other rows could be rounded
-    another way, and only in panels it does not.
+    Keys and values are rounded from products, and another last bit could round them another way.
     """
-    if options is not None and options.rounds_kv:
-        return 0
-    return MIN_PACKED_WEIGHTS
+    return options is not None and options.rounds_kv
 
 
 def has_int8_kernels() -> bool:
