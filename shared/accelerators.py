@@ -21,7 +21,8 @@ class Accelerator:
     `weights` is the type that they have in memory afterwards, if it is another one.
 
     Where an accelerator `rounds_activations`, a difference in the last bit may change what is
-    rounded, so attention runs in tiles (`worker/kv/tiles.py`).
+    rounded, so attention runs in tiles (`worker/kv/tiles.py`), as it does where keys and values are
+    rounded.
     """
 
     prepare: str

@@ -56,7 +56,7 @@ from shared.messages import (
 )
 from shared.settings.settings import SAMPLE_MODEL, Settings, SettingsError, settings_of
 from shared.settings.types import Quantize
-from shared.tasks.runner_options import Attention, Scoring, Segments
+from shared.tasks.runner_options import Attention, KVDtype, Scoring, Segments
 from shared.tasks.runner_table import WITHOUT_FILES
 from shared.tasks.vectors import unpack
 from worker.engine.engine import Engine
@@ -116,6 +116,7 @@ class ModelSettings(TypedDict, total=False):
     kv_memory_fraction: float
     max_gpu_memory_gb: float
     page_size: int
+    kv_dtype: KVDtype
     cuda_graphs: bool
     compile_layers: bool
     prefix_cache: bool

@@ -1,4 +1,4 @@
-"""The flags that benchmarks share."""
+"""The flags that benchmarks share, and the options of a model's own runner."""
 
 import argparse
 import os
@@ -6,6 +6,9 @@ from pathlib import Path
 
 from scripts.bench.model import SIZES
 from shared.accelerators import ACCELERATORS
+from shared.tasks.runner_options import KVDtype, Options, validated
+from shared.tasks.runner_table import info_of
+from worker.runners.registry import detect
 
 
 def options(description: str) -> argparse.ArgumentParser:
@@ -34,3 +37,8 @@ def options(description: str) -> argparse.ArgumentParser:
         "--cache", type=Path, help="where nets are kept between runs (default: nowhere)"
     )
     return parser
+
+
+def own_options(path: Path, kv_dtype: KVDtype) -> Options:
+    """Return the options of a model's own runner, with keys and values in `kv_dtype`."""
+    return validated(info_of(detect(str(path))).options, {"kv_dtype": kv_dtype})

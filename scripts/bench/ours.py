@@ -12,8 +12,10 @@ from time import perf_counter as now
 
 import torch
 
+from scripts.bench.options import own_options
 from shared.messages import Done, Generate, Sampling, Score, Scored
 from shared.settings.types import Quantize
+from shared.tasks.runner_options import KVDtype
 from worker.engine.engine import Engine
 from worker.engine.request import Emission, SequenceWork
 from worker.engine.runner import Runner, RunnerOptions
@@ -52,15 +54,18 @@ class Ours:
         max_batch: int = 16,
         quantize: Quantize = "none",
         dtype: str = "float32",
+        kv_dtype: KVDtype = "auto",
+        kv_mib: int = KV_MIB,
         prefix_cache: bool = False,
     ) -> None:
         options = RunnerOptions(
             path=str(path),
             max_batch=max_batch,
-            kv_bytes=KV_MIB * 2**20,
+            kv_bytes=kv_mib * 2**20,
             quantize=quantize,
             dtype=dtype,
             prefix_cache=prefix_cache,
+            own=own_options(path, kv_dtype),
         )
         keep_freed_memory()
         torch.set_num_threads(threads)

@@ -51,6 +51,7 @@ from shared.tasks.runner_options import (
     Attention,
     HrmActOptions,
     HrmTextOptions,
+    KVDtype,
     PagedOptions,
     Scoring,
     Segments,
@@ -309,6 +310,7 @@ class Settings(BaseSettings):
             "tokens in a KV page (none: 16; on cuda in half precision 256, as flash attention asks)"
         ),
     )
+    kv_dtype: KVDtype = setting_of(PagedOptions, "kv_dtype")
     flash_attention: bool = setting_of(PagedOptions, "flash_attention")
     cuda_graphs: bool = setting_of(PagedOptions, "cuda_graphs")
     compile_layers: bool = setting_of(HrmTextOptions, "compile_layers")

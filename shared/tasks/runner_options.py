@@ -17,6 +17,7 @@ from shared.settings.types import Text
 Scoring = Literal["strict", "aios_compat"]
 Segments = Literal["compat", "max", "q_halt"]
 Attention = Literal["bidirectional", "causal"]
+KVDtype = Literal["auto", "bfloat16", "int8"]
 
 
 class OptionError(ValueError):
@@ -55,6 +56,10 @@ class TextOptions(Options):
 class PagedOptions(TextOptions):
     """Options of every model with keys and values."""
 
+    kv_dtype: KVDtype = Field(
+        default="auto",
+        description="keys and values in fewer bits, on a CPU (auto: the model's dtype)",
+    )
     flash_attention: bool = Field(
         default=True,
         description="attend by a flash attention kernel on cuda, if one fits",

@@ -1,12 +1,16 @@
 """All paths agree on few prompts, for tiny nets of random weights and the sample model in int8."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from scripts.bench import agreement
 from scripts.bench.model import causal, hrm_text
+from scripts.bench.options import own_options
 from shared.settings.settings import SAMPLE_MODEL
+from shared.tasks.runner_options import KVDtype
 from worker.engine.runner import RunnerOptions
 from worker.models import linear
 
@@ -24,9 +28,22 @@ def test_every_path_says_what_transformers_says(
     assert capsys.readouterr().out.count("of 17 equal") == 11
 
 
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("write", [hrm_text, causal])
+def test_every_path_says_what_rounded_keys_say(
+    write: Callable[[Path, str], Path], kv_dtype: KVDtype, tmp_path: Path
+) -> None:
+    """P3: fresh, stored or scored, in every path keys and values are rounded before they are seen."""
+    path = write(tmp_path, "tiny")
+    options = RunnerOptions(path=str(path), own=own_options(path, kv_dtype))
+    assert agreement.agrees(options, num_prompts=17, num_tokens=10, longest=60)
+
+
 def test_int8_says_what_int8_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "MIN_INT8_WEIGHTS", 1)
     options = RunnerOptions(path=str(SAMPLE_MODEL), quantize="int8")
+    assert agreement.agrees(options, num_prompts=17, num_tokens=10, longest=60)
+    options = replace(options, own=own_options(SAMPLE_MODEL, "int8"))
     assert agreement.agrees(options, num_prompts=17, num_tokens=10, longest=60)
 
 

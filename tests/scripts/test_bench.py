@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.bench import beside, drafts, engine, fleet, model, steps
+from scripts.bench import beside, drafts, engine, fleet, kv_accuracy, kv_steps, model, steps
 from scripts.bench.measure import Comparison
 from tests.fixtures.slowness import slowness
 from worker.native.library import library
@@ -50,6 +50,34 @@ def test_drafts_are_timed_and_change_no_answer(capsys: pytest.CaptureFixture[str
     text = capsys.readouterr().out
     assert len(ratios(text)) == 2
     assert "answers equal: True" in text
+
+
+def test_steps_are_timed_for_every_dtype_of_keys_and_values(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kv_steps.main([*ONCE, "--cache", str(cache), "--lengths", "20,40"])
+    text = capsys.readouterr().out
+    for length in (20, 40):
+        for kv_dtype in ("auto", "bfloat16", "int8"):
+            [row] = re.findall(rf"^\| {length} \| {kv_dtype} \| (.*) \|$", text, re.MULTILINE)
+            assert all(float(cell) > 0 for cell in row.split(" | "))
+
+
+def test_what_fewer_bits_save_and_change(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = model.causal(cache, "tiny")
+    kv_accuracy.main(["--model-path", str(path), "--prompts", "4"])
+    rows = re.findall(
+        r"^\| (auto|bfloat16|int8) \| (.*) \|$", capsys.readouterr().out, re.MULTILINE
+    )
+    cells = {kv_dtype: row.split(" | ") for kv_dtype, row in rows}
+    # Two layers with two heads of 16: four bytes a number, two, and one with a scale a head.
+    assert [cells[kv_dtype][0] for kv_dtype in ("auto", "bfloat16", "int8")] == [
+        "512",
+        "256",
+        "160",
+    ]
+    assert cells["auto"][2:] == ["1.0000 of 256", "0.0000", "0.000", "4 of 4", "1.0000"]
+    assert 0 < float(cells["bfloat16"][3]) < float(cells["int8"][3]) < 0.2
 
 
 def test_every_row_of_the_engine_prints_ratios(

@@ -1,6 +1,7 @@
 """Attention over pages equals one query at a time over a plain list of keys.
 
-This holds with and without a window.
+This holds with and without a window, and for keys and values that are stored in fewer bits, with
+which a token never sees the unrounded ones.
 """
 
 import math
@@ -33,11 +34,19 @@ class Case:
     scored.
     """
 
-    def __init__(self, slot: int, *, is_tiled: bool = False, kernel: Kernel | None = None) -> None:
+    def __init__(
+        self,
+        slot: int,
+        *,
+        is_tiled: bool = False,
+        kernel: Kernel | None = None,
+        kv_dtype: torch.dtype = torch.float32,
+    ) -> None:
         torch.manual_seed(3)
         device = torch.device("cpu")
         shape = KVShape(SLOTS, KV_HEADS, SIZE)
-        self.store = KVStore(shape, 40, page_size=PAGE, dtype=torch.float32, device=device)
+        self.store = KVStore(shape, 40, page_size=PAGE, dtype=kv_dtype, device=device)
+        self._kv_dtype = kv_dtype
         self._free_pages = torch.randperm(40).tolist()
         self._slot = slot
         self._kernel = kernel
@@ -82,11 +91,17 @@ class Case:
         for position in range(computed):
             rows[position] = pages[position // PAGE] * PAGE + position % PAGE
         self.store.write(self._slot, rows, keys, values)
-        self._stored.append(list(zip(keys, values, strict=True)))
+        self._stored.append(self._pairs(keys, values))
 
         prompt = tuple(range(1, length + 1))
         return TokenSequence(
             str(length), Encoded(prompt), Sampling(1, 0), pages=pages, num_computed=computed
+        )
+
+    def _pairs(self, keys: Tensor, values: Tensor) -> list[Pair]:
+        """Return the (key, value) pairs of tokens, rounded as the store keeps them."""
+        return list(
+            zip(rounded(keys, self._kv_dtype), rounded(values, self._kv_dtype), strict=True)
         )
 
     def visible(self) -> list[list[Pair]]:
@@ -94,7 +109,7 @@ class Case:
 
         The tokens are in flat order. A token's pairs are those before it and its own, by position.
         """
-        fresh = list(zip(self.key, self.value, strict=True))
+        fresh = self._pairs(self.key, self.value)
         flat: list[list[Pair]] = []
 
         # Rows that decode come first, without a kernel in groups of like length.
@@ -124,6 +139,13 @@ class Case:
                     count = len(continuation) - 1
                     flat += causal(stored, fresh, start=len(flat), count=count)
         return flat
+
+
+def rounded(heads: Tensor, dtype: torch.dtype) -> Tensor:
+    if dtype != torch.int8:
+        return heads.to(dtype).float()
+    scale = heads.abs().amax(-1, keepdim=True) / 127
+    return (heads / scale).round() * scale
 
 
 def causal(stored: list[Pair], fresh: list[Pair], *, start: int, count: int) -> list[list[Pair]]:
@@ -156,11 +178,12 @@ def one_query(query: Tensor, pairs: list[Pair]) -> Tensor:
 @pytest.mark.parametrize("window", [None, 1, 3, 8, 40])
 @pytest.mark.parametrize("slot", range(SLOTS))
 @pytest.mark.parametrize("kernel", [None, in_native])
+@pytest.mark.parametrize("kv_dtype", [torch.float32, torch.bfloat16, torch.int8])
 def test_every_stage_in_one_step(
-    kernel: Kernel | None, slot: int, window: int | None, is_tiled: bool
+    kv_dtype: torch.dtype, kernel: Kernel | None, slot: int, window: int | None, is_tiled: bool
 ) -> None:
     """Sequences at every stage are computed together, each as if alone (B59, X17)."""
-    case = Case(slot, is_tiled=is_tiled, kernel=kernel)
+    case = Case(slot, is_tiled=is_tiled, kernel=kernel, kv_dtype=kv_dtype)
     outputs = attend(
         case.batch.plan,
         case.store,

@@ -14,10 +14,11 @@ from shared.messages import Done, Failed, Generate, Sampling, Score, Scored, Sol
 from shared.settings.settings import ModelEntry, Settings, SettingsError
 from tests.fixtures.worker import sapient_fixtures
 from tests.fixtures.worker.broken_models import SICK, sick_all, sick_row, write_model
+from tests.fixtures.worker.options import options_for
 from tests.fixtures.worker.stepping import end_of, run
 from worker.engine.engine import Engine
 from worker.engine.request import Emission, SequenceWork
-from worker.engine.runner import Runner, RunnerOptions
+from worker.engine.runner import Runner
 from worker.host.loading import load_models
 from worker.runners.registry import load_runner
 
@@ -38,9 +39,7 @@ def pair(
 
 
 def load(path: Path, **options: Any) -> Runner:
-    return load_runner(
-        "auto", RunnerOptions(str(path), name="mine", max_batch=8, page_size=4, **options)
-    )
+    return load_runner("auto", options_for(path, name="mine", max_batch=8, page_size=4, **options))
 
 
 def generate(ids: tuple[int, ...], max_tokens: int = 8) -> Generate:
@@ -56,10 +55,12 @@ def ids_of(emissions: list[Emission], key: str) -> list[int]:
     return ids
 
 
-def answers_of_healthy(path: Path, prompts: list[tuple[int, ...]]) -> list[list[int]]:
+def answers_of_healthy(
+    path: Path, prompts: list[tuple[int, ...]], **options: Any
+) -> list[list[int]]:
     """Return the healthy model's answer to each prompt by itself."""
     answers: list[list[int]] = []
-    runner = load(path)
+    runner = load(path, **options)
     for prompt in prompts:
         emissions = run(runner, [generate(prompt)], [()])
         answer = ids_of(emissions, "0")
@@ -100,17 +101,18 @@ class Conversation:
         assert SENTENCE.match(end.message)
 
 
+@pytest.mark.parametrize("kv_dtype", ["auto", "bfloat16", "int8"])
 @pytest.mark.parametrize("prefix_cache", [True, False])
 def test_a_prompt_with_a_broken_token_fails_alone(
-    pair: tuple[str, Path, Path], prefix_cache: bool
+    pair: tuple[str, Path, Path], prefix_cache: bool, kv_dtype: str
 ) -> None:
     """Everybody else's answer is the healthy model's.
 
     The others run beside it, after it, and in the very pages it had.
     """
     _, healthy, sick = pair
-    expected = answers_of_healthy(healthy, SOUND)
-    conversation = Conversation(load(sick, prefix_cache=prefix_cache))
+    expected = answers_of_healthy(healthy, SOUND, kv_dtype=kv_dtype)
+    conversation = Conversation(load(sick, prefix_cache=prefix_cache, kv_dtype=kv_dtype))
 
     conversation.submit("first", generate((60,), 1))
     for number, prompt in enumerate(SOUND[:3]):
@@ -162,9 +164,10 @@ def test_a_broken_context_cannot_be_scored_and_spoils_no_other(
         assert score.log_likelihood == pytest.approx(expected.log_likelihood, abs=1e-4)
 
 
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
 @pytest.mark.parametrize("pair", ["causal"], indirect=True)
 def test_part_of_a_prompt_that_is_broken_is_never_known_as_a_prefix(
-    pair: tuple[str, Path, Path],
+    pair: tuple[str, Path, Path], kv_dtype: str
 ) -> None:
     """A chunk that samples nothing is checked all the same.
 
@@ -173,7 +176,7 @@ def test_part_of_a_prompt_that_is_broken_is_never_known_as_a_prefix(
     _, healthy, sick = pair
     sound = tuple(range(20, 32))
     broken = (*sound, SICK, *range(100, 140))
-    conversation = Conversation(load(sick, step_tokens=8))
+    conversation = Conversation(load(sick, step_tokens=8, kv_dtype=kv_dtype))
 
     conversation.submit("bad", generate(broken))
     num_steps = 0
@@ -193,7 +196,8 @@ def test_part_of_a_prompt_that_is_broken_is_never_known_as_a_prefix(
     conversation.submit("other", generate((*sound, 99)))
     conversation.finish()
     conversation.assert_failed("same")
-    assert [conversation.ids("other")] == answers_of_healthy(healthy, [(*sound, 99)])
+    expected = answers_of_healthy(healthy, [(*sound, 99)], kv_dtype=kv_dtype)
+    assert [conversation.ids("other")] == expected
     assert cache.pages.num_free + cache.tree.num_pages == cache.pages.num_pages
 
 

@@ -278,7 +278,7 @@ def test_the_kernel_is_chosen_once_and_the_reason_is_named(monkeypatch: pytest.M
     shape = KVShape(1, num_heads=2, head_dim=64)
     half = torch.bfloat16
     failing: dict[object, str] = {}
-    monkeypatch.setattr(flash, "trial", lambda kernel, *_: failing.get(kernel))
+    monkeypatch.setattr(flash, "trial", lambda kernel, *_, **__: failing.get(kernel))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "an old card")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
 

@@ -66,19 +66,19 @@ def test_a_window_that_does_not_fit_behind_the_weights_is_refused(
     cost = window * 2 * 4 * 2 * 64 * 4
 
     enough = options(kv_fraction=1.0, max_device_bytes=GIB + cost)
-    assert count_pages(net, window, enough) == window // 16
+    assert count_pages(net, window, enough, kv_dtype=net.dtype) == window // 16
 
     too_little = options(kv_fraction=1.0, max_device_bytes=GIB + cost - 1)
     with pytest.raises(
         ModelFormatError, match=r"max_gpu_memory_gb allows 1\. .*bfloat16.*context window"
     ):
-        count_pages(net, window, too_little)
+        count_pages(net, window, too_little, kv_dtype=net.dtype)
 
     gpu(monkeypatch, free=cost - 1)
     with pytest.raises(
         ModelFormatError, match=r"free memory of cuda:0 allows 1\. .*bfloat16.*context window"
     ):
-        count_pages(net, window, options(kv_fraction=1.0))
+        count_pages(net, window, options(kv_fraction=1.0), kv_dtype=net.dtype)
 
 
 @pytest.fixture

@@ -25,11 +25,19 @@ from worker.kv.store import KVShape, KVStore
 from worker.models.hrm_text import rope_table
 from worker.native import library as native
 from worker.native import operators
+from worker.native.quantized import quantized
 from worker.runners.paged import PagedRunner
 from worker.runners.registry import load_runner
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16]
+# Of what is computed, and of stored keys and values.
+STORED = [
+    *[(dtype, dtype) for dtype in DTYPES],
+    (torch.float32, torch.bfloat16),
+    (torch.float32, torch.int8),
+    (torch.bfloat16, torch.int8),
+]
 
 
 @pytest.fixture(autouse=True, params=native.INSTRUCTIONS)
@@ -125,6 +133,73 @@ def test_rows_are_written_where_they_belong(dtype: torch.dtype) -> None:
         expected = torch.zeros(3, 32, 2, 16, dtype=dtype)
         expected[1, rows] = written
         assert pool.flatten(1, 2).equal(expected)
+
+
+def heads_of_every_kind(dtype: torch.dtype) -> Tensor:
+    """Return heads [40, 1, 64] of any size, of zeros, between two numbers, and not finite."""
+    heads = torch.randn(40, 1, 64) * torch.logspace(-44, 38, 40)[:, None, None]
+    heads[0] = 0.0
+    heads[1, 0, :4] = torch.tensor([127.0, 0.5, 1.5, -2.5])
+    heads[1, 0, 4:] = torch.arange(60) - 30.5
+    heads[2, 0, 5] = torch.nan
+    heads[3, 0, 6] = torch.inf
+    heads[4, 0, 63] = -torch.inf
+    heads[5] = 1e-45  # so small that a 127th of it is none
+    heads[6] = 3e38
+    return heads.to(dtype)
+
+
+@pytest.mark.parametrize(("dtype", "kv_dtype"), STORED[2:])
+def test_rows_are_rounded_as_they_are_by_torch(
+    dtype: torch.dtype, kv_dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every bit is the same, so that fresh keys, which torch rounds, are those that are stored."""
+    heads = heads_of_every_kind(dtype)
+    rows = torch.randperm(40)
+    stores = []
+    for _ in range(2):
+        store = KVStore(KVShape(2, num_heads=1, head_dim=64), 5, 8, dtype=kv_dtype, device=CPU)
+        store.write(1, rows, heads, -heads)
+        stores.append(store)
+        monkeypatch.setattr(operators, "library", lambda: None)
+
+    for store in stores:
+        pages = torch.arange(5)[None]
+        for read, given in zip(store.read(1, pages, dtype), (heads, -heads), strict=True):
+            torch.testing.assert_close(
+                read[0, rows], store.rounded(given), rtol=0.0, atol=0.0, equal_nan=True
+            )
+
+    by_kernel, by_torch = stores
+    # There are many kinds of NaN, so their bits are left out.
+    sound = rows[heads.isfinite().all(-1)[:, 0]]
+    for one, other in ((by_kernel.keys, by_torch.keys), (by_kernel.values, by_torch.values)):
+        assert one[1].flatten(0, 1)[sound].equal(other[1].flatten(0, 1)[sound])
+        assert one[0].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_int8_is_the_nearest_of_255_numbers(dtype: torch.dtype) -> None:
+    """A head's largest magnitude becomes 127. What is not finite is never read as a number."""
+    heads = heads_of_every_kind(dtype)
+    store = KVStore(KVShape(1, num_heads=1, head_dim=64), 5, 8, dtype=torch.int8, device=CPU)
+    store.write(0, torch.arange(40), heads, heads)
+    read = store.read(0, torch.arange(5)[None], torch.float32)[0][0]
+
+    exact = heads.double()
+    scale = exact.abs().amax(-1, keepdim=True) / 127
+    is_sound = heads.isfinite().all(-1, keepdim=True).expand_as(heads)
+    # Half a number, what fp32 rounds of it, and what is below its smallest normal number.
+    allowed = 0.5 * scale * (1 + 1e-5) + torch.finfo(torch.float32).tiny
+    assert ((read - exact).abs() <= allowed)[is_sound].all()
+    assert is_sound.sum() == 37 * 64
+    assert read[~is_sound].isnan().all()
+    assert read[0].count_nonzero() == 0
+    if dtype == torch.float32:
+        assert read[1, 0, :4].tolist() == [127.0, 0.0, 2.0, -2.0]
+
+    store.clear(torch.arange(2, 5))
+    assert store.read(0, torch.tensor([[0]]), dtype)[0][0, 2:5].count_nonzero() == 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -261,7 +336,7 @@ def test_tensors_of_two_dtypes_are_refused() -> None:
     panels = operators.packed(torch.zeros(64, 64))
     heads = torch.zeros(2, 2, 2, 32)
     cos = torch.zeros(2, 1, 1, 32, dtype=torch.bfloat16)
-    store = KVStore(KVShape(1, num_heads=2, head_dim=32), 1, 4, dtype=torch.bfloat16, device=CPU)
+    store = KVStore(KVShape(1, num_heads=2, head_dim=32), 1, 4, dtype=torch.float32, device=CPU)
     rows = torch.tensor([0, 1])
     for call in (
         lambda: operators.silu_gated(half, whole),
@@ -269,7 +344,8 @@ def test_tensors_of_two_dtypes_are_refused() -> None:
         lambda: operators.linear(whole[:, :32], panels, None, 64),
         lambda: operators.byte_linear(whole[:, :32], operators.rounded(whole), None),
         lambda: operators.rotate(heads, cos, cos),
-        lambda: store.write(0, rows, heads[:, 0], heads[:, 0]),
+        lambda: store.write(0, rows, heads[:, 0].bfloat16(), heads[:, 0]),
+        lambda: store.write(0, rows, heads[:, 0, :, :16], heads[:, 0, :, :16]),
     ):
         with pytest.raises(RuntimeError):
             call()
@@ -279,23 +355,40 @@ LENGTHS = (1, 16, 17, 170, 90, 33)
 QUERIES = (1, 1, 3, 1, 8, 33)
 
 
+def stored_as(heads: Tensor, dtype: torch.dtype) -> Tensor:
+    if dtype == torch.int8:
+        return quantized(heads)
+    return heads.to(dtype)
+
+
+def exactly(stored: Tensor) -> Tensor:
+    """Return what stored heads stand for, in fp64."""
+    if stored.dtype != torch.int8:
+        return stored.double()
+    numbers = stored[..., :-4]
+    scale = stored[..., -4:].contiguous().view(torch.float32)
+    return numbers.double() * scale.double()
+
+
 class Rows:
     """Rows of `LENGTHS` tokens with pages all over a pool. What no row may see is not a number."""
 
-    def __init__(self, heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype, kv_dtype: torch.dtype
+    ) -> None:
         self.page_size = 16
         width = -(-max(LENGTHS) // self.page_size)
         num_pages = width * len(LENGTHS)
         self.pages = torch.randperm(num_pages).view(len(LENGTHS), width)
-        self.pool = torch.full((2, num_pages, self.page_size, kv_heads, head_dim), torch.nan)
+        pool = torch.full((2, num_pages, self.page_size, kv_heads, head_dim), torch.nan)
         self.rows: list[Tensor] = []
         for pages, length in zip(self.pages, LENGTHS, strict=True):
-            row = torch.randn(2, length, kv_heads, head_dim).to(dtype)
-            self.rows.append(row)
+            row = torch.randn(2, length, kv_heads, head_dim)
             for position in range(length):
                 page = pages[position // self.page_size]
-                self.pool[:, page, position % self.page_size] = row[:, position].float()
-        self.pool = self.pool.to(dtype)
+                pool[:, page, position % self.page_size] = row[:, position]
+            self.rows.append(exactly(stored_as(row, kv_dtype)))
+        self.pool = stored_as(pool, kv_dtype)
         self.query = torch.randn(sum(QUERIES), 2, heads, head_dim).to(dtype)[:, 1]
         self.scale = head_dim**-0.5
 
@@ -319,7 +412,7 @@ class Rows:
         """Yield the output of each row by its definition, in fp64."""
         for row, query in zip(self.rows, self.query.double().split(list(QUERIES)), strict=True):
             group = query.shape[1] // row.shape[2]
-            keys, values = row.double().repeat_interleave(group, 2)
+            keys, values = row.repeat_interleave(group, 2)
             positions = torch.arange(len(keys))
             distance = positions[-len(query) :, None] - positions
             is_seen = distance >= 0
@@ -330,24 +423,29 @@ class Rows:
             yield torch.einsum("hqk,khd->qhd", weights, values)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "kv_dtype"), STORED)
 @pytest.mark.parametrize("window", [None, 1, 7, 64])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim"),
     [(8, 8, 64), (9, 3, 64), (4, 2, 128), (4, 4, 32), (6, 1, 16), (2, 2, 256)],
 )
 def test_attention_over_pages_is_attention(
-    heads: int, kv_heads: int, head_dim: int, window: int | None, dtype: torch.dtype
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    window: int | None,
+    dtype: torch.dtype,
+    kv_dtype: torch.dtype,
 ) -> None:
-    rows = Rows(heads, kv_heads, head_dim, dtype)
+    rows = Rows(heads, kv_heads, head_dim, dtype, kv_dtype)
     outputs = rows.attend(range(len(LENGTHS)), window)
     for computed, expected in zip(outputs, rows.expected(window), strict=True):
         check(computed, expected)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_no_bit_depends_on_other_rows_or_threads(dtype: torch.dtype) -> None:
-    rows = Rows(8, 4, 64, dtype)
+@pytest.mark.parametrize(("dtype", "kv_dtype"), STORED)
+def test_no_bit_depends_on_other_rows_or_threads(dtype: torch.dtype, kv_dtype: torch.dtype) -> None:
+    rows = Rows(8, 4, 64, dtype, kv_dtype)
     x = wide(300, 256, dtype)
 
     def alone_and_together(threads: int) -> list[list[Tensor]]:
@@ -375,6 +473,10 @@ def test_it_is_chosen_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for dtype in DTYPES:
         assert chosen(dtype, 64) == (in_native, "")
+    for dtype, kv_dtype in STORED:
+        shape = KVShape(1, num_heads=2, head_dim=64)
+        choice = flash.choose_kernel(CPU, dtype, shape, page_size=16, kv_dtype=kv_dtype)
+        assert choice == (in_native, "")
     for dtype, head_dim in ((torch.float16, 64), (torch.float32, 20), (torch.float32, 512)):
         kernel, reason = chosen(dtype, head_dim)
         assert kernel is None
@@ -386,26 +488,29 @@ def test_it_is_chosen_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no kernel" in reason
 
 
-def load_tiny(path: Path) -> PagedRunner:
-    options = options_for(path, "hrm-text", max_batch=4, page_size=4, context_window=64)
+def load_tiny(path: Path, kv_dtype: str = "auto") -> PagedRunner:
+    options = options_for(
+        path, "hrm-text", max_batch=4, page_size=16, context_window=64, kv_dtype=kv_dtype
+    )
     runner = load_runner("hrm-text", options)
     assert isinstance(runner, PagedRunner)
     return runner
 
 
+@pytest.mark.parametrize("kv_dtype", ["auto", "bfloat16", "int8"])
 def test_a_model_answers_the_same_without_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kv_dtype: str
 ) -> None:
     write_tiny(tmp_path)
     tasks = []
     for number, prompt in enumerate(PROMPTS):
         tasks.append(Generate(prompt, Sampling(max_tokens=12, seed=number, temperature=0.5)))
 
-    with_kernels = load_tiny(tmp_path)
+    with_kernels = load_tiny(tmp_path, kv_dtype)
     assert with_kernels.kernel is in_native
     answers = generate_all(with_kernels, tasks)
     monkeypatch.setattr(operators, "library", lambda: None)
-    plain = load_tiny(tmp_path)
+    plain = load_tiny(tmp_path, kv_dtype)
     assert plain.kernel is None
     assert answers == generate_all(plain, tasks)
 

@@ -47,13 +47,14 @@ class Library:
         is_prefix: bool,
         window: int | None = None,
         kernel: Kernel | None = None,
+        kv_dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Return the attention [tokens, heads, size] of every token after these steps.
 
         Tokens that were not computed have zeros.
         """
         shape = KVShape(1, KV_HEADS, SIZE)
-        store = KVStore(shape, len(BOOKS) * PAGES_EACH, PAGE, torch.float32, CPU)
+        store = KVStore(shape, len(BOOKS) * PAGES_EACH, PAGE, kv_dtype, CPU)
         sequences = [self._sequence(number) for number in range(len(BOOKS))]
         seen = torch.zeros_like(self.query)
         for step in steps:
@@ -121,17 +122,23 @@ def together(seed: int, *, may_cut: bool) -> Iterator[Step]:
 @pytest.mark.parametrize("window", [None, 5, 40])
 @pytest.mark.parametrize("is_prefix", [False, True])
 @pytest.mark.parametrize("kernel", [None, in_native])
+@pytest.mark.parametrize("kv_dtype", [torch.float32, torch.bfloat16, torch.int8])
 def test_cuts_and_company_change_no_bit(
-    kernel: Kernel | None, is_prefix: bool, window: int | None
+    kv_dtype: torch.dtype, kernel: Kernel | None, is_prefix: bool, window: int | None
 ) -> None:
     """P3: Attention is bit for bit the same in batches, in chunks and after a pause.
 
-    int8 activations are rounded from it, so that one other bit soon changes a token.
+    int8 activations, and keys and values in fewer bits, are rounded from it, so that one other bit
+    soon changes a token.
     """
     library = Library()
-    alone = library.read(list(one_by_one()), is_prefix=is_prefix, window=window, kernel=kernel)
 
+    def read(steps: list[Step]) -> Tensor:
+        return library.read(
+            steps, is_prefix=is_prefix, window=window, kernel=kernel, kv_dtype=kv_dtype
+        )
+
+    alone = read(list(one_by_one()))
     for seed in range(4):
         steps = list(together(seed, may_cut=not is_prefix))
-        beside = library.read(steps, is_prefix=is_prefix, window=window, kernel=kernel)
-        assert torch.equal(beside, alone)
+        assert torch.equal(read(steps), alone)

@@ -11,7 +11,7 @@ from typing import Literal, Protocol, TypeVar
 from shared.accelerators import ACCELERATORS
 from shared.errors import FleetError
 from shared.messages import Generate, Sampling, Task, TaskName
-from shared.tasks.runner_options import Options
+from shared.tasks.runner_options import Options, PagedOptions
 from shared.tasks.runner_table import TEXT_TASKS
 from worker.engine.sequence import Encoded, Slice, StepResult, TokenSequence
 
@@ -56,6 +56,22 @@ class RunnerOptions:
         problem = f"{type(self.own).__name__} for a runner with {kind.__name__}"
         assert isinstance(self.own, kind), problem
         return self.own
+
+    @property
+    def rounds_kv(self) -> bool:
+        """Return whether keys and values are stored in fewer bits than `dtype` has."""
+        if not isinstance(self.own, PagedOptions):
+            return False
+        return self.own.kv_dtype not in ("auto", self.dtype)
+
+    @property
+    def is_lossy(self) -> bool:
+        """Return whether activations, or keys and values, are rounded to fewer bits.
+
+        There a difference in the last bit may change what is rounded, and grow until another token
+        is chosen.
+        """
+        return ACCELERATORS[self.quantize].rounds_activations or self.rounds_kv
 
     @property
     def precision(self) -> str:

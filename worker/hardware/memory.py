@@ -80,9 +80,10 @@ def check_below_cap(options: RunnerOptions) -> None:
 
 def kv_memory(options: RunnerOptions, device: torch.device) -> FreeMemory:
     """Return the budget of keys and values. Call this when the weights are on `device`."""
-    fixed = FreeMemory(
-        options.kv_bytes, "kv_memory_mib", remedy="Raise it or lower the context window."
-    )
+    remedy = "Raise it or lower the context window."
+    if device.type == "cpu":
+        remedy = "Raise it, lower the context window, or store fewer bits (kv_dtype)."
+    fixed = FreeMemory(options.kv_bytes, "kv_memory_mib", remedy=remedy)
     free = free_memory(device, options.max_device_bytes)
     if free is None:
         return fixed

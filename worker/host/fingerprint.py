@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shared.accelerators import ACCELERATORS
 from shared.tasks.runner_options import Options
 from worker.engine.runner import RunnerOptions
 
@@ -44,7 +43,7 @@ def fingerprint(runner: str, options: RunnerOptions) -> str:
     for name, value in vars(options).items():
         if name not in _IRRELEVANT:
             facts[name] = value
-    if ACCELERATORS[options.quantize].rounds_activations:
+    if options.is_lossy:
         facts["arithmetic"] = arithmetic()
     # Files that options name count by their contents, not by their paths.
     apart = {*own_options.files, *own_options.harmless}
@@ -66,8 +65,8 @@ def fingerprint(runner: str, options: RunnerOptions) -> str:
 def arithmetic() -> str:
     """Return what decides the last bits of a result on this machine's CPU.
 
-    They matter where activations are rounded, because a difference there can grow until another
-    token is chosen.
+    They matter where activations, keys or values are rounded, because a difference there can grow
+    until another token is chosen.
     """
     # Imported here, because a model without weights needs no torch.
     import torch

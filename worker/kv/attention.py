@@ -1,7 +1,8 @@
 """Attention over a step's flat tokens, in spans that are planned once and used by every layer slot.
 
 A span is a run of rows of equal width. Its keys come from pages of the store, from its own fresh
-tokens, or from both. Masks are boolean, True where a query sees a key.
+tokens, or from both. Fresh keys and values are rounded as stored ones are, so that a token sees the
+same ones in whatever steps it is computed. Masks are boolean, True where a query sees a key.
 
 Where `worker.kv.flash` can be used, rows that see stored tokens only are `PagedSpan`s instead:
 their keys are read where they lie and never gathered. Where no bit of a result may depend on how a
@@ -155,7 +156,7 @@ def _attend_stored(
     if isinstance(span, PagedSpan):
         keys, values = store.pool(slot)
         return span.kernel(span, keys, values, query, scale=scale, window=window)
-    keys, values = store.read(slot, span.pages)
+    keys, values = store.read(slot, span.pages, query.dtype)
     return span.attend(query, keys, values, scale=scale, window=window)
 
 
@@ -192,11 +193,14 @@ def _keys_and_values(
     rows = span.positions.shape
     fresh_keys = key[span.start : span.stop].unflatten(0, rows)
     fresh_values = value[span.start : span.stop].unflatten(0, rows)
+    if span.has_fresh and store is not None:
+        fresh_keys = store.rounded(fresh_keys)
+        fresh_values = store.rounded(fresh_values)
     if span.pages is None:
         return fresh_keys, fresh_values
 
     assert store is not None
-    keys, values = store.read(slot, span.pages)
+    keys, values = store.read(slot, span.pages, key.dtype)
     stored_keys = keys[:, : span.num_stored]
     stored_values = values[:, : span.num_stored]
     if not span.has_fresh:

@@ -1,13 +1,15 @@
 """The flat batch of a step: token ids, attention spans, and the states that predict tokens.
 
 Decoding rows come first, grouped by length, each with its drafts. Prompts follow with one span for
-each run, and then continuations with one span for each context. There every continuation sees the
-stored context and itself. Continuations are not stored, because no sequence goes on from them. The
-batch is laid out on the CPU and goes to the device in one copy.
+each run, and then continuations with one span for each context or, where results must not depend on
+the rest of the step, for each of them. There every continuation sees the stored context and itself.
+Continuations are not stored, because no sequence goes on from them. The batch is laid out on the
+CPU and goes to the device in one copy.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -46,7 +48,7 @@ class BatchBuilder:
     With `is_prefix` the tokens of a prompt attend to each other in both directions. `kernel`
     attends to the store's pages where they lie, for rows of up to `max_queries` tokens; for others,
     and without a kernel, pages are gathered. With `is_tiled` results do not depend on how a
-    sequence was cut into steps.
+    sequence was cut into steps, or on what else is scored.
     """
 
     page_size: int
@@ -244,9 +246,11 @@ class BatchBuilder:
         # Each token's continuation, and its depth in that. The root belongs to no continuation.
         owners = [-1]
         depths = [0]
+        firsts = []
         self.ids.append(context[-1])
         for number, continuation in enumerate(part.continuations):
             first = len(self.ids)
+            firsts.append(first)
             self.ids += continuation[:-1]
             # The root predicts a continuation's first token, and each token predicts the one behind
             # it. The first `num_given` tokens are not scored, so their predictors are left out.
@@ -256,6 +260,13 @@ class BatchBuilder:
             depths += range(1, len(continuation))
         self.positions += [len(context) - 1 + depth for depth in depths]
         self.first_ids += [context[0]] * len(depths)
+        self.scored.append(index)
+
+        # The shape of a span's call must not depend on which continuations are scored together.
+        if self.is_tiled:
+            for first, stop in pairwise([start, *firsts, len(self.ids)]):
+                self._continue_alone(part.sequence, first, stop)
+            return
 
         # A token sees its continuation up to itself. No token sees the fresh root, because all see
         # the stored context, and the context's last token is in it.
@@ -277,7 +288,27 @@ class BatchBuilder:
             mask=mask[None, None],
         )
         self.spans.append(span)
-        self.scored.append(index)
+
+    def _continue_alone(self, sequence: TokenSequence, first: int, stop: int) -> None:
+        """Add the span of the flat tokens `first` to `stop`: those of a continuation, or the root.
+
+        They see the stored context, and a continuation sees itself, too.
+        """
+        if first == stop:
+            return
+        num_context = len(sequence.encoded.prompt_ids)
+        positions = self.positions[first:stop]
+        span = Span(
+            first,
+            stop,
+            self._tensor(positions)[None, :],
+            pages=self._tensor(self._pages([sequence], num_context)),
+            num_stored=num_context,
+            # The root is in the context already.
+            has_fresh=positions[0] >= num_context,
+            is_causal=True,
+        )
+        self.spans.append(span)
 
     def _store(self, sequence: TokenSequence, first: int, count: int) -> None:
         """Add `count` tokens of the sequence from position `first` on. They go to the store."""

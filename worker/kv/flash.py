@@ -79,15 +79,22 @@ def in_triton(
 
 
 def choose_kernel(
-    device: torch.device, dtype: torch.dtype, shape: KVShape, page_size: int
+    device: torch.device,
+    dtype: torch.dtype,
+    shape: KVShape,
+    page_size: int,
+    *,
+    kv_dtype: torch.dtype | None = None,
 ) -> tuple[Kernel | None, str]:
     """Return the best kernel that passes its trial, and why no better one is used.
 
     The kernel is None where none can be used. The reason is a text for a log, empty for the best
-    kernel of the device. `dtype`, `shape` and `page_size` (in tokens) are those of the store.
+    kernel of the device. `dtype` is that of queries, `shape` and `page_size` (in tokens) are those
+    of the store. `kv_dtype` is that of the store, None for the same. Only a CPU has another one.
     """
     if device.type == "cpu":
-        return _choose_on_cpu(dtype, shape, page_size)
+        return _choose_on_cpu(dtype, shape, page_size, kv_dtype)
+    assert kv_dtype in (None, dtype)
     obstacle = _obstacle(device, dtype, shape)
     if obstacle:
         return None, obstacle
@@ -123,13 +130,15 @@ def fits_graphs(kernel: Kernel | None) -> bool:
     return kernel is not None and kernel is not in_native
 
 
-def _choose_on_cpu(dtype: torch.dtype, shape: KVShape, page_size: int) -> tuple[Kernel | None, str]:
+def _choose_on_cpu(
+    dtype: torch.dtype, shape: KVShape, page_size: int, kv_dtype: torch.dtype | None
+) -> tuple[Kernel | None, str]:
     cpu = torch.device("cpu")
     if kernels_for(torch.empty(0, dtype=dtype), shape.head_dim) is None:
         return None, f"no kernel for {dtype} heads of {shape.head_dim} elements on this processor"
     if shape.head_dim > _LARGEST_HEAD:
         return None, f"the kernel has room for {_LARGEST_HEAD} elements, not {shape.head_dim}"
-    problem = trial(in_native, cpu, dtype, shape, page_size)
+    problem = trial(in_native, cpu, dtype, shape, page_size, kv_dtype=kv_dtype)
     if problem is not None:
         return None, problem
     return in_native, ""
@@ -161,19 +170,28 @@ def _obstacle(device: torch.device, dtype: torch.dtype, shape: KVShape) -> str |
 
 @torch.inference_mode()
 def trial(
-    kernel: Kernel, device: torch.device, dtype: torch.dtype, shape: KVShape, page_size: int
+    kernel: Kernel,
+    device: torch.device,
+    dtype: torch.dtype,
+    shape: KVShape,
+    page_size: int,
+    *,
+    kv_dtype: torch.dtype | None = None,
 ) -> str | None:
     """Compare a small attention over shuffled pages with SDPA over the same keys.
 
-    Return what is wrong with the kernel, or None.
+    Return what is wrong with the kernel, or None. The arguments are those of `choose_kernel`.
     """
     per_row = -(-max(_TRIAL_LENGTHS) // page_size)
     num_pages = len(_TRIAL_LENGTHS) * per_row
     one_slot = KVShape(1, num_heads=shape.num_heads, head_dim=shape.head_dim)
-    store = KVStore(one_slot, num_pages, page_size=page_size, dtype=dtype, device=device)
+    store = KVStore(
+        one_slot, num_pages, page_size=page_size, dtype=kv_dtype or dtype, device=device
+    )
+    rows = torch.arange(num_pages * page_size, device=device)
+    size = (2, len(rows), shape.num_heads, shape.head_dim)
+    store.write(0, rows, *torch.randn(size, dtype=dtype, device=device))
     keys, values = store.pool(0)
-    keys.normal_()
-    values.normal_()
 
     table = torch.arange(num_pages).flip(0).view(-1, per_row)
     span = paged_span(
@@ -204,7 +222,7 @@ def trial(
 
 def _reference(store: KVStore, table: Tensor, query: Tensor, scale: float) -> Tensor:
     """Return the output [n, heads, head_dim] of the trial's queries by SDPA, row by row."""
-    keys, values = store.read(0, table)
+    keys, values = store.read(0, table, query.dtype)
     parts = []
     first = 0
     for row, (length, count) in enumerate(zip(_TRIAL_LENGTHS, _TRIAL_QUERIES, strict=True)):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from worker.kv.spans import PagedSpan
-from worker.native.operators import kernels_for
+from worker.native.operators import ELEMENT_TYPES, kernels_for
 
 MAX_QUERIES = 8
 """The queries of a row up to which the kernel is used. For more, keys are gathered for SDPA.
@@ -22,10 +22,13 @@ def in_native(
     scale: float,
     window: int | None,
 ) -> Tensor:
-    """Attend with the kernel in C. Arguments and result are those of `Kernel`."""
+    """Attend with the kernel in C. Arguments and result are those of `Kernel`.
+
+    Keys and values may be in another dtype than queries: fp32, bf16 or int8.
+    """
     kernels = kernels_for(query, query.shape[2])
     assert kernels is not None
-    assert query.dtype == keys.dtype == values.dtype
+    assert keys.dtype == values.dtype
     num_queries, num_heads, head_dim = query.shape
     if query.stride()[1:] != (head_dim, 1):
         query = query.contiguous()
@@ -48,7 +51,8 @@ def in_native(
         page_size,
         scale,
         window or 0,
-        query.dtype == torch.bfloat16,
+        ELEMENT_TYPES[query.dtype],
+        ELEMENT_TYPES[keys.dtype],
         torch.get_num_threads(),
     )
     return out

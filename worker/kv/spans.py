@@ -33,7 +33,7 @@ class Kernel(Protocol):
     ) -> Tensor:
         """Return the output [n, heads, head_dim] of the span's `query` [n, heads, head_dim].
 
-        `keys` and `values` are pools [num_pages, page_size, kv_heads, head_dim].
+        `keys` and `values` are pools [num_pages, page_size, kv_heads, head_dim] of a store.
         """
 
 

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from worker.engine.runner import RunnerOptions
 from worker.native.operators import (
     byte_linear,
     can_pack,
@@ -141,12 +142,18 @@ class Int8Linear(nn.Module):
         return out.to(x.dtype)
 
 
-def pack_linears(model: nn.Module, _options: object = None) -> int:
+def pack_linears(model: nn.Module, options: RunnerOptions | None = None) -> int:
     """Replace the linear layers that are faster packed, in place. Return their number.
 
     Results differ only by the order of summation. Only fp32 and bf16 layers on a CPU are replaced.
+    Where keys and values are rounded, small layers are put into panels, too.
     """
-    return _replace(model, _packed)
+    least_weights = 0 if _needs_panels(options) else MIN_PACKED_WEIGHTS
+
+    def packed_layer(layer: nn.Module, is_tied: bool) -> nn.Module | None:
+        return _in_panels(layer, is_tied, least_weights) or _packed(layer, is_tied)
+
+    return _replace(model, packed_layer)
 
 
 def pack_all_linears(model: nn.Module) -> None:
@@ -154,7 +161,7 @@ def pack_all_linears(model: nn.Module) -> None:
 
     Small ones are slower so with one row, but no row of them depends on others.
     """
-    _replace(model, _in_panels)
+    _replace(model, lambda layer, is_tied: _in_panels(layer, is_tied, least_weights=0))
 
 
 def keeps_rows_apart(model: nn.Module) -> bool:
@@ -163,12 +170,27 @@ def keeps_rows_apart(model: nn.Module) -> bool:
     return not any(isinstance(layer, others) for layer in model.modules())
 
 
-def round_linears(model: nn.Module, _options: object = None) -> int:
+def round_linears(model: nn.Module, options: RunnerOptions | None = None) -> int:
     """Replace the linear layers that are faster in int8, in place. Return their number.
 
-    The model must be on the CPU.
+    The model must be on the CPU. Where keys and values are rounded, too, smaller layers are put
+    into panels.
     """
-    return _replace(model, _rounded)
+    if not _needs_panels(options):
+        return _replace(model, _rounded)
+
+    def rounded_layer(layer: nn.Module, is_tied: bool) -> nn.Module | None:
+        return _rounded(layer, is_tied) or _in_panels(layer, is_tied, 0)
+
+    return _replace(model, rounded_layer)
+
+
+def _needs_panels(options: RunnerOptions | None) -> bool:
+    """Return whether no product may depend on the other rows, which holds in panels only.
+
+    Keys and values are rounded from products, and another last bit could round them another way.
+    """
+    return options is not None and options.rounds_kv
 
 
 def has_int8_kernels() -> bool:
@@ -206,21 +228,17 @@ def _rounded(layer: nn.Module, is_tied: bool) -> nn.Module | None:
     return Int8Linear(weight, bias)
 
 
-def _in_panels(layer: nn.Module, is_tied: bool) -> nn.Module | None:
+def _in_panels(layer: nn.Module, is_tied: bool, least_weights: int) -> nn.Module | None:
     weight, bias = _parameters(layer)
-    if is_tied or not can_pack(weight):
+    # A weight that an embedding shares would have to be kept twice.
+    if is_tied or weight.numel() < least_weights or not can_pack(weight):
         return None
     return PanelLinear(weight, bias)
 
 
 def _packed(layer: nn.Module, is_tied: bool) -> nn.Module | None:
     weight, bias = _parameters(layer)
-    # A weight that an embedding shares would have to be kept twice.
-    if is_tied or weight.numel() < MIN_PACKED_WEIGHTS:
-        return None
-    if can_pack(weight):
-        return PanelLinear(weight, bias)
-    if not _has_packed_kernel(weight):
+    if is_tied or weight.numel() < MIN_PACKED_WEIGHTS or not _has_packed_kernel(weight):
         return None
     is_wide = weight.shape[0] >= 2 * weight.shape[1]
     has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"

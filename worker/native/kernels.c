@@ -2,11 +2,13 @@
  *
  * Every kernel computes a row in an order of its own, so that no bit of it depends on other rows or
  * on the number of threads. Tensors are fp32 or bf16, and sums and functions are fp32 in both.
+ * Stored keys and values may have fewer bits than what attends to them.
  * `operators.py` and `worker/kv/paged_native.py` call them, and do the same by torch where they do
  * not fit. The file needs the C library alone. `setup.py` compiles it once for each set of
  * instructions.
  */
 
+#include <float.h>
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
@@ -25,28 +27,61 @@ typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
-typedef uint8_t Bytes __attribute__((vector_size(LANES)));
+typedef int16_t Shorts __attribute__((vector_size(2 * LANES)));
+typedef int8_t Bytes __attribute__((vector_size(LANES)));
+typedef uint8_t UnsignedBytes __attribute__((vector_size(LANES)));
 typedef float UnalignedFloats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint16_t UnalignedHalves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef int8_t UnalignedBytes __attribute__((vector_size(LANES), aligned(1), may_alias));
 
 
 /* --- Elements */
 
-INLINE const char *at(const void *tensor, long index, int is_bf16) {
-    return (const char *)tensor + (is_bf16 ? 2 : 4) * index;
+/* The types of elements. A flag `is_bf16` is the first or the second of them. */
+enum { FP32, BF16, INT8 };
+
+INLINE long size_of(int type) {
+    switch (type) {
+    case FP32: return 4;
+    case BF16: return 2;
+    default: return 1;
+    }
 }
 
-INLINE Floats load(const void *tensor, long index, int is_bf16) {
-    const char *place = at(tensor, index, is_bf16);
-    if (!is_bf16)
-        return *(const UnalignedFloats *)place;
-    Halves high = *(const UnalignedHalves *)place;
-    return (Floats)(__builtin_convertvector(high, Words) << 16);
+INLINE const char *at(const void *tensor, long index, int type) {
+    return (const char *)tensor + size_of(type) * index;
 }
 
-INLINE void store(void *tensor, long index, Floats value, int is_bf16) {
-    char *place = (char *)at(tensor, index, is_bf16);
-    if (!is_bf16) {
+/* `__builtin_convertvector` would widen lane by lane, or half by half. */
+INLINE Words widen_halves(const char *place) {
+#ifdef __AVX512F__
+    return (Words)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)place));
+#else
+    return (Words)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)place));
+#endif
+}
+
+INLINE Ints widen_bytes(const char *place) {
+#ifdef __AVX512F__
+    return (Ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)place));
+#else
+    return (Ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)place));
+#endif
+}
+
+INLINE Floats load(const void *tensor, long index, int type) {
+    const char *place = at(tensor, index, type);
+    switch (type) {
+    case FP32: return *(const UnalignedFloats *)place;
+    case BF16: return (Floats)(widen_halves(place) << 16);
+    default: return __builtin_convertvector(widen_bytes(place), Floats);
+    }
+}
+
+/* Store fp32 or bf16. `quantize` stores int8. */
+INLINE void store(void *tensor, long index, Floats value, int type) {
+    char *place = (char *)at(tensor, index, type);
+    if (type == FP32) {
         *(UnalignedFloats *)place = value;
         return;
     }
@@ -101,13 +136,6 @@ INLINE float sum(Floats value) {
     return lanes[0];
 }
 
-INLINE float largest_lane(Floats value) {
-    float largest = value[0];
-    for (int lane = 1; lane < LANES; lane++)
-        largest = value[lane] > largest ? value[lane] : largest;
-    return largest;
-}
-
 INLINE int any(Ints condition) {
     uint64_t parts[sizeof condition / 8];
     memcpy(parts, &condition, sizeof condition);
@@ -115,6 +143,57 @@ INLINE int any(Ints condition) {
     for (unsigned long part = 0; part < sizeof condition / 8; part++)
         together |= parts[part];
     return together != 0;
+}
+
+INLINE float largest_lane(Floats value) {
+    float peak = value[0];
+    for (int lane = 1; lane < LANES; lane++)
+        peak = value[lane] > peak ? value[lane] : peak;
+    return peak;
+}
+
+/* Return the elements of a stored head. In int8 its scale in fp32 lies in four bytes behind the
+ * `head_dim` numbers that are multiplied by it.
+ */
+INLINE long head_width(long head_dim, int type) {
+    return type == INT8 ? head_dim + (long)sizeof(float) : head_dim;
+}
+
+/* Return the number by which the elements of a stored head are multiplied. */
+INLINE float scale_of(const void *head, long head_dim, int type) {
+    float scale = 1.0f;
+    if (type == INT8)
+        memcpy(&scale, at(head, head_dim, type), sizeof scale);
+    return scale;
+}
+
+/* Store a head in int8: whole numbers from -127 to 127, the nearest, and the even one of two.
+ *
+ * A head that is not finite has the scale NaN, so that all of it is read as NaN.
+ */
+INLINE void quantize(void *head, const void *x, long head_dim, int type) {
+    Floats peaks = {0};
+    Floats broken = {0}; /* zero, or NaN */
+    for (long i = 0; i < head_dim; i += LANES) {
+        Floats value = load(x, i, type);
+        Floats magnitude = choose(value < 0.0f, -value, value);
+        peaks = choose(magnitude > peaks, magnitude, peaks);
+        broken += value - value;
+    }
+    float scale = largest_lane(peaks) / 127.0f;
+    scale = scale < FLT_MIN ? FLT_MIN : scale; /* a head of zeros is not divided by zero */
+    scale += sum(broken);
+
+    const float whole = 12582912.0f; /* adding this constant rounds to a whole number */
+    char *place = head;
+    for (long i = 0; i < head_dim; i += LANES) {
+        Floats numbers = load(x, i, type) / scale;
+        numbers = choose(numbers == numbers, numbers, (Floats){0});
+        Ints rounded = __builtin_convertvector((numbers + whole) - whole, Ints);
+        Shorts narrow = __builtin_convertvector(rounded, Shorts);
+        *(UnalignedBytes *)(place + i) = __builtin_convertvector(narrow, Bytes);
+    }
+    memcpy(place + head_dim, &scale, sizeof scale);
 }
 
 
@@ -294,11 +373,26 @@ void gate(void *out, const void *gates, long gate_stride, const void *x, long st
     run_rows(is_silu ? silu_task : sigmoid_task, &operands, threads);
 }
 
-/* Copy rows of `width` bytes to the rows of a store that `places` names. Strides are in bytes. */
-void write_rows(void *store, const int64_t *places, const void *x, long stride, long rows,
-                long width) {
-    for (long row = 0; row < rows; row++)
-        memcpy((char *)store + places[row] * width, (const char *)x + row * stride, (size_t)width);
+/* Write x [rows, heads, head_dim] of a `type` to the rows of a pool that `places` names.
+ *
+ * The pool has its own type, whose numbers are no wider.
+ */
+void write_rows(void *pool, const int64_t *places, const void *x, long stride, long rows,
+                long heads, long head_dim, int type, int pool_type) {
+    long width = heads * head_width(head_dim, pool_type);
+    for (long row = 0; row < rows; row++) {
+        const char *from = at(x, row * stride, type);
+        char *to = (char *)at(pool, places[row] * width, pool_type);
+        if (type == pool_type)
+            memcpy(to, from, (size_t)(width * size_of(type)));
+        else if (pool_type == BF16)
+            for (long i = 0; i < width; i += LANES)
+                store(to, i, load(from, i, type), BF16);
+        else
+            for (long head = 0; head < heads; head++)
+                quantize(to + head * head_width(head_dim, INT8),
+                         at(from, head * head_dim, type), head_dim, type);
+    }
 }
 
 
@@ -313,13 +407,14 @@ typedef struct {
     long kv_heads, group, head_dim, page_size, window;
     long parts; /* into which the heads of a query are cut, each a task */
     float scale;
-    int is_bf16;
+    int type;    /* of queries and of the result */
+    int kv_type; /* of keys and values */
 } Attention;
 
 /* Ask for `width` elements from `place` on, for which memory needs longer than a page's sums. */
-INLINE void prefetch(const void *tensor, long place, long width, int is_bf16) {
-    const char *line = at(tensor, place, is_bf16);
-    const char *behind = at(tensor, place + width, is_bf16);
+INLINE void prefetch(const void *tensor, long place, long width, int type) {
+    const char *line = at(tensor, place, type);
+    const char *behind = at(tensor, place + width, type);
     for (; line < behind; line += 64)
         __builtin_prefetch(line, 0, 2);
 }
@@ -367,13 +462,14 @@ INLINE Floats sums(const Floats *x) {
  * in the order in which keys lie in memory, then the softmax, then the sums of values.
  */
 INLINE void attend(const Attention *o, const int32_t *pages, long first, long end, long number,
-                   long head_dim, int is_bf16) {
+                   long head_dim, int kv_type) {
+    long width = head_width(head_dim, kv_type);
     long kv_heads = o->kv_heads / o->parts;
     long heads = kv_heads * o->group;
     long first_kv_head = number % o->parts * kv_heads;
     long first_head = first_kv_head * o->group;
     long query_number = number / o->parts;
-    long token_width = o->kv_heads * head_dim;
+    long token_width = o->kv_heads * width;
     long page_width = o->page_size * token_width;
     long size = end - first;
     long padded = (size + LANES - 1) / LANES * LANES;
@@ -383,9 +479,9 @@ INLINE void attend(const Attention *o, const int32_t *pages, long first, long en
     float *scores = query + heads * head_dim;
     float *result = scores + heads * padded;
     long first_element = query_number * o->query_stride + first_head * head_dim;
-    const void *given = at(o->query, first_element, is_bf16);
+    const void *given = at(o->query, first_element, o->type);
     for (long i = 0; i < heads * head_dim; i += LANES)
-        store(query, i, load(given, i, is_bf16) * o->scale, 0);
+        store(query, i, load(given, i, o->type) * o->scale, FP32);
 
     /* LANES products wait until their lanes are added together. */
     Floats waiting[LANES];
@@ -393,18 +489,19 @@ INLINE void attend(const Attention *o, const int32_t *pages, long first, long en
     int num_waiting = 0;
     for (long token = first; token < end; token++) {
         long place = pages[token / o->page_size] * page_width + token % o->page_size * token_width;
-        const void *key = at(o->keys, place + first_kv_head * head_dim, is_bf16);
+        const void *keys = at(o->keys, place + first_kv_head * width, kv_type);
         const void *next = token + o->page_size < end ? o->keys : o->values;
         long page = next == o->keys ? token / o->page_size + 1 : first / o->page_size;
         place = pages[page] * page_width + token % o->page_size * token_width;
-        prefetch(next, place + first_kv_head * head_dim, kv_heads * head_dim, is_bf16);
+        prefetch(next, place + first_kv_head * width, kv_heads * width, kv_type);
         for (long kv_head = 0; kv_head < kv_heads; kv_head++) {
+            const void *key = at(keys, kv_head * width, kv_type);
+            float key_scale = scale_of(key, head_dim, kv_type);
             for (long head = kv_head * o->group; head < (kv_head + 1) * o->group; head++) {
                 Floats product = {0};
                 for (long i = 0; i < head_dim; i += LANES)
-                    product += load(query, head * head_dim + i, 0) *
-                               load(key, kv_head * head_dim + i, is_bf16);
-                waiting[num_waiting] = product;
+                    product += load(query, head * head_dim + i, FP32) * load(key, i, kv_type);
+                waiting[num_waiting] = product * key_scale;
                 targets[num_waiting++] = scores + head * padded + (token - first);
                 if (num_waiting == LANES) {
                     Floats added = sums(waiting);
@@ -427,19 +524,19 @@ INLINE void attend(const Attention *o, const int32_t *pages, long first, long en
         float *row = scores + head * padded;
         for (long i = size; i < padded; i++)
             row[i] = -__builtin_inff();
-        Floats largest = load(row, 0, 0);
+        Floats peaks = load(row, 0, FP32);
         for (long i = LANES; i < padded; i += LANES)
-            largest = choose(load(row, i, 0) > largest, load(row, i, 0), largest);
-        float peak = largest_lane(largest);
+            peaks = choose(load(row, i, FP32) > peaks, load(row, i, FP32), peaks);
+        float peak = largest_lane(peaks);
         Floats total = {0};
         for (long i = 0; i < padded; i += LANES) {
-            Floats weight = exponential(load(row, i, 0) - peak);
-            store(row, i, weight, 0);
+            Floats weight = exponential(load(row, i, FP32) - peak);
+            store(row, i, weight, FP32);
             total += weight;
         }
         float share = 1.0f / sum(total);
         for (long i = 0; i < padded; i += LANES)
-            store(row, i, load(row, i, 0) * share, 0);
+            store(row, i, load(row, i, FP32) * share, FP32);
     }
 
     memset(result, 0, sizeof(float) * (size_t)(heads * head_dim));
@@ -449,45 +546,46 @@ INLINE void attend(const Attention *o, const int32_t *pages, long first, long en
         if (behind > end)
             behind = end;
         long place = pages[token / o->page_size] * page_width + token % o->page_size * token_width;
-        const void *value = at(o->values, place + first_kv_head * head_dim, is_bf16);
+        const void *values = at(o->values, place + first_kv_head * width, kv_type);
         long next = behind < end ? pages[behind / o->page_size] * page_width : -1;
         for (long head = 0; head < heads; head++) {
             const float *weights = scores + head * padded - first;
             Floats added[MAX_HEAD_DIM / LANES];
             for (long i = 0; i < head_dim / LANES; i++)
-                added[i] = load(result, head * head_dim + i * LANES, 0);
+                added[i] = load(result, head * head_dim + i * LANES, FP32);
             for (long t = token; t < behind; t++) {
                 if (next >= 0 && head % o->group == 0) {
-                    long ahead = next + (t - token) * token_width + first_kv_head * head_dim;
-                    prefetch(o->values, ahead + head / o->group * head_dim, head_dim, is_bf16);
+                    long ahead = next + (t - token) * token_width + first_kv_head * width;
+                    prefetch(o->values, ahead + head / o->group * width, width, kv_type);
                 }
-                long element = (t - token) * token_width + head / o->group * head_dim;
-                const void *row = at(value, element, is_bf16);
+                long element = (t - token) * token_width + head / o->group * width;
+                const void *value = at(values, element, kv_type);
+                float weight = weights[t] * scale_of(value, head_dim, kv_type);
                 for (long i = 0; i < head_dim / LANES; i++)
-                    added[i] += load(row, i * LANES, is_bf16) * weights[t];
+                    added[i] += load(value, i * LANES, kv_type) * weight;
             }
             for (long i = 0; i < head_dim / LANES; i++)
-                store(result, head * head_dim + i * LANES, added[i], 0);
+                store(result, head * head_dim + i * LANES, added[i], FP32);
         }
         token = behind;
     }
 
     long first_out = (query_number * o->kv_heads * o->group + first_head) * head_dim;
-    void *out = (void *)at(o->out, first_out, is_bf16);
+    void *out = (void *)at(o->out, first_out, o->type);
     for (long i = 0; i < heads * head_dim; i += LANES)
-        store(out, i, load(result, i, 0), is_bf16);
+        store(out, i, load(result, i, FP32), o->type);
     free(query);
 }
 
 INLINE void attend_in(const Attention *o, const int32_t *pages, long first, long end, long number,
-                      int is_bf16) {
+                      int kv_type) {
     /* With a number that the compiler knows, the loops over a head become registers. */
     if (o->head_dim == 64)
-        attend(o, pages, first, end, number, 64, is_bf16);
+        attend(o, pages, first, end, number, 64, kv_type);
     else if (o->head_dim == 128)
-        attend(o, pages, first, end, number, 128, is_bf16);
+        attend(o, pages, first, end, number, 128, kv_type);
     else
-        attend(o, pages, first, end, number, o->head_dim, is_bf16);
+        attend(o, pages, first, end, number, o->head_dim, kv_type);
 }
 
 static void attention_task(const void *arguments, long number) {
@@ -499,28 +597,30 @@ static void attention_task(const void *arguments, long number) {
     long end = o->lengths[row] - (o->query_starts[row + 1] - 1 - query);
     long first = o->window && end > o->window ? end - o->window : 0;
     const int32_t *pages = o->block_table + row * o->table_width;
-    if (o->is_bf16)
-        attend_in(o, pages, first, end, number, 1);
-    else
-        attend_in(o, pages, first, end, number, 0);
+    switch (o->kv_type) {
+    case FP32: attend_in(o, pages, first, end, number, FP32); break;
+    case BF16: attend_in(o, pages, first, end, number, BF16); break;
+    default: attend_in(o, pages, first, end, number, INT8);
+    }
 }
 
 /* Write the attention [queries, kv_heads * group, head_dim] of queries to stored keys.
  *
- * `keys` and `values` are [pages, page_size, kv_heads, head_dim]. Row n's queries are the last of
- * its `lengths[n]` tokens, from `query_starts[n]` on. A window of 0 has no limit.
+ * `keys` and `values` are [pages, page_size, kv_heads, head width] of a type of their own. Row n's
+ * queries are the last of its `lengths[n]` tokens, from `query_starts[n]` on. A window of 0 has no
+ * limit.
  */
 void paged_attention(void *out, const void *query, long query_stride, const void *keys,
                      const void *values, const int32_t *block_table, long table_width,
                      const int32_t *lengths, const int32_t *query_starts, long num_rows,
                      long kv_heads, long group, long head_dim, long page_size, float scale,
-                     long window, int is_bf16, long threads) {
+                     long window, int type, int kv_type, long threads) {
     Attention attention = {.out = out, .query = query, .keys = keys, .values = values,
                            .block_table = block_table, .lengths = lengths,
                            .query_starts = query_starts, .query_stride = query_stride,
                            .table_width = table_width, .kv_heads = kv_heads, .group = group,
                            .head_dim = head_dim, .page_size = page_size, .window = window,
-                           .parts = 1, .scale = scale, .is_bf16 = is_bf16};
+                           .parts = 1, .scale = scale, .type = type, .kv_type = kv_type};
     long queries = query_starts[num_rows];
     if (threads > 1)
         while (queries * attention.parts < 4 * threads && kv_heads % (2 * attention.parts) == 0)
@@ -732,7 +832,7 @@ INLINE void round_row(const ByteProduct *o, long row, int is_bf16) {
     for (long i = 0; i < o->width; i += LANES) {
         Floats rounded = (load_within(x, i, o->inputs, is_bf16) * steps + whole) - whole;
         Ints number = __builtin_convertvector(rounded, Ints) + ZERO;
-        Bytes bytes = __builtin_convertvector(number, Bytes);
+        UnsignedBytes bytes = __builtin_convertvector(number, UnsignedBytes);
         memcpy(target + i, &bytes, sizeof bytes);
     }
 }

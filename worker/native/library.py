@@ -42,7 +42,7 @@ _PARAMETERS: dict[str, list[Any]] = {
     "rms_norm": [*[c_void_p] * 2, c_long, c_void_p, c_float, *_SIZES, *_FLAG_AND_THREADS],
     "rotate": [c_void_p, c_long, *[c_void_p] * 2, c_long, *_SIZES, *_FLAG_AND_THREADS],
     "gate": [*[c_void_p] * 2, c_long, c_void_p, c_long, *_SIZES, c_int, *_FLAG_AND_THREADS],
-    "write_rows": [*[c_void_p] * 3, c_long, *_SIZES],
+    "write_rows": [*[c_void_p] * 3, *[c_long] * 4, c_int, c_int],
     "linear": [*[c_void_p] * 2, c_long, *[c_void_p] * 2, c_long, *_SIZES, *_FLAG_AND_THREADS],
     "byte_linear": [*[c_void_p] * 2, c_long, *[c_void_p] * 4, c_long, *_SIZES, *_FLAG_AND_THREADS],
     "choose_tokens": [*[c_void_p] * 2, *_SIZES, *[c_void_p] * 5, c_long],
@@ -56,6 +56,7 @@ _PARAMETERS: dict[str, list[Any]] = {
         *[c_long] * 5,
         c_float,
         c_long,
+        c_int,
         *_FLAG_AND_THREADS,
     ],
 }

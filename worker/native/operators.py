@@ -12,6 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worker.native.library import Library, library
+from worker.native.quantized import SCALE_BYTES, quantized
+
+ELEMENT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+"""The numbers that `kernels.c` has for types of elements."""
 
 _DTYPES = (torch.float32, torch.bfloat16)
 
@@ -227,25 +231,36 @@ def _gated(gate: Tensor, x: Tensor, *, is_silu: bool) -> Tensor:
 
 
 def write_rows(pools: Tensor, number: int, rows: Tensor, x: Tensor) -> None:
-    """Write `x` [N, heads, head_dim] to the rows `rows` [N] of one of the pools.
+    """Write `x` [N, heads, head_dim] to the rows `rows` [N] of one of the pools, in their dtype.
 
-    `pools` [pools, pages, page_size, heads, head_dim] are contiguous. A row counts tokens page by
-    page. Raise RuntimeError for an `x` of another dtype or shape than the pools.
+    `pools` [pools, pages, page_size, heads, head_dim] are contiguous; heads in int8 have the layout
+    of `quantized`. A row counts tokens page by page. Raise RuntimeError for an `x` of another shape
+    than the pools, and for one of another dtype that is not larger.
     """
     num_heads, head_dim = x.shape[1:]
-    fits = x.dtype == pools.dtype and x.shape[1:] == pools.shape[3:]
-    kernels = kernels_for(x)
-    if kernels is None or not fits or x.stride()[1:] != (head_dim, 1):
-        pools[number].flatten(0, 1).index_copy_(0, rows, x)
+    width = head_dim
+    if pools.dtype == torch.int8:
+        width += SCALE_BYTES
+    is_rounded = x.dtype.itemsize > pools.dtype.itemsize
+    if pools.shape[3:] != (num_heads, width) or not (is_rounded or x.dtype == pools.dtype):
+        raise RuntimeError(f"{x.dtype} heads {num_heads} x {head_dim} do not fit into the pools")
+
+    # Rows that are only copied may have any width.
+    kernels = kernels_for(x, head_dim if is_rounded else 0)
+    if kernels is None or x.stride()[1:] != (head_dim, 1):
+        stored = quantized(x) if pools.dtype == torch.int8 else x.to(pools.dtype)
+        pools[number].flatten(0, 1).index_copy_(0, rows, stored)
         return
-    size = x.element_size()
     kernels.write_rows(
-        pools.data_ptr() + number * pools.stride(0) * size,
+        pools.data_ptr() + number * pools.stride(0) * pools.element_size(),
         rows.data_ptr(),
         x.data_ptr(),
-        x.stride(0) * size,
+        x.stride(0),
         len(rows),
-        num_heads * head_dim * size,
+        num_heads,
+        head_dim,
+        ELEMENT_TYPES[x.dtype],
+        ELEMENT_TYPES[pools.dtype],
     )
 
 

@@ -116,5 +116,8 @@ class ActCausalNet:
 
 
 def _attend_to_itself(_slot: int, _query: Tensor, _key: Tensor, value: Tensor) -> Tensor:
-    """Return the attention output of a token that sees itself alone."""
+    """Return the attention output of a token that sees itself alone.
+
+    Its value is not rounded as a stored one may be, which is the same wherever a row is computed.
+    """
     return value

@@ -12,10 +12,9 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from shared.accelerators import ACCELERATORS
 from shared.errors import FleetError
 from shared.messages import Task
-from shared.tasks.runner_options import PagedOptions
+from shared.tasks.runner_options import KVDtype, PagedOptions
 from shared.telemetry.logging_setup import fields
 from worker.engine.runner import RunnerOptions, RunnerSpec
 from worker.engine.sampler import broken, draw, sample
@@ -84,17 +83,21 @@ class PagedRunner:
         options: RunnerOptions,
     ) -> None:
         declared = options.declared(PagedOptions)
+        kv_dtype = stored_dtype(declared.kv_dtype, net)
+        if kv_dtype != net.dtype:
+            found += f", keys and values in {declared.kv_dtype}"
+
         self.kernel: Kernel | None = None
         obstacle = ""
         if declared.flash_attention:
             self.kernel, obstacle = flash.choose_kernel(
-                net.device, net.dtype, net.kv_shape, options.page_size
+                net.device, net.dtype, net.kv_shape, options.page_size, kv_dtype=kv_dtype
             )
 
         # Graphs write the tokens of their padding rows to a spare page behind the others.
         use_graphs = flash.fits_graphs(self.kernel) and declared.cuda_graphs
         num_spare = 1 if use_graphs else 0
-        num_pages = count_pages(net, window, options, num_spare=num_spare)
+        num_pages = count_pages(net, window, options, kv_dtype=kv_dtype, num_spare=num_spare)
 
         reuse: Literal["prefix", "prompt", "none"] = "none"
         if options.prefix_cache:
@@ -113,7 +116,7 @@ class PagedRunner:
         )
         self.eos_ids = language.eos_ids
         self.net = net
-        self._is_tiled = ACCELERATORS[options.quantize].rounds_activations
+        self._is_tiled = options.is_lossy
         self._language = language
         # Forwards of prompts that are computed layer by layer, between two steps.
         self._forwards: dict[TokenSequence, Forward] = {}
@@ -121,7 +124,7 @@ class PagedRunner:
             net.kv_shape,
             num_pages + num_spare,
             page_size=options.page_size,
-            dtype=net.dtype,
+            dtype=kv_dtype,
             device=net.device,
         )
 
@@ -441,13 +444,44 @@ class PagedRunner:
         self.store.copy_pages(source_pages, target_pages)
 
 
-def count_pages(net: Net, window: int, options: RunnerOptions, *, num_spare: int = 0) -> int:
+def stored_dtype(kv_dtype: KVDtype, net: Net) -> torch.dtype:
+    """Return the dtype of stored keys and values, of a network that is on its device.
+
+    Raise ModelFormatError for one that the device or the network's dtype does not allow.
+    """
+    if kv_dtype == "auto":
+        return net.dtype
+    chosen: torch.dtype = getattr(torch, kv_dtype)
+    if chosen == net.dtype:
+        return chosen
+    if net.device.type != "cpu":
+        raise ModelFormatError(
+            f"Keys and values in {kv_dtype} are for the CPU; this model is on {net.device.type}; "
+            "leave kv_dtype out."
+        )
+    if chosen.itemsize >= net.dtype.itemsize:
+        own = str(net.dtype).removeprefix("torch.")
+        raise ModelFormatError(
+            f"Keys and values in {kv_dtype} are no smaller than this model's, which are in {own}; "
+            "leave kv_dtype out, or set it to int8."
+        )
+    return chosen
+
+
+def count_pages(
+    net: Net,
+    window: int,
+    options: RunnerOptions,
+    *,
+    kv_dtype: torch.dtype,
+    num_spare: int = 0,
+) -> int:
     """Return the number of pages for a full batch of full windows, or fewer if memory is short.
 
-    `num_spare` more pages must fit. `window` is in tokens. Raise ModelFormatError if not even one
-    window fits.
+    `num_spare` more pages must fit. `window` is in tokens, and `kv_dtype` that of stored keys and
+    values. Raise ModelFormatError if not even one window fits.
     """
-    bytes_per_page = net.kv_shape.bytes_per_token(net.dtype) * options.page_size
+    bytes_per_page = net.kv_shape.bytes_per_token(kv_dtype) * options.page_size
     pages_per_window = -(-window // options.page_size)
     memory = kv_memory(options, net.device)
     affordable = memory.num_bytes // bytes_per_page - num_spare
