@@ -8,12 +8,14 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 
+from scripts.cli.shape_choice import chosen_shape
+from scripts.cli.shape_probes import Candidate
 from shared.fleet.advice import advise, on_threads
 from shared.settings.settings import Settings
 from shared.telemetry.logging_setup import fields
 from worker.hardware.device import CORES_ENV, HUGE_PAGES, TUNABLES_ENV
 from worker.hardware.machine import Machine, survey
-from worker.hardware.shapes import Shape, shape_of
+from worker.hardware.shapes import Shape, shape_of, shapes_to_measure
 
 log = logging.getLogger("aios.serve")
 
@@ -21,15 +23,13 @@ log = logging.getLogger("aios.serve")
 def place_workers(settings: Settings) -> tuple[Settings, list[dict[str, str]]]:
     """Return the settings with `workers` and `threads` as numbers, and the workers' environments.
 
-    There is an environment for each worker: the variables to add to that of the supervisor.
+    There is an environment for each worker: the variables to add to that of the supervisor. Raise
+    SettingsError for options that a model's runner does not have.
     """
     machine = survey(settings.device)
-    shape = shape_of(settings, machine)
+    shape = _shape(settings, machine)
     settings = settings.model_copy(update={"workers": shape.workers, "threads": shape.threads})
-    if settings.pin_cores or machine.num_gpus:
-        envs = worker_envs(shape, machine, os.environ)
-    else:
-        envs = [{} for _ in range(shape.workers)]
+    envs = _placed(shape, settings, machine)
     if TUNABLES_ENV not in os.environ:
         for env in envs:
             env[TUNABLES_ENV] = HUGE_PAGES
@@ -45,6 +45,29 @@ def place_workers(settings: Settings) -> tuple[Settings, list[dict[str, str]]]:
     )
     advise(on_threads(shape.workers, shape.threads, machine.num_cores))
     return settings, envs
+
+
+def _shape(settings: Settings, machine: Machine) -> Shape:
+    """Return the shape that was measured to be the best, or else that of the rule."""
+    processors = [processor for core in machine.cores for processor in core]
+    candidates: list[Candidate] = []
+    for shape in shapes_to_measure(settings, machine):
+        cores: list[str] = []
+        for env in _placed(shape, settings, machine):
+            cores.append(env.get(CORES_ENV, _text(processors)))
+        candidates.append(Candidate(shape.threads, cores))
+
+    measured = None
+    if candidates:
+        measured = chosen_shape(settings, machine, candidates)
+    return measured or shape_of(settings, machine)
+
+
+def _placed(shape: Shape, settings: Settings, machine: Machine) -> list[dict[str, str]]:
+    """Return the variables that place each worker, none where workers are not placed."""
+    if settings.pin_cores or machine.num_gpus:
+        return worker_envs(shape, machine, os.environ)
+    return [{} for _ in range(shape.workers)]
 
 
 def worker_envs(shape: Shape, machine: Machine, env: Mapping[str, str]) -> list[dict[str, str]]:
@@ -69,9 +92,12 @@ def worker_envs(shape: Shape, machine: Machine, env: Mapping[str, str]) -> list[
     if shape.workers == 1 or has_quota or has_too_few:
         return [{} for _ in range(shape.workers)]
     for processors in core_shares(machine.cores, shape.workers):
-        numbers = [str(processor) for processor in processors]
-        envs.append({CORES_ENV: ",".join(numbers)})
+        envs.append({CORES_ENV: _text(processors)})
     return envs
+
+
+def _text(processors: Sequence[int]) -> str:
+    return ",".join(str(processor) for processor in processors)
 
 
 def _visible_gpus(text: str, num_gpus: int) -> list[str]:
