@@ -8,8 +8,6 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 
-from scripts.cli.shape_choice import chosen_shape
-from scripts.cli.shape_probes import Candidate
 from shared.fleet.advice import advise, on_threads
 from shared.settings.settings import Settings
 from shared.telemetry.logging_setup import fields
@@ -49,18 +47,27 @@ def place_workers(settings: Settings) -> tuple[Settings, list[dict[str, str]]]:
 
 def _shape(settings: Settings, machine: Machine) -> Shape:
     """Return the shape that was measured to be the best, or else that of the rule."""
+    shapes = shapes_to_measure(settings, machine)
+    measured = None
+    if shapes:
+        measured = _measured(shapes, settings, machine)
+    return measured or shape_of(settings, machine)
+
+
+def _measured(shapes: Sequence[Shape], settings: Settings, machine: Machine) -> Shape | None:
+    """Return the best of the shapes, None where that cannot be measured."""
+    # Imported here, because other commands do without the engine that this loads.
+    from scripts.cli.shape_choice import chosen_shape
+    from scripts.cli.shape_probes import Candidate
+
     processors = [processor for core in machine.cores for processor in core]
     candidates: list[Candidate] = []
-    for shape in shapes_to_measure(settings, machine):
+    for shape in shapes:
         cores: list[str] = []
         for env in _placed(shape, settings, machine):
             cores.append(env.get(CORES_ENV, _text(processors)))
         candidates.append(Candidate(shape.threads, cores))
-
-    measured = None
-    if candidates:
-        measured = chosen_shape(settings, machine, candidates)
-    return measured or shape_of(settings, machine)
+    return chosen_shape(settings, machine, candidates)
 
 
 def _placed(shape: Shape, settings: Settings, machine: Machine) -> list[dict[str, str]]:

@@ -108,6 +108,14 @@ def test_the_fastest_is_taken(probes: Probes, model: Callable[..., ModelEntry]) 
     assert [env["AIOS_WORKER_CORES"] for env in envs] == ["0,2", "1,3"]
 
 
+def test_workers_that_will_not_be_pinned_are_not_pinned_to_be_measured(
+    probes: Probes, model: Callable[..., ModelEntry]
+) -> None:
+    place_workers(Settings(models=(model("m"),), pin_cores=False))
+    [(_, candidates, _)] = probes.calls
+    assert candidates == [Candidate(2, ["0,2,1,3"]), Candidate(1, ["0,2,1,3", "0,2,1,3"])]
+
+
 @pytest.mark.parametrize(
     ("given", "shape"),
     [
