@@ -41,6 +41,8 @@ POLICY = (
     "worker.engine.task_runner",
     "worker.engine.task_engine",
     "worker.runners.echo_task",
+    "worker.hardware.shapes",
+    "worker.hardware.measurements",
 )
 REACH_REDIS = (
     "worker.host.intake",

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import sys
-import sysconfig
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
+from scripts.cli.child_env import child_env, without_keys
 from scripts.cli.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from scripts.cli.local_fleet import LocalFleet, announced
 from scripts.cli.placement import place_workers
@@ -30,12 +30,10 @@ from shared.listener import open_port, port_of
 from shared.messages import ModelInfo
 from shared.queue import keys
 from shared.queue.broker import UNAVAILABLE, open_broker
-from shared.settings.command_line import CONFIG_ENV, redis_url, run_role, tell_of_variables
-from shared.settings.layers import ORIGINS_ENV, env_name, general_names
+from shared.settings.command_line import redis_url, run_role, tell_of_variables
+from shared.settings.layers import env_name
 from shared.settings.paths import check_model_paths, read_text
 from shared.settings.settings import FINISH_S, HAND_OVER_S, SAMPLE_MODEL, Settings, SettingsError
-from shared.settings.types import SECRETS
-from shared.shipped import REPO_ROOT
 from shared.supervised import REDIS_ENDS_ENV
 from shared.telemetry.logging_setup import chosen_style, configure_logging, fields
 
@@ -219,9 +217,7 @@ def fleet_roles(
     callers. `redis_ends` is true if Redis ends with the fleet.
     """
     env = child_env(settings)
-    keyless = env.copy()
-    for secret in SECRETS:
-        keyless.pop(env_name(secret), None)
+    keyless = without_keys(env)
     # Only one process can listen at this port, and that is the front.
     keyless[env_name("metrics_port")] = "none"
 
@@ -252,36 +248,6 @@ def fleet_roles(
     if FRONT_ELSEWHERE_ENV in os.environ:
         return roles[1:]
     return roles
-
-
-def child_env(settings: Settings) -> dict[str, str]:
-    """Return an environment in which a child process resolves exactly these settings.
-
-    The child reads no settings file. It gets the origin of each setting for its error messages.
-    """
-    env = dict(os.environ)
-    for name in general_names():
-        env.pop(name, None)
-    env |= settings.to_env()
-
-    origins = {name: settings.origin(name) for name in Settings.model_fields}
-    env[CONFIG_ENV] = os.devnull
-    env[ORIGINS_ENV] = json.dumps(origins)
-    env["PYTHONPATH"] = _python_path()
-    return env
-
-
-def _python_path() -> str:
-    """Return a PYTHONPATH with which children find the packages of a checkout in any directory."""
-    paths = []
-    # Installed packages are found without it. In PYTHONPATH, site-packages would come before the
-    # standard library.
-    if str(REPO_ROOT) != sysconfig.get_path("purelib"):
-        paths.append(str(REPO_ROOT))
-    inherited = os.environ.get("PYTHONPATH")
-    if inherited:
-        paths.append(inherited)
-    return os.pathsep.join(paths)
 
 
 def bindable_port(settings: Settings, workers: int = 1) -> int:

@@ -9,13 +9,12 @@ import json
 import logging
 import os
 import secrets
-import stat
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from scripts.cli.private_folders import is_private, make_private, run_folders
 from shared.settings.layers import SettingsError
 from shared.settings.settings import Settings
 from shared.telemetry.logging_setup import fields
@@ -25,7 +24,6 @@ try:
 except ImportError:  # Windows, where a fleet has no Redis of its own either
     fcntl = None  # type: ignore[assignment]
 
-FOLDER_ENV = "AIOS_RUN_DIR"
 PORT_HELP = "which of the fleets that run on this machine, by the port of its front"
 _SUFFIX = ".fleet.json"
 
@@ -71,8 +69,8 @@ def announced(fleet: LocalFleet) -> Iterator[None]:
 def running_fleets() -> list[LocalFleet]:
     """Return the fleets that run now, in the order of their ports. Remove the files of others."""
     fleets: list[LocalFleet] = []
-    for folder in _folders():
-        if fcntl is None or not _is_private(folder):
+    for folder in run_folders():
+        if fcntl is None or not is_private(folder):
             continue
         for file in folder.glob(f"*{_SUFFIX}"):
             fleet = _read(file)
@@ -125,27 +123,6 @@ def with_local_fleet(
     return settings.model_copy(update=update), fleet
 
 
-def _folders() -> Sequence[Path]:
-    """Return the folders where files may lie, the best one first.
-
-    Tools search all of them, as XDG_RUNTIME_DIR may be set in one shell of a user and not in
-    another.
-    """
-    if os.environ.get(FOLDER_ENV):
-        return [Path(os.environ[FOLDER_ENV])]
-    folders = []
-    if os.environ.get("XDG_RUNTIME_DIR"):
-        folders.append(Path(os.environ["XDG_RUNTIME_DIR"]) / "aios")
-    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser(
-        os.path.join("~", ".local", "state")
-    )
-    # A user without an entry and without HOME, as in containers, has no home folder.
-    if os.path.isabs(state):
-        folders.append(Path(state) / "aios")
-    folders.append(Path(tempfile.gettempdir()) / f"aios-{_uid()}")
-    return folders
-
-
 def _write(fleet: LocalFleet) -> tuple[Path, int]:
     """Write the file of a fleet and lock it.
 
@@ -154,11 +131,9 @@ def _write(fleet: LocalFleet) -> tuple[Path, int]:
     if fcntl is None:
         raise OSError("no file locks on this system")
     problem = OSError("no folder")
-    for folder in _folders():
+    for folder in run_folders():
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not _is_private(folder):
-                raise PermissionError(f"{folder} is open to others")
+            make_private(folder)
             return _write_in(folder, fleet)
         except OSError as error:
             problem = error
@@ -200,19 +175,3 @@ def _read(file: Path) -> LocalFleet | None:
             return None
     except (OSError, ValueError, TypeError):
         return None
-
-
-def _is_private(folder: Path) -> bool:
-    """Return whether this is a folder of this user that is closed to others."""
-    try:
-        # Not stat(): a symbolic link to a folder is refused.
-        status = folder.lstat()
-    except OSError:
-        return False
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != _uid():
-        return False
-    return status.st_mode & 0o077 == 0
-
-
-def _uid() -> int:
-    return os.getuid() if hasattr(os, "getuid") else 0

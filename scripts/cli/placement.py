@@ -13,7 +13,7 @@ from shared.settings.settings import Settings
 from shared.telemetry.logging_setup import fields
 from worker.hardware.device import CORES_ENV, HUGE_PAGES, TUNABLES_ENV
 from worker.hardware.machine import Machine, survey
-from worker.hardware.shapes import Shape, shape_of
+from worker.hardware.shapes import Shape, shape_of, shapes_to_measure
 
 log = logging.getLogger("aios.serve")
 
@@ -21,15 +21,13 @@ log = logging.getLogger("aios.serve")
 def place_workers(settings: Settings) -> tuple[Settings, list[dict[str, str]]]:
     """Return the settings with `workers` and `threads` as numbers, and the workers' environments.
 
-    There is an environment for each worker: the variables to add to that of the supervisor.
+    There is an environment for each worker: the variables to add to that of the supervisor. Raise
+    SettingsError for options that a model's runner does not have.
     """
     machine = survey(settings.device)
-    shape = shape_of(settings, machine)
+    shape = _shape(settings, machine)
     settings = settings.model_copy(update={"workers": shape.workers, "threads": shape.threads})
-    if settings.pin_cores or machine.num_gpus:
-        envs = worker_envs(shape, machine, os.environ)
-    else:
-        envs = [{} for _ in range(shape.workers)]
+    envs = _placed(shape, settings, machine)
     if TUNABLES_ENV not in os.environ:
         for env in envs:
             env[TUNABLES_ENV] = HUGE_PAGES
@@ -45,6 +43,38 @@ def place_workers(settings: Settings) -> tuple[Settings, list[dict[str, str]]]:
     )
     advise(on_threads(shape.workers, shape.threads, machine.num_cores))
     return settings, envs
+
+
+def _shape(settings: Settings, machine: Machine) -> Shape:
+    """Return the shape that was measured to be the best, or else that of the rule."""
+    shapes = shapes_to_measure(settings, machine)
+    measured = None
+    if shapes:
+        measured = _measured(shapes, settings, machine)
+    return measured or shape_of(settings, machine)
+
+
+def _measured(shapes: Sequence[Shape], settings: Settings, machine: Machine) -> Shape | None:
+    """Return the best of the shapes, None where that cannot be measured."""
+    # Imported here, because other commands do without the engine that this loads.
+    from scripts.cli.shape_choice import chosen_shape
+    from scripts.cli.shape_probes import Candidate
+
+    processors = [processor for core in machine.cores for processor in core]
+    candidates: list[Candidate] = []
+    for shape in shapes:
+        cores: list[str] = []
+        for env in _placed(shape, settings, machine):
+            cores.append(env.get(CORES_ENV, _text(processors)))
+        candidates.append(Candidate(shape.threads, cores))
+    return chosen_shape(settings, machine, candidates)
+
+
+def _placed(shape: Shape, settings: Settings, machine: Machine) -> list[dict[str, str]]:
+    """Return the variables that place each worker, none where workers are not placed."""
+    if settings.pin_cores or machine.num_gpus:
+        return worker_envs(shape, machine, os.environ)
+    return [{} for _ in range(shape.workers)]
 
 
 def worker_envs(shape: Shape, machine: Machine, env: Mapping[str, str]) -> list[dict[str, str]]:
@@ -69,9 +99,12 @@ def worker_envs(shape: Shape, machine: Machine, env: Mapping[str, str]) -> list[
     if shape.workers == 1 or has_quota or has_too_few:
         return [{} for _ in range(shape.workers)]
     for processors in core_shares(machine.cores, shape.workers):
-        numbers = [str(processor) for processor in processors]
-        envs.append({CORES_ENV: ",".join(numbers)})
+        envs.append({CORES_ENV: _text(processors)})
     return envs
+
+
+def _text(processors: Sequence[int]) -> str:
+    return ",".join(str(processor) for processor in processors)
 
 
 def _visible_gpus(text: str, num_gpus: int) -> list[str]:

@@ -325,9 +325,14 @@ def shown_choices(field: FieldInfo) -> list[str]:
     Return none for a setting that is no choice.
     """
     words = list(choices_of(field.annotation))
-    if words and int in get_args(field.annotation):
+    if words and _may_be_number(field.annotation):
         return ["N", *words]
     return words
+
+
+def _may_be_number(annotation: Any) -> bool:
+    """Return whether a type is int, or a union with int in it."""
+    return annotation is int or any(_may_be_number(part) for part in get_args(annotation))
 
 
 def _help(name: str, field: FieldInfo) -> str:

@@ -170,7 +170,10 @@ class Settings(BaseSettings):
     redis_shards: int = Field(
         default=1, ge=1, le=256, description="parts of the queues, to spread over a Redis Cluster"
     )
-    workers: CountOrAuto = Field(default=1, description="worker processes of `aios serve hrm`")
+    workers: CountOrAuto | None = Field(
+        default=None,
+        description="worker processes of `aios serve hrm` (none: auto on CPUs, 1 on GPUs)",
+    )
     pool: Name = Field(
         default="default", description="what workers of this kind are called, in metrics"
     )

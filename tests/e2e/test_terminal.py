@@ -65,7 +65,8 @@ def _take_terminal() -> None:
 
 @contextmanager
 def on_terminal(*flags: str) -> Iterator[Seen]:
-    seen = Seen(sys.executable, "-m", "scripts.cli.aios", "serve", "hrm", "--port", "0", *flags)
+    command = [sys.executable, "-m", "scripts.cli.aios", "serve", "hrm"]
+    seen = Seen(*command, "--port", "0", "--workers", "1", *flags)
     try:
         yield seen
     finally:

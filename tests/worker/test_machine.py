@@ -1,5 +1,6 @@
 """Cores and their threads, caches, quotas and memory of a machine, read from made-up files."""
 
+import platform
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from worker.hardware.machine import (
     free_memory_bytes,
     memory_share,
     physical_cores,
+    processor,
     survey,
 )
 
@@ -56,6 +58,18 @@ def test_threads_of_one_core_are_one_core(tmp_path: Path) -> None:
     assert physical_cores(tuple(range(8)), system) == ((0, 4), (1, 5), (2, 6), (3, 7))
     assert physical_cores((1, 3, 5), system) == ((1, 5), (3,)), "only what this process may use"
     assert physical_cores((0, 1), tmp_path / "none") == ((0,), (1,))
+
+
+def test_a_processor_is_known_by_its_name_and_what_it_can_do(tmp_path: Path) -> None:
+    """The first one stands for all. Its clock, which changes, does not count."""
+    cpuinfo = tmp_path / "cpuinfo"
+    first = "processor\t: 0\nmodel name\t: EPYC\ncpu MHz\t\t: 2596.123\nflags\t\t: fpu avx2\n"
+    cpuinfo.write_text(f"{first}\n{first.replace('EPYC', 'Other')}")
+    assert processor(cpuinfo) == ["EPYC", "fpu avx2"]
+
+    cpuinfo.write_text("processor\t: 0\nFeatures\t: fp asimd\nCPU implementer\t: 0x41\n")
+    assert processor(cpuinfo) == ["fp asimd", "0x41"]
+    assert processor(tmp_path / "nowhere") == [platform.machine(), platform.processor()]
 
 
 def test_each_last_level_cache_counts_once(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from safetensors.torch import save_file
 
 from shared.settings.settings import SAMPLE_MODEL, ModelEntry, Settings
 from worker.hardware.machine import Machine
-from worker.hardware.shapes import Shape, plan_workers, shape_of
-from worker.models.model_files import num_parameters, weight_bytes
+from worker.hardware.shapes import Shape, plan_workers, shape_of, shapes_to_measure
+from worker.models.model_files import num_parameters, stored_bytes, weight_bytes
 
 MIB = 2**20
 GIB = 2**30
@@ -177,6 +178,73 @@ def test_kv_memory_counts_for_every_model() -> None:
     settings = Settings(workers="auto", models=(first, second), kv_memory_mib=1024)
 
     assert shape_of(settings, machine(free=8 * GIB)) == Shape(3, 1)
+
+
+def test_one_worker_is_the_default_on_gpus_alone() -> None:
+    """Other GPUs of a machine are used when they are asked for."""
+    assert shape_of(Settings(), machine()) == Shape(8, 1)
+    assert shape_of(Settings(), machine(gpus=4)) == Shape(1, 1)
+    assert shape_of(Settings(workers="auto"), machine(gpus=4)) == Shape(4, 1)
+
+
+def streamed(path: Path, **settings: Any) -> Settings:
+    """Return settings with a model of 8 MiB, which is more than a core's share of the cache."""
+    save_file({"w": torch.zeros(2 * MIB)}, path / "model.safetensors")
+    return Settings(models=(ModelEntry(id="m", path=str(path)),), **settings)
+
+
+@pytest.mark.parametrize(
+    ("there", "expected"),
+    [
+        (machine(2, cache=MIB), [Shape(1, 2), Shape(2, 1)]),
+        (machine(8), [Shape(1, 8), Shape(2, 4), Shape(4, 2), Shape(8, 1)]),
+        (machine(6, cache=MIB), [Shape(1, 6), Shape(3, 2), Shape(6, 1)]),
+        # More than eight workers are not measured.
+        (machine(64), [Shape(1, 64), Shape(2, 32), Shape(4, 16), Shape(8, 8)]),
+        # Memory holds three workers, or one.
+        (machine(free=7 * GIB // 2), [Shape(1, 8), Shape(3, 2)]),
+        (machine(free=GIB), []),
+        (machine(free=0), []),
+        (machine(1, cache=MIB), []),
+        # Weights that fit a core's share of the cache, and GPUs, are the rule's.
+        (machine(8, cache=64 * MIB), []),
+        (machine(8, gpus=1), []),
+    ],
+)
+def test_shapes_that_are_measured(there: Machine, expected: list[Shape], tmp_path: Path) -> None:
+    """All have as many threads as cores, and each half as many workers as the next."""
+    assert shapes_to_measure(streamed(tmp_path), there) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"workers": "auto"}, [Shape(1, 8), Shape(2, 4), Shape(4, 2), Shape(8, 1)]),
+        # More workers than a full batch has rows would have nothing to do.
+        ({"max_batch_size": 2}, [Shape(1, 8), Shape(2, 4)]),
+        ({"max_batch_size": 1}, []),
+        ({"workers": 2}, []),
+        ({"threads": 2}, []),
+        ({"workers": 1, "threads": 1}, []),
+    ],
+)
+def test_numbers_that_are_set_leave_nothing_to_measure(
+    settings: dict[str, Any], expected: list[Shape], tmp_path: Path
+) -> None:
+    assert shapes_to_measure(streamed(tmp_path, **settings), machine()) == expected
+
+
+def test_checkpoints_of_trainers_take_memory_too(tmp_path: Path) -> None:
+    """Their files have other names than weights usually have, and may lie in a folder below."""
+    epoch = tmp_path / "fsdp2_epoch_3"
+    epoch.mkdir()
+    with (epoch / "__0_0.distcp").open("wb") as stream:
+        stream.truncate(2 * GIB)
+    (tmp_path / ".hidden").write_bytes(bytes(9))
+    settings = Settings(models=(ModelEntry(id="m", path=str(tmp_path)),))
+
+    assert stored_bytes(tmp_path) == 2 * GIB
+    assert shape_of(settings, machine(free=16 * GIB)) == Shape(3, 2)
 
 
 def test_sizes_by_the_headers(tmp_path: Path) -> None:

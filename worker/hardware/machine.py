@@ -6,6 +6,7 @@ Windows) every logical processor counts as a core. Unknown sizes are taken to be
 """
 
 import os
+import platform
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -57,6 +58,20 @@ def survey(device: str) -> Machine:
         free_memory_bytes=num_free_bytes,
         num_gpus=0 if device == "cpu" else count_gpus(),
     )
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
+    """Return the name of the first processor, and what it is able to do.
+
+    Where the system has no file of it (macOS, Windows), only the kind is known.
+    """
+    facts: list[str] = []
+    for line in _text(cpuinfo).partition("\n\n")[0].splitlines():
+        name, _, value = line.partition(":")
+        # Processors of Arm have an implementer and a part in place of a name.
+        if name.strip() in ("model name", "flags", "CPU implementer", "CPU part", "Features"):
+            facts.append(value.strip())
+    return facts or [platform.machine(), platform.processor()]
 
 
 def available_processors() -> tuple[int, ...]:

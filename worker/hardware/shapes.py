@@ -3,14 +3,17 @@
 It is one rule, without torch or system calls.
 
 - On GPUs: one worker for each GPU. Its one thread only launches kernels.
-- On a CPU: one single-threaded worker for each core, as many as fit into memory. Threads that share
-  a step wait for each other, and for the core's other processes: the front, Redis, the worker's own
-  event loop. Workers do not wait for each other. docs/benchmarks.md compares both shapes, for
-  weights that are streamed from memory, too.
+- On a CPU: one single-threaded worker for each core, as many as fit into memory. Workers do not
+  wait for each other, as the threads of a step do.
 - Cores become threads when there are fewer workers than cores, because memory holds no more or
   because fewer are asked for. But workers keep one thread if the weights fit a core's share of the
   last-level cache. A step then consists of operations of microseconds, which waking a second thread
   would only prolong.
+
+For larger weights the rule is only a guess: workers read the weights from memory once each, threads
+read them together, and which is faster depends on the machine and on what computes. So a fleet that
+generates text has the shapes of `shapes_to_measure` measured when it starts for the first time
+(`scripts/cli/shape_choice.py`), and `measurements.py` chooses.
 
 No core is kept for the front and Redis: beside a model they need a few per cent of one.
 """
@@ -22,9 +25,11 @@ from shared.accelerators import ACCELERATORS
 from shared.settings.settings import ModelEntry, Settings, model_entries
 from shared.tasks.runner_table import WITHOUT_FILES
 from worker.hardware.machine import Machine
-from worker.models.model_files import weight_bytes
+from worker.models.model_files import stored_bytes, weight_bytes
 
 DEFAULT_KV_BYTES = 512 * 2**20
+MOST_MEASURED = 8
+"""The most workers of a shape that is measured: each loads the model."""
 _PROCESS_BYTES = 512 * 2**20  # an interpreter with torch and transformers, and a step's temporaries
 
 
@@ -87,13 +92,59 @@ def _threads(
         return threads, "threads: as set"
     if machine.num_gpus:
         return 1, "threads: one, which launches kernels"
-    if weight_bytes * machine.num_cores <= machine.cache_bytes:
+    if _fit_cache(weight_bytes, machine):
         return 1, "threads: one, for weights that fit a core's share of the cache"
     return max(1, machine.num_cores // workers), "threads: the cores shared out among the workers"
 
 
+def _fit_cache(weight_bytes: int, machine: Machine) -> bool:
+    """Return whether weights fit a core's share of the last-level cache."""
+    return weight_bytes * machine.num_cores <= machine.cache_bytes
+
+
 def shape_of(settings: Settings, machine: Machine) -> Shape:
-    """Return the shape for the models of the settings, which may ask for `auto`."""
+    """Return the shape that the rule has for the models of the settings."""
+    num_bytes, kv_bytes = _bytes_of_worker(settings)
+    return plan_workers(
+        machine,
+        num_bytes,
+        kv_bytes=kv_bytes,
+        workers=_workers_asked(settings, machine),
+        threads=_number(settings.threads),
+    )
+
+
+def shapes_to_measure(settings: Settings, machine: Machine) -> list[Shape]:
+    """Return the shapes among which measuring decides, the one with the fewest workers first.
+
+    They begin with one worker of all cores, and end with as many workers as the rule has. Those
+    between have half as many workers as the next one. More than `MOST_MEASURED` are not measured,
+    nor more than a full batch has rows.
+
+    There are none where the rule decides alone. A number of workers or threads that is set leaves
+    at most a choice that the rule knows. Weights that fit a core's share of the cache are not worth
+    the wait: the rule is right there, and the sample model starts without it.
+    """
+    workers = _workers_asked(settings, machine)
+    if machine.num_gpus or workers is not None or settings.threads != "auto":
+        return []
+    num_bytes, kv_bytes = _bytes_of_worker(settings)
+    if _fit_cache(num_bytes, machine):
+        return []
+
+    most = plan_workers(machine, num_bytes, kv_bytes).workers
+    count = min(most, MOST_MEASURED, settings.max_batch_size)
+    shapes: list[Shape] = []
+    while count:
+        shapes.append(Shape(count, machine.num_cores // count))
+        count //= 2
+    if len(shapes) < 2:
+        return []
+    return shapes[::-1]
+
+
+def _bytes_of_worker(settings: Settings) -> tuple[int, int]:
+    """Return the bytes of the weights, and of the keys and values, of one worker's models."""
     kv_bytes_of_model = DEFAULT_KV_BYTES
     if settings.kv_memory_mib != "auto":
         kv_bytes_of_model = settings.kv_memory_mib * 2**20
@@ -102,15 +153,16 @@ def shape_of(settings: Settings, machine: Machine) -> Shape:
     for entry in model_entries(settings):
         if entry.runner in WITHOUT_FILES:
             continue
-        num_bytes += weight_bytes(Path(entry.path), kind_of_weights(entry))
+        num_bytes += bytes_of_weights(entry)
         kv_bytes += kv_bytes_of_model
-    return plan_workers(
-        machine,
-        num_bytes,
-        kv_bytes=kv_bytes,
-        workers=_number(settings.workers),
-        threads=_number(settings.threads),
-    )
+    return num_bytes, kv_bytes
+
+
+def bytes_of_weights(entry: ModelEntry) -> int:
+    """Return the bytes that a model's weights take in memory, or an estimate from above."""
+    path = Path(entry.path).expanduser()
+    # A trainer's checkpoint has files of other names, and more in them than weights.
+    return weight_bytes(path, kind_of_weights(entry)) or stored_bytes(path)
 
 
 def kind_of_weights(entry: ModelEntry) -> str:
@@ -124,6 +176,14 @@ def kind_of_weights(entry: ModelEntry) -> str:
     if entry.dtype in (None, "auto"):
         return "float32"
     return str(entry.dtype)
+
+
+def _workers_asked(settings: Settings, machine: Machine) -> int | None:
+    """Return the number of workers that is set, None for `auto`."""
+    if settings.workers is not None:
+        return _number(settings.workers)
+    # The other GPUs of a machine may be somebody else's: they are taken when they are asked for.
+    return 1 if machine.num_gpus else None
 
 
 def _number(value: int | str) -> int | None:

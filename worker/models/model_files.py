@@ -39,6 +39,24 @@ def weight_bytes(path: Path, dtype: str) -> int:
     return sum(file.stat().st_size for file in _weight_files(path))
 
 
+def stored_bytes(path: Path) -> int:
+    """Return the bytes of all files of a model, 0 where there are none."""
+    return sum(file.stat().st_size for file in stored_files(path))
+
+
+def stored_files(path: Path) -> list[Path]:
+    """Return the files of a model in the order of their names: a file, or those of a directory.
+
+    They lie in the directory, or one below. Hidden files are left out.
+    """
+    if isfile(path):
+        return [path]
+    files: list[Path] = []
+    for pattern in ("[!.]*", "[!.]*/[!.]*"):
+        files += [file for file in path.glob(pattern) if isfile(file)]
+    return sorted(files)
+
+
 def _weight_files(path: Path) -> list[Path]:
     """Return the files of the first suffix in `_SUFFIXES` of which there are any."""
     if isfile(path):  # Path.is_file raises where permissions are missing
