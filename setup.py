@@ -22,7 +22,8 @@ from setuptools.command.build_py import build_py
 NATIVE = Path("worker/native")
 # The names that worker/native/library.py looks for, and the processor and features of each.
 KERNELS = {
-    "kernels_avx512_bf16.so": ["x86-64-v4", "avx512bf16"],
+    "kernels_avx512_bf16.so": ["x86-64-v4", "avx512vnni", "avx512bf16"],
+    "kernels_avx512_vnni.so": ["x86-64-v4", "avx512vnni"],
     "kernels_avx512.so": ["x86-64-v4"],
     "kernels_avx2.so": ["x86-64-v3"],
 }
@@ -55,7 +56,7 @@ def compile_kernels(folder: Path) -> None:
         # Written beside its place first: a worker that runs goes on with the old file.
         unfinished = folder / f"{name}.new"
         version = f'-DSOURCE_DIGEST="{hashlib.sha256(source.read_bytes()).hexdigest()}"'
-        files = [str(source), "-o", str(unfinished)]
+        files = [str(source), "-o", str(unfinished), "-lm"]
         subprocess.run([*compiler, *FLAGS, version, *files], check=True)
         unfinished.replace(folder / name)
 

@@ -3,11 +3,11 @@
     python -m scripts.bench.agreement --model models/sample-hrm-text --prompts 100 --tokens 48
 
 Each prompt is answered alone, in batches, staggered, in chunks, after preemption, over a cached
-prefix, resumed from a log, and as one of several choices. The reference is `generate` of
-transformers on the prompt alone. With `--quantize` or `--kv-dtype`, and for models unknown to
-transformers, it is the engine itself with one sequence at a time and without a cache. A difference
-is accepted only where the two best logits of the reference lie within 1e-4 of each other. Their gap
-is printed.
+prefix, resumed from a log, as one of several choices, and with as many drafts as there can be. The
+reference is `generate` of transformers on the prompt alone. With `--quantize` or `--kv-dtype`, and
+for models unknown to transformers, it is the engine itself with one sequence at a time and without
+a cache. A difference is accepted only where the two best logits of the reference lie within 1e-4
+of each other. Their gap is printed.
 """
 
 import argparse
@@ -181,6 +181,7 @@ def ways(options: RunnerOptions, kind: str, most_tokens: int) -> dict[str, Way]:
     cold = loaded(prefix_cache=False)
     small_steps = loaded(step_tokens=24, prefix_cache=False)
     few_pages = _with_few_pages(loaded(prefix_cache=False), most_tokens)
+    eager = _with_free_drafts(loaded(prefix_cache=False))
 
     def all_at_once(runner: Runner, n: int = 1) -> Way:
         def answer(prompts: Sequence[Prompt], count: int, _: Answers) -> Answers:
@@ -188,11 +189,11 @@ def ways(options: RunnerOptions, kind: str, most_tokens: int) -> dict[str, Way]:
 
         return answer
 
-    def batches(size: int) -> Way:
+    def batches(size: int, runner: Runner = cold) -> Way:
         def answer(prompts: Sequence[Prompt], count: int, _: Answers) -> Answers:
             answers: Answers = []
             for start in range(0, len(prompts), size):
-                answers += Load(prompts[start : start + size], count).run(cold)
+                answers += Load(prompts[start : start + size], count).run(runner)
             return answers
 
         return answer
@@ -221,6 +222,7 @@ def ways(options: RunnerOptions, kind: str, most_tokens: int) -> dict[str, Way]:
         "prefix hit": prefix_hit,
         "resumed": resumed,
         "third choice": all_at_once(cold, n=3),
+        "with drafts": batches(2, eager),
     }
 
 
@@ -233,6 +235,12 @@ def _with_few_pages(runner: Runner, num_tokens: int) -> Runner:
     if spec.num_pages:
         num_pages = math.ceil(num_tokens / spec.page_size) + 4
         runner.spec = replace(spec, num_pages=min(spec.num_pages, num_pages))
+    return runner
+
+
+def _with_free_drafts(runner: Runner) -> Runner:
+    """Let a runner draft as if that cost nothing, and return it."""
+    runner.spec = replace(runner.spec, draft_cost=0.0)
     return runner
 
 

@@ -6,7 +6,7 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter as now
 
@@ -42,7 +42,8 @@ class Ours:
     """An engine with a loaded model.
 
     All turns of a row have the same prompts. So `prefix_cache` is off except in the rows that
-    measure it: one turn must not use the results of another.
+    measure it: one turn must not use the results of another. Nothing is drafted, because weights
+    are random: `scripts.bench.drafts` measures drafts of a trained model.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Ours:
         self._responses: dict[str, Response] = {}
         self._ended: dict[str, Done] = {}
         self.runner: Runner = load_sequence_runner("auto", options)
+        self.runner.spec = replace(self.runner.spec, max_drafts=0)
         warm_up(self.runner)
         self._engine = Engine(self.runner, self._receive)
 

@@ -28,11 +28,12 @@ class Options(BaseModel):
     """Base of all declarations, and the one of a runner without options.
 
     `files` are the options that name a file. The contents of such a file decide what a model
-    answers; its name does not.
+    answers; its name does not. `harmless` are the options that change no answer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
     files: ClassVar[tuple[str, ...]] = ()
+    harmless: ClassVar[tuple[str, ...]] = ()
 
     @field_validator("*", mode="before")
     @classmethod
@@ -72,6 +73,8 @@ class PagedOptions(TextOptions):
 class HrmTextOptions(PagedOptions):
     """Options of HRM-Text models."""
 
+    harmless: ClassVar[tuple[str, ...]] = ("draft_tokens", "draft_cycles")
+
     condition: Text | None = Field(
         default=None,
         description=(
@@ -85,6 +88,17 @@ class HrmTextOptions(PagedOptions):
     compile_layers: bool = Field(
         default=True,
         description="compile HRM-Text's layers on cuda (needs a C compiler)",
+    )
+    draft_tokens: int = Field(
+        default=7,
+        ge=0,
+        le=7,
+        description="most tokens that fewer L cycles draft for all to verify (0: none)",
+    )
+    draft_cycles: int = Field(
+        default=1,
+        ge=1,
+        description="L cycles of a draft, over all H cycles",
     )
 
 

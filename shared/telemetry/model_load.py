@@ -240,6 +240,22 @@ class ModelLoad(msgspec.Struct, frozen=True, omit_defaults=True):
             metric="aios_worker_act_rows_total",
         ),
     ] = 0
+    drafted: Annotated[
+        int,
+        Number(
+            "Tokens that a part of the network drafted.",
+            "tokens",
+            metric="aios_worker_drafted_tokens_total",
+        ),
+    ] = 0
+    accepted: Annotated[
+        int,
+        Number(
+            "Drafted tokens that the whole network confirmed.",
+            "tokens",
+            metric="aios_worker_accepted_tokens_total",
+        ),
+    ] = 0
     convictions: Annotated[
         int,
         Number(

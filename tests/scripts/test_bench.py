@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.bench import beside, engine, fleet, kv_accuracy, kv_steps, model, steps
+from scripts.bench import beside, drafts, engine, fleet, kv_accuracy, kv_steps, model, steps
 from scripts.bench.measure import Comparison
 from tests.fixtures.slowness import slowness
+from worker.native.library import library
 
 ONCE = ["--size", "tiny", "--quick", "--rounds", "1", "--threads", "1", "--baseline-threads", "1"]
 
@@ -39,6 +40,16 @@ def test_steps_are_timed_with_our_kernels_and_without(
             [row] = re.findall(rf"^\| {dtype} \| {side} \| (.*) \|$", text, re.MULTILINE)
             assert all(float(cell) > 0 for cell in row.split(" | "))
             assert len(row.split(" | ")) == 4
+
+
+def test_drafts_are_timed_and_change_no_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--count", "1", "--rounds", "1", "--tokens", "12", "--concurrent", "1", "2"]
+    if library() is None:
+        pytest.skip("drafts need the kernels in C")
+    assert drafts.main(words) == 0
+    text = capsys.readouterr().out
+    assert len(ratios(text)) == 2
+    assert "answers equal: True" in text
 
 
 def test_steps_are_timed_for_every_dtype_of_keys_and_values(

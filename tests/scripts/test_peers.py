@@ -1,17 +1,21 @@
 """The peer bench runs on a tiny net: this fleet and transformers, with a table of both."""
 
 import asyncio
+import json
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from scripts.bench.peers import __main__ as peers
 from scripts.bench.peers.load import Figures, closed_loop
 from scripts.bench.peers.process import server
-from scripts.bench.peers.sides import Case, Load, Turn, Unavailable
+from scripts.bench.peers.scoring import Question, draw_questions, score_all
+from scripts.bench.peers.sides import Case, Load, Scoring, Turn, Unavailable
 
 TINY = ["--size", "tiny", "--rounds", "1", "--waves", "1", "--tokens", "8"]
 TINY += ["--prompt-tokens", "20", "30", "--dtypes", "float32", "--nets", "hrm-text"]
@@ -26,7 +30,8 @@ def cells_of(text: str, side: str) -> list[str]:
 def test_a_table_of_this_fleet_and_transformers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    peers.main([str(tmp_path), *TINY, "--sides", "ours-1,static", "--clients", "1,2"])
+    flags = ["--sides", "ours-1,static", "--clients", "1,2", "--questions", "2"]
+    peers.main([str(tmp_path), *TINY, *flags])
     text = capsys.readouterr().out
 
     ours = cells_of(text, next(name for name in re.findall(r"\| (this fleet.*?) \|", text)))
@@ -38,6 +43,8 @@ def test_a_table_of_this_fleet_and_transformers(
         assert float(rate) > 0
     assert float(ours[4]) > 0, "the fleet streams, so it has a first token"
     assert static[4] == "-"
+    assert float(ours[-2].split()[0]) > 0, "the fleet scores"
+    assert static[-2] == "-"
 
 
 class Fixed:
@@ -45,8 +52,11 @@ class Fixed:
 
     settings = "none"
 
-    def __init__(self, name: str, tokens_per_s: Sequence[float], lacks: str = "") -> None:
+    def __init__(
+        self, name: str, tokens_per_s: Sequence[float], lacks: str = "", scores_per_s: float = 8.0
+    ) -> None:
         self.name = name
+        self._scores_per_s = scores_per_s
         self._tokens_per_s = list(tokens_per_s)
         self._lacks = lacks
 
@@ -54,21 +64,24 @@ class Fixed:
         if self._lacks == "package":
             raise Unavailable("no package")
 
-    def measure(self, case: Case, loads: Sequence[Load], log: Path) -> Turn:
+    def measure(
+        self, case: Case, loads: Sequence[Load], log: Path, scoring: Scoring | None
+    ) -> Turn:
         if self._lacks == case.dtype:
             raise Unavailable(f"no {case.dtype}")
         if self._lacks == "health":
             raise RuntimeError("it ended early")
         for load in loads:
             assert not [prompt for prompt in load.warm_up if prompt in load.prompts]
-        return Turn(1.0, 64.0, [Figures(self._tokens_per_s.pop(0), 5.0, 2.0, 3.0)])
+        figures = [Figures(self._tokens_per_s.pop(0), 5.0, 2.0, 3.0)]
+        return Turn(1.0, 64.0, figures, self._scores_per_s)
 
 
 def test_sides_that_cannot_be_had_are_left_out_with_the_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sides = {
-        "ours": Fixed("ours", [30.0, 10.0, 50.0, 1.0, 1.0, 1.0]),
+        "ours": Fixed("ours", [30.0, 10.0, 50.0, 1.0, 1.0, 1.0], scores_per_s=20.0),
         "vllm": Fixed("vllm", [20.0, 20.0, 20.0], lacks="int8"),
         "static": Fixed("static", [], lacks="package"),
         "continuous": Fixed("continuous", [], lacks="health"),
@@ -84,7 +97,7 @@ def test_sides_that_cannot_be_had_are_left_out_with_the_reason(
     of_float32, of_int8 = text.split("hrm-text, int8:")
     assert cells_of(of_float32, "ours")[3] == "30.0 (10.0 to 50.0)"
     # The median of the ratios of each round: 1.5, 0.5 and 2.5.
-    assert "ours / vllm, tokens/s: at 4 1.50" in of_float32
+    assert "ours / vllm, tokens/s: at 4 1.50, scores/s 2.50" in of_float32
     assert "ours / vllm" not in of_int8
 
 
@@ -120,6 +133,34 @@ async def test_every_prompt_is_answered_by_a_closed_loop() -> None:
     assert figures.tokens_per_s > 0
     assert figures.ttft_p50_ms is not None
     assert figures.gap_p50_ms is not None
+
+
+async def test_every_question_is_scored() -> None:
+    asked = []
+
+    async def score(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer requests of one connection until it ends."""
+        with suppress(asyncio.IncompleteReadError):
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = int(head.lower().partition(b"content-length:")[2].split()[0])
+                asked.append(json.loads(await reader.readexactly(length)))
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        writer.close()
+
+    listening = await asyncio.start_server(score, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    questions = draw_questions(5, context=20, continuations=4, length=8)
+
+    def request_of(question: Question) -> tuple[str, dict[str, Any]]:
+        assert len(question.context) == 20
+        assert [len(text) for text in question.continuations] == [8] * 4
+        return "/score", {"context": question.context}
+
+    scores_per_s = await asyncio.to_thread(score_all, url, request_of, questions, num_clients=2)
+    listening.close()
+    assert sorted(body["context"] for body in asked) == sorted(one.context for one in questions)
+    assert len({one.context for one in questions}) == 5
+    assert scores_per_s > 0
 
 
 def test_a_server_that_ends_before_it_is_ready_is_an_error_with_its_words(tmp_path: Path) -> None:

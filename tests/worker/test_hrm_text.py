@@ -4,6 +4,7 @@ The oracle is transformers' own HrmTextForCausalLM.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,16 @@ from torch import Tensor
 from transformers import HrmTextForCausalLM
 
 from scripts.train.train_sample import byte_tokenizer
-from shared.errors import InvalidRequest
+from shared.errors import FleetError, InvalidRequest
 from shared.messages import Failed, Generate, Sampling, Score
 from shared.settings.settings import ModelEntry, Settings, SettingsError
 from tests.fixtures.tiny_hrm_text import PROMPTS, own_logits, write_tiny
 from tests.fixtures.worker.stepping import generate_all, run, score_all
 from worker.engine import scoring
 from worker.engine.runner import RunnerOptions
+from worker.engine.sequence import Slice, StepResult
 from worker.host.loading import load_models
+from worker.kv.batch import Batch
 from worker.models.errors import ModelFormatError
 from worker.runners import hrm_text, paged
 from worker.runners.paged import PagedRunner
@@ -333,3 +336,48 @@ def test_sampling_does_not_depend_on_batch_mates(runner: PagedRunner) -> None:
         together = generate_all(runner, [tasks[number] for number in order])
         for number, ids in zip(order, together, strict=True):
             assert ids == alone[number]
+
+
+@pytest.mark.parametrize("step_tokens", [1, 3, 20])
+def test_a_prompt_that_is_computed_layer_by_layer_says_the_same(
+    tiny: tuple[Path, HrmTextForCausalLM], runner: PagedRunner, step_tokens: int
+) -> None:
+    options = RunnerOptions(
+        path=str(tiny[0]), max_batch=4, page_size=4, step_tokens=step_tokens, prefix_cache=False
+    )
+    in_parts = hrm_text.load(options)
+    generations = []
+    for number, text in enumerate(PROMPTS):
+        sampling = Sampling(max_tokens=6, seed=number, temperature=0.7)
+        generations.append(Generate(text, sampling))
+    scores = [Score(text, ("yes", "no, never")) for text in PROMPTS]
+
+    assert generate_all(in_parts, generations) == generate_all(runner, generations)
+    for part, whole in zip(score_all(in_parts, scores), score_all(runner, scores), strict=True):
+        for one, other in zip(part, whole, strict=True):
+            assert one.log_likelihood == pytest.approx(other.log_likelihood, abs=1e-4)
+
+
+def test_a_step_that_fails_between_two_layers_is_repeated_from_where_it_began(
+    tiny: tuple[Path, HrmTextForCausalLM], runner: PagedRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = [Generate(text, Sampling(max_tokens=4, seed=0, temperature=0.0)) for text in PROMPTS]
+    expected = generate_all(runner, tasks)
+    options = RunnerOptions(path=str(tiny[0]), max_batch=4, page_size=4, step_tokens=8)
+    in_parts = hrm_text.load(options)
+    whole_step = in_parts._results
+    calls = 0
+
+    def failing(
+        slices: Sequence[Slice], batch: Batch, hidden: Tensor
+    ) -> list[StepResult | FleetError]:
+        nonlocal calls
+        calls += 1
+        # After all layers of this step are computed.
+        if calls % 5 == 0 and len(slices) > 1:
+            raise RuntimeError("no luck")
+        return whole_step(slices, batch, hidden)
+
+    monkeypatch.setattr(in_parts, "_results", failing)
+    assert generate_all(in_parts, tasks) == expected
+    assert calls > 10

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from tests.fixtures.worker.int8 import Int8Layer, int8_layer, weight_peak
 from worker.engine.runner import RunnerOptions
 from worker.models.errors import ModelFormatError
-from worker.models.linear import Int8Linear, PackedLinear, PanelLinear
+from worker.models.linear import Int8Linear, Int8PanelLinear, PackedLinear, PanelLinear
 from worker.native import operators
 from worker.runners.accelerators import prepare
 
@@ -48,12 +49,22 @@ def odd_weight() -> tuple[Tensor, Tensor]:
 
 
 def all_kinds() -> list[nn.Module]:
-    """Return a layer of each kind, with the same weights. The last one needs our kernels."""
+    """Return a layer of each kind, with the same weights. The last ones need our kernels."""
     weight, bias = odd_weight()
     layers: list[nn.Module] = [PackedLinear(weight, bias), Int8Linear(weight, bias)]
     if operators.can_pack(weight):
         layers.append(PanelLinear(weight, bias))
+        layers.append(Int8PanelLinear(weight, bias))
     return layers
+
+
+@pytest.fixture(params=[Int8Linear, Int8PanelLinear])
+def int8(request: pytest.FixtureRequest) -> Int8Layer:
+    """Return a kind of int8 layer: fbgemm's, or that of our kernels."""
+    kind: Int8Layer = request.param
+    if kind is Int8PanelLinear and operators.library() is None:
+        pytest.skip("there are no kernels here")
+    return kind
 
 
 @pytest.mark.parametrize(
@@ -125,12 +136,12 @@ def test_a_row_does_not_see_the_values_of_others() -> None:
             assert torch.equal(layer(mixed)[::2], expected[::2])
 
 
-def test_an_int8_row_is_the_same_in_a_batch_of_any_size() -> None:
+def test_an_int8_row_is_the_same_in_a_batch_of_any_size(int8: Int8Layer) -> None:
     """An 8-bit row is the same bit by bit in any batch, with any number of threads.
 
     Sums of integers are exact, so that the order of summation does not matter.
     """
-    layer = Int8Linear(*odd_weight())
+    layer = int8(*odd_weight())
     rows = torch.randn(max(ROW_COUNTS), ODD_IN)
     expected = layer(rows)
     for threads in (1, 2):
@@ -140,60 +151,65 @@ def test_an_int8_row_is_the_same_in_a_batch_of_any_size() -> None:
             assert torch.equal(layer(rows[-count:]), expected[-count:])
 
 
-def integer_reference(x: Tensor, weight: Tensor) -> Tensor:
-    """Multiply 8-bit activations and 7-bit weights, and sum in int64.
+def integer_reference(x: Tensor, weight: Tensor, peak: int) -> Tensor:
+    """Multiply 8-bit activations and weights up to `peak`, and sum in int64.
 
     Activations have a scale for each row, weights one for each output.
     """
     x_scale = x.abs().amax(-1, keepdim=True).double() / 127
-    weight_scale = weight.abs().amax(-1).double() / 63
+    weight_scale = weight.abs().amax(-1).double() / peak
     x_integers = (x / x_scale).round().long()
     weight_integers = (weight / weight_scale[:, None]).round().long()
     sums = x_integers @ weight_integers.t()
     return sums * x_scale * weight_scale
 
 
-def test_int8_sums_are_exact_at_the_extremes() -> None:
+def test_int8_sums_are_exact_at_the_extremes(int8: Int8Layer) -> None:
     """Sums are exact where every pair of neighbours is at full scale.
 
-    With 8-bit weights 16-bit saturation would halve the sums.
+    Sums of two products in 16 bits saturate if weights have 8 bits.
     """
     patterns = torch.tensor([[1, 1, 1, 1], [-1, -1, -1, -1], [1, -1, 1, -1], [1, 1, -1, -1]])
     signs = patterns.repeat(1, 128).float()
     x = signs * 3.0
     weight = torch.cat((signs, torch.randn(60, 512).sign())) * 0.02
 
-    out = Int8Linear(weight, None)(x)
+    out = int8(weight, None)(x)
 
-    torch.testing.assert_close(out.double(), integer_reference(x, weight), atol=0, rtol=1e-6)
+    reference = integer_reference(x, weight, weight_peak(int8))
+    torch.testing.assert_close(out.double(), reference, atol=0, rtol=1e-6)
 
 
-def test_int8_is_the_rounding_it_claims_and_near_fp32() -> None:
+def test_int8_is_the_rounding_it_claims_and_near_fp32(int8: Int8Layer) -> None:
     """An 8-bit layer equals the integer reference, and is near the layer in full precision."""
     x = torch.randn(16, 512) * torch.logspace(-6, 6, 16)[:, None]
     weight = torch.randn(256, 512)
 
-    out = Int8Linear(weight, None)(x).double()
+    out = int8(weight, None)(x).double()
 
     exact = F.linear(x, weight).double()
-    reference = integer_reference(x, weight)
+    reference = integer_reference(x, weight, weight_peak(int8))
     scale = exact.pow(2).mean(-1).sqrt()[:, None]
     # At a tie one of the 512 products may be rounded the other way, which is one step.
     assert ((out - reference).abs() / scale).max() < 1e-2
     assert ((out - exact) / scale).pow(2).mean().sqrt() < 0.025
 
 
-def test_zeros_stay_zero_and_what_is_no_number_stays_none() -> None:
-    """A row of zeros and weights of zeros give zeros plus the bias; a NaN makes its row NaN."""
-    layer = Int8Linear(odd_weight()[0], None)
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_zeros_stay_zero_and_what_is_no_number_stays_none(int8: Int8Layer, number: float) -> None:
+    """A row of zeros and weights of zeros give zeros plus the bias.
+
+    A row with what is no finite number has no finite result.
+    """
+    layer = int8(odd_weight()[0], None)
     x = torch.zeros(3, ODD_IN)
-    x[1, 5] = float("nan")
+    x[1, 5] = number
 
     out = layer(x)
 
     assert torch.equal(out[::2], torch.zeros(2, ODD_OUT))
-    assert out[1].isnan().all()
-    of_zeros = Int8Linear(torch.zeros(8, 16), torch.ones(8))
+    assert not out[1].isfinite().any()
+    of_zeros = int8(torch.zeros(8, 16), torch.ones(8))
     assert torch.equal(of_zeros(torch.randn(2, 16)), torch.ones(2, 8))
 
 
@@ -279,13 +295,26 @@ def test_bfloat16_is_packed_where_the_processor_multiplies_it(
         assert prepared(Net().to(torch.bfloat16)) == (2 if has_bfloat16 else 0)
 
 
+def test_int8_layers_are_those_of_our_kernels_where_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = Net()
+    assert prepared(net, quantize="int8") == 4
+    assert isinstance(net.wide, int8_layer())
+
+    without_kernels(monkeypatch)
+    net = Net()
+    assert prepared(net, quantize="int8") == 4
+    assert isinstance(net.wide, Int8Linear)
+
+
 def test_bfloat16_goes_into_and_out_of_int8_layers() -> None:
     net = Net().to(torch.bfloat16)
     x = torch.randn(3, 512, dtype=torch.bfloat16)
     expected = net.wide(x)
 
     prepared(net, quantize="int8")
-    assert isinstance(net.wide, Int8Linear)
+    assert isinstance(net.wide, int8_layer())
     torch.testing.assert_close(net.wide(x), expected, atol=0.05, rtol=0.05)
 
 

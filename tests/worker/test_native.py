@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from tests.fixtures.tiny_hrm_text import PROMPTS, write_tiny
 from tests.fixtures.worker.options import options_for
 from tests.fixtures.worker.stepping import generate_all
 from worker.engine.runner import RunnerOptions
+from worker.engine.sampler import choose
 from worker.host.fingerprint import fingerprint
 from worker.kv import flash
 from worker.kv.paged_native import in_native
@@ -237,6 +239,96 @@ def test_no_bit_of_a_product_depends_on_other_rows_or_threads(dtype: torch.dtype
         assert nothing.shape == (0, 256)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 2), (64, 96), (130, 96), (523, 261)])
+def test_products_in_int8_are_sums_of_whole_numbers(
+    dtype: torch.dtype, outputs: int, inputs: int
+) -> None:
+    weight = torch.randn(outputs, inputs) * torch.logspace(-2, 2, outputs)[:, None]
+    bias = torch.randn(outputs)
+    panels = operators.rounded(weight)
+    whole_bias = F.pad(bias, (0, len(panels.scales) - outputs))
+    kernels = operators.library()
+    assert kernels is not None
+    weight_scales = weight.abs().amax(1).double() / kernels.weight_peak
+    weight_steps = (weight / weight_scales[:, None]).round()
+
+    for rows in (0, 1, 2, 5, 6, 7, 13, 64, 100):
+        x = wide(rows, inputs, dtype)
+        peaks = x.float().abs().amax(1, keepdim=True)
+        # A product of two numbers in fp32 is exact in fp64, so it is rounded as the kernel does.
+        x_steps = (x.double() * torch.tensor(127.0).div(peaks).double()).round()
+        sums = x_steps @ weight_steps.double().t()
+        check(operators.byte_linear(x, panels, None), sums * (peaks.double() / 127) * weight_scales)
+
+        without_bias = operators.byte_linear(x.float(), panels, None)
+        check(operators.byte_linear(x, panels, whole_bias), without_bias.double() + bias)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_bit_of_an_int8_product_depends_on_other_rows_or_threads(dtype: torch.dtype) -> None:
+    panels = operators.rounded(torch.randn(300, 250))
+    x = torch.randn(100, 250).to(dtype)
+    x[50] = torch.nan
+    expected = torch.cat([operators.byte_linear(row[None], panels, None) for row in x])
+    assert expected[50].isnan().all()
+    assert expected[51].isfinite().all()
+
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        for rows in (0, 1, 2, 5, 6, 7, 8, 16, 17, 100):
+            computed = operators.byte_linear(x[:rows], panels, None)
+            assert computed[:50].equal(expected[:rows][:50])
+
+
+SAMPLINGS = {
+    "greedy": [Sampling(1, seed=0, temperature=0.0)],
+    "temperature": [Sampling(1, seed=0, temperature=heat) for heat in (1e-6, 0.3, 1.0, 5.0, 100.0)],
+    "top_k": [Sampling(1, seed=0, top_k=count) for count in (1, 2, 50, 5000, 9999)],
+    "top_p": [Sampling(1, seed=0, top_p=share) for share in (1e-9, 0.1, 0.5, 0.9, 0.999)],
+    "min_p": [Sampling(1, seed=0, min_p=share) for share in (0.001, 0.2, 1.0)],
+    "all": [
+        Sampling(1, seed=0, temperature=heat, top_k=count, top_p=share, min_p=floor)
+        for heat in (0.5, 3.0)
+        for count in (3, 400)
+        for share in (0.4, 0.95)
+        for floor in (0.0, 0.01)
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", SAMPLINGS)
+@pytest.mark.parametrize("vocab_size", [1, 7, 260, 5003])
+def test_tokens_are_those_that_torch_chooses(
+    kind: str, vocab_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samplings = []
+    for seed in range(60):
+        sampling = SAMPLINGS[kind][seed % len(SAMPLINGS[kind])]
+        samplings.append(msgspec.structs.replace(sampling, seed=seed * 7919))
+    positions = list(range(0, 600, 10))
+    flat = torch.zeros(60, vocab_size)
+    withheld = torch.randn(60, vocab_size)
+    withheld[:, ::3] = -torch.inf
+    withheld[:, -1] = 0.0
+    # Of logits that were rounded to bf16, many are equal.
+    rounded = (3 * torch.randn(60, vocab_size)).bfloat16().float()
+    for logits in (torch.randn(60, vocab_size) * 4, rounded, withheld, flat, flat + 1e4):
+        chosen = choose(logits, samplings, positions)
+        with monkeypatch.context() as patches:
+            patches.setattr(operators, "library", lambda: None)
+            assert chosen == choose(logits, samplings, positions)
+
+
+def test_each_row_is_told_whether_it_is_finite() -> None:
+    for width in (1, 16, 37, 260):
+        logits = torch.randn(5, width) * 1e30
+        logits[1, -1] = torch.nan
+        logits[2, 0] = torch.inf
+        logits[3, width // 2] = -torch.inf
+        assert operators.all_finite(logits).tolist() == [True, False, False, False, True]
+
+
 def test_tensors_of_two_dtypes_are_refused() -> None:
     """Nothing is read or written beyond a tensor of the smaller dtype."""
     half = torch.zeros(2, 64, dtype=torch.bfloat16)
@@ -250,6 +342,7 @@ def test_tensors_of_two_dtypes_are_refused() -> None:
         lambda: operators.silu_gated(half, whole),
         lambda: operators.linear(half, panels, None, 64),
         lambda: operators.linear(whole[:, :32], panels, None, 64),
+        lambda: operators.byte_linear(whole[:, :32], operators.rounded(whole), None),
         lambda: operators.rotate(heads, cos, cos),
         lambda: store.write(0, rows, heads[:, 0].bfloat16(), heads[:, 0]),
         lambda: store.write(0, rows, heads[:, 0, :, :16], heads[:, 0, :, :16]),

@@ -18,13 +18,14 @@ from scripts.train.train_sample import byte_tokenizer
 from shared.messages import Generate, Sampling, Score, TokenLogprob
 from shared.settings.settings import Settings, SettingsError, model_entries
 from tests.fixtures.worker.act_fixtures import Net, write_bundle
+from tests.fixtures.worker.int8 import int8_layer, weight_peak
 from tests.fixtures.worker.options import options_for
 from tests.fixtures.worker.stepping import generate_all, run, score_all
 from worker.engine.runner import Runner, RunnerOptions
 from worker.host import loading
 from worker.models import linear
 from worker.models.act_bundle import load_act_bundle
-from worker.models.linear import Int8Linear, PackedLinear, PanelLinear
+from worker.models.linear import PackedLinear, PanelLinear
 from worker.native import operators
 from worker.runners.registry import detect, load_runner
 
@@ -174,8 +175,9 @@ def round_inputs(layer: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
 def round_linears(model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
     """Round the weights and the inputs of every large linear layer. Return the hooks.
 
-    Weights have 63 steps a side in each output channel, inputs 127 in each row.
+    Weights have 127 steps a side in each output channel, or 63 without VNNI, inputs 127 in each row.
     """
+    peak = weight_peak(int8_layer())
     handles = []
     for layer in model.modules():
         if not isinstance(layer, nn.Linear | Conv1D) or layer.weight.numel() < LEAST_WEIGHTS:
@@ -183,9 +185,9 @@ def round_linears(model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
         weight = layer.weight.data
         if isinstance(layer, Conv1D):
             # It stores the weights with the inputs first.
-            weight = rounded(weight.t(), peak=63).t()
+            weight = rounded(weight.t(), peak).t()
         else:
-            weight = rounded(weight, peak=63)
+            weight = rounded(weight, peak)
         layer.weight = nn.Parameter(weight, requires_grad=False)
         handles.append(layer.register_forward_pre_hook(round_inputs))
     assert len(handles) >= 6
@@ -317,7 +319,7 @@ def test_the_setting_reaches_each_model_and_a_model_may_differ(
     written: tuple[Path, nn.Module, Logits], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that says nothing is quantized as the fleet is, and one may choose otherwise."""
-    weights = recorded(Int8Linear, monkeypatch)
+    weights = recorded(int8_layer(), monkeypatch)
     path = str(written[0])
     settings = Settings(
         models=[

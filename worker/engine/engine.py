@@ -8,6 +8,7 @@ import logging
 import queue
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from shared.errors import DeadlineExceeded, FleetError, InvalidRequest, NoMemory, WorkerFailed
 from shared.messages import Generate
@@ -16,7 +17,15 @@ from worker.engine.engine_stats import EngineStats, count_for
 from worker.engine.request import Emission, Request, SequenceWork
 from worker.engine.runner import OutOfMemory, Runner
 from worker.engine.scheduler import Load, Scheduler
-from worker.engine.sequence import Sampled, Slice, Status, StepResult, TokenSequence
+from worker.engine.sequence import (
+    Sampled,
+    SingleResult,
+    Slice,
+    Status,
+    StepResult,
+    TokenSequence,
+    Verified,
+)
 from worker.engine.take import Take
 
 logger = logging.getLogger("aios.engine")
@@ -178,8 +187,8 @@ class Engine:
     def _run(self, slices: list[Slice]) -> list[tuple[Slice, StepResult | FleetError]]:
         """Let the runner compute a step. Return each slice that was computed, and its result.
 
-        If the step fails, each half is tried again. So only the slice at fault fails, and a step
-        that lacks memory becomes smaller steps.
+        If the step fails, it is tried again without drafts, and then each half of it. So only the
+        slice at fault fails, and a step that lacks memory becomes smaller steps.
         """
         failure: FleetError
         try:
@@ -190,6 +199,9 @@ class Engine:
             # A model is foreign code: any error that it raises becomes that job's failure.
             failure = self._on_error(slices, error)
 
+        if any(part.max_drafts for part in slices):
+            self.scheduler.pause_drafts()
+            return self._run([replace(part, max_drafts=0) for part in slices])
         if len(slices) > 1:
             half = len(slices) // 2
             return self._run(slices[:half]) + self._run(slices[half:])
@@ -213,7 +225,7 @@ class Engine:
 
     def _on_out_of_memory(self, slices: list[Slice], error: OutOfMemory) -> NoMemory:
         """Make the next steps smaller. Return the failure of a job that cannot be made smaller."""
-        count = sum(self.scheduler.cost(part) for part in slices)
+        count = sum(self.scheduler.num_tokens(part) for part in slices)
         spec = self.runner.spec
         logger.warning(
             "no memory for step", extra=fields(model=spec.name, num_tokens=count, error=str(error))
@@ -235,17 +247,33 @@ class Engine:
         if isinstance(result, FleetError):
             return [self._failed(request, result)]
 
-        if not part.sequence.output_ids:
-            self.stats.num_prompt_tokens += self.scheduler.cost(part)
+        if not part.sequence.output_ids and not part.has_more_layers:
+            self.stats.num_prompt_tokens += self.scheduler.num_tokens(part)
         # Before the request notes the result: a new token, or a score, changes which tokens the
         # slice stands for.
-        self.scheduler.commit(part)
-        if isinstance(result, Sampled):
-            self.stats.num_tokens += 1
-        try:
-            emissions = request.on_result(part.sequence, result)
-        except FleetError as error:  # its tokens cannot be decoded
-            return [self._failed(request, error)]
+        singles: tuple[SingleResult, ...]
+        if isinstance(result, Verified):
+            self.stats.num_drafted += result.num_drafts
+            self.stats.num_accepted += result.num_accepted
+            self.scheduler.commit(
+                part, num_drafts=result.num_drafts, num_accepted=result.num_accepted
+            )
+            singles = result.tokens
+        else:
+            self.scheduler.commit(part)
+            singles = (result,)
+
+        emissions: list[Emission] = []
+        for single in singles:
+            if isinstance(single, Sampled):
+                self.stats.num_tokens += 1
+            try:
+                emissions += request.on_result(part.sequence, single)
+            except FleetError as error:  # its tokens cannot be decoded
+                return [*emissions, self._failed(request, error)]
+            # What was verified behind the end of a choice is dropped.
+            if part.sequence not in request.open_sequences:
+                break
 
         if part.sequence not in request.open_sequences:
             self._leave(part.sequence)

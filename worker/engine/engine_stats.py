@@ -32,7 +32,8 @@ class EngineStats:
     """The counts of one engine since it was created.
 
     `num_segments` counts ACT segments, one for each row of a pass. `num_settled` counts the
-    segments that were their row's last.
+    segments that were their row's last. Of `num_drafted` tokens that were drafted, `num_accepted`
+    were right.
     """
 
     def __init__(self) -> None:
@@ -44,6 +45,8 @@ class EngineStats:
         self.num_failures = 0
         self.num_segments = 0
         self.num_settled = 0
+        self.num_drafted = 0
+        self.num_accepted = 0
 
     def note_step(self, num_rows: int, seconds: float) -> None:
         """Count a step of `num_rows` rows that took `seconds`."""

@@ -37,8 +37,8 @@ from worker.engine.sequence import (
     Pooled,
     Sampled,
     Scores,
+    SingleResult,
     Solved,
-    StepResult,
     TokenSequence,
 )
 from worker.engine.task_runner import NewFile
@@ -154,8 +154,8 @@ class Request:
                 emissions.append(Emission(self.work.key, ended=ended))
         return emissions
 
-    def on_result(self, sequence: TokenSequence, result: StepResult) -> list[Emission]:
-        """Note a step's result for one of the sequences. Return its emissions."""
+    def on_result(self, sequence: TokenSequence, result: SingleResult) -> list[Emission]:
+        """Note a result for one of the sequences. Return its emissions."""
         match result:
             case None:
                 return []

@@ -92,9 +92,11 @@ class RunnerSpec:
     `name` is the model's id, `found` a description for people. `step_tokens` is the most that one
     step should compute. A model with `num_pages` 0 keeps no keys and values. `reuse` says which
     part of a computed sequence may serve another one: any `prefix`, only a whole identical
-    `prompt`, or `none`. With `chunk_prefill` a prompt may be computed in parts. `tasks` are the
-    names of the tasks that the model serves, and `trial` is a cheap one that shows whether it
-    works.
+    `prompt`, or `none`. A prompt may be computed in parts. With `num_layers`, the number of the
+    model's layers, all its tokens are computed together, and a part is some of the layers. `tasks`
+    are the names of the tasks that the model serves, and `trial` is a cheap one that shows whether
+    it works. Up to `max_drafts` tokens of a sequence may be drafted in a step and verified in it, each
+    for the share `draft_cost` of a forward.
     """
 
     runner: str
@@ -106,10 +108,12 @@ class RunnerSpec:
     num_pages: int = 0
     page_size: int = 1
     reuse: Literal["prefix", "prompt", "none"] = "none"
-    chunk_prefill: bool = True
+    num_layers: int = 0
     tasks: tuple[TaskName, ...] = TEXT_TASKS
     trial: Task = _ONE_TOKEN
     mechanism: Literal["sequence"] = "sequence"
+    max_drafts: int = 0
+    draft_cost: float = 1.0
 
 
 class OutOfMemory(Exception):

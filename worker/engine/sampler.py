@@ -5,6 +5,9 @@ nor on the worker: it can only change where two tokens nearly tie. Greedy is tem
 
 Gumbel-max: argmax(logits / T + g) with g = -log(-log(u)) draws from softmax(logits / T)
 (Gumbel 1954; Maddison et al. 2014).
+
+On a CPU a kernel of `worker.native` chooses. It computes the noise in fp32 first, and in fp64 only
+for the tokens that come near the largest sum, so that it chooses what is chosen here.
 """
 
 import math
@@ -17,32 +20,27 @@ from shared.errors import FleetError, InvalidRequest, WorkerFailed
 from shared.messages import Sampling
 from worker.engine.logits import adjust, token_logprobs
 from worker.engine.noise import GOLDEN, MIX1, MIX2, position_key
-from worker.engine.sequence import Sampled, StepResult, TokenSequence
+from worker.engine.sequence import Sampled, TokenSequence
+from worker.native.operators import all_finite, can_choose, choose_tokens
 
 
 def sample(
     logits: Tensor, sequences: Sequence[TokenSequence], eos_ids: frozenset[int], model: str
-) -> list[StepResult | FleetError]:
+) -> list[Sampled | FleetError]:
     """Return the next token of each sequence by its row of `logits` [B, V].
 
     A row for which no token can be chosen gets a FleetError instead. It is InvalidRequest for a
     bias on an id outside the vocabulary, and WorkerFailed, which names `model`, for logits that are
     not finite.
     """
-    samplings: list[Sampling] = []
-    positions: list[int] = []
-    for sequence in sequences:
-        if sequence.sampling is not None:
-            samplings.append(sequence.sampling)
-        positions.append(len(sequence.output_ids))
-
+    samplings = _samplings(sequences)
     # The draw sees penalties, bias and withheld ends; log-probabilities are the model's own.
-    chosen = choose(adjust(logits, sequences, eos_ids), samplings, positions)
+    chosen = draw(logits, sequences, eos_ids)
     logprobs = token_logprobs(logits, chosen, samplings)
 
     vocab_size = logits.shape[1]
-    results: list[StepResult | FleetError] = []
-    for row, is_finite in enumerate(torch.isfinite(logits).all(dim=-1).tolist()):
+    results: list[Sampled | FleetError] = []
+    for row, is_finite in enumerate(all_finite(logits).tolist()):
         if not is_finite:
             results.append(broken(model))
         elif any(token >= vocab_size for token, _ in samplings[row].logit_bias):
@@ -51,6 +49,23 @@ def sample(
         else:
             results.append(Sampled(chosen[row], logprobs[row]))
     return results
+
+
+def draw(logits: Tensor, sequences: Sequence[TokenSequence], eos_ids: frozenset[int]) -> list[int]:
+    """Return the id that is next in each sequence by its row of `logits` [B, V].
+
+    It is any id for a row that is not finite.
+    """
+    positions = [len(sequence.output_ids) for sequence in sequences]
+    return choose(adjust(logits, sequences, eos_ids), _samplings(sequences), positions)
+
+
+def _samplings(sequences: Sequence[TokenSequence]) -> list[Sampling]:
+    samplings: list[Sampling] = []
+    for sequence in sequences:
+        if sequence.sampling is not None:
+            samplings.append(sequence.sampling)
+    return samplings
 
 
 def broken(model: str) -> WorkerFailed:
@@ -65,6 +80,8 @@ def choose(logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[in
 
     `positions` counts the response tokens that each row has already.
     """
+    if can_choose(logits):
+        return _choose_in_native(logits, samplings, positions)
     chosen = logits.argmax(dim=-1)
     drawn: list[int] = []
     drawn_samplings: list[Sampling] = []
@@ -77,6 +94,28 @@ def choose(logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[in
     if drawn:
         chosen[drawn] = _draw(logits[drawn].double(), drawn_samplings, keys)
     return [int(token) for token in chosen.tolist()]
+
+
+def _choose_in_native(
+    logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[int]
+) -> list[int]:
+    """Choose as `choose` does, by the kernel."""
+    keys = []
+    for sampling, position in zip(samplings, positions, strict=True):
+        keys.append(_signed(position_key(sampling.seed, position)))
+    chosen = choose_tokens(
+        logits,
+        temperatures=_doubles([sampling.temperature for sampling in samplings]),
+        top_ks=torch.tensor([sampling.top_k or 0 for sampling in samplings]),
+        top_ps=_doubles([sampling.top_p for sampling in samplings]),
+        min_ps=_doubles([sampling.min_p for sampling in samplings]),
+        keys=torch.tensor(keys),
+    )
+    return [int(token) for token in chosen.tolist()]
+
+
+def _doubles(values: list[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def _draw(logits: Tensor, samplings: Sequence[Sampling], keys: Sequence[int]) -> Tensor:

@@ -1,24 +1,30 @@
 """The plan of the next step. Plain Python: it counts rows, pages and tokens.
 
-The scheduler knows no model and no tensor. Every step decodes all running sequences and gives the
-rest of its token budget to prompts, so that neither starves the other. A prompt that cannot be cut
-may exceed the budget. The steps after it then take no prompt until this debt is paid. Of the
-prompts the oldest gets at least half the budget, and the shortest get the rest. Better classes go
-first.
+The scheduler knows no model and no tensor. Every step decodes all running sequences and gives a
+token budget to prompts, so that neither starves the other. The budget is smaller while sequences
+decode. A prompt that exceeds it is cut: between tokens or, where the model sees all tokens of a
+prompt at once, between layers. Of the prompts the oldest gets at least half the budget, and the
+shortest get the rest. Better classes go first.
 
 Pages are taken as sequences grow. When pages run out, or a sequence of a better class waits for a
 row, the latest arrival of the lowest class gives its pages back and is computed again later. After
 a step for which the device has no memory the budget is smaller for a while.
+
+Where the model can draft tokens, sequences that decode get drafts in the room that is left. They
+take no page from a sequence that runs or could start.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from worker.engine.drafts import DraftPolicy
 from worker.engine.runner import RunnerSpec
 from worker.engine.sequence import Slice, Status, TokenSequence
 from worker.kv.cache import Cache
 
 _CALM_STEPS = 64
 """Steps without trouble after which a halved budget is doubled again."""
+_DECODING_DIVISOR = 4
+"""The budget for prompts is so many times smaller while a sequence decodes."""
 PATIENCE_STEPS = 256
 """Steps of waiting after which a sequence rises by one class, for good.
 
@@ -61,11 +67,10 @@ class Scheduler:
         self.cache: Cache | None = None
         if spec.num_pages:
             self.cache = Cache(spec)
+        self._drafts = DraftPolicy(spec.max_drafts, spec.draft_cost, max_batch=spec.max_batch)
         self.waiting: list[TokenSequence] = []
         self.running: list[TokenSequence] = []
         self._arrivals = 0
-        # Tokens by which a prompt that cannot be cut has exceeded the budget of its step.
-        self._debt = 0
         self.budget = spec.step_tokens
         self._calm_steps = 0
         self._num_preempted = 0
@@ -129,21 +134,34 @@ class Scheduler:
                 slices.append(Slice(sequence, sequence.num_remaining))
 
         budget = self.budget
-        # The debt is paid only while a sequence decodes: otherwise nobody waits for a next token.
         if slices:
-            budget -= self._debt
-        prompts: list[Slice] = []
-        if budget > 0:
-            prompts = self._prompts(budget)
-
-        spent = sum(self.cost(part) for part in prompts)
-        self._debt = max(0, self._debt + spent - self.budget)
+            # Somebody waits for a next token.
+            budget = max(1, budget // _DECODING_DIVISOR)
+        prompts = self._prompts(budget)
+        # Last, so that drafts get only the pages that nobody else needs now.
+        if self._spec.max_drafts:
+            slices = self._with_drafts(slices)
         return slices + prompts
 
-    def commit(self, part: Slice) -> None:
-        """Note that a slice has been computed."""
-        if self.cache is not None and part.sequence.status is Status.RUNNING:
-            self.cache.commit(part)
+    def commit(self, part: Slice, *, num_drafts: int = 0, num_accepted: int = 0) -> None:
+        """Note that a slice has been computed.
+
+        Of `num_drafts` that it has tried the first `num_accepted` were right.
+        """
+        if num_drafts:
+            self._drafts.note(part.sequence, num_drafts=num_drafts, num_accepted=num_accepted)
+        sequence = part.sequence
+        if self.cache is None or sequence.status is not Status.RUNNING:
+            return
+        if part.has_more_layers:
+            sequence.num_layers += part.num_layers
+            return
+        sequence.num_layers = 0
+        self.cache.commit(part, num_accepted=num_accepted)
+
+    def pause_drafts(self) -> None:
+        """Plan no drafts for a while, because a step with drafts has failed."""
+        self._drafts.pause()
 
     def finish(self, sequence: TokenSequence, *, keep: bool = True) -> None:
         """Take a sequence out, running or waiting, and free its pages.
@@ -178,11 +196,18 @@ class Scheduler:
             return None
         return Slice(part.sequence, size)
 
-    def cost(self, part: Slice) -> int:
+    def num_tokens(self, part: Slice) -> int:
         """Return the number of tokens that a slice makes the model compute."""
         num_tokens = part.num_tokens
         for continuation in part.continuations:
             num_tokens += self._continuation_cost(part.sequence, continuation)
+        return num_tokens
+
+    def cost(self, part: Slice) -> int:
+        """Return the share of a budget, in tokens, that a slice takes."""
+        num_tokens = self.num_tokens(part)
+        if part.num_layers:
+            return -(-num_tokens * part.num_layers // self._spec.num_layers)
         return num_tokens
 
     def _recover(self) -> None:
@@ -251,10 +276,30 @@ class Scheduler:
             self.preempt(max(self.running, key=_turn))
         return False
 
+    def _with_drafts(self, slices: list[Slice]) -> list[Slice]:
+        """Return the slices of sequences that decode, with the drafts that pay and have room."""
+        assert self.cache is not None, "drafts need stored keys and values"
+        sequences = [part.sequence for part in slices]
+        rooms: list[int] = []
+        for sequence in sequences:
+            # A step yields one token more than its drafts.
+            num_missing = sequence.encoded.max_tokens - len(sequence.output_ids)
+            rooms.append(max(0, num_missing - 1))
+
+        drafting: list[Slice] = []
+        counts = self._drafts.plan(sequences, rooms)
+        for part, count in zip(slices, counts, strict=True):
+            max_drafts = count
+            if count and not self.cache.grow(part.sequence, num_drafts=count):
+                max_drafts = min(count, self.cache.num_free_tokens(part.sequence))
+            drafting.append(replace(part, max_drafts=max_drafts))
+        return drafting
+
     def preempt(self, sequence: TokenSequence) -> None:
         """Pause a running sequence. It gives its pages back and is computed again later."""
         self._num_preempted += 1
         self.running.remove(sequence)
+        sequence.num_layers = 0
         if self.cache is not None:
             self.cache.give_back(sequence, keep=True)
         sequence.status = Status.WAITING
@@ -324,16 +369,35 @@ class Scheduler:
             return self._continuations(sequence, budget)
 
         num_uncut = self._num_uncut(sequence)
-        if num_uncut > budget and not must:
-            return None
-        size = min(sequence.num_remaining, budget)
-        return Slice(sequence, max(num_uncut, 1, size))
+        if num_uncut > budget or sequence.num_layers:
+            return self._some_layers(sequence, num_uncut, budget, must=must)
+        return Slice(sequence, max(1, min(sequence.num_remaining, budget)))
 
     def _num_uncut(self, sequence: TokenSequence) -> int:
-        """Return how many of a sequence's next tokens must be computed in one step."""
-        if self._spec.chunk_prefill:
+        """Return how many of a sequence's next tokens must be computed together."""
+        if not self._spec.num_layers:
             return 0
         return max(0, len(sequence.encoded.prompt_ids) - sequence.num_computed)
+
+    def _some_layers(
+        self, sequence: TokenSequence, num_tokens: int, budget: int, *, must: bool
+    ) -> Slice | None:
+        """Return a slice of these tokens with as many of the next layers as the budget allows.
+
+        It has one at least with `must`. Return None without.
+        """
+        num_left = self._spec.num_layers - sequence.num_layers
+        num_layers = min(num_left, budget * self._spec.num_layers // num_tokens)
+        if num_layers == 0:
+            if not must:
+                return None
+            num_layers = 1
+        return Slice(
+            sequence,
+            num_tokens,
+            num_layers=num_layers,
+            has_more_layers=num_layers < num_left,
+        )
 
     def _start(self, sequence: TokenSequence) -> bool:
         """Let a waiting sequence run. Return False where there are no pages for it."""

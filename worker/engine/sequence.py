@@ -5,7 +5,7 @@ is what it yields.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from shared.messages import ContinuationScore, Done, Label, Sampling, Solution, TokenLogprob
@@ -79,12 +79,15 @@ class TokenSequence:
     start with tokens that an earlier worker has logged. The first `num_computed` tokens have their
     keys and values in `pages`; `num_cached` of them were there when the sequence first started.
     `source_page` is a shared page in whose middle the sequence goes on writing: its first step
-    copies that page into one of its own. `forked_from` is the choice of the same job that computes
+    copies that page into one of its own. Of a prompt that is computed layer by layer, the first
+    `num_layers` layers are computed. `forked_from` is the choice of the same job that computes
     their common prompt. Sequences of different `salt`s share no pages.
 
     `scores` belong to the first continuations, and `token_scores` to their tokens in a reading.
     `pooled` is the sum of the states of the first `num_computed` tokens. `rank` 0 is the best
-    class. `num_waited` counts all steps for which the sequence has waited.
+    class. `num_waited` counts all steps for which the sequence has waited. `acceptance` is the
+    share of the last drafts that were right, None before there was one, and `num_undrafted` counts
+    the steps since then that had none.
     """
 
     key: str
@@ -99,11 +102,14 @@ class TokenSequence:
     token_scores: list[TokenLogprob] = field(default_factory=list)
     pooled: "Pooled | None" = None
     num_computed: int = 0
+    num_layers: int = 0
     num_cached: int | None = None
     pages: list[int] = field(default_factory=list)
     source_page: int | None = None
     arrival: int = 0
     num_waited: int = 0
+    acceptance: float | None = None
+    num_undrafted: int = 0
     status: Status = Status.NEW
 
     @property
@@ -150,16 +156,75 @@ class Slice:
     It is the next `num_tokens` tokens. Once the context is computed it is the next
     `num_continuations` of the continuations that have no score yet. A slice that reaches the
     sequence's last token samples the next one.
+
+    With `num_layers` only so many of the next layers of these tokens are computed, and
+    `has_more_layers` tells whether some are left for later steps.
+
+    The scheduler allows `max_drafts`: the runner may draft up to that many tokens behind the last
+    one and verify them in the same step. In a slice `with_drafts` the last `num_drafts` of its
+    tokens are such drafts.
     """
 
     sequence: TokenSequence
     num_tokens: int = 0
     num_continuations: int = 0
+    num_layers: int = 0
+    has_more_layers: bool = False
+    max_drafts: int = 0
+    num_drafts: int = 0
+
+    def behind_drafts(self, ids: Sequence[int]) -> "Slice":
+        """Return the slice that drafts the token behind these drafts, which are computed."""
+        sequence = self.sequence
+        drafted = replace(
+            sequence,
+            output_ids=[*sequence.output_ids, *ids],
+            num_computed=sequence.num_computed + len(ids),
+        )
+        return Slice(drafted, self.num_tokens)
+
+    def with_drafts(self, ids: Sequence[int]) -> "Slice":
+        """Return the slice with these drafts behind its tokens.
+
+        Its sequence is a copy in which they count as output. The sequence itself stays as it is.
+        """
+        sequence = self.sequence
+        drafted = replace(sequence, output_ids=[*sequence.output_ids, *ids])
+        return Slice(drafted, self.num_tokens + len(ids), num_drafts=len(ids))
+
+    def rejected(self, num_accepted: int) -> "Slice":
+        """Return the slice of the drafts behind the first `num_accepted`."""
+        num_right = self.num_tokens - self.num_drafts + num_accepted
+        sequence = replace(self.sequence, num_computed=self.sequence.num_computed + num_right)
+        return Slice(sequence, self.num_drafts - num_accepted)
+
+    @property
+    def sampled_from(self) -> list[TokenSequence]:
+        """Return the sequence as it is before each token that the slice samples.
+
+        One is sampled behind the slice's last token and, before that, one in place of each draft.
+        """
+        sequence = self.sequence
+        if not self.num_drafts:
+            return [sequence]
+        before: list[TokenSequence] = []
+        num_output = len(sequence.output_ids)
+        for end in range(num_output - self.num_drafts, num_output):
+            before.append(replace(sequence, output_ids=sequence.output_ids[:end]))
+        return [*before, sequence]
+
+    @property
+    def draft_ids(self) -> list[int]:
+        """Return the drafts, which are the last of the slice's tokens."""
+        output_ids = self.sequence.output_ids
+        return output_ids[len(output_ids) - self.num_drafts :]
 
     @property
     def samples(self) -> bool:
         """Return whether this slice samples a token."""
-        return not self.sequence.is_scoring and self.num_tokens == self.sequence.num_remaining
+        if self.sequence.is_scoring or self.has_more_layers:
+            return False
+        return self.num_tokens == self.sequence.num_remaining
 
     @property
     def continuations(self) -> tuple[tuple[int, ...], ...]:
@@ -185,6 +250,22 @@ class Sampled:
     token: int
     logprob: TokenLogprob | None = None
     q_values: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Verified:
+    """The tokens of a slice with drafts, each as it would have been sampled in a step of its own.
+
+    All but the last are drafts that were right. `num_drafts` were tried.
+    """
+
+    tokens: tuple[Sampled, ...]
+    num_drafts: int
+
+    @property
+    def num_accepted(self) -> int:
+        """Return the number of drafts that were right. Each of them is computed."""
+        return len(self.tokens) - 1
 
 
 @dataclass(frozen=True)
@@ -220,5 +301,11 @@ class Solved:
     solution: Solution
 
 
-StepResult = Sampled | Scores | Solved | Pooled | Classified | None
-"""The result of a slice: None for part of a prompt, or for an ACT segment that has not halted."""
+SingleResult = Sampled | Scores | Solved | Pooled | Classified | None
+"""The result of a slice without drafts.
+
+It is None for part of a prompt, or for an ACT segment that has not halted.
+"""
+
+StepResult = SingleResult | Verified
+"""The result of a slice."""

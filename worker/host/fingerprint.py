@@ -46,7 +46,8 @@ def fingerprint(runner: str, options: RunnerOptions) -> str:
     if options.is_lossy:
         facts["arithmetic"] = arithmetic()
     # Files that options name count by their contents, not by their paths.
-    facts |= own_options.model_dump(exclude=set(own_options.files))
+    apart = {*own_options.files, *own_options.harmless}
+    facts |= own_options.model_dump(exclude=apart)
     sources = [options.path, options.tokenizer_path]
     for name in own_options.files:
         sources.append(getattr(own_options, name))

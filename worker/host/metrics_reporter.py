@@ -220,6 +220,8 @@ MEASURES: dict[str, Callable[[_ReportedModel], float]] = {
     "errors": lambda reported: reported.engine.stats.num_failures,
     "segments": lambda reported: reported.engine.stats.num_segments,
     "settled": lambda reported: reported.engine.stats.num_settled,
+    "drafted": lambda reported: reported.engine.stats.num_drafted,
+    "accepted": lambda reported: reported.engine.stats.num_accepted,
     "step_s": lambda reported: round(reported.engine.stats.last_step_s, 6),
     "tokens_per_s": lambda reported: round(reported.tokens_per_s, 3),
     "work_per_s": lambda reported: round(reported.work_per_s, 3),

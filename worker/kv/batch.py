@@ -1,10 +1,10 @@
 """The flat batch of a step: token ids, attention spans, and the states that predict tokens.
 
-Decoding rows come first, grouped by length. Prompts follow with one span for each run, and then
-continuations with one span for each context or, where results must not depend on the rest of the
-step, for each of them. There every continuation sees the stored context and itself. Continuations
-are not stored, because no sequence goes on from them. The batch is laid out on the CPU and goes to
-the device in one copy.
+Decoding rows come first, grouped by length, each with its drafts. Prompts follow with one span for
+each run, and then continuations with one span for each context or, where results must not depend on
+the rest of the step, for each of them. There every continuation sees the stored context and itself.
+Continuations are not stored, because no sequence goes on from them. The batch is laid out on the
+CPU and goes to the device in one copy.
 """
 
 from collections.abc import Sequence
@@ -26,9 +26,10 @@ class Batch:
     """The token ids [T] of a step, and the indices that lead from its states to its results.
 
     `samplers` are the indices of the slices that sample. `sampled` are the flat indices of the
-    states that they sample from. `scored` are the indices of the slices with continuations.
-    `predictors` are the flat indices of the states that predict their targets, slice after slice.
-    `pooled` are (slice, first, end) of the flat tokens whose states are pooled.
+    states that they sample from: one for each slice, and one more for each of its drafts. `scored`
+    are the indices of the slices with continuations. `predictors` are the flat indices of the
+    states that predict their targets, slice after slice. `pooled` are (slice, first, end) of the
+    flat tokens whose states are pooled.
     """
 
     ids: Tensor
@@ -75,7 +76,7 @@ class BatchBuilder:
         for index, part in enumerate(slices):
             if self._is_decoding(part):
                 decoding.append(index)
-                lengths.append(part.sequence.num_computed + 1)
+                lengths.append(part.sequence.num_computed + part.num_tokens)
         for group in self._groups(lengths):
             self._decode([decoding[number] for number in group], slices)
 
@@ -107,7 +108,7 @@ class BatchBuilder:
 
     def _is_decoding(self, part: Slice) -> bool:
         sequence = part.sequence
-        if part.num_tokens != 1 or sequence.num_computed == 0:
+        if part.num_tokens != 1 + part.num_drafts or sequence.num_computed == 0:
             return False
         # A single token inside a prompt belongs to a tile. Rows of one query begin at the prompt's
         # last token.
@@ -123,18 +124,21 @@ class BatchBuilder:
         return length_groups(lengths)
 
     def _decode(self, group: list[int], slices: Sequence[Slice]) -> None:
-        """Add one new token for each slice of the group.
+        """Add one new token for each slice of the group, and its drafts.
 
-        The token sees its stored predecessors and itself.
+        A token sees its stored predecessors and itself.
         """
-        start = len(self.ids)
         sequences = []
+        firsts = []
+        counts = []
         for index in group:
             part = slices[index]
-            self._store(part.sequence, part.sequence.num_computed, 1)
+            self._store(part.sequence, part.sequence.num_computed, part.num_tokens)
             self._note(index, part)
             sequences.append(part.sequence)
-        self._look_back(sequences, self.positions[start:], 1)
+            firsts.append(part.sequence.num_computed)
+            counts.append(part.num_tokens)
+        self._look_back(sequences, firsts, counts)
 
     def _prefill(self, index: int, part: Slice) -> None:
         """Add the tokens of a slice of one sequence.
@@ -156,7 +160,8 @@ class BatchBuilder:
                 self._tile(sequence, first, behind)
             if behind < end:
                 self._store(sequence, behind, end - behind)
-                self._look_back([sequence] * (end - behind), range(behind, end), 1)
+                count = end - behind
+                self._look_back([sequence] * count, range(behind, end), [1] * count)
             first = end
         if self.is_prefix and first == 0:
             inside = min(end, len(sequence.encoded.prompt_ids))
@@ -171,7 +176,7 @@ class BatchBuilder:
         start = len(self.ids)
         self._store(sequence, first, end - first)
         if first:
-            self._look_back([sequence], [first], end - first)
+            self._look_back([sequence], [first], [end - first])
             return
 
         # The run begins the sequence, so its own fresh keys are all the keys.
@@ -192,28 +197,26 @@ class BatchBuilder:
         self.spans.append(TiledSpan(start, len(self.ids), pages, tiles))
 
     def _look_back(
-        self, sequences: Sequence[TokenSequence], firsts: Sequence[int], count: int
+        self, sequences: Sequence[TokenSequence], firsts: Sequence[int], counts: Sequence[int]
     ) -> None:
-        """Add the span of the tokens that were added last: rows of `count` tokens.
+        """Add the span of the tokens that were added last.
 
-        Row n begins at position `firsts[n]` of `sequences[n]`. The tokens see the stored tokens up
-        to themselves.
+        Row n has `counts[n]` tokens and begins at position `firsts[n]` of `sequences[n]`. The
+        tokens see the stored tokens up to themselves. The kernel alone takes rows of unequal
+        numbers of tokens.
         """
-        start = len(self.ids) - len(firsts) * count
-        pages = self._pages(sequences, max(firsts) + count)
-        if self._reads_in_place(count):
+        start = len(self.ids) - sum(counts)
+        ends = [first + count for first, count in zip(firsts, counts, strict=True)]
+        pages = self._pages(sequences, max(ends))
+        if self._reads_in_place(max(counts)):
             assert self.kernel is not None
             span = paged_span(
-                start,
-                [count] * len(firsts),
-                [first + count for first in firsts],
-                pages,
-                page_size=self.page_size,
-                kernel=self.kernel,
+                start, counts, ends, pages, page_size=self.page_size, kernel=self.kernel
             )
             self.spans.append(span)
             return
 
+        [count] = set(counts)
         positions = self._tensor(list(firsts))[:, None] + torch.arange(count)
         gathering = Span(
             start,
@@ -325,7 +328,7 @@ class BatchBuilder:
             self.pooled.append((index, len(self.ids) - part.num_tokens, len(self.ids)))
         if part.samples:
             self.samplers.append(index)
-            self.sampled.append(len(self.ids) - 1)
+            self.sampled += range(len(self.ids) - 1 - part.num_drafts, len(self.ids))
 
     def _pages(self, sequences: Sequence[TokenSequence], width: int) -> list[list[int]]:
         """Return the pages [B, P] of the first `width` tokens of each row."""

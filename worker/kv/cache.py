@@ -87,9 +87,13 @@ class Cache:
             self.num_hit_tokens += computed
         return True
 
-    def grow(self, sequence: TokenSequence) -> bool:
-        """Add a page if the sequence's next token needs one. Return False for lack of room."""
-        missing = self.pages.pages_for(sequence.num_tokens) - len(sequence.pages)
+    def grow(self, sequence: TokenSequence, *, num_drafts: int = 0) -> bool:
+        """Add the pages that the sequence's next token, and drafts behind it, need.
+
+        Return False for lack of room.
+        """
+        num_tokens = sequence.num_tokens + num_drafts
+        missing = self.pages.pages_for(num_tokens) - len(sequence.pages)
         if missing <= 0:
             return True
         new = self._reserve(missing)
@@ -98,8 +102,16 @@ class Cache:
         sequence.pages += new
         return True
 
-    def commit(self, part: Slice) -> None:
-        """Note the tokens that a slice computed. Those of a prompt may be shared from now on."""
+    def num_free_tokens(self, sequence: TokenSequence) -> int:
+        """Return the number of tokens that fit into the sequence's pages behind its last token."""
+        return len(sequence.pages) * self.pages.page_size - sequence.num_tokens
+
+    def commit(self, part: Slice, *, num_accepted: int = 0) -> None:
+        """Note the tokens that a slice computed, `num_accepted` drafts among them.
+
+        The tokens of a prompt may be shared from now on. Pages that only wrong drafts have used are
+        given back.
+        """
         sequence = part.sequence
         # The step has copied the source page, so the sequence no longer holds it.
         if sequence.source_page is not None:
@@ -108,7 +120,12 @@ class Cache:
 
         prompt = sequence.encoded.prompt_ids
         was_unfinished = sequence.num_computed < len(prompt)
-        sequence.num_computed += part.num_tokens
+        sequence.num_computed += part.num_tokens + num_accepted
+        # One more for the new token, which the next step computes.
+        num_needed = max(sequence.num_tokens, sequence.num_computed + 1)
+        num_pages = self.pages.pages_for(num_needed)
+        self.pages.release(sequence.pages[num_pages:])
+        del sequence.pages[num_pages:]
         if not was_unfinished or self._reuse == "none":
             return
         if self._reuse == "prefix" or sequence.num_computed >= len(prompt):

@@ -120,6 +120,11 @@ def max_queries(kernel: Kernel | None) -> int | None:
     return MAX_QUERIES if kernel is in_native else None
 
 
+def keeps_rows_apart(kernel: Kernel | None) -> bool:
+    """Return whether no bit of a query's result depends on other queries, those of its row too."""
+    return kernel is in_native
+
+
 def fits_graphs(kernel: Kernel | None) -> bool:
     """Return whether CUDA graphs can replay the kernel."""
     return kernel is not None and kernel is not in_native

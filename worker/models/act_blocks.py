@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worker.engine.heartbeat import heartbeat
+from worker.native.operators import rms_norm, silu_gated
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """A function that attends: its arguments are slot, query, key and value.
@@ -106,9 +107,9 @@ class SwiGlu(nn.Module):
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        out: Tensor = self.down_proj(F.silu(gate) * up)
-        return out
+        gate, up = self.gate_up_proj(x).flatten(0, -2).chunk(2, dim=-1)
+        out: Tensor = self.down_proj(silu_gated(gate, up))
+        return out.view(x.shape)
 
 
 class Block(nn.Module):
@@ -128,7 +129,7 @@ class Block(nn.Module):
         return self._norm(x + self.mlp(x))
 
     def _norm(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), x.shape[-1:], eps=self.norm_eps).to(x.dtype)
+        return rms_norm(x.flatten(0, -2), self.norm_eps).view(x.shape)
 
 
 class Level(nn.Module):

@@ -10,7 +10,7 @@ Every pass through a layer has its own slot of keys and values: (h * (L_cycles +
 layer, with the H pass at l = L_cycles. Parameter names are those of Hugging Face exports.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,20 +142,28 @@ class _Stack(nn.Module):
         self.norm = _RmsNorm(shape.norm_eps)
         self.layers = nn.ModuleList(_Block(shape) for _ in range(shape.num_layers))
 
-    def forward(
-        self,
-        hidden: Tensor,
-        rope: tuple[Tensor, Tensor],
-        first_slot: int,
-        attend: Attend,
-        halves: Halves,
-    ) -> Tensor:
-        before, after = halves
-        for slot, block in enumerate(self.layers, first_slot):
-            gate, query, key, value = before(block, hidden, rope)
-            hidden = after(block, hidden, gate, attend(slot, query, key, value))
-        out: Tensor = self.norm(hidden)
-        return out
+
+@dataclass(frozen=True)
+class Pass:
+    """A pass through the H stack or the L stack. Its layers have the slots from `first_slot` on."""
+
+    is_high: bool
+    first_slot: int
+
+
+@dataclass(frozen=True)
+class HrmTextState:
+    """A forward that has computed the first `num_layers` layers of its passes.
+
+    `hidden` are the states [T, hidden] that the last of them has returned. `z_h` and `z_l`
+    [T, hidden] are those of the last passes.
+    """
+
+    hidden: Tensor
+    z_h: Tensor
+    z_l: Tensor
+    rope: tuple[Tensor, Tensor]
+    num_layers: int = 0
 
 
 class _Core(nn.Module):
@@ -188,30 +196,97 @@ class HrmTextModel(nn.Module):
         after = torch.compile(after, dynamic=True, fullgraph=True, backend=backend)
         self.halves = (before, after)
 
-    def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Return the last z_H [T, hidden] of token ids [T] at `positions` [T]."""
-        shape = self.shape
+    def forward(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        passes: Sequence[Pass] | None = None,
+    ) -> Tensor:
+        """Return the last z_H [T, hidden] of token ids [T] at `positions` [T].
+
+        `passes` are those that are computed. None stands for all.
+        """
+        return self.advance(self.begin(ids, positions), attend, passes=passes).z_h
+
+    def begin(self, ids: Tensor, positions: Tensor) -> HrmTextState:
+        """Return the state of a forward of token ids [T] at `positions` [T] before any layer."""
         core = self.model
-        z_h = core.embed_tokens(ids) * shape.embedding_scale
-        z_l = core.z_L_init.to(z_h.dtype)
+        z_h = core.embed_tokens(ids) * self.shape.embedding_scale
+        z_l = core.z_L_init.to(z_h.dtype).expand_as(z_h)
         cos = self.get_buffer("cos")[positions]
         sin = self.get_buffer("sin")[positions]
         rope = (cos.to(z_h.dtype), sin.to(z_h.dtype))
+        return HrmTextState(z_h, z_h, z_l, rope)
 
-        slot = 0
-        for _ in range(shape.h_cycles):
-            for _ in range(shape.l_cycles):
-                z_l = core.L_module(z_l + z_h, rope, slot, attend, self.halves)
-                slot += shape.num_layers
-            z_h = core.H_module(z_h + z_l, rope, slot, attend, self.halves)
-            slot += shape.num_layers
-        out: Tensor = z_h
-        return out
+    def advance(
+        self,
+        state: HrmTextState,
+        attend: Attend,
+        num_layers: int | None = None,
+        *,
+        passes: Sequence[Pass] | None = None,
+    ) -> HrmTextState:
+        """Return the state after the next `num_layers` layers. None stands for all that are left.
+
+        The given state stays as it is.
+        """
+        if passes is None:
+            passes = all_passes(self.shape)
+        num_of_pass = self.shape.num_layers
+        end = len(passes) * num_of_pass
+        if num_layers is not None:
+            end = min(end, state.num_layers + num_layers)
+
+        before, after = self.halves
+        z_h = state.z_h
+        z_l = state.z_l
+        hidden = state.hidden
+        for number in range(state.num_layers, end):
+            pass_number, layer = divmod(number, num_of_pass)
+            current = passes[pass_number]
+            stack = self.model.H_module if current.is_high else self.model.L_module
+            if layer == 0:
+                hidden = z_l + z_h
+            block = stack.layers[layer]
+            gate, query, key, value = before(block, hidden, state.rope)
+            attended = attend(current.first_slot + layer, query, key, value)
+            hidden = after(block, hidden, gate, attended)
+            if layer == num_of_pass - 1:
+                hidden = stack.norm(hidden)
+                if current.is_high:
+                    z_h = hidden
+                else:
+                    z_l = hidden
+        return HrmTextState(hidden, z_h, z_l, state.rope, num_layers=end)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits [..., vocab] in float32 of states [..., hidden]."""
         out: Tensor = self.lm_head(hidden)
         return out.float()
+
+
+def all_passes(shape: HrmTextShape) -> list[Pass]:
+    """Return the passes of the whole network."""
+    return passes_of(shape, shape.h_cycles * shape.l_cycles)
+
+
+def passes_of(shape: HrmTextShape, num_l_passes: int) -> list[Pass]:
+    """Return all H passes, and `num_l_passes` L passes, which are dealt to the H cycles in turn.
+
+    An H cycle has its last L passes, because their slots hold what the whole network comes to,
+    which lets a draft name its tokens.
+    """
+    assert 0 <= num_l_passes <= shape.h_cycles * shape.l_cycles
+    passes: list[Pass] = []
+    for h_cycle in range(shape.h_cycles):
+        first_slot = h_cycle * (shape.l_cycles + 1) * shape.num_layers
+        count = (num_l_passes + shape.h_cycles - 1 - h_cycle) // shape.h_cycles
+        for l_cycle in range(shape.l_cycles - count, shape.l_cycles):
+            passes.append(Pass(is_high=False, first_slot=first_slot + l_cycle * shape.num_layers))
+        last_slot = first_slot + shape.l_cycles * shape.num_layers
+        passes.append(Pass(is_high=True, first_slot=last_slot))
+    return passes
 
 
 def build_model(

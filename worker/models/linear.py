@@ -11,9 +11,10 @@ without AVX-512 this holds only where the output is at least twice as wide as th
 MKL, which `F.linear` calls, is as fast or faster, and the layer stays. bf16 is packed where the
 processor multiplies it.
 
-Int8 (fbgemm) has symmetric weights with a scale for each output channel, and symmetric activations
-with a scale for each row, so that a row's result does not depend on other rows. Sums are exact
-integers, so it does not depend on the number of rows either.
+Int8 has symmetric weights with a scale for each output channel, and symmetric activations with a
+scale for each row, so that a row's result does not depend on other rows. Sums are exact integers,
+so it does not depend on the number of rows either. Our own kernels compute it where they are, with
+weights of 8 bits where the processor has VNNI, and fbgemm elsewhere.
 """
 
 import warnings
@@ -27,7 +28,14 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from worker.engine.runner import RunnerOptions
-from worker.native.operators import can_pack, linear, packed
+from worker.native.operators import (
+    byte_linear,
+    can_pack,
+    can_round,
+    linear,
+    packed,
+    rounded,
+)
 
 Better = Callable[[nn.Module, bool], nn.Module | None]
 """A function that returns a layer's replacement, or None.
@@ -50,7 +58,7 @@ Routers and q heads, which take decisions, are smaller and stay exact.
 _PEAK = 127
 """The largest absolute value of a rounded activation."""
 # Without VNNI two products of a signed and an unsigned byte are added in 16 saturating bits, so
-# weights keep to 7 bits: 255 * 63 * 2 < 2**15. They do so on every machine, so that workers agree.
+# weights keep to 7 bits: 255 * 63 * 2 < 2**15. fbgemm's do so on every machine.
 _WEIGHT_PEAK = 63
 """The largest absolute value of a rounded weight."""
 _ZERO = 128
@@ -69,16 +77,29 @@ class PanelLinear(nn.Module):
         super().__init__()
         self._outputs = len(weight)
         self._weight = packed(weight)
-        self._bias: Tensor | None = None
-        if bias is not None:
-            # The kernel adds it to whole panels.
-            num_panels, _, panel = self._weight.shape[:3]
-            self._bias = F.pad(bias.float(), (0, num_panels * panel - len(bias)))
+        self._bias = _panel_bias(bias, self._weight)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         out = linear(rows, self._weight, self._bias, self._outputs)
         return out.view(*x.shape[:-1], self._outputs)
+
+
+class Int8PanelLinear(nn.Module):
+    """Linear layer, [..., in] to [..., out] in the dtype of its input, fp32 or bf16.
+
+    Its weight [out, in] is int8, in the layout of our kernels.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self._weight = rounded(weight)
+        self._bias = _panel_bias(bias, self._weight.steps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        out = byte_linear(rows, self._weight, self._bias)
+        return out.view(*x.shape[:-1], self._weight.outputs)
 
 
 class PackedLinear(nn.Module):
@@ -135,6 +156,20 @@ def pack_linears(model: nn.Module, options: RunnerOptions | None = None) -> int:
     return _replace(model, packed_layer)
 
 
+def pack_all_linears(model: nn.Module) -> None:
+    """Replace all linear layers for which there is a kernel by `PanelLinear`, in place.
+
+    Small ones are slower so with one row, but no row of them depends on others.
+    """
+    _replace(model, lambda layer, is_tied: _in_panels(layer, is_tied, least_weights=0))
+
+
+def keeps_rows_apart(model: nn.Module) -> bool:
+    """Return whether no bit of a linear layer's result depends on other rows."""
+    others = (nn.Linear, Conv1D, PackedLinear, Int8Linear)
+    return not any(isinstance(layer, others) for layer in model.modules())
+
+
 def round_linears(model: nn.Module, options: RunnerOptions | None = None) -> int:
     """Replace the linear layers that are faster in int8, in place. Return their number.
 
@@ -188,6 +223,8 @@ def _rounded(layer: nn.Module, is_tied: bool) -> nn.Module | None:
     weight, bias = _parameters(layer)
     if weight.numel() < MIN_INT8_WEIGHTS:
         return None
+    if can_round(weight):
+        return Int8PanelLinear(weight, bias)
     return Int8Linear(weight, bias)
 
 
@@ -219,6 +256,14 @@ def _parameters(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     if bias is not None:
         bias = bias.detach()
     return weight, bias
+
+
+def _panel_bias(bias: Tensor | None, panels: Tensor) -> Tensor | None:
+    """Return a bias [out] in fp32, with zeros behind it up to the end of the last panel."""
+    if bias is None:
+        return None
+    num_panels, _, panel = panels.shape[:3]
+    return F.pad(bias.float(), (0, num_panels * panel - len(bias)))
 
 
 def _has_packed_kernel(weight: Tensor) -> bool:

@@ -4,11 +4,13 @@
  * on the number of threads. Tensors are fp32 or bf16, and sums and functions are fp32 in both.
  * Stored keys and values may have fewer bits than what attends to them.
  * `operators.py` and `worker/kv/paged_native.py` call them, and do the same by torch where they do
- * not fit. The file needs no library. `setup.py` compiles it once for each set of instructions.
+ * not fit. The file needs the C library alone. `setup.py` compiles it once for each set of
+ * instructions.
  */
 
 #include <float.h>
 #include <immintrin.h>
+#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,6 +29,7 @@ typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
 typedef int16_t Shorts __attribute__((vector_size(2 * LANES)));
 typedef int8_t Bytes __attribute__((vector_size(LANES)));
+typedef uint8_t UnsignedBytes __attribute__((vector_size(LANES)));
 typedef float UnalignedFloats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint16_t UnalignedHalves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 typedef int8_t UnalignedBytes __attribute__((vector_size(LANES), aligned(1), may_alias));
@@ -133,7 +136,16 @@ INLINE float sum(Floats value) {
     return lanes[0];
 }
 
-INLINE float largest(Floats value) {
+INLINE int any(Ints condition) {
+    uint64_t parts[sizeof condition / 8];
+    memcpy(parts, &condition, sizeof condition);
+    uint64_t together = 0;
+    for (unsigned long part = 0; part < sizeof condition / 8; part++)
+        together |= parts[part];
+    return together != 0;
+}
+
+INLINE float largest_lane(Floats value) {
     float peak = value[0];
     for (int lane = 1; lane < LANES; lane++)
         peak = value[lane] > peak ? value[lane] : peak;
@@ -168,7 +180,7 @@ INLINE void quantize(void *head, const void *x, long head_dim, int type) {
         peaks = choose(magnitude > peaks, magnitude, peaks);
         broken += value - value;
     }
-    float scale = largest(peaks) / 127.0f;
+    float scale = largest_lane(peaks) / 127.0f;
     scale = scale < FLT_MIN ? FLT_MIN : scale; /* a head of zeros is not divided by zero */
     scale += sum(broken);
 
@@ -263,8 +275,12 @@ INLINE void normalise(const Operands *o, long number, int is_bf16) {
             squares += value * value;
         }
         float scale = 1.0f / __builtin_sqrtf(sum(squares) / (float)o->width + o->eps);
-        for (long i = 0; i < o->width; i += LANES)
-            store(out, i, load(x, i, is_bf16) * scale, is_bf16);
+        for (long i = 0; i < o->width; i += LANES) {
+            Floats value = load(x, i, is_bf16) * scale;
+            if (o->second)
+                value *= load(o->second, i, is_bf16);
+            store(out, i, value, is_bf16);
+        }
     }
 }
 
@@ -335,10 +351,11 @@ static void sigmoid_task(const void *arguments, long number) {
         gate_rows(o, number, 0, 0);
 }
 
-void rms_norm(void *out, const void *x, long stride, float eps, long rows, long width, int is_bf16,
-              long threads) {
-    Operands operands = {.out = out, .first = x, .first_stride = stride, .eps = eps,
-                         .rows = rows, .width = width, .is_bf16 = is_bf16};
+/* The norm times a weight [width], if there is one. */
+void rms_norm(void *out, const void *x, long stride, const void *weight, float eps, long rows,
+              long width, int is_bf16, long threads) {
+    Operands operands = {.out = out, .first = x, .first_stride = stride, .second = weight,
+                         .eps = eps, .rows = rows, .width = width, .is_bf16 = is_bf16};
     run_rows(rms_norm_task, &operands, threads);
 }
 
@@ -510,7 +527,7 @@ INLINE void attend(const Attention *o, const int32_t *pages, long first, long en
         Floats peaks = load(row, 0, FP32);
         for (long i = LANES; i < padded; i += LANES)
             peaks = choose(load(row, i, FP32) > peaks, load(row, i, FP32), peaks);
-        float peak = largest(peaks);
+        float peak = largest_lane(peaks);
         Floats total = {0};
         for (long i = 0; i < padded; i += LANES) {
             Floats weight = exponential(load(row, i, FP32) - peak);
@@ -702,12 +719,16 @@ INLINE void multiply(const Product *o, const char *panel, long first, const int 
     }
 }
 
+/* Return how many of the rows that are left come next, when they are cut into equal parts. */
+INLINE long next_rows(long left) {
+    long parts = (left + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+    return (left + parts - 1) / parts;
+}
+
 INLINE void multiply_rows(const Product *o, long panel, long first, long behind, int is_bf16) {
     const char *weight = at(o->weight, panel * o->inputs * PANEL, is_bf16);
     while (first < behind) {
-        /* The rows that are left, cut into equal parts. */
-        long parts = (behind - first + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
-        long rows = (behind - first + parts - 1) / parts;
+        long rows = next_rows(behind - first);
         switch (rows) {
         case 1: multiply(o, weight, first, 1, panel * PANEL, is_bf16); break;
         case 2: multiply(o, weight, first, 2, panel * PANEL, is_bf16); break;
@@ -731,19 +752,508 @@ static void product_task(const void *arguments, long number) {
         multiply_rows(o, number % panels, first, behind, 0);
 }
 
+/* Return how many rows a task multiplies with a panel, so that there are tasks for all threads. */
+static long rows_of_task(long rows, long panels, long threads) {
+    long chunk = rows;
+    while (threads > 1 && panels * ((rows + chunk - 1) / chunk) < 4 * threads &&
+           chunk > 2 * ROWS_AT_ONCE)
+        chunk = (chunk / 2 + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE * ROWS_AT_ONCE;
+    return chunk;
+}
+
 /* Write x [rows, inputs] times a packed weight, plus a bias [panels * PANEL] if there is one. */
 void linear(void *out, const void *x, long stride, const void *weight, const float *bias, long rows,
             long inputs, long outputs, int is_bf16, long threads) {
     if (rows == 0)
         return;
-    Product product = {out, x, weight, bias, rows, stride, inputs, outputs, rows, is_bf16};
     long panels = (outputs + PANEL - 1) / PANEL;
-    while (threads > 1 && panels * ((rows + product.chunk - 1) / product.chunk) < 4 * threads &&
-           product.chunk > 2 * ROWS_AT_ONCE)
-        product.chunk = (product.chunk / 2 + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE * ROWS_AT_ONCE;
-    long chunks = (rows + product.chunk - 1) / product.chunk;
+    long chunk = rows_of_task(rows, panels, threads);
+    Product product = {out, x, weight, bias, rows, stride, inputs, outputs, chunk, is_bf16};
+    long chunks = (rows + chunk - 1) / chunk;
     run(product_task, &product, panels * chunks, threads);
 }
+
+/* --- Products in int8 */
+
+/* A row is rounded to 8 bits by a scale of its own, an output's weights by another one. A weight
+ * [outputs, inputs] lies in panels [panels, width / 4, PANEL, 4], with zeros behind the last input
+ * and output. `width` is the next multiple of LANES. Sums are whole numbers below 2^31, so no order of summation changes them.
+ *
+ * The instructions multiply unsigned bytes of a row by signed bytes of a weight. So 128 is added to
+ * a row's bytes, and `offsets`, 128 times the sum of an output's weights, are subtracted again.
+ */
+#define ZERO 128
+#ifdef __AVX512VNNI__
+#define WEIGHT_PEAK 127
+#else
+#define WEIGHT_PEAK 63 /* two products must fit 16 bits: 2 * 255 * 63 < 2^15 */
+#endif
+
+typedef struct {
+    void *out;
+    const void *x;
+    uint8_t *bytes;    /* [rows, width] */
+    float *row_scales; /* [rows] */
+    const int8_t *weight;
+    const float *scales;    /* [panels * PANEL] */
+    const int32_t *offsets; /* [panels * PANEL] */
+    const float *bias;      /* [panels * PANEL], or null */
+    long rows, stride, inputs, width, outputs;
+    long chunk; /* rows of a task */
+    int is_bf16;
+} ByteProduct;
+
+/* Load elements from `index` on, with zeros behind the last one. */
+INLINE Floats load_within(const void *tensor, long index, long size, int is_bf16) {
+    if (index + LANES <= size)
+        return load(tensor, index, is_bf16);
+    char rest[4 * LANES] = {0};
+    memcpy(rest, at(tensor, index, is_bf16), (size_t)(size - index) * (is_bf16 ? 2 : 4));
+    return load(rest, 0, is_bf16);
+}
+
+INLINE void round_row(const ByteProduct *o, long row, int is_bf16) {
+    const Floats none = {0};
+    const void *x = at(o->x, row * o->stride, is_bf16);
+    uint8_t *target = o->bytes + row * o->width;
+    Floats largest = none;
+    Floats spoiled = none; /* becomes NaN where a number is not finite */
+    for (long i = 0; i < o->width; i += LANES) {
+        Floats value = load_within(x, i, o->inputs, is_bf16);
+        Floats size = choose(value < 0.0f, -value, value);
+        largest = choose(size > largest, size, largest);
+        spoiled += value * 0.0f;
+    }
+    float peak = largest_lane(largest);
+
+    float steps = peak > 1e-30f ? 127.0f / peak : 0.0f;
+    o->row_scales[row] = (steps > 0.0f ? peak / 127.0f : 0.0f) + sum(spoiled);
+    const float whole = 12582912.0f; /* adding it rounds to a whole number */
+    for (long i = 0; i < o->width; i += LANES) {
+        Floats rounded = (load_within(x, i, o->inputs, is_bf16) * steps + whole) - whole;
+        Ints number = __builtin_convertvector(rounded, Ints) + ZERO;
+        UnsignedBytes bytes = __builtin_convertvector(number, UnsignedBytes);
+        memcpy(target + i, &bytes, sizeof bytes);
+    }
+}
+
+static void round_task(const void *arguments, long number) {
+    const ByteProduct *o = arguments;
+    long behind = (number + 1) * ROWS_OF_TASK;
+    if (behind > o->rows)
+        behind = o->rows;
+    for (long row = number * ROWS_OF_TASK; row < behind; row++) {
+        if (o->is_bf16)
+            round_row(o, row, 1);
+        else
+            round_row(o, row, 0);
+    }
+}
+
+/* Add to each lane of `sums` the products of its four bytes. */
+INLINE Ints add_products(Ints sums, Ints bytes, Ints weights) {
+#if defined(__AVX512VNNI__)
+    return (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)bytes, (__m512i)weights);
+#elif defined(__AVX512F__)
+    __m512i pairs = _mm512_maddubs_epi16((__m512i)bytes, (__m512i)weights);
+    return sums + (Ints)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+#else
+    __m256i pairs = _mm256_maddubs_epi16((__m256i)bytes, (__m256i)weights);
+    return sums + (Ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#endif
+}
+
+INLINE void multiply_bytes(const ByteProduct *o, const int8_t *panel, long first, const int rows,
+                           long column) {
+    Ints sums[ROWS_AT_ONCE][VECTORS];
+    for (int row = 0; row < rows; row++)
+        for (int vector = 0; vector < VECTORS; vector++)
+            sums[row][vector] = (Ints){0};
+
+    const uint8_t *x = o->bytes + first * o->width;
+    for (long input = 0; input < o->width; input += 4) {
+        Ints weights[VECTORS];
+        for (int vector = 0; vector < VECTORS; vector++)
+            memcpy(&weights[vector], panel + input * PANEL + 4 * vector * LANES, sizeof(Ints));
+#pragma GCC unroll 6
+        for (int row = 0; row < rows; row++) {
+            int32_t four;
+            memcpy(&four, x + row * o->width + input, sizeof four);
+            Ints bytes = (Ints){0} + four;
+#pragma GCC unroll 4
+            for (int vector = 0; vector < VECTORS; vector++)
+                sums[row][vector] = add_products(sums[row][vector], bytes, weights[vector]);
+        }
+    }
+
+    long width = o->outputs - column < PANEL ? o->outputs - column : PANEL;
+    for (int row = 0; row < rows; row++) {
+        char whole[4 * PANEL];
+        for (int vector = 0; vector < VECTORS; vector++) {
+            long output = column + vector * LANES;
+            Ints offsets;
+            memcpy(&offsets, o->offsets + output, sizeof offsets);
+            Floats sum = __builtin_convertvector(sums[row][vector] - offsets, Floats);
+            sum *= load(o->scales, output, 0) * o->row_scales[first + row];
+            if (o->bias)
+                sum += load(o->bias, output, 0);
+            store(whole, vector * LANES, sum, o->is_bf16);
+        }
+        void *out = (void *)at(o->out, (first + row) * o->outputs + column, o->is_bf16);
+        memcpy(out, whole, (size_t)width * (o->is_bf16 ? 2 : 4));
+    }
+}
+
+static void byte_product_task(const void *arguments, long number) {
+    const ByteProduct *o = arguments;
+    long panels = (o->outputs + PANEL - 1) / PANEL;
+    long first = number / panels * o->chunk;
+    long behind = first + o->chunk < o->rows ? first + o->chunk : o->rows;
+    long column = number % panels * PANEL;
+    const int8_t *panel = o->weight + column * o->width;
+    while (first < behind) {
+        long rows = next_rows(behind - first);
+        switch (rows) {
+        case 1: multiply_bytes(o, panel, first, 1, column); break;
+        case 2: multiply_bytes(o, panel, first, 2, column); break;
+        case 3: multiply_bytes(o, panel, first, 3, column); break;
+        case 4: multiply_bytes(o, panel, first, 4, column); break;
+        case 5: multiply_bytes(o, panel, first, 5, column); break;
+        default: multiply_bytes(o, panel, first, 6, column);
+        }
+        first += rows;
+    }
+}
+
+/* Write x [rows, inputs], rounded, times a packed weight in int8, plus a bias if there is one. */
+void byte_linear(void *out, const void *x, long stride, const int8_t *weight, const float *scales,
+                 const int32_t *offsets, const float *bias, long rows, long inputs, long outputs,
+                 int is_bf16, long threads) {
+    if (rows == 0)
+        return;
+    long width = (inputs + LANES - 1) / LANES * LANES;
+    float *row_scales = malloc((size_t)rows * ((size_t)width + sizeof(float)));
+    ByteProduct product = {.out = out, .x = x, .bytes = (uint8_t *)(row_scales + rows),
+                           .row_scales = row_scales, .weight = weight, .scales = scales,
+                           .offsets = offsets, .bias = bias, .rows = rows, .stride = stride,
+                           .inputs = inputs, .width = width, .outputs = outputs,
+                           .is_bf16 = is_bf16};
+    long parts = (rows + ROWS_OF_TASK - 1) / ROWS_OF_TASK;
+    run(round_task, &product, parts, rows * inputs < ALONE ? 1 : threads);
+
+    long panels = (outputs + PANEL - 1) / PANEL;
+    product.chunk = rows_of_task(rows, panels, threads);
+    run(byte_product_task, &product, panels * ((rows + product.chunk - 1) / product.chunk),
+        threads);
+    free(row_scales);
+}
+
+
+/* --- Choice of tokens */
+
+/* Gumbel-max over rows of logits, as worker/engine/sampler.py defines it, with its noise. */
+typedef struct {
+    int64_t *chosen;
+    const float *logits;
+    long width;
+    const double *temperatures; /* 0 takes the likeliest token */
+    const int64_t *top_ks;      /* 0 forbids nothing */
+    const double *top_ps;       /* 1 forbids nothing */
+    const double *min_ps;       /* 0 forbids nothing */
+    const uint64_t *keys;
+} Choice;
+
+typedef uint64_t Longs __attribute__((vector_size(4 * LANES)));
+typedef double Doubles __attribute__((vector_size(4 * LANES)));
+typedef float HalfFloats __attribute__((vector_size(2 * LANES)));
+
+/* A draw of noise lies between -3.7 and 36.8, and the likeliest token is at 0. So a token that is
+ * further below can not be chosen. */
+#define LOWEST -41.0f
+/* More than twice the error of a draw in fp32. */
+#define MARGIN 2e-3f
+
+typedef struct {
+    float logit;
+    float weight;
+    long token;
+} Candidate;
+
+/* Return the logarithm of positive normal numbers. The error is below 3e-7 of it, or of 1. */
+INLINE Floats logarithm(Floats x) {
+    const Floats none = {0};
+    Words bits = (Words)x;
+    Ints exponent = (Ints)(bits >> 23) - 126;
+    Floats rest = (Floats)((bits & 0x7fffff) | 0x3f000000); /* from 0.5 up to 1 */
+    Ints is_small = rest < 0.70710678f;
+    exponent += is_small; /* True is -1 */
+    rest = choose(is_small, rest + rest, rest) - 1.0f;
+
+    Floats square = rest * rest;
+    Floats power = none + 7.0376836292e-2f;
+    power = power * rest - 1.1514610310e-1f;
+    power = power * rest + 1.1676998740e-1f;
+    power = power * rest - 1.2420140846e-1f;
+    power = power * rest + 1.4249322787e-1f;
+    power = power * rest - 1.6668057665e-1f;
+    power = power * rest + 2.0000714765e-1f;
+    power = power * rest - 2.4999993993e-1f;
+    power = power * rest + 3.3333331174e-1f;
+
+    Floats count = __builtin_convertvector(exponent, Floats);
+    Floats small = power * rest * square - count * 2.12194440e-4f - 0.5f * square;
+    return rest + small + count * 0.693359375f;
+}
+
+/* The constants of splitmix64, as in worker/engine/noise.py. */
+#define GOLDEN 0x9E3779B97F4A7C15u
+#define MIX1 0xBF58476D1CE4E5B9u
+#define MIX2 0x94D049BB133111EBu
+
+/* Return the noise of a token in fp64. */
+static double exact_noise(uint64_t key, long token) {
+    uint64_t bits = key + (uint64_t)(token + 1) * GOLDEN;
+    bits = (bits ^ (bits >> 30)) * MIX1;
+    bits = (bits ^ (bits >> 27)) * MIX2;
+    bits = bits ^ (bits >> 31);
+    double uniform = ((double)(bits >> 12) + 0.5) * 0x1p-52;
+    return -log(-log(uniform));
+}
+
+/* Draw LANES / 2 uniform numbers in fp64, and return them, and what they lack to 1, in fp32. */
+INLINE void draw_half(uint64_t key, long first, HalfFloats *uniform, HalfFloats *lack) {
+    Longs tokens;
+    for (int lane = 0; lane < LANES / 2; lane++)
+        tokens[lane] = (uint64_t)(first + 1 + lane);
+    Longs value = tokens * GOLDEN + key;
+    value = (value ^ (value >> 30)) * MIX1;
+    value = (value ^ (value >> 27)) * MIX2;
+    value = value ^ (value >> 31);
+    /* 52 bits behind the exponent of 1 make a number from 1 up to 2. */
+    Doubles number = (Doubles)((value >> 12) | 0x3ff0000000000000u);
+    *uniform = __builtin_convertvector((number - 1.0) + 0x1p-53, HalfFloats);
+    *lack = __builtin_convertvector((2.0 - number) - 0x1p-53, HalfFloats);
+}
+
+INLINE Floats both(HalfFloats first, HalfFloats second) {
+    Floats result;
+    memcpy(&result, &first, sizeof first);
+    memcpy((char *)&result + sizeof first, &second, sizeof second);
+    return result;
+}
+
+/* Return the noise of LANES tokens in fp32. */
+INLINE Floats rough_noise(uint64_t key, long first) {
+    HalfFloats uniform[2];
+    HalfFloats lack[2];
+    draw_half(key, first, &uniform[0], &lack[0]);
+    draw_half(key, first + LANES / 2, &uniform[1], &lack[1]);
+    Floats u = both(uniform[0], uniform[1]);
+    Floats w = both(lack[0], lack[1]);
+    /* -log(u). Near 1 it is a series in 1 - u, which fp32 holds where it would round u to 1. */
+    Floats series = w * (1.0f + w * (0.5f + w * (0.33333333f + w * 0.25f)));
+    return -logarithm(choose(w < 0.0625f, series, -logarithm(u)));
+}
+
+static int by_rank(const void *one, const void *other) {
+    const Candidate *a = one;
+    const Candidate *b = other;
+    if (a->logit != b->logit)
+        return a->logit > b->logit ? -1 : 1;
+    return a->token < b->token ? -1 : 1;
+}
+
+#define BUCKETS 2048
+
+/* A row's tokens, in buckets of their logits. The likeliest are in bucket 0. */
+typedef struct {
+    const float *logits;
+    float *weights;     /* e to the logit over the temperature, 1 for the likeliest token */
+    int16_t *bucket_of; /* of each token */
+    Candidate *candidates;
+    long width;
+    int last_bucket; /* that holds a token */
+    long count[BUCKETS];
+    double mass[BUCKETS];
+} Ranking;
+
+static void fill_buckets(Ranking *o, const float *scaled) {
+    float lowest = 0.0f;
+    for (long token = 0; token < o->width; token++)
+        lowest = scaled[token] < lowest ? scaled[token] : lowest;
+    float buckets_per_nat = BUCKETS / (lowest < -64.0f ? 64.0f : 1e-6f - lowest);
+
+    memset(o->count, 0, sizeof o->count);
+    memset(o->mass, 0, sizeof o->mass);
+    for (long token = 0; token < o->width; token++) {
+        float place = -scaled[token] * buckets_per_nat;
+        o->bucket_of[token] = (int16_t)(place < BUCKETS - 1 ? place : BUCKETS - 1);
+    }
+    for (long token = 0; token < o->width; token++) {
+        o->count[o->bucket_of[token]]++;
+        o->mass[o->bucket_of[token]] += o->weights[token];
+    }
+    o->last_bucket = BUCKETS - 1;
+    while (o->count[o->last_bucket] == 0)
+        o->last_bucket--;
+}
+
+/* Return the last token, by rank, with fewer than `max_tokens` and less than `max_mass` before it.
+ *
+ * The likeliest token is first in rank, and of equals the one of the lower number. `mass` becomes
+ * the mass up to the returned token.
+ */
+static long last_within(const Ranking *o, long max_tokens, double max_mass, double *mass) {
+    long num_before = 0;
+    double mass_before = 0;
+    int bucket = 0;
+    while (bucket < o->last_bucket && num_before + o->count[bucket] < max_tokens &&
+           mass_before + o->mass[bucket] < max_mass) {
+        num_before += o->count[bucket];
+        mass_before += o->mass[bucket];
+        bucket++;
+    }
+
+    /* The bound lies among the tokens of this bucket. */
+    long size = 0;
+    for (long token = 0; token < o->width; token++)
+        if (o->bucket_of[token] == bucket)
+            o->candidates[size++] = (Candidate){o->logits[token], o->weights[token], token};
+    qsort(o->candidates, (size_t)size, sizeof(Candidate), by_rank);
+    long place = 0;
+    do {
+        mass_before += o->candidates[place].weight;
+        place++;
+    } while (place < size && num_before + place < max_tokens && mass_before < max_mass);
+    *mass = mass_before;
+    return o->candidates[place - 1].token;
+}
+
+/* Set `scaled` to minus infinity for tokens that top-k and top-p forbid. */
+static void forbid(const float *logits, float *scaled, long width, long padded, long top_k,
+                   double top_p) {
+    size_t of_token = sizeof(Candidate) + sizeof(float) + sizeof(int16_t);
+    Ranking *ranking = malloc(sizeof(Ranking) + (size_t)padded * of_token);
+    ranking->logits = logits;
+    ranking->candidates = (Candidate *)(ranking + 1);
+    ranking->weights = (float *)(ranking->candidates + padded);
+    ranking->bucket_of = (int16_t *)(ranking->weights + padded);
+    ranking->width = width;
+    for (long i = 0; i < padded; i += LANES)
+        store(ranking->weights, i, exponential(load(scaled, i, 0)), 0);
+    fill_buckets(ranking, scaled);
+
+    double mass;
+    long max_tokens = top_k ? top_k : width;
+    long last = last_within(ranking, max_tokens, HUGE_VAL, &mass);
+    if (top_p < 1.0)
+        last = last_within(ranking, max_tokens, top_p * mass, &mass);
+    free(ranking);
+
+    float bound = logits[last];
+    for (long token = 0; token < width; token++) {
+        int is_behind = logits[token] < bound || (logits[token] == bound && token > last);
+        scaled[token] = is_behind ? -__builtin_inff() : scaled[token];
+    }
+}
+
+/* Return the first token with the largest logit, 0 where no logit is a number. */
+static long likeliest(const float *logits, long width) {
+    Floats most = (Floats){0} - __builtin_inff();
+    long whole = width / LANES * LANES;
+    for (long i = 0; i < whole; i += LANES) {
+        Floats value = load(logits, i, 0);
+        most = choose(value > most, value, most);
+    }
+    float peak = largest_lane(most);
+    for (long i = whole; i < width; i++)
+        peak = logits[i] > peak ? logits[i] : peak;
+    for (long i = 0; i < width; i++)
+        if (logits[i] == peak)
+            return i;
+    return 0;
+}
+
+static void choose_task(const void *arguments, long row) {
+    const Choice *o = arguments;
+    const float *logits = o->logits + row * o->width;
+    long best = likeliest(logits, o->width);
+    o->chosen[row] = best;
+    double temperature = o->temperatures[row];
+    if (temperature == 0.0)
+        return;
+
+    long padded = (o->width + LANES - 1) / LANES * LANES;
+    float *scaled = malloc(sizeof(float) * (size_t)padded);
+    float peak = logits[best];
+    /* Below this temperature only equally likely tokens are near, and at 0. */
+    float steps = (float)(1.0 / (temperature > 1e-30 ? temperature : 1e-30));
+    for (long token = 0; token < o->width; token++)
+        scaled[token] = (logits[token] - peak) * steps;
+    for (long token = o->width; token < padded; token++)
+        scaled[token] = -__builtin_inff();
+    if (o->top_ks[row] || o->top_ps[row] < 1.0)
+        forbid(logits, scaled, o->width, padded, o->top_ks[row], o->top_ps[row]);
+    if (o->min_ps[row] > 0.0) {
+        double floor = log(o->min_ps[row]);
+        for (long token = 0; token < o->width; token++)
+            if (((double)logits[token] - peak) / temperature < floor)
+                scaled[token] = -__builtin_inff();
+    }
+
+    /* In fp32 first. Only tokens that come near the largest sum are computed in fp64. */
+    const Floats none = {0};
+    Floats largest = none - __builtin_inff();
+    for (long i = 0; i < padded; i += LANES) {
+        Floats value = load(scaled, i, 0);
+        Ints is_possible = value > LOWEST;
+        if (!any(is_possible)) {
+            store(scaled, i, none - __builtin_inff(), 0);
+            continue;
+        }
+        value += rough_noise(o->keys[row], i);
+        store(scaled, i, value, 0);
+        largest = choose(value > largest, value, largest);
+    }
+    float bound = largest_lane(largest) - MARGIN;
+
+    double most = -HUGE_VAL;
+    for (long token = 0; token < o->width; token++) {
+        if (!(scaled[token] >= bound))
+            continue;
+        double value = ((double)logits[token] - peak) / temperature;
+        value += exact_noise(o->keys[row], token);
+        if (value > most) {
+            most = value;
+            o->chosen[row] = token;
+        }
+    }
+    free(scaled);
+}
+
+/* Write a token for each row of logits [rows, width]. All else has an element for each row. */
+void choose_tokens(int64_t *chosen, const float *logits, long rows, long width,
+                   const double *temperatures, const int64_t *top_ks, const double *top_ps,
+                   const double *min_ps, const uint64_t *keys, long threads) {
+    Choice choice = {chosen, logits, width, temperatures, top_ks, top_ps, min_ps, keys};
+    run(choose_task, &choice, rows, rows * width < ALONE ? 1 : threads);
+}
+
+/* Write for each row of x [rows, width] whether all its elements are finite. */
+void all_finite(uint8_t *is_finite, const float *x, long rows, long width) {
+    for (long row = 0; row < rows; row++) {
+        const float *elements = x + row * width;
+        long whole = width / LANES * LANES;
+        Floats spoiled = {0}; /* becomes NaN where a number is not finite */
+        for (long i = 0; i < whole; i += LANES)
+            spoiled += load(elements, i, 0) * 0.0f;
+        float rest = sum(spoiled);
+        for (long i = whole; i < width; i++)
+            rest += elements[i] * 0.0f;
+        is_finite[row] = rest == 0.0f;
+    }
+}
+
 
 /* The digest of this file, by which a compiled file of another version is found out. */
 const char *source_digest(void) {
@@ -752,6 +1262,10 @@ const char *source_digest(void) {
 
 int panel_width(void) {
     return PANEL;
+}
+
+int weight_peak(void) {
+    return WEIGHT_PEAK;
 }
 
 int num_lanes(void) {

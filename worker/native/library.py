@@ -21,7 +21,8 @@ logger = logging.getLogger("aios.native")
 
 _AVX512 = ("avx512_f", "avx512_bw", "avx512_cd", "avx512_dq", "avx512_vl")
 INSTRUCTIONS = {
-    "avx512_bf16": (*_AVX512, "avx512_bf16"),
+    "avx512_bf16": (*_AVX512, "avx512_vnni", "avx512_bf16"),
+    "avx512_vnni": (*_AVX512, "avx512_vnni"),
     "avx512": _AVX512,
     "avx2": ("avx2", "fma3", "f16c", "bmi", "bmi2", "lzcnt"),
 }
@@ -38,11 +39,14 @@ _FLAG_AND_THREADS = [c_int, c_long]
 # In the order of the parameters in `kernels.c`.
 _PARAMETERS: dict[str, list[Any]] = {
     "set_parallel": [c_void_p],
-    "rms_norm": [*[c_void_p] * 2, c_long, c_float, *_SIZES, *_FLAG_AND_THREADS],
+    "rms_norm": [*[c_void_p] * 2, c_long, c_void_p, c_float, *_SIZES, *_FLAG_AND_THREADS],
     "rotate": [c_void_p, c_long, *[c_void_p] * 2, c_long, *_SIZES, *_FLAG_AND_THREADS],
     "gate": [*[c_void_p] * 2, c_long, c_void_p, c_long, *_SIZES, c_int, *_FLAG_AND_THREADS],
     "write_rows": [*[c_void_p] * 3, *[c_long] * 4, c_int, c_int],
     "linear": [*[c_void_p] * 2, c_long, *[c_void_p] * 2, c_long, *_SIZES, *_FLAG_AND_THREADS],
+    "byte_linear": [*[c_void_p] * 2, c_long, *[c_void_p] * 4, c_long, *_SIZES, *_FLAG_AND_THREADS],
+    "choose_tokens": [*[c_void_p] * 2, *_SIZES, *[c_void_p] * 5, c_long],
+    "all_finite": [*[c_void_p] * 2, *_SIZES],
     "paged_attention": [
         *[c_void_p] * 2,
         c_long,
@@ -62,8 +66,8 @@ class Library:
     """The compiled kernels.
 
     `lanes` is the number of elements of which widths must be multiples, and `panel` the number of
-    outputs that lie together in a packed weight. `digest` is the hash of the compiled file: other
-    compilers may round other last bits.
+    outputs that lie together in a packed weight. `weight_peak` is the largest weight in int8.
+    `digest` is the hash of the compiled file: other compilers may round other last bits.
     """
 
     def __init__(self, functions: ctypes.CDLL, digest: str) -> None:
@@ -77,9 +81,13 @@ class Library:
         self.gate: Function = functions.gate
         self.write_rows: Function = functions.write_rows
         self.linear: Function = functions.linear
+        self.byte_linear: Function = functions.byte_linear
+        self.choose_tokens: Function = functions.choose_tokens
+        self.all_finite: Function = functions.all_finite
         self.paged_attention: Function = functions.paged_attention
         self.lanes = int(functions.num_lanes())
         self.panel = int(functions.panel_width())
+        self.weight_peak = int(functions.weight_peak())
 
         # The threads are those of torch's own OpenMP runtime: a second runtime's would wait for
         # the same processors.

@@ -5,6 +5,8 @@ call where torch alone needs several. The kernels take fp32 and bf16 on a CPU. T
 and round once, at the end.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,22 +20,25 @@ ELEMENT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
-def rms_norm(x: Tensor, eps: float) -> Tensor:
-    """Return `x` [T, width] over its root mean square, row by row."""
+def rms_norm(x: Tensor, eps: float, weight: Tensor | None = None) -> Tensor:
+    """Return `x` [T, width] over its root mean square, row by row, times `weight` [width]."""
     rows, width = x.shape
     kernels = kernels_for(x, width)
     if kernels is None or x.stride(1) != 1:
         if not x.is_cpu or x.dtype != torch.float32:
-            return F.rms_norm(x, (width,), eps=eps)
+            return F.rms_norm(x, (width,), weight, eps=eps)
         # On a CPU `F.rms_norm` takes longer than these operators.
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         scale: Tensor = length.square().mul_(1 / width).add_(eps).rsqrt_()
-        return x * scale
+        return x * scale if weight is None else x * scale * weight
+    if weight is not None:
+        _check_dtypes(x, weight)
     out = x.new_empty(rows, width)
     kernels.rms_norm(
         out.data_ptr(),
         x.data_ptr(),
         x.stride(0),
+        None if weight is None else weight.data_ptr(),
         eps,
         rows,
         width,
@@ -122,6 +127,76 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, outputs: int) -> Tens
     return out
 
 
+@dataclass(frozen=True)
+class RoundedWeight:
+    """A weight [outputs, inputs] in int8, in the layout of `byte_linear`.
+
+    `steps` are [panels, width / 4, panel, 4], with zeros behind the last input and output.
+    `scales` (fp32) and `offsets` (int32), both [panels * panel], belong to the outputs. An offset
+    is 128 times the sum of an output's steps.
+    """
+
+    steps: Tensor
+    scales: Tensor
+    offsets: Tensor
+    inputs: int
+    outputs: int
+
+
+def can_round(weight: Tensor) -> bool:
+    """Return whether there is a kernel for products with `weight` [out, in] in int8."""
+    # With more inputs, a sum of products of bytes might not fit 32 bits.
+    return weight.shape[1] <= 1 << 16 and kernels_for(weight) is not None
+
+
+def rounded(weight: Tensor) -> RoundedWeight:
+    """Return a weight [out, in] rounded to int8, each output by a scale of its own."""
+    outputs, inputs = weight.shape
+    kernels = kernels_for(weight)
+    assert kernels is not None
+    num_panels = -(-outputs // kernels.panel)
+    padding = (0, -inputs % kernels.lanes, 0, -outputs % kernels.panel)
+    whole = F.pad(weight.float(), padding)
+    peaks = whole.abs().amax(1)
+    scales = (peaks / kernels.weight_peak).clamp_min(torch.finfo(torch.float32).tiny)
+    steps = (whole / scales[:, None]).round().to(torch.int8)
+    offsets = steps.sum(1, dtype=torch.int32) * 128
+    fours = steps.view(num_panels, kernels.panel, -1, 4).transpose(1, 2).contiguous()
+    return RoundedWeight(fours, scales, offsets, inputs=inputs, outputs=outputs)
+
+
+def byte_linear(x: Tensor, weight: RoundedWeight, bias: Tensor | None) -> Tensor:
+    """Return `x` [T, in], rounded to 8 bits, times a weight: [T, out] in the dtype of `x`.
+
+    `bias` is [panels * panel] in fp32. Each row of `x` is rounded by a scale of its own. Sums are
+    exact, so a row's result depends neither on the other rows nor on their number. Raise
+    RuntimeError for an `x` of another width than the weight.
+    """
+    kernels = kernels_for(x)
+    assert kernels is not None
+    rows, inputs = x.shape
+    if inputs != weight.inputs:
+        raise RuntimeError(f"rows of {inputs} elements do not fit the weight")
+    if x.stride(1) != 1:
+        x = x.contiguous()
+    out = x.new_empty(rows, weight.outputs)
+    kernels.byte_linear(
+        out.data_ptr(),
+        x.data_ptr(),
+        x.stride(0),
+        weight.steps.data_ptr(),
+        weight.scales.data_ptr(),
+        weight.offsets.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        rows,
+        inputs,
+        weight.outputs,
+        x.dtype == torch.bfloat16,
+        torch.get_num_threads(),
+    )
+    return out
+
+
 def silu_gated(gate: Tensor, x: Tensor) -> Tensor:
     """Return silu(gate) * x of tensors [T, width]."""
     return _gated(gate, x, is_silu=True)
@@ -187,6 +262,56 @@ def write_rows(pools: Tensor, number: int, rows: Tensor, x: Tensor) -> None:
         ELEMENT_TYPES[x.dtype],
         ELEMENT_TYPES[pools.dtype],
     )
+
+
+def can_choose(logits: Tensor) -> bool:
+    """Return whether there is a kernel for the choice of tokens by `logits` [B, V]."""
+    if logits.dtype != torch.float32 or not logits.is_contiguous():
+        return False
+    return kernels_for(logits) is not None
+
+
+def choose_tokens(
+    logits: Tensor,
+    *,
+    temperatures: Tensor,
+    top_ks: Tensor,
+    top_ps: Tensor,
+    min_ps: Tensor,
+    keys: Tensor,
+) -> Tensor:
+    """Return one token id per row of `logits` [B, V]: [B] in int64.
+
+    All other tensors are [B], of fp64 or int64. `worker.engine.sampler` defines the choice. A
+    top-k of 0, a top-p of 1 and a min-p of 0 forbid nothing. Probabilities are summed in fp32 and
+    compared in fp64.
+    """
+    kernels = kernels_for(logits)
+    assert kernels is not None
+    chosen = keys.new_empty(len(logits))
+    kernels.choose_tokens(
+        chosen.data_ptr(),
+        logits.data_ptr(),
+        *logits.shape,
+        temperatures.data_ptr(),
+        top_ks.data_ptr(),
+        top_ps.data_ptr(),
+        min_ps.data_ptr(),
+        keys.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return chosen
+
+
+def all_finite(x: Tensor) -> Tensor:
+    """Return for each row of `x` [B, V] whether all its elements are finite: [B] in bool."""
+    if not can_choose(x):
+        return torch.isfinite(x).all(dim=-1)
+    kernels = kernels_for(x)
+    assert kernels is not None
+    is_finite = torch.empty(len(x), dtype=torch.bool)
+    kernels.all_finite(is_finite.data_ptr(), x.data_ptr(), *x.shape)
+    return is_finite
 
 
 def _check_dtypes(x: Tensor, *others: Tensor) -> None:

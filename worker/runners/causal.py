@@ -25,6 +25,7 @@ from shared.tasks.runner_options import PagedOptions
 from worker.engine.runner import RunnerOptions
 from worker.engine.sequence import Encoded
 from worker.models.errors import ModelFormatError
+from worker.models.fused_layers import fuse_layers
 from worker.models.hf_directory import directory_of, read_generation_defaults
 from worker.models.q_head import QHead, find_implant, load_q_head
 from worker.models.reading import reading, reason_of
@@ -212,6 +213,8 @@ def checked_net(
             raise ModelFormatError(
                 "The network's logits are not finite: its weights are broken; copy them again."
             )
+        # In between, so that the check covers the replacements, too.
+        fuse_layers(model)
         net = CausalNet(model, kv_shape(model, longest), device, q_head)
         check_against_own_forward(net, expected, rows)
     except ModelFormatError:

@@ -18,6 +18,7 @@ from worker.engine.engine_stats import count_segments
 from worker.kv.attention import AttentionPlan, attend
 from worker.kv.store import KVShape, KVStore
 from worker.models.hrm_act import ActModel
+from worker.runners.net import Draft, Layers
 
 
 class ActCausalNet:
@@ -31,6 +32,8 @@ class ActCausalNet:
     # None, although the network has a q head: it is read at a row's first token alone, and decides
     # on segments.
     q_head: Callable[[Tensor], Tensor] | None = None
+    draft: Draft | None = None
+    layers: Layers | None = None
 
     def __init__(self, model: ActModel, device: torch.device, segments: str) -> None:
         config = model.config

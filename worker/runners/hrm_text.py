@@ -9,6 +9,7 @@ ways.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from shared.accelerators import ACCELERATORS
 from shared.errors import InvalidRequest
 from shared.messages import Chat, Detokenize, Embed, Generate, Prompt, Read, Score, Text, Tokenize
 from shared.tasks.runner_options import HrmTextOptions
@@ -32,11 +34,22 @@ from worker.models.hf_directory import (
     is_there,
     read_generation_defaults,
 )
-from worker.models.hrm_text import HrmTextModel, HrmTextShape, build_model
+from worker.models.hrm_text import (
+    Attend,
+    HrmTextModel,
+    HrmTextShape,
+    HrmTextState,
+    Pass,
+    all_passes,
+    build_model,
+    passes_of,
+)
 from worker.models.hrm_text_prompt import CONDITIONS, RAW, USUAL, PromptMarks
+from worker.models.linear import keeps_rows_apart, pack_all_linears
 from worker.models.reading import Count, Positive, converted, read_json_object
 from worker.models.weights import load_tokenizer, matrix_shape, read_safetensors_dir, start_ids
 from worker.runners.accelerators import prepare
+from worker.runners.net import Draft, Forward, Layers
 from worker.runners.paged import PagedRunner
 from worker.text.chat import DIALOGUE, ChatTemplate
 from worker.text.encoding import TextTask, encode_generate, encode_read, encode_score, encode_text
@@ -263,6 +276,7 @@ class HrmTextNet:
 
     is_prefix = True
     q_head: Callable[[Tensor], Tensor] | None = None
+    draft: Draft | None = None
 
     def __init__(self, model: HrmTextModel, device: torch.device) -> None:
         shape = model.shape
@@ -272,17 +286,62 @@ class HrmTextNet:
         self.kv_shape = KVShape(
             shape.num_kv_slots, num_heads=shape.num_heads, head_dim=shape.head_dim
         )
+        self.layers = Layers(shape.num_kv_slots, self._begin, self._advance)
         self._scale = shape.head_dim**-0.5
 
     def hidden(self, ids: Tensor, plan: AttentionPlan, store: KVStore | None) -> Tensor:
+        return self._forward(ids, plan, store, passes=None)
+
+    def draft_with(self, num_passes: int, max_tokens: int) -> None:
+        """Draft up to `max_tokens` tokens a step by `num_passes` L passes from now on.
+
+        Do nothing for a network that has no more passes, or layers in which a row depends on the
+        others.
+        """
+        shape = self.model.shape
+        has_more = num_passes < shape.h_cycles * shape.l_cycles
+        if not has_more or not keeps_rows_apart(self.model):
+            return
+        passes = passes_of(shape, num_passes)
+        cost = len(passes) / len(all_passes(shape))
+        self.draft = Draft(partial(self._forward, passes=passes), cost, max_tokens)
+
+    def _forward(
+        self,
+        ids: Tensor,
+        plan: AttentionPlan,
+        store: KVStore | None,
+        *,
+        passes: list[Pass] | None,
+    ) -> Tensor:
+        attend_slot = self._attend_slot(plan, store)
+        out: Tensor = self.model(ids, plan.positions, attend_slot, passes)
+        return out
+
+    def _begin(self, ids: Tensor, plan: AttentionPlan) -> Forward:
+        return _forward_of(self.model.begin(ids, plan.positions))
+
+    def _advance(
+        self, forward: Forward, plan: AttentionPlan, store: KVStore | None, num_layers: int
+    ) -> Forward:
+        hidden, z_h, z_l, cos, sin = forward.states
+        state = HrmTextState(hidden, z_h, z_l, (cos, sin), num_layers=forward.num_layers)
+        return _forward_of(self.model.advance(state, self._attend_slot(plan, store), num_layers))
+
+    def _attend_slot(self, plan: AttentionPlan, store: KVStore | None) -> Attend:
+        """Return the attention of a step, whose first argument is the slot."""
+
         def attend_slot(slot: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             return attend(plan, store, slot, query=query, key=key, value=value, scale=self._scale)
 
-        out: Tensor = self.model(ids, plan.positions, attend_slot)
-        return out
+        return attend_slot
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.model.logits(hidden)
+
+
+def _forward_of(state: HrmTextState) -> Forward:
+    return Forward((state.hidden, state.z_h, state.z_l, *state.rope), state.num_layers)
 
 
 def load(options: RunnerOptions) -> PagedRunner:
@@ -314,7 +373,12 @@ def load(options: RunnerOptions) -> PagedRunner:
     # The order matters, because `prepare` replaces layers: parameters are counted before it, and
     # the new layers are compiled after it.
     description = _describe(model, note)
+    drafts = declared.draft_tokens > 0 and not ACCELERATORS[options.quantize].rounds_activations
+    if drafts:
+        pack_all_linears(model)
     prepare(model, options)
+    if drafts:
+        net.draft_with(declared.draft_cycles, declared.draft_tokens)
     if device.type == "cuda" and declared.compile_layers:
         compile_net(net, options.name)
     window = min(options.context_window or model.shape.max_positions, model.shape.max_positions)

@@ -5,7 +5,8 @@ A step is one flat forward over a `Net`. A `Language` translates between text an
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal, Protocol
 
 import torch
@@ -16,9 +17,16 @@ from shared.messages import Task
 from shared.tasks.runner_options import KVDtype, PagedOptions
 from shared.telemetry.logging_setup import fields
 from worker.engine.runner import RunnerOptions, RunnerSpec
-from worker.engine.sampler import broken, sample
+from worker.engine.sampler import broken, draw, sample
 from worker.engine.scoring import score_slices
-from worker.engine.sequence import Encoded, Sampled, Slice, StepResult, TokenSequence
+from worker.engine.sequence import (
+    Encoded,
+    Sampled,
+    Slice,
+    StepResult,
+    TokenSequence,
+    Verified,
+)
 from worker.engine.states import pooled
 from worker.hardware.memory import kv_memory
 from worker.kv import flash, quarantine
@@ -29,7 +37,7 @@ from worker.kv.transfer import moved
 from worker.models.errors import ModelFormatError
 from worker.runners.allocation import tells_out_of_memory
 from worker.runners.decode_graphs import DecodeGraphs, capture_decoding
-from worker.runners.net import Net
+from worker.runners.net import Forward, Layers, Net, joined
 from worker.text.encoding import TextTask, text_task
 
 logger = logging.getLogger("aios.paged")
@@ -45,6 +53,16 @@ class Language(Protocol):
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of response tokens, special tokens left out."""
+
+
+@dataclass
+class _Group:
+    """Slices with one batch, whose `forward` is computed up to the layer `end`."""
+
+    slices: Sequence[Slice]
+    batch: Batch
+    forward: Forward
+    end: int
 
 
 class PagedRunner:
@@ -94,12 +112,14 @@ class PagedRunner:
             num_pages=num_pages,
             page_size=options.page_size,
             reuse=reuse,
-            chunk_prefill=not net.is_prefix,
+            num_layers=net.layers.count if net.layers is not None else 0,
         )
         self.eos_ids = language.eos_ids
         self.net = net
         self._is_tiled = options.is_lossy
         self._language = language
+        # Forwards of prompts that are computed layer by layer, between two steps.
+        self._forwards: dict[TokenSequence, Forward] = {}
         self.store = KVStore(
             net.kv_shape,
             num_pages + num_spare,
@@ -116,6 +136,9 @@ class PagedRunner:
         self.decoder: DecodeGraphs | None = None
         if self.kernel is not None and use_graphs:
             self.decoder = capture_decoding(net, self.store, self.kernel, self.spec)
+        if net.draft is not None and self._keeps_rows_apart():
+            draft = net.draft
+            self.spec = replace(self.spec, max_drafts=draft.max_tokens, draft_cost=draft.cost)
 
     @property
     def has_graphs(self) -> bool:
@@ -129,59 +152,182 @@ class PagedRunner:
         return self._language.decode(token_ids)
 
     def release(self, sequence: TokenSequence) -> None:
-        return
+        self._forwards.pop(sequence, None)
 
     @tells_out_of_memory
     @torch.inference_mode()
     def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
-        """Compute all slices in one forward.
+        """Compute all slices, those that are whole in one forward.
 
         A step that raised may be repeated with fewer slices.
         """
         self._copy_pages(slices)
-        results: list[StepResult | FleetError] = [None] * len(slices)
-        decoded = None
-        if self.decoder is not None:
-            decoded = self.decoder.decode(slices)
-        if decoded is not None:
-            states, logits = decoded
-            self._sample(range(len(slices)), states, logits, slices, results)
+        drafted = self._with_drafts(slices)
+        whole = [index for index, part in enumerate(drafted) if not part.num_layers]
+        cut = [index for index, part in enumerate(drafted) if part.num_layers]
+        whole_slices = [drafted[index] for index in whole]
+        cut_slices = [drafted[index] for index in cut]
+
+        forwards: dict[TokenSequence, Forward] = {}
+        if cut:
+            computed = self._compute_by_layers(whole_slices, cut_slices, forwards)
         else:
-            self._compute(slices, results)
+            computed = self._compute(whole_slices)
+        results: list[StepResult | FleetError] = [None] * len(slices)
+        for index, result in zip([*whole, *cut], computed, strict=True):
+            results[index] = result
 
         failed = []
-        for part, result in zip(slices, results, strict=True):
+        for part, result in zip(drafted, results, strict=True):
             if isinstance(result, FleetError):
                 failed.append(part)
         quarantine.clear(self.store, failed, self.spec.page_size)
+
+        # Last, because a step that raises is repeated from where it began.
+        for part in cut_slices:
+            self._forwards.pop(part.sequence, None)
+        self._forwards |= forwards
         return results
 
-    def _compute(self, slices: Sequence[Slice], results: list[StepResult | FleetError]) -> None:
-        """Compute a step of any kind, into `results`."""
-        net = self.net
-        page_size = self.spec.page_size
+    def _with_drafts(self, slices: Sequence[Slice]) -> list[Slice]:
+        """Return the slices with as many drafts as each may have.
+
+        They are drafted in turn, all slices together. A slice whose draft ends the response gets no
+        more.
+        """
+        draft = self.net.draft
+        ids: list[list[int]] = [[] for _ in slices]
+        drafting = [index for index, part in enumerate(slices) if part.max_drafts]
+        while drafting:
+            assert draft is not None
+            parts = [slices[index].behind_drafts(ids[index]) for index in drafting]
+            batch = self._batch(parts)
+            states = draft.hidden(batch.ids, batch.plan, self.store)
+            logits = self.net.logits(states[batch.sampled])
+            sequences = [parts[number].sequence for number in batch.samplers]
+            chosen = draw(logits, sequences, self.eos_ids)
+
+            remaining = []
+            for number, token in zip(batch.samplers, chosen, strict=True):
+                index = drafting[number]
+                ids[index].append(token)
+                if len(ids[index]) < slices[index].max_drafts and token not in self.eos_ids:
+                    remaining.append(index)
+            drafting = remaining
+
+        drafted = []
+        for part, drafts in zip(slices, ids, strict=True):
+            drafted.append(part.with_drafts(drafts) if drafts else part)
+        return drafted
+
+    def _batch(self, slices: Sequence[Slice]) -> Batch:
         builder = BatchBuilder(
-            page_size,
-            net.device,
-            is_prefix=net.is_prefix,
+            self.spec.page_size,
+            self.net.device,
+            is_prefix=self.net.is_prefix,
             kernel=self.kernel,
             max_queries=flash.max_queries(self.kernel),
             is_tiled=self._is_tiled,
         )
-        batch = builder.build(slices)
-        hidden = net.hidden(batch.ids, batch.plan, self.store)
+        return builder.build(slices)
 
+    def _compute(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
+        """Compute all layers of the slices in one forward. Return their results."""
+        if self.decoder is not None:
+            decoded = self.decoder.decode(slices)
+            if decoded is not None:
+                results: list[StepResult | FleetError] = [None] * len(slices)
+                states, logits = decoded
+                self._sample(range(len(slices)), states, logits, slices, results)
+                return results
+        batch = self._batch(slices)
+        hidden = self.net.hidden(batch.ids, batch.plan, self.store)
+        return self._results(slices, batch, hidden)
+
+    def _compute_by_layers(
+        self,
+        whole: Sequence[Slice],
+        cut: Sequence[Slice],
+        forwards: dict[TokenSequence, Forward],
+    ) -> list[StepResult | FleetError]:
+        """Compute all layers of the `whole` slices and some layers of those that are `cut`.
+
+        Return the results, those of the whole ones first. A slice that is cut takes part in the
+        forward of the others from its first layer to its last. Forwards of which layers are left
+        for later steps go to `forwards`.
+        """
+        layers = self.net.layers
+        assert layers is not None
+        groups: list[_Group] = []
+        if whole:
+            groups.append(self._group(whole, layers, end=layers.count))
+        for part in cut:
+            end = part.sequence.num_layers + part.num_layers
+            groups.append(self._group([part], layers, end=end))
+        self._advance(groups, layers)
+
+        results: list[StepResult | FleetError] = []
+        for group in groups:
+            part = group.slices[0]
+            if not part.has_more_layers:
+                results += self._results(group.slices, group.batch, group.forward.hidden)
+            elif torch.isfinite(group.forward.hidden).all():
+                forwards[part.sequence] = group.forward
+                results.append(None)
+            else:
+                results.append(broken(self.spec.name))
+        return results
+
+    def _group(self, slices: Sequence[Slice], layers: Layers, *, end: int) -> "_Group":
+        batch = self._batch(slices)
+        sequence = slices[0].sequence
+        if sequence.num_layers:
+            return _Group(slices, batch, self._forwards[sequence], end)
+        return _Group(slices, batch, layers.begin(batch.ids, batch.plan), end)
+
+    def _advance(self, groups: Sequence["_Group"], layers: Layers) -> None:
+        """Compute each group's layers. Groups share the forward of those that both compute."""
+        ends = {group.end for group in groups}
+        bounds = sorted(ends | {group.forward.num_layers for group in groups})
+        for first, end in pairwise(bounds):
+            present = []
+            for group in groups:
+                if group.forward.num_layers == first and group.end >= end:
+                    present.append(group)
+            if not present:
+                continue
+            # The tokens of a batch lie in the order of its groups, because those behind the first
+            # one do not decode.
+            plan = present[0].batch.plan
+            if len(present) > 1:
+                slices = [part for group in present for part in group.slices]
+                plan = self._batch(slices).plan
+            forward = joined([group.forward for group in present])
+            forward = layers.advance(forward, plan, self.store, end - first)
+            sizes = [len(group.batch.ids) for group in present]
+            for group, own in zip(present, forward.split(sizes), strict=True):
+                group.forward = own
+
+    def _results(
+        self, slices: Sequence[Slice], batch: Batch, hidden: Tensor
+    ) -> list[StepResult | FleetError]:
+        """Return the results of slices whose batch has the states `hidden`."""
+        results: list[StepResult | FleetError] = [None] * len(slices)
         if batch.samplers:
             states = hidden[batch.sampled]
-            self._sample(batch.samplers, states, net.logits(states), slices, results)
+            self._sample(batch.samplers, states, self.net.logits(states), slices, results)
         self._score(batch, hidden, slices, results)
         for index, first, end in batch.pooled:
             results[index] = pooled(hidden[first:end], self.spec.name)
 
         # A slice that is part of a prompt has no result that could fail, so its states are checked.
         if None in results:
+            page_size = self.spec.page_size
             for index in quarantine.find_broken(slices, batch.plan, hidden, page_size):
-                results[index] = broken(self.spec.name)
+                # A draft that is broken and wrong is no fault of its sequence.
+                if not isinstance(results[index], Verified):
+                    results[index] = broken(self.spec.name)
+        return results
 
     def _sample(
         self,
@@ -191,21 +337,47 @@ class PagedRunner:
         slices: Sequence[Slice],
         results: list[StepResult | FleetError],
     ) -> None:
-        """Sample a token for each of the slices `samplers`, into `results`.
+        """Sample a token for each of the slices `samplers`, and each draft, into `results`.
 
         `states` [B, hidden] and `logits` [B, vocab] have a row for each of them.
         """
-        sequences = [slices[index].sequence for index in samplers]
+        sequences: list[TokenSequence] = []
+        for index in samplers:
+            sequences += slices[index].sampled_from
         sampled = sample(logits, sequences, self.eos_ids, self.spec.name)
-        for index, result in zip(samplers, sampled, strict=True):
-            results[index] = result
 
         if self.net.q_head is not None:
             q_values = self.net.q_head(states).tolist()
-            for index, (q_halt, q_continue) in zip(samplers, q_values, strict=True):
-                result = results[index]
+            for row, (q_halt, q_continue) in enumerate(q_values):
+                result = sampled[row]
                 if isinstance(result, Sampled):
-                    results[index] = replace(result, q_values=(q_halt, q_continue))
+                    sampled[row] = replace(result, q_values=(q_halt, q_continue))
+
+        first = 0
+        for index in samplers:
+            end = first + 1 + slices[index].num_drafts
+            results[index] = self._verified(slices[index], sampled[first:end])
+            first = end
+
+    def _verified(
+        self, part: Slice, sampled: Sequence[Sampled | FleetError]
+    ) -> Sampled | Verified | FleetError:
+        """Return the tokens of a slice, up to the first draft that is not what was sampled."""
+        first = sampled[0]
+        if not part.num_drafts or isinstance(first, FleetError):
+            return first
+
+        tokens = [first]
+        for draft, result in zip(part.draft_ids, sampled[1:], strict=True):
+            # What fails behind right drafts fails again in the next step, then alone.
+            if tokens[-1].token != draft or isinstance(result, FleetError):
+                break
+            tokens.append(result)
+        verified = Verified(tuple(tokens), part.num_drafts)
+        if any(isinstance(result, FleetError) for result in sampled):
+            wrong = part.rejected(verified.num_accepted)
+            quarantine.clear(self.store, [wrong], self.spec.page_size)
+        return verified
 
     def _score(
         self,
@@ -222,6 +394,37 @@ class PagedRunner:
         scores = score_slices(self.net.logits, states, parts, self.spec.name)
         for index, result in zip(batch.scored, scores, strict=True):
             results[index] = result
+
+    @torch.inference_mode()
+    def _keeps_rows_apart(self) -> bool:
+        """Return whether tokens of one forward have the bits of forwards of their own.
+
+        Only then verifying drafts together changes no answer. It is tried in the empty store, with
+        as many tokens of a sequence as can be verified, behind a first one.
+        """
+        last = flash.max_queries(self.kernel)
+        if self._is_tiled or last is None or not flash.keeps_rows_apart(self.kernel):
+            return False
+        if self.spec.context_window <= last:
+            return False
+        ids = tuple(position % 2 for position in range(last + 1))
+        pages = list(range(-(-len(ids) // self.spec.page_size)))
+
+        sequence = TokenSequence("trial", Encoded(ids), sampling=None, pages=pages)
+        whole = Slice(sequence, len(ids))
+
+        def logits(first: int, end: int) -> Tensor:
+            sequence.num_computed = first
+            batch = self._batch([Slice(sequence, end - first)])
+            return self.net.logits(self.net.hidden(batch.ids, batch.plan, self.store))
+
+        logits(0, 1)
+        first_alone = logits(1, 2)
+        together = logits(1, last + 1)
+        last_alone = logits(last, last + 1)
+        sequence.num_computed = 0
+        quarantine.clear(self.store, [whole], self.spec.page_size)
+        return together[[0, -1]].equal(torch.cat((first_alone, last_alone)))
 
     def _copy_pages(self, slices: Sequence[Slice]) -> None:
         """Copy shared pages for the sequences that go on writing in the middle of them."""

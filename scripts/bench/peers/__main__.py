@@ -19,12 +19,23 @@ from pathlib import Path
 from scripts.bench import model
 from scripts.bench.measure import header
 from scripts.bench.peers.load import Figures
-from scripts.bench.peers.sides import DTYPES, Case, Load, Side, Turn, Unavailable, all_sides
+from scripts.bench.peers.scoring import draw_questions
+from scripts.bench.peers.sides import (
+    DTYPES,
+    Case,
+    Load,
+    Scoring,
+    Side,
+    Turn,
+    Unavailable,
+    all_sides,
+)
 from scripts.bench.prompts import draw_prompts
 
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 _NETS = {"hrm-text": model.hrm_text, "causal": model.causal}
 _BASE = "vllm"
+_SCORING_CLIENTS = 4
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,17 +65,20 @@ def _turns(case: Case, sides: dict[str, Side], args: argparse.Namespace) -> dict
     turns: dict[str, list[Turn]] = {name: [] for name in sides}
     for number in range(args.rounds):
         loads = _loads(args, seed=number)
+        scoring = _scoring(args, seed=number)
         for name in list(turns):
             log = args.folder / f"{name}.log"
             try:
-                turn = sides[name].measure(case, loads, log)
+                turn = sides[name].measure(case, loads, log, scoring)
             except (Unavailable, RuntimeError) as error:
                 print(f"{sides[name].name}, {case.model} {case.dtype}: left out: {error}")
                 del turns[name]
                 continue
             turns[name].append(turn)
             rates = " ".join(f"{figures.tokens_per_s:.1f}" for figures in turn.figures)
-            print(f"round {number + 1}, {case.model} {case.dtype}, {name}: {rates} tokens/s")
+            if turn.scores_per_s is not None:
+                rates += f" tokens/s, {turn.scores_per_s:.1f} scores/s"
+            print(f"round {number + 1}, {case.model} {case.dtype}, {name}: {rates}")
             sys.stdout.flush()
     return turns
 
@@ -87,6 +101,16 @@ def _loads(args: argparse.Namespace, seed: int) -> list[Load]:
     return loads
 
 
+def _scoring(args: argparse.Namespace, seed: int) -> Scoring | None:
+    """Return the questions that each side scores: contexts of 512 tokens, 4 answers of 8."""
+    if not args.questions:
+        return None
+    questions = draw_questions(
+        args.questions + 1, context=512, continuations=4, length=8, seed=seed
+    )
+    return Scoring(_SCORING_CLIENTS, questions)
+
+
 def _table(
     case: Case, sides: dict[str, Side], turns: dict[str, list[Turn]], clients: Sequence[int]
 ) -> list[str]:
@@ -94,7 +118,7 @@ def _table(
     titles = ["side", "start, s", "memory, MiB"]
     for num_clients in clients:
         titles += [f"tokens/s at {num_clients}", "TTFT p50, ms", "gap p50 / p95, ms"]
-    titles.append("settings")
+    titles += ["scores/s", "settings"]
     lines = ["", f"{case.model}, {case.dtype}:", "", _row(titles), _row(["---"] * len(titles))]
     for name, rounds in turns.items():
         cells = [
@@ -109,6 +133,8 @@ def _table(
             p50 = _median_of(figures, lambda one: one.gap_p50_ms)
             p95 = _median_of(figures, lambda one: one.gap_p95_ms)
             cells.append(f"{p50} / {p95}")
+        scores = [turn.scores_per_s for turn in rounds if turn.scores_per_s is not None]
+        cells.append(_with_range(scores) if scores else "-")
         lines.append(_row([*cells, sides[name].settings]))
     lines += _ratios(turns, clients)
     return lines
@@ -127,6 +153,12 @@ def _ratios(turns: dict[str, list[Turn]], clients: Sequence[int]) -> list[str]:
             for one, other in zip(rounds, base, strict=True):
                 ratios.append(one.figures[index].tokens_per_s / other.figures[index].tokens_per_s)
             parts.append(f"at {num_clients} {statistics.median(ratios):.2f}")
+        ratios = []
+        for one, other in zip(rounds, base, strict=True):
+            if one.scores_per_s is not None and other.scores_per_s is not None:
+                ratios.append(one.scores_per_s / other.scores_per_s)
+        if ratios:
+            parts.append(f"scores/s {statistics.median(ratios):.2f}")
         lines.append(f"{name} / {_BASE}, tokens/s: {', '.join(parts)}")
     return ["", *lines]
 
@@ -195,6 +227,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--clients", type=_numbers, default=[1, 8, 16], help="clients of each load")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
     parser.add_argument("--waves", type=int, default=4, help="answers for each client")
+    parser.add_argument(
+        "--questions",
+        type=int,
+        default=16,
+        help="contexts of 512 tokens to be scored, with 4 continuations of 8 each (0: none)",
+    )
     parser.add_argument("--tokens", type=int, default=64, help="new tokens of an answer")
     parser.add_argument(
         "--prompt-tokens", type=int, nargs=2, default=[80, 95], help="least and most of a prompt"

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 
 from scripts.bench.peers.load import Figures, RequestBody, closed_loop
 from scripts.bench.peers.process import server
+from scripts.bench.peers.scoring import Question, ScoreRequest, score_all
 from scripts.cli.embedded_redis import free_port
 
 Dtype = Literal["float32", "bfloat16", "int8"]
@@ -52,12 +53,24 @@ class Load:
 
 
 @dataclass(frozen=True)
+class Scoring:
+    """Questions that are scored by `num_clients` clients, after the first of them is scored."""
+
+    num_clients: int
+    questions: list[Question]
+
+
+@dataclass(frozen=True)
 class Turn:
-    """One turn of a side: its start, its memory after the loads, and the figures of each load."""
+    """One turn of a side: its start, its memory after the loads, and the figures of each load.
+
+    `scores_per_s` counts the continuations that were scored, None where none were.
+    """
 
     start_s: float
     memory_mib: float
     figures: list[Figures]
+    scores_per_s: float | None = None
 
 
 class Unavailable(Exception):
@@ -80,7 +93,9 @@ class Side(Protocol):
         """Install what it needs. Raise Unavailable if that cannot be had."""
         ...
 
-    def measure(self, case: Case, loads: Sequence[Load], log: Path) -> Turn:
+    def measure(
+        self, case: Case, loads: Sequence[Load], log: Path, scoring: Scoring | None = None
+    ) -> Turn:
         """Start it, put the loads on it, and end it.
 
         Raise Unavailable if it does not do this case, and RuntimeError if it fails.
@@ -92,7 +107,8 @@ class Side(Protocol):
 class HttpSide:
     """A server of `/v1/completions`.
 
-    `command` returns its command for a case and a port. `body` returns the JSON of a request.
+    `command` returns its command for a case and a port. `body` returns the JSON of a request, and
+    `score` the request that scores a question, where it can be asked for that.
     """
 
     name: str
@@ -102,11 +118,14 @@ class HttpSide:
     ready_path: str
     env: Mapping[str, str] = field(default_factory=dict)
     install: Callable[[], None] = lambda: None
+    score: ScoreRequest | None = None
 
     def set_up(self) -> None:
         self.install()
 
-    def measure(self, case: Case, loads: Sequence[Load], log: Path) -> Turn:
+    def measure(
+        self, case: Case, loads: Sequence[Load], log: Path, scoring: Scoring | None = None
+    ) -> Turn:
         port = free_port()
         command = self.command(case, port)
         url = f"http://127.0.0.1:{port}"
@@ -117,7 +136,15 @@ class HttpSide:
             figures = []
             for load in loads:
                 figures.append(self._stream(url, load, load.prompts, load.num_tokens))
-            return Turn(running.start_s, running.memory_mib(), figures)
+            scores_per_s = self._score(url, scoring)
+            return Turn(running.start_s, running.memory_mib(), figures, scores_per_s)
+
+    def _score(self, url: str, scoring: Scoring | None) -> float | None:
+        if self.score is None or scoring is None:
+            return None
+        first, *others = scoring.questions
+        score_all(url, self.score, [first], num_clients=1)
+        return score_all(url, self.score, others, num_clients=scoring.num_clients)
 
     def _stream(
         self, url: str, load: Load, prompts: Sequence[Sequence[int]], num_tokens: int
@@ -136,7 +163,9 @@ class StaticBatch:
     def set_up(self) -> None:
         """Nothing is missing: this project needs `transformers` itself."""
 
-    def measure(self, case: Case, loads: Sequence[Load], log: Path) -> Turn:
+    def measure(
+        self, case: Case, loads: Sequence[Load], log: Path, scoring: Scoring | None = None
+    ) -> Turn:
         if case.dtype == "int8":
             raise Unavailable("it has no int8 on CPUs without another package")
         command = [sys.executable, "-m", "scripts.bench.peers.static_batch", str(case.path)]
@@ -196,7 +225,14 @@ def _ours(shape: str, flags: Sequence[str]) -> HttpSide:
             words += ["--dtype", case.dtype]
         return [*words, *flags]
 
-    return HttpSide(f"this fleet, {shape}", "--max-batch-size 16", command, _ids, "/readyz")
+    return HttpSide(
+        f"this fleet, {shape}",
+        "--max-batch-size 16",
+        command,
+        _ids,
+        "/readyz",
+        score=_loglikelihood,
+    )
 
 
 def _vllm(folder: Path) -> HttpSide:
@@ -234,6 +270,7 @@ def _vllm(folder: Path) -> HttpSide:
         "/health",
         {**_OFFLINE, "VLLM_CPU_KVCACHE_SPACE": str(_KV_GIB)},
         install,
+        _prompt_logprobs,
     )
 
 
@@ -289,6 +326,22 @@ def _ids(prompt: Sequence[int], num_tokens: int) -> dict[str, Any]:
 
 def _ids_of_m(prompt: Sequence[int], num_tokens: int) -> dict[str, Any]:
     return {"model": "m", **_ids(prompt, num_tokens)}
+
+
+def _loglikelihood(question: Question) -> tuple[str, dict[str, Any]]:
+    """Return a request of this fleet. It computes a context once for all its continuations."""
+    prompts = [question.context] * len(question.continuations)
+    return "/loglikelihood", {"prompts": prompts, "continuations": question.continuations}
+
+
+def _prompt_logprobs(question: Question) -> tuple[str, dict[str, Any]]:
+    """Return a request of vLLM, which tells the log-probabilities of a prompt's tokens.
+
+    Prompts of HRM-Text are causal there, so their values are not the model's.
+    """
+    prompts = [question.context + continuation for continuation in question.continuations]
+    body = {"model": "m", "prompt": prompts, "max_tokens": 1, "temperature": 0}
+    return "/v1/completions", {**body, "prompt_logprobs": 0}
 
 
 def _make_venv(folder: Path, *packages: list[str]) -> None:

@@ -177,6 +177,19 @@ WORKERS = (
         {"{{model}}": share("aios_worker_act_segments_total", "aios_worker_act_rows_total")},
     ),
     Panel(
+        "Drafts",
+        "percentunit",
+        "Share of drafted tokens that were right, and share of all tokens that were drafted.",
+        {
+            "right {{model}}": share(
+                "aios_worker_accepted_tokens_total", "aios_worker_drafted_tokens_total"
+            ),
+            "of all {{model}}": share(
+                "aios_worker_accepted_tokens_total", "aios_worker_tokens_total"
+            ),
+        },
+    ),
+    Panel(
         "KV pages in use",
         "percentunit",
         "Pages that running rows hold, and pages that only the prefix cache holds.",
