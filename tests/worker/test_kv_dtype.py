@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from scripts.bench.model import causal, hrm_text
 from scripts.train.train_sample import byte_tokenizer
@@ -30,8 +29,8 @@ from worker.host.fingerprint import fingerprint
 from worker.kv import flash
 from worker.kv.paged_native import in_native
 from worker.kv.store import KVShape
+from worker.models import linear
 from worker.models.errors import ModelFormatError
-from worker.models.linear import Int8Linear, PanelLinear
 from worker.native import library as native
 from worker.native.library import library
 from worker.runners.causal_net import CausalNet
@@ -246,18 +245,14 @@ def test_no_product_depends_on_the_batch(quantize: str, tmp_path: Path) -> None:
     """
     path = write_llama(tmp_path)
 
-    def kinds(kv_dtype: KVDtype) -> set[type[nn.Module]]:
+    def keeps_rows_apart(kv_dtype: KVDtype) -> bool:
         runner = load(path, quantize=quantize, kv_dtype=kv_dtype)
         assert isinstance(runner.net, CausalNet)
-        layers = []
-        for layer in runner.net.model.modules():
-            if isinstance(layer, nn.Linear | PanelLinear | Int8Linear):
-                layers.append(layer)
-        assert len(layers) == 2 * 7 + 1
-        return set(map(type, layers))
+        return linear.keeps_rows_apart(runner.net.model)
 
-    assert kinds("auto") == {nn.Linear}
-    assert kinds("int8") == {PanelLinear}
+    assert not keeps_rows_apart("auto")
+    assert keeps_rows_apart("bfloat16")
+    assert keeps_rows_apart("int8")
 
 
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
