@@ -209,7 +209,6 @@ class PagedRunner:
     def _compute(self, slices: Sequence[Slice], results: list[StepResult | FleetError]) -> None:
         """Compute a step of any kind, into `results`."""
         net = self.net
-        page_size = self.spec.page_size
         batch = self._batch(slices)
         hidden = net.hidden(batch.ids, batch.plan, self.store)
 
@@ -221,11 +220,10 @@ class PagedRunner:
             results[index] = pooled(hidden[first:end], self.spec.name)
 
         # A slice that is part of a prompt has no result that could fail, so its states are checked.
-        if None in results:
-            for index in quarantine.find_broken(slices, batch.plan, hidden, page_size):
-                # A draft that is broken and wrong is no fault of its sequence.
-                if not isinstance(results[index], Verified):
-                    results[index] = broken(self.spec.name)
+        unsampled = [index for index, result in enumerate(results) if result is None]
+        parts = [slices[index] for index in unsampled]
+        for number in quarantine.find_broken(parts, batch.plan, hidden, self.spec.page_size):
+            results[unsampled[number]] = broken(self.spec.name)
 
     def _sample(
         self,
