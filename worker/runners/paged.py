@@ -141,7 +141,7 @@ class PagedRunner:
     @tells_out_of_memory
     @torch.inference_mode()
     def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
-        """Compute all slices in one forward.
+        """Compute all slices in one forward, and drafts in small ones before it.
 
         A step that raised may be repeated with fewer slices.
         """
