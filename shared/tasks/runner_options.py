@@ -7,9 +7,17 @@ A setting of the same name gives an option its value where the model's entry doe
 
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from shared.settings.text import plain
 from shared.settings.types import Text
@@ -18,6 +26,18 @@ Scoring = Literal["strict", "aios_compat"]
 Segments = Literal["compat", "max", "q_halt"]
 Attention = Literal["bidirectional", "causal"]
 KVDtype = Literal["auto", "bfloat16", "int8"]
+_CYCLES = re.compile(r"([1-9]\d?)x([1-9]\d?)")
+
+
+def _as_cycles(value: str) -> str:
+    """Return a text as 2x3. Raise ValueError for any other."""
+    if not _CYCLES.fullmatch(value):
+        raise ValueError("expected H and L cycles as 2x3, each from 1 to 99")
+    return value
+
+
+Cycles = Annotated[str, AfterValidator(_as_cycles)]
+"""The numbers of H and L cycles, as 2x3."""
 
 
 class OptionError(ValueError):
@@ -89,6 +109,10 @@ class HrmTextOptions(PagedOptions):
         default=True,
         description="compile HRM-Text's layers on cuda (needs a C compiler)",
     )
+    cycles: Cycles | None = Field(
+        default=None,
+        description="H and L cycles of HRM-Text as 2x3 (none: those of its training)",
+    )
     draft_tokens: int = Field(
         default=7,
         ge=0,
@@ -100,6 +124,14 @@ class HrmTextOptions(PagedOptions):
         ge=1,
         description="L cycles of a draft, over all H cycles",
     )
+
+    @property
+    def num_cycles(self) -> tuple[int, int] | None:
+        """Return the numbers of H and L cycles, None for those of the training."""
+        if self.cycles is None:
+            return None
+        h_cycles, l_cycles = self.cycles.split("x")
+        return int(h_cycles), int(l_cycles)
 
 
 class HrmActOptions(PagedOptions):

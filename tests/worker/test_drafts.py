@@ -1,6 +1,6 @@
 """Drafts: how many are planned, and that answers are those of steps without them, bit by bit."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +10,10 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
+from scripts.train.sample_problems import held_out
 from shared.errors import FleetError
 from shared.messages import Done, Failed, Generate, Sampling
+from shared.settings.settings import SAMPLE_MODEL
 from tests.fixtures.tiny_hrm_text import PROMPTS, write_tiny
 from tests.fixtures.worker.ghost import Ghost, answer
 from tests.fixtures.worker.options import options_for
@@ -23,6 +25,7 @@ from worker.engine.runner import OutOfMemory
 from worker.engine.sequence import Encoded, Slice, StepResult, TokenSequence
 from worker.kv.attention import AttentionPlan
 from worker.kv.store import KVStore
+from worker.models.hrm_text import HrmTextShape, passes_of
 from worker.native.library import library
 from worker.runners import hrm_text, paged
 from worker.runners.net import Draft
@@ -209,6 +212,27 @@ def test_drafts_take_no_page_that_another_needs() -> None:
 
     assert engine.load.num_preempted == 0
     assert ghost.num_drafts > 0
+    assert ghost.num_faults == 0
+
+
+@pytest.mark.usefixtures("eager")
+def test_drafts_get_the_pages_that_are_free() -> None:
+    """The first sequence takes the last page, and the other one fills the page that it has."""
+    ghost = Ghost(num_pages=5, page_size=4, max_drafts=7, step_tokens=64, reuse="none")
+    planning = scheduler.Scheduler(ghost.spec)
+    for key in ("a", "b"):
+        planning.add(TokenSequence(key, Encoded((1, 2, 3, 4), 12), Sampling(12, seed=1)))
+    for part in planning.plan():
+        planning.commit(part)
+        part.sequence.output_ids.append(9)
+
+    parts = planning.plan()
+
+    assert [part.max_drafts for part in parts] == [7, 3]
+    assert [len(part.sequence.pages) for part in parts] == [3, 2]
+    for part in parts:
+        planning.commit(part, num_drafts=part.max_drafts)
+    assert [len(part.sequence.pages) for part in parts] == [2, 2]
 
 
 class Failing(Ghost):
@@ -238,6 +262,58 @@ def test_a_failing_draft_fails_no_job(error: Exception) -> None:
         ids = [emission.ids[0] for emission in emissions if emission.key == key]
         assert ids == answer(prompt, 40, 1)
     assert ghost.num_failures == 1
+
+
+@pytest.mark.parametrize(
+    ("num_passes", "passes"),
+    [
+        (1, [[2], []]),
+        (2, [[2], [2]]),
+        (3, [[1, 2], [2]]),
+        (6, [[0, 1, 2], [0, 1, 2]]),
+    ],
+)
+def test_a_draft_computes_the_last_passes_of_a_cycle(
+    num_passes: int, passes: list[list[int]]
+) -> None:
+    shape = HrmTextShape(
+        vocab_size=8,
+        hidden_size=8,
+        intermediate_size=8,
+        num_heads=1,
+        head_dim=8,
+        num_layers=1,
+        h_cycles=2,
+        l_cycles=3,
+        embedding_scale=1.0,
+        max_positions=8,
+    )
+    found: list[list[int]] = [[], []]
+    for one in passes_of(shape, num_passes):
+        h_cycle, number = divmod(one.first_slot // shape.num_layers, shape.l_cycles + 1)
+        assert one.is_high == (number == shape.l_cycles)
+        if not one.is_high:
+            found[h_cycle].append(number)
+    assert found == passes
+
+
+def test_the_sample_model_drafts_well() -> None:
+    """Of the drafts of a trained network nine of ten are right, by three of its eight passes."""
+    if library() is None:
+        pytest.skip("drafts need the kernels in C")
+    runner = hrm_text.load(options_for(SAMPLE_MODEL, max_batch=1))
+    engine = Engine(runner, lambda emissions: None)
+    sampling = Sampling(96, seed=0, temperature=0.0)
+    works = []
+    for number, problem in enumerate(held_out("equation", 4)):
+        encoded = runner.encode(Generate(problem.prompt, sampling))
+        works.append(SequenceWork(str(number), encoded, sampling))
+
+    run_all(engine, works)
+
+    assert runner.spec.draft_cost == 3 / 8
+    assert engine.stats.num_drafted > engine.stats.num_tokens / 2
+    assert engine.stats.num_accepted > 0.85 * engine.stats.num_drafted
 
 
 @pytest.fixture(scope="module")
@@ -296,6 +372,19 @@ SAMPLINGS = [
     Sampling(9, seed=6, temperature=1.0, min_p=0.05, stop_ids=(40, 41, 42, 43, 44)),
     Sampling(1, seed=7, temperature=0.5),
 ]
+
+
+@pytest.fixture(autouse=True)
+def no_step_fails(
+    request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> Iterator[None]:
+    """Check that no step has failed, except where that is the test.
+
+    A step with drafts that fails is repeated without them, which would hide its fault.
+    """
+    yield
+    if "error" not in request.fixturenames:
+        assert "step failed" not in caplog.text
 
 
 def answers(

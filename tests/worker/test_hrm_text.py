@@ -4,6 +4,7 @@ The oracle is transformers' own HrmTextForCausalLM.
 """
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from scripts.train.train_sample import byte_tokenizer
 from shared.errors import FleetError, InvalidRequest
 from shared.messages import Failed, Generate, Sampling, Score
 from shared.settings.settings import ModelEntry, Settings, SettingsError
+from shared.tasks.runner_options import OptionError
 from tests.fixtures.tiny_hrm_text import PROMPTS, own_logits, write_tiny
+from tests.fixtures.worker.options import options_for
 from tests.fixtures.worker.stepping import generate_all, run, score_all
 from worker.engine import scoring
 from worker.engine.runner import RunnerOptions
@@ -312,6 +315,32 @@ def test_unmatched_weights_fail_loudly(
 
     with pytest.raises(ModelFormatError, match=name.replace(".", r"\.")):
         hrm_text.load_model(tmp_path)
+
+
+def test_other_cycles_are_those_of_a_config_that_names_them(
+    tiny: tuple[Path, HrmTextForCausalLM], runner: PagedRunner, tmp_path: Path
+) -> None:
+    """The option gives the tokens, and needs the slots, of a network whose config says so."""
+    shutil.copytree(tiny[0], tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"H_cycles": 1, "L_cycles": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tasks = [Generate(text, Sampling(max_tokens=12, seed=0, temperature=0.0)) for text in PROMPTS]
+
+    written = hrm_text.load(RunnerOptions(path=str(tmp_path), max_batch=4, page_size=4))
+    asked = hrm_text.load(options_for(tiny[0], max_batch=4, page_size=4, cycles="1x2"))
+
+    assert asked.net.kv_shape == written.net.kv_shape
+    assert "cycles 1 x 2" in asked.spec.found
+    answers = generate_all(asked, tasks)
+    assert answers == generate_all(written, tasks)
+    assert answers != generate_all(runner, tasks)
+
+
+@pytest.mark.parametrize("cycles", ["2", "0x3", "2x3x4", "2x100", "two"])
+def test_cycles_are_two_numbers(tiny: tuple[Path, HrmTextForCausalLM], cycles: str) -> None:
+    with pytest.raises(OptionError, match=r"option 'cycles': expected H and L cycles as 2x3"):
+        options_for(tiny[0], cycles=cycles)
 
 
 def test_a_window_that_does_not_fit_is_refused_at_load(

@@ -15,7 +15,14 @@ from transformers.pytorch_utils import Conv1D
 from tests.fixtures.worker.int8 import Int8Layer, int8_layer, weight_peak
 from worker.engine.runner import RunnerOptions
 from worker.models.errors import ModelFormatError
-from worker.models.linear import Int8Linear, Int8PanelLinear, PackedLinear, PanelLinear
+from worker.models.linear import (
+    Int8Linear,
+    Int8PanelLinear,
+    PackedLinear,
+    PanelLinear,
+    keeps_rows_apart,
+    pack_all_linears,
+)
 from worker.native import operators
 from worker.runners.accelerators import prepare
 
@@ -264,6 +271,30 @@ def test_which_layers_are_replaced(
         layer, _, _ = name.partition(".")
         # The tied layer's weight stays as the embedding's.
         assert layer == "tied" or layer not in expected, "the old weight is kept"
+
+
+def test_small_layers_are_packed_where_no_row_may_depend_on_others() -> None:
+    """Of layers that are packed all, no bit of a row depends on the number of rows."""
+    if not operators.can_pack(torch.zeros(2, 2)):
+        pytest.skip("needs the kernels in C")
+    tied = nn.Linear(32, 48, bias=False)
+    model = nn.Sequential(nn.Linear(48, 64), nn.Linear(64, 32, bias=False), tied)
+    expected = model(torch.ones(1, 48))
+    assert not keeps_rows_apart(model)
+
+    pack_all_linears(model)
+
+    assert keeps_rows_apart(model)
+    rows = torch.randn(20, 48)
+    alone = torch.cat([model(row[None]) for row in rows])
+    assert model(rows).equal(alone)
+    torch.testing.assert_close(model(torch.ones(1, 48)), expected)
+
+    other = nn.Linear(32, 48, bias=False)
+    other.weight = tied.weight
+    sharing = nn.Sequential(tied, other)
+    pack_all_linears(sharing)
+    assert not keeps_rows_apart(sharing)
 
 
 @pytest.mark.skipif(operators.library() is None, reason="there are no kernels here")

@@ -180,6 +180,7 @@ def test_any_schedule_gives_the_same_answers(
             assert len(sequence.pages) <= cache.pages.pages_for(sequence.num_tokens)
             assert sequence.num_computed <= sequence.num_tokens
 
+    assert ghost.num_faults == 0
     for step in ghost.steps:
         assert len(step) <= max_batch
     for number, plan in enumerate(plans):

@@ -25,7 +25,7 @@ def find_broken(
 
     `hidden` are the states [T, hidden] of the step's flat tokens.
     """
-    if plan.rows is None:
+    if plan.rows is None or not slices:
         return []
     states = hidden if plan.kept is None else hidden[plan.kept]
     is_broken = ~torch.isfinite(states).all(dim=-1)

@@ -11,7 +11,7 @@ layer, with the H pass at l = L_cycles. Parameter names are those of Hugging Fac
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +187,13 @@ class HrmTextModel(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         self.halves = PLAIN_HALVES
+
+    def run_cycles(self, h_cycles: int, l_cycles: int) -> None:
+        """Run so many cycles from now on, whatever the network was trained with.
+
+        The weights are the same for all cycles. Each has its own slots, so their number changes.
+        """
+        self.shape = replace(self.shape, h_cycles=h_cycles, l_cycles=l_cycles)
 
     def compile_layers(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Compile the layers, which fuses the operators between matrix products and attention."""

@@ -349,6 +349,8 @@ def load(options: RunnerOptions) -> PagedRunner:
     declared = options.declared(HrmTextOptions)
     path = Path(options.path)
     model, marks, models_tokenizer, note = _read(path, options)
+    if declared.num_cycles is not None:
+        model.run_cycles(*declared.num_cycles)
     tokenizer_path = options.tokenizer_path or models_tokenizer
     if tokenizer_path is None:
         raise ModelFormatError(

@@ -157,7 +157,7 @@ class PagedRunner:
     @tells_out_of_memory
     @torch.inference_mode()
     def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
-        """Compute all slices, those that are whole in one forward.
+        """Compute all slices in one forward, and drafts in small ones before it.
 
         A step that raised may be repeated with fewer slices.
         """
@@ -321,12 +321,10 @@ class PagedRunner:
             results[index] = pooled(hidden[first:end], self.spec.name)
 
         # A slice that is part of a prompt has no result that could fail, so its states are checked.
-        if None in results:
-            page_size = self.spec.page_size
-            for index in quarantine.find_broken(slices, batch.plan, hidden, page_size):
-                # A draft that is broken and wrong is no fault of its sequence.
-                if not isinstance(results[index], Verified):
-                    results[index] = broken(self.spec.name)
+        unsampled = [index for index, result in enumerate(results) if result is None]
+        parts = [slices[index] for index in unsampled]
+        for number in quarantine.find_broken(parts, batch.plan, hidden, self.spec.page_size):
+            results[unsampled[number]] = broken(self.spec.name)
         return results
 
     def _sample(
