@@ -321,7 +321,7 @@ def test_only_causal_brains_keep_keys_and_values(tmp_path: Path) -> None:
     assert isinstance(causal.net, ActCausalNet)
     assert causal.spec.runner == "hrm-act"
     assert causal.spec.reuse == "prefix"
-    assert causal.spec.chunk_prefill is True
+    assert causal.spec.num_layers == 0, "its prompts are cut between tokens"
     assert "causal" in causal.spec.found
 
     with pytest.raises(ModelFormatError, match="kv_memory_mib"):

@@ -466,6 +466,26 @@ def test_no_bit_depends_on_other_rows_or_threads(dtype: torch.dtype, kv_dtype: t
             assert one.equal(same)
 
 
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+@pytest.mark.parametrize("is_key", [True, False])
+@pytest.mark.parametrize(("dtype", "kv_dtype"), STORED)
+def test_what_is_not_finite_is_seen(
+    dtype: torch.dtype, kv_dtype: torch.dtype, is_key: bool, broken: float
+) -> None:
+    """A head with a broken key or value has a broken result, and the head beside it a sound one."""
+    store = KVStore(KVShape(1, num_heads=2, head_dim=32), 1, 16, dtype=kv_dtype, device=CPU)
+    pair = torch.randn(2, 9, 2, 32).to(dtype)
+    pair[0 if is_key else 1, 4, 1, 7] = broken
+    store.write(0, torch.arange(9), *pair)
+    span = paged_span(0, [1], [9], [[0]], page_size=16, kernel=in_native)
+    query = torch.rand(1, 2, 32).to(dtype)
+
+    out = in_native(span, *store.pool(0), query, scale=0.2, window=None)
+
+    assert out[0, 0].isfinite().all()
+    assert not out[0, 1].isfinite().all()
+
+
 def test_it_is_chosen_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(dtype: torch.dtype, head_dim: int, num_heads: int = 2) -> tuple[object, str]:
         shape = KVShape(1, num_heads=num_heads, head_dim=head_dim)
