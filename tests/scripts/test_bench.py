@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.bench import beside, drafts, engine, fleet, kv_accuracy, kv_steps, model, steps
+from scripts.bench import beside, drafts, engine, fleet, floor, kv_accuracy, kv_steps, model, steps
 from scripts.bench.measure import Comparison
 from tests.fixtures.slowness import slowness
 from worker.native.library import library
@@ -40,6 +40,20 @@ def test_steps_are_timed_with_our_kernels_and_without(
             [row] = re.findall(rf"^\| {dtype} \| {side} \| (.*) \|$", text, re.MULTILINE)
             assert all(float(cell) > 0 for cell in row.split(" | "))
             assert len(row.split(" | ")) == 4
+
+
+def test_steps_are_compared_with_their_floor(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*ONCE[:-2], "--cache", str(cache), "--dtypes", "float32,int8"]
+    floor.main(words)
+    rows = re.findall(r"^\| (float32|int8) \| (.*) \|$", capsys.readouterr().out, re.MULTILINE)
+    assert [dtype for dtype, _ in rows] == ["float32", "int8"]
+    for _, row in rows:
+        step_ms, products_ms, _, _, floor_ms, ratio = map(float, row.split(" | "))
+        assert 0 < products_ms <= floor_ms
+        assert ratio > 0
+        assert step_ms > 0
 
 
 def test_drafts_are_timed_and_change_no_answer(capsys: pytest.CaptureFixture[str]) -> None:
