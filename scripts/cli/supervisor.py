@@ -28,6 +28,8 @@ NOT_STARTED = 127
 MOST_FAILED_STARTS = 5
 
 _REPORT_BYTES = 4096
+# How long the first copy of a role has the machine for itself, at most.
+_ALONE_S = 10.0
 # Signals that follow each other so closely are one request to stop.
 _SAME_SIGNAL_S = 0.3
 
@@ -37,6 +39,9 @@ log = logging.getLogger("aios.supervisor")
 @dataclass(frozen=True)
 class Role:
     """A command to keep running, in one copy for each of `copies`.
+
+    The first copy starts alone. The others start when it is ready or has ended, or after some
+    seconds. So it has the machine for itself, and the fleet answers sooner.
 
     An entry of `copies` is added to `env` to make the environment of that copy. `grace_s` is how
     long a copy may take to end after SIGTERM.
@@ -97,6 +102,8 @@ class Supervisor:
         self._hurry = asyncio.Event()
         self._exit_code = 0
         self._ready: dict[str, set[int]] = {role.name: set() for role in roles}
+        # Set for a role whose first copy is ready, or has ended before it was.
+        self._begun: dict[str, asyncio.Event] = {role.name: asyncio.Event() for role in roles}
 
     def stop(self, exit_code: int = 0) -> None:
         """Begin the orderly stop, after which `run` returns `exit_code`.
@@ -149,6 +156,9 @@ class Supervisor:
         failures = 0
         failed_starts = 0
         ever_ready = False
+        if copy > 0:
+            begun = self._begun[role.name]
+            await _first_of(begun.wait(), end.wait(), timeout_s=_ALONE_S)
         while not end.is_set():
             started = time.monotonic()
             life = await self._run_once(role, copy, end)
@@ -201,13 +211,18 @@ class Supervisor:
         """Run a child until it exits, or until `end` is set and it is ended."""
         read_end, write_end = os.pipe()
         os.set_blocking(read_end, False)
-        report = Report(read_end, lambda: self._ready[role.name].add(copy))
+        report = Report(read_end, lambda: self._on_ready(role, copy))
         try:
             status = await self._run_reporting(role, copy, end, write_end)
         finally:
             self._ready[role.name].discard(copy)
+            self._begun[role.name].set()
             report.close()
         return Life(status, report.is_ready, report.reason or status_in_words(status))
+
+    def _on_ready(self, role: Role, copy: int) -> None:
+        self._ready[role.name].add(copy)
+        self._begun[role.name].set()
 
     async def _run_reporting(
         self, role: Role, copy: int, end: asyncio.Event, write_end: int

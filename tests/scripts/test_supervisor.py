@@ -50,6 +50,10 @@ class Fleet:
         argv = ("sh", "-c", script.replace("{name}", name))
         return Role(name, argv, os.environ | {"LOG": str(self.log)}, [{}] * count, grace_s=grace_s)
 
+    def let_go(self) -> None:
+        """Make the file `$LOG.go`, for which a role may wait."""
+        Path(f"{self.log}.go").touch()
+
     def lines(self) -> list[list[str]]:
         return [line.split() for line in self.log.read_text().splitlines()]
 
@@ -82,7 +86,8 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
 
 
 async def test_a_child_that_dies_is_restarted(fleet: Fleet) -> None:
-    supervisor = Supervisor([fleet.role("api"), fleet.role("worker", count=2)], QUICK)
+    roles = [fleet.role("api"), fleet.role("worker", READY + LIVES, count=2)]
+    supervisor = Supervisor(roles, QUICK)
     running = asyncio.create_task(supervisor.run())
     await until(lambda: fleet.saw("up", "worker", times=2) and fleet.saw("up", "api"), "all are up")
     os.kill(fleet.pids("worker")[0], signal.SIGKILL)
@@ -91,6 +96,30 @@ async def test_a_child_that_dies_is_restarted(fleet: Fleet) -> None:
     assert await running == 0
     assert fleet.all_ended()
     assert len(fleet.pids()) == 4
+
+
+async def test_the_first_copy_starts_alone(fleet: Fleet) -> None:
+    """The others start when it is ready."""
+    waits = 'echo "begun $$" >> "$LOG"; while [ ! -e "$LOG.go" ]; do sleep 0.02; done; '
+    script = waits + 'echo "ready $$" >> "$LOG"; ' + READY + LIVES
+    supervisor = Supervisor([fleet.role("worker", script, count=3)], QUICK)
+    running = asyncio.create_task(supervisor.run())
+    await until(lambda: fleet.saw("begun"), "the first copy has begun")
+    fleet.let_go()
+    await until(lambda: fleet.saw("up", "worker", times=3), "all copies are up")
+    supervisor.stop()
+    assert await running == 0
+    words = [line[0] for line in fleet.lines()]
+    assert words[:2] == ["begun", "ready"]
+
+
+async def test_others_start_when_the_first_copy_ends(fleet: Fleet) -> None:
+    script = 'echo "begun $$" >> "$LOG"; exit 1'
+    supervisor = Supervisor([fleet.role("worker", script, count=2)], Backoff(600.0, 600.0))
+    running = asyncio.create_task(supervisor.run())
+    await until(lambda: fleet.saw("begun", times=2), "both copies have begun")
+    supervisor.stop()
+    assert await running == 0
 
 
 async def test_each_copy_has_its_own_environment_and_keeps_it(fleet: Fleet) -> None:
