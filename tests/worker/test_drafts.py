@@ -54,7 +54,7 @@ def test_right_drafts_get_more_and_wrong_ones_none() -> None:
     policy = policy_of(7, HALF)
 
     good = learnt(policy, [True] * 40)
-    mixed = learnt(policy, [True, True, False] * 15)
+    mixed = learnt(policy, [True, True, True, False] * 15)
     bad = learnt(policy, [False] * 40)
 
     [good_count] = policy.plan([good], [7])
@@ -130,7 +130,7 @@ def test_counts_have_room_and_gain(rows: list[tuple[int, int]], cost: float) -> 
     assert not any(counts) or gain(counts, percents, cost) > 1
     [alone] = best_counts(percents[:1], rooms[:1], cost)
     gains = [gain((count,), percents[:1], cost) for count in range(rooms[0] + 1)]
-    assert gains[alone] == max(gains) or (alone == 0 and max(gains) <= 1.06)
+    assert gains[alone] == max(gains) or (alone == 0 and max(gains) <= 1.1)
 
 
 def test_a_gain_is_tokens_by_cost() -> None:
