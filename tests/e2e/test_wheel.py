@@ -21,6 +21,7 @@ import pytest
 
 from shared.shipped import REPO_ROOT
 from tests.fixtures.e2e.serving import serving
+from worker.native.library import INSTRUCTIONS
 
 _SOURCES = ("api", "config", "models", "scripts", "shared", "worker")
 _FILES = (
@@ -33,7 +34,7 @@ _FILES = (
     "setup.py",
 )
 
-KERNELS = tuple(f"worker/native/kernels_{name}.so" for name in ("avx512_bf16", "avx512", "avx2"))
+KERNELS = tuple(f"worker/native/kernels_{name}.so" for name in INSTRUCTIONS)
 
 
 def can_compile() -> bool:

@@ -41,7 +41,7 @@ class Harness:
     """An engine over a ghost, which checks all keys and values it reads."""
 
     def __init__(self, *, num_pages: int = 100, max_batch: int = 2) -> None:
-        self.ghost = Ghost(num_pages=num_pages, max_batch=max_batch)
+        self.ghost = Ghost(num_pages=num_pages, max_batch=max_batch, step_tokens=64)
         self.emissions: list[Emission] = []
         self.engine = Engine(self.ghost, self.emissions.extend)
 
