@@ -180,9 +180,20 @@ def test_kv_memory_counts_for_every_model() -> None:
     assert shape_of(settings, machine(free=8 * GIB)) == Shape(3, 1)
 
 
+def test_a_small_model_has_two_workers_unless_more_are_asked_for() -> None:
+    assert shape_of(Settings(), machine(16)) == Shape(2, 1)
+    assert shape_of(Settings(workers="auto"), machine(16)) == Shape(16, 1)
+    assert shape_of(Settings(workers=3), machine(16)) == Shape(3, 1)
+    assert shape_of(Settings(), machine(1)) == Shape(1, 1)
+    # Half a gigabyte of keys and values, and of the process: memory holds one.
+    assert shape_of(Settings(), machine(16, free=3 * GIB // 2)) == Shape(1, 1)
+    assert "2, for a small model; threads: one" in shape_of(Settings(), machine(16)).why
+    # Without a cache that is known no model is small.
+    assert shape_of(Settings(), machine(16, cache=0)).workers == 16
+
+
 def test_one_worker_is_the_default_on_gpus_alone() -> None:
     """Other GPUs of a machine are used when they are asked for."""
-    assert shape_of(Settings(), machine()) == Shape(8, 1)
     assert shape_of(Settings(), machine(gpus=4)) == Shape(1, 1)
     assert shape_of(Settings(workers="auto"), machine(gpus=4)) == Shape(4, 1)
 

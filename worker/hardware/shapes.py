@@ -28,6 +28,11 @@ from worker.hardware.machine import Machine
 from worker.models.model_files import stored_bytes, weight_bytes
 
 DEFAULT_KV_BYTES = 512 * 2**20
+MOST_FOR_SMALL = 2
+"""The most workers of a model that fits a core's share of the cache, unless more are asked for.
+
+Each answers thousands of tokens a second, and takes half a gigabyte beside its weights.
+"""
 MOST_MEASURED = 8
 """The most workers of a shape that is measured: each loads the model."""
 _PROCESS_BYTES = 512 * 2**20  # an interpreter with torch and transformers, and a step's temporaries
@@ -105,13 +110,18 @@ def _fit_cache(weight_bytes: int, machine: Machine) -> bool:
 def shape_of(settings: Settings, machine: Machine) -> Shape:
     """Return the shape that the rule has for the models of the settings."""
     num_bytes, kv_bytes = _bytes_of_worker(settings)
-    return plan_workers(
+    shape = plan_workers(
         machine,
         num_bytes,
         kv_bytes=kv_bytes,
         workers=_workers_asked(settings, machine),
         threads=_number(settings.threads),
     )
+    is_asked_for = settings.workers is not None or machine.num_gpus > 0
+    if is_asked_for or shape.workers <= MOST_FOR_SMALL or not _fit_cache(num_bytes, machine):
+        return shape
+    why = f"workers: {MOST_FOR_SMALL}, for a small model; {shape.why.partition('; ')[2]}"
+    return Shape(MOST_FOR_SMALL, shape.threads, why)
 
 
 def shapes_to_measure(settings: Settings, machine: Machine) -> list[Shape]:
