@@ -71,12 +71,20 @@ def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
 
 
+def drawn(*shape: int, std: float = 1.0) -> Tensor:
+    """Return random numbers of a truncated normal distribution.
+
+    `torch.randn` on the meta device would import torch's compiler, which takes seconds.
+    """
+    return nn.init.trunc_normal_(torch.empty(shape), std=std, a=-2 * std, b=2 * std)
+
+
 class EmbeddingTable(nn.Module):
     """A table [rows, width] of token or position embeddings."""
 
     def __init__(self, rows: int, width: int) -> None:
         super().__init__()
-        self.embedding_weight = nn.Parameter(torch.randn(rows, width) / sqrt(width))
+        self.embedding_weight = nn.Parameter(drawn(rows, width, std=1 / sqrt(width)))
 
 
 class Attention(nn.Module):

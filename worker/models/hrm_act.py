@@ -21,6 +21,7 @@ from worker.models.act_blocks import (
     EmbeddingTable,
     Level,
     SwiGlu,
+    drawn,
     rope_tables,
     whole_rows,
 )
@@ -143,8 +144,8 @@ class _Inner(nn.Module):
 
     def __init__(self, config: ActConfig) -> None:
         super().__init__()
-        self.register_buffer("H_init", torch.randn(config.hidden_size))
-        self.register_buffer("L_init", torch.randn(config.hidden_size))
+        self.register_buffer("H_init", drawn(config.hidden_size))
+        self.register_buffer("L_init", drawn(config.hidden_size))
         self.embed_tokens = EmbeddingTable(config.vocab_size, config.hidden_size)
         if config.pos_encoding == "learned":
             self.embed_pos = EmbeddingTable(config.max_seq_len, config.hidden_size)

@@ -169,7 +169,9 @@ class HrmTextState:
 class _Core(nn.Module):
     def __init__(self, shape: HrmTextShape) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
+        # Not drawn: on the meta device that would import torch's compiler, which takes seconds.
+        table = torch.empty(shape.vocab_size, shape.hidden_size)
+        self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
         self.z_L_init = nn.Parameter(torch.zeros(shape.hidden_size))
         self.L_module = _Stack(shape)
         self.H_module = _Stack(shape)
@@ -313,9 +315,14 @@ def build_model(
 
 
 def rope_table(num_positions: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Return cosines and signed sines [positions, 1, 1, head_dim], in the half-rotated layout."""
-    frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-    angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), frequencies)
+    """Return cosines and signed sines [positions, 1, 1, head_dim], in the half-rotated layout.
+
+    They are on the CPU, also where a network is built on the meta device.
+    """
+    dims = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu")
+    frequencies = 1.0 / theta ** (dims / head_dim)
+    positions = torch.arange(num_positions, dtype=torch.float32, device="cpu")
+    angles = torch.outer(positions, frequencies)
     cos = angles.cos()
     sin = angles.sin()
     cosines = torch.cat((cos, cos), dim=-1)

@@ -28,6 +28,7 @@ from worker.models.act_blocks import (
     EmbeddingTable,
     Level,
     SwiGlu,
+    drawn,
     rope_tables,
     whole_rows,
 )
@@ -125,8 +126,8 @@ class SapientModel(nn.Module):
     def __init__(self, config: SapientConfig) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("H_init", torch.randn(config.hidden_size))
-        self.register_buffer("L_init", torch.randn(config.hidden_size))
+        self.register_buffer("H_init", drawn(config.hidden_size))
+        self.register_buffer("L_init", drawn(config.hidden_size))
         self.embed_tokens = EmbeddingTable(config.vocab_size, config.hidden_size)
         if config.puzzle_emb_ndim:
             self.puzzle_emb = _PuzzleTable(config.num_identifiers, config.puzzle_emb_ndim)
