@@ -6,7 +6,6 @@ The rounding itself is tested in `test_native.py`, and attention over rounded ke
 
 import statistics
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +21,7 @@ from shared.settings.types import Dtype
 from shared.tasks.runner_options import KVDtype
 from tests.fixtures.worker.act_fixtures import Net, write_bundle
 from tests.fixtures.worker.options import options_for
+from tests.fixtures.worker.paths import check_paths
 from tests.fixtures.worker.stepping import run, score_all
 from worker.engine.runner import RunnerOptions
 from worker.host import loading
@@ -178,16 +178,6 @@ Answer = list[tuple[int, TokenLogprob]]
 """The tokens of an answer with their log-probabilities."""
 
 
-def answers_of(
-    options: RunnerOptions, tasks: list[Generate], replayed: list[list[int]]
-) -> list[Answer]:
-    """Decode the tasks together in a new runner. Return what it adds to the `replayed` tokens."""
-    answers: list[Answer] = [[] for _ in tasks]
-    for emission in run(load_runner("auto", options), tasks, replayed):
-        answers[int(emission.key)] += zip(emission.ids, emission.logprobs, strict=True)
-    return answers
-
-
 @pytest.mark.skipif(library() is None, reason="no kernels: torch's products depend on the batch")
 @pytest.mark.parametrize("flash_attention", [True, False])
 @pytest.mark.parametrize("kv_dtype", LOSSY)
@@ -200,10 +190,6 @@ def test_every_path_says_the_same_to_the_last_bit(
     One other bit in what is rounded changes a log-probability at once.
     """
     path = write(tmp_path)
-    tasks = []
-    for seed, text in enumerate(PROMPTS):
-        sampling = Sampling(max_tokens=12, seed=seed, temperature=0.9, logprobs=3, ignore_eos=True)
-        tasks.append(Generate(text * 2, sampling))
     options = options_for(
         path,
         max_batch=4,
@@ -212,28 +198,7 @@ def test_every_path_says_the_same_to_the_last_bit(
         flash_attention=flash_attention,
         context_window=96,
     )
-
-    alone: list[Answer] = []
-    first_halves: list[list[int]] = []
-    second_halves: list[Answer] = []
-    for task in tasks:
-        [answer] = answers_of(options, [task], [[]])
-        assert len(answer) == 12
-        alone.append(answer)
-        first_halves.append([token for token, _ in answer[:6]])
-        second_halves.append(answer[6:])
-
-    nothing: list[list[int]] = [[]] * len(tasks)
-    assert answers_of(options, tasks, nothing) == alone, "batched"
-
-    chunked = replace(options, step_tokens=7)
-    assert answers_of(chunked, tasks, nothing) == alone, "chunked, where prompts may be"
-
-    assert answers_of(options, tasks, first_halves) == second_halves, "resumed"
-
-    cached = replace(options, prefix_cache=True)
-    twice = answers_of(cached, tasks * 2, nothing * 2)
-    assert twice[len(tasks) :] == alone, "over known prompts"
+    check_paths(options, PROMPTS)
 
 
 @pytest.mark.skipif(library() is None, reason="no kernels")

@@ -15,12 +15,13 @@ from transformers import GPT2Config, GPT2LMHeadModel, HrmTextConfig, HrmTextForC
 from transformers.pytorch_utils import Conv1D
 
 from scripts.train.train_sample import byte_tokenizer
-from shared.messages import Generate, Sampling, Score, TokenLogprob
+from shared.messages import Generate, Sampling, Score
 from shared.settings.settings import Settings, SettingsError, model_entries
 from tests.fixtures.worker.act_fixtures import Net, write_bundle
 from tests.fixtures.worker.int8 import int8_layer, weight_peak
 from tests.fixtures.worker.options import options_for
-from tests.fixtures.worker.stepping import generate_all, run, score_all
+from tests.fixtures.worker.paths import check_paths
+from tests.fixtures.worker.stepping import generate_all, score_all
 from worker.engine.runner import Runner, RunnerOptions
 from worker.host import loading
 from worker.models import linear
@@ -229,20 +230,6 @@ def test_an_int8_batch_says_what_each_says_alone(written: tuple[Path, nn.Module,
         assert generate_all(runner, [task]) == [ids]
 
 
-Answer = list[tuple[int, TokenLogprob]]
-"""The tokens of an answer with their log-probabilities."""
-
-
-def answers_of(
-    options: RunnerOptions, tasks: list[Generate], replayed: list[list[int]]
-) -> list[Answer]:
-    """Decode the tasks together in a new runner. Return what it adds to the `replayed` tokens."""
-    answers: list[Answer] = [[] for _ in tasks]
-    for emission in run(load_runner("auto", options), tasks, replayed):
-        answers[int(emission.key)] += zip(emission.ids, emission.logprobs, strict=True)
-    return answers
-
-
 @pytest.mark.parametrize("write", [write_hrm_text, write_gpt2, write_causal_act])
 def test_int8_says_the_same_in_every_path_to_the_last_bit(
     write: Callable[[Path], tuple[nn.Module, Logits]], tmp_path: Path
@@ -255,33 +242,8 @@ def test_int8_says_the_same_in_every_path_to_the_last_bit(
     for directory in (tmp_path, tmp_path / "tokenizer"):
         byte_tokenizer().save_pretrained(directory)
     write(tmp_path)
-    tasks = []
-    for seed, text in enumerate(PROMPTS):
-        sampling = Sampling(max_tokens=12, seed=seed, temperature=0.9, logprobs=3, ignore_eos=True)
-        tasks.append(Generate(text * 2, sampling))
     options = RunnerOptions(path=str(tmp_path), max_batch=4, quantize="int8", prefix_cache=False)
-
-    alone: list[Answer] = []
-    first_halves: list[list[int]] = []
-    second_halves: list[Answer] = []
-    for task in tasks:
-        [answer] = answers_of(options, [task], [[]])
-        assert len(answer) == 12
-        alone.append(answer)
-        first_halves.append([token for token, _ in answer[:6]])
-        second_halves.append(answer[6:])
-
-    nothing: list[list[int]] = [[]] * len(tasks)
-    assert answers_of(options, tasks, nothing) == alone, "batched"
-
-    chunked = replace(options, step_tokens=7)
-    assert answers_of(chunked, tasks, nothing) == alone, "chunked, where prompts may be"
-
-    assert answers_of(options, tasks, first_halves) == second_halves, "resumed"
-
-    cached = replace(options, prefix_cache=True)
-    twice = answers_of(cached, tasks * 2, nothing * 2)
-    assert twice[len(tasks) :] == alone, "over known prompts"
+    check_paths(options, PROMPTS)
 
 
 def recorded(kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:

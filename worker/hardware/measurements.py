@@ -1,4 +1,7 @@
-"""The choice among shapes whose speeds were measured. It is one rule, without torch or system calls."""
+"""The choice among shapes whose speeds were measured.
+
+It is one rule, without torch or system calls.
+"""
 
 from collections.abc import Callable, Sequence
 

@@ -86,7 +86,7 @@ class KVStore:
         return _converted(keys, dtype), _converted(values, dtype)
 
     def rounded(self, x: Tensor) -> Tensor:
-        """Return keys or values [..., num_heads, head_dim] as they are read once they are stored."""
+        """Return keys or values [..., num_heads, head_dim] as they will be read from the store."""
         if self.keys.dtype == torch.int8:
             return dequantized(quantized(x), x.dtype)
         return x.to(self.keys.dtype).to(x.dtype)

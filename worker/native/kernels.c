@@ -97,15 +97,17 @@ INLINE Floats choose(Ints condition, Floats yes, Floats no) {
     return (Floats)((condition & (Ints)yes) | (~condition & (Ints)no));
 }
 
+/* Adding this to a number below 2^22, and subtracting it again, rounds to a whole number. */
+#define WHOLE 12582912.0f
+
 /* Return e^x. The error is below two units of the last place; x below -87.3 gives 0. */
 INLINE Floats exponential(Floats x) {
     const Floats none = {0};
     Floats inside = choose(x > 88.7f, none + 88.7f, x);
     inside = choose(inside < -87.3f, none - 87.3f, inside);
 
-    /* x = count * log(2) + rest, and adding this constant rounds to a whole number. */
-    const float whole = 12582912.0f;
-    Floats count = (inside * 1.44269504f + whole) - whole;
+    /* x = count * log(2) + rest */
+    Floats count = (inside * 1.44269504f + WHOLE) - WHOLE;
     Floats rest = inside - count * 0.693359375f;
     rest = rest + count * 2.12194440e-4f;
 
@@ -184,12 +186,11 @@ INLINE void quantize(void *head, const void *x, long head_dim, int type) {
     scale = scale < FLT_MIN ? FLT_MIN : scale; /* a head of zeros is not divided by zero */
     scale += sum(broken);
 
-    const float whole = 12582912.0f; /* adding this constant rounds to a whole number */
     char *place = head;
     for (long i = 0; i < head_dim; i += LANES) {
         Floats numbers = load(x, i, type) / scale;
         numbers = choose(numbers == numbers, numbers, (Floats){0});
-        Ints rounded = __builtin_convertvector((numbers + whole) - whole, Ints);
+        Ints rounded = __builtin_convertvector((numbers + WHOLE) - WHOLE, Ints);
         Shorts narrow = __builtin_convertvector(rounded, Shorts);
         *(UnalignedBytes *)(place + i) = __builtin_convertvector(narrow, Bytes);
     }
@@ -777,7 +778,8 @@ void linear(void *out, const void *x, long stride, const void *weight, const flo
 
 /* A row is rounded to 8 bits by a scale of its own, an output's weights by another one. A weight
  * [outputs, inputs] lies in panels [panels, width / 4, PANEL, 4], with zeros behind the last input
- * and output. `width` is the next multiple of LANES. Sums are whole numbers below 2^31, so no order of summation changes them.
+ * and output. `width` is the next multiple of LANES. Sums are whole numbers below 2^31, so no order
+ * of summation changes them.
  *
  * The instructions multiply unsigned bytes of a row by signed bytes of a weight. So 128 is added to
  * a row's bytes, and `offsets`, 128 times the sum of an output's weights, are subtracted again.
@@ -828,9 +830,8 @@ INLINE void round_row(const ByteProduct *o, long row, int is_bf16) {
 
     float steps = peak > 1e-30f ? 127.0f / peak : 0.0f;
     o->row_scales[row] = (steps > 0.0f ? peak / 127.0f : 0.0f) + sum(spoiled);
-    const float whole = 12582912.0f; /* adding it rounds to a whole number */
     for (long i = 0; i < o->width; i += LANES) {
-        Floats rounded = (load_within(x, i, o->inputs, is_bf16) * steps + whole) - whole;
+        Floats rounded = (load_within(x, i, o->inputs, is_bf16) * steps + WHOLE) - WHOLE;
         Ints number = __builtin_convertvector(rounded, Ints) + ZERO;
         UnsignedBytes bytes = __builtin_convertvector(number, UnsignedBytes);
         memcpy(target + i, &bytes, sizeof bytes);

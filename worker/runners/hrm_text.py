@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from shared.accelerators import ACCELERATORS
 from shared.errors import InvalidRequest
 from shared.messages import Chat, Detokenize, Embed, Generate, Prompt, Read, Score, Text, Tokenize
 from shared.tasks.runner_options import HrmTextOptions
@@ -375,11 +374,11 @@ def load(options: RunnerOptions) -> PagedRunner:
     # The order matters, because `prepare` replaces layers: parameters are counted before it, and
     # the new layers are compiled after it.
     description = _describe(model, note)
-    drafts = declared.draft_tokens > 0 and not ACCELERATORS[options.quantize].rounds_activations
-    if drafts:
+    may_draft = declared.draft_tokens > 0 and not options.is_lossy
+    if may_draft:
         pack_all_linears(model)
     prepare(model, options)
-    if drafts:
+    if may_draft:
         net.draft_with(declared.draft_cycles, declared.draft_tokens)
     if device.type == "cuda" and declared.compile_layers:
         compile_net(net, options.name)

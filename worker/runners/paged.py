@@ -163,18 +163,25 @@ class PagedRunner:
         """
         self._copy_pages(slices)
         drafted = self._with_drafts(slices)
-        whole = [index for index, part in enumerate(drafted) if not part.num_layers]
-        cut = [index for index, part in enumerate(drafted) if part.num_layers]
-        whole_slices = [drafted[index] for index in whole]
-        cut_slices = [drafted[index] for index in cut]
+        whole: list[Slice] = []
+        cut: list[Slice] = []
+        whole_indices: list[int] = []
+        cut_indices: list[int] = []
+        for index, part in enumerate(drafted):
+            if part.num_layers:
+                cut.append(part)
+                cut_indices.append(index)
+            else:
+                whole.append(part)
+                whole_indices.append(index)
 
         forwards: dict[TokenSequence, Forward] = {}
         if cut:
-            computed = self._compute_by_layers(whole_slices, cut_slices, forwards)
+            computed = self._compute_by_layers(whole, cut, forwards)
         else:
-            computed = self._compute(whole_slices)
+            computed = self._compute(whole)
         results: list[StepResult | FleetError] = [None] * len(slices)
-        for index, result in zip([*whole, *cut], computed, strict=True):
+        for index, result in zip([*whole_indices, *cut_indices], computed, strict=True):
             results[index] = result
 
         failed = []
@@ -184,7 +191,7 @@ class PagedRunner:
         quarantine.clear(self.store, failed, self.spec.page_size)
 
         # Last, because a step that raises is repeated from where it began.
-        for part in cut_slices:
+        for part in cut:
             self._forwards.pop(part.sequence, None)
         self._forwards |= forwards
         return results
@@ -196,8 +203,11 @@ class PagedRunner:
         more.
         """
         draft = self.net.draft
-        ids: list[list[int]] = [[] for _ in slices]
         drafting = [index for index, part in enumerate(slices) if part.max_drafts]
+        if not drafting:
+            return list(slices)
+
+        ids: list[list[int]] = [[] for _ in slices]
         while drafting:
             assert draft is not None
             parts = [slices[index].behind_drafts(ids[index]) for index in drafting]
@@ -300,7 +310,9 @@ class PagedRunner:
             # one do not decode.
             plan = present[0].batch.plan
             if len(present) > 1:
-                slices = [part for group in present for part in group.slices]
+                slices: list[Slice] = []
+                for group in present:
+                    slices += group.slices
                 plan = self._batch(slices).plan
             forward = joined([group.forward for group in present])
             forward = layers.advance(forward, plan, self.store, end - first)
