@@ -28,7 +28,9 @@ from shared.tasks.results import Solution as Solution
 from shared.tasks.results import Tokenized as Tokenized
 from shared.tasks.specs import Chat as Chat
 from shared.tasks.specs import Classify as Classify
+from shared.tasks.specs import Depth as Depth
 from shared.tasks.specs import Detokenize as Detokenize
+from shared.tasks.specs import Effort as Effort
 from shared.tasks.specs import Embed as Embed
 from shared.tasks.specs import Generate as Generate
 from shared.tasks.specs import Grid as Grid
@@ -138,7 +140,8 @@ class Done(msgspec.Struct, Generic[SomeResult], frozen=True, omit_defaults=True,
 
     `finish_reason` is `stop`, `length`, `deadline` (with the tokens that were sampled by then), or
     the name of a task of another kind. The keys and values of `num_cached_tokens` prompt tokens
-    were there already. `artifacts` are the bytes that a task made, in the task's own order.
+    were there already. `artifacts` are the bytes that a task made, in the task's own order. `depth`
+    is the one at which the job was computed, if it asked for one; it is never an effort.
     """
 
     finish_reason: str
@@ -147,6 +150,7 @@ class Done(msgspec.Struct, Generic[SomeResult], frozen=True, omit_defaults=True,
     num_cached_tokens: int = 0
     result: SomeResult | None = None
     artifacts: tuple[ArtifactRef, ...] = ()
+    depth: Depth | None = None
 
     @property
     def generated(self) -> Generated:

@@ -30,9 +30,11 @@ from shared.messages import (
     Chat,
     Classify,
     ContinuationScore,
+    Depth,
     Detokenize,
     Detokenized,
     Done,
+    Effort,
     Embed,
     Embedded,
     Failed,
@@ -59,6 +61,7 @@ from shared.settings.types import Quantize
 from shared.tasks.runner_options import Attention, KVDtype, Scoring, Segments
 from shared.tasks.runner_table import WITHOUT_FILES
 from shared.tasks.vectors import unpack
+from worker.engine.depth import check_depth
 from worker.engine.engine import Engine
 from worker.engine.engine_thread import EngineThread
 from worker.engine.request import Emission, SequenceWork
@@ -249,10 +252,12 @@ class LLM:
         *,
         condition: str | None = None,
         method: Literal["strict", "aios_compat"] | None = None,
+        depth: Depth | None = None,
     ) -> list[ContinuationScore]:
         """Score each continuation behind its context.
 
         Return for each its log-likelihood (nats), its number of tokens, and whether it is greedy.
+        `depth` is that of a recurrent model, such as `Depth(cycles="2x1")`; None is its own.
         Contexts and continuations are pairs, or one context has all the continuations. Each
         distinct context is computed once.
         """
@@ -274,7 +279,7 @@ class LLM:
         tasks: list[Task] = []
         for context, indices in indices_of.items():
             group = tuple(texts[index] for index in indices)
-            tasks.append(Score(context, group, condition=condition, method=method))
+            tasks.append(Score(context, group, condition=condition, method=method, depth=depth))
 
         scores: dict[int, ContinuationScore] = {}
         for indices, scored in zip(indices_of.values(), self._run(tasks, Scored), strict=True):
@@ -282,15 +287,20 @@ class LLM:
         return [scores[index] for index in range(len(texts))]
 
     def score_rolling(
-        self, texts: TextInput | Sequence[TextInput], *, condition: str | None = None
+        self,
+        texts: TextInput | Sequence[TextInput],
+        *,
+        condition: str | None = None,
+        depth: Depth | None = None,
     ) -> list[ContinuationScore]:
         """Score whole texts of any length.
 
-        Return for each its log-likelihood (nats) and its number of tokens.
+        Return for each its log-likelihood (nats) and its number of tokens. `depth` is as in
+        `score`.
         """
         tasks: list[Task] = []
         for text in _texts(texts, "texts"):
-            tasks.append(Score("", (text,), condition=condition, rolling=True))
+            tasks.append(Score("", (text,), condition=condition, rolling=True, depth=depth))
         return [scored.scores[0] for scored in self._run(tasks, Scored)]
 
     def embed(
@@ -317,8 +327,16 @@ class LLM:
         identifier: int | str | None = None,
         halt: Halt | None = None,
         max_steps: int | None = None,
+        effort: Effort | None = None,
     ) -> list[Solution]:
-        """Return the solutions of puzzles, each a Sudoku in one string, or the rows of a grid."""
+        """Return the solutions of puzzles, each a Sudoku in one string, or the rows of a grid.
+
+        At most one of `max_steps` and `effort` is expected.
+        """
+        if max_steps is not None and effort is not None:
+            raise InvalidRequest(
+                "effort: expected at most one of max_steps, effort.", field="effort"
+            )
         if isinstance(puzzles, str):
             raise InvalidRequest(
                 "puzzles: expected a list of puzzles, got a text.", field="puzzles"
@@ -326,7 +344,7 @@ class LLM:
         tasks: list[Task] = []
         for puzzle in puzzles:
             grid = _puzzle(puzzle)
-            tasks.append(Solve(grid, identifier, halt=halt, max_steps=max_steps))
+            tasks.append(Solve(grid, identifier, halt=halt, max_steps=max_steps, effort=effort))
         return self._run(tasks, Solution)
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
@@ -398,6 +416,7 @@ class LLM:
             # A tokenizer must not be used by two threads at once.
             with self._encode_lock:
                 encoded = parts.runner.encode(task)
+            check_depth(task, encoded)
         except FleetError:
             raise
         except Exception as error:

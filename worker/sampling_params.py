@@ -4,12 +4,15 @@ The names are vLLM's, and the ranges are those of the HTTP bodies.
 """
 
 import math
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shared.errors import InvalidRequest
-from shared.messages import Generate, Prompt, Sampling
+from shared.messages import Depth, Effort, Generate, Prompt, Sampling
+from shared.tasks.runner_options import CYCLES
+from shared.tasks.specs import EFFORTS
 
 _SEED_BITS = 63
 _INTEGERS: dict[str, tuple[int, int | None]] = {
@@ -20,6 +23,7 @@ _INTEGERS: dict[str, tuple[int, int | None]] = {
     "logprobs": (0, None),
     "seed": (-(2**63), 2**64 - 1),
     "truncate_prompt_tokens": (-1, None),
+    "max_steps": (1, 2**31 - 1),
 }
 _NUMBERS: dict[str, tuple[float, float]] = {
     "temperature": (0.0, 2.0),
@@ -29,7 +33,7 @@ _NUMBERS: dict[str, tuple[float, float]] = {
     "presence_penalty": (-2.0, 2.0),
     "frequency_penalty": (-2.0, 2.0),
 }
-_OPTIONAL = ("max_tokens", "logprobs", "seed", "truncate_prompt_tokens")
+_OPTIONAL = ("max_tokens", "logprobs", "seed", "truncate_prompt_tokens", "max_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +46,8 @@ class SamplingParams:
     fit the context window. `logprobs` is the number of likeliest tokens that are reported beside
     each chosen one; None reports nothing.
 
-    `condition` is HRM-Text's; None is the model's default. At most the last
+    `condition` is HRM-Text's; None is the model's default. One of `cycles` (HRM-Text, as 2x1),
+    `max_steps` (ACT segments) and `effort` runs a recurrent model at another depth. At most the last
     `truncate_prompt_tokens` tokens of a prompt are read. The value -1 keeps as many as leave room
     for the answer, and None refuses a prompt that does not fit.
 
@@ -67,6 +72,9 @@ class SamplingParams:
     logprobs: int | None = None
     truncate_prompt_tokens: int | None = None
     condition: str | None = None
+    cycles: str | None = None
+    max_steps: int | None = None
+    effort: Effort | None = None
 
     def __post_init__(self) -> None:
         for name, (least, most) in _INTEGERS.items():
@@ -93,6 +101,20 @@ class SamplingParams:
             raise _invalid("min_tokens", f"expected at most max_tokens, which is {self.max_tokens}")
         if any(not isinstance(text, str) or not text for text in self._stops):
             raise _invalid("stop", "expected a text, or a list of texts, none of them empty")
+        self._check_depth()
+
+    def _check_depth(self) -> None:
+        if self.cycles is not None and not re.fullmatch(CYCLES, str(self.cycles)):
+            raise _invalid("cycles", f"expected H and L cycles as 2x3, got {self.cycles!r}")
+        if self.effort is not None and self.effort not in EFFORTS:
+            raise _invalid("effort", f"expected one of {', '.join(EFFORTS)}, got {self.effort!r}")
+        if sum(value is not None for value in (self.cycles, self.max_steps, self.effort)) > 1:
+            raise _invalid("effort", "expected at most one of cycles, max_steps, effort")
+
+    @property
+    def _depth(self) -> Depth | None:
+        depth = Depth(self.cycles, self.max_steps, self.effort)
+        return None if depth == Depth() else depth
 
     @property
     def _stops(self) -> tuple[str, ...]:
@@ -115,6 +137,7 @@ class SamplingParams:
             condition=self.condition,
             overflow="clamp" if num_kept is None else "truncate",
             max_prompt_tokens=max_prompt_tokens,
+            depth=self._depth,
         )
 
     def _sampling(self, context_window: int) -> Sampling:

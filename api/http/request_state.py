@@ -10,22 +10,31 @@ from typing import Any
 
 from api.http.error_format import PLAIN, ErrorFormat
 from api.stream.stopwatch import Stopwatch
+from shared.messages import Depth
 from shared.telemetry.tracing import NO_SPAN, Span
+
+_NO_DEPTH = Depth()
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Numbers of tokens. `cached_prompt_tokens` of the `prompt_tokens` were computed before."""
+    """Numbers of tokens. `cached_prompt_tokens` of the `prompt_tokens` were computed before.
+
+    `depth` is the one at which a request was computed, if it asked for one.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_prompt_tokens: int = 0
+    depth: Depth = _NO_DEPTH
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
             self.cached_prompt_tokens + other.cached_prompt_tokens,
+            # All jobs of a request have one depth.
+            other.depth if self.depth == _NO_DEPTH else self.depth,
         )
 
     @property

@@ -42,9 +42,12 @@ def _plan_score(body: LoglikelihoodRequest, model: ModelInfo, limits: Limits) ->
 
 def _plan_rolling(body: RollingRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
     limits.check_count("prompts", len(body.prompts))
-    return TaskPlan(
-        [Score("", (text,), body.condition, body.scoring, rolling=True) for text in body.prompts]
-    )
+    tasks = []
+    for text in body.prompts:
+        tasks.append(
+            Score("", (text,), body.condition, body.scoring, rolling=True, depth=body.depth)
+        )
+    return TaskPlan(tasks)
 
 
 def group_by_prompt(prompts: list[str]) -> dict[str, list[int]]:
@@ -63,7 +66,7 @@ def score_tasks(body: LoglikelihoodRequest, indices_of: dict[str, list[int]]) ->
     tasks = []
     for prompt, indices in indices_of.items():
         continuations = tuple(body.continuations[index] for index in indices)
-        tasks.append(Score(prompt, continuations, body.condition, body.scoring))
+        tasks.append(Score(prompt, continuations, body.condition, body.scoring, depth=body.depth))
     return tasks
 
 

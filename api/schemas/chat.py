@@ -22,7 +22,7 @@ from api.schemas.openai import Heading, StreamOptions
 from api.schemas.q_values import QValues, is_absent, q_values_body
 from api.schemas.usage import USAGE, DetailedUsageBody, detailed_usage_body
 from api.stream.request_events import Choice, Outcome, total_usage
-from shared.messages import Chat, Generate, Sampling, TokenLogprob, Turn
+from shared.messages import Chat, Effort, Generate, Sampling, TokenLogprob, Turn
 
 MAX_TOP_LOGPROBS = 20
 _NEUTRAL: dict[str, Sequence[Any]] = {
@@ -37,7 +37,6 @@ _NEUTRAL: dict[str, Sequence[Any]] = {
     "prediction": (),
     "moderation": (),
     "web_search_options": (),
-    "reasoning_effort": ("none",),
     "verbosity": ("medium",),
     "store": (False,),
     "service_tier": ("auto", "default"),
@@ -69,6 +68,11 @@ def _as_text(value: Any) -> Any:
                 f"{kind or type(part).__name__!r}"
             )
     return "".join(part["text"] for part in value)
+
+
+def _as_effort(value: Any) -> Any:
+    """Return an effort, None for OpenAI's `none`, which asks for nothing."""
+    return None if value == "none" else value
 
 
 _Parts = Annotated[list[dict[Literal["type", "text"], str]], Field(min_length=1)]
@@ -106,6 +110,11 @@ class ChatRequest(SampledRequest):
         validation_alias=AliasChoices("max_completion_tokens", "max_tokens"),
         description="Default: as many as the server allows and the context window has room for.",
     )
+    effort: Annotated[Effort | None, BeforeValidator(_as_effort)] = Field(
+        None,
+        validation_alias=AliasChoices("effort", "reasoning_effort"),
+        description="A depth that the model's entry names.",
+    )
     logprobs: Annotated[bool, Field(strict=True)] = False
     top_logprobs: Annotated[int, Field(strict=True, ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     stream: bool = False
@@ -130,7 +139,7 @@ class ChatRequest(SampledRequest):
         """
         chat = Chat(tuple(message.turn() for message in self.messages))
         overflow: Literal["clamp", "refuse"] = "clamp" if self.max_tokens is None else "refuse"
-        return Generate(chat, self.sampling(max_tokens), self.condition, overflow)
+        return Generate(chat, self.sampling(max_tokens), self.condition, overflow, depth=self.depth)
 
     def sampling(self, max_tokens: int) -> Sampling:
         logprobs = None

@@ -25,7 +25,7 @@ def echo_tasks(body: CompletionRequest, max_tokens: int) -> list[Generate | Read
         tasks += [body.task(prompt, max_tokens) for prompt in body.prompt]
     for prompt in body.prompt:
         if _is_read(body, prompt):
-            tasks.append(Read(prompt, body.logprobs or 0, body.condition))
+            tasks.append(Read(prompt, body.logprobs or 0, body.condition, body.depth))
     return tasks
 
 

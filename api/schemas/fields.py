@@ -20,7 +20,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from shared.messages import Generate, Prompting, Sampling, Text
+from shared.messages import Depth, Effort, Generate, Prompting, Sampling, Text
+from shared.tasks.runner_options import CYCLES
 
 MAX_STOPS = 16
 MAX_STOP_IDS = 64
@@ -30,6 +31,7 @@ MAX_CHOICES = 16
 SEED_BITS = 63
 fleets_seed: ContextVar[int | None] = ContextVar("fleets_seed", default=None)
 """The seed of requests that name none, where the fleet has one."""
+_DEPTHS = ("cycles", "max_steps", "effort")
 _EXPECTED_BIAS = (
     f"expected an object of at most {MAX_BIASES} token ids, each with a number from -100 to 100"
 )
@@ -53,6 +55,14 @@ AnyText = Annotated[str, AfterValidator(_is_unicode)]
 NonEmpty = Annotated[str, Field(min_length=1), AfterValidator(_is_unicode)]
 Condition = Annotated[
     str, Field(min_length=1, max_length=64, description="HRM-Text: names joined by commas.")
+]
+Cycles = Annotated[
+    str,
+    Field(pattern=f"^{CYCLES}$", description="HRM-Text: H and L cycles for each token, as 2x1."),
+]
+MaxSteps = Annotated[
+    int,
+    Field(strict=True, ge=1, le=2**31 - 1, description="Most ACT segments; else as the model."),
 ]
 MaxTokens = Annotated[
     int, Field(strict=True, ge=1, description="Most tokens to generate; subject to the cap.")
@@ -157,7 +167,27 @@ class RequestBody(BaseModel):
         return {name: field for name, field in value.items() if field is not None}
 
 
-class SampledRequest(RequestBody):
+class DepthRequest(RequestBody):
+    """The fields of every request that may run a recurrent model at another depth."""
+
+    cycles: Cycles | None = None
+    max_steps: MaxSteps | None = None
+    effort: Effort | None = Field(None, description="A depth that the model's entry names.")
+
+    @model_validator(mode="after")
+    def _one_depth(self) -> Self:
+        check_one_of(self, _DEPTHS)
+        return self
+
+    @property
+    def depth(self) -> Depth | None:
+        """The depth that the request asks for, None for the model's own."""
+        if self.cycles is None and self.max_steps is None and self.effort is None:
+            return None
+        return Depth(self.cycles, self.max_steps, self.effort)
+
+
+class SampledRequest(DepthRequest):
     """The fields of every request for text: the model, and how to choose tokens."""
 
     max_tokens: MaxTokens | None = None
@@ -193,7 +223,7 @@ class SampledRequest(RequestBody):
 
     def task(self, prompt: Text, max_tokens: int) -> Generate:
         """Return the work for one prompt. Without a seed from the caller each task gets its own."""
-        return Generate(prompt, self.sampling(max_tokens), self.condition)
+        return Generate(prompt, self.sampling(max_tokens), self.condition, depth=self.depth)
 
     def sampling(self, max_tokens: int) -> Sampling:
         if self.seed is None:
@@ -217,6 +247,13 @@ class SampledRequest(RequestBody):
             frequency_penalty=self.frequency_penalty,
             repetition_penalty=self.repetition_penalty,
         )
+
+
+def check_one_of(body: BaseModel, names: Sequence[str]) -> None:
+    """Raise an error for a body in which several of these fields are given."""
+    given = [name for name in names if getattr(body, name) is not None]
+    if len(given) > 1:
+        raise refuse(given[0], f"expected at most one of {', '.join(names)}")
 
 
 def refuse_unsupported(value: Any, neutral: Mapping[str, Sequence[Any]]) -> Any:

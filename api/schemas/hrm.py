@@ -8,9 +8,9 @@ from pydantic import AliasChoices, BaseModel, Field, model_validator
 from api.schemas.fields import (
     AnyText,
     Condition,
+    DepthRequest,
     MaxTokens,
     NonEmpty,
-    RequestBody,
     SampledRequest,
     Temperature,
     refuse,
@@ -64,7 +64,7 @@ class GenerateResponse(BaseModel):
     q_values: list[QValues | None] | None = Field(None, exclude_if=is_absent)
 
 
-class ScoringRequest(RequestBody):
+class ScoringRequest(DepthRequest):
     """The fields of every request for log-likelihoods."""
 
     model: str | None = None

@@ -5,7 +5,7 @@ say.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AliasChoices,
@@ -16,10 +16,10 @@ from pydantic import (
     model_validator,
 )
 
-from api.schemas.fields import RequestBody, refuse, shown
+from api.schemas.fields import MaxSteps, RequestBody, check_one_of, refuse, shown
 from api.schemas.usage import UsageBody, usage_body
 from api.stream.request_events import Outcome, total_usage
-from shared.messages import Grid, Halt, Solution, Solve
+from shared.messages import Effort, Grid, Halt, Solution, Solve
 
 _MOST_ROWS = 30
 _MOST_CHARACTERS = 128
@@ -82,7 +82,6 @@ Identifier = Annotated[
     BeforeValidator(_as_identifier),
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string"}]}),
 ]
-MaxSteps = Annotated[int, Field(strict=True, ge=1, le=_MOST)]
 
 
 class SolveRequest(RequestBody):
@@ -106,9 +105,8 @@ class SolveRequest(RequestBody):
     halt: Halt | None = Field(
         None, description="max runs all segments, q_halt stops where the network would."
     )
-    max_steps: MaxSteps | None = Field(
-        None, description="Most ACT segments; as trained, if not given."
-    )
+    max_steps: MaxSteps | None = None
+    effort: Effort | None = Field(None, description="A max_steps that the model's entry names.")
 
     @model_validator(mode="before")
     @classmethod
@@ -121,6 +119,11 @@ class SolveRequest(RequestBody):
             raise refuse("grid", f"expected exactly one of {', '.join(_SHAPES)}, got {names}")
         return value
 
+    @model_validator(mode="after")
+    def _one_depth(self) -> Self:
+        check_one_of(self, ("max_steps", "effort"))
+        return self
+
     @property
     def puzzles(self) -> list[str | Grid]:
         """The puzzles, whichever field has them."""
@@ -129,9 +132,10 @@ class SolveRequest(RequestBody):
         return self.grids
 
     def tasks(self) -> list[Solve]:
-        return [
-            Solve(puzzle, self.identifier, self.halt, self.max_steps) for puzzle in self.puzzles
-        ]
+        tasks = []
+        for puzzle in self.puzzles:
+            tasks.append(Solve(puzzle, self.identifier, self.halt, self.max_steps, self.effort))
+        return tasks
 
 
 class SolutionBody(BaseModel):

@@ -1,8 +1,9 @@
 """The `usage` object: the counts that all dialects share, and the details of OpenAI's."""
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from api.http.request_state import Usage
+from api.schemas.q_values import is_absent
 
 USAGE = {
     "prompt_tokens": 21,
@@ -14,9 +15,16 @@ USAGE = {
 
 
 class UsageBody(BaseModel):
+    """Numbers of tokens.
+
+    A request that asks for a depth is told the one at which it was computed.
+    """
+
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    cycles: str | None = Field(None, exclude_if=is_absent)
+    max_steps: int | None = Field(None, exclude_if=is_absent)
 
 
 class PromptTokensDetails(BaseModel):
@@ -32,6 +40,8 @@ def usage_body(usage: Usage) -> UsageBody:
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         total_tokens=usage.total_tokens,
+        cycles=usage.depth.cycles,
+        max_steps=usage.depth.max_steps,
     )
 
 
@@ -40,5 +50,7 @@ def detailed_usage_body(usage: Usage) -> DetailedUsageBody:
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         total_tokens=usage.total_tokens,
+        cycles=usage.depth.cycles,
+        max_steps=usage.depth.max_steps,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.cached_prompt_tokens),
     )

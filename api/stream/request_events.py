@@ -15,6 +15,7 @@ from shared.errors import ClientGone, FleetError, WorkerFailed, from_event
 from shared.messages import (
     ArtifactRef,
     Cancelled,
+    Depth,
     Done,
     Event,
     Failed,
@@ -223,7 +224,12 @@ def total_usage(outcomes: Iterable[Outcome]) -> Usage:
 
 
 def usage_of(done: Done) -> Usage:
-    return Usage(done.num_prompt_tokens, done.num_completion_tokens, done.num_cached_tokens)
+    return Usage(
+        done.num_prompt_tokens,
+        done.num_completion_tokens,
+        done.num_cached_tokens,
+        done.depth or Depth(),
+    )
 
 
 def finish_reasons(done: Done) -> tuple[str, ...]:

@@ -21,23 +21,54 @@ from pydantic import (
 
 from shared.settings.text import plain
 from shared.settings.types import Text
+from shared.tasks.specs import EFFORTS, Depth, Effort
 
 Scoring = Literal["strict", "aios_compat"]
 Segments = Literal["compat", "max", "q_halt"]
 Attention = Literal["bidirectional", "causal"]
 KVDtype = Literal["auto", "bfloat16", "int8"]
-_CYCLES = re.compile(r"([1-9]\d?)x([1-9]\d?)")
+CYCLES = r"[1-9]\d?x[1-9]\d?"
+"""The pattern of numbers of H and L cycles, such as 2x3."""
+
+_STEPS = r"[1-9]\d{0,3}"
 
 
 def _as_cycles(value: str) -> str:
     """Return a text as 2x3. Raise ValueError for any other."""
-    if not _CYCLES.fullmatch(value):
+    if not re.fullmatch(CYCLES, value):
         raise ValueError("expected H and L cycles as 2x3, each from 1 to 99")
     return value
 
 
+def _as_cycle_efforts(value: str) -> str:
+    if not all(re.fullmatch(CYCLES, depth) for depth in _levels(value).values()):
+        raise ValueError("expected low=2x1,medium=2x2,high=2x3")
+    return value
+
+
+def _as_step_efforts(value: str) -> str:
+    if not all(re.fullmatch(_STEPS, depth) for depth in _levels(value).values()):
+        raise ValueError("expected low=2,medium=8,high=16")
+    return value
+
+
+def _levels(value: str) -> dict[str, str]:
+    """Return the text behind each effort's name. It is empty where a name lacks."""
+    levels: dict[str, str] = dict.fromkeys(EFFORTS, "")
+    for part in value.split(","):
+        name, _, depth = part.strip().partition("=")
+        levels[name] = depth
+    return levels
+
+
 Cycles = Annotated[str, AfterValidator(_as_cycles)]
 """The numbers of H and L cycles, as 2x3."""
+
+CycleEfforts = Annotated[str, AfterValidator(_as_cycle_efforts)]
+"""The cycles of each effort, as low=2x1,medium=2x2,high=2x3."""
+
+StepEfforts = Annotated[str, AfterValidator(_as_step_efforts)]
+"""The most ACT segments of each effort, as low=2,medium=8,high=16."""
 
 
 class OptionError(ValueError):
@@ -113,6 +144,10 @@ class HrmTextOptions(PagedOptions):
         default=None,
         description="H and L cycles of HRM-Text as 2x3 (none: those of its training)",
     )
+    efforts: CycleEfforts | None = Field(
+        default=None,
+        description="cycles by effort, as low=2x1,medium=2x2,high=2x3 (none: 1, half, all L cycles)",
+    )
     draft_tokens: int = Field(
         default=7,
         ge=0,
@@ -126,12 +161,25 @@ class HrmTextOptions(PagedOptions):
     )
 
     @property
-    def num_cycles(self) -> tuple[int, int] | None:
-        """Return the numbers of H and L cycles, None for those of the training."""
-        if self.cycles is None:
+    def depths_by_effort(self) -> dict[Effort, Depth] | None:
+        """Return the depth of each effort, None where the model's own cycles decide."""
+        if self.efforts is None:
             return None
-        h_cycles, l_cycles = self.cycles.split("x")
-        return int(h_cycles), int(l_cycles)
+        levels = _levels(self.efforts)
+        return {effort: Depth(cycles=levels[effort]) for effort in EFFORTS}
+
+
+_STEP_EFFORTS = Field(
+    default=None,
+    description="most ACT segments by effort, as low=2,medium=8,high=16 (none: 1, half, all)",
+)
+
+
+def _step_depths(efforts: str | None) -> dict[Effort, Depth] | None:
+    if efforts is None:
+        return None
+    levels = _levels(efforts)
+    return {effort: Depth(max_steps=int(levels[effort])) for effort in EFFORTS}
 
 
 class HrmActOptions(PagedOptions):
@@ -139,13 +187,25 @@ class HrmActOptions(PagedOptions):
 
     scoring: Scoring = Field(default="strict", description="how log-likelihoods are computed")
     segments: Segments = Field(default="compat", description="how ACT segments halt")
+    efforts: StepEfforts | None = _STEP_EFFORTS
     attention: Attention | None = Field(default=None, description="override of the model's own")
+
+    @property
+    def depths_by_effort(self) -> dict[Effort, Depth] | None:
+        """Return the depth of each effort, None where the model's own segments decide."""
+        return _step_depths(self.efforts)
 
 
 class PuzzleOptions(Options):
     """Options of Sapient's puzzle HRMs."""
 
     segments: Segments = Field(default="compat", description="how ACT segments halt")
+    efforts: StepEfforts | None = _STEP_EFFORTS
+
+    @property
+    def depths_by_effort(self) -> dict[Effort, Depth] | None:
+        """Return the depth of each effort, None where the model's own segments decide."""
+        return _step_depths(self.efforts)
 
 
 def setting_of(declared: type[Options], name: str) -> Any:

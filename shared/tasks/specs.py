@@ -70,8 +70,26 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     logprobs: int | None = None
 
 
+Effort = Literal["low", "medium", "high"]
+"""A name for a depth. Each model says which depth it stands for."""
+
+EFFORTS: tuple[Effort, ...] = ("low", "medium", "high")
+
+
+class Depth(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The part of a recurrent model that a request runs: one of the three.
+
+    `cycles` are the H and L cycles of HRM-Text, as 2x3, `max_steps` the most ACT segments, and
+    `effort` a depth that the model names.
+    """
+
+    cycles: str | None = None
+    max_steps: int | None = None
+    effort: Effort | None = None
+
+
 class Generate(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
-    """Continue one prompt. `condition` None is the model's default.
+    """Continue one prompt. A `condition` or `depth` of None is the model's default.
 
     At most the last `max_prompt_tokens` of the prompt are used. `overflow` is for a prompt that is
     still too long.
@@ -82,13 +100,14 @@ class Generate(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
     condition: str | None = None
     overflow: Overflow = "truncate"
     max_prompt_tokens: int | None = None
+    depth: Depth | None = None
 
 
 class Score(msgspec.Struct, frozen=True, omit_defaults=True, tag="score"):
     """Score each continuation of one context by its log-likelihood.
 
-    `method` None is the model's default. With `rolling` a whole text of any length is scored: it is
-    the only continuation, and the context is empty.
+    A `condition`, `method` or `depth` of None is the model's default. With `rolling` a whole text
+    of any length is scored: it is the only continuation, and the context is empty.
     """
 
     context: Text
@@ -96,33 +115,36 @@ class Score(msgspec.Struct, frozen=True, omit_defaults=True, tag="score"):
     condition: str | None = None
     method: Literal["strict", "aios_compat"] | None = None
     rolling: bool = False
+    depth: Depth | None = None
 
 
 class Read(msgspec.Struct, frozen=True, omit_defaults=True, tag="read"):
     """Return the tokens of a prompt with their log-probabilities.
 
     The log-probability of each is conditional on the tokens before it. It is None where the model
-    does not predict the token. The `num_top` likeliest tokens stand beside each. `condition` None
-    is the model's default.
+    does not predict the token. The `num_top` likeliest tokens stand beside each. A `condition` or
+    `depth` of None is the model's default.
     """
 
     prompt: Text
     num_top: int = 0
     condition: str | None = None
+    depth: Depth | None = None
 
 
 class Solve(msgspec.Struct, frozen=True, omit_defaults=True, tag="solve"):
     """Solve one puzzle, given as a grid or as the cells of a Sudoku in one string.
 
     `identifier` is the network's number or name for the family of the puzzle; None is the blank
-    one. `max_steps` is the most ACT segments; None is the number that the network was trained to.
-    `halt` None is the model's default.
+    one. `max_steps` is the most ACT segments, or `effort` names that number; without both it is the
+    number that the network was trained to. `halt` None is the model's default.
     """
 
     puzzle: str | Grid
     identifier: int | str | None = None
     halt: Halt | None = None
     max_steps: int | None = None
+    effort: Effort | None = None
 
 
 class Tokenize(msgspec.Struct, frozen=True, omit_defaults=True, tag="tokenize"):

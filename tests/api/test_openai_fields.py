@@ -107,7 +107,6 @@ def test_what_the_page_allows_asks_for_nothing() -> None:
         ("service_tier", "flex"),
         ("modalities", ["text", "audio"]),
         ("prediction", {"type": "content", "content": "a"}),
-        ("reasoning_effort", "low"),
         ("verbosity", "high"),
         ("web_search_options", {}),
         ("tools", [{"type": "function"}]),

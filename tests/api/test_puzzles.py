@@ -40,7 +40,12 @@ async def test_answers_come_in_order_and_in_their_callers_shapes(
             {"grid": [[1, 2], [3, 4]]} | rest,
             {"grid": ["# S", "Go "]} | rest,
         ],
-        "usage": {"prompt_tokens": 243, "completion_tokens": 0, "total_tokens": 243},
+        "usage": {
+            "prompt_tokens": 243,
+            "completion_tokens": 0,
+            "total_tokens": 243,
+            "max_steps": 3,
+        },
     }
 
 
@@ -70,10 +75,13 @@ async def test_everything_given_reaches_the_worker(
     assert (await client.post(PATH, json=everything)).status_code == 200
     little = {"grid": [[0, 9]], "identifier": 5, "halt": None}
     assert (await client.post(PATH, json=little)).status_code == 200
+    lazy = {"grid": [[0, 9]], "effort": "low"}
+    assert (await client.post(PATH, json=lazy)).status_code == 200
 
-    first, second = solver.jobs
+    first, second, third = solver.jobs
     assert first.task == Solve(((0, 9),), identifier="007bbfb7", halt="q_halt", max_steps=7)
     assert second.task == Solve(((0, 9),), identifier=5)
+    assert third.task == Solve(((0, 9),), effort="low")
 
 
 GRID = {"grid": SUDOKU}
@@ -102,6 +110,8 @@ BAD: list[tuple[Any, str, str]] = [
     (GRID | {"halt": "never"}, "halt", "'max' or 'q_halt'"),
     (GRID | {"max_steps": 0}, "max_steps", "max_steps: "),
     (GRID | {"max_steps": "3"}, "max_steps", "max_steps: "),
+    (GRID | {"effort": "none"}, "effort", "effort: "),
+    (GRID | {"effort": "low", "max_steps": 3}, "max_steps", "at most one of max_steps, effort"),
     (GRID | {"model": 5}, "model", "model: "),
     ([], "", "JSON object"),
 ]

@@ -61,6 +61,9 @@ SAMPLING: dict[str, st.SearchStrategy[Any]] = {
     "logprobs": st.integers(0, 5),
     "model": st.sampled_from(["parrot", "local", "nobody", ""]),
     "condition": TEXTS,
+    "cycles": st.sampled_from(["2x1", "1x", "2x1\n"]),
+    "max_steps": st.integers(0, 3),
+    "effort": st.sampled_from(["low", "none"]),
 }
 FIELDS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "/generate": SAMPLING

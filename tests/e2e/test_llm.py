@@ -34,6 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
         "min_p": 0.01,
         "max_tokens": 20,
     },
+    "shallow": {"temperature": 0, "max_tokens": 60, "cycles": "2x1"},
     "choices": {"seed": -1, "n": 2, "max_tokens": 12, "logprobs": 0},
     "stops": {"seed": 3, "stop": ["=", "1"], "max_tokens": 40, "min_tokens": 2},
     "penalties": {

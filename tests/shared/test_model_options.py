@@ -177,7 +177,7 @@ def test_they_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     printed = capsys.readouterr().out
     assert "[brain:segments=max, any:scoring=aios_compat]" in printed
     assert "# options of model brain, runner hrm-act: " in printed
-    assert "segments=max, attention=none" in printed
+    assert "segments=max, efforts=none, attention=none" in printed
     assert "# options of model any, runner auto: scoring=aios_compat" in printed
     assert "options of model" not in render_config(resolve({}, {}, None))
 

@@ -12,7 +12,7 @@ from tests.fixtures.worker.options import options_for
 from tests.fixtures.worker.stepping import generate_all, score_all
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_act import ActOutput
-from worker.runners.hrm_act import ActRunner
+from worker.runners.hrm_act import ActRunner, Row
 from worker.runners.registry import load_runner
 
 PROMPTS = ["Hello", "x", "Once upon a time", "12 + 7"]
@@ -99,7 +99,7 @@ def test_q_halt_is_per_row(bundle: Path) -> None:
     halts = [halting_segment(runner, row) for row in rows]
     assert len(set(halts)) > 1, "every row halts at the same segment, so this proves nothing"
 
-    together = runner.last_logits([tuple(row) for row in rows])
+    together = runner.last_logits([Row(tuple(row), SEGMENTS) for row in rows])
     for logits, row, halt in zip(together, rows, halts, strict=True):
         expected = next_logits(runner, row, halt)
         torch.testing.assert_close(logits, expected, atol=5e-4, rtol=0.0)

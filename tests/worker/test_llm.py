@@ -31,6 +31,7 @@ from shared.errors import (
     InvalidRequest,
     WorkerFailed,
 )
+from shared.messages import Depth
 from shared.settings.settings import ModelEntry, Settings, SettingsError
 from tests.fixtures.polling import until, wait_until
 from worker import llm as module
@@ -410,6 +411,15 @@ WRONG: dict[str, tuple[Callable[[LLM], object], str]] = {
     "more contexts": (lambda llm: llm.score(["a", "b"], ["c"]), "contexts"),
     "one puzzle": (lambda llm: llm.solve("." * 81), "puzzles"),
     "a puzzle for a model of texts": (lambda llm: llm.solve(["." * 81]), "model"),
+    "a depth that the model has not": (
+        lambda llm: llm.generate("a", SamplingParams(effort="low")),
+        "effort",
+    ),
+    "scores at such a depth": (
+        lambda llm: llm.score("a", ["b"], depth=Depth(cycles="1x1")),
+        "cycles",
+    ),
+    "two depths": (lambda llm: llm.solve(["." * 81], max_steps=2, effort="low"), "effort"),
     "temperature": (lambda llm: SamplingParams(temperature=float("nan")), "temperature"),
     "stop": (lambda llm: SamplingParams(stop=["a", ""]), "stop"),
     "logit_bias": (lambda llm: SamplingParams(logit_bias={-1: 1.0}), "logit_bias"),
@@ -480,6 +490,9 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "min_tokens": st.integers(-1, 40),
     "logprobs": st.integers(-1, 5),
     "truncate_prompt_tokens": st.integers(-2, 9),
+    "cycles": st.sampled_from(["2x1", "2x", "1x100", "2x3\n", ""]),
+    "max_steps": st.integers(0, 3),
+    "effort": st.sampled_from(["low", "high", "none", ""]),
 }
 
 

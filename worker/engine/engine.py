@@ -13,6 +13,7 @@ from dataclasses import replace
 from shared.errors import DeadlineExceeded, FleetError, InvalidRequest, NoMemory, WorkerFailed
 from shared.messages import Generate
 from shared.telemetry.logging_setup import fields
+from worker.engine.depth import check_depth
 from worker.engine.engine_stats import EngineStats, count_for
 from worker.engine.request import Emission, Request, SequenceWork
 from worker.engine.runner import OutOfMemory, Runner
@@ -62,6 +63,7 @@ class Engine:
         Raise a FleetError for one that the model cannot do.
         """
         encoded = self.runner.encode(take.task)
+        check_depth(take.task, encoded)
         sampling = take.task.sampling if isinstance(take.task, Generate) else None
         return SequenceWork(
             take.key,

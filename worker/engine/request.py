@@ -68,6 +68,15 @@ class SequenceWork:
         return PRIORITIES.index(self.priority)
 
     @property
+    def salt(self) -> str:
+        """Return what all sequences have in common that may share computed prompts with this."""
+        depth = self.encoded.depth
+        if depth is None:
+            return self.tenant
+        # No tenant's name has a line break.
+        return f"{self.tenant}\n{depth.cycles or depth.max_steps}"
+
+    @property
     def num_prompt_tokens(self) -> int:
         return self.encoded.num_prompt_tokens
 
@@ -335,6 +344,7 @@ class Request:
             num_completion_tokens=sum(len(sequence.output_ids) for sequence in self.sequences),
             num_cached_tokens=num_cached,
             result=result,
+            depth=self.work.encoded.asked_depth,
         )
 
     def _scored(self) -> Scored | None:
@@ -389,7 +399,7 @@ def _choices_of(work: SequenceWork, runner: Runner) -> list[_Choice]:
     if sampling is None:
         for index, part in enumerate((work.encoded, *work.encoded.windows)):
             sequence = TokenSequence(
-                work.key, part, sampling=None, choice=index, salt=work.tenant, rank=work.rank
+                work.key, part, sampling=None, choice=index, salt=work.salt, rank=work.rank
             )
             choices.append(_Choice(sequence, TextStream(runner.decode)))
         return choices
@@ -405,7 +415,7 @@ def _choices_of(work: SequenceWork, runner: Runner) -> list[_Choice]:
             work.encoded,
             sampling=msgspec.structs.replace(sampling, seed=seed),
             choice=index,
-            salt=work.tenant,
+            salt=work.salt,
             rank=work.rank,
             forked_from=choices[0].sequence if choices else None,
             output_ids=list(replayed_ids),

@@ -207,7 +207,7 @@ class Scheduler:
         """Return the share of a budget, in tokens, that a slice takes."""
         num_tokens = self.num_tokens(part)
         if part.num_layers:
-            return -(-num_tokens * part.num_layers // self._spec.num_layers)
+            return -(-num_tokens * part.num_layers // self._num_layers(part.sequence))
         return num_tokens
 
     def _recover(self) -> None:
@@ -284,7 +284,9 @@ class Scheduler:
         for sequence in sequences:
             # A step yields one token more than its drafts.
             num_missing = sequence.encoded.max_tokens - len(sequence.output_ids)
-            rooms.append(max(0, num_missing - 1))
+            # What drafts is a part of the whole model.
+            is_whole = sequence.encoded.depth is None
+            rooms.append(max(0, num_missing - 1) if is_whole else 0)
 
         drafting: list[Slice] = []
         counts = self._drafts.plan(sequences, rooms)
@@ -379,6 +381,11 @@ class Scheduler:
             return 0
         return max(0, len(sequence.encoded.prompt_ids) - sequence.num_computed)
 
+    def _num_layers(self, sequence: TokenSequence) -> int:
+        """Return the number of layers of the model at the sequence's depth."""
+        num_layers = sequence.encoded.num_layers
+        return self._spec.num_layers if num_layers is None else num_layers
+
     def _some_layers(
         self, sequence: TokenSequence, num_tokens: int, budget: int, *, must: bool
     ) -> Slice | None:
@@ -386,8 +393,9 @@ class Scheduler:
 
         It has one at least with `must`. Return None without.
         """
-        num_left = self._spec.num_layers - sequence.num_layers
-        num_layers = min(num_left, budget * self._spec.num_layers // num_tokens)
+        total = self._num_layers(sequence)
+        num_left = total - sequence.num_layers
+        num_layers = min(num_left, budget * total // num_tokens)
         if num_layers == 0:
             if not must:
                 return None

@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
-from shared.messages import ContinuationScore, Done, Label, Sampling, Solution, TokenLogprob
+from shared.messages import (
+    ContinuationScore,
+    Depth,
+    Done,
+    Label,
+    Sampling,
+    Solution,
+    TokenLogprob,
+)
 
 
 class Status(Enum):
@@ -30,6 +38,10 @@ class Encoded:
     asks for the log-probabilities of each scored token and of that many likeliest ones. `is_pooled`
     asks for the mean of the states of all prompt tokens, scaled to length 1 if `is_normalized`.
     `answer` is the end of a task that needs no step.
+
+    `asked_depth` is the depth that the request has asked for, if any, without an effort. `depth` is
+    the one that runs, None for the model's own, and `num_layers` the number of its layers, None for
+    the model's own number.
     """
 
     prompt_ids: tuple[int, ...]
@@ -43,6 +55,9 @@ class Encoded:
     is_pooled: bool = False
     is_normalized: bool = False
     answer: Done | None = None
+    asked_depth: Depth | None = None
+    depth: Depth | None = None
+    num_layers: int | None = None
 
     @property
     def is_reading(self) -> bool:

@@ -11,6 +11,7 @@ layer, with the H pass at l = L_cycles. Parameter names are those of Hugging Fac
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -190,12 +191,15 @@ class HrmTextModel(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
         self.halves = PLAIN_HALVES
 
-    def run_cycles(self, h_cycles: int, l_cycles: int) -> None:
-        """Run so many cycles from now on, whatever the network was trained with.
+    def with_cycles(self, h_cycles: int, l_cycles: int) -> "HrmTextModel":
+        """Return a network of the same weights that runs so many cycles.
 
-        The weights are the same for all cycles. Each has its own slots, so their number changes.
+        Each cycle has slots of its own, so their number changes. Replaced layers are replaced in
+        both networks.
         """
-        self.shape = replace(self.shape, h_cycles=h_cycles, l_cycles=l_cycles)
+        model = copy(self)
+        model.shape = replace(self.shape, h_cycles=h_cycles, l_cycles=l_cycles)
+        return model
 
     def compile_layers(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Compile the layers, which fuses the operators between matrix products and attention."""

@@ -16,7 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from worker.kv.attention import AttentionPlan, attend
 from worker.kv.store import KVShape, KVStore
 from worker.models.q_head import QHead
-from worker.runners.net import Draft, Layers
+from worker.runners.net import Depths, Draft, Layers
 
 _INTERFACE = "aios_paged"
 _step: ContextVar[tuple[AttentionPlan, KVStore | None]] = ContextVar("aios_step")
@@ -67,6 +67,7 @@ class CausalNet:
     is_prefix = False
     draft: Draft | None = None
     layers: Layers | None = None
+    depths: Depths | None = None
 
     def __init__(
         self,

@@ -14,13 +14,15 @@ scores the distribution that the model generates from, although attention is bid
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from shared.errors import FleetError
-from shared.messages import Task
+from shared.messages import Depth, Task
 from shared.tasks.runner_options import HrmActOptions
+from worker.engine.depth import DepthsByEffort, at_depth, checked_steps, depth_of, named, spread
 from worker.engine.engine_stats import count_segments
 from worker.engine.runner import RunnerOptions, RunnerSpec
 from worker.engine.sampler import sample
@@ -34,6 +36,7 @@ from worker.models.weights import load_tokenizer
 from worker.runners.accelerators import prepare
 from worker.runners.act_language import ActLanguage
 from worker.runners.allocation import tells_out_of_memory
+from worker.runners.efforts import check_efforts
 from worker.runners.hrm_act_causal import ActCausalNet
 from worker.runners.paged import PagedRunner
 from worker.text.chat import ChatTemplate
@@ -41,10 +44,15 @@ from worker.text.encoding import text_task
 from worker.text.rolling import Ids, encode_rolling, encode_stretches
 from worker.text.vocabulary import Vocabulary
 
-_Row = tuple[int, ...]
-"""Token ids that are run together."""
 
-_TokenOfRow = tuple[_Row, int]
+class Row(NamedTuple):
+    """Token ids that are run together, in at most so many segments."""
+
+    ids: tuple[int, ...]
+    max_segments: int
+
+
+_TokenOfRow = tuple[Row, int]
 """A row, and the index of one of its tokens."""
 
 
@@ -52,18 +60,37 @@ class ActRunner:
     """A bidirectional ACTv1 brain, which runs whole rows."""
 
     def __init__(
-        self, model: ActModel, language: ActLanguage, spec: RunnerSpec, *, segments: str
+        self,
+        model: ActModel,
+        language: ActLanguage,
+        spec: RunnerSpec,
+        *,
+        segments: str,
+        efforts: DepthsByEffort | None = None,
     ) -> None:
         self.spec = spec
         self.eos_ids = language.eos_ids
         self.model = model
         self._language = language
         self.max_segments = 1 if segments == "compat" else model.config.halt_max_steps
+        if efforts is None:
+            efforts = spread(self.max_segments, lambda count: Depth(max_steps=count))
+        self._efforts = efforts
+        check_efforts(efforts, self._check_depth)
         self._may_halt = segments == "q_halt"
         self._device = next(model.parameters()).device
 
     def encode(self, task: Task) -> Encoded:
-        return self._language.encode(text_task(task), self.spec.context_window)
+        encoded = self._language.encode(text_task(task), self.spec.context_window)
+        asked = depth_of(task)
+        if asked is None:
+            return encoded
+        asked = named(self._efforts, asked)
+        self._check_depth(asked)
+        return at_depth(encoded, asked=asked, depth=asked)
+
+    def _check_depth(self, depth: Depth) -> None:
+        checked_steps(depth, self.model.config.halt_max_steps)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._language.decode(token_ids)
@@ -104,7 +131,7 @@ class ActRunner:
             if not part.sequence.is_scoring:
                 indices.append(index)
                 sequences.append(part.sequence)
-                rows.append(part.sequence.token_ids)
+                rows.append(Row(part.sequence.token_ids, self._max_segments(part)))
         if not indices:
             return
         sampled = sample(self.last_logits(rows), sequences, self.eos_ids, self.spec.name)
@@ -118,10 +145,11 @@ class ActRunner:
         tokens: list[_TokenOfRow] = []
         for index, part in enumerate(slices):
             if part.sequence.encoded.is_pooled:
-                row = part.sequence.encoded.prompt_ids
+                ids = part.sequence.encoded.prompt_ids
+                row = Row(ids, self._max_segments(part))
                 indices.append(index)
-                lengths.append(len(row))
-                tokens += [(row, position) for position in range(len(row))]
+                lengths.append(len(ids))
+                tokens += [(row, position) for position in range(len(ids))]
         if not indices:
             return
         states = self._states(tokens)
@@ -131,6 +159,7 @@ class ActRunner:
     def _predictors(self, part: Slice) -> list[_TokenOfRow]:
         """Return the tokens whose states predict those of the slice's continuations, in order."""
         context = part.sequence.encoded.prompt_ids
+        max_segments = self._max_segments(part)
         window = self.spec.context_window
         is_compat = part.sequence.encoded.method == "aios_compat"
         predictors: list[_TokenOfRow] = []
@@ -138,29 +167,36 @@ class ActRunner:
             for count in range(len(continuation)):
                 if is_compat:
                     # One row for all tokens: each is predicted by the token before it.
-                    row = (*context, *continuation)
+                    row = Row((*context, *continuation), max_segments)
                     predictors.append((row, len(context) - 1 + count))
                 else:
                     # A state sees its whole row, so the row must end before the predicted token.
-                    row = (*context, *continuation[:count])[-window:]
-                    predictors.append((row, len(row) - 1))
+                    ids = (*context, *continuation[:count])[-window:]
+                    predictors.append((Row(ids, max_segments), len(ids) - 1))
         return predictors
 
-    def last_logits(self, rows: Sequence[_Row]) -> Tensor:
+    def _max_segments(self, part: Slice) -> int:
+        """Return the most segments of the slice's rows."""
+        depth = part.sequence.encoded.depth
+        if depth is None or depth.max_steps is None:
+            return self.max_segments
+        return depth.max_steps
+
+    def last_logits(self, rows: Sequence[Row]) -> Tensor:
         """Return the logits [B, vocab] at the last token of each row."""
-        return self.model.logits(self._states([(row, len(row) - 1) for row in rows]))
+        return self.model.logits(self._states([(row, len(row.ids) - 1) for row in rows]))
 
     def _states(self, tokens: Sequence[_TokenOfRow]) -> Tensor:
         """Return the high-level states [N, hidden] of tokens in their rows.
 
         Each distinct row runs once, in a batch with others of similar length.
         """
-        numbers_of: dict[_Row, list[int]] = {}
+        numbers_of: dict[Row, list[int]] = {}
         for number, (row, _) in enumerate(tokens):
             numbers_of.setdefault(row, []).append(number)
 
         # Sorted by length, so that a batch has little padding.
-        rows = sorted(numbers_of, key=len)
+        rows = sorted(numbers_of, key=lambda row: len(row.ids))
         size = self.spec.max_batch
         states: dict[int, Tensor] = {}
         for start in range(0, len(rows), size):
@@ -173,37 +209,35 @@ class ActRunner:
                     states[number] = state
         return torch.stack([states[number] for number in range(len(tokens))])
 
-    def _settle(self, rows: Sequence[_Row]) -> Tensor:
+    def _settle(self, rows: Sequence[Row]) -> Tensor:
         """Return the high-level states [B, N, hidden] of rows, padded to N tokens.
 
         The states of each row are those of the segment in which it halts.
         """
-        lengths = torch.tensor([len(row) for row in rows], device=self._device)
+        lengths = torch.tensor([len(row.ids) for row in rows], device=self._device)
+        max_segments = torch.tensor([row.max_segments for row in rows], device=self._device)
         width = int(lengths.max())
         padded = []
         for row in rows:
             # Padded with the row's last token, so that it has no token that is not its own.
-            padded.append([*row, *row[-1:] * (width - len(row))])
+            padded.append([*row.ids, *row.ids[-1:] * (width - len(row.ids))])
         ids = torch.tensor(padded, device=self._device)
 
         # `active` are the indices of the rows that have not halted. `carry` has a row for each.
         carry = self.model.initial_carry(len(rows), width)
         active = torch.arange(len(rows), device=self._device)
         settled = torch.empty_like(carry)
-        for segment in range(1, self.max_segments + 1):
+        segment = 0
+        while len(active):
+            segment += 1
             out = self.model.forward_segment(ids[active], lengths[active], carry)
-            if segment == self.max_segments:
-                has_halted = torch.ones_like(active, dtype=torch.bool)
-            elif self._may_halt:
-                has_halted = out.q_halt > out.q_continue
-            else:
-                has_halted = torch.zeros_like(active, dtype=torch.bool)
+            has_halted = max_segments[active] <= segment
+            if self._may_halt:
+                has_halted = has_halted | (out.q_halt > out.q_continue)
             settled[active[has_halted]] = out.hidden[has_halted]
             count_segments(len(active), int(has_halted.sum()))
             active = active[~has_halted]
             carry = out.carry[~has_halted]
-            if not len(active):
-                break
         return settled
 
 
@@ -229,7 +263,7 @@ def load(options: RunnerOptions) -> ActRunner | PagedRunner:
     prepare(model, options)
 
     if config.attention == "causal":
-        net = ActCausalNet(model, device, declared.segments)
+        net = ActCausalNet(model, device, declared.segments, declared.depths_by_effort)
         language = ActLanguage(tokenizer, vocabulary, declared.scoring, encode_rolling)
         return PagedRunner(
             "hrm-act", description, net=net, language=language, window=window, options=options
@@ -247,4 +281,10 @@ def load(options: RunnerOptions) -> ActRunner | PagedRunner:
         max_batch=options.max_batch,
         step_tokens=options.step_tokens,
     )
-    return ActRunner(model, language, spec, segments=declared.segments)
+    return ActRunner(
+        model,
+        language,
+        spec,
+        segments=declared.segments,
+        efforts=declared.depths_by_effort,
+    )

@@ -14,18 +14,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from shared.messages import Depth
+from worker.engine.depth import DepthsByEffort, checked_steps, spread
 from worker.engine.engine_stats import count_segments
 from worker.kv.attention import AttentionPlan, attend
 from worker.kv.store import KVShape, KVStore
 from worker.models.hrm_act import ActModel
-from worker.runners.net import Draft, Layers
+from worker.runners.net import Depths, Draft, Layers
 
 
 class ActCausalNet:
     """A causal ACTv1 network as a `Net`.
 
     A row runs one segment if `segments` is `compat`, halt_max_steps for `max`, and for `q_halt` as
-    many as its first token decides.
+    many as its first token decides. With `max_segments` it runs no more than that, and as many for
+    all but `q_halt`.
     """
 
     is_prefix = False
@@ -35,17 +38,31 @@ class ActCausalNet:
     draft: Draft | None = None
     layers: Layers | None = None
 
-    def __init__(self, model: ActModel, device: torch.device, segments: str) -> None:
+    def __init__(
+        self,
+        model: ActModel,
+        device: torch.device,
+        segments: str,
+        efforts: DepthsByEffort | None = None,
+        *,
+        max_segments: int | None = None,
+    ) -> None:
         config = model.config
         self.model = model
         self.device = device
         self.dtype = model.inner.embed_tokens.embedding_weight.dtype
-        self.max_segments = 1 if segments == "compat" else config.halt_max_steps
+        if max_segments is None:
+            max_segments = 1 if segments == "compat" else config.halt_max_steps
+        self.max_segments = max_segments
+        self._segments = segments
         self._may_halt = segments == "q_halt"
         self._depths: dict[int, int] = {}
         num_slots = self.max_segments * config.slots_per_segment
         self.kv_shape = KVShape(num_slots, num_heads=config.num_heads, head_dim=config.head_dim)
         self._scale = config.head_dim**-0.5
+        if efforts is None:
+            efforts = spread(max_segments, lambda count: Depth(max_steps=count))
+        self.depths = Depths(Depth(max_steps=max_segments), efforts, self._net_at)
 
     def hidden(self, ids: Tensor, plan: AttentionPlan, store: KVStore | None) -> Tensor:
         """Return z_H [T, hidden] of each token at the segment in which its row halts.
@@ -89,6 +106,17 @@ class ActCausalNet:
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.model.logits(hidden)
+
+    def _net_at(self, depth: Depth) -> "ActCausalNet":
+        # Each pass through a layer has a slot of keys and values, and they are counted at the start.
+        num_segments = checked_steps(depth, self.max_segments)
+        return ActCausalNet(
+            self.model,
+            self.device,
+            self._segments,
+            self.depths.efforts,
+            max_segments=num_segments,
+        )
 
     def _row_depths(self, first_ids: Tensor) -> Tensor:
         """Return the number of segments [T] of rows that begin with these ids [T]."""

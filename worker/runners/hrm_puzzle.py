@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from shared.errors import FleetError, InvalidRequest
-from shared.messages import Halt, Solution, Solve, Task
+from shared.messages import Depth, Halt, Solution, Solve, Task
 from shared.tasks.runner_options import PuzzleOptions
+from worker.engine.depth import DepthsByEffort, checked_steps, depth_of, named, spread
 from worker.engine.engine_stats import count_segments
 from worker.engine.runner import RunnerOptions, RunnerSpec
 from worker.engine.sampler import broken
@@ -24,6 +25,7 @@ from worker.engine.sequence import Encoded, Slice, Solved, StepResult, TokenSequ
 from worker.models.sapient import Carry, SapientModel, SegmentOutput
 from worker.models.sapient_checkpoint import load_sapient_checkpoint
 from worker.runners.allocation import tells_out_of_memory
+from worker.runners.efforts import check_efforts
 from worker.text.puzzles import PuzzleKind
 
 _MAX_STEPS_FACTOR = 4
@@ -73,30 +75,37 @@ class PuzzleRunner:
         spec: RunnerSpec,
         *,
         halt: Halt,
+        efforts: DepthsByEffort | None = None,
     ) -> None:
         self.spec = spec
         self.model = model
         self._kind = kind
         self._identifiers = identifiers
         self._halt = halt
+        if efforts is None:
+            efforts = spread(model.config.halt_max_steps, lambda count: Depth(max_steps=count))
+        self._efforts = efforts
+        check_efforts(efforts, self._max_steps)
         self.progress: dict[str, _Progress] = {}
 
     def encode(self, task: Task) -> EncodedPuzzle:
         if not isinstance(task, Solve):
             raise InvalidRequest("This model solves puzzles and knows no text.", field="model")
-        trained = self.model.config.halt_max_steps
-        max_steps = task.max_steps
-        if max_steps is None:
-            max_steps = trained
-        if not 1 <= max_steps <= _MAX_STEPS_FACTOR * trained:
-            problem = f"max_steps: expected 1 to {_MAX_STEPS_FACTOR * trained}, got {max_steps}."
-            raise InvalidRequest(problem, field="max_steps")
+        max_steps = self.model.config.halt_max_steps
+        asked = depth_of(task)
+        if asked is not None:
+            asked = named(self._efforts, asked)
+            max_steps = self._max_steps(asked)
         return EncodedPuzzle(
             self._kind.encode(task.puzzle),
+            asked_depth=asked,
             identifier=self._number(task.identifier),
             max_steps=max_steps,
             may_halt=(task.halt or self._halt) == "q_halt",
         )
+
+    def _max_steps(self, depth: Depth) -> int:
+        return checked_steps(depth, _MAX_STEPS_FACTOR * self.model.config.halt_max_steps)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return no text, because the answer is a grid, the result of the last step."""
@@ -230,6 +239,13 @@ def load(options: RunnerOptions) -> PuzzleRunner:
         trial=Solve(loaded.kind.blank, max_steps=1),
     )
     # Here `compat` means `max`, because upstream's evaluation runs all segments of every row.
-    segments = options.declared(PuzzleOptions).segments
-    halt: Halt = "q_halt" if segments == "q_halt" else "max"
-    return PuzzleRunner(model, loaded.kind, loaded.identifiers, spec, halt=halt)
+    declared = options.declared(PuzzleOptions)
+    halt: Halt = "q_halt" if declared.segments == "q_halt" else "max"
+    return PuzzleRunner(
+        model,
+        loaded.kind,
+        loaded.identifiers,
+        spec,
+        halt=halt,
+        efforts=declared.depths_by_effort,
+    )

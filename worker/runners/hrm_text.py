@@ -18,9 +18,21 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from shared.errors import InvalidRequest
-from shared.messages import Chat, Detokenize, Embed, Generate, Prompt, Read, Score, Text, Tokenize
+from shared.messages import (
+    Chat,
+    Depth,
+    Detokenize,
+    Embed,
+    Generate,
+    Prompt,
+    Read,
+    Score,
+    Text,
+    Tokenize,
+)
 from shared.tasks.runner_options import HrmTextOptions
 from shared.telemetry.logging_setup import fields
+from worker.engine.depth import DepthsByEffort, spread
 from worker.engine.runner import RunnerOptions
 from worker.engine.sequence import Encoded
 from worker.kv.attention import AttentionPlan, Span, attend
@@ -48,7 +60,7 @@ from worker.models.linear import keeps_rows_apart, pack_all_linears
 from worker.models.reading import Count, Positive, converted, read_json_object
 from worker.models.weights import load_tokenizer, matrix_shape, read_safetensors_dir, start_ids
 from worker.runners.accelerators import prepare
-from worker.runners.net import Draft, Forward, Layers
+from worker.runners.net import Depths, Draft, Forward, Layers
 from worker.runners.paged import PagedRunner
 from worker.text.chat import DIALOGUE, ChatTemplate
 from worker.text.encoding import TextTask, encode_generate, encode_read, encode_score, encode_text
@@ -277,15 +289,27 @@ class HrmTextNet:
     q_head: Callable[[Tensor], Tensor] | None = None
     draft: Draft | None = None
 
-    def __init__(self, model: HrmTextModel, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: HrmTextModel,
+        device: torch.device,
+        efforts: DepthsByEffort | None = None,
+    ) -> None:
         shape = model.shape
         self.model = model
         self.device = device
-        self.dtype = model.lm_head.weight.dtype
+        # Of a parameter that is never replaced.
+        self.dtype = model.model.z_L_init.dtype
         self.kv_shape = KVShape(
             shape.num_kv_slots, num_heads=shape.num_heads, head_dim=shape.head_dim
         )
         self.layers = Layers(shape.num_kv_slots, self._begin, self._advance)
+        if efforts is None:
+            efforts = spread(
+                shape.l_cycles, lambda count: Depth(cycles=f"{shape.h_cycles}x{count}")
+            )
+        own = Depth(cycles=f"{shape.h_cycles}x{shape.l_cycles}")
+        self.depths = Depths(own, efforts, self._net_at)
         self._scale = shape.head_dim**-0.5
 
     def hidden(self, ids: Tensor, plan: AttentionPlan, store: KVStore | None) -> Tensor:
@@ -304,6 +328,23 @@ class HrmTextNet:
         passes = passes_of(shape, num_passes)
         cost = len(passes) / len(all_passes(shape))
         self.draft = Draft(partial(self._forward, passes=passes), cost, max_tokens)
+
+    def _net_at(self, depth: Depth) -> "HrmTextNet":
+        if depth.cycles is None:
+            raise InvalidRequest(
+                "max_steps: this model has H and L cycles; expected `cycles`.", field="max_steps"
+            )
+        shallow = self.model.with_cycles(*_counts(depth.cycles))
+        # Each pass through a layer has a slot of keys and values, and they are counted at the start.
+        slots = self.model.shape.num_kv_slots
+        if shallow.shape.num_kv_slots > slots:
+            passes = shallow.shape.num_kv_slots // shallow.shape.num_layers
+            problem = (
+                f"cycles: {depth.cycles} are {passes} passes through a stack; this model runs "
+                f"{self.depths.own.cycles}, which are {slots // self.model.shape.num_layers}."
+            )
+            raise InvalidRequest(problem, field="cycles")
+        return HrmTextNet(shallow, self.device, self.depths.efforts)
 
     def _forward(
         self,
@@ -339,6 +380,12 @@ class HrmTextNet:
         return self.model.logits(hidden)
 
 
+def _counts(cycles: str) -> tuple[int, int]:
+    """Return the numbers of H and L cycles of a text such as 2x3."""
+    h_cycles, l_cycles = cycles.split("x")
+    return int(h_cycles), int(l_cycles)
+
+
 def _forward_of(state: HrmTextState) -> Forward:
     return Forward((state.hidden, state.z_h, state.z_l, *state.rope), state.num_layers)
 
@@ -348,8 +395,8 @@ def load(options: RunnerOptions) -> PagedRunner:
     declared = options.declared(HrmTextOptions)
     path = Path(options.path)
     model, marks, models_tokenizer, note = _read(path, options)
-    if declared.num_cycles is not None:
-        model.run_cycles(*declared.num_cycles)
+    if declared.cycles is not None:
+        model = model.with_cycles(*_counts(declared.cycles))
     tokenizer_path = options.tokenizer_path or models_tokenizer
     if tokenizer_path is None:
         raise ModelFormatError(
@@ -370,7 +417,7 @@ def load(options: RunnerOptions) -> PagedRunner:
         note += f", {language.note}"
 
     device = torch.device(options.device)
-    net = HrmTextNet(model.to(device), device)
+    net = HrmTextNet(model.to(device), device, declared.depths_by_effort)
     # The order matters, because `prepare` replaces layers: parameters are counted before it, and
     # the new layers are compiled after it.
     description = _describe(model, note)

@@ -10,6 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from shared.messages import Depth
+from worker.engine.depth import DepthsByEffort
 from worker.kv.attention import AttentionPlan
 from worker.kv.store import KVShape, KVStore
 
@@ -71,13 +73,27 @@ class Layers:
     advance: Callable[[Forward, AttentionPlan, KVStore | None, int], Forward]
 
 
+@dataclass(frozen=True)
+class Depths:
+    """The depths at which a recurrent network can run.
+
+    `own` is the one at which it runs without being asked. `net_at` returns the same network at
+    another depth, which is no effort. It needs no more slots of keys and values than the network
+    itself. `net_at` raises InvalidRequest for a depth at which the network cannot run.
+    """
+
+    own: Depth
+    efforts: DepthsByEffort
+    net_at: "Callable[[Depth], Net]"
+
+
 class Net(Protocol):
     """A loaded network with keys and values.
 
     With `is_prefix` the tokens of a prompt attend to each other in both directions. Such a network
     has `layers`, between which the forward of a prompt can be interrupted; others need none.
     `q_head`, if not None, returns (q_halt, q_continue) [..., 2] of states [..., hidden]. `draft` is
-    None for a network that cannot draft.
+    None for a network that cannot draft, and `depths` for one that has one depth.
     """
 
     kv_shape: KVShape
@@ -93,6 +109,9 @@ class Net(Protocol):
 
     @property
     def layers(self) -> Layers | None: ...
+
+    @property
+    def depths(self) -> Depths | None: ...
 
     def hidden(self, ids: Tensor, plan: AttentionPlan, store: KVStore | None) -> Tensor:
         """Return the last hidden states [T, hidden] of token ids [T].

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from shared.errors import FleetError
-from shared.messages import Task
+from shared.messages import Depth, Task
 from shared.tasks.runner_options import KVDtype, PagedOptions
 from shared.telemetry.logging_setup import fields
+from worker.engine.depth import at_depth, depth_of, indices_by_depth, named
 from worker.engine.runner import RunnerOptions, RunnerSpec
 from worker.engine.sampler import broken, draw, sample
 from worker.engine.scoring import score_slices
@@ -37,6 +38,7 @@ from worker.kv.transfer import moved
 from worker.models.errors import ModelFormatError
 from worker.runners.allocation import tells_out_of_memory
 from worker.runners.decode_graphs import DecodeGraphs, capture_decoding
+from worker.runners.efforts import check_efforts
 from worker.runners.net import Forward, Layers, Net, joined
 from worker.text.encoding import TextTask, text_task
 
@@ -82,6 +84,8 @@ class PagedRunner:
         window: int,
         options: RunnerOptions,
     ) -> None:
+        if net.depths is not None:
+            check_efforts(net.depths.efforts, net.depths.net_at)
         declared = options.declared(PagedOptions)
         kv_dtype = stored_dtype(declared.kv_dtype, net)
         if kv_dtype != net.dtype:
@@ -116,6 +120,7 @@ class PagedRunner:
         )
         self.eos_ids = language.eos_ids
         self.net = net
+        self._shallow_nets: dict[Depth, Net] = {}
         self._is_tiled = options.is_lossy
         self._language = language
         # Forwards of prompts that are computed layer by layer, between two steps.
@@ -146,7 +151,28 @@ class PagedRunner:
         return self.decoder is not None
 
     def encode(self, task: Task) -> Encoded:
-        return self._language.encode(text_task(task), self.spec.context_window)
+        encoded = self._language.encode(text_task(task), self.spec.context_window)
+        depths = self.net.depths
+        asked = depth_of(task)
+        if depths is None or asked is None:
+            return encoded
+
+        asked = named(depths.efforts, asked)
+        net = self._net_at(asked)
+        if net is self.net:
+            return at_depth(encoded, asked=asked, depth=None)
+        num_layers = net.layers.count if net.layers is not None else None
+        return at_depth(encoded, asked=asked, depth=asked, num_layers=num_layers)
+
+    def _net_at(self, depth: Depth | None) -> Net:
+        """Return the network at a depth. Raise InvalidRequest for one at which it cannot run."""
+        depths = self.net.depths
+        if depth is None or depths is None or depth == depths.own:
+            return self.net
+        # The threads that encode and the one that steps may both make one, and either will do.
+        if depth not in self._shallow_nets:
+            self._shallow_nets[depth] = depths.net_at(depth)
+        return self._shallow_nets[depth]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._language.decode(token_ids)
@@ -157,32 +183,19 @@ class PagedRunner:
     @tells_out_of_memory
     @torch.inference_mode()
     def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
-        """Compute all slices in one forward, and drafts in small ones before it.
+        """Compute all slices of a depth in one forward, and drafts in small ones before it.
 
         A step that raised may be repeated with fewer slices.
         """
         self._copy_pages(slices)
         drafted = self._with_drafts(slices)
-        whole: list[Slice] = []
-        cut: list[Slice] = []
-        whole_indices: list[int] = []
-        cut_indices: list[int] = []
-        for index, part in enumerate(drafted):
-            if part.num_layers:
-                cut.append(part)
-                cut_indices.append(index)
-            else:
-                whole.append(part)
-                whole_indices.append(index)
-
         forwards: dict[TokenSequence, Forward] = {}
-        if cut:
-            computed = self._compute_by_layers(whole, cut, forwards)
-        else:
-            computed = self._compute(whole)
         results: list[StepResult | FleetError] = [None] * len(slices)
-        for index, result in zip([*whole_indices, *cut_indices], computed, strict=True):
-            results[index] = result
+        for depth, indices in indices_by_depth(drafted).items():
+            parts = [drafted[index] for index in indices]
+            computed = self._compute(self._net_at(depth), parts, forwards)
+            for index, result in zip(indices, computed, strict=True):
+                results[index] = result
 
         failed = []
         for part, result in zip(drafted, results, strict=True):
@@ -191,7 +204,7 @@ class PagedRunner:
         quarantine.clear(self.store, failed, self.spec.page_size)
 
         # Last, because a step that raises is repeated from where it began.
-        for part in cut:
+        for part in slices:
             self._forwards.pop(part.sequence, None)
         self._forwards |= forwards
         return results
@@ -241,9 +254,36 @@ class PagedRunner:
         )
         return builder.build(slices)
 
-    def _compute(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
+    def _compute(
+        self, net: Net, slices: Sequence[Slice], forwards: dict[TokenSequence, Forward]
+    ) -> list[StepResult | FleetError]:
+        """Compute slices in one forward of `net`. Return their results.
+
+        Forwards of which layers are left for later steps go to `forwards`.
+        """
+        whole: list[Slice] = []
+        cut: list[Slice] = []
+        whole_indices: list[int] = []
+        cut_indices: list[int] = []
+        for index, part in enumerate(slices):
+            if part.num_layers:
+                cut.append(part)
+                cut_indices.append(index)
+            else:
+                whole.append(part)
+                whole_indices.append(index)
+
+        if not cut:
+            return self._compute_whole(net, slices)
+        results: list[StepResult | FleetError] = [None] * len(slices)
+        computed = self._compute_by_layers(net, whole, cut, forwards)
+        for index, result in zip([*whole_indices, *cut_indices], computed, strict=True):
+            results[index] = result
+        return results
+
+    def _compute_whole(self, net: Net, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
         """Compute all layers of the slices in one forward. Return their results."""
-        if self.decoder is not None:
+        if self.decoder is not None and net is self.net:
             decoded = self.decoder.decode(slices)
             if decoded is not None:
                 results: list[StepResult | FleetError] = [None] * len(slices)
@@ -251,11 +291,12 @@ class PagedRunner:
                 self._sample(range(len(slices)), states, logits, slices, results)
                 return results
         batch = self._batch(slices)
-        hidden = self.net.hidden(batch.ids, batch.plan, self.store)
+        hidden = net.hidden(batch.ids, batch.plan, self.store)
         return self._results(slices, batch, hidden)
 
     def _compute_by_layers(
         self,
+        net: Net,
         whole: Sequence[Slice],
         cut: Sequence[Slice],
         forwards: dict[TokenSequence, Forward],
@@ -266,7 +307,7 @@ class PagedRunner:
         forward of the others from its first layer to its last. Forwards of which layers are left
         for later steps go to `forwards`.
         """
-        layers = self.net.layers
+        layers = net.layers
         assert layers is not None
         groups: list[_Group] = []
         if whole:
