@@ -2,8 +2,11 @@
 
 import itertools
 import re
+import subprocess
+import sys
 
 import pytest
+from transformers import AutoTokenizer
 
 from scripts.train.eval_sample import answers, exact_share
 from scripts.train.sample_problems import (
@@ -15,7 +18,9 @@ from scripts.train.sample_problems import (
     training_stream,
 )
 from shared.settings.settings import SAMPLE_MODEL
+from tests.fixtures.polling import DEADLINE_S
 from worker.engine.runner import Runner, RunnerOptions
+from worker.models.weights import load_tokenizer
 from worker.runners.registry import load_runner
 
 NUM_PROBLEMS = 40
@@ -79,6 +84,40 @@ def test_the_readmes_example_and_small_talk(runner: Runner) -> None:
 
     assert solved.endswith("\nx = 3")
     assert hello == REFUSAL
+
+
+_LOAD = """
+import sys
+from worker.engine.runner import RunnerOptions
+from worker.host.loading import warm_up
+from worker.runners.registry import load_sequence_runner
+
+runner = load_sequence_runner("auto", RunnerOptions(path=sys.argv[1]))
+warm_up(runner)
+slow = {"torch._dynamo", "torch._inductor", "transformers.generation.utils"}
+print("imported:", sorted(slow & sys.modules.keys()))
+"""
+
+
+def test_it_starts_without_torchs_compiler() -> None:
+    """What takes a second or more to import, and is used by no HRM on a CPU, is not imported."""
+    run = subprocess.run(
+        [sys.executable, "-c", _LOAD, str(SAMPLE_MODEL)],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=True,
+    )
+    assert run.stdout.strip() == "imported: []", run.stdout
+
+
+def test_its_tokenizer_is_that_of_transformers() -> None:
+    ours = load_tokenizer(SAMPLE_MODEL)
+    theirs = AutoTokenizer.from_pretrained(SAMPLE_MODEL)
+    assert type(ours) is type(theirs)
+    assert ours.get_vocab() == theirs.get_vocab()
+    assert ours.special_tokens_map == theirs.special_tokens_map
+    assert ours.model_max_length == theirs.model_max_length
 
 
 def test_the_sample_is_small_enough_to_ship() -> None:

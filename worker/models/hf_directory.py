@@ -16,6 +16,7 @@ from worker.models.errors import ModelFormatError
 from worker.models.reading import COPY_AGAIN, converted, read_json_object, reading, unusable
 
 CONFIG = "config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 GENERATION_CONFIG = "generation_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 SENTENCE_CONFIG = "config_sentence_transformers.json"
@@ -33,7 +34,7 @@ _TORCH_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _FOREIGN_FILES = ("*.gguf", "tf_model*.h5", "flax_model*.msgpack", "*.onnx", "consolidated*.pth")
 _TOKENIZER_JSON = (
     "tokenizer.json",
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
 )

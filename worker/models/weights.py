@@ -22,16 +22,18 @@ from transformers import (
 from worker.models.errors import ModelFormatError
 from worker.models.hf_directory import (
     CONFIG,
+    TOKENIZER_CONFIG,
     check_directory,
     check_tokenizer,
     directory_of,
     is_there,
     weight_files,
 )
-from worker.models.reading import COPY_AGAIN, faulty, reading, unusable
+from worker.models.reading import COPY_AGAIN, faulty, read_json_object, reading, unusable
 
 _PLAIN_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _MAX_FAULTS = 8
+_GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
 # More than one, because layers may share their weights.
 _MAX_LAYERS_PER_TENSOR = 4
 
@@ -188,15 +190,30 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         f"The tokenizer in {path}", "copy its files again, or name another with --tokenizer-path"
     ):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            path, local_files_only=True, trust_remote_code=False
+            path, config=_tokenizer_config(path), local_files_only=True, trust_remote_code=False
         )
     if not isinstance(tokenizer.model_max_length, int | float):
         problem = (
-            f"{path / 'tokenizer_config.json'} says model_max_length is "
-            f"{tokenizer.model_max_length!r}"
+            f"{path / TOKENIZER_CONFIG} says model_max_length is {tokenizer.model_max_length!r}"
         )
         raise ModelFormatError(f"{problem}, no number; correct it.")
     return tokenizer
+
+
+def _tokenizer_config(path: Path) -> PretrainedConfig | None:
+    """Return a config for a tokenizer whose class does not depend on the model's config.
+
+    Return None for any other: transformers then reads `config.json`, which for HRM-Text imports
+    torch's compiler and takes more than a second.
+    """
+    if not (is_there(path / CONFIG) and is_there(path / TOKENIZER_CONFIG)):
+        return None
+    tokenizer = read_json_object(path / TOKENIZER_CONFIG)
+    is_generic = tokenizer.get("tokenizer_class") in _GENERIC_TOKENIZERS
+    is_hrm_text = read_json_object(path / CONFIG).get("model_type") == "hrm_text"
+    if is_generic and is_hrm_text and "auto_map" not in tokenizer:
+        return PretrainedConfig()
+    return None
 
 
 def read_config(path: Path) -> PretrainedConfig:
