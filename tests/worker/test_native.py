@@ -18,9 +18,7 @@ from tests.fixtures.worker.stepping import generate_all
 from worker.engine.runner import RunnerOptions
 from worker.engine.sampler import choose
 from worker.host.fingerprint import fingerprint
-from worker.kv import flash
-from worker.kv.paged_native import in_native
-from worker.kv.spans import paged_span
+from worker.kv.paged_native import new_rows, obstacle
 from worker.kv.store import KVShape, KVStore
 from worker.models.hrm_text import rope_table
 from worker.native import library as native
@@ -351,8 +349,10 @@ def test_tensors_of_two_dtypes_are_refused() -> None:
             call()
 
 
-LENGTHS = (1, 16, 17, 170, 90, 33)
-QUERIES = (1, 1, 3, 1, 8, 33)
+LENGTHS = (1, 16, 17, 170, 90, 33, 75, 50)
+QUERIES = (1, 1, 3, 1, 8, 33, 75, 41)
+PREFIXES = (6, 7)
+"""The rows whose queries see all of their row."""
 
 
 def stored_as(heads: Tensor, dtype: torch.dtype) -> Tensor:
@@ -381,6 +381,7 @@ class Rows:
         num_pages = width * len(LENGTHS)
         self.pages = torch.randperm(num_pages).view(len(LENGTHS), width)
         pool = torch.full((2, num_pages, self.page_size, kv_heads, head_dim), torch.nan)
+        self.kv_heads = kv_heads
         self.rows: list[Tensor] = []
         for pages, length in zip(self.pages, LENGTHS, strict=True):
             row = torch.randn(2, length, kv_heads, head_dim)
@@ -388,34 +389,42 @@ class Rows:
                 page = pages[position // self.page_size]
                 pool[:, page, position % self.page_size] = row[:, position]
             self.rows.append(exactly(stored_as(row, kv_dtype)))
-        self.pool = stored_as(pool, kv_dtype)
+        shape = KVShape(1, num_heads=kv_heads, head_dim=head_dim)
+        self.store = KVStore(shape, num_pages, self.page_size, dtype=kv_dtype, device=CPU)
+        self.store.keys[0], self.store.values[0] = stored_as(pool, kv_dtype)
         self.query = torch.randn(sum(QUERIES), 2, heads, head_dim).to(dtype)[:, 1]
         self.scale = head_dim**-0.5
 
     def attend(self, chosen: Sequence[int], window: int | None) -> list[Tensor]:
         """Return the outputs [queries, heads, head_dim] of some rows, computed in one call."""
         queries = self.query.split(list(QUERIES))
-        span = paged_span(
-            0,
-            [QUERIES[row] for row in chosen],
-            [LENGTHS[row] for row in chosen],
-            self.pages[list(chosen)].tolist(),
-            page_size=self.page_size,
-            kernel=in_native,
-        )
-        keys, values = self.pool
+        given = new_rows()
+        for row in chosen:
+            positions = range(LENGTHS[row] - QUERIES[row], LENGTHS[row])
+            ends = [self.end(row, position) for position in positions]
+            given.add(self.pages[row].tolist(), positions, ends)
         query = torch.cat([queries[row] for row in chosen])
-        out = in_native(span, keys, values, query, scale=self.scale, window=window)
+        own = query[:, : self.kv_heads]
+        out = given.span().attend(
+            self.store, 0, query=query, key=own, value=own, scale=self.scale, window=window
+        )
         return list(out.split([QUERIES[row] for row in chosen]))
+
+    def end(self, row: int, position: int) -> int:
+        """Return the end of what a query sees: all of its row, for the rows of prefixes."""
+        return LENGTHS[row] if row in PREFIXES else position + 1
 
     def expected(self, window: int | None) -> Iterator[Tensor]:
         """Yield the output of each row by its definition, in fp64."""
-        for row, query in zip(self.rows, self.query.double().split(list(QUERIES)), strict=True):
+        for number, query in enumerate(self.query.double().split(list(QUERIES))):
+            row = self.rows[number]
             group = query.shape[1] // row.shape[2]
             keys, values = row.repeat_interleave(group, 2)
             positions = torch.arange(len(keys))
-            distance = positions[-len(query) :, None] - positions
-            is_seen = distance >= 0
+            own = positions[-len(query) :]
+            distance = own[:, None] - positions
+            ends = torch.tensor([self.end(number, position) for position in own.tolist()])
+            is_seen = positions < ends[:, None]
             if window is not None:
                 is_seen &= distance < window
             scores = torch.einsum("qhd,khd->hqk", query, keys) * self.scale
@@ -441,6 +450,49 @@ def test_attention_over_pages_is_attention(
     outputs = rows.attend(range(len(LENGTHS)), window)
     for computed, expected in zip(outputs, rows.expected(window), strict=True):
         check(computed, expected)
+
+
+@pytest.mark.parametrize(("dtype", "kv_dtype"), STORED)
+@pytest.mark.parametrize("window", [None, 6, 30])
+@pytest.mark.parametrize("page_size", [4, 16])
+def test_no_bit_depends_on_what_is_stored_or_computed_together(
+    page_size: int, window: int | None, dtype: torch.dtype, kv_dtype: torch.dtype
+) -> None:
+    """Queries are the same in one block, one by one, and with their keys stored or fresh."""
+    heads, kv_heads, head_dim, length = 6, 2, 32, 61
+    store = KVStore(KVShape(1, kv_heads, head_dim), 16, page_size, dtype=kv_dtype, device=CPU)
+    pages = torch.randperm(16).tolist()
+    query = torch.randn(length, heads, head_dim).to(dtype)
+    key, value = torch.randn(2, length, kv_heads, head_dim).to(dtype)
+    places = [pages[p // page_size] * page_size + p % page_size for p in range(length)]
+    store.write(0, torch.tensor(places), key, value)
+
+    def attended(first: int, end: int, num_stored: int | None) -> Tensor:
+        positions = range(first, end)
+        ends = range(first + 1, end + 1)
+        rows = new_rows()
+        start = 0 if num_stored is None else num_stored - first
+        rows.add(pages, positions, list(ends), num_stored, start)
+        return rows.span().attend(
+            store,
+            0,
+            query=query[first:end],
+            key=key[first:end],
+            value=value[first:end],
+            scale=0.3,
+            window=window,
+        )
+
+    whole = attended(0, length, None)
+    one_by_one = torch.cat([attended(place, place + 1, None) for place in range(length)])
+    assert whole.equal(one_by_one)
+    for num_stored in (20, 37):
+        # The store has other keys where fresh ones are expected.
+        other = store.values.clone(), store.keys.clone()
+        store.clear(torch.tensor(places[num_stored:]))
+        assert whole[20:].equal(attended(20, length, num_stored))
+        store.values.copy_(other[0])
+        store.keys.copy_(other[1])
 
 
 @pytest.mark.parametrize(("dtype", "kv_dtype"), STORED)
@@ -477,35 +529,28 @@ def test_what_is_not_finite_is_seen(
     pair = torch.randn(2, 9, 2, 32).to(dtype)
     pair[0 if is_key else 1, 4, 1, 7] = broken
     store.write(0, torch.arange(9), *pair)
-    span = paged_span(0, [1], [9], [[0]], page_size=16, kernel=in_native)
+    rows = new_rows()
+    rows.add([0], [8], [9])
     query = torch.rand(1, 2, 32).to(dtype)
 
-    out = in_native(span, *store.pool(0), query, scale=0.2, window=None)
+    out = rows.span().attend(store, 0, query=query, key=query, value=query, scale=0.2, window=None)
 
     assert out[0, 0].isfinite().all()
     assert not out[0, 1].isfinite().all()
 
 
 def test_it_is_chosen_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    def chosen(dtype: torch.dtype, head_dim: int, num_heads: int = 2) -> tuple[object, str]:
-        shape = KVShape(1, num_heads=num_heads, head_dim=head_dim)
-        return flash.choose_kernel(CPU, dtype, shape, page_size=16)
+    def reason(dtype: torch.dtype, head_dim: int, kv_dtype: torch.dtype | None = None) -> str:
+        shape = KVShape(1, num_heads=2, head_dim=head_dim)
+        return obstacle(dtype, shape, 16, kv_dtype or dtype)
 
-    for dtype in DTYPES:
-        assert chosen(dtype, 64) == (in_native, "")
     for dtype, kv_dtype in STORED:
-        shape = KVShape(1, num_heads=2, head_dim=64)
-        choice = flash.choose_kernel(CPU, dtype, shape, page_size=16, kv_dtype=kv_dtype)
-        assert choice == (in_native, "")
+        assert reason(dtype, 64, kv_dtype) == ""
     for dtype, head_dim in ((torch.float16, 64), (torch.float32, 20), (torch.float32, 512)):
-        kernel, reason = chosen(dtype, head_dim)
-        assert kernel is None
-        assert str(head_dim) in reason or "256" in reason
+        assert str(head_dim) in reason(dtype, head_dim) or "256" in reason(dtype, head_dim)
 
     monkeypatch.setattr(operators, "library", lambda: None)
-    kernel, reason = chosen(torch.float32, 64)
-    assert kernel is None
-    assert "no kernel" in reason
+    assert "no kernel" in reason(torch.float32, 64)
 
 
 def load_tiny(path: Path, kv_dtype: str = "auto") -> PagedRunner:
@@ -527,11 +572,11 @@ def test_a_model_answers_the_same_without_them(
         tasks.append(Generate(prompt, Sampling(max_tokens=12, seed=number, temperature=0.5)))
 
     with_kernels = load_tiny(tmp_path, kv_dtype)
-    assert with_kernels.kernel is in_native
+    assert with_kernels.is_native
     answers = generate_all(with_kernels, tasks)
     monkeypatch.setattr(operators, "library", lambda: None)
     plain = load_tiny(tmp_path, kv_dtype)
-    assert plain.kernel is None
+    assert not plain.is_native
     assert answers == generate_all(plain, tasks)
 
 

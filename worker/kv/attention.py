@@ -4,9 +4,10 @@ A span is a run of rows of equal width. Its keys come from pages of the store, f
 tokens, or from both. Fresh keys and values are rounded as stored ones are, so that a token sees the
 same ones in whatever steps it is computed. Masks are boolean, True where a query sees a key.
 
-Where `worker.kv.flash` can be used, rows that see stored tokens only are `PagedSpan`s instead:
-their keys are read where they lie and never gathered. Where no bit of a result may depend on how a
-prompt was cut into steps, runs of tokens are `TiledSpan`s.
+On a CPU with compiled kernels all tokens of a step are one `NativeSpan` instead, whose keys are
+read where they lie and never gathered. Where `worker.kv.flash` can be used, rows that see stored
+tokens only are `PagedSpan`s. Where no bit of a result may depend on how a prompt was cut into
+steps, runs of tokens are `TiledSpan`s.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worker.engine.heartbeat import heartbeat
+from worker.kv.paged_native import NativeSpan
 from worker.kv.spans import PagedSpan
 from worker.kv.store import KVStore
 from worker.kv.tiles import TiledSpan
@@ -89,7 +91,7 @@ class AttentionPlan:
 
     positions: Tensor
     first_ids: Tensor
-    spans: tuple[Span | PagedSpan | TiledSpan, ...]
+    spans: tuple[Span | PagedSpan | TiledSpan | NativeSpan, ...]
     rows: Tensor | None = None
     kept: Tensor | None = None
 
@@ -123,7 +125,12 @@ def attend(
 
     parts = []
     for span in plan.spans:
-        if isinstance(span, Span):
+        if isinstance(span, NativeSpan):
+            assert store is not None
+            out = span.attend(
+                store, slot, query=query, key=key, value=value, scale=scale, window=window
+            )
+        elif isinstance(span, Span):
             out = _attend_span(
                 span,
                 store,

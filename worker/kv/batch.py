@@ -1,10 +1,12 @@
 """The flat batch of a step: token ids, attention spans, and the states that predict tokens.
 
-Decoding rows come first, grouped by length, each with its drafts. Prompts follow with one span for
-each run, and then continuations with one span for each context or, where results must not depend on
-the rest of the step, for each of them. There every continuation sees the stored context and itself.
-Continuations are not stored, because no sequence goes on from them. The batch is laid out on the
-CPU and goes to the device in one copy.
+Decoding rows come first, each with its drafts. Prompts and continuations follow. A continuation
+sees the stored context and itself. Continuations are not stored, because no sequence goes on from
+them. The batch is laid out on the CPU and goes to the device in one copy.
+
+With the kernel in C all tokens are one span. Elsewhere decoding rows are grouped by length, each run
+of a prompt is a span, and so is each context with its continuations or, where results must not
+depend on the rest of the step, each of these.
 """
 
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from worker.engine.sequence import Slice, TokenSequence
 from worker.kv.attention import AttentionPlan, Span, length_groups
+from worker.kv.paged_native import NativeRows, NativeSpan
 from worker.kv.spans import Kernel, PagedSpan, paged_span
 from worker.kv.tiles import TiledSpan, tiles_of
 from worker.kv.transfer import to_device
@@ -45,24 +48,24 @@ class Batch:
 class BatchBuilder:
     """Builder of one step's batch.
 
-    With `is_prefix` the tokens of a prompt attend to each other in both directions. `kernel`
-    attends to the store's pages where they lie, for rows of up to `max_queries` tokens; for others,
-    and without a kernel, pages are gathered. With `is_tiled` results do not depend on how a
-    sequence was cut into steps, or on what else is scored.
+    With `is_prefix` the tokens of a prompt attend to each other in both directions. With `native`
+    all tokens become rows of the kernel in C. Else `kernel` attends to the store's pages where they
+    lie; without it, and for fresh keys, pages are gathered. With `is_tiled` results do not depend
+    on how a sequence was cut into steps, or on what else is scored. With `native` they never do.
     """
 
     page_size: int
     device: torch.device
     is_prefix: bool
     kernel: Kernel | None = None
-    max_queries: int | None = None
+    native: NativeRows | None = None
     is_tiled: bool = False
     ids: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     first_ids: list[int] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
-    spans: list[Span | PagedSpan | TiledSpan] = field(default_factory=list)
+    spans: list[Span | PagedSpan | TiledSpan | NativeSpan] = field(default_factory=list)
     samplers: list[int] = field(default_factory=list)
     sampled: list[int] = field(default_factory=list)
     scored: list[int] = field(default_factory=list)
@@ -87,6 +90,8 @@ class BatchBuilder:
             elif index not in is_decoding:
                 self._prefill(index, part)
 
+        if self.native is not None:
+            self.spans.append(self.native.span())
         has_unstored = len(self.kept) < len(self.ids)
         plan = AttentionPlan(
             positions=self._tensor(self.positions),
@@ -119,7 +124,7 @@ class BatchBuilder:
 
         A kernel over pages pads nothing, so it takes all rows at once.
         """
-        if self.kernel is not None and lengths:
+        if (self.kernel is not None or self.native is not None) and lengths:
             return [list(range(len(lengths)))]
         return length_groups(lengths)
 
@@ -150,18 +155,12 @@ class BatchBuilder:
         end = first + part.num_tokens
 
         # Each branch sets `first` to the first token that it has not laid out.
-        if self.is_tiled:
-            behind = end
-            if self.kernel is not None:
-                # The prompt's last token and all behind it are rows of one query, as in decoding.
-                num_prompt = len(sequence.encoded.prompt_ids)
-                behind = max(first, min(end, num_prompt - 1))
-            if first < behind:
-                self._tile(sequence, first, behind)
-            if behind < end:
-                self._store(sequence, behind, end - behind)
-                count = end - behind
-                self._look_back([sequence] * count, range(behind, end), [1] * count)
+        if self.native is not None:
+            self._store(sequence, first, end - first)
+            self._add_row(self.native, sequence, first, end)
+            first = end
+        elif self.is_tiled:
+            self._tile(sequence, first, end)
             first = end
         if self.is_prefix and first == 0:
             inside = min(end, len(sequence.encoded.prompt_ids))
@@ -202,14 +201,18 @@ class BatchBuilder:
         """Add the span of the tokens that were added last.
 
         Row n has `counts[n]` tokens and begins at position `firsts[n]` of `sequences[n]`. The
-        tokens see the stored tokens up to themselves. The kernel alone takes rows of unequal
-        numbers of tokens.
+        tokens see the stored tokens up to themselves. Kernels alone take rows of unequal numbers of
+        tokens.
         """
         start = len(self.ids) - sum(counts)
         ends = [first + count for first, count in zip(firsts, counts, strict=True)]
+        if self.native is not None:
+            for sequence, first, end in zip(sequences, firsts, ends, strict=True):
+                self._add_row(self.native, sequence, first, end)
+            return
+
         pages = self._pages(sequences, max(ends))
-        if self._reads_in_place(max(counts)):
-            assert self.kernel is not None
+        if self.kernel is not None:
             span = paged_span(
                 start, counts, ends, pages, page_size=self.page_size, kernel=self.kernel
             )
@@ -228,11 +231,11 @@ class BatchBuilder:
         )
         self.spans.append(gathering)
 
-    def _reads_in_place(self, num_queries: int) -> bool:
-        """Return whether the kernel computes rows of that many tokens."""
-        if self.kernel is None:
-            return False
-        return self.max_queries is None or num_queries <= self.max_queries
+    def _add_row(self, rows: NativeRows, sequence: TokenSequence, first: int, end: int) -> None:
+        """Add the stored tokens of positions `first` to `end` as a row."""
+        num_open = len(sequence.encoded.prompt_ids) if self.is_prefix else 0
+        ends = [max(position + 1, num_open) for position in range(first, end)]
+        rows.add(self._pages([sequence], max(ends))[0], range(first, end), ends)
 
     def _continue(self, index: int, part: Slice) -> None:
         """Add the context's last token once more, as the root, and then the continuations.
@@ -261,6 +264,17 @@ class BatchBuilder:
         self.positions += [len(context) - 1 + depth for depth in depths]
         self.first_ids += [context[0]] * len(depths)
         self.scored.append(index)
+
+        if self.native is not None:
+            num_context = len(context)
+            pages = self._pages([part.sequence], num_context)[0]
+            self.native.add(pages, [num_context - 1], [num_context])
+            for first, stop in pairwise([*firsts, len(self.ids)]):
+                positions = self.positions[first:stop]
+                if positions:
+                    ends = [position + 1 for position in positions]
+                    self.native.add(pages, positions, ends, num_context, first)
+            return
 
         # The shape of a span's call must not depend on which continuations are scored together.
         if self.is_tiled:

@@ -1,9 +1,8 @@
-"""The choice of a kernel that attends to pages where they lie.
+"""The choice of a kernel that attends to pages where they lie, on CUDA.
 
-On a CPU that is our own kernel in C, where it was compiled. On CUDA it is a flash attention in half
-precision. Torch's (2) takes a block table from torch 2.13 on; it needs compute capability 8.0 and
-pages of a multiple of 256 tokens. Where it cannot be used, our own kernel in Triton is used.
-A kernel must first pass a trial.
+It is a flash attention in half precision. Torch's (2) takes a block table from torch 2.13 on; it
+needs compute capability 8.0 and pages of a multiple of 256 tokens. Where it cannot be used, our own
+kernel in Triton is used. A kernel must first pass a trial.
 
 No kernel splits a row's keys, so that a row's result does not depend on the other rows of its
 batch. Attention is causal, and the last query of a row stands at the row's last stored token.
@@ -13,10 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worker.kv.paged_native import MAX_QUERIES, in_native
 from worker.kv.spans import Kernel, PagedSpan, paged_span
 from worker.kv.store import KVShape, KVStore
-from worker.native.operators import kernels_for
 
 PAGE_SIZE = 256
 """The size of a page, in tokens, must be a multiple of this for torch's kernel."""
@@ -79,22 +76,14 @@ def in_triton(
 
 
 def choose_kernel(
-    device: torch.device,
-    dtype: torch.dtype,
-    shape: KVShape,
-    page_size: int,
-    *,
-    kv_dtype: torch.dtype | None = None,
+    device: torch.device, dtype: torch.dtype, shape: KVShape, page_size: int
 ) -> tuple[Kernel | None, str]:
     """Return the best kernel that passes its trial, and why no better one is used.
 
     The kernel is None where none can be used. The reason is a text for a log, empty for the best
-    kernel of the device. `dtype` is that of queries, `shape` and `page_size` (in tokens) are those
-    of the store. `kv_dtype` is that of the store, None for the same. Only a CPU has another one.
+    kernel of the device. `dtype` is that of queries and of the store, `shape` and `page_size` (in
+    tokens) are those of the store.
     """
-    if device.type == "cpu":
-        return _choose_on_cpu(dtype, shape, page_size, kv_dtype)
-    assert kv_dtype in (None, dtype)
     obstacle = _obstacle(device, dtype, shape)
     if obstacle:
         return None, obstacle
@@ -110,38 +99,6 @@ def choose_kernel(
     if own_problem is None:
         return in_triton, problem
     return None, f"{problem}; {own_problem}"
-
-
-def max_queries(kernel: Kernel | None) -> int | None:
-    """Return the queries of a row above which gathered keys are faster, None if there is no limit.
-
-    They are the row's tokens in one step.
-    """
-    return MAX_QUERIES if kernel is in_native else None
-
-
-def keeps_rows_apart(kernel: Kernel | None) -> bool:
-    """Return whether no bit of a query's result depends on other queries, those of its row too."""
-    return kernel is in_native
-
-
-def fits_graphs(kernel: Kernel | None) -> bool:
-    """Return whether CUDA graphs can replay the kernel."""
-    return kernel is not None and kernel is not in_native
-
-
-def _choose_on_cpu(
-    dtype: torch.dtype, shape: KVShape, page_size: int, kv_dtype: torch.dtype | None
-) -> tuple[Kernel | None, str]:
-    cpu = torch.device("cpu")
-    if kernels_for(torch.empty(0, dtype=dtype), shape.head_dim) is None:
-        return None, f"no kernel for {dtype} heads of {shape.head_dim} elements on this processor"
-    if shape.head_dim > _LARGEST_HEAD:
-        return None, f"the kernel has room for {_LARGEST_HEAD} elements, not {shape.head_dim}"
-    problem = trial(in_native, cpu, dtype, shape, page_size, kv_dtype=kv_dtype)
-    if problem is not None:
-        return None, problem
-    return in_native, ""
 
 
 def _obstacle(device: torch.device, dtype: torch.dtype, shape: KVShape) -> str | None:
@@ -175,8 +132,6 @@ def trial(
     dtype: torch.dtype,
     shape: KVShape,
     page_size: int,
-    *,
-    kv_dtype: torch.dtype | None = None,
 ) -> str | None:
     """Compare a small attention over shuffled pages with SDPA over the same keys.
 
@@ -185,9 +140,7 @@ def trial(
     per_row = -(-max(_TRIAL_LENGTHS) // page_size)
     num_pages = len(_TRIAL_LENGTHS) * per_row
     one_slot = KVShape(1, num_heads=shape.num_heads, head_dim=shape.head_dim)
-    store = KVStore(
-        one_slot, num_pages, page_size=page_size, dtype=kv_dtype or dtype, device=device
-    )
+    store = KVStore(one_slot, num_pages, page_size=page_size, dtype=dtype, device=device)
     rows = torch.arange(num_pages * page_size, device=device)
     size = (2, len(rows), shape.num_heads, shape.head_dim)
     store.write(0, rows, *torch.randn(size, dtype=dtype, device=device))

@@ -85,6 +85,12 @@ class KVStore:
         values = self.values[slot].index_select(0, flat).view(size)
         return _converted(keys, dtype), _converted(values, dtype)
 
+    def stored(self, x: Tensor) -> Tensor:
+        """Return keys or values [..., num_heads, head_dim] as they lie in the store, contiguous."""
+        if self.keys.dtype == torch.int8:
+            return quantized(x)
+        return x.to(self.keys.dtype).contiguous()
+
     def rounded(self, x: Tensor) -> Tensor:
         """Return keys or values [..., num_heads, head_dim] as they will be read from the store."""
         if self.keys.dtype == torch.int8:

@@ -22,6 +22,12 @@
 #define LANES 8
 #endif
 #define MAX_HEAD_DIM 256
+/* Vectors of a row that are summed together, in registers. */
+#if LANES == 16
+#define VECTORS 4
+#else
+#define VECTORS 2
+#endif
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
@@ -399,24 +405,82 @@ void write_rows(void *pool, const int64_t *places, const void *x, long stride, l
 
 /* --- Attention over pages */
 
+/* Queries of a row that read its keys and values together. */
+#define QUERIES_AT_ONCE 18
+
 typedef struct {
     void *out;
     const void *query;
-    const void *keys, *values;
-    const int32_t *block_table, *lengths, *query_starts;
+    const void *keys, *values;             /* pools of pages */
+    const void *fresh_keys, *fresh_values; /* tokens that are not stored, one behind the other */
+    const int32_t *block_table;            /* of each row, of `table_width` pages */
+    const int32_t *num_stored;             /* of each row: the keys behind them are fresh */
+    const int32_t *fresh_starts;           /* of each row: the first of its fresh tokens */
+    const int32_t *blocks;                 /* of up to QUERIES_AT_ONCE queries: row, first, count */
+    const int32_t *positions, *ends;       /* of each query: its own, and that behind its last key */
     long query_stride, table_width;
     long kv_heads, group, head_dim, page_size, window;
-    long parts; /* into which the heads of a query are cut, each a task */
     float scale;
     int type;    /* of queries and of the result */
     int kv_type; /* of keys and values */
 } Attention;
 
-/* Ask for `width` elements from `place` on, for which memory needs longer than a page's sums. */
-INLINE void prefetch(const void *tensor, long place, long width, int type) {
-    const char *line = at(tensor, place, type);
-    const char *behind = at(tensor, place + width, type);
-    for (; line < behind; line += 64)
+/* A block of queries, and the heads of keys that they attend with. */
+typedef struct {
+    int block, first_head, num_heads;
+} Part;
+
+typedef struct {
+    const Attention *attention;
+    const Part *parts;
+} Parts;
+
+/* The queries of a block: query i sees the tokens firsts[i] to ends[i], and none sees others than
+ * `first` to `end`. */
+typedef struct {
+    long row, first_query, count;
+    long first, end;
+    long firsts[QUERIES_AT_ONCE], ends[QUERIES_AT_ONCE];
+} Block;
+
+static Block block_of(const Attention *o, long number) {
+    const int32_t *given = o->blocks + 3 * number;
+    Block block = {.row = given[0], .first_query = given[1], .count = given[2]};
+    for (long i = 0; i < block.count; i++) {
+        long behind = o->positions[block.first_query + i] + 1;
+        long first = o->window && behind > o->window ? behind - o->window : 0;
+        long end = o->ends[block.first_query + i];
+        block.firsts[i] = first;
+        block.ends[i] = end;
+        block.first = !i || first < block.first ? first : block.first;
+        block.end = !i || end > block.end ? end : block.end;
+    }
+    return block;
+}
+
+/* Return where the keys, or the values, of a row's token lie. */
+INLINE const char *token_at(const Attention *o, const void *pool, const void *fresh, long row,
+                            long token, long token_width, int kv_type) {
+    long behind = token - o->num_stored[row];
+    if (behind >= 0)
+        return at(fresh, (o->fresh_starts[row] + behind) * token_width, kv_type);
+    long page = o->block_table[row * o->table_width + token / o->page_size];
+    return at(pool, (page * o->page_size + token % o->page_size) * token_width, kv_type);
+}
+
+/* Return the token behind those that lie one behind the other from `token` on. */
+INLINE long run_end(const Attention *o, long row, long token, long end) {
+    long behind = end;
+    if (token < o->num_stored[row]) {
+        behind = (token / o->page_size + 1) * o->page_size;
+        behind = behind < o->num_stored[row] ? behind : o->num_stored[row];
+    }
+    return behind < end ? behind : end;
+}
+
+/* Ask for some bytes, for which memory needs longer than a page's sums. */
+INLINE void prefetch(const char *line, long bytes) {
+    for (const char *behind = line + bytes; line < behind; line += 64)
         __builtin_prefetch(line, 0, 2);
 }
 
@@ -457,176 +521,351 @@ INLINE Floats sums(const Floats *x) {
 #endif
 }
 
-/* Attend with the heads of one part of one query.
+/* Write the scores of LANES tokens, of which those that a line's query does not see are -inf.
  *
- * `pages` are those of the query's row, and it sees the tokens `first` to `end`. Scores come first,
- * in the order in which keys lie in memory, then the softmax, then the sums of values.
+ * There are `lines` queries [lines, head_dim] and as many rows of scores, `stride` apart. `chunk`
+ * is the first token's position, and `tokens` are places of the keys.
  */
-INLINE void attend(const Attention *o, const int32_t *pages, long first, long end, long number,
-                   long head_dim, int kv_type) {
+INLINE void score_chunk(const Block *block, long group, const float *queries, float *scores,
+                        long lines, long stride, long chunk, const char *const *tokens,
+                        long head_dim, int kv_type) {
+    Ints lanes;
+    for (int lane = 0; lane < LANES; lane++)
+        lanes[lane] = (int)chunk + lane;
+    float wide[LANES * MAX_HEAD_DIM];
+    int is_widened = lines > 1 && kv_type != FP32;
+    if (is_widened)
+        for (int lane = 0; lane < LANES; lane++)
+            for (long i = 0; i < head_dim; i += LANES)
+                store(wide, lane * head_dim + i, load(tokens[lane], i, kv_type), FP32);
+
+    for (long line = 0; line < lines; line++) {
+        long first = block->firsts[line / group];
+        long end = block->ends[line / group];
+        if (end <= chunk || first >= chunk + LANES)
+            continue;
+        Floats products[LANES];
+        for (int lane = 0; lane < LANES; lane++)
+            products[lane] = (Floats){0};
+        const float *query = queries + line * head_dim;
+        for (long i = 0; i < head_dim; i += LANES) {
+            Floats part = load(query, i, FP32);
+            if (is_widened)
+                for (int lane = 0; lane < LANES; lane++)
+                    products[lane] += part * load(wide, lane * head_dim + i, FP32);
+            else
+                for (int lane = 0; lane < LANES; lane++)
+                    products[lane] += part * load(tokens[lane], i, kv_type);
+        }
+        if (kv_type == INT8)
+            for (int lane = 0; lane < LANES; lane++)
+                products[lane] *= scale_of(tokens[lane], head_dim, kv_type);
+        Ints is_seen = (lanes >= (int)first) & (lanes < (int)end);
+        Floats none = (Floats){0} - __builtin_inff();
+        store(scores, line * stride, choose(is_seen, sums(products), none), FP32);
+    }
+}
+
+/* Turn the scores from `first` to `end`, both multiples of LANES, into weights. */
+INLINE void softmax(float *scores, long first, long end) {
+    Floats peaks = load(scores, first, FP32);
+    for (long i = first + LANES; i < end; i += LANES)
+        peaks = choose(load(scores, i, FP32) > peaks, load(scores, i, FP32), peaks);
+    float peak = largest_lane(peaks);
+    Floats total = {0};
+    for (long i = first; i < end; i += LANES) {
+        Floats weight = exponential(load(scores, i, FP32) - peak);
+        store(scores, i, weight, FP32);
+        total += weight;
+    }
+    float share = 1.0f / sum(total);
+    for (long i = first; i < end; i += LANES)
+        store(scores, i, load(scores, i, FP32) * share, FP32);
+}
+
+#define LINES_AT_ONCE 6
+
+/* Add the weighted values of `count` tokens, which lie `step` bytes apart, to the results of lines.
+ *
+ * `weights` [lines, stride] begin at the first of these tokens, `results` are [lines, head_dim].
+ * This is for the columns from `column` on that `vectors` vectors have.
+ */
+INLINE void add_columns(float *results, const float *weights, long stride, const char *values,
+                        long step, long count, const int lines, const int vectors, long column,
+                        long head_dim, int kv_type) {
+    Floats added[LINES_AT_ONCE][VECTORS];
+    for (int line = 0; line < lines; line++)
+        for (int i = 0; i < vectors; i++)
+            added[line][i] = load(results, line * head_dim + column + i * LANES, FP32);
+    for (long token = 0; token < count; token++) {
+        const char *value = values + token * step;
+        float scale = scale_of(value, head_dim, kv_type);
+        Floats parts[VECTORS];
+        for (int i = 0; i < vectors; i++)
+            parts[i] = load(value, column + i * LANES, kv_type);
+#pragma GCC unroll 6
+        for (int line = 0; line < lines; line++) {
+            float weight = weights[line * stride + token] * scale;
+#pragma GCC unroll 4
+            for (int i = 0; i < vectors; i++)
+                added[line][i] += parts[i] * weight;
+        }
+    }
+    for (int line = 0; line < lines; line++)
+        for (int i = 0; i < vectors; i++)
+            store(results, line * head_dim + column + i * LANES, added[line][i], FP32);
+}
+
+INLINE void add_values(float *results, const float *weights, long stride, const char *values,
+                       long step, long count, const int lines, long head_dim, int kv_type) {
+    long column = 0;
+    for (; column + VECTORS * LANES <= head_dim; column += VECTORS * LANES)
+        add_columns(results, weights, stride, values, step, count, lines, VECTORS, column,
+                    head_dim, kv_type);
+    for (; column < head_dim; column += LANES)
+        add_columns(results, weights, stride, values, step, count, lines, 1, column, head_dim,
+                    kv_type);
+}
+
+/* Add the values of the tokens `token` to `behind`, the first of which lies at `values`.
+ *
+ * `weights` [lines, stride] begin at the token `base`. Lines go through the tokens that all of them
+ * see together, and each through its others alone: always in the order of the tokens.
+ */
+INLINE void add_run(const Block *block, long group, float *results, const float *weights,
+                    long lines, long stride, long base, const char *values, long step, long token,
+                    long behind, long head_dim, int kv_type) {
+    for (long line = 0; line < lines; line += LINES_AT_ONCE) {
+        long together = lines - line < LINES_AT_ONCE ? lines - line : LINES_AT_ONCE;
+        long first = token, end = behind; /* those that all see */
+        for (long i = line; i < line + together; i++) {
+            first = block->firsts[i / group] > first ? block->firsts[i / group] : first;
+            end = block->ends[i / group] < end ? block->ends[i / group] : end;
+        }
+        end = end > first ? end : first;
+        for (int later = 0; later < 2; later++) {
+            for (long i = line; i < line + together; i++) {
+                long from = block->firsts[i / group] > token ? block->firsts[i / group] : token;
+                long to = block->ends[i / group] < behind ? block->ends[i / group] : behind;
+                if (later)
+                    from = from > end ? from : end;
+                else
+                    to = to < first ? to : first;
+                if (from < to)
+                    add_values(results + i * head_dim, weights + i * stride + from - base, stride,
+                               values + (from - token) * step, step, to - from, 1, head_dim,
+                               kv_type);
+            }
+            if (later || first == end)
+                continue;
+            float *out = results + line * head_dim;
+            const float *seen = weights + line * stride + first - base;
+            const char *from = values + (first - token) * step;
+            long count = end - first;
+            switch (together) {
+#define CASE(LINES)                                                                            \
+    case LINES:                                                                                \
+        add_values(out, seen, stride, from, step, count, LINES, head_dim, kv_type);            \
+        break;
+                CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#undef CASE
+            }
+        }
+    }
+}
+
+/* Write where the keys of LANES tokens lie, the first at position `chunk`. For a token that no query
+ * sees it is the place of one that is seen.
+ */
+INLINE void find_keys(const Attention *o, const Block *block, long chunk, const char **places,
+                      long token_width, int kv_type) {
+    const char *place = NULL;
+    long first = 0, behind = 0;
+    for (int lane = 0; lane < LANES; lane++) {
+        long token = chunk + lane < block->first ? block->first : chunk + lane;
+        token = token < block->end ? token : block->end - 1;
+        if (!place || token >= behind) {
+            place = token_at(o, o->keys, o->fresh_keys, block->row, token, token_width, kv_type);
+            first = token;
+            behind = run_end(o, block->row, token, block->end);
+        }
+        places[lane] = place + (token - first) * token_width * size_of(kv_type);
+    }
+}
+
+/* Attend with some heads of the queries of a block: scores, the softmax, and the sums of values.
+ *
+ * A line is a query with one of its heads. Each line sums in the order of the tokens' positions, so
+ * no bit depends on the other queries, or on where the tokens lie.
+ */
+INLINE void attend(const Attention *o, const Part *part, long head_dim, int kv_type) {
+    Block block = block_of(o, part->block);
     long width = head_width(head_dim, kv_type);
-    long kv_heads = o->kv_heads / o->parts;
-    long heads = kv_heads * o->group;
-    long first_kv_head = number % o->parts * kv_heads;
-    long first_head = first_kv_head * o->group;
-    long query_number = number / o->parts;
     long token_width = o->kv_heads * width;
-    long page_width = o->page_size * token_width;
-    long size = end - first;
-    long padded = (size + LANES - 1) / LANES * LANES;
+    long step = token_width * size_of(kv_type);
+    long lines = block.count * o->group; /* that share a head of keys */
+    long num_lines = part->num_heads * lines;
+    long base = block.first / LANES * LANES;
+    long padded = (block.end - base + LANES - 1) / LANES * LANES;
 
-    /* The query in fp32, then scores [heads, padded], then sums [heads, head_dim]. */
-    float *query = malloc(sizeof(float) * (size_t)(heads * (2 * head_dim + padded) + LANES));
-    float *scores = query + heads * head_dim;
-    float *result = scores + heads * padded;
-    long first_element = query_number * o->query_stride + first_head * head_dim;
-    const void *given = at(o->query, first_element, o->type);
-    for (long i = 0; i < heads * head_dim; i += LANES)
-        store(query, i, load(given, i, o->type) * o->scale, FP32);
-
-    /* LANES products wait until their lanes are added together. */
-    Floats waiting[LANES];
-    float *targets[LANES];
-    int num_waiting = 0;
-    for (long token = first; token < end; token++) {
-        long place = pages[token / o->page_size] * page_width + token % o->page_size * token_width;
-        const void *keys = at(o->keys, place + first_kv_head * width, kv_type);
-        const void *next = token + o->page_size < end ? o->keys : o->values;
-        long page = next == o->keys ? token / o->page_size + 1 : first / o->page_size;
-        place = pages[page] * page_width + token % o->page_size * token_width;
-        prefetch(next, place + first_kv_head * width, kv_heads * width, kv_type);
-        for (long kv_head = 0; kv_head < kv_heads; kv_head++) {
-            const void *key = at(keys, kv_head * width, kv_type);
-            float key_scale = scale_of(key, head_dim, kv_type);
-            for (long head = kv_head * o->group; head < (kv_head + 1) * o->group; head++) {
-                Floats product = {0};
-                for (long i = 0; i < head_dim; i += LANES)
-                    product += load(query, head * head_dim + i, FP32) * load(key, i, kv_type);
-                waiting[num_waiting] = product * key_scale;
-                targets[num_waiting++] = scores + head * padded + (token - first);
-                if (num_waiting == LANES) {
-                    Floats added = sums(waiting);
-                    for (int i = 0; i < LANES; i++)
-                        *targets[i] = added[i];
-                    num_waiting = 0;
-                }
+    /* Queries in fp32 [num_lines, head_dim], scores [num_lines, padded], results as queries. */
+    float *queries = malloc(sizeof(float) * (size_t)(num_lines * (2 * head_dim + padded)));
+    float *scores = queries + num_lines * head_dim;
+    float *results = scores + num_lines * padded;
+    for (long head = 0; head < part->num_heads; head++)
+        for (long line = 0; line < lines; line++) {
+            long of_group = (part->first_head + head) * o->group + line % o->group;
+            long from = (block.first_query + line / o->group) * o->query_stride;
+            float *query = queries + (head * lines + line) * head_dim;
+            for (long i = 0; i < head_dim; i += LANES) {
+                Floats given = load(o->query, from + of_group * head_dim + i, o->type);
+                store(query, i, given * o->scale, FP32);
             }
         }
-    }
-    if (num_waiting) {
-        for (int i = num_waiting; i < LANES; i++)
-            waiting[i] = (Floats){0};
-        Floats added = sums(waiting);
-        for (int i = 0; i < num_waiting; i++)
-            *targets[i] = added[i];
-    }
 
-    for (long head = 0; head < heads; head++) {
-        float *row = scores + head * padded;
-        for (long i = size; i < padded; i++)
-            row[i] = -__builtin_inff();
-        Floats peaks = load(row, 0, FP32);
-        for (long i = LANES; i < padded; i += LANES)
-            peaks = choose(load(row, i, FP32) > peaks, load(row, i, FP32), peaks);
-        float peak = largest_lane(peaks);
-        Floats total = {0};
-        for (long i = 0; i < padded; i += LANES) {
-            Floats weight = exponential(load(row, i, FP32) - peak);
-            store(row, i, weight, FP32);
-            total += weight;
-        }
-        float share = 1.0f / sum(total);
-        for (long i = 0; i < padded; i += LANES)
-            store(row, i, load(row, i, FP32) * share, FP32);
-    }
-
-    memset(result, 0, sizeof(float) * (size_t)(heads * head_dim));
-    long token = first;
-    while (token < end) {
-        long behind = (token / o->page_size + 1) * o->page_size;
-        if (behind > end)
-            behind = end;
-        long place = pages[token / o->page_size] * page_width + token % o->page_size * token_width;
-        const void *values = at(o->values, place + first_kv_head * width, kv_type);
-        long next = behind < end ? pages[behind / o->page_size] * page_width : -1;
-        for (long head = 0; head < heads; head++) {
-            const float *weights = scores + head * padded - first;
-            Floats added[MAX_HEAD_DIM / LANES];
-            for (long i = 0; i < head_dim / LANES; i++)
-                added[i] = load(result, head * head_dim + i * LANES, FP32);
-            for (long t = token; t < behind; t++) {
-                if (next >= 0 && head % o->group == 0) {
-                    long ahead = next + (t - token) * token_width + first_kv_head * width;
-                    prefetch(o->values, ahead + head / o->group * width, width, kv_type);
-                }
-                long element = (t - token) * token_width + head / o->group * width;
-                const void *value = at(values, element, kv_type);
-                float weight = weights[t] * scale_of(value, head_dim, kv_type);
-                for (long i = 0; i < head_dim / LANES; i++)
-                    added[i] += load(value, i * LANES, kv_type) * weight;
+    const char *places[LANES], *next[LANES];
+    find_keys(o, &block, base, places, token_width, kv_type);
+    for (long chunk = base; chunk < block.end; chunk += LANES) {
+        int has_next = chunk + LANES < block.end;
+        if (has_next)
+            find_keys(o, &block, chunk + LANES, next, token_width, kv_type);
+        for (long head = 0; head < part->num_heads; head++) {
+            const char *keys[LANES];
+            long offset = (part->first_head + head) * width * size_of(kv_type);
+            for (int lane = 0; lane < LANES; lane++) {
+                keys[lane] = places[lane] + offset;
+                if (has_next && block.count == 1)
+                    prefetch(next[lane] + offset, width * size_of(kv_type));
             }
-            for (long i = 0; i < head_dim / LANES; i++)
-                store(result, head * head_dim + i * LANES, added[i], FP32);
+            long first_line = head * lines;
+            score_chunk(&block, o->group, queries + first_line * head_dim,
+                        scores + first_line * padded + chunk - base, lines, padded, chunk, keys,
+                        head_dim, kv_type);
+        }
+        memcpy(places, next, sizeof places);
+    }
+
+    for (long line = 0; line < num_lines; line++) {
+        long query = line % lines / o->group;
+        long end = (block.ends[query] - base + LANES - 1) / LANES * LANES;
+        softmax(scores + line * padded, (block.firsts[query] - base) / LANES * LANES, end);
+    }
+
+    memset(results, 0, sizeof(float) * (size_t)(num_lines * head_dim));
+    long token = block.first;
+    while (token < block.end) {
+        long behind = run_end(o, block.row, token, block.end);
+        const char *values = token_at(o, o->values, o->fresh_values, block.row, token, token_width,
+                                      kv_type);
+        const char *later = NULL;
+        if (behind < block.end && block.count == 1)
+            later = token_at(o, o->values, o->fresh_values, block.row, behind, token_width,
+                             kv_type);
+        for (long head = 0; head < part->num_heads; head++) {
+            long offset = (part->first_head + head) * width * size_of(kv_type);
+            if (later)
+                for (long i = 0; i < behind - token && behind + i < block.end; i++)
+                    prefetch(later + i * step + offset, width * size_of(kv_type));
+            long first_line = head * lines;
+            add_run(&block, o->group, results + first_line * head_dim,
+                    scores + first_line * padded, lines, padded, base, values + offset, step,
+                    token, behind, head_dim, kv_type);
         }
         token = behind;
     }
 
-    long first_out = (query_number * o->kv_heads * o->group + first_head) * head_dim;
-    void *out = (void *)at(o->out, first_out, o->type);
-    for (long i = 0; i < heads * head_dim; i += LANES)
-        store(out, i, load(result, i, FP32), o->type);
-    free(query);
+    for (long head = 0; head < part->num_heads; head++)
+        for (long line = 0; line < lines; line++) {
+            long of_group = (part->first_head + head) * o->group + line % o->group;
+            long query = block.first_query + line / o->group;
+            long place = (query * o->kv_heads * o->group + of_group) * head_dim;
+            const float *result = results + (head * lines + line) * head_dim;
+            void *out = (void *)at(o->out, place, o->type);
+            for (long i = 0; i < head_dim; i += LANES)
+                store(out, i, load(result, i, FP32), o->type);
+        }
+    free(queries);
 }
 
-INLINE void attend_in(const Attention *o, const int32_t *pages, long first, long end, long number,
-                      int kv_type) {
+INLINE void attend_in(const Attention *o, const Part *part, int kv_type) {
     /* With a number that the compiler knows, the loops over a head become registers. */
     if (o->head_dim == 64)
-        attend(o, pages, first, end, number, 64, kv_type);
+        attend(o, part, 64, kv_type);
     else if (o->head_dim == 128)
-        attend(o, pages, first, end, number, 128, kv_type);
+        attend(o, part, 128, kv_type);
     else
-        attend(o, pages, first, end, number, o->head_dim, kv_type);
+        attend(o, part, o->head_dim, kv_type);
 }
 
 static void attention_task(const void *arguments, long number) {
-    const Attention *o = arguments;
-    long query = number / o->parts;
-    long row = 0;
-    while (o->query_starts[row + 1] <= query)
-        row++;
-    long end = o->lengths[row] - (o->query_starts[row + 1] - 1 - query);
-    long first = o->window && end > o->window ? end - o->window : 0;
-    const int32_t *pages = o->block_table + row * o->table_width;
+    const Parts *parts = arguments;
+    const Attention *o = parts->attention;
+    const Part *part = parts->parts + number;
     switch (o->kv_type) {
-    case FP32: attend_in(o, pages, first, end, number, FP32); break;
-    case BF16: attend_in(o, pages, first, end, number, BF16); break;
-    default: attend_in(o, pages, first, end, number, INT8);
+    case FP32: attend_in(o, part, FP32); break;
+    case BF16: attend_in(o, part, BF16); break;
+    default: attend_in(o, part, INT8);
     }
 }
 
-/* Write the attention [queries, kv_heads * group, head_dim] of queries to stored keys.
+/* Cut blocks into parts for threads, and return their number.
  *
- * `keys` and `values` are [pages, page_size, kv_heads, head width] of a type of their own. Row n's
- * queries are the last of its `lengths[n]` tokens, from `query_starts[n]` on. A window of 0 has no
- * limit.
+ * The heads of a single query are few parts, because its keys lie side by side. A block of several
+ * queries has a part for each head, and the blocks of a row that read the same head come together,
+ * while its keys are in the cache.
+ */
+static long cut(const Attention *o, long num_blocks, long threads, Part *parts) {
+    int heads = (int)o->kv_heads;
+    while (threads > 1 && num_blocks * (o->kv_heads / heads) < 4 * threads && heads % 2 == 0)
+        heads /= 2;
+    long count = 0;
+    long block = 0;
+    while (block < num_blocks) {
+        const int32_t *first = o->blocks + 3 * block;
+        long behind = block + 1;
+        if (first[2] == 1) {
+            for (int head = 0; head < o->kv_heads; head += heads)
+                parts[count++] = (Part){(int)block, head, heads};
+        } else {
+            while (behind < num_blocks && o->blocks[3 * behind] == first[0])
+                behind++;
+            for (int head = 0; head < o->kv_heads; head++)
+                for (long each = block; each < behind; each++)
+                    parts[count++] = (Part){(int)each, head, 1};
+        }
+        block = behind;
+    }
+    return count;
+}
+
+/* Write the attention [queries, kv_heads * group, head_dim] of queries to keys of their rows.
+ *
+ * `keys` and `values` are [pages, page_size, kv_heads, head width] of a type of their own, fresh
+ * ones [tokens, kv_heads, head width]. A window of 0 has no limit.
  */
 void paged_attention(void *out, const void *query, long query_stride, const void *keys,
-                     const void *values, const int32_t *block_table, long table_width,
-                     const int32_t *lengths, const int32_t *query_starts, long num_rows,
-                     long kv_heads, long group, long head_dim, long page_size, float scale,
-                     long window, int type, int kv_type, long threads) {
+                     const void *values, const void *fresh_keys, const void *fresh_values,
+                     const int32_t *block_table, long table_width, const int32_t *num_stored,
+                     const int32_t *fresh_starts, const int32_t *blocks, long num_blocks,
+                     const int32_t *positions, const int32_t *ends, long kv_heads, long group,
+                     long head_dim, long page_size, float scale, long window, int type,
+                     int kv_type, long threads) {
     Attention attention = {.out = out, .query = query, .keys = keys, .values = values,
-                           .block_table = block_table, .lengths = lengths,
-                           .query_starts = query_starts, .query_stride = query_stride,
+                           .fresh_keys = fresh_keys, .fresh_values = fresh_values,
+                           .block_table = block_table, .num_stored = num_stored,
+                           .fresh_starts = fresh_starts, .blocks = blocks, .positions = positions,
+                           .ends = ends, .query_stride = query_stride,
                            .table_width = table_width, .kv_heads = kv_heads, .group = group,
                            .head_dim = head_dim, .page_size = page_size, .window = window,
-                           .parts = 1, .scale = scale, .type = type, .kv_type = kv_type};
-    long queries = query_starts[num_rows];
-    if (threads > 1)
-        while (queries * attention.parts < 4 * threads && kv_heads % (2 * attention.parts) == 0)
-            attention.parts *= 2;
-    run(attention_task, &attention, queries * attention.parts, threads);
+                           .scale = scale, .type = type, .kv_type = kv_type};
+    Part *parts = malloc(sizeof(Part) * (size_t)(num_blocks * kv_heads));
+    Parts all = {&attention, parts};
+    run(attention_task, &all, cut(&attention, num_blocks, threads, parts), threads);
+    free(parts);
+}
+
+long queries_at_once(void) {
+    return QUERIES_AT_ONCE;
 }
 
 
@@ -637,11 +876,6 @@ void paged_attention(void *out, const void *query, long query_stride, const void
  * for ROWS_AT_ONCE rows, whose sums stay in registers. Each sum goes through the inputs in their
  * order, so a row does not depend on the rows beside it.
  */
-#if LANES == 16
-#define VECTORS 4
-#else
-#define VECTORS 2
-#endif
 #define PANEL (VECTORS * LANES)
 #define ROWS_AT_ONCE 6
 

@@ -50,10 +50,12 @@ _PARAMETERS: dict[str, list[Any]] = {
     "paged_attention": [
         *[c_void_p] * 2,
         c_long,
+        *[c_void_p] * 5,
+        c_long,
         *[c_void_p] * 3,
         c_long,
         *[c_void_p] * 2,
-        *[c_long] * 5,
+        *[c_long] * 4,
         c_float,
         c_long,
         c_int,
@@ -66,7 +68,8 @@ class Library:
     """The compiled kernels.
 
     `lanes` is the number of elements of which widths must be multiples, and `panel` the number of
-    outputs that lie together in a packed weight. `weight_peak` is the largest weight in int8.
+    outputs that lie together in a packed weight. `weight_peak` is the largest weight in int8, and
+    `queries_at_once` the most queries that attend together.
     `digest` is the hash of the compiled file: other compilers may round other last bits.
     """
 
@@ -88,6 +91,7 @@ class Library:
         self.lanes = int(functions.num_lanes())
         self.panel = int(functions.panel_width())
         self.weight_peak = int(functions.weight_peak())
+        self.queries_at_once = int(functions.queries_at_once())
 
         # The threads are those of torch's own OpenMP runtime: a second runtime's would wait for
         # the same processors.

@@ -419,13 +419,11 @@ def load(options: RunnerOptions) -> PagedRunner:
     device = torch.device(options.device)
     net = HrmTextNet(model.to(device), device, declared.depths_by_effort)
     # The order matters, because `prepare` replaces layers: parameters are counted before it, and
-    # the new layers are compiled after it.
+    # the layers that are left are packed, and the new ones compiled, after it.
     description = _describe(model, note)
-    may_draft = declared.draft_tokens > 0 and not options.is_lossy
-    if may_draft:
-        pack_all_linears(model)
     prepare(model, options)
-    if may_draft:
+    if declared.draft_tokens > 0:
+        pack_all_linears(model)
         net.draft_with(declared.draft_cycles, declared.draft_tokens)
     if device.type == "cuda" and declared.compile_layers:
         compile_net(net, options.name)

@@ -30,7 +30,7 @@ from worker.engine.sequence import (
 )
 from worker.engine.states import pooled
 from worker.hardware.memory import kv_memory
-from worker.kv import flash, quarantine
+from worker.kv import flash, paged_native, quarantine
 from worker.kv.batch import Batch, BatchBuilder
 from worker.kv.spans import Kernel
 from worker.kv.store import KVStore
@@ -92,14 +92,17 @@ class PagedRunner:
             found += f", keys and values in {declared.kv_dtype}"
 
         self.kernel: Kernel | None = None
+        self.is_native = False
         obstacle = ""
         if declared.flash_attention:
-            self.kernel, obstacle = flash.choose_kernel(
-                net.device, net.dtype, net.kv_shape, options.page_size, kv_dtype=kv_dtype
-            )
+            on_cpu = net.device.type == "cpu"
+            store_of = (net.dtype, net.kv_shape, options.page_size)
+            self.is_native = on_cpu and not paged_native.obstacle(*store_of, kv_dtype)
+            if not self.is_native:
+                self.kernel, obstacle = flash.choose_kernel(net.device, *store_of)
 
         # Graphs write the tokens of their padding rows to a spare page behind the others.
-        use_graphs = flash.fits_graphs(self.kernel) and declared.cuda_graphs
+        use_graphs = self.kernel is not None and declared.cuda_graphs
         num_spare = 1 if use_graphs else 0
         num_pages = count_pages(net, window, options, kv_dtype=kv_dtype, num_spare=num_spare)
 
@@ -121,7 +124,7 @@ class PagedRunner:
         self.eos_ids = language.eos_ids
         self.net = net
         self._shallow_nets: dict[Depth, Net] = {}
-        self._is_tiled = options.is_lossy
+        self._is_tiled = options.is_lossy and not self.is_native
         self._language = language
         # Forwards of prompts that are computed layer by layer, between two steps.
         self._forwards: dict[TokenSequence, Forward] = {}
@@ -141,8 +144,8 @@ class PagedRunner:
         self.decoder: DecodeGraphs | None = None
         if self.kernel is not None and use_graphs:
             self.decoder = capture_decoding(net, self.store, self.kernel, self.spec)
-        if net.draft is not None and self._keeps_rows_apart():
-            draft = net.draft
+        draft = net.draft
+        if draft is not None and self._keeps_rows_apart(draft.max_tokens):
             self.spec = replace(self.spec, max_drafts=draft.max_tokens, draft_cost=draft.cost)
 
     @property
@@ -249,7 +252,7 @@ class PagedRunner:
             self.net.device,
             is_prefix=self.net.is_prefix,
             kernel=self.kernel,
-            max_queries=flash.max_queries(self.kernel),
+            native=paged_native.new_rows() if self.is_native else None,
             is_tiled=self._is_tiled,
         )
         return builder.build(slices)
@@ -447,21 +450,22 @@ class PagedRunner:
             results[index] = result
 
     @torch.inference_mode()
-    def _keeps_rows_apart(self) -> bool:
+    def _keeps_rows_apart(self, max_drafts: int) -> bool:
         """Return whether tokens of one forward have the bits of forwards of their own.
 
         Only then verifying drafts together changes no answer. It is tried in the empty store, with
         as many tokens of a sequence as can be verified, behind a first one.
         """
-        last = flash.max_queries(self.kernel)
-        if self._is_tiled or last is None or not flash.keeps_rows_apart(self.kernel):
-            return False
-        if self.spec.context_window <= last:
+        last = max_drafts + 1
+        if not self.is_native or self.spec.context_window <= last:
             return False
         ids = tuple(position % 2 for position in range(last + 1))
         pages = list(range(-(-len(ids) // self.spec.page_size)))
 
-        sequence = TokenSequence("trial", Encoded(ids), sampling=None, pages=pages)
+        # All but the first token are a response, because those of a prompt may see each other.
+        sequence = TokenSequence(
+            "trial", Encoded(ids[:1]), sampling=None, output_ids=list(ids[1:]), pages=pages
+        )
         whole = Slice(sequence, len(ids))
 
         def logits(first: int, end: int) -> Tensor:
