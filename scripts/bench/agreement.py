@@ -4,9 +4,9 @@
 
 Each prompt is answered alone, in batches, staggered, in chunks, after preemption, over a cached
 prefix, resumed from a log, as one of several choices, and with as many drafts as there can be. The
-reference is `generate` of transformers on the prompt alone. With `--quantize` or `--kv-dtype`, and
-for models unknown to transformers, it is the engine itself with one sequence at a time and without
-a cache. A difference is accepted only where the two best logits of the reference lie within 1e-4
+reference is `generate` of transformers on the prompt alone. Where numbers are rounded (`--dtype`,
+`--quantize`, `--kv-dtype`), and for models unknown to transformers, it is the engine itself with
+one sequence at a time and without a cache. A difference is accepted only where the two best logits of the reference lie within 1e-4
 of each other. Their gap is printed.
 """
 
@@ -304,12 +304,14 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--longest", type=int, default=150)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--quantize", choices=list(ACCELERATORS), default="none")
     parser.add_argument("--kv-dtype", choices=get_args(KVDtype), default="auto")
     args = parser.parse_args()
     device.use_threads(args.threads)
     options = RunnerOptions(
         path=args.model,
+        dtype=args.dtype,
         kv_bytes=2**30,
         quantize=args.quantize,
         own=own_options(Path(args.model), args.kv_dtype),
@@ -326,7 +328,7 @@ def agrees(options: RunnerOptions, num_prompts: int, num_tokens: int, longest: i
     runner = load_sequence_runner(kind, replace(options, max_batch=1, prefix_cache=False))
     is_known = kind in ("hrm-text", "causal") and (Path(options.path) / "config.json").is_file()
     reference: Reference = OwnReference(runner)
-    if is_known and not options.is_lossy:
+    if is_known and options.dtype == "float32" and not options.is_lossy:
         reference = TransformersReference(Path(options.path), runner.eos_ids)
 
     prompts = varied_prompts(num_prompts, _vocab_size(runner), longest)

@@ -1,6 +1,6 @@
 """Drafts: how many are planned, and that answers are those of steps without them, bit by bit."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from worker.engine.runner import OutOfMemory
 from worker.engine.sequence import Encoded, Slice, StepResult, TokenSequence
 from worker.kv.attention import AttentionPlan
 from worker.kv.store import KVStore
+from worker.models import linear
 from worker.models.hrm_text import HrmTextShape, passes_of
 from worker.native.library import library
 from worker.runners import hrm_text, paged
@@ -345,13 +346,27 @@ def drafts_no_numbers(runner: PagedRunner) -> None:
     runner.net.draft = Draft(hidden, cost=1.0, max_tokens=7)
 
 
-@pytest.fixture(scope="module", params=[drafts_by_all, drafts_by_part, drafts_no_numbers])
+@pytest.fixture(
+    scope="module",
+    params=[
+        (drafts_by_all, {}),
+        (drafts_by_part, {}),
+        (drafts_no_numbers, {}),
+        (drafts_by_part, {"dtype": "bfloat16"}),
+        (drafts_by_part, {"quantize": "int8"}),
+        (drafts_by_part, {"kv_dtype": "bfloat16"}),
+        (drafts_by_all, {"kv_dtype": "int8", "quantize": "int8"}),
+    ],
+    ids=lambda param: " ".join([param[0].__name__, *param[1].values()]),
+)
 def runner(model: Path, request: pytest.FixtureRequest) -> PagedRunner:
     if library() is None:
         pytest.skip("drafts need the kernels in C")
-    loaded = hrm_text.load(options_for(model, max_batch=4, page_size=4))
+    change, precision = request.param
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(linear, "MIN_INT8_WEIGHTS", 0)
+        loaded = hrm_text.load(options_for(model, max_batch=4, page_size=4, **precision))
     assert loaded.spec.max_drafts == 7
-    change: Callable[[PagedRunner], None] = request.param
     change(loaded)
     return loaded
 
