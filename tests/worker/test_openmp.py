@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,3 +78,21 @@ def test_torch_has_its_own_where_none_is_installed(monkeypatch: pytest.MonkeyPat
 def test_it_comes_too_late_behind_torch() -> None:
     assert torch.__name__ in sys.modules
     assert openmp.use_ready_threads(2) is None
+
+
+def test_what_ended_processes_left_behind_is_removed(tmp_path: Path) -> None:
+    user = os.getuid()
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    left = tmp_path / f"__KMP_REGISTERED_LIB_{ended.pid}_{user}"
+    kept = [
+        tmp_path / f"__KMP_REGISTERED_LIB_{os.getpid()}_{user}",
+        tmp_path / f"__KMP_REGISTERED_LIB_{ended.pid}_{user + 1}",
+        tmp_path / f"other_{ended.pid}_{user}",
+    ]
+    for path in (left, *kept):
+        path.touch()
+
+    openmp.forget_ended(tmp_path)
+
+    assert sorted(tmp_path.iterdir()) == sorted(kept)

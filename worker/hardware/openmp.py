@@ -8,12 +8,15 @@ installed: the package `intel-openmp`, or the system's `libomp`.
 
 import ctypes
 import ctypes.util
+import os
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 _PACKAGE = "intel-openmp"
 _LIBRARY = "libiomp5.so"
+_SHARED_MEMORY = Path("/dev/shm")
+_REGISTRATION = "__KMP_REGISTERED_LIB_"
 
 
 def use_ready_threads(threads: int) -> str | None:
@@ -27,12 +30,25 @@ def use_ready_threads(threads: int) -> str | None:
     library = find_runtime()
     if library is None:
         return None
+    forget_ended(_SHARED_MEMORY)
     try:
         # Global, so that torch finds the functions of this library before those of its own.
         ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
     except OSError:
         return None
     return library
+
+
+def forget_ended(folder: Path) -> None:
+    """Remove the files that the runtime has left in `folder` for processes that have ended.
+
+    It makes one for each process, with its id and user in the name, and removes it at an orderly
+    exit. A worker that is killed, or ends at once, leaves it behind.
+    """
+    for path in folder.glob(f"{_REGISTRATION}*_{os.getuid()}"):
+        pid = path.name.removeprefix(_REGISTRATION).partition("_")[0]
+        if pid.isdecimal() and not Path("/proc", pid).exists():
+            path.unlink(missing_ok=True)
 
 
 def find_runtime() -> str | None:
