@@ -6,8 +6,8 @@ Each prompt is answered alone, in batches, staggered, in chunks, after preemptio
 prefix, resumed from a log, as one of several choices, and with as many drafts as there can be. The
 reference is `generate` of transformers on the prompt alone. Where numbers are rounded (`--dtype`,
 `--quantize`, `--kv-dtype`), and for models unknown to transformers, it is the engine itself with
-one sequence at a time and without a cache. A difference is accepted only where the two best logits of the reference lie within 1e-4
-of each other. Their gap is printed.
+one sequence at a time and without a cache. A difference is accepted only where the two best logits
+of the reference lie within 1e-4 of each other. Their gap is printed.
 """
 
 import argparse
