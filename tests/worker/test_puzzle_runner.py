@@ -4,6 +4,7 @@ The oracle is a plain reference that solves one puzzle at a time.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +27,8 @@ from worker.engine.engine import Emission, Engine, SequenceWork
 from worker.engine.runner import RunnerOptions
 from worker.engine.sequence import Slice, StepResult
 from worker.host.loading import warm_up
+from worker.models import linear
+from worker.native.library import library
 from worker.runners.echo import Echo
 from worker.runners.hrm_puzzle import PuzzleRunner
 from worker.runners.registry import load_runner
@@ -342,6 +345,27 @@ def test_a_step_that_failed_is_repeated_not_skipped(
     for solution, whole in zip(solutions, expected, strict=True):
         assert solution.grid == whole.grid
         assert solution.steps == whole.steps
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_layers_are_packed_or_rounded(
+    path: Path, weights: Weights, quantize: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "MIN_PACKED_WEIGHTS", 0)
+    monkeypatch.setattr(linear, "MIN_INT8_WEIGHTS", 0)
+    runner = load_runner("hrm-puzzle", RunnerOptions(path=str(path), quantize=quantize))
+    assert isinstance(runner, PuzzleRunner)
+    kinds = {type(layer) for layer in runner.model.modules()}
+    if library() is not None or quantize == "int8":
+        assert torch.nn.Linear not in kinds
+    assert runner.spec.found.endswith("int8 linear layers" if quantize == "int8" else "float32")
+
+    tolerance = 1e-4 if quantize == "none" else 0.15
+    for puzzle, solution in zip(PUZZLES, solve_all(runner, solve_each(PUZZLES)), strict=True):
+        logits, q_halt, _ = truth(weights, puzzle)[-1]
+        assert solution.confidence == pytest.approx(1 / (1 + math.exp(-q_halt)), abs=tolerance)
+        if quantize == "none":
+            assert solution.grid == SUDOKU.decode(logits.argmax(-1).tolist())
 
 
 def test_mazes_and_arc_come_back_as_they_are_written(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from worker.engine.sampler import broken
 from worker.engine.sequence import Encoded, Slice, Solved, StepResult, TokenSequence
 from worker.models.sapient import Carry, SapientModel, SegmentOutput
 from worker.models.sapient_checkpoint import load_sapient_checkpoint
+from worker.runners.accelerators import prepare
 from worker.runners.allocation import tells_out_of_memory
 from worker.runners.efforts import check_efforts
 from worker.text.puzzles import PuzzleKind
@@ -229,10 +230,11 @@ def load(options: RunnerOptions) -> PuzzleRunner:
     """Load a puzzle network. Raise ModelFormatError for a checkpoint that cannot be served."""
     loaded = load_sapient_checkpoint(Path(options.path), getattr(torch, options.dtype))
     model = loaded.model.to(options.device)
+    prepare(model, options)
     spec = RunnerSpec(
         "hrm-puzzle",
         options.name,
-        found=f"{loaded.description}, {options.dtype}",
+        found=f"{loaded.description}, {options.precision}",
         context_window=loaded.kind.num_cells,
         max_batch=options.max_batch,
         tasks=("solve",),
