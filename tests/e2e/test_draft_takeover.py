@@ -16,7 +16,7 @@ from worker.llm import LLM, SamplingParams
 from worker.native.library import library
 
 PROMPT = "Solve for x: 3x + 8 = 29"
-SAMPLING = {"max_tokens": 300, "seed": 11, "temperature": 0.9, "ignore_eos": True}
+SAMPLING = {"max_tokens": 250, "seed": 11, "temperature": 0.9, "ignore_eos": True}
 CYCLES = "4x12"
 """So many cycles make a token of the sample model take long enough to be killed in the middle."""
 
