@@ -31,7 +31,7 @@ from shared.errors import (
     Unauthorized,
 )
 from shared.events.log import LogReader
-from shared.messages import Cancelled
+from shared.messages import Cancelled, Event
 from shared.queue.broker import UNAVAILABLE
 from shared.telemetry.metrics import Metrics
 
@@ -274,13 +274,17 @@ class Dispatcher:
         While Redis is away, wait for it, then go on behind the last event.
         """
         after = 0
+
+        def deliver(cursor: int, event: Event) -> None:
+            nonlocal after
+            after = cursor
+            events.put(job, cursor, event)
+            if watch is not None:
+                watch.note(job, cursor, event)
+
         while True:
             try:
-                async for cursor, event in self._log.follow(job_id, after):
-                    after = cursor
-                    events.put(job, cursor, event)
-                    if watch is not None:
-                        watch.note(job, cursor, event)
+                await self._log.deliver(job_id, deliver, after)
                 return
             except UNAVAILABLE:
                 await asyncio.sleep(_REDIS_AWAY_S)

@@ -4,7 +4,7 @@ The dispatcher puts them in, and one route reads them. This module knows neither
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -154,7 +154,7 @@ class RequestEvents:
         self.results: dict[int, str] = {}
         self.usage = Usage()
         self._builders = [OutcomeBuilder(n) for _ in job_ids]
-        self._inbox: asyncio.Queue[tuple[int, int, Event] | BaseException] = asyncio.Queue()
+        self._inbox: asyncio.Queue[tuple[int, int, Event] | BaseException | None] = asyncio.Queue()
 
     def put(self, job: int, index: int, event: Event) -> None:
         self._inbox.put_nowait((job, index, event))
@@ -169,23 +169,25 @@ class RequestEvents:
         Yield None whenever nothing has come for `quiet_s`. The wait is shorter before the first
         token, so that a stream can begin. Raise the FleetError of the first job that fails.
         """
-        wait_s = quiet_s
+        silence = None
         if quiet_s is not None:
-            wait_s = min(quiet_s, _FIRST_TOKEN_S)
-        while self.unfinished:
-            try:
-                async with asyncio.timeout(wait_s):
-                    arrived = await self._inbox.get()
-            except TimeoutError:
-                yield None
-                wait_s = quiet_s
-                continue
-            if isinstance(arrived, BaseException):
-                raise arrived
-            job, index, event = arrived
-            yield RequestEvent(job, index, self._note(job, event))
-            if not isinstance(event, Started):
-                wait_s = quiet_s
+            silence = _Silence(lambda: self._inbox.put_nowait(None), min(quiet_s, _FIRST_TOKEN_S))
+        try:
+            while self.unfinished:
+                arrived = await self._inbox.get()
+                has_begun = arrived is None or not _is_start(arrived)
+                if silence is not None:
+                    silence.ends(quiet_s if has_begun else None)
+                if arrived is None:
+                    yield None
+                elif isinstance(arrived, BaseException):
+                    raise arrived
+                else:
+                    job, index, event = arrived
+                    yield RequestEvent(job, index, self._note(job, event))
+        finally:
+            if silence is not None:
+                silence.close()
 
     async def outcomes(self) -> list[Outcome]:
         """Return the outcome of each job, in order.
@@ -210,6 +212,42 @@ class RequestEvents:
         error = error_of(event)
         self.results[job] = error.code
         raise error
+
+
+class _Silence:
+    """Calls `on_quiet` whenever `ends` was not called for `wait_s` seconds.
+
+    One timer looks now and then, because a new one for each token would cost as much as the token.
+    """
+
+    def __init__(self, on_quiet: Callable[[], None], wait_s: float) -> None:
+        self._on_quiet = on_quiet
+        self._wait_s = wait_s
+        self._loop = asyncio.get_running_loop()
+        self._since_s = self._loop.time()
+        self._timer = self._loop.call_later(wait_s, self._look)
+
+    def ends(self, wait_s: float | None = None) -> None:
+        """Note that something has come. From now on wait for `wait_s`, None for as long as before."""
+        self._since_s = self._loop.time()
+        if wait_s is not None:
+            self._wait_s = wait_s
+
+    def close(self) -> None:
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        now_s = self._loop.time()
+        due_s = self._since_s + self._wait_s
+        if due_s <= now_s:
+            self._since_s = now_s
+            due_s = now_s + self._wait_s
+            self._on_quiet()
+        self._timer = self._loop.call_at(due_s, self._look)
+
+
+def _is_start(arrived: tuple[int, int, Event] | BaseException) -> bool:
+    return not isinstance(arrived, BaseException) and isinstance(arrived[2], Started)
 
 
 def error_of(event: Failed | Cancelled) -> FleetError:

@@ -5,7 +5,7 @@ means the same to every front and survives workers. Exactly one terminal event e
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
@@ -27,6 +27,9 @@ from shared.messages import (
 from shared.queue import keys
 from shared.queue.broker import Broker
 from shared.queue.script import Script, raw
+
+Deliver = Callable[[int, Event], None]
+"""A function that takes an event with its index."""
 
 _PROGRESSED = 1
 _SAMPLED = 2
@@ -118,56 +121,106 @@ class LogReader:
                 return event
         return None
 
-    async def follow(self, job_id: str, after: int = 0) -> AsyncIterator[tuple[int, Event]]:
-        """Yield every event behind `after`, with its index, up to the terminal one.
+    async def deliver(self, job_id: str, to: Deliver, after: int = 0) -> None:
+        """Call `to` with every event behind `after`, up to the terminal one.
 
         The events come in order, and each once. Raise BrokerUnavailable when the job and its log
         have vanished, as after a restart of Redis without its data.
         """
         assert self._subscriptions is not None, "following needs subscriptions"
+        tail = _Tail(to, after)
         # Redis confirms the subscription before the log is read, so nothing falls in between.
-        async with self._subscriptions.listen(keys.channel(job_id)) as inbox:
+        async with self._subscriptions.attached(keys.channel(job_id), tail.on_message):
             while True:
-                for index, event in await self.read(job_id, after):
-                    yield index, event
-                    after = index
-                    if isinstance(event, Terminal):
-                        return
+                for index, event in await self.read(job_id, tail.after):
+                    tail.take(index, event)
+                if tail.has_ended:
+                    return
                 # Where the job is gone no terminal event will ever come.
                 if not await self._client(job_id).exists(keys.job(job_id)):
                     raise BrokerUnavailable("Redis has lost the request.", retry_after_s=1)
-                async for index, event in self._live(inbox, after):
-                    yield index, event
-                    after = index
-                    if isinstance(event, Terminal):
-                        return
+                await tail.wait(self._poll_s)
+                if tail.has_ended:
+                    return
+
+    async def follow(self, job_id: str, after: int = 0) -> AsyncIterator[tuple[int, Event]]:
+        """Yield every event behind `after`, with its index, as `deliver` delivers them."""
+        arrived: asyncio.Queue[tuple[int, Event] | None] = asyncio.Queue()
+
+        def note(index: int, event: Event) -> None:
+            arrived.put_nowait((index, event))
+
+        delivering = asyncio.create_task(self.deliver(job_id, note, after))
+        delivering.add_done_callback(lambda _: arrived.put_nowait(None))
+        try:
+            while (entry := await arrived.get()) is not None:
+                yield entry
+            await delivering
+        finally:
+            delivering.cancel()
+            await asyncio.gather(delivering, return_exceptions=True)
 
     def _client(self, job_id: str) -> Redis:
         return self._broker.client(keys.shard_of(job_id))
 
-    async def _live(
-        self, inbox: "asyncio.Queue[bytes]", after: int
-    ) -> AsyncIterator[tuple[int, Event]]:
-        """Yield published events while they join up with `after`.
 
-        End at a gap, or when nothing came for `poll_s`: then the log has to be read.
+class _Tail:
+    """The end of a log, as far as a follower has got: `after` is the last index delivered.
+
+    Published events are delivered at once, by whoever reads messages from Redis, while they join up
+    with `after`.
+    """
+
+    def __init__(self, to: Deliver, after: int) -> None:
+        self._to = to
+        self.after = after
+        self.has_ended = False
+        self._error: Exception | None = None
+        self._wake = asyncio.Event()
+
+    def take(self, index: int, event: Event) -> None:
+        """Deliver an event, unless it has been delivered already."""
+        if index <= self.after or self.has_ended:
+            return
+        self.after = index
+        self.has_ended = isinstance(event, Terminal)
+        self._to(index, event)
+
+    def on_message(self, message: bytes) -> None:
+        # Other followers share the connection, and an error is none of theirs.
+        try:
+            self._on_message(message)
+        except Exception as error:
+            self._error = error
+            self._wake.set()
+
+    def _on_message(self, message: bytes) -> None:
+        number, _, payload = message.partition(b":")
+        index = int(number)
+        if index == self.after + 1:
+            self.take(index, decode_event(payload))
+        # A message was lost, or the last one has come: the follower has to look.
+        if index > self.after or self.has_ended:
+            self._wake.set()
+
+    async def wait(self, poll_s: float) -> None:
+        """Wait until a message is missing, the last event has come, or nothing comes for a while.
+
+        That is at least `poll_s`, and less than twice that. Raise an error of the delivery.
         """
-        while True:
+        is_quiet = False
+        while not is_quiet:
+            before = self.after
             try:
                 # Not `wait_for`, which can swallow a cancellation in Python 3.11.
-                async with asyncio.timeout(self._poll_s):
-                    message = await inbox.get()
+                async with asyncio.timeout(poll_s):
+                    await self._wake.wait()
+                break
             except TimeoutError:
-                return
-            number, _, payload = message.partition(b":")
-            index = int(number)
-            # A message was lost: the log has the missing events.
-            if index > after + 1:
-                return
-            # An event with a lower index has been read from the log already.
-            if index == after + 1:
-                yield index, decode_event(payload)
-                after = index
+                is_quiet = self.after == before
+        self._wake.clear()
+        if self._error is not None:
+            raise self._error
 
 
 def _packed(append: Append, now_s: float) -> tuple[object, ...]:

@@ -5,7 +5,7 @@ Delivery here is best effort: a listener that must not miss anything reads the j
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,8 @@ from redis.asyncio import Redis
 from shared.queue.broker import UNAVAILABLE
 
 Message = bytes
+Sink = Callable[[Message], None]
+"""A listener. It is called with every message, in their order, and must not raise."""
 
 
 @dataclass
@@ -22,7 +24,7 @@ class _Channel:
     """The listeners of one channel, and whether Redis has confirmed the subscription."""
 
     confirmed: asyncio.Event = field(default_factory=asyncio.Event)
-    inboxes: set["asyncio.Queue[Message]"] = field(default_factory=set)
+    sinks: list[Sink] = field(default_factory=list)
 
 
 class Subscriptions:
@@ -38,28 +40,34 @@ class Subscriptions:
 
     @asynccontextmanager
     async def listen(self, name: str) -> AsyncIterator["asyncio.Queue[Message]"]:
-        """Yield a queue of the channel's messages, once Redis has confirmed the subscription.
-
-        When no confirmation comes in time (Redis is away), yield it all the same: the log closes
-        the gap.
-        """
+        """Yield a queue of the channel's messages, as `attached` says."""
         inbox: asyncio.Queue[Message] = asyncio.Queue()
+        async with self.attached(name, inbox.put_nowait):
+            yield inbox
+
+    @asynccontextmanager
+    async def attached(self, name: str, sink: Sink) -> AsyncIterator[None]:
+        """Call `sink` with the channel's messages during the block.
+
+        The block begins once Redis has confirmed the subscription. When no confirmation comes in
+        time (Redis is away), it begins all the same: the log closes the gap.
+        """
         channel = self.channels.get(name)
         is_first = channel is None
         if channel is None:
             channel = _Channel()
             self.channels[name] = channel
-        channel.inboxes.add(inbox)
+        channel.sinks.append(sink)
         try:
             if is_first:
                 await self._subscribe(name)
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._confirm_timeout_s):
                     await channel.confirmed.wait()
-            yield inbox
+            yield
         finally:
-            channel.inboxes.discard(inbox)
-            if not channel.inboxes and self.channels.get(name) is channel:
+            channel.sinks.remove(sink)
+            if not channel.sinks and self.channels.get(name) is channel:
                 del self.channels[name]
                 await self._unsubscribe(name)
 
@@ -112,5 +120,5 @@ class Subscriptions:
         if message["type"] == "subscribe":
             channel.confirmed.set()
         elif message["type"] == "message":
-            for inbox in channel.inboxes:
-                inbox.put_nowait(message["data"])
+            for sink in channel.sinks:
+                sink(message["data"])

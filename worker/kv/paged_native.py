@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worker.kv.store import KVShape, KVStore
-from worker.native import operators
-from worker.native.operators import ELEMENT_TYPES, kernels_for
+from worker.native.operators import ELEMENT_TYPES, kernels_for, queries_at_once
 
 _LARGEST_HEAD = 256
 _TRIAL_KEYS = 75
@@ -160,9 +159,7 @@ class NativeRows:
 
 def new_rows() -> NativeRows:
     """Return the rows of a step that the kernel computes, which must exist."""
-    kernels = operators.library()
-    assert kernels is not None
-    return NativeRows(kernels.queries_at_once)
+    return NativeRows(queries_at_once())
 
 
 def obstacle(dtype: torch.dtype, shape: KVShape, page_size: int, kv_dtype: torch.dtype) -> str:

@@ -324,6 +324,13 @@ def _check_dtypes(x: Tensor, *others: Tensor) -> None:
             raise RuntimeError(f"expected tensors of one dtype, not {x.dtype} and {other.dtype}")
 
 
+def queries_at_once() -> int:
+    """Return the most queries that the kernel for attention computes together."""
+    kernels = library()
+    assert kernels is not None
+    return kernels.queries_at_once
+
+
 def kernels_for(x: Tensor, width: int = 0) -> Library | None:
     """Return the kernels if they compute tensors like `x` whose last dimension is `width`.
 
