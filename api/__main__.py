@@ -22,6 +22,7 @@ from api.deps import Front
 from api.http.app import create_app
 from api.http.final_drain import FinalDrain, cut_off_error
 from api.http.protocol import Protocol
+from shared import garbage
 from shared.errors import BrokerUnavailable
 from shared.fleet.advice import advise, on_open_door, on_open_files, open_files_limit, redis_advice
 from shared.listener import Answer, listening, open_port, port_of
@@ -85,6 +86,7 @@ async def _serve(settings: Settings, broker: Broker, tracing: Tracing) -> None:
     try:
         with signals_call(actions):
             async with _metrics_port(settings, app.state.front):
+                garbage.settle()
                 with open_port(settings, "port") as sockets:
                     log.info(
                         "front starting", extra=fields(host=settings.host, port=port_of(sockets))

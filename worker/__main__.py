@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import NoReturn
 
+from shared import garbage
 from shared.artifacts.store import open_artifacts
 from shared.fleet.advice import advise, on_threads
 from shared.listener import Answer, Routes, listening
@@ -135,13 +136,18 @@ async def _serve(settings: Settings) -> int:
             pool=settings.pool,
             memory_guard=MemoryGuard(settings.memory_high_water),
             tracing=tracing,
-            on_ready=report_ready,
+            on_ready=_on_ready,
         )
         with signals_call({"SIGTERM": stop.set, "SIGINT": stop.set}):
             async with _listening(settings, service):
                 survived = await service.run(partial(_load, settings, service), stop)
     tracing.close()
     return EXIT_OK if survived else EXIT_BROKEN
+
+
+def _on_ready() -> None:
+    garbage.settle()
+    report_ready()
 
 
 def _load(settings: Settings, service: WorkerService) -> list[LoadedModel]:

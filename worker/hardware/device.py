@@ -5,12 +5,12 @@ then cpu. Torch is imported only when a device is chosen, because the echo runne
 """
 
 import ctypes
-import gc
 import os
 import platform
 import sys
 from typing import TYPE_CHECKING, TypedDict
 
+from shared import garbage
 from shared.settings.settings import SettingsError
 from shared.telemetry.memory import resident_bytes
 from worker.hardware import machine
@@ -192,7 +192,7 @@ def give_back_memory() -> None:
     Call this after loading, which needs more memory than serving, and when a model is unloaded. The
     processor's memory is returned with glibc only.
     """
-    gc.collect()
+    garbage.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.accelerator.is_available():
         torch.accelerator.empty_cache()
