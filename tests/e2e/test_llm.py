@@ -34,7 +34,6 @@ CASES: dict[str, dict[str, Any]] = {
         "min_p": 0.01,
         "max_tokens": 20,
     },
-    "shallow": {"temperature": 0, "max_tokens": 60, "cycles": "2x1"},
     "choices": {"seed": -1, "n": 2, "max_tokens": 12, "logprobs": 0},
     "stops": {"seed": 3, "stop": ["=", "1"], "max_tokens": 40, "min_tokens": 2},
     "penalties": {
@@ -47,6 +46,10 @@ CASES: dict[str, dict[str, Any]] = {
         "stop_token_ids": [40],
         "ignore_eos": True,
     },
+}
+DEPTHS: dict[str, dict[str, Any]] = {
+    "cycles": {"temperature": 0, "max_tokens": 60, "cycles": "2x1"},
+    "effort": {"temperature": 0, "max_tokens": 60, "effort": "medium"},
 }
 PROMPTS = ["Compute: 347 + 285", "Solve for x: 4x - 2 = 10", "hi"]
 GRID = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
@@ -108,8 +111,10 @@ async def streamed(llm: LLM, prompt: str, params: SamplingParams) -> dict[int, t
     return choices
 
 
-async def check_texts(client: httpx.AsyncClient, llm: LLM, name: str) -> None:
-    for fields in CASES.values():
+async def check_texts(
+    client: httpx.AsyncClient, llm: LLM, name: str, cases: dict[str, dict[str, Any]]
+) -> None:
+    for fields in cases.values():
         params = params_of(fields)
         body = {"model": name, "prompt": PROMPTS} | fields
         over_http = (await client.post("/v1/completions", json=body)).json()
@@ -215,9 +220,10 @@ async def test_answers_are_those_over_http(redis: Redis, tmp_path: Path) -> None
             await until(is_ready, "the worker is ready", deadline_s=120)
             for name in ("sample", "llama"):
                 with LLM(paths[name], threads=1) as llm:
-                    await check_texts(client, llm, name)
+                    await check_texts(client, llm, name, CASES)
                     await check_numbers(client, llm, name)
                     if name == "sample":
+                        await check_texts(client, llm, name, DEPTHS)
                         await check_dialogue(client, llm, name)
             with LLM(paths["sudoku"], threads=1) as llm:
                 await check_solution(client, llm)
