@@ -15,6 +15,7 @@ from pathlib import Path
 from time import perf_counter as now
 from typing import Any, Literal, Protocol
 
+from scripts.bench.peers import llama_cpp
 from scripts.bench.peers.load import Figures, RequestBody, closed_loop
 from scripts.bench.peers.process import server
 from scripts.bench.peers.scoring import Question, ScoreRequest, score_all
@@ -210,6 +211,7 @@ def all_sides(folder: Path) -> dict[str, Side]:
         "vllm": _vllm(folder / "vllm"),
         "static": StaticBatch(),
         "continuous": _continuous(folder / "transformers"),
+        "llama.cpp": _llama_cpp(folder / "llama.cpp", cores),
     }
 
 
@@ -310,6 +312,35 @@ def _continuous(folder: Path) -> HttpSide:
         "/health",
         _OFFLINE,
         install,
+    )
+
+
+def _llama_cpp(folder: Path, cores: int) -> HttpSide:
+    def install() -> None:
+        try:
+            llama_cpp.build(folder)
+        except llama_cpp.BuildError as error:
+            raise Unavailable(str(error)) from None
+
+    def command(case: Case, port: int) -> list[str]:
+        if case.model != "causal":
+            raise Unavailable("it does not know HRM-Text")
+        try:
+            file = llama_cpp.converted(folder, case.path, case.dtype)
+        except llama_cpp.BuildError as error:
+            raise Unavailable(str(error)) from None
+        words = [str(llama_cpp.server(folder)), "--model", str(file), "--alias", "m"]
+        words += ["--host", "127.0.0.1", "--port", str(port), "--threads", str(cores)]
+        words += ["--parallel", str(_MAX_BATCH), "--ctx-size", str(_MAX_BATCH * _MAX_LENGTH)]
+        return words
+
+    return HttpSide(
+        "llama.cpp",
+        f"llama-server --parallel {_MAX_BATCH} --threads {cores}, built for this CPU",
+        command,
+        _ids_of_m,
+        "/health",
+        install=install,
     )
 
 
