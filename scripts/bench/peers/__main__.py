@@ -35,6 +35,9 @@ from scripts.bench.prompts import draw_prompts
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 _NETS = {"hrm-text": model.hrm_text, "causal": model.causal}
 _BASE = "vllm"
+_SHAPES = ("ours-1", "ours-n")
+"""The sides that are this fleet in a shape chosen by hand."""
+
 _SCORING_CLIENTS = 4
 
 
@@ -160,7 +163,22 @@ def _ratios(turns: dict[str, list[Turn]], clients: Sequence[int]) -> list[str]:
         if ratios:
             parts.append(f"scores/s {statistics.median(ratios):.2f}")
         lines.append(f"{name} / {_BASE}, tokens/s: {', '.join(parts)}")
-    return ["", *lines]
+    return ["", *lines, *_beside_best_shape(turns, clients)]
+
+
+def _beside_best_shape(turns: dict[str, list[Turn]], clients: Sequence[int]) -> list[str]:
+    """Return a line of the fleet as it starts beside the best shape by hand, in the same round."""
+    shapes = [turns[name] for name in _SHAPES if turns.get(name)]
+    if len(shapes) < len(_SHAPES) or not turns.get("ours"):
+        return []
+    parts = []
+    for index, num_clients in enumerate(clients):
+        ratios = []
+        for one, *others in zip(turns["ours"], *shapes, strict=True):
+            best = max(other.figures[index].tokens_per_s for other in others)
+            ratios.append(one.figures[index].tokens_per_s / best)
+        parts.append(f"at {num_clients} {statistics.median(ratios):.2f}")
+    return [f"ours / best shape by hand, tokens/s: {', '.join(parts)}"]
 
 
 def _with_range(values: Sequence[float]) -> str:

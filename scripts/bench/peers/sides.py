@@ -108,14 +108,15 @@ class Side(Protocol):
 class HttpSide:
     """A server of `/v1/completions`.
 
-    `command` returns its command for a case and a port. `body` returns the JSON of a request, and
-    `score` the request that scores a question, where it can be asked for that.
+    `command` returns its command for a case and a port. `body` returns the function that makes the
+    JSON of a request, and `score` the request that scores a question, where it can be asked for
+    that.
     """
 
     name: str
     settings: str
     command: Callable[[Case, int], list[str]]
-    body: RequestBody
+    body: Callable[[Case], RequestBody]
     ready_path: str
     env: Mapping[str, str] = field(default_factory=dict)
     install: Callable[[], None] = lambda: None
@@ -132,11 +133,12 @@ class HttpSide:
         url = f"http://127.0.0.1:{port}"
         with server(command, self.env, url=url, ready_path=self.ready_path, log=log) as running:
             # A first answer of each kind touches memory and finishes what is done lazily.
+            body = self.body(case)
             for load in loads:
-                self._stream(url, load, load.warm_up, num_tokens=4)
+                _stream(url, body, load, load.warm_up, num_tokens=4)
             figures = []
             for load in loads:
-                figures.append(self._stream(url, load, load.prompts, load.num_tokens))
+                figures.append(_stream(url, body, load, load.prompts, load.num_tokens))
             scores_per_s = self._score(url, scoring)
             return Turn(running.start_s, running.memory_mib(), figures, scores_per_s)
 
@@ -147,12 +149,11 @@ class HttpSide:
         score_all(url, self.score, [first], num_clients=1)
         return score_all(url, self.score, others, num_clients=scoring.num_clients)
 
-    def _stream(
-        self, url: str, load: Load, prompts: Sequence[Sequence[int]], num_tokens: int
-    ) -> Figures:
-        return closed_loop(
-            url, self.body, prompts, num_clients=load.num_clients, num_tokens=num_tokens
-        )
+
+def _stream(
+    url: str, body: RequestBody, load: Load, prompts: Sequence[Sequence[int]], num_tokens: int
+) -> Figures:
+    return closed_loop(url, body, prompts, num_clients=load.num_clients, num_tokens=num_tokens)
 
 
 class StaticBatch:
@@ -231,7 +232,7 @@ def _ours(shape: str, flags: Sequence[str]) -> HttpSide:
         f"this fleet, {shape}",
         "--max-batch-size 16",
         command,
-        _ids,
+        lambda _: _ids,
         "/readyz",
         score=_loglikelihood,
     )
@@ -268,7 +269,7 @@ def _vllm(folder: Path) -> HttpSide:
         "vLLM 0.32, CPU",
         f"--max-num-seqs {_MAX_BATCH}, VLLM_CPU_KVCACHE_SPACE={_KV_GIB}",
         command,
-        _ids_of_m,
+        lambda _: _ids_of_m,
         "/health",
         {**_OFFLINE, "VLLM_CPU_KVCACHE_SPACE": str(_KV_GIB)},
         install,
@@ -294,21 +295,24 @@ def _continuous(folder: Path) -> HttpSide:
         words += ["--device", "cpu", "--dtype", case.dtype]
         return words
 
-    def body(prompt: Sequence[int], num_tokens: int) -> dict[str, Any]:
-        letters = "".join(chr(ord("a") + id % 26) for id in prompt)
-        return {
-            "model": "m",
-            "prompt": letters,
-            "max_tokens": num_tokens,
-            "temperature": 0,
-            "stream": True,
-        }
+    def body_of(case: Case) -> RequestBody:
+        def body(prompt: Sequence[int], num_tokens: int) -> dict[str, Any]:
+            letters = "".join(chr(ord("a") + id % 26) for id in prompt)
+            return {
+                "model": str(case.path),
+                "prompt": letters,
+                "max_tokens": num_tokens,
+                "temperature": 0,
+                "stream": True,
+            }
+
+        return body
 
     return HttpSide(
         "transformers serve 5.23",
         "--continuous-batching",
         command,
-        body,
+        body_of,
         "/health",
         _OFFLINE,
         install,
@@ -338,7 +342,7 @@ def _llama_cpp(folder: Path, cores: int) -> HttpSide:
         "llama.cpp",
         f"llama-server --parallel {_MAX_BATCH} --threads {cores}, built for this CPU",
         command,
-        _ids_of_m,
+        lambda _: _ids_of_m,
         "/health",
         install=install,
     )
