@@ -101,6 +101,23 @@ def test_sides_that_cannot_be_had_are_left_out_with_the_reason(
     assert "ours / vllm" not in of_int8
 
 
+def test_the_fleets_own_choice_is_compared_with_the_best_shape_of_each_round(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides = {
+        "ours": Fixed("ours", [30.0, 10.0, 50.0]),
+        "ours-1": Fixed("ours-1", [40.0, 5.0, 10.0]),
+        "ours-n": Fixed("ours-n", [10.0, 20.0, 50.0]),
+    }
+    monkeypatch.setattr(peers, "all_sides", lambda folder: sides)
+    flags = [*TINY, "--rounds", "3", "--clients", "4", "--dtypes", "float32"]
+    peers.main([str(tmp_path), *flags, "--sides", "ours,ours-1,ours-n"])
+
+    # The median of 30 / 40, 10 / 20 and 50 / 50.
+    expected = "ours / best shape by hand, tokens/s: at 4 0.75"
+    assert expected in capsys.readouterr().out
+
+
 CHUNKS = [b'{"choices": [{"text": "a"}]}', b'{"choices": [{"text": "b"}]}', b"[DONE]"]
 
 
