@@ -584,6 +584,7 @@ INLINE void softmax(float *scores, long first, long end) {
 }
 
 #define LINES_AT_ONCE 6
+#define VECTORS_ALONE 8 /* of a line that is alone in the registers */
 
 /* Add the weighted values of `count` tokens, which lie `step` bytes apart, to the results of lines.
  *
@@ -593,20 +594,20 @@ INLINE void softmax(float *scores, long first, long end) {
 INLINE void add_columns(float *results, const float *weights, long stride, const char *values,
                         long step, long count, const int lines, const int vectors, long column,
                         long head_dim, int kv_type) {
-    Floats added[LINES_AT_ONCE][VECTORS];
+    Floats added[LINES_AT_ONCE][VECTORS_ALONE];
     for (int line = 0; line < lines; line++)
         for (int i = 0; i < vectors; i++)
             added[line][i] = load(results, line * head_dim + column + i * LANES, FP32);
     for (long token = 0; token < count; token++) {
         const char *value = values + token * step;
         float scale = scale_of(value, head_dim, kv_type);
-        Floats parts[VECTORS];
+        Floats parts[VECTORS_ALONE];
         for (int i = 0; i < vectors; i++)
             parts[i] = load(value, column + i * LANES, kv_type);
 #pragma GCC unroll 6
         for (int line = 0; line < lines; line++) {
             float weight = weights[line * stride + token] * scale;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int i = 0; i < vectors; i++)
                 added[line][i] += parts[i] * weight;
         }
@@ -619,6 +620,10 @@ INLINE void add_columns(float *results, const float *weights, long stride, const
 INLINE void add_values(float *results, const float *weights, long stride, const char *values,
                        long step, long count, const int lines, long head_dim, int kv_type) {
     long column = 0;
+    if (lines == 1)
+        for (; column + VECTORS_ALONE * LANES <= head_dim; column += VECTORS_ALONE * LANES)
+            add_columns(results, weights, stride, values, step, count, lines, VECTORS_ALONE,
+                        column, head_dim, kv_type);
     for (; column + VECTORS * LANES <= head_dim; column += VECTORS * LANES)
         add_columns(results, weights, stride, values, step, count, lines, VECTORS, column,
                     head_dim, kv_type);
