@@ -25,7 +25,13 @@ import convert_hf_to_gguf as script
 from conversion.base import TextModel
 from conversion.llama import LlamaModel
 TextModel.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"
-LlamaModel.set_vocab = lambda self: self._set_vocab_gpt2()
+
+def set_vocab(self):
+    self._set_vocab_gpt2()
+    # A file without merges is not loaded.
+    self.gguf_writer.add_token_merges(["a b"])
+
+LlamaModel.set_vocab = set_vocab
 script.main()
 """
 _BUILD = [
