@@ -5,7 +5,6 @@ import asyncio
 import os
 import sys
 import threading
-import time
 from collections.abc import Sequence
 
 import pytest
@@ -147,11 +146,17 @@ async def test_progress_is_no_first_token(redis: Redis) -> None:
 
 
 class Busy(EchoTaskRunner):
-    """A runner whose steps keep Python busy for 1.5 s and leave the engine's thread its turns."""
+    """A runner whose steps keep Python busy until they may end.
+
+    They leave the engine's thread its turns.
+    """
+
+    def __init__(self, options: RunnerOptions) -> None:
+        super().__init__(options)
+        self.may_end = threading.Event()
 
     def run(self, tasks: Sequence[Task], progress: BatchProgress) -> list[TaskOutput | FleetError]:
-        ends_s = time.monotonic() + 1.5
-        while time.monotonic() < ends_s:
+        while not self.may_end.is_set():
             sum(range(1000))
             progress.heartbeat()
         return super().run(tasks, progress)
@@ -164,13 +169,16 @@ async def test_a_long_task_holds_up_no_token(redis: Redis) -> None:
     echo = Echo(RunnerOptions("echo", max_batch=4))
     busy = Busy(RunnerOptions("echo-task", max_batch=4))
     running = asyncio.create_task(worker.run(lambda: loaded(echo, busy), stop))
-    [task] = await Desk(redis, "t").submit(EchoTask("x"))
-    await until(lambda: len(worker.ledger.claims_of("t")) == 1, "the task is in hand")
+    try:
+        [task] = await Desk(redis, "t").submit(EchoTask("x"))
+        await until(lambda: len(worker.ledger.claims_of("t")) == 1, "the task is in hand")
 
-    [answer] = await Desk(redis).submit(long_task(300))
+        [answer] = await Desk(redis).submit(long_task(300))
 
-    assert isinstance(await end_of(redis, answer), Done)
-    assert not await has_ended(redis, task)
+        assert isinstance(await end_of(redis, answer), Done)
+        assert not await has_ended(redis, task)
+    finally:
+        busy.may_end.set()
     assert isinstance(await end_of(redis, task), Done)
     stop.set()
     assert await running is True
