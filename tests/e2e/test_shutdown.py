@@ -151,7 +151,7 @@ def test_a_second_signal_ends_at_once() -> None:
         second_signal_s = time.monotonic()
         fleet.process.send_signal(signal.SIGTERM)
         assert fleet.process.wait(timeout=180) == 0
-        # It takes a second on a machine that is not busy.
-        assert time.monotonic() - second_signal_s < 5
+        # It takes a second on a machine that is not busy, and would take 300 if it drained.
+        assert time.monotonic() - second_signal_s < 60
         for process in processes:
             assert not is_running(process.pid)
