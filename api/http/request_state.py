@@ -13,8 +13,6 @@ from api.stream.stopwatch import Stopwatch
 from shared.messages import Depth
 from shared.telemetry.tracing import NO_SPAN, Span
 
-_NO_DEPTH = Depth()
-
 
 @dataclass(frozen=True)
 class Usage:
@@ -26,7 +24,7 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_prompt_tokens: int = 0
-    depth: Depth = _NO_DEPTH
+    depth: Depth | None = None
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(
@@ -34,7 +32,7 @@ class Usage:
             self.completion_tokens + other.completion_tokens,
             self.cached_prompt_tokens + other.cached_prompt_tokens,
             # All jobs of a request have one depth.
-            other.depth if self.depth == _NO_DEPTH else self.depth,
+            self.depth or other.depth,
         )
 
     @property

@@ -62,7 +62,9 @@ Cycles = Annotated[
 ]
 MaxSteps = Annotated[
     int,
-    Field(strict=True, ge=1, le=2**31 - 1, description="Most ACT segments; else as the model."),
+    Field(
+        strict=True, ge=1, le=2**31 - 1, description="Most ACT segments (none: the model's own)."
+    ),
 ]
 MaxTokens = Annotated[
     int, Field(strict=True, ge=1, description="Most tokens to generate; subject to the cap.")

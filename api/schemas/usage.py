@@ -4,6 +4,7 @@ from pydantic import BaseModel, Field
 
 from api.http.request_state import Usage
 from api.schemas.q_values import is_absent
+from shared.messages import Depth
 
 USAGE = {
     "prompt_tokens": 21,
@@ -36,21 +37,17 @@ class DetailedUsageBody(UsageBody):
 
 
 def usage_body(usage: Usage) -> UsageBody:
+    depth = usage.depth or Depth()
     return UsageBody(
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         total_tokens=usage.total_tokens,
-        cycles=usage.depth.cycles,
-        max_steps=usage.depth.max_steps,
+        cycles=depth.cycles,
+        max_steps=depth.max_steps,
     )
 
 
 def detailed_usage_body(usage: Usage) -> DetailedUsageBody:
-    return DetailedUsageBody(
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        total_tokens=usage.total_tokens,
-        cycles=usage.depth.cycles,
-        max_steps=usage.depth.max_steps,
-        prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.cached_prompt_tokens),
-    )
+    details = PromptTokensDetails(cached_tokens=usage.cached_prompt_tokens)
+    counts = usage_body(usage).model_dump()
+    return DetailedUsageBody(**counts, prompt_tokens_details=details)

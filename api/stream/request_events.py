@@ -15,7 +15,6 @@ from shared.errors import ClientGone, FleetError, WorkerFailed, from_event
 from shared.messages import (
     ArtifactRef,
     Cancelled,
-    Depth,
     Done,
     Event,
     Failed,
@@ -175,16 +174,16 @@ class RequestEvents:
         try:
             while self.unfinished:
                 arrived = await self._inbox.get()
-                has_begun = arrived is None or not _is_start(arrived)
+                if isinstance(arrived, BaseException):
+                    raise arrived
+                is_start = arrived is not None and isinstance(arrived[2], Started)
                 if silence is not None:
-                    silence.ends(quiet_s if has_begun else None)
+                    silence.ends(None if is_start else quiet_s)
                 if arrived is None:
                     yield None
-                elif isinstance(arrived, BaseException):
-                    raise arrived
-                else:
-                    job, index, event = arrived
-                    yield RequestEvent(job, index, self._note(job, event))
+                    continue
+                job, index, event = arrived
+                yield RequestEvent(job, index, self._note(job, event))
         finally:
             if silence is not None:
                 silence.close()
@@ -246,10 +245,6 @@ class _Silence:
         self._timer = self._loop.call_at(due_s, self._look)
 
 
-def _is_start(arrived: tuple[int, int, Event] | BaseException) -> bool:
-    return not isinstance(arrived, BaseException) and isinstance(arrived[2], Started)
-
-
 def error_of(event: Failed | Cancelled) -> FleetError:
     """Return the error of a job that ended without a result, for whoever waits for it."""
     if isinstance(event, Failed):
@@ -266,7 +261,7 @@ def usage_of(done: Done) -> Usage:
         done.num_prompt_tokens,
         done.num_completion_tokens,
         done.num_cached_tokens,
-        done.depth or Depth(),
+        done.depth,
     )
 
 

@@ -27,7 +27,7 @@ from worker.llm import LLM, PuzzleInput, SamplingParams
 
 @dataclass(frozen=True)
 class Result:
-    """What came out at one depth. `num_units` are tokens, or puzzles, in `seconds`."""
+    """The results at one depth. `num_units` are tokens, or puzzles, in `seconds`."""
 
     num_right: int
     num_units: int

@@ -183,8 +183,9 @@ class _Tail:
         if index <= self.after or self.has_ended:
             return
         self.after = index
-        self.has_ended = isinstance(event, Terminal)
         self._to(index, event)
+        # Last: a follower whose delivery failed has not ended well.
+        self.has_ended = isinstance(event, Terminal)
 
     def on_message(self, message: bytes) -> None:
         # Other followers share the connection, and an error is none of theirs.

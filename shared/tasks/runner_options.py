@@ -41,20 +41,25 @@ def _as_cycles(value: str) -> str:
 
 
 def _as_cycle_efforts(value: str) -> str:
-    if not all(re.fullmatch(CYCLES, depth) for depth in _levels(value).values()):
-        raise ValueError("expected low=2x1,medium=2x2,high=2x3")
-    return value
+    return _as_efforts(value, CYCLES, example="low=2x1,medium=2x2,high=2x3")
 
 
 def _as_step_efforts(value: str) -> str:
-    if not all(re.fullmatch(_STEPS, depth) for depth in _levels(value).values()):
-        raise ValueError("expected low=2,medium=8,high=16")
+    return _as_efforts(value, _STEPS, example="low=2,medium=8,high=16")
+
+
+def _as_efforts(value: str, pattern: str, example: str) -> str:
+    """Return a text that names a depth of this pattern for each effort, and for nothing else."""
+    levels = _levels(value)
+    fits = [re.fullmatch(pattern, depth) is not None for depth in levels.values()]
+    if levels.keys() != set(EFFORTS) or not all(fits):
+        raise ValueError(f"expected {example}")
     return value
 
 
 def _levels(value: str) -> dict[str, str]:
-    """Return the text behind each effort's name. It is empty where a name lacks."""
-    levels: dict[str, str] = dict.fromkeys(EFFORTS, "")
+    """Return the text behind the `=` of each name."""
+    levels: dict[str, str] = {}
     for part in value.split(","):
         name, _, depth = part.strip().partition("=")
         levels[name] = depth

@@ -7,7 +7,7 @@ import pytest
 
 from api.schemas.echo import echo_tasks
 from api.schemas.openai import CompletionRequest
-from shared.messages import Depth, Read
+from shared.messages import Depth, Generate, Read, Score
 from tests.fixtures.api.echo_worker import EchoWorker
 
 MESSAGES = [{"role": "user", "content": "a b"}]
@@ -29,6 +29,15 @@ DEPTHS: list[tuple[dict[str, Any], Depth]] = [
 ]
 
 
+def depths_of(worker: EchoWorker) -> list[Depth | None]:
+    """Return the depth of each job that the worker has got."""
+    depths = []
+    for job in worker.jobs:
+        assert isinstance(job.task, Generate | Score)
+        depths.append(job.task.depth)
+    return depths
+
+
 @pytest.mark.parametrize(("fields", "depth"), DEPTHS)
 @pytest.mark.parametrize("path", [*TEXT, *SCORES])
 async def test_it_reaches_the_worker(
@@ -46,9 +55,7 @@ async def test_it_reaches_the_worker(
         answer = await client.post(path, json=each)
         assert answer.status_code == 200, answer.text
 
-    plain, asked = worker.jobs
-    assert plain.task.depth is None  # type: ignore[union-attr]
-    assert asked.task.depth == depth  # type: ignore[union-attr]
+    assert depths_of(worker) == [None, depth]
 
 
 @pytest.mark.parametrize("path", [path for path in TEXT if path != "/solve/math"])
@@ -79,8 +86,7 @@ async def test_openais_name_of_it(client: httpx.AsyncClient, worker: EchoWorker)
         body = {"messages": MESSAGES, "reasoning_effort": effort}
         assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
 
-    depths = [job.task.depth for job in worker.jobs]  # type: ignore[union-attr]
-    assert depths == [Depth(effort="high"), None, None]
+    assert depths_of(worker) == [Depth(effort="high"), None, None]
 
     body = {"messages": MESSAGES, "reasoning_effort": "minimal"}
     answer = await client.post("/v1/chat/completions", json=body)
@@ -89,7 +95,8 @@ async def test_openais_name_of_it(client: httpx.AsyncClient, worker: EchoWorker)
 
 
 def test_a_prompt_that_is_read_has_the_depth_of_its_answer() -> None:
-    body = CompletionRequest(prompt=[[1, 2]], echo=True, logprobs=1, cycles="2x1")  # type: ignore[arg-type]
+    fields = {"prompt": [[1, 2]], "echo": True, "logprobs": 1, "cycles": "2x1"}
+    body = CompletionRequest.model_validate(fields)
     answered, read = echo_tasks(body, max_tokens=2)
     assert isinstance(read, Read)
     assert answered.depth == read.depth == Depth(cycles="2x1")

@@ -20,6 +20,7 @@ from worker.engine.runner import Runner
 from worker.models.errors import ModelFormatError
 from worker.runners import hrm_text
 from worker.runners.hrm_act import ActRunner
+from worker.runners.hrm_act_causal import ActCausalNet
 from worker.runners.paged import PagedRunner
 from worker.runners.registry import load_runner
 
@@ -124,9 +125,9 @@ def test_the_answer_tells_the_depth(tiny: Path) -> None:
     for depth in (*asked, Depth(effort="high")):
         serving.finish([msgspec.structs.replace(task, depth=depth)])
 
-    told = [done.depth for done in serving.done]
-    cycles = [None, "2x3", "2x1", "2x2", "2x3"]
-    assert told == [None if text is None else Depth(cycles=text) for text in cycles]
+    first, *told = [done.depth for done in serving.done]
+    assert first is None
+    assert told == [Depth(cycles=text) for text in ("2x3", "2x1", "2x2", "2x3")]
     assert serving.said[2] == alone(tiny, at(task, "2x1"))
     assert serving.said[4] == serving.said[0]
 
@@ -138,7 +139,10 @@ def test_an_entry_may_say_what_the_efforts_are(tiny: Path) -> None:
     assert runner.encode(task).asked_depth == Depth(cycles="1x7")
 
 
-@pytest.mark.parametrize("efforts", ["low=2x1", "low=1x1,medium=2x2,high=9", "low=,medium=,high="])
+@pytest.mark.parametrize(
+    "efforts",
+    ["low=2x1", "low=1x1,medium=2x2,high=9", "low=,medium=,high=", "low=1,medium=2,high=3,top=4"],
+)
 def test_efforts_are_three(efforts: str) -> None:
     with pytest.raises(OptionError, match=r"'efforts': expected low=2x1,medium=2x2,high=2x3"):
         validated(HrmTextOptions, {"efforts": efforts})
@@ -221,8 +225,12 @@ def test_brains_run_fewer_segments(tmp_path: Path, causal: bool) -> None:
 @torch.no_grad()
 def greedy_row(runner: Runner, task: Generate, segments: int) -> list[int]:
     """Return the greedy answer of a row that is computed anew for each token."""
-    assert isinstance(runner, ActRunner | PagedRunner)
-    model = runner.model if isinstance(runner, ActRunner) else runner.net.model  # type: ignore[attr-defined]
+    if isinstance(runner, ActRunner):
+        model = runner.model
+    else:
+        assert isinstance(runner, PagedRunner)
+        assert isinstance(runner.net, ActCausalNet)
+        model = runner.net.model
     prompt = runner.encode(task).prompt_ids
     ids = list(prompt)
     while len(ids) < len(prompt) + task.sampling.max_tokens:

@@ -100,7 +100,7 @@ print("imported:", sorted(slow & sys.modules.keys()))
 
 
 def test_it_starts_without_torchs_compiler() -> None:
-    """What takes a second or more to import, and is used by no HRM on a CPU, is not imported."""
+    """Modules that take a second to import, and that no HRM on a CPU uses, are not imported."""
     run = subprocess.run(
         [sys.executable, "-c", _LOAD, str(SAMPLE_MODEL)],
         capture_output=True,

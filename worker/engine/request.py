@@ -69,7 +69,7 @@ class SequenceWork:
 
     @property
     def salt(self) -> str:
-        """Return what all sequences have in common that may share computed prompts with this."""
+        """Return the salt of the prefix tree: other tenants and depths share no prompt with this."""
         depth = self.encoded.depth
         if depth is None:
             return self.tenant

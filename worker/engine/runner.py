@@ -94,10 +94,9 @@ class RunnerSpec:
     part of a computed sequence may serve another one: any `prefix`, only a whole identical
     `prompt`, or `none`. A prompt may be computed in parts. With `num_layers`, the number of the
     model's layers at its own depth, all its tokens are computed together, and a part is some of the
-    layers. `tasks`
-    are the names of the tasks that the model serves, and `trial` is a cheap one that shows whether
-    it works. Up to `max_drafts` tokens of a sequence may be drafted and verified in one step, each
-    for the share `draft_cost` of a forward.
+    layers. `tasks` are the names of the tasks that the model serves, and `trial` is a cheap one
+    that shows whether it works. Up to `max_drafts` tokens of a sequence may be drafted and verified
+    in one step, each for the share `draft_cost` of a forward.
     """
 
     runner: str

@@ -284,9 +284,11 @@ class Scheduler:
         for sequence in sequences:
             # A step yields one token more than its drafts.
             num_missing = sequence.encoded.max_tokens - len(sequence.output_ids)
-            # What drafts is a part of the whole model.
-            is_whole = sequence.encoded.depth is None
-            rooms.append(max(0, num_missing - 1) if is_whole else 0)
+            room = max(0, num_missing - 1)
+            # The draft is a part of the whole model, and no part of it at another depth.
+            if sequence.encoded.depth is not None:
+                room = 0
+            rooms.append(room)
 
         drafting: list[Slice] = []
         counts = self._drafts.plan(sequences, rooms)

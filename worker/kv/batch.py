@@ -235,7 +235,7 @@ class BatchBuilder:
         """Add the stored tokens of positions `first` to `end` as a row."""
         num_open = len(sequence.encoded.prompt_ids) if self.is_prefix else 0
         ends = [max(position + 1, num_open) for position in range(first, end)]
-        rows.add(self._pages([sequence], max(ends))[0], range(first, end), ends)
+        rows.add(sequence.pages, range(first, end), ends)
 
     def _continue(self, index: int, part: Slice) -> None:
         """Add the context's last token once more, as the root, and then the continuations.
@@ -267,7 +267,7 @@ class BatchBuilder:
 
         if self.native is not None:
             num_context = len(context)
-            pages = self._pages([part.sequence], num_context)[0]
+            pages = part.sequence.pages
             self.native.add(pages, [num_context - 1], [num_context])
             for first, stop in pairwise([*firsts, len(self.ids)]):
                 positions = self.positions[first:stop]

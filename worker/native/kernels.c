@@ -747,7 +747,8 @@ INLINE void attend(const Attention *o, const Part *part, long head_dim, int kv_t
                         scores + first_line * padded + chunk - base, lines, padded, chunk, keys,
                         head_dim, kv_type);
         }
-        memcpy(places, next, sizeof places);
+        if (has_next)
+            memcpy(places, next, sizeof places);
     }
 
     for (long line = 0; line < num_lines; line++) {

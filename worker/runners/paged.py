@@ -95,11 +95,14 @@ class PagedRunner:
         self.is_native = False
         obstacle = ""
         if declared.flash_attention:
-            on_cpu = net.device.type == "cpu"
-            store_of = (net.dtype, net.kv_shape, options.page_size)
-            self.is_native = on_cpu and not paged_native.obstacle(*store_of, kv_dtype)
+            page_size = options.page_size
+            if net.device.type == "cpu":
+                lack = paged_native.obstacle(net.dtype, net.kv_shape, page_size, kv_dtype)
+                self.is_native = not lack
             if not self.is_native:
-                self.kernel, obstacle = flash.choose_kernel(net.device, *store_of)
+                self.kernel, obstacle = flash.choose_kernel(
+                    net.device, net.dtype, net.kv_shape, page_size
+                )
 
         # Graphs write the tokens of their padding rows to a spare page behind the others.
         use_graphs = self.kernel is not None and declared.cuda_graphs
