@@ -121,6 +121,11 @@ def bell(shard: str, model: str) -> str:
     return f"{prefix(shard)}bell:{model}"
 
 
+def urgent(shard: str, model: str) -> str:
+    """Name of the channel that tells full workers of jobs of the best class that were queued."""
+    return f"{prefix(shard)}urgent:{model}"
+
+
 def depth(shard: str, model: str) -> str:
     """Key of the hash with the numbers of waiting jobs, their cost and their bytes.
 

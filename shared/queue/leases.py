@@ -89,7 +89,7 @@ class QueuePolicy:
 
 
 class WorkQueue:
-    """The jobs of one model, for one worker.
+    """The jobs of `model`, for one worker.
 
     `fingerprint` stands for everything that decides which tokens come out.
     """
@@ -99,7 +99,7 @@ class WorkQueue:
     ) -> None:
         self._broker = broker
         self._policy = policy
-        self._model = model
+        self.model = model
         self._worker = worker
         self._fingerprint = fingerprint
         self._has_work = Script(broker, "has_work")
@@ -140,7 +140,7 @@ class WorkQueue:
         indices = await self._has_work.call(
             shards[0],
             shards=[keys.prefix(shard) for shard in shards],
-            model=self._model,
+            model=self.model,
             classes=priorities,
             is_thorough=len(priorities) == len(PRIORITIES),
         )
@@ -163,7 +163,7 @@ class WorkQueue:
         policy = self._policy
         claims, should_empty, convicted = await self._take.call(
             shard,
-            model=self._model,
+            model=self.model,
             worker=self._worker,
             fingerprint=self._fingerprint,
             slots=slots,
@@ -208,7 +208,7 @@ class WorkQueue:
 
     async def await_bell(self, shards: Sequence[str], timeout_s: float) -> str | None:
         """Return the shard whose bell rings first; None after `timeout_s`."""
-        bells = {keys.bell(shard, self._model).encode(): shard for shard in shards}
+        bells = {keys.bell(shard, self.model).encode(): shard for shard in shards}
         client = self._broker.client(shards[0])
         # Redis takes fractions of seconds as well, which the annotation does not allow.
         waiting = client.blpop(list(bells), timeout_s)  # type: ignore[arg-type]
@@ -219,7 +219,7 @@ class WorkQueue:
 
     async def ring(self, shard: str) -> None:
         """Wake one worker that waits for this model's work."""
-        rung = self._broker.client(shard).lpush(keys.bell(shard, self._model), "1")
+        rung = self._broker.client(shard).lpush(keys.bell(shard, self.model), "1")
         await cast(Awaitable[int], rung)
 
     async def _set(self, claims: Sequence[Claim], lease_s: float) -> list[Claim]:
@@ -242,7 +242,7 @@ class WorkQueue:
     def _lease_call(self, claims: Sequence[Claim], lease_s: float) -> dict[str, Any]:
         """Return the arguments of `lease.lua` for claims of one shard."""
         jobs = [{"id": claim.job.id, "epoch": claim.epoch} for claim in claims]
-        return {"model": self._model, "jobs": jobs, "lease_ms": _ms(lease_s)}
+        return {"model": self.model, "jobs": jobs, "lease_ms": _ms(lease_s)}
 
 
 def _claim(values: Sequence[Any]) -> Claim | None:

@@ -12,6 +12,7 @@ from tests.fixtures.desk import Desk
 from tests.fixtures.polling import until
 from tests.fixtures.worker.ghost import Ghost, answer
 from tests.fixtures.worker.services import (
+    Gated,
     Slow,
     end_of,
     log_fields_of,
@@ -188,6 +189,27 @@ async def test_a_full_worker_takes_an_urgent_job_all_the_same(redis: Redis) -> N
             assert isinstance(await end_of(redis, job), Done)
             assert await log_fields_of(redis, job) == (text, [1])
         await until(lambda: has_all_places_free(worker), "all places are free")
+
+
+async def test_a_full_worker_hears_of_urgent_jobs(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It need not ask Redis for them."""
+    monkeypatch.setattr("worker.host.intake._WAIT_S", 1000)
+    gated = Gated(RunnerOptions("echo", max_batch=2))
+    desk = Desk(redis)
+    worker = service(redis)
+    async with serving(worker, gated):
+        bulk = await desk.submit(long_task(3), long_task(3), priority="bulk")
+        await until(lambda: len(claimed_ids(worker)) == 2, "the worker is full")
+        [waiting] = await desk.submit(long_task(3), priority="default")
+        [urgent] = await desk.submit(long_task(3), priority="interactive")
+        await until(lambda: len(claimed_ids(worker)) == 3, "the urgent one is taken besides")
+        assert urgent.id in claimed_ids(worker)
+
+        gated.gate.set()
+        for job in (*bulk, urgent, waiting):
+            assert isinstance(await end_of(redis, job), Done)
 
 
 async def test_what_a_dead_worker_left_goes_to_places_of_its_own_class(redis: Redis) -> None:

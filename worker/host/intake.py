@@ -17,7 +17,9 @@ from redis.exceptions import RedisError
 
 from shared.errors import FleetError, WorkerFailed
 from shared.events.log import LogReader
+from shared.events.subscriptions import Subscriptions
 from shared.messages import PRIORITIES, Priority, Progress, Started, Tokens
+from shared.queue import keys
 from shared.queue.leases import Claim, WorkQueue
 from shared.telemetry.logging_setup import job_fields
 from shared.telemetry.tracing import NO_TRACING, Tracing
@@ -31,8 +33,8 @@ logger = logging.getLogger("aios.intake")
 
 _WAIT_S = 0.5
 """The longest wait for a bell, because none rings for jobs of lost workers."""
-_URGENT_WAIT_S = 0.1
-"""The time after which a full worker checks for urgent jobs again, because it hears no bell."""
+_URGENT_WAIT_S = 0.05
+"""The time that an urgent job is left to workers with free slots, who hear a bell at once."""
 _URGENT = PRIORITIES[:1]
 
 
@@ -69,7 +71,9 @@ class Intake:
         self.free_slots = max_batch
         # The slots that urgent jobs do not hold, which is the room for other urgent jobs.
         self.urgent_free_slots = max_batch
-        self._freed = asyncio.Event()
+        # Set when a full worker may find something to take.
+        self._changed = asyncio.Event()
+        self._urgent_timer: asyncio.TimerHandle | None = None
         self._should_empty = False
         self.num_taken_over = 0
         self.num_convicted = 0
@@ -77,7 +81,29 @@ class Intake:
     def closed(self, claim: Claim) -> None:
         """Free the slots of a job of this intake that has ended."""
         self._count(claim, -1)
-        self._freed.set()
+        self._changed.set()
+
+    async def hear_urgent(self, subscriptions: Subscriptions) -> None:
+        """Let a full worker look for urgent jobs when some are queued, until cancelled.
+
+        A message that is lost costs `_WAIT_S`.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            for shard in tuple(self._shards):
+                channel = keys.urgent(shard, self._queue.model)
+                attached = subscriptions.attached(channel, self._urgent_queued)
+                await stack.enter_async_context(attached)
+            await asyncio.Event().wait()
+
+    def _urgent_queued(self, message: bytes) -> None:
+        # One look is enough for all that are queued until then.
+        if self._urgent_timer is None:
+            loop = asyncio.get_running_loop()
+            self._urgent_timer = loop.call_later(_URGENT_WAIT_S, self._look_for_urgent)
+
+    def _look_for_urgent(self) -> None:
+        self._urgent_timer = None
+        self._changed.set()
 
     async def turn(self) -> None:
         """Take the jobs for which there are slots now. Without work return after a short wait."""
@@ -89,13 +115,12 @@ class Intake:
 
         # A full worker waits for no bell. It checks for urgent jobs, or waits for a slot.
         await self._doorbells.pass_on()
-        if not await self._take_any(_URGENT):
-            self._freed.clear()
-            wait_s = _WAIT_S
-            if self._free_slots(_URGENT) > 0:
-                wait_s = _URGENT_WAIT_S
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._freed.wait(), wait_s)
+        # Before the take, as a slot that becomes free meanwhile must not wait for the next one.
+        self._changed.clear()
+        if self._free_slots(_URGENT) > 0 and await self._take_any(_URGENT):
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), _WAIT_S)
 
     async def close(self) -> None:
         """Wait for the last bells, and ring them again for other workers."""

@@ -289,6 +289,7 @@ class WorkerService:
         assert host is not None
         assert self._known is not None
         lease_s = self._policy.lease_s
+        hearing = self._start(host.intake.hear_urgent(self._subscriptions))
         try:
             while not model.must_go and not self._is_over():
                 # A thread that seems to hang gets no jobs: they would only wait, and be suspected.
@@ -300,6 +301,8 @@ class WorkerService:
             await host.intake.close()
         finally:
             host.intake.drop()
+            hearing.cancel()
+            await asyncio.gather(hearing, return_exceptions=True)
         del host  # the model is freed only if nothing else refers to its host
         await self._known.serve(model, self._is_over)
 

@@ -27,7 +27,8 @@
 -- dead        stream  jobs that were convicted
 -- unsettled   stream  where there are several shards: jobs that wait no more, or have ended, and are not settled yet
 -- void:ID     string  a request that never came although it had been let in; it may not come any more
--- and channels: events:ID with events as they are logged, worker:W with ids of jobs that are no longer W's
+-- and channels: events:ID with events as they are logged, worker:W with ids of jobs that are no longer W's, urgent:M
+-- with numbers of jobs of the best class as they are queued
 --
 -- Several shards share one more hash tag, `{admission}`. The limits of the whole fleet are counted under it: depth,
 -- busy, ended, open and bucket as above, and

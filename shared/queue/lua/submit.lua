@@ -55,4 +55,6 @@ call('HSET', request, 'tenant', a.tenant, 'jobs', table.concat(ids, ' '), 'recor
 if follower_id ~= '' then call('HSET', request, 'follower:' .. follower_id, now) end
 call('PEXPIRE', request, a.deadline_ms + a.ttl_ms)
 ring(a.model, math.min(count, MOST_RINGS))
+-- Full workers hear no bell, and have room for these all the same.
+if a.class == a.classes[1] then call(a.publish, P .. 'urgent:' .. a.model, count) end
 return { 'queued' }
