@@ -1,11 +1,14 @@
 """The event log of a job: fenced appends by its owner, and reading and following by anyone.
 
-The log is the truth; pub/sub only makes it fast. An event's index is its entry id, so a cursor
+The log is the truth; pub/sub only makes it fast. What one script logs reaches a process that follows
+several of its jobs in one message. An event's index is its entry id, so a cursor
 means the same to every front and survives workers. Exactly one terminal event ends a log.
 """
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
@@ -97,17 +100,16 @@ class LogReader:
         self, broker: Broker, subscriptions: Subscriptions | None = None, *, poll_s: float = 1.0
     ) -> None:
         self._broker = broker
-        self._subscriptions = subscriptions
+        self._hear = Script(broker, "hear")
+        self._mailbox: Mailbox | None = None
+        if subscriptions is not None:
+            self._mailbox = Mailbox(subscriptions)
         self._poll_s = poll_s
 
     async def read(self, job_id: str, after: int = 0) -> list[tuple[int, Event]]:
         """Return the events behind index `after`, each with its index."""
         entries = await self._client(job_id).xrange(keys.log(job_id), min=f"({after}-0")
-        events = []
-        for entry, fields in entries:
-            index = int(entry.partition(b"-")[0])
-            events.append((index, decode_event(fields[b"e"])))
-        return events
+        return [(_index(entry), decode_event(fields[b"e"])) for entry, fields in entries]
 
     async def newest_progress(self, job_id: str) -> Progress | None:
         """Return the last progress that was logged.
@@ -127,17 +129,22 @@ class LogReader:
         The events come in order, and each once. Raise BrokerUnavailable when the job and its log
         have vanished, as after a restart of Redis without its data.
         """
-        assert self._subscriptions is not None, "following needs subscriptions"
+        assert self._mailbox is not None, "following needs subscriptions"
         tail = _Tail(to, after)
-        # Redis confirms the subscription before the log is read, so nothing falls in between.
-        async with self._subscriptions.attached(keys.channel(job_id), tail.on_message):
+        shard = keys.shard_of(job_id)
+        # The mailbox is open before Redis is told of it, and it is told of it and reads the log in
+        # one script, so nothing falls in between.
+        async with self._mailbox.receives(job_id, tail.on_event):
             while True:
-                for index, event in await self.read(job_id, tail.after):
-                    tail.take(index, event)
+                is_there, entries = await self._hear.call(
+                    shard, job=job_id, reader=self._mailbox.id, after=tail.after
+                )
+                for entry, (_, payload) in entries:
+                    tail.take(_index(entry), decode_event(payload))
                 if tail.has_ended:
                     return
                 # Where the job is gone no terminal event will ever come.
-                if not await self._client(job_id).exists(keys.job(job_id)):
+                if not is_there:
                     raise BrokerUnavailable("Redis has lost the request.", retry_after_s=1)
                 await tail.wait(self._poll_s)
                 if tail.has_ended:
@@ -164,6 +171,49 @@ class LogReader:
         return self._broker.client(keys.shard_of(job_id))
 
 
+Receive = Callable[[int, bytes], None]
+"""A function that takes an event's index and its payload. It must not raise."""
+
+
+class Mailbox:
+    """The channel on which a process hears of all jobs that it follows.
+
+    `id` is what scripts know it by. It stays open until its subscriptions are closed.
+    """
+
+    def __init__(self, subscriptions: Subscriptions) -> None:
+        self.id = secrets.token_hex(8)
+        self._subscriptions = subscriptions
+        self._receivers: dict[bytes, list[Receive]] = {}
+
+    @asynccontextmanager
+    async def receives(self, job_id: str, receive: Receive) -> AsyncIterator[None]:
+        """Call `receive` with the job's events during the block. It begins when the mailbox is open.
+
+        When Redis is away it begins all the same, as `Subscriptions.keep` says.
+        """
+        key = job_id.encode()
+        self._receivers.setdefault(key, []).append(receive)
+        try:
+            await self._subscriptions.keep(keys.mail(self.id), self._deliver)
+            yield
+        finally:
+            self._receivers[key].remove(receive)
+            if not self._receivers[key]:
+                del self._receivers[key]
+
+    def _deliver(self, message: bytes) -> None:
+        """Hand out the events of a message: each has a line `JOB INDEX LENGTH`, then its payload."""
+        begin = 0
+        while begin < len(message):
+            line_end = message.index(b"\n", begin)
+            job_id, index, length = message[begin:line_end].split()
+            begin = line_end + 1 + int(length)
+            # Also nobody: those who have left are told to the end of the job.
+            for receive in tuple(self._receivers.get(job_id, ())):
+                receive(int(index), message[line_end + 1 : begin])
+
+
 class _Tail:
     """The end of a log, as far as a follower has got: `after` is the last index delivered.
 
@@ -187,21 +237,16 @@ class _Tail:
         # Last: a follower whose delivery failed has not ended well.
         self.has_ended = isinstance(event, Terminal)
 
-    def on_message(self, message: bytes) -> None:
-        # Other followers share the connection, and an error is none of theirs.
+    def on_event(self, index: int, payload: bytes) -> None:
+        """Deliver an event that was published, if it is the next one."""
+        # Other followers share the mailbox, and an error is none of theirs.
         try:
-            self._on_message(message)
+            if index == self.after + 1:
+                self.take(index, decode_event(payload))
         except Exception as error:
             self._error = error
-            self._wake.set()
-
-    def _on_message(self, message: bytes) -> None:
-        number, _, payload = message.partition(b":")
-        index = int(number)
-        if index == self.after + 1:
-            self.take(index, decode_event(payload))
         # A message was lost, or the last one has come: the follower has to look.
-        if index > self.after or self.has_ended:
+        if index > self.after or self.has_ended or self._error is not None:
             self._wake.set()
 
     async def wait(self, poll_s: float) -> None:
@@ -222,6 +267,10 @@ class _Tail:
         self._wake.clear()
         if self._error is not None:
             raise self._error
+
+
+def _index(entry_id: bytes) -> int:
+    return int(entry_id.partition(b"-")[0])
 
 
 def _packed(append: Append, now_s: float) -> tuple[object, ...]:

@@ -61,15 +61,25 @@ class Subscriptions:
         try:
             if is_first:
                 await self._subscribe(name)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._confirm_timeout_s):
-                    await channel.confirmed.wait()
+            await self._confirmation(channel)
             yield
         finally:
             channel.sinks.remove(sink)
             if not channel.sinks and self.channels.get(name) is channel:
                 del self.channels[name]
                 await self._unsubscribe(name)
+
+    async def keep(self, name: str, sink: Sink) -> None:
+        """Call `sink` with the channel's messages until these subscriptions are closed.
+
+        Return once Redis has confirmed the subscription, or when no confirmation comes in time. A
+        channel has one sink; a second call only waits for the confirmation.
+        """
+        channel = self.channels.setdefault(name, _Channel(sinks=[sink]))
+        if not channel.confirmed.is_set():
+            # An earlier call may have been cancelled before it had sent this.
+            await self._subscribe(name)
+            await self._confirmation(channel)
 
     async def close(self) -> None:
         """Stop listening. No queue gets a message any more."""
@@ -79,6 +89,11 @@ class Subscriptions:
         # A connection that does not close in time is given up all the same.
         with suppress(*UNAVAILABLE):
             await self._pubsub.aclose()  # type: ignore[no-untyped-call]
+
+    async def _confirmation(self, channel: _Channel) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._confirm_timeout_s):
+                await channel.confirmed.wait()
 
     async def _subscribe(self, name: str) -> None:
         try:

@@ -91,9 +91,9 @@ def log(job_id: str) -> str:
     return f"{prefix(shard_of(job_id))}log:{job_id}"
 
 
-def channel(job_id: str) -> str:
-    """Name of the pub/sub channel on which the job's events are published as they are logged."""
-    return f"{prefix(shard_of(job_id))}events:{job_id}"
+def mail(reader: str) -> str:
+    """Name of the channel on which a reader hears of events as they are logged."""
+    return f"aios:mail:{reader}"
 
 
 def request(request_id: str) -> str:

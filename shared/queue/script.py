@@ -30,7 +30,7 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 class Script:
-    """The script `lua/NAME.lua`, behind `common.lua` and the files that it `needs`.
+    """The script `lua/NAME.lua`, between `common.lua` with the files that it `needs`, and `finally.lua`.
 
     It is run by EVALSHA, and loaded when Redis does not know it. Every script is safe to repeat, so
     one whose answer was lost with its connection is run once more. Calls raise CannotWrite, or
@@ -39,8 +39,10 @@ class Script:
 
     def __init__(self, broker: Broker, name: str, *, needs: Sequence[str] = ()) -> None:
         self._broker = broker
-        sources = [(_FOLDER / f"{part}.lua").read_text() for part in ("common", *needs, name)]
-        self._source = "\n".join(sources)
+        parts = [_text(part) for part in ("common", *needs)]
+        parts += ["local function main()", _text(name), "end", "local answer = main()"]
+        parts += [_text("finally"), "return answer"]
+        self._source = "\n".join(parts)
         self._call_s = broker.calls.setdefault(name, BucketHistogram(_BOUNDS_S))
         self._sha = hashlib.sha1(self._source.encode()).hexdigest()
 
@@ -120,6 +122,10 @@ class Script:
         """Return the arguments of a call, with those that all scripts have."""
         common = {"publish": self._broker.publish, "has_many_shards": len(self._broker.shards) > 1}
         return _encoder.encode({**common, **args})
+
+
+def _text(part: str) -> str:
+    return (_FOLDER / f"{part}.lua").read_text()
 
 
 def raw(data: bytes) -> msgspec.Raw:

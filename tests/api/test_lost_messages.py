@@ -108,8 +108,12 @@ async def held_up(redis_url: str) -> AsyncIterator[tuple[httpx.AsyncClient, Echo
     await proxy.close()
 
 
-async def has_subscriptions(redis: Redis, count: int) -> bool:
-    return len(await redis.pubsub_channels()) == count
+async def are_followed(redis: Redis, count: int) -> bool:
+    """Return whether fronts follow so many jobs."""
+    num_jobs = 0
+    async for key in redis.scan_iter("aios:*:job:*"):
+        num_jobs += await redis.hexists(key, "readers")
+    return num_jobs == count
 
 
 async def is_done(client: httpx.AsyncClient, location: str) -> bool:
@@ -133,7 +137,7 @@ async def test_every_answer_is_whole_and_in_order(
         later = await client.post(
             "/generate", json={"prompts": [BODY["prompt"]]}, headers={"Prefer": "respond-async"}
         )
-        await until(lambda: has_subscriptions(redis, NUM_RUNS), "the front follows all")
+        await until(lambda: are_followed(redis, NUM_RUNS), "the front follows all")
 
         # From here on messages are lost.
         lose()

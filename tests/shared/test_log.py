@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 from redis.asyncio import Redis
@@ -42,6 +43,11 @@ async def say(redis: Redis, job: Job, count: int) -> list[Event]:
     return events
 
 
+async def is_heard(redis: Redis, job: Job) -> bool:
+    """Return whether somebody is told of the job's events."""
+    return bool(await redis.hexists(keys.job(job.id), "readers"))
+
+
 async def collect(reader: LogReader, job: Job, after: int = 0) -> list[tuple[int, Event]]:
     return [entry async for entry in reader.follow(job.id, after)]
 
@@ -61,7 +67,7 @@ async def test_followers_early_late_and_from_a_cursor_see_the_same(
 
     assert await collect(reader, job) == expected
     assert await collect(reader, job, after=17) == expected[17:]
-    assert subscriptions.channels == {}, "the last follower has left"
+    assert len(subscriptions.channels) == 1, "all share one channel"
 
 
 @pytest.mark.parametrize("lost", [{3}, {1, 2, 3, 4}, set(range(100))])
@@ -83,15 +89,9 @@ async def test_events_that_pubsub_loses_are_read_from_the_log(
         if num_events not in lost:
             dispatch(message)
 
-    def is_subscribed() -> bool:
-        for channel in subscriptions.channels.values():
-            return channel.confirmed.is_set()
-        return False
-
     monkeypatch.setattr(subscriptions, "dispatch", lossy_dispatch)
     following = asyncio.create_task(collect(reader, job))
-    while not is_subscribed():
-        await asyncio.sleep(0.005)
+    await until(lambda: is_heard(redis, job), "the follower is known")
 
     events = await say(redis, job, 10)
 
@@ -112,7 +112,6 @@ async def test_the_log_is_read_once_the_subscription_is_confirmed(
     client = connect(f"redis://127.0.0.1:{proxy.port}/0")
     subscriptions = Subscriptions(client, confirm_timeout_s=60)
     job = await running_job(redis)
-    channel = keys.channel(job.id)
     reader = LogReader(Broker(redis), subscriptions, poll_s=60)
 
     proxy.trap(b"SUBSCRIBE", proxy.to_server)
@@ -124,7 +123,7 @@ async def test_the_log_is_read_once_the_subscription_is_confirmed(
         for _ in range(20):
             await redis.ping()
         events = await say(redis, job, 3)
-        assert await redis.pubsub_numsub(channel) == [(channel.encode(), 0)]
+        assert await redis.pubsub_channels() == []
 
         proxy.to_server.release()
         assert await asyncio.wait_for(following, DEADLINE_S) == list(enumerate(events, start=1))
@@ -134,6 +133,41 @@ async def test_the_log_is_read_once_the_subscription_is_confirmed(
         await subscriptions.close()
         await client.aclose()
         await proxy.close()
+
+
+async def test_what_one_script_logs_comes_in_one_message(
+    redis: Redis, subscriptions: Subscriptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that follows many jobs hears of a step in one message, of its own jobs alone."""
+    jobs = [await running_job(redis) for _ in range(5)]
+    heard = asyncio.Queue[bytes]()
+    dispatch = subscriptions.dispatch
+
+    def note(message: dict[str, bytes]) -> None:
+        if message["type"] == "message":  # type: ignore[comparison-overlap]
+            heard.put_nowait(message["data"])
+        dispatch(message)
+
+    monkeypatch.setattr(subscriptions, "dispatch", note)
+    reader = LogReader(Broker(redis), subscriptions, poll_s=60)
+    following = [asyncio.create_task(collect(reader, job)) for job in jobs[:4]]
+    for job in jobs[:4]:
+        await until(partial(is_heard, redis, job), "the follower is known")
+
+    # Payloads of any bytes, also those that divide the message.
+    steps: list[list[Event]] = []
+    for word in ("a", "\n 1 2\n", ""):
+        steps.append([Tokens((number,), word * number) for number in range(5)])
+    steps.append([Done("stop", 1, number) for number in range(5)])
+    for after, events in enumerate(steps):
+        appends = [Append(job, 1, after, (event,)) for job, event in zip(jobs, events, strict=True)]
+        assert all(await LogWriter(Broker(redis)).append(appends))
+
+    for number, task in enumerate(following):
+        expected = [(index, events[number]) for index, events in enumerate(steps, start=1)]
+        assert await asyncio.wait_for(task, DEADLINE_S) == expected
+    assert heard.qsize() == len(steps)
+    assert not any(jobs[4].id.encode() in heard.get_nowait() for _ in steps)
 
 
 async def test_following_an_ended_job_needs_no_pubsub(
@@ -152,8 +186,7 @@ async def test_a_job_that_redis_has_lost_is_not_waited_for(
     job = await running_job(redis)
     reader = LogReader(Broker(redis), subscriptions, poll_s=0.05)
     following = asyncio.create_task(collect(reader, job))
-    while not subscriptions.channels:
-        await asyncio.sleep(0.005)
+    await until(lambda: is_heard(redis, job), "the follower is known")
 
     await redis.flushall()
     with pytest.raises(BrokerUnavailable, match="lost"):

@@ -422,7 +422,8 @@ class WorkerService:
 
     async def announce(self) -> None:
         """Announce the worker's present state, and note the orders that come back."""
-        self._memory_guard.look()
+        # In a thread, because reading files beside a computing thread takes long.
+        await asyncio.to_thread(self._memory_guard.look)
         models: dict[str, KnownModel] = {}
         if self._state != "loading":
             models = self.models

@@ -3,7 +3,7 @@
 -- Appends events to the logs of many jobs. An append names its epoch, and the index that it goes behind. Returns for
 -- each 1 when its events are in the log (now or by an earlier try of the same append), 0 when the writer is stale.
 
-local CHECKED = { 'state', 'epoch', 'last', 'advanced', 'first_ms' }
+local CHECKED = { 'state', 'epoch', 'last', 'advanced', 'first_ms', 'readers' }
 
 local function write(id, epoch, after, events, has_begun, advance, state, cost, age_ms)
   local job = read_job(id, CHECKED)

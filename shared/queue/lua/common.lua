@@ -6,7 +6,7 @@
 -- job:ID      hash    spec model class tenant state (queued | running | done | failed | cancelled) epoch last (event
 --                     index) cost slots entry queued_ms expires_ms (to be taken by then) deadline_ms worker fingerprint
 --                     started (last epoch that logged a start) advanced (last epoch that sampled a token or progressed)
---                     deaths taken_ms (first take) first_ms (first token) ended_ms
+--                     deaths taken_ms (first take) first_ms (first token) ended_ms readers (who hears of its events)
 -- log:ID      stream  the events; event index i is the entry `i-0`, so an append lands once or not at all
 -- line:M:C:T  stream  jobs of one model, class and tenant that wait
 -- turns:M:C   zset    tenants that wait, by virtual time: cost served so far
@@ -27,8 +27,8 @@
 -- dead        stream  jobs that were convicted
 -- unsettled   stream  where there are several shards: jobs that wait no more, or have ended, and are not settled yet
 -- void:ID     string  a request that never came although it had been let in; it may not come any more
--- and channels: events:ID with events as they are logged, worker:W with ids of jobs that are no longer W's, urgent:M
--- with numbers of jobs of the best class as they are queued
+-- and channels: worker:W with ids of jobs that are no longer W's, urgent:M with numbers of jobs of the best class as
+-- they are queued, and `aios:mail:R` with events of all jobs that R reads, as they are logged
 --
 -- Several shards share one more hash tag, `{admission}`. The limits of the whole fleet are counted under it: depth,
 -- busy, ended, open and bucket as above, and
@@ -70,7 +70,7 @@ local function class_key(kind, model, class) return P .. kind .. ':' .. model ..
 local function ended_key(model, at) return P .. 'ended:' .. model .. ':' .. math.floor(at / BUCKET_MS) end
 
 local FIELDS = { 'state', 'epoch', 'last', 'model', 'class', 'tenant', 'cost', 'bytes', 'entry', 'expires_ms',
-  'deadline_ms', 'worker', 'fingerprint', 'started', 'advanced', 'first_ms', 'deaths', 'request' }
+  'deadline_ms', 'worker', 'fingerprint', 'started', 'advanced', 'first_ms', 'deaths', 'request', 'readers' }
 
 -- Returns these fields of a job, by default all that scripts need. The first must be `state`. Returns nil for a job
 -- that is not there.
@@ -102,13 +102,19 @@ local function rates(model)
   return per_second('cost'), per_second('jobs')
 end
 
--- Appends events to the log of a job and publishes them. Further arguments are fields of the job and their new values.
+-- What each reader is told, which `finally.lua` sends when the script is done.
+local mail = {}
+
+-- Appends events to the log of a job and tells its readers. Further arguments are fields of the job and their new values.
 local function append(job, payloads, ...)
-  local log, channel, last = log_key(job.id), P .. 'events:' .. job.id, tonumber(job.last)
+  local log, last = log_key(job.id), tonumber(job.last)
   for _, payload in ipairs(payloads) do
     last = last + 1
     call('XADD', log, last .. '-0', 'e', payload)
-    call(a.publish, channel, last .. ':' .. payload)
+    for reader in string.gmatch(job.readers or '', '%S+') do
+      mail[reader] = mail[reader] or {}
+      table.insert(mail[reader], job.id .. ' ' .. last .. ' ' .. #payload .. '\n' .. payload)
+    end
   end
   job.last = last
   call('HSET', job_key(job.id), 'last', last, ...)
