@@ -6,10 +6,13 @@ compiles them where the sources lie.
 """
 
 import hashlib
+import os
 import platform
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import copytree
@@ -25,18 +28,24 @@ KERNELS = {
     "kernels_avx512_bf16.so": ["x86-64-v4", "avx512vnni", "avx512bf16"],
     "kernels_avx512_vnni.so": ["x86-64-v4", "avx512vnni"],
     "kernels_avx512.so": ["x86-64-v4"],
+    "kernels_avx_vnni.so": ["x86-64-v3", "avxvnni"],
     "kernels_avx2.so": ["x86-64-v3"],
 }
 FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared", "-s"]
 
 
 def compiler_for(instructions: list[str]) -> list[str]:
-    """Return the command of a C compiler for x86 Linux with these instructions, [] without one."""
+    """Return the command of a C compiler that has these instructions of x86 Linux, [] without one."""
     processor, *features = instructions
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return []
     if shutil.which("cc"):
-        return ["cc", "-Wno-psabi", f"-march={processor}", *(f"-m{name}" for name in features)]
+        compiler = ["cc", "-Wno-psabi", f"-march={processor}", *(f"-m{name}" for name in features)]
+        # Older compilers do not know all instructions.
+        knows = subprocess.run(
+            [*compiler, "-fsyntax-only", "-x", "c", "/dev/null"], capture_output=True, check=False
+        )
+        return compiler if knows.returncode == 0 else []
     # A compiler in a wheel, which scripts/build/backend.py asks for where the machine has none.
     if find_spec("ziglang"):
         zig = [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-linux-gnu.2.17"]
@@ -45,20 +54,25 @@ def compiler_for(instructions: list[str]) -> list[str]:
 
 
 def compile_kernels(folder: Path) -> None:
-    """Compile the kernels into a folder, if there is a compiler."""
-    source = NATIVE / "kernels.c"
+    """Compile the kernels into a folder, those that the compiler has instructions for."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, instructions in KERNELS.items():
-        compiler = compiler_for(instructions)
-        if not compiler:
-            print("no C compiler for this platform: workers will compute by torch alone")
-            return
-        # Written beside its place first: a worker that runs goes on with the old file.
-        unfinished = folder / f"{name}.new"
-        version = f'-DSOURCE_DIGEST="{hashlib.sha256(source.read_bytes()).hexdigest()}"'
-        files = [str(source), "-o", str(unfinished), "-lm"]
-        subprocess.run([*compiler, *FLAGS, version, *files], check=True)
-        unfinished.replace(folder / name)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(partial(compile_one, folder), KERNELS))
+
+
+def compile_one(folder: Path, name: str) -> None:
+    """Compile one file of `KERNELS` into a folder, unless the compiler lacks its instructions."""
+    compiler = compiler_for(KERNELS[name])
+    if not compiler:
+        print(f"no C compiler for {name}: workers will compute without it")
+        return
+    source = NATIVE / "kernels.c"
+    # Written beside its place first: a worker that runs goes on with the old file.
+    unfinished = folder / f"{name}.new"
+    version = f'-DSOURCE_DIGEST="{hashlib.sha256(source.read_bytes()).hexdigest()}"'
+    files = [str(source), "-o", str(unfinished), "-lm"]
+    subprocess.run([*compiler, *FLAGS, version, *files], check=True)
+    unfinished.replace(folder / name)
 
 
 class BuildKernels(Command):

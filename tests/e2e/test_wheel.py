@@ -37,7 +37,7 @@ _BUILD_S = 900
 """The longest build: half a minute of compiling alone, many times that on a busy machine."""
 
 # Written out, because what knows them imports torch.
-_INSTRUCTIONS = ("avx512_bf16", "avx512_vnni", "avx512", "avx2")
+_INSTRUCTIONS = ("avx512_bf16", "avx512_vnni", "avx512", "avx_vnni", "avx2")
 KERNELS = tuple(f"worker/native/kernels_{name}.so" for name in _INSTRUCTIONS)
 
 

@@ -1025,7 +1025,7 @@ void linear(void *out, const void *x, long stride, const void *weight, const flo
  * a row's bytes, and `offsets`, 128 times the sum of an output's weights, are subtracted again.
  */
 #define ZERO 128
-#ifdef __AVX512VNNI__
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 #define WEIGHT_PEAK 127
 #else
 #define WEIGHT_PEAK 63 /* two products must fit 16 bits: 2 * 255 * 63 < 2^15 */
@@ -1098,6 +1098,8 @@ INLINE Ints add_products(Ints sums, Ints bytes, Ints weights) {
 #elif defined(__AVX512F__)
     __m512i pairs = _mm512_maddubs_epi16((__m512i)bytes, (__m512i)weights);
     return sums + (Ints)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+#elif defined(__AVXVNNI__)
+    return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)bytes, (__m256i)weights);
 #else
     __m256i pairs = _mm256_maddubs_epi16((__m256i)bytes, (__m256i)weights);
     return sums + (Ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));

@@ -19,12 +19,14 @@ from shared.telemetry.logging_setup import fields
 
 logger = logging.getLogger("aios.native")
 
+_AVX2 = ("avx2", "fma3", "f16c", "bmi", "bmi2", "lzcnt")
 _AVX512 = ("avx512_f", "avx512_bw", "avx512_cd", "avx512_dq", "avx512_vl")
 INSTRUCTIONS = {
     "avx512_bf16": (*_AVX512, "avx512_vnni", "avx512_bf16"),
     "avx512_vnni": (*_AVX512, "avx512_vnni"),
     "avx512": _AVX512,
-    "avx2": ("avx2", "fma3", "f16c", "bmi", "bmi2", "lzcnt"),
+    "avx_vnni": (*_AVX2, "avx_vnni"),
+    "avx2": _AVX2,
 }
 """The sets of instructions that there are kernels for, the best first.
 
