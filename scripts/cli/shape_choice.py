@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from scripts.cli import shape_cache
 from scripts.cli.child_env import child_env, without_keys
-from scripts.cli.shape_probes import MOST_S, Candidate, ProbeError, measure
+from scripts.cli.shape_probes import MOST_S, Candidate, Measured, ProbeError, measure
 from shared.settings.settings import ModelEntry, Settings, model_entries
 from shared.tasks.runner_table import AUTO, WITHOUT_FILES, info_of
 from shared.telemetry.logging_setup import fields
@@ -17,6 +17,9 @@ from worker.models.errors import ModelFormatError
 from worker.runners.registry import detect
 
 log = logging.getLogger("aios.serve")
+
+_MOST_DELAY = 0.1
+"""The largest share of time without a processor at which measurements count for later starts."""
 
 
 def chosen_shape(
@@ -45,14 +48,23 @@ def chosen_shape(
         measurements = _of(candidates, kept.measurements)
         if len(measurements) == len(candidates):
             return _best(measurements, settings, when=f" on {kept.day}")
-    measurements = _measured(entry, settings, candidates)
-    if not measurements:
+    measured = _measured(entry, settings, candidates)
+    if measured is None:
         return None
+    _keep(key, measured)
+    return _best(measured.shapes, settings)
+
+
+def _keep(key: str, measured: Measured) -> None:
+    """Keep measurements for later starts, unless other work took the processors meanwhile."""
+    if measured.delay > _MOST_DELAY:
+        reason = f"other work had the processors for {measured.delay:.0%} of the time"
+        log.warning("measurements not kept", extra=fields(error=reason))
+        return
     try:
-        shape_cache.keep(key, measurements)
+        shape_cache.keep(key, measured.shapes)
     except OSError as error:
         log.warning("measurements not kept", extra=fields(error=str(error)))
-    return _best(measurements, settings)
 
 
 def _largest(settings: Settings) -> ModelEntry | None:
@@ -77,8 +89,8 @@ def _runner_of(entry: ModelEntry) -> str | None:
 
 def _measured(
     entry: ModelEntry, settings: Settings, candidates: Sequence[Candidate]
-) -> list[Measurement]:
-    """Measure the candidates. Return nothing if that fails."""
+) -> Measured | None:
+    """Measure the candidates. Return None if that fails."""
     shapes = [f"{candidate.workers} x {candidate.threads}" for candidate in candidates]
     log.info(
         "measuring shapes",
@@ -89,7 +101,7 @@ def _measured(
         return measure(entry.id, candidates, env, rows=settings.max_batch_size)
     except ProbeError as error:
         _not_measured(entry, error)
-        return []
+        return None
 
 
 def _not_measured(entry: ModelEntry, error: Exception) -> None:

@@ -34,6 +34,17 @@ class ProbeError(Exception):
 
 
 @dataclass(frozen=True)
+class Measured:
+    """The speeds of shapes.
+
+    For `delay` of their time, in the worst trial, threads waited for processors that others had.
+    """
+
+    shapes: list[Measurement]
+    delay: float = 0.0
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A shape to be measured. `processors` has those of each worker ("0,1")."""
 
@@ -52,7 +63,7 @@ def measure(
     *,
     rows: int,
     most_s: float = MOST_S,
-) -> list[Measurement]:
+) -> Measured:
     """Return the speeds of the candidates with a model of the settings that `env` holds.
 
     A batch has `rows` rows, which the workers of a candidate share. Call this from the main thread.
@@ -67,13 +78,15 @@ def measure(
         commands.append((*command, model_id, str(max(threads))))
 
     measurements: list[Measurement] = []
+    delays: list[float] = []
     with _running(commands, env, most_s) as probes:
         for probe in probes:
             probe.expect_ready()
         for candidate in candidates:
             shares = _shares(rows, candidate.workers)
-            batch_speed = _speed(probes, candidate, shares, seconds=_BATCH_S)
-            row_speed = _speed(probes, candidate, [1], seconds=_ROW_S)
+            batch_speed, batch_delay = _speed(probes, candidate, shares, seconds=_BATCH_S)
+            row_speed, row_delay = _speed(probes, candidate, [1], seconds=_ROW_S)
+            delays += [batch_delay, row_delay]
             measurements.append(
                 Measurement(
                     candidate.workers,
@@ -82,7 +95,7 @@ def measure(
                     row_tokens_per_s=row_speed,
                 )
             )
-    return measurements
+    return Measured(measurements, max(delays))
 
 
 class _Probe:
@@ -186,8 +199,11 @@ def _running(
 
 def _speed(
     probes: Sequence[_Probe], candidate: Candidate, shares: Sequence[int], *, seconds: float
-) -> float:
-    """Return the tokens a second of workers that decode so many rows each, together."""
+) -> tuple[float, float]:
+    """Return the tokens a second of workers that decode so many rows each, together.
+
+    Return as well the share of its time for which a thread waited for a processor.
+    """
     busy = probes[: len(shares)]
     for probe, rows, processors in zip(busy, shares, candidate.processors, strict=False):
         trial = Trial(rows, candidate.threads, processors, seconds)
@@ -197,7 +213,8 @@ def _speed(
     for probe in busy:
         probe.send(GO)
     speeds = [probe.expect(Speed) for probe in busy]
-    return sum(speed.num_tokens / speed.seconds for speed in speeds)
+    delay = max(speed.delayed_s / (speed.seconds * candidate.threads) for speed in speeds)
+    return sum(speed.num_tokens / speed.seconds for speed in speeds), delay
 
 
 def _shares(rows: int, workers: int) -> list[int]:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from scripts.cli import placement, shape_choice
 from scripts.cli.placement import place_workers
 from scripts.cli.shape_cache import FILE
-from scripts.cli.shape_probes import Candidate, ProbeError
+from scripts.cli.shape_probes import Candidate, Measured, ProbeError
 from shared.settings.settings import ModelEntry, Settings
 from tests.fixtures.logged import fields_of
 from worker.hardware.machine import Machine
@@ -30,17 +30,18 @@ class Probes:
 
     def __init__(self) -> None:
         self.answer: list[Measurement] | ProbeError = ONE_IS_BEST
+        self.delay = 0.0
         self.calls: list[tuple[str, list[Candidate], int]] = []
         self.env: Mapping[str, str] = {}
 
     def measure(
         self, model_id: str, candidates: Sequence[Candidate], env: Mapping[str, str], *, rows: int
-    ) -> list[Measurement]:
+    ) -> Measured:
         self.calls.append((model_id, list(candidates), rows))
         self.env = env
         if isinstance(self.answer, ProbeError):
             raise self.answer
-        return self.answer
+        return Measured(self.answer, self.delay)
 
 
 @pytest.fixture
@@ -99,6 +100,19 @@ def test_the_first_start_measures_and_later_ones_remember(
     assert first["why"] == f"measured: {WHY}"
     assert second["why"].startswith("measured on 20")
     assert second["why"].endswith(f": {WHY}")
+
+
+def test_what_was_measured_beside_other_work_is_measured_again(
+    probes: Probes, model: Callable[..., ModelEntry], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It decides for this start only."""
+    settings = Settings(models=(model("m"),))
+    for probes.delay, num_calls in ((0.3, 1), (0.09, 2), (0.0, 2)):
+        placed, _ = place_workers(settings)
+        assert (placed.workers, placed.threads) == (1, 2)
+        assert len(probes.calls) == num_calls
+    [event] = fields_of(caplog, "measurements not kept")
+    assert event == {"error": "other work had the processors for 30% of the time"}
 
 
 def test_the_fastest_is_taken(probes: Probes, model: Callable[..., ModelEntry]) -> None:

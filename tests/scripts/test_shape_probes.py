@@ -37,10 +37,11 @@ def test_two_processes_measure_both_shapes(tmp_path: Path) -> None:
     candidates = [Candidate(2, [BOTH]), Candidate(1, [FIRST, LAST])]
     before = psutil.Process().children(recursive=True)
 
-    measurements = measure("m", candidates, env_of(str(tmp_path)), rows=3, most_s=PATIENT_S)
+    found = measure("m", candidates, env_of(str(tmp_path)), rows=3, most_s=PATIENT_S)
 
-    assert [(one.workers, one.threads) for one in measurements] == [(1, 2), (2, 1)]
-    for measured in measurements:
+    assert [(one.workers, one.threads) for one in found.shapes] == [(1, 2), (2, 1)]
+    assert 0 <= found.delay <= 1
+    for measured in found.shapes:
         assert measured.batch_tokens_per_s > 0
         assert measured.row_tokens_per_s > 0
     assert psutil.Process().children(recursive=True) == before

@@ -56,10 +56,14 @@ class Trial(msgspec.Struct, frozen=True):
 
 
 class Speed(msgspec.Struct, frozen=True):
-    """The tokens that were decoded, and the seconds that this took."""
+    """The tokens that were decoded, and the seconds that this took.
+
+    For `delayed_s` in all the threads were ready to run while others had the processors.
+    """
 
     num_tokens: int
     seconds: float
+    delayed_s: float = 0.0
 
 
 class EndlessRows:
@@ -88,10 +92,11 @@ class EndlessRows:
     def decode(self, seconds: float) -> Speed:
         """Step for `seconds` at least, and return the speed."""
         self.num_tokens = 0
+        delayed_before_s = delayed_s()
         begun_s = now()
         while now() - begun_s < seconds:
             self._engine.step()
-        return Speed(self.num_tokens, now() - begun_s)
+        return Speed(self.num_tokens, now() - begun_s, delayed_s() - delayed_before_s)
 
     def end(self) -> None:
         """Drop all rows, and with them their keys and values."""
@@ -116,6 +121,19 @@ class EndlessRows:
                 raise from_event(emission.ended)
             if emission.ended is not None:
                 self._begin(emission.key)
+
+
+def delayed_s() -> float:
+    """Return for how long all threads of this process have waited for processors.
+
+    It is 0 where the system does not tell.
+    """
+    delayed_ns = 0
+    for file in Path("/proc/self/task").glob("*/schedstat"):
+        # A thread may end meanwhile.
+        with suppress(OSError, ValueError, IndexError):
+            delayed_ns += int(file.read_text().split()[1])
+    return delayed_ns / 1e9
 
 
 def main(argv: Sequence[str]) -> None:
