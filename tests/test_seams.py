@@ -119,7 +119,7 @@ from shared.errors import FleetError, InvalidRequest
 from shared.inverting import Invert, Inverted
 from shared.messages import Task
 from worker.engine.runner import RunnerOptions
-from worker.engine.task_runner import BatchProgress, NewFile, TaskOutput, TaskRunnerSpec
+from worker.engine.task_runner import BatchProgress, Files, NewFile, TaskOutput, TaskRunnerSpec
 
 
 class Inverter:
@@ -128,16 +128,19 @@ class Inverter:
             "inverter", options.name, "inverts", options.max_batch, ("invert",), Invert(b"0")
         )
 
-    def check(self, task: Task) -> None:
+    def read(self, task: Task, files: Files) -> Invert:
         if not isinstance(task, Invert):
             raise InvalidRequest("This model only inverts.", field="model")
+        return task
 
-    def group_key(self, task: Task) -> Hashable:
+    def group_key(self, item: Invert) -> Hashable:
         return None
 
-    def run(self, tasks: Sequence[Task], progress: BatchProgress) -> list[TaskOutput | FleetError]:
+    def run(
+        self, items: Sequence[Invert], progress: BatchProgress
+    ) -> list[TaskOutput | FleetError]:
         outputs = []
-        for task in tasks:
+        for task in items:
             turned = bytes(255 - pixel for pixel in task.pixels)
             outputs.append(TaskOutput(Inverted(len(turned)), (NewFile(turned, "image/x-raw"),)))
         return outputs

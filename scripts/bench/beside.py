@@ -26,7 +26,7 @@ from worker.engine.request import Emission, SequenceWork
 from worker.engine.runner import RunnerOptions
 from worker.engine.take import Take
 from worker.engine.task_engine import TaskEngine
-from worker.engine.task_runner import BatchProgress, TaskOutput, TaskRunnerSpec
+from worker.engine.task_runner import BatchProgress, Files, TaskOutput, TaskRunnerSpec
 from worker.hardware.device import keep_freed_memory
 from worker.runners.registry import load_sequence_runner
 
@@ -51,14 +51,14 @@ class Multiplier:
         )
         self._matrix = torch.rand(_SIZE, _SIZE)
 
-    def check(self, task: Task) -> None:
-        assert isinstance(task, EchoTask)
+    def read(self, task: Task, files: Files) -> Task:
+        return task
 
-    def group_key(self, task: Task) -> Hashable:
+    def group_key(self, item: Task) -> Hashable:
         return None
 
-    def run(self, tasks: Sequence[Task], progress: BatchProgress) -> list[TaskOutput | FleetError]:
-        [task] = tasks
+    def run(self, items: Sequence[Task], progress: BatchProgress) -> list[TaskOutput | FleetError]:
+        [task] = items
         assert isinstance(task, EchoTask)
         ends_s = time.monotonic() + task.step_ms / 1000
         while time.monotonic() < ends_s:

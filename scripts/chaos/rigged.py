@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from shared.errors import FleetError
-from shared.messages import Task
 from shared.tasks.echo_task import EchoTask
 from worker.engine.runner import RunnerOptions
 from worker.engine.sequence import Sampled, Slice, StepResult, TokenSequence
@@ -122,27 +121,26 @@ class RiggedEchoTask(EchoTaskRunner):
         self.spec = replace(self.spec, max_batch=BATCH)
         self._gates = _gates_folder()
 
-    def take_step(self, tasks: Sequence[Task], step: int, progress: BatchProgress) -> None:
-        super().take_step(tasks, step, progress)
-        while self._must_wait(tasks, step, progress):
+    def take_step(self, items: Sequence[EchoTask], step: int, progress: BatchProgress) -> None:
+        super().take_step(items, step, progress)
+        while self._must_wait(items, step, progress):
             time.sleep(_HELD_STEP_S)
 
-    def _must_wait(self, tasks: Sequence[Task], step: int, progress: BatchProgress) -> bool:
+    def _must_wait(self, items: Sequence[EchoTask], step: int, progress: BatchProgress) -> bool:
         """Return whether any task is still wanted, and any is held."""
         # Lists, not generators, so that both are called for every task: `is_wanted` is also the
         # worker's heartbeat, and `_is_held` writes the file of each task that is held.
-        is_wanted = [progress.is_wanted(index) for index in range(len(tasks))]
+        is_wanted = [progress.is_wanted(index) for index in range(len(items))]
         if not any(is_wanted):
             return False
-        is_held = [self._is_held(task, step) for task in tasks]
+        is_held = [self._is_held(task, step) for task in items]
         return any(is_held)
 
-    def _is_held(self, task: Task, step: int) -> bool:
+    def _is_held(self, task: EchoTask, step: int) -> bool:
         """Return whether the task may not finish this step yet.
 
         If so, write the file `mark_of` beside the gate, by which a test sees that the task is held.
         """
-        assert isinstance(task, EchoTask)
         match = _HOLD.search(task.text)
         if match is None or self._gates is None:
             return False

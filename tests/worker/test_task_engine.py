@@ -16,7 +16,14 @@ from worker.engine.request import Emission
 from worker.engine.runner import OutOfMemory, RunnerOptions
 from worker.engine.take import Take
 from worker.engine.task_engine import TaskEngine
-from worker.engine.task_runner import BatchProgress, NewFile, TaskOutput, TaskRunnerSpec
+from worker.engine.task_runner import (
+    NO_FILES,
+    BatchProgress,
+    Files,
+    NewFile,
+    TaskOutput,
+    TaskRunnerSpec,
+)
 from worker.runners.echo_task import EchoTaskRunner
 
 
@@ -48,24 +55,26 @@ class Scripted:
         self.wanted: list[list[bool]] = []
         self.during: Callable[[BatchProgress], None] = lambda progress: None
 
-    def check(self, task: Task) -> None:
+    def read(self, task: Task, files: Files) -> EchoTask:
         assert isinstance(task, EchoTask)
         if not task.text:
             raise InvalidRequest("text: expected some.", field="text")
+        return task
 
-    def group_key(self, task: Task) -> Hashable:
-        assert isinstance(task, EchoTask)
-        return task.steps
+    def group_key(self, item: EchoTask) -> Hashable:
+        return item.steps
 
-    def run(self, tasks: Sequence[Task], progress: BatchProgress) -> list[TaskOutput | FleetError]:
-        texts = [task.text for task in tasks if isinstance(task, EchoTask)]
+    def run(
+        self, items: Sequence[EchoTask], progress: BatchProgress
+    ) -> list[TaskOutput | FleetError]:
+        texts = [task.text for task in items]
         self.batches.append(texts)
         if len("".join(texts)) > self.room:
             raise OutOfMemory("full")
         if "bad" in texts:
             raise ValueError("broken")
         self.during(progress)
-        self.wanted.append([progress.is_wanted(index) for index in range(len(tasks))])
+        self.wanted.append([progress.is_wanted(index) for index in range(len(items))])
         return [_output(text) for text in texts]
 
 
@@ -422,5 +431,5 @@ def test_the_echo_stops_when_nobody_wants_it() -> None:
 def test_the_echo_does_what_ends_soon(task: EchoTask, field: str) -> None:
     """A task with too many or too long steps, or too much text, is refused by its field."""
     with pytest.raises(InvalidRequest) as caught:
-        EchoTaskRunner(RunnerOptions("echo-task")).check(task)
+        EchoTaskRunner(RunnerOptions("echo-task")).read(task, NO_FILES)
     assert caught.value.field == field

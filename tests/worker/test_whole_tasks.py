@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from shared.artifacts.store import ArtifactStore
 from shared.errors import FleetError
-from shared.messages import Done, Failed, Job, Progress, Started, Task, Terminal
+from shared.messages import Done, Failed, Job, Progress, Started, Terminal
 from shared.queue import keys
 from shared.queue.leases import Claim, QueuePolicy
 from shared.tasks.echo_task import EchoedTask, EchoTask
@@ -155,11 +155,13 @@ class Busy(EchoTaskRunner):
         super().__init__(options)
         self.may_end = threading.Event()
 
-    def run(self, tasks: Sequence[Task], progress: BatchProgress) -> list[TaskOutput | FleetError]:
+    def run(
+        self, items: Sequence[EchoTask], progress: BatchProgress
+    ) -> list[TaskOutput | FleetError]:
         while not self.may_end.is_set():
             sum(range(1000))
             progress.heartbeat()
-        return super().run(tasks, progress)
+        return super().run(items, progress)
 
 
 async def test_a_long_task_holds_up_no_token(redis: Redis) -> None:

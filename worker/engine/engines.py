@@ -10,7 +10,7 @@ from worker.engine.runner import Runner
 from worker.engine.scheduler import Load
 from worker.engine.take import Prepared, Take
 from worker.engine.task_engine import TaskEngine
-from worker.engine.task_runner import TaskRunner
+from worker.engine.task_runner import Files, TaskRunner
 
 AnyRunner = Runner | TaskRunner
 """A loaded model of either mechanism, which `spec.mechanism` names."""
@@ -59,11 +59,12 @@ def engine_for(
     wake: Callable[[], None] = lambda: None,
     *,
     batch_wait_s: float = 0.0,
+    files_of: Callable[[str], Files] | None = None,
 ) -> AnyEngine:
     """Return an engine for the runner's mechanism.
 
-    `batch_wait_s` matters only to tasks that are done whole.
+    `batch_wait_s` and `files_of` matter only to tasks that are done whole.
     """
     if runner.spec.mechanism == "task":
-        return TaskEngine(runner, emit, wake, batch_wait_s=batch_wait_s)
+        return TaskEngine(runner, emit, wake, batch_wait_s=batch_wait_s, files_of=files_of)
     return Engine(runner, emit, wake)

@@ -10,6 +10,7 @@ import queue
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from shared.errors import DeadlineExceeded, FleetError, NoMemory, WorkerFailed
 from shared.messages import Done, Failed, Progress, name_of
@@ -20,7 +21,7 @@ from worker.engine.request import Emission
 from worker.engine.runner import OutOfMemory
 from worker.engine.scheduler import Load
 from worker.engine.take import Take
-from worker.engine.task_runner import NewFile, TaskOutput, TaskRunner
+from worker.engine.task_runner import Files, FilesAtHand, NewFile, TaskOutput, TaskRunner
 
 logger = logging.getLogger("aios.engine")
 
@@ -32,9 +33,13 @@ CALM_BATCHES = 64
 
 @dataclass(frozen=True)
 class TaskWork:
-    """A task for the engine. Tasks of the same `group` may share a batch."""
+    """A task for the engine, as its runner has read it.
+
+    Those of the same `group` may share a batch.
+    """
 
     take: Take
+    item: Any = None
     group: Hashable = None
     num_prompt_tokens: int = 0
     num_truncated: int = 0
@@ -61,7 +66,8 @@ class TaskEngine:
     """The engine of one model whose tasks are done whole.
 
     `emit` is called from the thread that steps, and `wake` whenever there is new work. A batch that
-    is not full begins `batch_wait_s` after the arrival of its first task. `now` is the clock of
+    is not full begins `batch_wait_s` after the arrival of its first task. `files_of` returns the
+    stored bytes of a tenant; without it only those of the trial are at hand. `now` is the clock of
     deadlines and arrivals, in seconds.
     """
 
@@ -73,8 +79,10 @@ class TaskEngine:
         now: Callable[[], float] = time.monotonic,
         *,
         batch_wait_s: float = 0.0,
+        files_of: Callable[[str], Files] | None = None,
     ) -> None:
         self.runner = runner
+        self._files_of = files_of or self._trial_files
         self._emit = emit
         self._wake = wake
         self._now = now
@@ -87,9 +95,9 @@ class TaskEngine:
         self._calm_batches = 0
 
     def prepare(self, take: Take) -> TaskWork:
-        """Check a task that was taken. Raise InvalidRequest for one that the model cannot do."""
-        self.runner.check(take.task)
-        return TaskWork(take, self.runner.group_key(take.task))
+        """Read a task that was taken. Raise what `TaskRunner.read` raises."""
+        item = self.runner.read(take.task, self._files_of(take.tenant))
+        return TaskWork(take, item, self.runner.group_key(item))
 
     def submit(self, work: TaskWork) -> None:
         """Queue work that `prepare` has returned."""
@@ -103,6 +111,9 @@ class TaskEngine:
         """
         self._inbox.put(key)
         self._wake()
+
+    def _trial_files(self, tenant: str) -> Files:
+        return FilesAtHand(self.runner.spec.trial_files)
 
     @property
     def load(self) -> Load:
@@ -240,10 +251,10 @@ class TaskEngine:
     def _timed(self, batch: Sequence[_TaskInHand]) -> list[TaskOutput | FleetError]:
         """Let the runner do a batch, and count it."""
         count_for(self.stats)
-        tasks = [task.work.take.task for task in batch]
+        items = [task.work.item for task in batch]
         begun_s = time.perf_counter()
         try:
-            return self.runner.run(tasks, _Progress(self, batch))
+            return self.runner.run(items, _Progress(self, batch))
         finally:
             self.stats.note_step(len(batch), time.perf_counter() - begun_s)
 

@@ -3,12 +3,12 @@
 Tasks and results are plain data (`shared.messages`), so that a runner may run in another process.
 """
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
-from shared.errors import FleetError
-from shared.messages import Result, Task, TaskName
+from shared.errors import ArtifactNotFound, FleetError
+from shared.messages import ArtifactRef, Result, Task, TaskName
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class TaskRunnerSpec:
 
     `name` is the model's id, and `found` describes it for people. Up to `max_batch` tasks are done
     at once. `tasks` names the kinds of tasks that it serves, and `trial` is a cheap task that shows
-    whether the model works. A model without a `context_window` reads no tokens.
+    whether the model works. `trial_files` are the bytes of its inputs, by the ids of their
+    artifacts. A model without a `context_window` reads no tokens.
     """
 
     runner: str
@@ -26,6 +27,7 @@ class TaskRunnerSpec:
     max_batch: int
     tasks: tuple[TaskName, ...]
     trial: Task
+    trial_files: Mapping[str, bytes] = field(default_factory=dict)
     context_window: int = 0
     mechanism: Literal["task"] = "task"
 
@@ -45,6 +47,32 @@ class TaskOutput:
 
     result: Result
     files: tuple[NewFile, ...] = ()
+
+
+class Files(Protocol):
+    """The bytes that a task takes, which its caller has stored."""
+
+    def read(self, ref: ArtifactRef, *, max_bytes: int) -> bytes:
+        """Return all bytes of an input.
+
+        Raise ArtifactNotFound, PayloadTooLarge for more than `max_bytes`, and errors of the
+        storage, which may pass.
+        """
+
+
+@dataclass(frozen=True)
+class FilesAtHand:
+    """Bytes by the id of their artifact, in memory."""
+
+    data: Mapping[str, bytes]
+
+    def read(self, ref: ArtifactRef, *, max_bytes: int) -> bytes:
+        if ref.id not in self.data:
+            raise ArtifactNotFound(f"There is no artifact {ref.id!r} here.")
+        return self.data[ref.id]
+
+
+NO_FILES = FilesAtHand({})
 
 
 class BatchProgress(Protocol):
@@ -73,19 +101,23 @@ class BatchProgress(Protocol):
 class TaskRunner(Protocol):
     """A loaded model whose tasks are done whole.
 
-    `check` and `group_key` may be called from another thread than `run`.
+    `read` and `group_key` may be called from another thread than `run`.
     """
 
     spec: TaskRunnerSpec
 
-    def check(self, task: Task) -> None:
-        """Raise InvalidRequest for a task that this model does not serve, or that is malformed."""
+    def read(self, task: Task, files: Files) -> Any:
+        """Return a task as `run` takes it, such as the numbers of a decoded picture.
 
-    def group_key(self, task: Task) -> Hashable:
-        """Return a key that tasks must have in common to be done in one batch."""
+        Raise InvalidRequest for a task that this model does not serve, or that is malformed, and
+        what `files` raises.
+        """
 
-    def run(self, tasks: Sequence[Task], progress: BatchProgress) -> list[TaskOutput | FleetError]:
-        """Do all tasks and return one output for each, in order.
+    def group_key(self, item: Any) -> Hashable:
+        """Return a key that items must have in common to be done in one batch."""
+
+    def run(self, items: Sequence[Any], progress: BatchProgress) -> list[TaskOutput | FleetError]:
+        """Do the tasks of all items and return one output for each, in order.
 
         The output of a task that fails alone is a FleetError. Raise OutOfMemory where fewer tasks
         could help. After any error the engine does the batch again in two halves.

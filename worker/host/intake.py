@@ -15,7 +15,7 @@ from functools import partial
 
 from redis.exceptions import RedisError
 
-from shared.errors import FleetError, WorkerFailed
+from shared.errors import BrokerUnavailable, FleetError, StorageUnavailable, WorkerFailed
 from shared.events.log import LogReader
 from shared.events.subscriptions import Subscriptions
 from shared.messages import PRIORITIES, Priority, Progress, Started, Tokens
@@ -238,9 +238,9 @@ class Intake:
             )
             # In a thread, because a long prompt must not delay the renewal of leases.
             work = await asyncio.to_thread(self._engine.prepare, take)
-        except RedisError as error:
+        except (RedisError, BrokerUnavailable, StorageUnavailable) as error:
             logger.warning("job not replayed", extra=job_fields(job, error=str(error)))
-            # Its lease lapses, and the job is taken again.
+            # Its log or its files may be readable later. The lease lapses, and the job is taken again.
             self._ledger.close(claim, "not_replayed")
             return None
         except FleetError as error:

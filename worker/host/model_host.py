@@ -15,6 +15,7 @@ from shared.queue.leases import Claim, QueuePolicy, WorkQueue
 from shared.telemetry.tracing import Tracing
 from worker.engine.engine_thread import EngineThread
 from worker.engine.engines import AnyEngine, engine_for
+from worker.engine.task_runner import Files
 from worker.hardware.device import give_back_memory
 from worker.host.intake import Intake
 from worker.host.ledger import Ledger
@@ -33,7 +34,8 @@ class HostContext:
     """The parts of a worker that all its models share.
 
     `threads` are those that compute, by mechanism. A batch of tasks that are done whole waits
-    `batch_wait_s` for more. `announce` writes the worker's present state into presence.
+    `batch_wait_s` for more. `announce` writes the worker's present state into presence. `files_of`
+    returns the stored inputs of a tenant.
     """
 
     broker: Broker
@@ -48,6 +50,7 @@ class HostContext:
     threads: Mapping[str, EngineThread]
     batch_wait_s: float
     announce: Callable[[], Awaitable[None]]
+    files_of: Callable[[str], Files]
 
     def queue_of(self, model_id: str, fingerprint: str) -> WorkQueue:
         """Return the queue of a model, for this worker."""
@@ -64,7 +67,11 @@ class ModelHost:
         self.id = model.info.id
         self.thread = context.threads[spec.mechanism]
         self.engine: AnyEngine = engine_for(
-            model.runner, context.outbox.put, self.thread.wake, batch_wait_s=context.batch_wait_s
+            model.runner,
+            context.outbox.put,
+            self.thread.wake,
+            batch_wait_s=context.batch_wait_s,
+            files_of=context.files_of,
         )
         self.intake = Intake(
             queue,

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 from redis.exceptions import RedisError
 
-from shared.artifacts.store import ArtifactStore
+from shared.artifacts.store import ArtifactStore, BlockingArtifacts
 from shared.events.log import LogReader, LogWriter
 from shared.events.subscriptions import Subscriptions
 from shared.fleet.presence import Presence
@@ -43,6 +43,7 @@ from worker.host.loading import LoadedModel, UnloadedModel
 from worker.host.metrics_reporter import MetricsReporter
 from worker.host.model_host import HostContext
 from worker.host.outbox import Outbox
+from worker.host.tenant_files import TenantFiles
 
 logger = logging.getLogger("aios.worker")
 
@@ -93,7 +94,8 @@ class WorkerService:
         self.reader = LogReader(broker)
         self.ledger = Ledger(self._closed)
         writer = LogWriter(broker, result_ttl_s=policy.result_ttl_s)
-        self.outbox = Outbox(writer, self.ledger, artifacts or ArtifactStore(broker))
+        self._artifacts = artifacts or ArtifactStore(broker)
+        self.outbox = Outbox(writer, self.ledger, self._artifacts)
         self._drain_timeout_s = drain_timeout_s
         self._batch_wait_s = batch_wait_s
         self._budget = budget or Budget()
@@ -205,6 +207,9 @@ class WorkerService:
             threads=self._threads,
             batch_wait_s=self._batch_wait_s,
             announce=partial(self._once, self.announce),
+            files_of=partial(
+                TenantFiles, BlockingArtifacts(self._artifacts, asyncio.get_running_loop())
+            ),
         )
         # After this function the hosts alone refer to the models, so that these can be freed.
         self._known = KnownModels(

@@ -12,7 +12,7 @@ from shared.messages import Task
 from shared.tasks.echo_task import EchoedTask, EchoTask
 from worker.engine.heartbeat import silent_for
 from worker.engine.runner import RunnerOptions
-from worker.engine.task_runner import BatchProgress, NewFile, TaskOutput, TaskRunnerSpec
+from worker.engine.task_runner import BatchProgress, Files, NewFile, TaskOutput, TaskRunnerSpec
 
 MAX_STEPS = 10_000
 MAX_STEP_MS = 60_000
@@ -33,7 +33,7 @@ class EchoTaskRunner:
             trial=EchoTask("1"),
         )
 
-    def check(self, task: Task) -> None:
+    def read(self, task: Task, files: Files) -> EchoTask:
         if not isinstance(task, EchoTask):
             raise InvalidRequest("This model only serves the task 'echo_task'.", field="model")
         if not 1 <= task.steps <= MAX_STEPS:
@@ -48,22 +48,22 @@ class EchoTaskRunner:
             raise InvalidRequest(
                 f"text: expected at most {_MAX_CHARACTERS} characters in all steps.", field="text"
             )
+        return task
 
-    def group_key(self, task: Task) -> Hashable:
-        assert isinstance(task, EchoTask)
-        return task.steps, task.step_ms
+    def group_key(self, item: EchoTask) -> Hashable:
+        return item.steps, item.step_ms
 
-    def run(self, tasks: Sequence[Task], progress: BatchProgress) -> list[TaskOutput | FleetError]:
-        texts = [""] * len(tasks)
-        first = tasks[0]
-        assert isinstance(first, EchoTask)
+    def run(
+        self, items: Sequence[EchoTask], progress: BatchProgress
+    ) -> list[TaskOutput | FleetError]:
+        texts = [""] * len(items)
+        first = items[0]
         for step in range(first.steps):
-            wanted = [progress.is_wanted(index) for index in range(len(tasks))]
+            wanted = [progress.is_wanted(index) for index in range(len(items))]
             if not any(wanted):
                 break
-            self.take_step(tasks, step, progress)
-            for index, task in enumerate(tasks):
-                assert isinstance(task, EchoTask)
+            self.take_step(items, step, progress)
+            for index, task in enumerate(items):
                 texts[index] += task.text
                 progress.report(index, step + 1, first.steps)
 
@@ -74,11 +74,9 @@ class EchoTaskRunner:
             outputs.append(TaskOutput(result, (file,)))
         return outputs
 
-    def take_step(self, tasks: Sequence[Task], step: int, progress: BatchProgress) -> None:
+    def take_step(self, items: Sequence[EchoTask], step: int, progress: BatchProgress) -> None:
         """Sleep for one step of the batch."""
-        first = tasks[0]
-        assert isinstance(first, EchoTask)
-        step_s = first.step_ms / 1000
+        step_s = items[0].step_ms / 1000
         # A step gives no heartbeat, like one long call of a foreign library.
         with silent_for(at_most_s=2 * step_s):
             time.sleep(step_s)
