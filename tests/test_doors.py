@@ -47,7 +47,7 @@ POLICY = (
 REACH_REDIS = (
     "worker.host.intake",
     "worker.host.metrics_reporter",
-    "worker.host.intake",
+    "worker.host.tenant_files",
     "worker.host.ledger",
     "worker.host.outbox",
     "worker.host.known_models",

@@ -17,6 +17,7 @@ from api.schemas.inference import (
     ClassificationRequest,
     EchoRequest,
     FeatureRequest,
+    ImageClassificationRequest,
     TextGenerationRequest,
 )
 from api.submit.admission import unseen
@@ -28,7 +29,11 @@ router = APIRouter(prefix="/api", tags=["inference"], responses=errors_of(ApiErr
 probes = APIRouter(prefix="/api", tags=["inference"], responses=errors_of(ApiErrorBody))
 
 Body = Annotated[
-    EchoRequest | TextGenerationRequest | ClassificationRequest | FeatureRequest,
+    EchoRequest
+    | TextGenerationRequest
+    | ClassificationRequest
+    | FeatureRequest
+    | ImageClassificationRequest,
     chosen(body_type, BODIES.values()),
 ]
 

@@ -23,6 +23,7 @@ from api.schemas.inference import (
     EchoResult,
     FeatureRequest,
     FeatureResult,
+    ImageClassificationRequest,
     InferenceRequest,
     InferenceResponse,
     LabelBody,
@@ -42,6 +43,7 @@ from api.submit.request_record import SubmittedWork
 from shared.messages import Classify, Embed, Embedded, Labelled, ModelInfo, TaskName
 from shared.tasks.task_table import TASKS as INFOS
 from shared.tasks.vectors import unpack
+from shared.tasks.vision import ClassifyImage
 
 Render = Callable[[Sequence[Outcome], Timings | None], BaseModel]
 
@@ -151,6 +153,10 @@ def _classified(outcome: Outcome) -> ClassificationResult:
     )
 
 
+def _classify_image(body: ImageClassificationRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
+    return TaskPlan([ClassifyImage(body.inputs, body.options.top_k)])
+
+
 def _embed(body: FeatureRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
     return TaskPlan([Embed(body.inputs, body.options.normalize)])
 
@@ -183,6 +189,7 @@ _ROWS = (
     _endpoint("generate", TextGenerationRequest, _generate, _generated),
     _endpoint("classify", ClassificationRequest, _classify, _classified),
     _endpoint("embed", FeatureRequest, _embed, _embedded),
+    _endpoint("image-classification", ImageClassificationRequest, _classify_image, _classified),
 )
 TASKS = {INFOS[endpoint.task].pipeline_tags[0]: endpoint for endpoint in _ROWS}
 """The endpoints, by Hugging Face's first name of each task."""

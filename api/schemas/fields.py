@@ -53,6 +53,13 @@ def _is_unicode(value: str) -> str:
 
 AnyText = Annotated[str, AfterValidator(_is_unicode)]
 NonEmpty = Annotated[str, Field(min_length=1), AfterValidator(_is_unicode)]
+BYTES = object()
+"""The mark of a field whose text stands for bytes (`api/submit/stored_inputs.py`)."""
+ByteInput = Annotated[
+    str,
+    Field(min_length=1, description="Base64, a data URL, or the id of an artifact."),
+    BYTES,
+]
 Condition = Annotated[
     str, Field(min_length=1, max_length=64, description="HRM-Text: names joined by commas.")
 ]

@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictStr
 from shared.artifacts.store import Artifact
 from shared.messages import ArtifactRef
 
-_PIXEL = "R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
+PIXEL = "R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
+"""The smallest picture, a GIF in base64."""
 
 
 class StoredFile(BaseModel):
@@ -64,7 +65,7 @@ class InlineArtifact(BaseModel):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"data": f"data:image/gif;base64,{_PIXEL}", "filename": "pixel.gif"},
+                {"data": f"data:image/gif;base64,{PIXEL}", "filename": "pixel.gif"},
                 {"data": "aGVsbG8=", "media_type": "text/plain"},
             ]
         }

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import AliasChoices, BaseModel, Field, model_validator
 
 from api.schemas.fields import (
+    ByteInput,
     MaxTokens,
     NonEmpty,
     RequestBody,
@@ -16,6 +17,7 @@ from api.schemas.fields import (
     refuse_unsupported,
     shown,
 )
+from api.schemas.files import PIXEL
 from api.schemas.usage import UsageBody
 from api.stream.timings import Timings
 
@@ -105,6 +107,27 @@ class FeatureRequest(InferenceRequest):
     )
 
     options: FeatureOptions = Field(default_factory=lambda: FeatureOptions.model_validate({}))
+
+
+class ImageRequest(InferenceRequest):
+    """A request for a task that looks at one picture."""
+
+    inputs: ByteInput = Field(validation_alias=AliasChoices("inputs", "input", "image"))
+
+
+class ImageClassificationRequest(ImageRequest):
+    model_config = shown(
+        {
+            "task": "image-classification",
+            "inputs": f"data:image/gif;base64,{PIXEL}",
+            "model_id": "pictures",
+            "options": {"top_k": 2},
+        }
+    )
+
+    options: ClassificationOptions = Field(
+        default_factory=lambda: ClassificationOptions.model_validate({})
+    )
 
 
 class EchoResult(BaseModel):

@@ -13,6 +13,7 @@ from api.stream.dispatch import RequestFollower
 from api.stream.stopwatch import Stopwatch
 from api.submit.cache import AnswerCache, digest_of
 from api.submit.request_record import RequestRecord, SubmittedWork, encode_record
+from api.submit.stored_inputs import with_stored_inputs
 from shared.errors import (
     DeviceUnavailable,
     Draining,
@@ -39,6 +40,7 @@ async def submit(
     front = context.front
     try:
         model = await front.admission.resolve(endpoint.model_of(body), endpoint.task)
+        body = await with_stored_inputs(context, body)
         plan = endpoint.plan(body, model, front.admission.limits)
     except (DeviceUnavailable, Draining, InvalidRequest, ModelFailed, ModelNotFound, NoWorker):
         async with redis_answers():

@@ -62,13 +62,15 @@ _Result = TypeVar("_Result")
 class Label:
     """The description of an artifact by its writer.
 
-    The artifact lives for `lives_s` if that is less than the store's own time.
+    The artifact lives for `lives_s` if that is less than the store's own time. A label that
+    `is_new` is for new bytes alone: where the tenant has the same bytes already, theirs stays.
     """
 
     media_type: str = DEFAULT_MEDIA_TYPE
     name: str = ""
     purpose: str = ""
     lives_s: float | None = None
+    is_new: bool = False
 
 
 @dataclass(frozen=True)
@@ -373,6 +375,7 @@ class ArtifactStore:
             media_type=label.media_type,
             name=label.name,
             purpose=label.purpose,
+            is_label_new=label.is_new,
             num_bytes=upload.num_bytes,
             charge=charge,
             quota=self._quota_bytes,

@@ -1,6 +1,7 @@
 """Results of tasks: the `result` of a job's `Done`, written by workers and read by fronts.
 
-Part of `shared.messages`, which has the rules of the wire. The tag of each is its task's name.
+Part of `shared.messages`, which has the rules of the wire. Tasks may share a form of result, whose
+tag is the name of the first.
 `Read` has no result: it yields tokens only.
 """
 
@@ -84,7 +85,7 @@ class Embedded(msgspec.Struct, frozen=True, tag="embed"):
 
 
 class Label(msgspec.Struct, frozen=True):
-    """A class that a text may belong to.
+    """A class that an input may belong to.
 
     `score` is its probability, or the value itself where the network estimates one.
     """
@@ -94,7 +95,7 @@ class Label(msgspec.Struct, frozen=True):
 
 
 class Labelled(msgspec.Struct, frozen=True, tag="classify"):
-    """The classes of a text, likeliest first."""
+    """The classes of a text, a picture or a sound, likeliest first."""
 
     labels: tuple[Label, ...]
 

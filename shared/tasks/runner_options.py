@@ -213,6 +213,18 @@ class PuzzleOptions(Options):
         return _step_depths(self.efforts)
 
 
+class OneShotOptions(Options):
+    """Options of networks that do a task in one call."""
+
+    harmless: ClassVar[tuple[str, ...]] = ("max_pixels",)
+
+    max_pixels: int = Field(
+        default=50_000_000,
+        ge=1,
+        description="most pixels of a picture",
+    )
+
+
 def setting_of(declared: type[Options], name: str) -> Any:
     """Return the field of a setting for all models, with the default and the help of the option."""
     field = declared.model_fields[name]

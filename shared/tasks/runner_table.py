@@ -11,6 +11,7 @@ from shared.plugins import PluginError
 from shared.tasks.runner_options import (
     HrmActOptions,
     HrmTextOptions,
+    OneShotOptions,
     Options,
     PagedOptions,
     PuzzleOptions,
@@ -69,6 +70,11 @@ RUNNERS = {
         "worker.runners.encoder:load",
         TextOptions,
         tasks=("embed", "tokenize", "detokenize"),
+    ),
+    "one-shot": RunnerInfo(
+        "worker.runners.one_shot:load",
+        OneShotOptions,
+        tasks=("image-classification",),
     ),
     "echo": RunnerInfo(
         "worker.runners.echo:Echo",

@@ -36,11 +36,13 @@ from shared.messages import (
 )
 from shared.plugins import PluginError
 from shared.tasks.echo_task import EchoedTask, EchoTask
+from shared.tasks.vision import ClassifyImage
 
 # Rough costs are enough: tenants share by them, and a worker corrects them when a job ends.
 _CHARACTERS_A_TOKEN = 4
 _PUZZLE_COST = 256
 _NO_STEP_COST = 1
+_IMAGE_COST = 256
 
 AnyTask = TypeVar("AnyTask", bound=Task)
 
@@ -59,7 +61,8 @@ class TaskInfo:
 
     A task without a `result` yields tokens only. `cost` estimates its tokens before a tokenizer has
     seen it: tenants share by it, and waits are estimated from it. `slots` is the number of rows
-    that it takes in a worker's batch. `pipeline_tags` are Hugging Face's names of the task.
+    that it takes in a worker's batch. `pipeline_tags` are Hugging Face's names of the task, and
+    `head` is the end of the names of architectures of transformers that do it in one call.
 
     `repeated` is for the response cache. It returns the task without the options that make no
     difference to its answer, or None if two runs may answer differently.
@@ -71,6 +74,7 @@ class TaskInfo:
     slots: Callable[[Any], int] = _one
     repeated: Callable[[Any], Task | None] = _itself
     pipeline_tags: tuple[str, ...] = ()
+    head: str = ""
 
 
 def _length(text: Prompt) -> int:
@@ -108,6 +112,10 @@ def _cost_of_puzzle(task: Solve) -> int:
 
 def _cost_of_steps(task: EchoTask) -> int:
     return task.steps
+
+
+def _cost_of_image(task: Task) -> int:
+    return _IMAGE_COST
 
 
 def _num_choices(task: Generate) -> int:
@@ -148,6 +156,13 @@ TASKS: dict[TaskName, TaskInfo] = {
         Labelled,
         cost=_cost_of_text,
         pipeline_tags=("text-classification", "sentiment-analysis"),
+    ),
+    "image-classification": TaskInfo(
+        ClassifyImage,
+        Labelled,
+        cost=_cost_of_image,
+        pipeline_tags=("image-classification",),
+        head="ForImageClassification",
     ),
     "echo_task": TaskInfo(EchoTask, EchoedTask, cost=_cost_of_steps),
 }

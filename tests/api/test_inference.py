@@ -272,7 +272,7 @@ BAD: list[tuple[Any, str, str]] = [
     ({"inputs": 5}, "inputs", "valid string"),
     ({"inputs": ["a"]}, "inputs", "valid string"),
     (
-        {"inputs": "a", "task": "image-classification"},
+        {"inputs": "a", "task": "mask-generation"},
         "task",
         "expected one of echo, text-generation",
     ),

@@ -17,7 +17,8 @@ async def test_every_row_is_there(redis: Redis) -> None:
         value = float(line[30:].replace(",", ""))
         assert value > 0, line
         rows[line[:30].strip()] = value
-    assert 4.0 <= rows["commands per token"] < 4.5
+    # HMGET, XADD and HSET for each token; EVALSHA and PUBLISH for the step of 8.
+    assert 3.0 <= rows["commands per token"] < 3.5
 
     lengths = [await redis.xlen(key) async for key in redis.scan_iter("aios:{00}:log:*")]
     assert lengths == [30] * 8

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from shared.errors import ArtifactNotFound, FleetError
-from shared.messages import ArtifactRef, Result, Task, TaskName
+from shared.messages import Result, Task, TaskName
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class TaskOutput:
 class Files(Protocol):
     """The bytes that a task takes, which its caller has stored."""
 
-    def read(self, ref: ArtifactRef, *, max_bytes: int) -> bytes:
+    def read(self, artifact_id: str, *, max_bytes: int) -> bytes:
         """Return all bytes of an input.
 
         Raise ArtifactNotFound, PayloadTooLarge for more than `max_bytes`, and errors of the
@@ -66,10 +66,10 @@ class FilesAtHand:
 
     data: Mapping[str, bytes]
 
-    def read(self, ref: ArtifactRef, *, max_bytes: int) -> bytes:
-        if ref.id not in self.data:
-            raise ArtifactNotFound(f"There is no artifact {ref.id!r} here.")
-        return self.data[ref.id]
+    def read(self, artifact_id: str, *, max_bytes: int) -> bytes:
+        if artifact_id not in self.data:
+            raise ArtifactNotFound(f"There is no artifact {artifact_id!r} here.")
+        return self.data[artifact_id]
 
 
 NO_FILES = FilesAtHand({})

@@ -1,7 +1,6 @@
 """The stored inputs of a tenant's tasks, as runners read them."""
 
 from shared.artifacts.store import BlockingArtifacts
-from shared.messages import ArtifactRef
 
 
 class TenantFiles:
@@ -11,6 +10,6 @@ class TenantFiles:
         self._artifacts = artifacts
         self._tenant = tenant
 
-    def read(self, ref: ArtifactRef, *, max_bytes: int) -> bytes:
+    def read(self, artifact_id: str, *, max_bytes: int) -> bytes:
         """Return all bytes of an artifact. Raise as `ArtifactStore.read_all` does."""
-        return self._artifacts.read(self._tenant, ref.id, max_bytes=max_bytes)
+        return self._artifacts.read(self._tenant, artifact_id, max_bytes=max_bytes)

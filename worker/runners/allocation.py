@@ -1,29 +1,28 @@
 """The place where an allocator's error becomes `OutOfMemory`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import torch
 
-from shared.errors import FleetError
 from worker.engine.runner import OutOfMemory
-from worker.engine.sequence import Slice, StepResult
 from worker.models.errors import is_out_of_memory
 
-Step = Callable[[Any, Sequence[Slice]], list[StepResult | FleetError]]
+Arguments = ParamSpec("Arguments")
+Results = TypeVar("Results")
 
 
-def tells_out_of_memory(step: Step) -> Step:
-    """Wrap a runner's `step` so that it raises OutOfMemory where torch finds no memory.
+def tells_out_of_memory(step: Callable[Arguments, Results]) -> Callable[Arguments, Results]:
+    """Wrap a runner's `step` or `run` so that it raises OutOfMemory where torch finds no memory.
 
     Before that, the memory that the step had allocated is returned to the device.
     """
 
     @wraps(step)
-    def guarded(runner: Any, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
+    def guarded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Results:
         try:
-            return step(runner, slices)
+            return step(*args, **kwargs)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise

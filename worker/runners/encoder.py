@@ -4,7 +4,6 @@ The network's own code runs on padded rows under its attention mask. On loading,
 compared with the same rows alone. A network whose results depend on padding is refused.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,9 @@ from transformers import (
 )
 
 from shared.errors import FleetError, InvalidRequest
-from shared.messages import Classify, Detokenize, Embed, Label, Task, TaskName, Tokenize, name_of
+from shared.messages import Classify, Detokenize, Embed, Task, TaskName, Tokenize, name_of
 from shared.tasks.runner_options import TextOptions
 from worker.engine.runner import RunnerOptions, RunnerSpec
-from worker.engine.sampler import broken
 from worker.engine.sequence import (
     Classified,
     Encoded,
@@ -43,6 +41,7 @@ from worker.models.sentence import SentenceModules, read_sentence_modules
 from worker.models.weights import NO_NETWORK, load_tokenizer, read_config
 from worker.runners.accelerators import prepare
 from worker.runners.allocation import tells_out_of_memory
+from worker.tasks.labels import labels_of, scores_of
 from worker.text.chat import ChatTemplate
 from worker.text.vocabulary import Vocabulary
 
@@ -165,14 +164,10 @@ class EncoderRunner:
 
     def _labels(self, scores: list[float], text: Encoded) -> StepResult | FleetError:
         assert isinstance(text, EncodedText)
-        names: Any = self.model.config.id2label
-        labels = []
-        for number, score in enumerate(scores):
-            if not math.isfinite(score):
-                return broken(self.spec.name)
-            labels.append(Label(str(names[number]), score))
-        labels.sort(key=lambda label: -label.score)
-        return Classified(tuple(labels[: text.top_k]))
+        labels = labels_of(scores, self.model.config, self.spec.name)
+        if isinstance(labels, FleetError):
+            return labels
+        return Classified(labels[: text.top_k])
 
 
 def last_states(model: PreTrainedModel, rows: Sequence[Ids], pad_id: int) -> list[Tensor]:
@@ -185,22 +180,6 @@ def class_logits(model: PreTrainedModel, rows: Sequence[Ids], pad_id: int) -> Te
     """Return the rows' logits [B, labels] in float32."""
     logits: Tensor = model(**_padded(rows, pad_id, model.device)).logits
     return logits.float()
-
-
-def scores_of(logits: Tensor, config: PretrainedConfig) -> list[list[float]]:
-    """Return the labels' scores [B, labels] by transformers' rule, given `logits` [B, labels].
-
-    The scores of a regression are its logits. Labels that do not exclude each other, or a single
-    label, get a sigmoid each. All other labels get a softmax.
-    """
-    if config.problem_type == "regression":
-        scores = logits
-    elif config.problem_type == "multi_label_classification" or logits.shape[-1] == 1:
-        scores = logits.sigmoid()
-    else:
-        scores = logits.softmax(-1)
-    rows: list[list[float]] = scores.tolist()
-    return rows
 
 
 def _padded(rows: Sequence[Ids], pad_id: int, device: torch.device) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ import msgspec
 from shared.plugins import import_target
 from shared.tasks import runner_table
 from shared.tasks.runner_table import AUTO, WITHOUT_FILES
+from shared.tasks.task_table import TASKS
 from worker.engine.engines import AnyRunner
 from worker.engine.runner import Runner, RunnerOptions
 from worker.models.errors import ModelFormatError
@@ -21,6 +22,7 @@ from worker.models.reading import converted, read_json_object, unusable
 
 _EPOCH_PREFIX = "fsdp2_epoch_"
 _READING_HEADS = ("ForMaskedLM", "ForPreTraining", "ForSequenceClassification")
+_ONE_SHOT_HEADS = tuple(info.head for info in TASKS.values() if info.head)
 _CAUSAL_HEADS = ("ForCausalLM", "LMHeadModel")
 _READING_FAMILIES = ("electra", "mpnet")
 _IMPLANT_FILES = frozenset({"starter_brain.json", "q_head.pt"})
@@ -152,6 +154,14 @@ def _is_encoder(listing: DirectoryListing) -> bool:
     return not any(name.endswith(_CAUSAL_HEADS) for name in names)
 
 
+def _is_one_shot(listing: DirectoryListing) -> bool:
+    """Return whether the network does a task in one call, without generating."""
+    if listing.config is None:
+        return False
+    names = listing.config.architectures or ()
+    return any(name.endswith(_ONE_SHOT_HEADS) for name in names)
+
+
 def _is_hugging_face(listing: DirectoryListing) -> bool:
     return listing.config is not None
 
@@ -163,6 +173,7 @@ DETECTORS: tuple[tuple[Callable[[DirectoryListing], bool], str], ...] = (
     (_is_puzzle_checkpoint, "hrm-puzzle"),
     (_is_hrm_text, "hrm-text"),
     (_is_sentence_model, "encoder"),
+    (_is_one_shot, "one-shot"),
     (_is_encoder, "encoder"),
     (_is_hugging_face, "causal"),
 )

@@ -1,6 +1,7 @@
--- a: id, tenant, digest, media_type, name, purpose, num_bytes, charge (bytes of the quota that it
---    takes), quota (0: any number), bytes (unless is_file), room (for the bytes of all artifacts in
---    Redis), ttl_ms, key ('': none), contents (digest of what comes with the key), key_ttl_ms
+-- a: id, tenant, digest, media_type, name, purpose, is_label_new (the three before are for new bytes
+--    alone), num_bytes, charge (bytes of the quota that it takes), quota (0: any number), bytes
+--    (unless is_file), room (for the bytes of all artifacts in Redis), ttl_ms, key ('': none),
+--    contents (digest of what comes with the key), key_ttl_ms
 -- Reserves the tenant's quota and writes the record of an artifact. Where the tenant has an artifact
 -- with the same bytes, its time begins again, and it gets this media type, name and purpose.
 -- Returns {'stored', id, created_ms, expires_ms, is_file}, or why not: {'conflict'}, the key came before
@@ -46,8 +47,10 @@ end
 local created_ms, before_ms, is_file =
   unpack(call('HMGET', artifact_key(id), 'created_ms', 'expires_ms', 'is_file'))
 local expires_ms = math.max(now + a.ttl_ms, tonumber(before_ms or 0))
-call('HSET', artifact_key(id), 'media_type', a.media_type, 'name', a.name, 'purpose', a.purpose,
-  'expires_ms', expires_ms)
+if not before_ms or not a.is_label_new then
+  call('HSET', artifact_key(id), 'media_type', a.media_type, 'name', a.name, 'purpose', a.purpose)
+end
+call('HSET', artifact_key(id), 'expires_ms', expires_ms)
 call('ZADD', expiring, expires_ms, id)
 if a.key ~= '' then call('SET', key, a.contents, 'PX', a.key_ttl_ms) end
 return { 'stored', id, tonumber(created_ms), expires_ms, tonumber(is_file) }

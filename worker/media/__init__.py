@@ -1,0 +1,1 @@
+"""Decoders of what tasks take: pictures, sound, video. Nothing here opens paths or URLs."""
