@@ -1,6 +1,7 @@
 """The tasks of local inference, as a table: how a body becomes work, and an outcome a result.
 
-A new task is its options and its result in `api/schemas/inference.py`, and a row here.
+A new task is its options and its result in `api/schemas/inference.py`, and a row here. Tasks that
+are done in one call of a network have their rows in `api/routes/one_shots.py`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,25 +15,23 @@ from api.endpoints.plans import text_plan
 from api.http.error_format import API
 from api.http.problem import Problem
 from api.http.request_state import Usage
+from api.routes.one_shots import ROWS as ONE_SHOTS
+from api.routes.one_shots import OneShotRow, labels_result
 from api.schemas.fields import refuse
 from api.schemas.inference import (
     DEFAULT_MAX_TOKENS,
     ClassificationRequest,
-    ClassificationResult,
     EchoRequest,
     EchoResult,
     FeatureRequest,
     FeatureResult,
-    ImageClassificationRequest,
     InferenceRequest,
-    InferenceResponse,
-    LabelBody,
-    Result,
     TextGenerationRequest,
     TextGenerationResult,
     TimesBody,
     times_body,
 )
+from api.schemas.inference_response import InferenceResponse
 from api.schemas.usage import usage_body
 from api.stream.choice_deltas import ChoiceDeltas
 from api.stream.request_events import JobEvent, Outcome, OutcomeBuilder, total_usage
@@ -40,16 +39,15 @@ from api.stream.stream_format import EVENTS, NamedEvent
 from api.stream.timings import Timings
 from api.submit.limits import Limits
 from api.submit.request_record import SubmittedWork
-from shared.messages import Classify, Embed, Embedded, Labelled, ModelInfo, TaskName
+from shared.messages import Classify, Embed, Embedded, ModelInfo, Progress, TaskName
 from shared.tasks.task_table import TASKS as INFOS
 from shared.tasks.vectors import unpack
-from shared.tasks.vision import ClassifyImage
 
 Render = Callable[[Sequence[Outcome], Timings | None], BaseModel]
 
 
 class InferenceEvents:
-    """Renders the events of one job: `token`s, then `done` with the whole answer, or `error`.
+    """Renders the events of one job: `token` and `progress`, then `done` with all, or `error`.
 
     `finish` makes the whole answer of its outcome and timings.
     """
@@ -66,6 +64,9 @@ class InferenceEvents:
 
     def of(self, job: int, event: JobEvent) -> Iterator[NamedEvent]:
         self._builder.add(event)
+        if isinstance(event, Progress):
+            body = {"done": event.done, "total": event.total, "note": event.note}
+            yield self._named("progress", body)
         for delta in self._deltas.of(job, event):
             if delta.text:
                 yield self._named("token", {"index": self._count, "token": delta.text})
@@ -97,7 +98,7 @@ def _endpoint(
     task: TaskName,
     body: type[InferenceRequest],
     plan: Callable[[Any, ModelInfo, Limits], TaskPlan],
-    result: Callable[[Outcome], Result],
+    result: Callable[[Outcome], Any],
 ) -> Endpoint:
     name = INFOS[task].pipeline_tags[0]
 
@@ -146,17 +147,6 @@ def _classify(body: ClassificationRequest, model: ModelInfo, limits: Limits) -> 
     return TaskPlan([Classify(body.inputs, body.options.top_k)])
 
 
-def _classified(outcome: Outcome) -> ClassificationResult:
-    labels = outcome.as_a(Labelled).labels
-    return ClassificationResult(
-        labels=[LabelBody(label=label.name, score=label.score) for label in labels]
-    )
-
-
-def _classify_image(body: ImageClassificationRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
-    return TaskPlan([ClassifyImage(body.inputs, body.options.top_k)])
-
-
 def _embed(body: FeatureRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
     return TaskPlan([Embed(body.inputs, body.options.normalize)])
 
@@ -164,6 +154,13 @@ def _embed(body: FeatureRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
 def _embedded(outcome: Outcome) -> FeatureResult:
     vector = unpack(outcome.as_a(Embedded).vector)
     return FeatureResult(embedding=vector, dimensions=len(vector))
+
+
+def _plan_of(row: OneShotRow) -> Callable[[Any, ModelInfo, Limits], TaskPlan]:
+    def plan(body: Any, model: ModelInfo, limits: Limits) -> TaskPlan:
+        return TaskPlan([row.plan(body)])
+
+    return plan
 
 
 def _echo(body: EchoRequest, request_id: str) -> InferenceResponse:
@@ -187,9 +184,9 @@ def _stream_echo(body: EchoRequest, answer: InferenceResponse) -> Iterator[Named
 
 _ROWS = (
     _endpoint("generate", TextGenerationRequest, _generate, _generated),
-    _endpoint("classify", ClassificationRequest, _classify, _classified),
+    _endpoint("classify", ClassificationRequest, _classify, labels_result),
     _endpoint("embed", FeatureRequest, _embed, _embedded),
-    _endpoint("image-classification", ImageClassificationRequest, _classify_image, _classified),
+    *(_endpoint(row.task, row.body, _plan_of(row), row.result) for row in ONE_SHOTS),
 )
 TASKS = {INFOS[endpoint.task].pipeline_tags[0]: endpoint for endpoint in _ROWS}
 """The endpoints, by Hugging Face's first name of each task."""

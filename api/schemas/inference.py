@@ -1,5 +1,7 @@
 """Bodies of local inference: one route for all tasks, with options and a result for each.
 
+Those of tasks that are done in one call of a network are in `api/schemas/one_shots.py`.
+
 Times are in milliseconds by the clock of Redis, from when the request was queued to when its job
 ended.
 """
@@ -9,7 +11,6 @@ from typing import Annotated, Any
 from pydantic import AliasChoices, BaseModel, Field, model_validator
 
 from api.schemas.fields import (
-    ByteInput,
     MaxTokens,
     NonEmpty,
     RequestBody,
@@ -17,8 +18,6 @@ from api.schemas.fields import (
     refuse_unsupported,
     shown,
 )
-from api.schemas.files import PIXEL
-from api.schemas.usage import UsageBody
 from api.stream.timings import Timings
 
 DEFAULT_MAX_TOKENS = 50
@@ -27,6 +26,17 @@ _Streamed = Annotated[bool, Field(strict=True, validation_alias=AliasChoices("st
 
 class Options(RequestBody):
     stream: _Streamed = False
+
+
+def options_field(kind: type[RequestBody] | None = None) -> Any:
+    """Return the field of a task's options, which Hugging Face's clients call `parameters`.
+
+    Without a type they must be given.
+    """
+    names = AliasChoices("options", "parameters")
+    if kind is None:
+        return Field(validation_alias=names)
+    return Field(default_factory=lambda: kind.model_validate({}), validation_alias=names)
 
 
 class TextGenerationOptions(SampledRequest):
@@ -69,7 +79,7 @@ class InferenceRequest(RequestBody):
 class EchoRequest(InferenceRequest):
     model_config = shown({"inputs": "Hello"})
 
-    options: Options = Field(default_factory=lambda: Options.model_validate({}))
+    options: Options = options_field(Options)
 
 
 class TextGenerationRequest(InferenceRequest):
@@ -81,9 +91,7 @@ class TextGenerationRequest(InferenceRequest):
         }
     )
 
-    options: TextGenerationOptions = Field(
-        default_factory=lambda: TextGenerationOptions.model_validate({})
-    )
+    options: TextGenerationOptions = options_field(TextGenerationOptions)
 
 
 class ClassificationRequest(InferenceRequest):
@@ -96,9 +104,7 @@ class ClassificationRequest(InferenceRequest):
         }
     )
 
-    options: ClassificationOptions = Field(
-        default_factory=lambda: ClassificationOptions.model_validate({})
-    )
+    options: ClassificationOptions = options_field(ClassificationOptions)
 
 
 class FeatureRequest(InferenceRequest):
@@ -106,28 +112,7 @@ class FeatureRequest(InferenceRequest):
         {"pipeline_tag": "feature-extraction", "inputs": "Hello", "options": {"normalize": True}}
     )
 
-    options: FeatureOptions = Field(default_factory=lambda: FeatureOptions.model_validate({}))
-
-
-class ImageRequest(InferenceRequest):
-    """A request for a task that looks at one picture."""
-
-    inputs: ByteInput = Field(validation_alias=AliasChoices("inputs", "input", "image"))
-
-
-class ImageClassificationRequest(ImageRequest):
-    model_config = shown(
-        {
-            "task": "image-classification",
-            "inputs": f"data:image/gif;base64,{PIXEL}",
-            "model_id": "pictures",
-            "options": {"top_k": 2},
-        }
-    )
-
-    options: ClassificationOptions = Field(
-        default_factory=lambda: ClassificationOptions.model_validate({})
-    )
+    options: FeatureOptions = options_field(FeatureOptions)
 
 
 class EchoResult(BaseModel):
@@ -155,9 +140,6 @@ class FeatureResult(BaseModel):
     dimensions: int
 
 
-Result = EchoResult | TextGenerationResult | ClassificationResult | FeatureResult
-
-
 class TimesBody(BaseModel):
     """The times from the request's coming to its end and to its first token, and its speed.
 
@@ -181,14 +163,3 @@ def times_body(timings: Timings | None) -> TimesBody:
 
 def _ms(seconds: float | None) -> float | None:
     return None if seconds is None else round(1000 * seconds, 1)
-
-
-class InferenceResponse(BaseModel):
-    """The answer. By its `correlation_id` the request can be looked up and cancelled."""
-
-    correlation_id: str
-    model_id: str | None
-    task: str
-    result: Result
-    usage: UsageBody
-    metrics: TimesBody

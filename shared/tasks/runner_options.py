@@ -26,6 +26,18 @@ from shared.tasks.specs import EFFORTS, Depth, Effort
 Scoring = Literal["strict", "aios_compat"]
 Segments = Literal["compat", "max", "q_halt"]
 Attention = Literal["bidirectional", "causal"]
+OneShotTask = Literal[
+    "token-classification",
+    "zero-shot-classification",
+    "fill-mask",
+    "image-classification",
+    "zero-shot-image-classification",
+    "object-detection",
+    "image-segmentation",
+    "depth-estimation",
+    "audio-classification",
+    "automatic-speech-recognition",
+]
 KVDtype = Literal["auto", "bfloat16", "int8"]
 CYCLES = r"[1-9]\d?x[1-9]\d?"
 """The pattern of numbers of H and L cycles, such as 2x3."""
@@ -216,12 +228,22 @@ class PuzzleOptions(Options):
 class OneShotOptions(Options):
     """Options of networks that do a task in one call."""
 
-    harmless: ClassVar[tuple[str, ...]] = ("max_pixels",)
+    harmless: ClassVar[tuple[str, ...]] = ("max_pixels", "max_seconds")
 
+    task: OneShotTask | None = Field(
+        default=None,
+        description="task of a network (none: that of its architecture)",
+    )
     max_pixels: int = Field(
         default=50_000_000,
         ge=1,
         description="most pixels of a picture",
+    )
+    max_seconds: float = Field(
+        default=3600.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="most seconds of a sound",
     )
 
 

@@ -5,6 +5,7 @@ for options, `aios.runner_options` (docs/plugins.md).
 """
 
 from dataclasses import dataclass
+from typing import get_args
 
 from shared import plugins
 from shared.plugins import PluginError
@@ -12,6 +13,7 @@ from shared.tasks.runner_options import (
     HrmActOptions,
     HrmTextOptions,
     OneShotOptions,
+    OneShotTask,
     Options,
     PagedOptions,
     PuzzleOptions,
@@ -74,7 +76,7 @@ RUNNERS = {
     "one-shot": RunnerInfo(
         "worker.runners.one_shot:load",
         OneShotOptions,
-        tasks=("image-classification",),
+        tasks=get_args(OneShotTask),
     ),
     "echo": RunnerInfo(
         "worker.runners.echo:Echo",

@@ -36,13 +36,31 @@ from shared.messages import (
 )
 from shared.plugins import PluginError
 from shared.tasks.echo_task import EchoedTask, EchoTask
-from shared.tasks.vision import ClassifyImage
+from shared.tasks.sound import ClassifySound, Transcribe, Transcript
+from shared.tasks.vision import (
+    ClassifyImage,
+    ClassifyImageAmong,
+    DepthEstimated,
+    DetectedObjects,
+    DetectObjects,
+    EstimateDepth,
+    Segmented,
+    SegmentImage,
+)
+from shared.tasks.words import (
+    ClassifyAmong,
+    FilledMasks,
+    FillMask,
+    LabelledParts,
+    LabelTokens,
+)
 
 # Rough costs are enough: tenants share by them, and a worker corrects them when a job ends.
 _CHARACTERS_A_TOKEN = 4
 _PUZZLE_COST = 256
 _NO_STEP_COST = 1
 _IMAGE_COST = 256
+_SOUND_COST = 512
 
 AnyTask = TypeVar("AnyTask", bound=Task)
 
@@ -62,7 +80,7 @@ class TaskInfo:
     A task without a `result` yields tokens only. `cost` estimates its tokens before a tokenizer has
     seen it: tenants share by it, and waits are estimated from it. `slots` is the number of rows
     that it takes in a worker's batch. `pipeline_tags` are Hugging Face's names of the task, and
-    `head` is the end of the names of architectures of transformers that do it in one call.
+    `heads` are ends of the names of the architectures of transformers that do it in one call.
 
     `repeated` is for the response cache. It returns the task without the options that make no
     difference to its answer, or None if two runs may answer differently.
@@ -74,7 +92,7 @@ class TaskInfo:
     slots: Callable[[Any], int] = _one
     repeated: Callable[[Any], Task | None] = _itself
     pipeline_tags: tuple[str, ...] = ()
-    head: str = ""
+    heads: tuple[str, ...] = ()
 
 
 def _length(text: Prompt) -> int:
@@ -98,8 +116,12 @@ def _cost_of_prompt(task: Read) -> int:
     return _length(task.prompt)
 
 
-def _cost_of_text(task: Embed | Classify) -> int:
+def _cost_of_text(task: Embed | Classify | LabelTokens | FillMask) -> int:
     return _length(task.text)
+
+
+def _cost_of_labels(task: ClassifyAmong) -> int:
+    return _length(task.text) * len(task.labels)
 
 
 def _cost_without_steps(task: Task) -> int:
@@ -116,6 +138,10 @@ def _cost_of_steps(task: EchoTask) -> int:
 
 def _cost_of_image(task: Task) -> int:
     return _IMAGE_COST
+
+
+def _cost_of_sound(task: Task) -> int:
+    return _SOUND_COST
 
 
 def _num_choices(task: Generate) -> int:
@@ -157,12 +183,73 @@ TASKS: dict[TaskName, TaskInfo] = {
         cost=_cost_of_text,
         pipeline_tags=("text-classification", "sentiment-analysis"),
     ),
+    "token-classification": TaskInfo(
+        LabelTokens,
+        LabelledParts,
+        cost=_cost_of_text,
+        pipeline_tags=("token-classification", "ner"),
+        heads=("ForTokenClassification",),
+    ),
+    "zero-shot-classification": TaskInfo(
+        ClassifyAmong,
+        Labelled,
+        cost=_cost_of_labels,
+        pipeline_tags=("zero-shot-classification",),
+    ),
+    "fill-mask": TaskInfo(FillMask, FilledMasks, cost=_cost_of_text, pipeline_tags=("fill-mask",)),
     "image-classification": TaskInfo(
         ClassifyImage,
         Labelled,
         cost=_cost_of_image,
         pipeline_tags=("image-classification",),
-        head="ForImageClassification",
+        heads=("ForImageClassification",),
+    ),
+    "zero-shot-image-classification": TaskInfo(
+        ClassifyImageAmong,
+        Labelled,
+        cost=_cost_of_image,
+        pipeline_tags=("zero-shot-image-classification",),
+        heads=("CLIPModel", "SiglipModel", "Siglip2Model"),
+    ),
+    "object-detection": TaskInfo(
+        DetectObjects,
+        DetectedObjects,
+        cost=_cost_of_image,
+        pipeline_tags=("object-detection",),
+        heads=("ForObjectDetection",),
+    ),
+    "image-segmentation": TaskInfo(
+        SegmentImage,
+        Segmented,
+        cost=_cost_of_image,
+        pipeline_tags=("image-segmentation",),
+        heads=("ForSemanticSegmentation", "ForUniversalSegmentation", "ForInstanceSegmentation"),
+    ),
+    "depth-estimation": TaskInfo(
+        EstimateDepth,
+        DepthEstimated,
+        cost=_cost_of_image,
+        pipeline_tags=("depth-estimation",),
+        heads=("ForDepthEstimation",),
+    ),
+    "audio-classification": TaskInfo(
+        ClassifySound,
+        Labelled,
+        cost=_cost_of_sound,
+        pipeline_tags=("audio-classification",),
+        heads=(
+            "ForAudioClassification",
+            "Wav2Vec2ForSequenceClassification",
+            "HubertForSequenceClassification",
+            "WavLMForSequenceClassification",
+        ),
+    ),
+    "automatic-speech-recognition": TaskInfo(
+        Transcribe,
+        Transcript,
+        cost=_cost_of_sound,
+        pipeline_tags=("automatic-speech-recognition",),
+        heads=("ForCTC", "WhisperForConditionalGeneration", "Speech2TextForConditionalGeneration"),
     ),
     "echo_task": TaskInfo(EchoTask, EchoedTask, cost=_cost_of_steps),
 }

@@ -1,5 +1,8 @@
-"""The tasks that look at pictures. An `image` is the id of an artifact."""
+"""The tasks that look at pictures, and their results. An `image` is the id of an artifact."""
 
+import msgspec
+
+from shared.tasks.results import OtherResult
 from shared.tasks.specs import OtherTask
 
 
@@ -8,3 +11,86 @@ class ClassifyImage(OtherTask, frozen=True, omit_defaults=True, tag="image-class
 
     image: str
     top_k: int | None = None
+
+
+class ClassifyImageAmong(
+    OtherTask, frozen=True, omit_defaults=True, tag="zero-shot-image-classification"
+):
+    """Return the probability of each of these labels, in words that the template completes."""
+
+    image: str
+    labels: tuple[str, ...]
+    template: str = "This is a photo of {}."
+
+
+class DetectObjects(OtherTask, frozen=True, omit_defaults=True, tag="object-detection"):
+    """Return the objects in a picture that are likelier than `threshold`."""
+
+    image: str
+    threshold: float = 0.5
+
+
+class DetectedObject(msgspec.Struct, frozen=True):
+    """An object in its box. Coordinates are in pixels, from the top left corner."""
+
+    label: str
+    score: float
+    xmin: int
+    ymin: int
+    xmax: int
+    ymax: int
+
+
+class DetectedObjects(OtherResult, frozen=True, tag="object-detection"):
+    """The objects in a picture, likeliest first."""
+
+    objects: tuple[DetectedObject, ...]
+
+
+class SegmentImage(OtherTask, frozen=True, omit_defaults=True, tag="image-segmentation"):
+    """Return which pixels belong to which class or object.
+
+    Objects are left out below `threshold`, and pixels below `mask_threshold`.
+    """
+
+    image: str
+    threshold: float = 0.9
+    mask_threshold: float = 0.5
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """A class or an object, and the share of the picture's pixels that belong to it.
+
+    Networks that only tell classes give no `score`.
+    """
+
+    label: str
+    score: float | None
+    area: float
+
+
+class Segmented(OtherResult, frozen=True, tag="image-segmentation"):
+    """The segments of a picture. The answer's artifacts are their masks, PNGs in the same order.
+
+    A mask is 255 where a pixel belongs to the segment, else 0.
+    """
+
+    segments: tuple[Segment, ...]
+
+
+class EstimateDepth(OtherTask, frozen=True, omit_defaults=True, tag="depth-estimation"):
+    """Return how far away the parts of a picture are. `with_map` asks for the whole map."""
+
+    image: str
+    with_map: bool = False
+
+
+class DepthEstimated(OtherResult, frozen=True, tag="depth-estimation"):
+    """The depth of a picture's pixels, in the network's own unit.
+
+    With a map the answer's artifact is a PNG of 16 bits, from `least` (0) to `most` (65535).
+    """
+
+    least: float
+    most: float
+    mean: float

@@ -58,8 +58,8 @@ from shared.messages import (
 from shared.tasks.echo_task import EchoTask
 from shared.tasks.task_table import TASKS, cost_of, info_of, slots_of
 from shared.tasks.vectors import pack, unpack
-from shared.tasks.vision import ClassifyImage
 from shared.telemetry.tracing import Trace
+from tests.fixtures.api.one_shot_answers import ONE_SHOTS
 
 GOLDEN: list[tuple[Event, str]] = [
     (
@@ -194,7 +194,7 @@ JOBS = [
     Job("00" + "6" * 32, "m", Classify("a", 2, "refuse")),
     Job("00" + "7" * 32, "m", Read((1, 2), 3, "direct")),
     Job("00" + "8" * 32, "m", EchoTask("a", 3, 10)),
-    Job("00" + "9" * 32, "m", ClassifyImage("file-" + "0" * 32, 2)),
+    *(Job("00" + "9" * 32, "m", task) for task in ONE_SHOTS),
 ]
 
 

@@ -408,7 +408,7 @@ def warm_up(runner: AnyRunner) -> str:
     if isinstance(result, Embedded):
         return f"embedded a text in {len(unpack(result.vector))} dimensions"
     if isinstance(result, Labelled):
-        return f"labelled a text {result.labels[0].name!r}"
+        return f"labelled its trial {result.labels[0].name!r}"
     if runner.spec.mechanism == "task":
         return f"did a {name_of(trial)} task"
     text = "".join(emission.text for emission in emissions)

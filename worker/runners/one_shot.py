@@ -1,34 +1,66 @@
 """Networks of transformers that do a task in one call: they look, listen or read, and answer at once.
 
-What a task does with its inputs and outputs is a row of `worker/tasks`. Tasks whose inputs have
-equal shapes share a call.
+What a task does with its inputs and outputs is a row of `worker/tasks`. Tasks with the same options
+whose inputs have equal shapes share a call.
 """
 
-from collections.abc import Hashable, Sequence
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 import transformers
-from torch import nn
-from transformers import AutoImageProcessor, PreTrainedModel
+from torch import Tensor, nn
+from transformers import (
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    PretrainedConfig,
+    PreTrainedModel,
+    pipeline,
+)
+from transformers.pipelines.base import ChunkPipeline, pad_collate_fn
+from transformers.pipelines.pt_utils import PipelineIterator, PipelinePackIterator
+from transformers.utils.generic import ModelOutput
 
 from shared.errors import FleetError, InvalidRequest
 from shared.messages import Task, TaskName, name_of
 from shared.tasks.runner_options import OneShotOptions
 from shared.tasks.task_table import TASKS
+from worker.engine.heartbeat import heartbeat
 from worker.engine.runner import RunnerOptions
+from worker.engine.sampler import broken
 from worker.engine.task_runner import BatchProgress, Files, TaskOutput, TaskRunnerSpec
 from worker.models.errors import ModelFormatError
 from worker.models.hf_directory import directory_of
 from worker.models.reading import reading
-from worker.models.weights import NO_NETWORK, read_config
+from worker.models.weights import NO_NETWORK, load_tokenizer, read_config
 from worker.runners.accelerators import prepare
 from worker.runners.allocation import tells_out_of_memory
-from worker.tasks.one_shot import Item, Loaded, OneShot
+from worker.tasks.one_shot import Loaded, OneShot, Part
+from worker.tasks.sound import SOUND
 from worker.tasks.vision import VISION
+from worker.tasks.words import WORDS
 
-ONE_SHOTS: dict[TaskName, OneShot] = {**VISION}
+ONE_SHOTS: dict[TaskName, OneShot] = {**WORDS, **VISION, **SOUND}
+_PROCESSOR = "preprocessor_config.json may be missing or damaged: copy it again"
+
+
+@dataclass(frozen=True)
+class Item:
+    """A task that has been read: the pipeline's inputs, in one or more chunks, and its parameters.
+
+    Items with the same `group` can be computed together.
+    """
+
+    task: Any
+    seconds: float
+    chunks: list[dict[str, Any]]
+    forward: Mapping[str, Any]
+    postprocess: Mapping[str, Any]
+    group: Hashable
 
 
 class OneShotRunner:
@@ -38,43 +70,107 @@ class OneShotRunner:
         self.spec = spec
         self._loaded = loaded
         self._one_shot = one_shot
+        pipe = loaded.pipe
+        self._collate: Callable[[Sequence[Any]], Any] = pad_collate_fn(
+            pipe.tokenizer, pipe.feature_extractor or pipe.image_processor
+        )
 
     def read(self, task: Task, files: Files) -> Item:
         if name_of(task) not in self.spec.tasks:
             raise InvalidRequest(f"This model does not serve {name_of(task)!r}.", field="model")
-        return self._one_shot.read(task, files, self._loaded)
+        decoded = self._one_shot.read(task, files, self._loaded)
+        pipe = self._loaded.pipe
+        options = self._one_shot.options(task, decoded, self._loaded)
+        preprocess, forward, postprocess = pipe._sanitize_parameters(**options)
+        # Here, not in `run`: many inputs are read at once, while the network computes others.
+        try:
+            read = pipe.preprocess(decoded.value, **preprocess)
+            chunks = list(read) if isinstance(pipe, ChunkPipeline) else [read]
+        except Exception as error:
+            # The trial has shown that inputs can be read: it is this one that cannot.
+            raise InvalidRequest(f"This model cannot read the input: {error}") from error
+        shapes = [
+            (name, value.shape) for name, value in chunks[0].items() if isinstance(value, Tensor)
+        ]
+        # Texts of any lengths are padded, pictures and sounds are not.
+        if pipe.image_processor is None and pipe.feature_extractor is None:
+            shapes = []
+        group = (repr(sorted(options.items())), repr(shapes))
+        return Item(task, decoded.seconds, chunks, forward, postprocess, group)
 
     def group_key(self, item: Item) -> Hashable:
-        return tuple((name, value.shape) for name, value in item.inputs.items())
+        return item.group
 
     @tells_out_of_memory
-    @torch.inference_mode()
     def run(self, items: Sequence[Item], progress: BatchProgress) -> list[TaskOutput | FleetError]:
-        model = self._loaded.model
-        inputs: dict[str, Any] = {}
-        for name in items[0].inputs:
-            values = torch.stack([item.inputs[name] for item in items]).to(model.device)
-            inputs[name] = values.to(model.dtype) if values.is_floating_point() else values
-        return self._one_shot.results(items, model(**inputs), self._loaded)
+        pipe = self._loaded.pipe
+
+        def forward(inputs: Any, **params: Any) -> Any:
+            progress.heartbeat()
+            return _without_empty(pipe.forward(inputs, **params))
+
+        chunks = [dict(chunk) for item in items for chunk in item.chunks]
+        size = min(self.spec.max_batch, len(chunks))
+        batches: list[Any] = chunks
+        if size > 1:
+            starts = range(0, len(chunks), size)
+            batches = [self._collate(chunks[start : start + size]) for start in starts]
+        iterate: Any = PipelinePackIterator if isinstance(pipe, ChunkPipeline) else PipelineIterator
+        found = iterate(
+            batches, forward, items[0].forward, loader_batch_size=size if size > 1 else None
+        )
+        outputs: list[TaskOutput | FleetError] = []
+        for item, network_output in zip(items, found, strict=True):
+            result = pipe.postprocess(network_output, **item.postprocess)
+            output = self._one_shot.output(item.task, result, item.seconds)
+            outputs.append(output if _is_finite(output.result) else broken(self.spec.name))
+        return outputs
+
+
+def _is_finite(value: Any) -> bool:
+    """Return whether all numbers in a result are finite."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, tuple):
+        return all(map(_is_finite, value))
+    if isinstance(value, msgspec.Struct):
+        return all(_is_finite(getattr(value, name)) for name in value.__struct_fields__)
+    return True
+
+
+def _without_empty(output: Any) -> Any:
+    """Return a network's output without empty tuples, which cannot be divided among items."""
+    if not isinstance(output, ModelOutput):
+        return output
+    kept = {name: value for name, value in output.items() if not _is_empty(value)}
+    return type(output)(kept)
+
+
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, tuple) and not value
 
 
 def load(options: RunnerOptions) -> OneShotRunner:
-    """Load a network and the processor of its inputs.
+    """Load a network and the processors of its inputs.
 
     Raise ModelFormatError for files that are missing or damaged, and for a network of no task that
     is known here.
     """
     path = directory_of(Path(options.path))
     config = read_config(path)
-    task, one_shot = _task_of(config.architectures or (), path)
-    model = _load_model(path, one_shot, getattr(torch, options.dtype))
+    declared = options.declared(OneShotOptions)
+    task = declared.task or _task_of(config, path)
+    one_shot = ONE_SHOTS[task]
+    model = _load_model(path, config, getattr(torch, options.dtype))
     model = nn.Module.to(model, torch.device(options.device))
-    with reading(path, "preprocessor_config.json may be missing: copy it too"):
-        processor = AutoImageProcessor.from_pretrained(path, local_files_only=True)
+    _beat(model)
+    parts = {part: _PARTS[part](path, options) for part in one_shot.parts}
 
     count = model.num_parameters() / 1e6
     # After the count of parameters, which needs the layers that it replaces.
     prepare(model, options)
+    make: Callable[..., Any] = pipeline
+    pipe = make(task, model=model, device=model.device, **parts)
     trial, files = one_shot.trial()
     spec = TaskRunnerSpec(
         "one-shot",
@@ -85,31 +181,39 @@ def load(options: RunnerOptions) -> OneShotRunner:
         trial=trial,
         trial_files=files,
     )
-    declared = options.declared(OneShotOptions)
-    loaded = Loaded(options.name, model, processor, declared.max_pixels)
+    loaded = Loaded(pipe, declared.max_pixels, declared.max_seconds)
     return OneShotRunner(loaded, one_shot, spec)
 
 
-def _task_of(architectures: Sequence[str], path: Path) -> tuple[TaskName, OneShot]:
-    for name, one_shot in ONE_SHOTS.items():
-        if any(architecture.endswith(TASKS[name].head) for architecture in architectures):
-            return name, one_shot
-    heads = ", ".join(TASKS[name].head for name in ONE_SHOTS)
+def _task_of(config: PretrainedConfig, path: Path) -> TaskName:
+    """Return the task of a network, by the end of its architecture's name."""
+    architectures = config.architectures or ()
+    for name in ONE_SHOTS:
+        if any(architecture.endswith(TASKS[name].heads) for architecture in architectures):
+            return name
+    heads = ", ".join(head for name in ONE_SHOTS for head in TASKS[name].heads)
     raise ModelFormatError(
         f"{path} is a network for no task that is done in one call: its config names "
-        f"{', '.join(architectures) or 'no architecture'}, expected a name that ends in {heads}."
+        f"{', '.join(architectures) or 'no architecture'}, expected a name that ends in {heads}; "
+        "or name the task by --option task=..."
     )
 
 
-def _load_model(path: Path, one_shot: OneShot, dtype: torch.dtype) -> PreTrainedModel:
+def _load_model(path: Path, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """Load the network. Raise ModelFormatError, which names weights that do not match."""
-    auto = getattr(transformers, one_shot.auto)
+    [architecture, *_] = config.architectures or [""]
+    kind: Any = getattr(transformers, architecture, None)
+    is_network = isinstance(kind, type) and issubclass(kind, PreTrainedModel)
+    if not is_network:
+        raise ModelFormatError(
+            f"{path}: config.json names the architecture {architecture!r}, which this version of "
+            "transformers does not have."
+        )
     with reading(path, NO_NETWORK, kind="a network"):
-        model, info = auto.from_pretrained(
+        model, info = kind.from_pretrained(
             path,
             dtype=dtype,
             local_files_only=True,
-            trust_remote_code=False,
             output_loading_info=True,
         )
     problems = [*info["missing_keys"], *info["unexpected_keys"]]
@@ -121,3 +225,36 @@ def _load_model(path: Path, one_shot: OneShot, dtype: torch.dtype) -> PreTrained
         )
     loaded: PreTrainedModel = model.requires_grad_(False).eval()
     return loaded
+
+
+def _beat(model: nn.Module) -> None:
+    """Let each layer of a network count as progress: one that writes many tokens takes long."""
+
+    def note(layer: nn.Module, inputs: Any) -> None:
+        heartbeat()
+
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList):
+            for layer in module:
+                layer.register_forward_pre_hook(note)
+
+
+def _tokenizer(path: Path, options: RunnerOptions) -> Any:
+    return load_tokenizer(Path(options.tokenizer_path or path))
+
+
+def _image_processor(path: Path, options: RunnerOptions) -> Any:
+    with reading(path, _PROCESSOR):
+        return AutoImageProcessor.from_pretrained(path, local_files_only=True)
+
+
+def _feature_extractor(path: Path, options: RunnerOptions) -> Any:
+    with reading(path, _PROCESSOR):
+        return AutoFeatureExtractor.from_pretrained(path, local_files_only=True)
+
+
+_PARTS: dict[Part, Callable[[Path, RunnerOptions], Any]] = {
+    "tokenizer": _tokenizer,
+    "image_processor": _image_processor,
+    "feature_extractor": _feature_extractor,
+}

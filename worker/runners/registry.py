@@ -22,7 +22,7 @@ from worker.models.reading import converted, read_json_object, unusable
 
 _EPOCH_PREFIX = "fsdp2_epoch_"
 _READING_HEADS = ("ForMaskedLM", "ForPreTraining", "ForSequenceClassification")
-_ONE_SHOT_HEADS = tuple(info.head for info in TASKS.values() if info.head)
+_ONE_SHOT_HEADS = tuple(head for info in TASKS.values() for head in info.heads)
 _CAUSAL_HEADS = ("ForCausalLM", "LMHeadModel")
 _READING_FAMILIES = ("electra", "mpnet")
 _IMPLANT_FILES = frozenset({"starter_brain.json", "q_head.pt"})

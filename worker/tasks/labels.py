@@ -1,4 +1,4 @@
-"""The labels of a classifier, by the rules of transformers."""
+"""The labels of classifiers, as transformers and its pipelines give them."""
 
 import math
 from typing import Any
@@ -6,9 +6,13 @@ from typing import Any
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from shared.errors import FleetError
-from shared.messages import Label
+from shared.errors import FleetError, InvalidRequest
+from shared.messages import Label, Labelled
 from worker.engine.sampler import broken
+from worker.engine.task_runner import TaskOutput
+
+ALL_LABELS = 1 << 30
+"""More labels than any network has."""
 
 
 def scores_of(logits: Tensor, config: PretrainedConfig) -> list[list[float]]:
@@ -40,3 +44,14 @@ def labels_of(
     labels = [Label(str(names[number]), score) for number, score in enumerate(scores)]
     labels.sort(key=lambda label: -label.score)
     return tuple(labels)
+
+
+def labels_output(task: Any, labels: list[dict[str, Any]], seconds: float) -> TaskOutput:
+    """Return the labels of a pipeline, likeliest first, as a result."""
+    return TaskOutput(Labelled(tuple(Label(one["label"], one["score"]) for one in labels)))
+
+
+def check_template(template: str) -> None:
+    """Raise InvalidRequest for a template that has no one place for a label."""
+    if template.count("{}") != 1 or template.replace("{}", "").count("{"):
+        raise InvalidRequest("template: expected {} once, where the label goes.", field="template")

@@ -1,44 +1,49 @@
-"""The form of a task that one call of a network does."""
+"""The form of a task that one call of a network does.
 
-from collections.abc import Callable, Sequence
+transformers' pipelines know how inputs become tensors, and tensors results. They get decoded
+inputs alone: given a text where they expect a picture, they would fetch a URL or open a path.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from torch import Tensor
-from transformers import PreTrainedModel
+from worker.engine.task_runner import Files, TaskOutput
 
-from shared.errors import FleetError
-from worker.engine.task_runner import TaskOutput
+Part = Literal["tokenizer", "image_processor", "feature_extractor"]
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network of transformers, and the processor of its inputs."""
+    """A pipeline of transformers around a loaded network, and the largest inputs it may get.
 
-    name: str
-    model: PreTrainedModel
-    processor: Any
+    `pipe` is a `transformers.Pipeline`, whose methods are typed for one task after the other.
+    """
+
+    pipe: Any
     max_pixels: int
+    max_seconds: float
 
 
 @dataclass(frozen=True)
-class Item:
-    """A task that has been read: what it asks for, and the network's inputs, without a batch."""
+class Decoded:
+    """The input of a pipeline, and of sounds their length."""
 
-    task: Any
-    inputs: dict[str, Tensor]
+    value: Any
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class OneShot:
     """A task that one call of a network does, as a row of a table.
 
-    `auto` is the class of transformers that loads the network. `read` makes the network's inputs of
-    a task. `results` makes the outputs of items from what the network returns for all of them.
-    `trial` returns a cheap task with its files.
+    `parts` are loaded beside the network. `read` returns the input of the pipeline, which is
+    decoded, and `options` the parameters of its call. `output` makes the result of what the
+    pipeline returns for one input, and the seconds of that. `trial` is a cheap task with its files.
     """
 
-    auto: str
-    read: Callable[[Any, Any, Loaded], Item]
-    results: Callable[[Sequence[Item], Any, Loaded], list[TaskOutput | FleetError]]
-    trial: Callable[[], tuple[Any, dict[str, bytes]]]
+    parts: tuple[Part, ...]
+    read: Callable[[Any, Files, Loaded], Decoded]
+    options: Callable[[Any, Decoded, Loaded], dict[str, Any]]
+    output: Callable[[Any, Any, float], TaskOutput]
+    trial: Callable[[], tuple[Any, Mapping[str, bytes]]]

@@ -1,52 +1,132 @@
-"""What tasks that look at pictures do with a network."""
+"""What tasks that look at pictures do with a pipeline."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from shared.errors import FleetError
-from shared.messages import Labelled
-from shared.tasks.vision import ClassifyImage
-from worker.engine.task_runner import Files, TaskOutput
+from shared.tasks.vision import (
+    ClassifyImage,
+    ClassifyImageAmong,
+    DepthEstimated,
+    DetectedObject,
+    DetectedObjects,
+    DetectObjects,
+    EstimateDepth,
+    Segment,
+    Segmented,
+    SegmentImage,
+)
+from worker.engine.task_runner import Files, NewFile, TaskOutput
 from worker.media.images import MAX_IMAGE_BYTES, decode_image
-from worker.tasks.labels import labels_of, scores_of
-from worker.tasks.one_shot import Item, Loaded, OneShot
+from worker.tasks.labels import ALL_LABELS, check_template, labels_output
+from worker.tasks.one_shot import Decoded, Loaded, OneShot
 
+_PNG = "image/png"
 _TRIAL_ID = "trial"
+ImageTask = ClassifyImage | ClassifyImageAmong | DetectObjects | SegmentImage | EstimateDepth
 
 
-def _read_image(task: ClassifyImage, files: Files, loaded: Loaded) -> Item:
+def _read(task: ImageTask, files: Files, loaded: Loaded) -> Decoded:
     data = files.read(task.image, max_bytes=MAX_IMAGE_BYTES)
-    image = decode_image(data, max_pixels=loaded.max_pixels)
-    inputs = loaded.processor(images=image, return_tensors="pt")
-    return Item(task, {name: value[0] for name, value in inputs.items()})
+    return Decoded(decode_image(data, max_pixels=loaded.max_pixels))
 
 
-def _labels(items: Sequence[Item], outputs: Any, loaded: Loaded) -> list[TaskOutput | FleetError]:
-    config = loaded.model.config
-    results: list[TaskOutput | FleetError] = []
-    for item, scores in zip(items, scores_of(outputs.logits.float(), config), strict=True):
-        labels = labels_of(scores, config, loaded.name)
-        if isinstance(labels, FleetError):
-            results.append(labels)
-        else:
-            results.append(TaskOutput(Labelled(labels[: item.task.top_k])))
-    return results
+def _top_k(task: ClassifyImage, decoded: Decoded, loaded: Loaded) -> dict[str, Any]:
+    return {"top_k": task.top_k or ALL_LABELS}
 
 
-def _grey_image() -> tuple[ClassifyImage, dict[str, bytes]]:
-    image = io.BytesIO()
-    Image.new("RGB", (64, 64), (128, 128, 128)).save(image, "PNG")
-    return ClassifyImage(_TRIAL_ID), {_TRIAL_ID: image.getvalue()}
+def _among(task: ClassifyImageAmong, decoded: Decoded, loaded: Loaded) -> dict[str, Any]:
+    return {"candidate_labels": list(task.labels), "hypothesis_template": task.template}
+
+
+def _read_among(task: ClassifyImageAmong, files: Files, loaded: Loaded) -> Decoded:
+    check_template(task.template)
+    return _read(task, files, loaded)
+
+
+def _objects(task: DetectObjects, found: list[dict[str, Any]], seconds: float) -> TaskOutput:
+    objects = [DetectedObject(one["label"], one["score"], **one["box"]) for one in found]
+    objects.sort(key=lambda one: -one.score)
+    return TaskOutput(DetectedObjects(tuple(objects)))
+
+
+def _segments(task: SegmentImage, found: list[dict[str, Any]], seconds: float) -> TaskOutput:
+    segments: list[Segment] = []
+    masks: list[NewFile] = []
+    for one in found:
+        mask: Image.Image = one["mask"]
+        area = float(np.asarray(mask, dtype=bool).mean())
+        segments.append(Segment(one["label"], one["score"], area))
+        masks.append(NewFile(_png(mask), _PNG, f"mask-{len(masks)}.png"))
+    return TaskOutput(Segmented(tuple(segments)), tuple(masks))
+
+
+def _depths(task: EstimateDepth, found: dict[str, Any], seconds: float) -> TaskOutput:
+    depth = found["predicted_depth"].float().numpy()
+    least, most = float(depth.min()), float(depth.max())
+    result = DepthEstimated(least, most, float(depth.mean()))
+    if not task.with_map:
+        return TaskOutput(result)
+    span = most - least or 1.0
+    levels = ((depth - least) * (65_535 / span)).round().astype(np.uint16)
+    return TaskOutput(result, (NewFile(_png(Image.fromarray(levels)), _PNG, "depth.png"),))
+
+
+def _png(image: Image.Image) -> bytes:
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    return data.getvalue()
+
+
+def _trial(task: Callable[[str], ImageTask]) -> Callable[[], tuple[ImageTask, dict[str, bytes]]]:
+    """Return a function that makes a trial of a task: a grey picture."""
+
+    def make() -> tuple[ImageTask, dict[str, bytes]]:
+        return task(_TRIAL_ID), {_TRIAL_ID: _png(Image.new("RGB", (64, 64), (128, 128, 128)))}
+
+    return make
 
 
 VISION = {
     "image-classification": OneShot(
-        auto="AutoModelForImageClassification",
-        read=_read_image,
-        results=_labels,
-        trial=_grey_image,
+        parts=("image_processor",),
+        read=_read,
+        options=_top_k,
+        output=labels_output,
+        trial=_trial(ClassifyImage),
+    ),
+    "zero-shot-image-classification": OneShot(
+        parts=("image_processor", "tokenizer"),
+        read=_read_among,
+        options=_among,
+        output=labels_output,
+        trial=_trial(lambda image: ClassifyImageAmong(image, ("a cat", "a cup"))),
+    ),
+    "object-detection": OneShot(
+        parts=("image_processor",),
+        read=_read,
+        options=lambda task, decoded, loaded: {"threshold": task.threshold},
+        output=_objects,
+        trial=_trial(DetectObjects),
+    ),
+    "image-segmentation": OneShot(
+        parts=("image_processor",),
+        read=_read,
+        options=lambda task, decoded, loaded: {
+            "threshold": task.threshold,
+            "mask_threshold": task.mask_threshold,
+        },
+        output=_segments,
+        trial=_trial(SegmentImage),
+    ),
+    "depth-estimation": OneShot(
+        parts=("image_processor",),
+        read=_read,
+        options=lambda task, decoded, loaded: {},
+        output=_depths,
+        trial=_trial(EstimateDepth),
     ),
 }

@@ -1,0 +1,201 @@
+"""How bodies of local inference become tasks that are done in one call, and outcomes results."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from api.schemas.files import made_file
+from api.schemas.inference import ClassificationResult, InferenceRequest, LabelBody
+from api.schemas.one_shots import (
+    Box,
+    DepthRequest,
+    DepthResult,
+    DetectionRequest,
+    DetectionResult,
+    EntityBody,
+    FillBody,
+    FillMaskRequest,
+    FillMaskResult,
+    ImageClassificationRequest,
+    ObjectBody,
+    SegmentationRequest,
+    SegmentationResult,
+    SegmentBody,
+    SoundClassificationRequest,
+    SpokenPartBody,
+    TokenClassificationRequest,
+    TokenClassificationResult,
+    TranscriptionRequest,
+    TranscriptionResult,
+    ZeroShotImageRequest,
+    ZeroShotRequest,
+)
+from api.stream.request_events import Outcome
+from shared.messages import Labelled, Task, TaskName
+from shared.tasks.sound import ClassifySound, Timestamps, Transcribe, Transcript
+from shared.tasks.vision import (
+    ClassifyImage,
+    ClassifyImageAmong,
+    DepthEstimated,
+    DetectedObjects,
+    DetectObjects,
+    EstimateDepth,
+    Segmented,
+    SegmentImage,
+)
+from shared.tasks.words import ClassifyAmong, FilledMasks, FillMask, LabelledParts, LabelTokens
+
+
+@dataclass(frozen=True)
+class OneShotRow:
+    """A task: its body, the function from body to task, and that from outcome to result."""
+
+    task: TaskName
+    body: type[InferenceRequest]
+    plan: Callable[[Any], Task]
+    result: Callable[[Outcome], BaseModel]
+
+
+def labels_result(outcome: Outcome) -> ClassificationResult:
+    labels = outcome.as_a(Labelled).labels
+    return ClassificationResult(
+        labels=[LabelBody(label=label.name, score=label.score) for label in labels]
+    )
+
+
+def _classify_image(body: ImageClassificationRequest) -> Task:
+    return ClassifyImage(body.inputs, body.options.top_k)
+
+
+def _classify_image_among(body: ZeroShotImageRequest) -> Task:
+    options = body.options
+    return ClassifyImageAmong(
+        body.inputs, tuple(options.candidate_labels), options.hypothesis_template
+    )
+
+
+def _detect(body: DetectionRequest) -> Task:
+    return DetectObjects(body.inputs, body.options.threshold)
+
+
+def _objects(outcome: Outcome) -> DetectionResult:
+    objects = []
+    for one in outcome.as_a(DetectedObjects).objects:
+        box = Box(xmin=one.xmin, ymin=one.ymin, xmax=one.xmax, ymax=one.ymax)
+        objects.append(ObjectBody(label=one.label, score=one.score, box=box))
+    return DetectionResult(objects=objects)
+
+
+def _segment(body: SegmentationRequest) -> Task:
+    return SegmentImage(body.inputs, body.options.threshold, body.options.mask_threshold)
+
+
+def _segments(outcome: Outcome) -> SegmentationResult:
+    segments = []
+    pairs = zip(outcome.as_a(Segmented).segments, outcome.artifacts, strict=True)
+    for one, mask in pairs:
+        segments.append(
+            SegmentBody(label=one.label, score=one.score, area=one.area, mask=made_file(mask))
+        )
+    return SegmentationResult(segments=segments)
+
+
+def _depth(body: DepthRequest) -> Task:
+    return EstimateDepth(body.inputs, body.options.with_map)
+
+
+def _depths(outcome: Outcome) -> DepthResult:
+    found = outcome.as_a(DepthEstimated)
+    maps = [made_file(file) for file in outcome.artifacts]
+    return DepthResult(
+        least=found.least, most=found.most, mean=found.mean, map=maps[0] if maps else None
+    )
+
+
+def _label_tokens(body: TokenClassificationRequest) -> Task:
+    return LabelTokens(body.inputs, body.options.aggregation_strategy)
+
+
+def _entities(outcome: Outcome) -> TokenClassificationResult:
+    entities = []
+    for one in outcome.as_a(LabelledParts).parts:
+        entities.append(
+            EntityBody(
+                label=one.label, score=one.score, text=one.text, start=one.start, end=one.end
+            )
+        )
+    return TokenClassificationResult(entities=entities)
+
+
+def _classify_among(body: ZeroShotRequest) -> Task:
+    options = body.options
+    return ClassifyAmong(
+        body.inputs,
+        tuple(options.candidate_labels),
+        options.hypothesis_template,
+        options.multi_label,
+    )
+
+
+def _fill(body: FillMaskRequest) -> Task:
+    return FillMask(body.inputs, body.options.top_k, tuple(body.options.targets))
+
+
+def _fills(outcome: Outcome) -> FillMaskResult:
+    masks = []
+    for fills in outcome.as_a(FilledMasks).masks:
+        bodies = []
+        for fill in fills:
+            bodies.append(
+                FillBody(
+                    token=fill.token,
+                    token_str=fill.token_text,
+                    score=fill.score,
+                    sequence=fill.text,
+                )
+            )
+        masks.append(bodies)
+    return FillMaskResult(masks=masks)
+
+
+def _classify_sound(body: SoundClassificationRequest) -> Task:
+    return ClassifySound(body.inputs, body.options.top_k)
+
+
+def _transcribe(body: TranscriptionRequest) -> Task:
+    options = body.options
+    timestamps: Timestamps = "none"
+    if options.return_timestamps == "word":
+        timestamps = "word"
+    elif options.return_timestamps:
+        timestamps = "segment"
+    return Transcribe(body.inputs, timestamps, options.language, options.translate)
+
+
+def _transcript(outcome: Outcome) -> TranscriptionResult:
+    found = outcome.as_a(Transcript)
+    parts = []
+    for one in found.parts:
+        parts.append(SpokenPartBody(text=one.text, start=one.start, end=one.end))
+    return TranscriptionResult(text=found.text, seconds=found.seconds, parts=parts)
+
+
+ROWS = (
+    OneShotRow("token-classification", TokenClassificationRequest, _label_tokens, _entities),
+    OneShotRow("zero-shot-classification", ZeroShotRequest, _classify_among, labels_result),
+    OneShotRow("fill-mask", FillMaskRequest, _fill, _fills),
+    OneShotRow("image-classification", ImageClassificationRequest, _classify_image, labels_result),
+    OneShotRow(
+        "zero-shot-image-classification",
+        ZeroShotImageRequest,
+        _classify_image_among,
+        labels_result,
+    ),
+    OneShotRow("object-detection", DetectionRequest, _detect, _objects),
+    OneShotRow("image-segmentation", SegmentationRequest, _segment, _segments),
+    OneShotRow("depth-estimation", DepthRequest, _depth, _depths),
+    OneShotRow("audio-classification", SoundClassificationRequest, _classify_sound, labels_result),
+    OneShotRow("automatic-speech-recognition", TranscriptionRequest, _transcribe, _transcript),
+)

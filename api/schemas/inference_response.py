@@ -1,0 +1,44 @@
+"""The answer of local inference, whatever the task."""
+
+from pydantic import BaseModel
+
+from api.schemas.inference import (
+    ClassificationResult,
+    EchoResult,
+    FeatureResult,
+    TextGenerationResult,
+    TimesBody,
+)
+from api.schemas.one_shots import (
+    DepthResult,
+    DetectionResult,
+    FillMaskResult,
+    SegmentationResult,
+    TokenClassificationResult,
+    TranscriptionResult,
+)
+from api.schemas.usage import UsageBody
+
+Result = (
+    EchoResult
+    | TextGenerationResult
+    | ClassificationResult
+    | FeatureResult
+    | DetectionResult
+    | SegmentationResult
+    | DepthResult
+    | TokenClassificationResult
+    | FillMaskResult
+    | TranscriptionResult
+)
+
+
+class InferenceResponse(BaseModel):
+    """The answer. By its `correlation_id` the request can be looked up and cancelled."""
+
+    correlation_id: str
+    model_id: str | None
+    task: str
+    result: Result
+    usage: UsageBody
+    metrics: TimesBody

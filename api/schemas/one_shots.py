@@ -1,0 +1,278 @@
+"""Bodies of tasks that are done in one call of a network: inputs, options and results."""
+
+from typing import Annotated, Literal
+
+from pydantic import AliasChoices, BaseModel, Field, StrictBool
+
+from api.schemas.fields import ByteInput, NonEmpty, shown
+from api.schemas.files import PIXEL, MadeFile
+from api.schemas.inference import (
+    ClassificationOptions,
+    InferenceRequest,
+    Options,
+    options_field,
+)
+from shared.tasks.words import Aggregation
+
+_SOUND = "data:audio/wav;base64,UklGRiYAAABXQVZFZm10IBAAAAABAAEAQB8AAIA+AAACABAAZGF0YQIAAAAAAA=="
+_IMAGE = f"data:image/gif;base64,{PIXEL}"
+
+Threshold = Annotated[float, Field(ge=0, le=1)]
+Labels = Annotated[list[NonEmpty], Field(min_length=1, max_length=100)]
+Template = Annotated[
+    str, Field(max_length=1000, description="A sentence with {} where each label goes.")
+]
+
+
+class ImageRequest(InferenceRequest):
+    """A request for a task that looks at one picture."""
+
+    inputs: ByteInput = Field(validation_alias=AliasChoices("inputs", "input", "image"))
+
+
+class ImageClassificationRequest(ImageRequest):
+    model_config = shown(
+        {
+            "task": "image-classification",
+            "inputs": _IMAGE,
+            "model_id": "pictures",
+            "options": {"top_k": 2},
+        }
+    )
+
+    options: ClassificationOptions = options_field(ClassificationOptions)
+
+
+class ZeroShotImageOptions(Options):
+    candidate_labels: Labels
+    hypothesis_template: Template = "This is a photo of {}."
+
+
+class ZeroShotImageRequest(ImageRequest):
+    model_config = shown(
+        {
+            "task": "zero-shot-image-classification",
+            "inputs": _IMAGE,
+            "model_id": "clip",
+            "options": {"candidate_labels": ["a cat", "a cup"]},
+        }
+    )
+
+    options: ZeroShotImageOptions = options_field()
+
+
+class DetectionOptions(Options):
+    threshold: Threshold = 0.5
+
+
+class DetectionRequest(ImageRequest):
+    model_config = shown(
+        {
+            "task": "object-detection",
+            "inputs": _IMAGE,
+            "model_id": "detector",
+            "options": {"threshold": 0.4},
+        }
+    )
+
+    options: DetectionOptions = options_field(DetectionOptions)
+
+
+class SegmentationOptions(Options):
+    threshold: Threshold = 0.9
+    mask_threshold: Threshold = 0.5
+
+
+class SegmentationRequest(ImageRequest):
+    model_config = shown({"task": "image-segmentation", "inputs": _IMAGE, "model_id": "segmenter"})
+
+    options: SegmentationOptions = options_field(SegmentationOptions)
+
+
+class DepthOptions(Options):
+    with_map: Annotated[
+        bool, Field(strict=True, description="A PNG of 16 bits with the depth of each pixel.")
+    ] = False
+
+
+class DepthRequest(ImageRequest):
+    model_config = shown({"task": "depth-estimation", "inputs": _IMAGE, "model_id": "depth"})
+
+    options: DepthOptions = options_field(DepthOptions)
+
+
+class SoundRequest(InferenceRequest):
+    """A request for a task that listens to one sound."""
+
+    inputs: ByteInput = Field(validation_alias=AliasChoices("inputs", "input", "audio"))
+
+
+class SoundClassificationRequest(SoundRequest):
+    model_config = shown(
+        {
+            "task": "audio-classification",
+            "inputs": _SOUND,
+            "model_id": "sounds",
+            "options": {"top_k": 2},
+        }
+    )
+
+    options: ClassificationOptions = options_field(ClassificationOptions)
+
+
+class TranscriptionOptions(Options):
+    return_timestamps: Annotated[
+        StrictBool | Literal["segment", "word"],
+        Field(description="Times of segments (true), or of words."),
+    ] = False
+    language: NonEmpty | None = None
+    translate: Annotated[bool, Field(strict=True, description="Into English.")] = False
+
+
+class TranscriptionRequest(SoundRequest):
+    model_config = shown(
+        {
+            "task": "automatic-speech-recognition",
+            "inputs": _SOUND,
+            "model_id": "whisper",
+            "options": {"return_timestamps": True},
+        }
+    )
+
+    options: TranscriptionOptions = options_field(TranscriptionOptions)
+
+
+class TokenClassificationOptions(Options):
+    aggregation_strategy: Aggregation = "simple"
+
+
+class TokenClassificationRequest(InferenceRequest):
+    model_config = shown(
+        {
+            "task": "token-classification",
+            "inputs": "Ada lives in London.",
+            "model_id": "names",
+        }
+    )
+
+    options: TokenClassificationOptions = options_field(TokenClassificationOptions)
+
+
+class ZeroShotOptions(Options):
+    candidate_labels: Labels
+    hypothesis_template: Template = "This example is {}."
+    multi_label: Annotated[bool, Field(strict=True)] = False
+
+
+class ZeroShotRequest(InferenceRequest):
+    model_config = shown(
+        {
+            "task": "zero-shot-classification",
+            "inputs": "The engine is too loud.",
+            "model_id": "judge",
+            "options": {"candidate_labels": ["praise", "complaint"]},
+        }
+    )
+
+    options: ZeroShotOptions = options_field()
+
+
+class FillMaskOptions(Options):
+    top_k: Annotated[int, Field(strict=True, ge=1, le=1000)] = 5
+    targets: Annotated[list[NonEmpty], Field(max_length=1000)] = Field(default_factory=list)
+
+
+class FillMaskRequest(InferenceRequest):
+    model_config = shown(
+        {"task": "fill-mask", "inputs": "Paris is the [MASK] of France.", "model_id": "bert"}
+    )
+
+    options: FillMaskOptions = options_field(FillMaskOptions)
+
+
+class Box(BaseModel):
+    """A box in pixels, from the top left corner."""
+
+    xmin: int
+    ymin: int
+    xmax: int
+    ymax: int
+
+
+class ObjectBody(BaseModel):
+    label: str
+    score: float
+    box: Box
+
+
+class DetectionResult(BaseModel):
+    """The objects, the likeliest first."""
+
+    objects: list[ObjectBody]
+
+
+class SegmentBody(BaseModel):
+    """A class or an object: the share of the picture that it covers, and its mask as a PNG."""
+
+    label: str
+    score: float | None
+    area: float
+    mask: MadeFile
+
+
+class SegmentationResult(BaseModel):
+    segments: list[SegmentBody]
+
+
+class DepthResult(BaseModel):
+    """The depth in the network's own unit. In the map it goes from `least` (0) to `most` (65535)."""
+
+    least: float
+    most: float
+    mean: float
+    map: MadeFile | None
+
+
+class EntityBody(BaseModel):
+    """A part of the text: its characters from `start` to `end`, left out."""
+
+    label: str
+    score: float
+    text: str
+    start: int
+    end: int
+
+
+class TokenClassificationResult(BaseModel):
+    entities: list[EntityBody]
+
+
+class FillBody(BaseModel):
+    """A token for a mask, and the whole text with it."""
+
+    token: int
+    token_str: str
+    score: float
+    sequence: str
+
+
+class FillMaskResult(BaseModel):
+    """For each mask its tokens, the likeliest first."""
+
+    masks: list[list[FillBody]]
+
+
+class SpokenPartBody(BaseModel):
+    """A part of what is spoken, in seconds. `end` is null where the sound ends before."""
+
+    text: str
+    start: float
+    end: float | None
+
+
+class TranscriptionResult(BaseModel):
+    """What is spoken in a sound of so many seconds."""
+
+    text: str
+    seconds: float
+    parts: list[SpokenPartBody]

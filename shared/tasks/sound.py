@@ -1,0 +1,50 @@
+"""The tasks that listen to a sound, and their results. An `audio` is the id of an artifact."""
+
+from typing import Literal
+
+import msgspec
+
+from shared.tasks.results import OtherResult
+from shared.tasks.specs import OtherTask
+
+Timestamps = Literal["none", "segment", "word"]
+"""The parts of a transcript whose times are told."""
+
+
+class ClassifySound(OtherTask, frozen=True, omit_defaults=True, tag="audio-classification"):
+    """Return the labels of a sound: the `top_k` likeliest, or all."""
+
+    audio: str
+    top_k: int | None = None
+
+
+class Transcribe(OtherTask, frozen=True, omit_defaults=True, tag="automatic-speech-recognition"):
+    """Return the words that are spoken, in their `language` (None: the network finds it).
+
+    With `translate` they are returned in English.
+    """
+
+    audio: str
+    timestamps: Timestamps = "none"
+    language: str | None = None
+    translate: bool = False
+
+
+class SpokenPart(msgspec.Struct, frozen=True):
+    """A part of what is spoken, and when it begins and ends, in seconds.
+
+    `end` is None where the sound ends before the part does.
+    """
+
+    text: str
+    start: float
+    end: float | None
+
+
+class Transcript(OtherResult, frozen=True, omit_defaults=True, tag="automatic-speech-recognition"):
+    """What is spoken in a sound of so many seconds, and the parts whose times were asked for."""
+
+    text: str
+    seconds: float
+    language: str | None = None
+    parts: tuple[SpokenPart, ...] = ()

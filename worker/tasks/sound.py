@@ -1,0 +1,98 @@
+"""What tasks that listen to a sound do with a pipeline."""
+
+import io
+import wave
+from collections.abc import Callable
+from typing import Any
+
+from shared.errors import InvalidRequest
+from shared.tasks.sound import ClassifySound, SpokenPart, Transcribe, Transcript
+from worker.engine.task_runner import Files, TaskOutput
+from worker.media.sound import MAX_SOUND_BYTES, decode_sound
+from worker.tasks.labels import ALL_LABELS, labels_output
+from worker.tasks.one_shot import Decoded, Loaded, OneShot
+
+_TRIAL_ID = "trial"
+_WHISPER = "seq2seq_whisper"
+"""The pipeline's name of Whisper and its like, which know languages and times."""
+
+SoundTask = ClassifySound | Transcribe
+
+
+def _read(task: SoundTask, files: Files, loaded: Loaded) -> Decoded:
+    data = files.read(task.audio, max_bytes=MAX_SOUND_BYTES)
+    rate = int(loaded.pipe.feature_extractor.sampling_rate)
+    samples = decode_sound(data, rate=rate, max_seconds=loaded.max_seconds)
+    return Decoded(samples, len(samples) / rate)
+
+
+def _transcribe_options(task: Transcribe, decoded: Decoded, loaded: Loaded) -> dict[str, Any]:
+    """Return the options of the pipeline.
+
+    Raise InvalidRequest for what only Whisper can do, of another network.
+    """
+    options: dict[str, Any] = {}
+    if loaded.pipe.type != _WHISPER:
+        if task.language is not None or task.translate:
+            raise InvalidRequest("This model transcribes one language, and does not translate.")
+        if task.timestamps != "none":
+            options["return_timestamps"] = "word"
+        return options
+
+    is_long = len(decoded.value) > loaded.pipe.feature_extractor.n_samples
+    if task.timestamps == "word":
+        options["return_timestamps"] = "word"
+    elif task.timestamps == "segment" or is_long:
+        # What is longer than the network's window is transcribed from one time to the next.
+        options["return_timestamps"] = True
+    generate: dict[str, Any] = {}
+    if task.language is not None:
+        generate["language"] = task.language
+    if task.translate:
+        generate["task"] = "translate"
+    if generate:
+        options["generate_kwargs"] = generate
+    return options
+
+
+def _transcript(task: Transcribe, found: dict[str, Any], seconds: float) -> TaskOutput:
+    parts: list[SpokenPart] = []
+    if task.timestamps != "none":
+        for one in found.get("chunks", ()):
+            start, end = one["timestamp"]
+            parts.append(SpokenPart(one["text"].strip(), float(start or 0.0), end))
+    transcript = Transcript(found["text"].strip(), seconds, task.language, tuple(parts))
+    return TaskOutput(transcript)
+
+
+def _trial(task: Callable[[str], SoundTask]) -> Callable[[], tuple[SoundTask, dict[str, bytes]]]:
+    """Return a function that makes a trial of a task: half a second of silence."""
+
+    def make() -> tuple[SoundTask, dict[str, bytes]]:
+        data = io.BytesIO()
+        with wave.open(data, "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(16_000)
+            file.writeframes(bytes(16_000))
+        return task(_TRIAL_ID), {_TRIAL_ID: data.getvalue()}
+
+    return make
+
+
+SOUND = {
+    "audio-classification": OneShot(
+        parts=("feature_extractor",),
+        read=_read,
+        options=lambda task, decoded, loaded: {"top_k": task.top_k or ALL_LABELS},
+        output=labels_output,
+        trial=_trial(ClassifySound),
+    ),
+    "automatic-speech-recognition": OneShot(
+        parts=("feature_extractor", "tokenizer"),
+        read=_read,
+        options=_transcribe_options,
+        output=_transcript,
+        trial=_trial(Transcribe),
+    ),
+}
