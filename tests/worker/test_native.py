@@ -113,6 +113,9 @@ def test_heads_are_rotated_as_torch_does(dtype: torch.dtype, rows: int) -> None:
     expected = query_and_key.double() * cos.double() + turned * sin.double()
     before = parts.clone()
 
+    unsigned = torch.cat((-sin[..., :32], sin[..., 32:]), dim=-1)
+    one_part = parts[:, 1:2].clone()
+    check(operators.rotate(one_part, cos, unsigned, is_signed=False), expected[:, :1])
     check(operators.rotate(query_and_key, cos, sin), expected)
     assert parts[:, 0].equal(before[:, 0])
     assert parts[:, 3].equal(before[:, 3])

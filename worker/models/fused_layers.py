@@ -1,20 +1,24 @@
-"""RMS norms and gated MLPs of transformers networks, computed by fewer operators.
+"""Norms, gated MLPs and self-attention of transformers networks, computed by fewer operators.
 
-On a CPU a decoding step takes as long as calling its operators, and a norm of transformers calls
-six. A module is replaced if its replacement computes the same for random rows, whatever its class
-is called.
+On a CPU a decoding step takes as long as calling its operators. A norm of transformers calls six,
+and a rotation of queries and keys a dozen. A module is replaced if its replacement computes the
+same for random rows, whatever its class is called.
 """
 
 import inspect
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from worker.native.operators import kernels_for, rms_norm, silu_gated
+from worker.native.operators import kernels_for, rms_norm, rotate, silu_gated
 
 _TRIAL_ROWS = 3
+_STAND_IN = "aios_stand_in"
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-7}
 """The largest error of a replacement, as a share of the result."""
 
@@ -53,15 +57,77 @@ class FusedMlp(nn.Module):
         return down.view(x.shape)
 
 
+class FusedAttention(nn.Module):
+    """Self-attention over [B, T, hidden] with rotary positions, by one product and one rotation.
+
+    Who attends to whom is up to the interface that `config` names, as in the module that this
+    replaces. `options` are what that module tells the interface.
+    """
+
+    def __init__(self, module: nn.Module, options: dict[str, Any]) -> None:
+        super().__init__()
+        given: Any = module
+        self.config = given.config
+        self.layer_idx = given.layer_idx
+        self.head_dim = given.head_dim
+        self.is_causal = given.is_causal
+        self.num_key_value_groups = given.num_key_value_groups
+        self._options = options
+        layers = (given.q_proj, given.k_proj, given.v_proj)
+        self._num_keys = given.k_proj.out_features // self.head_dim
+        self._num_queries = given.q_proj.out_features // self.head_dim
+        has_bias = given.q_proj.bias is not None
+        self.qkv_proj = nn.Linear(
+            given.q_proj.in_features,
+            sum(layer.out_features for layer in layers),
+            bias=has_bias,
+            device="meta",
+        )
+        self.qkv_proj.weight = _joined(*(layer.weight for layer in layers))
+        if has_bias:
+            self.qkv_proj.bias = _joined(*(layer.bias for layer in layers))
+        self.o_proj = given.o_proj
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **options: Any,
+    ) -> tuple[Tensor, None]:
+        shape = hidden_states.shape[:-1]
+        rows = hidden_states.reshape(-1, hidden_states.shape[-1])
+        heads = self.qkv_proj(rows).view(len(rows), -1, self.head_dim)
+        num_rotated = self._num_queries + self._num_keys
+        cos, sin = (
+            table.expand(*shape, -1).reshape(-1, 1, 1, self.head_dim)
+            for table in position_embeddings
+        )
+        rotated = rotate(heads[:, None, :num_rotated], cos, sin, is_signed=False)[:, 0]
+        parts = (
+            rotated[:, : self._num_queries],
+            rotated[:, self._num_queries :],
+            heads[:, num_rotated:],
+        )
+        query, key, value = (part.unflatten(0, shape).transpose(1, 2) for part in parts)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+        out, _ = attend(self, query, key, value, attention_mask, **(self._options | options))
+        attended: Tensor = self.o_proj(out.reshape(*shape, -1))
+        return attended, None
+
+
 @torch.no_grad()
 def fuse_layers(model: nn.Module) -> int:
-    """Replace the norms and MLPs that our kernels compute, in place. Return their number."""
+    """Replace the modules that our kernels compute, in place. Return their number."""
     if kernels_for(next(model.parameters())) is None:
         return 0
     num_replaced = 0
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
-            fused = _fused(module)
+            fused = _fused(module) or _fused_attention(module)
             if fused is not None:
                 setattr(parent, name, fused)
                 num_replaced += 1
@@ -117,8 +183,76 @@ def _fused_mlp(module: nn.Module) -> nn.Module | None:
     return FusedMlp(gate, up, down)
 
 
-def _joined(first: Tensor, second: Tensor) -> nn.Parameter:
-    return nn.Parameter(torch.cat((first, second)), requires_grad=False)
+def _fused_attention(module: nn.Module) -> nn.Module | None:
+    """Return the module's replacement, None for one that is of another kind.
+
+    Both are asked for what they give to the attention interface, and for what they make of its
+    answer.
+    """
+    names = ("q_proj", "k_proj", "v_proj", "o_proj")
+    layers = [getattr(module, name, None) for name in names]
+    if _names(module.named_children()) != set(names):
+        return None
+    if any(type(layer) is not nn.Linear for layer in layers):
+        return None
+    attributes = ("config", "layer_idx", "head_dim", "is_causal", "num_key_value_groups")
+    if not all(hasattr(module, name) for name in attributes):
+        return None
+    biases = {layer.bias is None for layer in layers[:3] if isinstance(layer, nn.Linear)}
+    if len(biases) != 1:
+        return None
+
+    weight = module.get_parameter("q_proj.weight")
+    head_dim: Any = module.head_dim
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, _TRIAL_ROWS, weight.shape[1], generator=generator).to(weight.dtype)
+    angles = torch.randn(1, _TRIAL_ROWS, head_dim // 2, generator=generator).repeat(1, 1, 2)
+    rope = (angles.cos().to(x.dtype), angles.sin().to(x.dtype))
+    # An attention is foreign code, which may want other arguments, or raise any error.
+    try:
+        expected, options = _attended(module, x, rope)
+        fused = FusedAttention(module, options)
+        found, _ = _attended(fused, x, rope)
+    except Exception:
+        return None
+    for one, other in zip(found, expected, strict=True):
+        error = (one.float() - other.float()).norm() / other.float().norm()
+        if one.shape != other.shape or not error <= _TOLERANCE[weight.dtype]:
+            return None
+    return fused
+
+
+def _attended(
+    module: nn.Module, x: Tensor, rope: tuple[Tensor, Tensor]
+) -> tuple[list[Tensor], dict[str, Any]]:
+    """Return what an attention gives to its interface, and its output, for `x` [1, T, hidden].
+
+    Queries, keys and values are [1, heads, T, head_dim]. Return as well the options that the
+    interface gets. Its answer stands in for attention: the queries times the first value.
+    """
+    seen: list[Tensor] = []
+    told: dict[str, Any] = {}
+
+    def stand_in(
+        _: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, **options: Any
+    ) -> tuple[Tensor, None]:
+        seen.extend(part.clone() for part in (query, key, value))
+        told.update(options)
+        return (query * value[:, :1, :1]).transpose(1, 2), None
+
+    config: Any = module.config
+    before = config._attn_implementation
+    ALL_ATTENTION_FUNCTIONS.register(_STAND_IN, stand_in)
+    config._attn_implementation = _STAND_IN
+    try:
+        out, _ = module(x, position_embeddings=rope, attention_mask=None)
+    finally:
+        config._attn_implementation = before
+    return [*seen, out], told
+
+
+def _joined(*weights: Tensor) -> nn.Parameter:
+    return nn.Parameter(torch.cat(weights), requires_grad=False)
 
 
 def _names(named: Iterable[tuple[str, object]]) -> set[str]:

@@ -257,6 +257,7 @@ typedef struct {
     long rows, width, inner;
     long first_stride, second_stride;
     float eps;
+    int is_signed;
     int is_bf16;
 } Operands;
 
@@ -291,7 +292,10 @@ INLINE void normalise(const Operands *o, long number, int is_bf16) {
     }
 }
 
-/* Half-rotated rotary embedding, in place, of `inner` heads of `width` elements a row. */
+/* Half-rotated rotary embedding, in place, of `inner` heads of `width` elements a row.
+ *
+ * The sines of the first half are negative already, or all are as they are.
+ */
 INLINE void rotate_rows(const Operands *o, long number, int is_bf16) {
     long half = o->width / 2;
     FOR_ROWS(o, number) {
@@ -304,7 +308,8 @@ INLINE void rotate_rows(const Operands *o, long number, int is_bf16) {
                 Floats high = load(x, i + half, is_bf16);
                 Floats first = low * load(cosines, i, is_bf16);
                 Floats second = high * load(cosines, i + half, is_bf16);
-                store(x, i, first + high * load(sines, i, is_bf16), is_bf16);
+                Floats sine = load(sines, i, is_bf16);
+                store(x, i, first + high * (o->is_signed ? sine : -sine), is_bf16);
                 store(x, i + half, second + low * load(sines, i + half, is_bf16), is_bf16);
             }
         }
@@ -367,9 +372,10 @@ void rms_norm(void *out, const void *x, long stride, const void *weight, float e
 }
 
 void rotate(void *x, long stride, const void *cosines, const void *sines, long rows, long heads,
-            long head_dim, int is_bf16, long threads) {
+            long head_dim, int is_signed, int is_bf16, long threads) {
     Operands operands = {.first = x, .first_stride = stride, .second = cosines, .third = sines,
-                         .rows = rows, .inner = heads, .width = head_dim, .is_bf16 = is_bf16};
+                         .rows = rows, .inner = heads, .width = head_dim,
+                         .is_signed = is_signed, .is_bf16 = is_bf16};
     run_rows(rotate_task, &operands, rows * heads * head_dim < ALONE ? 1 : threads);
 }
 

@@ -42,7 +42,7 @@ _FLAG_AND_THREADS = [c_int, c_long]
 _PARAMETERS: dict[str, list[Any]] = {
     "set_parallel": [c_void_p],
     "rms_norm": [*[c_void_p] * 2, c_long, c_void_p, c_float, *_SIZES, *_FLAG_AND_THREADS],
-    "rotate": [c_void_p, c_long, *[c_void_p] * 2, c_long, *_SIZES, *_FLAG_AND_THREADS],
+    "rotate": [c_void_p, c_long, *[c_void_p] * 2, c_long, *_SIZES, c_int, *_FLAG_AND_THREADS],
     "gate": [*[c_void_p] * 2, c_long, c_void_p, c_long, *_SIZES, c_int, *_FLAG_AND_THREADS],
     "write_rows": [*[c_void_p] * 3, *[c_long] * 4, c_int, c_int],
     "linear": [*[c_void_p] * 2, c_long, *[c_void_p] * 2, c_long, *_SIZES, *_FLAG_AND_THREADS],

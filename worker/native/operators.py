@@ -48,16 +48,19 @@ def rms_norm(x: Tensor, eps: float, weight: Tensor | None = None) -> Tensor:
     return out
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Return `x` [T, 2, heads, head_dim] rotated by its positions. `x` may be overwritten.
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, is_signed: bool = True) -> Tensor:
+    """Return `x` [T, parts, heads, head_dim] rotated by its positions. `x` may be overwritten.
 
-    `cos` and `sin` [T, 1, 1, head_dim] have the dtype of `x`. They are for the half-rotated layout,
-    and the sines of the first half are negative.
+    `cos` and `sin` [T, 1, 1, head_dim] have the dtype of `x`. They are for the half-rotated layout.
+    With `is_signed` the sines of the first half are negative, else they are as they are.
     """
     rows, num_parts, num_heads, head_dim = x.shape
     kernels = kernels_for(x, head_dim // 2)
-    if kernels is None or x.stride()[1:] != (num_heads * head_dim, head_dim, 1):
+    strides = x.stride()[1:] if num_parts > 1 else (num_heads * head_dim, *x.stride()[2:])
+    if kernels is None or strides != (num_heads * head_dim, head_dim, 1):
         first, second = x.chunk(2, dim=-1)
+        if not is_signed:
+            second = -second
         return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin)
     _check_dtypes(x, cos, sin)
     kernels.rotate(
@@ -68,6 +71,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         rows,
         num_parts * num_heads,
         head_dim,
+        is_signed,
         x.dtype == torch.bfloat16,
         torch.get_num_threads(),
     )
