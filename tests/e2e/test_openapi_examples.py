@@ -10,16 +10,31 @@ from typing import Any, NamedTuple
 
 import httpx
 import pytest
+import yaml
 
 from api.http.app import create_app
 from shared.queue.broker import Broker, connect
 from shared.settings.settings import SAMPLE_MODEL, Settings
 from tests.fixtures.e2e.serving import serving
+from tests.fixtures.one_shots import write_one_shot
 from tests.fixtures.worker.sapient_fixtures import Net, write_checkpoint
 
 VOLATILE = {"id", "created", "generation_time", "cached_tokens"}
 """Fields that differ from one answer to the next."""
 JSON = "application/json"
+ONE_SHOTS = {
+    "names": "token-classification",
+    "judge": "zero-shot-classification",
+    "bert": "fill-mask",
+    "pictures": "image-classification",
+    "clip": "zero-shot-image-classification",
+    "detector": "object-detection",
+    "segmenter": "image-segmentation",
+    "depth": "depth-estimation",
+    "sounds": "audio-classification",
+    "whisper": "automatic-speech-recognition",
+}
+"""The models that examples name, by the tasks that they do in one call."""
 
 
 class Operation(NamedTuple):
@@ -103,15 +118,23 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         filename="step_1",
         data_path="data/sudoku-extreme-1k-aug-1000",
     )
-    models = {
+    paths = {
         SAMPLE_MODEL.name: SAMPLE_MODEL,
         "classifier": "echo",
         "sudoku": sudoku,
         "tasks": "echo-task",
     }
-    flags = []
-    for name, path in models.items():
-        flags += ["--model", f"{name}={path}"]
+    models: list[dict[str, Any]] = []
+    for name, path in paths.items():
+        models.append({"id": name, "path": str(path)})
+    for name, task in ONE_SHOTS.items():
+        path = tmp_path_factory.mktemp(name)
+        write_one_shot(task, path)
+        entry = {"id": name, "path": str(path), "runner": "one-shot", "options": {"task": task}}
+        models.append(entry)
+    config = tmp_path_factory.mktemp("config") / "fleet.yaml"
+    config.write_text(yaml.safe_dump({"serve": {"hrm": {"models": models}}}))
+    flags = ["--config", str(config)]
     flags += ["--default-model", SAMPLE_MODEL.name, "--threads", "1", "--max-batch-size", "4"]
     flags += ["--admin-keys", "ops:boss"]
     headers = {"X-API-Key": "boss"}

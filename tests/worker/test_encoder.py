@@ -245,7 +245,7 @@ def test_served_by_settings(tmp_path: Path) -> None:
     assert model.info.runner == "encoder"
     assert model.info.tasks[0] == "classify"
     assert "3 labels" in model.info.found
-    assert warm_up(model.runner).startswith("labelled a text")
+    assert warm_up(model.runner).startswith("labelled its trial")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -5,6 +5,8 @@ import wave
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from shared.errors import InvalidRequest
 from shared.tasks.sound import ClassifySound, SpokenPart, Transcribe, Transcript
 from worker.engine.task_runner import Files, TaskOutput
@@ -16,6 +18,9 @@ _TRIAL_ID = "trial"
 _WHISPER = "seq2seq_whisper"
 """The pipeline's name of Whisper and its like, which know languages and times."""
 
+_LEAST_PARTS = 10
+"""A sound is at least this part of a second."""
+
 SoundTask = ClassifySound | Transcribe
 
 
@@ -23,7 +28,9 @@ def _read(task: SoundTask, files: Files, loaded: Loaded) -> Decoded:
     data = files.read(task.audio, max_bytes=MAX_SOUND_BYTES)
     rate = int(loaded.pipe.feature_extractor.sampling_rate)
     samples = decode_sound(data, rate=rate, max_seconds=loaded.max_seconds)
-    return Decoded(samples, len(samples) / rate)
+    # Convolutions need some samples: what is shorter is followed by silence.
+    num_missing = max(0, rate // _LEAST_PARTS - len(samples))
+    return Decoded(np.pad(samples, (0, num_missing)), len(samples) / rate)
 
 
 def _transcribe_options(task: Transcribe, decoded: Decoded, loaded: Loaded) -> dict[str, Any]:

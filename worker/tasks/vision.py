@@ -34,6 +34,15 @@ def _read(task: ImageTask, files: Files, loaded: Loaded) -> Decoded:
     return Decoded(decode_image(data, max_pixels=loaded.max_pixels))
 
 
+def _read_area(task: EstimateDepth, files: Files, loaded: Loaded) -> Decoded:
+    """Return a picture of two pixels or more each way: the pipeline fails on a single line."""
+    image = _read(task, files, loaded).value
+    width, height = image.size
+    if 1 in (width, height):
+        image = image.resize((max(2, width), max(2, height)))
+    return Decoded(image)
+
+
 def _top_k(task: ClassifyImage, decoded: Decoded, loaded: Loaded) -> dict[str, Any]:
     return {"top_k": task.top_k or ALL_LABELS}
 
@@ -124,7 +133,7 @@ VISION = {
     ),
     "depth-estimation": OneShot(
         parts=("image_processor",),
-        read=_read,
+        read=_read_area,
         options=lambda task, decoded, loaded: {},
         output=_depths,
         trial=_trial(EstimateDepth),
