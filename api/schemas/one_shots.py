@@ -14,7 +14,11 @@ from api.schemas.inference import (
 )
 from shared.tasks.words import Aggregation
 
-_SOUND = "data:audio/wav;base64,UklGRiYAAABXQVZFZm10IBAAAAABAAEAQB8AAIA+AAACABAAZGF0YQIAAAAAAA=="
+_SOUND = (
+    "data:audio/wav;base64,UklGRnMAAABXQVZFZm10IBAAAAABAAEAQB8AAEAfAAABAAgAZGF0YU8AAACAgICAgICAgICA"
+    "gICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICA"
+)
+"""A hundredth of a second of silence."""
 _IMAGE = f"data:image/gif;base64,{PIXEL}"
 
 Threshold = Annotated[float, Field(ge=0, le=1)]
