@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from transformers import pipeline
 
 from shared.errors import ArtifactNotFound, InvalidRequest, WorkerFailed
-from shared.messages import Generate, Labelled, Sampling
+from shared.messages import Done, Generate, Labelled, Sampling, decode_event, encode
 from shared.tasks.runner_options import OneShotOptions
 from shared.tasks.sound import ClassifySound, Transcribe, Transcript
 from shared.tasks.vision import (
@@ -88,6 +88,8 @@ def run(runner: OneShotRunner, *items: Any) -> list[TaskOutput]:
     outputs = []
     for output in runner.run(items, Unwatched()):
         assert isinstance(output, TaskOutput), output
+        done: Done = Done("stop", 0, 0, result=output.result)
+        assert decode_event(encode(done)) == done, "it can be sent"
         outputs.append(output)
     return outputs
 

@@ -81,6 +81,8 @@ class Scripted:
 def _output(text: str) -> TaskOutput | FleetError:
     if text == "wrong":
         return InvalidRequest("wrong")
+    if text == "unsendable":
+        return TaskOutput(EchoedTask(object()))  # type: ignore[arg-type]
     return TaskOutput(EchoedTask(1), (NewFile(text.encode(), "text/plain"),))
 
 
@@ -209,7 +211,7 @@ def test_a_task_that_comes_during_a_step_does_not_cut_the_wait_short() -> None:
 def test_a_culprit_fails_alone() -> None:
     """A task that raises or fails takes no other task with it, and each has one end."""
     harness = make_harness(max_batch=8)
-    for text in ("a", "bad", "c", "wrong", "e"):
+    for text in ("a", "bad", "c", "wrong", "e", "unsendable"):
         harness.submit(text)
 
     harness.run()
@@ -220,8 +222,9 @@ def test_a_culprit_fails_alone() -> None:
         "c": "c",
         "wrong": "invalid_request",
         "e": "e",
+        "unsendable": "worker_failed",
     }
-    assert harness.engine.stats.num_failures == 2
+    assert harness.engine.stats.num_failures == 3
 
 
 def test_less_at_once_where_memory_lacks() -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.errors import DeadlineExceeded, FleetError, NoMemory, WorkerFailed
-from shared.messages import Done, Failed, Progress, name_of
+from shared.messages import Done, Failed, Progress, encode, name_of
 from shared.telemetry.logging_setup import fields
 from worker.engine.engine_stats import EngineStats, count_for
 from worker.engine.heartbeat import heartbeat
@@ -298,6 +298,15 @@ class TaskEngine:
             return
         work = task.work
         done: Done = Done(name_of(work.take.task), work.num_prompt_tokens, 0, result=result.result)
+        try:
+            encode(done)
+        except Exception as error:
+            # Foreign code may leave any object in a result. The outbox, which all jobs share, must
+            # not meet it.
+            logger.exception("result not sent", extra=fields(model=self.runner.spec.name))
+            self.stats.num_failures += 1
+            self._end(task, WorkerFailed(f"The result cannot be sent: {error}").as_event())
+            return
         self._end(task, done, result.files)
 
     def _end(

@@ -67,6 +67,8 @@ def _transcript(task: Transcribe, found: dict[str, Any], seconds: float) -> Task
     if task.timestamps != "none":
         for one in found.get("chunks", ()):
             start, end = one["timestamp"]
+            # Times of numpy cannot be sent.
+            end = None if end is None else float(end)
             parts.append(SpokenPart(one["text"].strip(), float(start or 0.0), end))
     transcript = Transcript(found["text"].strip(), seconds, task.language, tuple(parts))
     return TaskOutput(transcript)
