@@ -1,4 +1,4 @@
-"""How bodies of local inference become tasks that are done in one call, and outcomes results."""
+"""The tasks of local inference that are done in one call: from body to task, from outcome to result."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -275,7 +275,7 @@ class SpokenPartBody(BaseModel):
 
 
 class TranscriptionResult(BaseModel):
-    """What is spoken in a sound of so many seconds."""
+    """The words that are spoken in a sound of so many seconds."""
 
     text: str
     seconds: float

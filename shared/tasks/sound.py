@@ -42,7 +42,7 @@ class SpokenPart(msgspec.Struct, frozen=True):
 
 
 class Transcript(OtherResult, frozen=True, omit_defaults=True, tag="automatic-speech-recognition"):
-    """What is spoken in a sound of so many seconds, and the parts whose times were asked for."""
+    """The words spoken in a sound of so many seconds, and the parts whose times were asked for."""
 
     text: str
     seconds: float

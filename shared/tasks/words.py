@@ -8,7 +8,7 @@ from shared.tasks.results import OtherResult
 from shared.tasks.specs import OtherTask
 
 Aggregation = Literal["none", "simple", "first", "max", "average"]
-"""How the labels of tokens become those of words and names: transformers' strategies."""
+"""transformers' strategies, by which labels of tokens become those of words and names."""
 
 
 class LabelTokens(OtherTask, frozen=True, omit_defaults=True, tag="token-classification"):

@@ -5,7 +5,7 @@ import io
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import numpy as np
@@ -16,7 +16,7 @@ from transformers import pipeline
 
 from shared.errors import ArtifactNotFound, InvalidRequest, WorkerFailed
 from shared.messages import Done, Generate, Labelled, Sampling, decode_event, encode
-from shared.tasks.runner_options import OneShotOptions
+from shared.tasks.runner_options import OneShotOptions, OneShotTask
 from shared.tasks.sound import ClassifySound, Transcribe, Transcript
 from shared.tasks.vision import (
     ClassifyImage,
@@ -263,7 +263,9 @@ ROWS: dict[str, Row] = {
 
 
 def test_every_task_has_a_row() -> None:
+    """The option `task` names each of them, too."""
     assert ROWS.keys() == ONE_SHOTS.keys()
+    assert set(get_args(OneShotTask)) == ONE_SHOTS.keys()
 
 
 @pytest.mark.parametrize("task", ROWS)

@@ -3,13 +3,15 @@
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import FleetError, InvalidRequest
-from shared.messages import Failed, Priority, Task
+from shared.messages import Failed, Priority, Progress, Task, decode_event, encode
 from shared.tasks.echo_task import EchoedTask, EchoTask
 from worker.engine import task_engine
 from worker.engine.request import Emission
@@ -342,6 +344,16 @@ def test_progress_is_told_now_and_then_and_at_the_end(monkeypatch: pytest.Monkey
     harness.submit("b")
     harness.run()
     assert harness.progress_of("b") == list(range(1, 101))
+
+
+def test_progress_in_numbers_of_numpy_can_be_sent() -> None:
+    harness = make_harness()
+    total: Any = np.int64(3)
+    harness.runner.during = lambda progress: progress.report(0, total, total)
+    harness.submit("a")
+    harness.run()
+    [progress] = [one.progress for one in harness.emissions if one.progress is not None]
+    assert decode_event(encode(progress)) == Progress(3, 3)
 
 
 _ACTIONS = st.lists(

@@ -348,7 +348,10 @@ class _Progress:
         heartbeat()
 
     def report(self, index: int, done: int, total: int | None = None, note: str = "") -> None:
-        self._engine.report(self._batch[index], Progress(done, total, note))
+        # Plain numbers: those of numpy, which a foreign runner may count in, cannot be sent.
+        if total is not None:
+            total = int(total)
+        self._engine.report(self._batch[index], Progress(int(done), total, note))
 
     def is_wanted(self, index: int) -> bool:
         return self._engine.is_wanted(self._batch[index])

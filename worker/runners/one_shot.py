@@ -89,14 +89,20 @@ class OneShotRunner:
         except Exception as error:
             # The trial has shown that inputs can be read: it is this one that cannot.
             raise InvalidRequest(f"This model cannot read the input: {error}") from error
-        shapes = [
-            (name, value.shape) for name, value in chunks[0].items() if isinstance(value, Tensor)
-        ]
+        group = (repr(sorted(options.items())), self._shapes_of(chunks[0]))
+        return Item(task, decoded.seconds, chunks, forward, postprocess, group)
+
+    def _shapes_of(self, chunk: dict[str, Any]) -> tuple[tuple[str, torch.Size], ...]:
+        """Return the shapes that chunks must have in common to be computed together."""
+        pipe = self._loaded.pipe
         # Texts of any lengths are padded, pictures and sounds are not.
         if pipe.image_processor is None and pipe.feature_extractor is None:
-            shapes = []
-        group = (repr(sorted(options.items())), repr(shapes))
-        return Item(task, decoded.seconds, chunks, forward, postprocess, group)
+            return ()
+        shapes = []
+        for name, value in chunk.items():
+            if isinstance(value, Tensor):
+                shapes.append((name, value.shape))
+        return tuple(shapes)
 
     def group_key(self, item: Item) -> Hashable:
         return item.group
@@ -109,16 +115,24 @@ class OneShotRunner:
             progress.heartbeat()
             return _without_empty(pipe.forward(inputs, **params))
 
-        chunks = [dict(chunk) for item in items for chunk in item.chunks]
+        chunks: list[Any] = []
+        for item in items:
+            # Copies, because a pipeline takes its own parts out of what it is given.
+            chunks.extend(dict(chunk) for chunk in item.chunks)
+        batches = chunks
+        batch_size = None
         size = min(self.spec.max_batch, len(chunks))
-        batches: list[Any] = chunks
         if size > 1:
-            starts = range(0, len(chunks), size)
-            batches = [self._collate(chunks[start : start + size]) for start in starts]
-        iterate: Any = PipelinePackIterator if isinstance(pipe, ChunkPipeline) else PipelineIterator
-        found = iterate(
-            batches, forward, items[0].forward, loader_batch_size=size if size > 1 else None
-        )
+            batch_size = size
+            batches = []
+            for start in range(0, len(chunks), size):
+                batches.append(self._collate(chunks[start : start + size]))
+
+        # It divides what the network returns for a batch among the items again.
+        divide: Any = PipelineIterator
+        if isinstance(pipe, ChunkPipeline):
+            divide = PipelinePackIterator
+        found = divide(batches, forward, items[0].forward, loader_batch_size=batch_size)
         outputs: list[TaskOutput | FleetError] = []
         for item, network_output in zip(items, found, strict=True):
             result = pipe.postprocess(network_output, **item.postprocess)
@@ -171,7 +185,7 @@ def load(options: RunnerOptions) -> OneShotRunner:
     prepare(model, options)
     make: Callable[..., Any] = pipeline
     pipe = make(task, model=model, device=model.device, **parts)
-    trial, files = one_shot.trial()
+    trial, files = one_shot.trial
     spec = TaskRunnerSpec(
         "one-shot",
         options.name,

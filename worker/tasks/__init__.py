@@ -1,1 +1,1 @@
-"""What tasks that are done whole do with a network: reading inputs, and making results of outputs."""
+"""The tasks that are done whole: inputs for a network, and results of its outputs."""

@@ -13,6 +13,17 @@ from worker.engine.task_runner import Files, TaskOutput
 Part = Literal["tokenizer", "image_processor", "feature_extractor"]
 
 
+Trial = tuple[Any, Mapping[str, bytes]]
+"""A cheap task, and its files by the ids of their artifacts."""
+
+_TRIAL_ID = "trial"
+
+
+def trial_of(task: Callable[[str], Any], data: bytes) -> Trial:
+    """Return the trial of a task that takes one file with these bytes."""
+    return task(_TRIAL_ID), {_TRIAL_ID: data}
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A pipeline of transformers around a loaded network, and the largest inputs it may get.
@@ -39,11 +50,11 @@ class OneShot:
 
     `parts` are loaded beside the network. `read` returns the input of the pipeline, which is
     decoded, and `options` the parameters of its call. `output` makes the result of what the
-    pipeline returns for one input, and the seconds of that. `trial` is a cheap task with its files.
+    pipeline returns for one input, and the seconds of that. `trial` shows that a network works.
     """
 
     parts: tuple[Part, ...]
     read: Callable[[Any, Files, Loaded], Decoded]
     options: Callable[[Any, Decoded, Loaded], dict[str, Any]]
     output: Callable[[Any, Any, float], TaskOutput]
-    trial: Callable[[], tuple[Any, Mapping[str, bytes]]]
+    trial: Trial

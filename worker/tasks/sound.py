@@ -1,8 +1,7 @@
-"""What tasks that listen to a sound do with a pipeline."""
+"""The tasks that listen to a sound, done by pipelines."""
 
 import io
 import wave
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,8 @@ from shared.tasks.sound import ClassifySound, SpokenPart, Transcribe, Transcript
 from worker.engine.task_runner import Files, TaskOutput
 from worker.media.sound import MAX_SOUND_BYTES, decode_sound
 from worker.tasks.labels import ALL_LABELS, labels_output
-from worker.tasks.one_shot import Decoded, Loaded, OneShot
+from worker.tasks.one_shot import Decoded, Loaded, OneShot, trial_of
 
-_TRIAL_ID = "trial"
 _WHISPER = "seq2seq_whisper"
 """The pipeline's name of Whisper and its like, which know languages and times."""
 
@@ -74,19 +72,15 @@ def _transcript(task: Transcribe, found: dict[str, Any], seconds: float) -> Task
     return TaskOutput(transcript)
 
 
-def _trial(task: Callable[[str], SoundTask]) -> Callable[[], tuple[SoundTask, dict[str, bytes]]]:
-    """Return a function that makes a trial of a task: half a second of silence."""
-
-    def make() -> tuple[SoundTask, dict[str, bytes]]:
-        data = io.BytesIO()
-        with wave.open(data, "wb") as file:
-            file.setnchannels(1)
-            file.setsampwidth(2)
-            file.setframerate(16_000)
-            file.writeframes(bytes(16_000))
-        return task(_TRIAL_ID), {_TRIAL_ID: data.getvalue()}
-
-    return make
+def _silence() -> bytes:
+    """Return a WAV file of half a second."""
+    data = io.BytesIO()
+    with wave.open(data, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(bytes(16_000))
+    return data.getvalue()
 
 
 SOUND = {
@@ -95,13 +89,13 @@ SOUND = {
         read=_read,
         options=lambda task, decoded, loaded: {"top_k": task.top_k or ALL_LABELS},
         output=labels_output,
-        trial=_trial(ClassifySound),
+        trial=trial_of(ClassifySound, _silence()),
     ),
     "automatic-speech-recognition": OneShot(
         parts=("feature_extractor", "tokenizer"),
         read=_read,
         options=_transcribe_options,
         output=_transcript,
-        trial=_trial(Transcribe),
+        trial=trial_of(Transcribe, _silence()),
     ),
 }

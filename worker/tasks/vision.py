@@ -1,7 +1,6 @@
-"""What tasks that look at pictures do with a pipeline."""
+"""The tasks that look at pictures, done by pipelines."""
 
 import io
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,10 +21,9 @@ from shared.tasks.vision import (
 from worker.engine.task_runner import Files, NewFile, TaskOutput
 from worker.media.images import MAX_IMAGE_BYTES, decode_image
 from worker.tasks.labels import ALL_LABELS, check_template, labels_output
-from worker.tasks.one_shot import Decoded, Loaded, OneShot
+from worker.tasks.one_shot import Decoded, Loaded, OneShot, trial_of
 
 _PNG = "image/png"
-_TRIAL_ID = "trial"
 ImageTask = ClassifyImage | ClassifyImageAmong | DetectObjects | SegmentImage | EstimateDepth
 
 
@@ -90,14 +88,7 @@ def _png(image: Image.Image) -> bytes:
     return data.getvalue()
 
 
-def _trial(task: Callable[[str], ImageTask]) -> Callable[[], tuple[ImageTask, dict[str, bytes]]]:
-    """Return a function that makes a trial of a task: a grey picture."""
-
-    def make() -> tuple[ImageTask, dict[str, bytes]]:
-        return task(_TRIAL_ID), {_TRIAL_ID: _png(Image.new("RGB", (64, 64), (128, 128, 128)))}
-
-    return make
-
+_GREY = _png(Image.new("RGB", (64, 64), (128, 128, 128)))
 
 VISION = {
     "image-classification": OneShot(
@@ -105,21 +96,21 @@ VISION = {
         read=_read,
         options=_top_k,
         output=labels_output,
-        trial=_trial(ClassifyImage),
+        trial=trial_of(ClassifyImage, _GREY),
     ),
     "zero-shot-image-classification": OneShot(
         parts=("image_processor", "tokenizer"),
         read=_read_among,
         options=_among,
         output=labels_output,
-        trial=_trial(lambda image: ClassifyImageAmong(image, ("a cat", "a cup"))),
+        trial=trial_of(lambda image: ClassifyImageAmong(image, ("a cat", "a cup")), _GREY),
     ),
     "object-detection": OneShot(
         parts=("image_processor",),
         read=_read,
         options=lambda task, decoded, loaded: {"threshold": task.threshold},
         output=_objects,
-        trial=_trial(DetectObjects),
+        trial=trial_of(DetectObjects, _GREY),
     ),
     "image-segmentation": OneShot(
         parts=("image_processor",),
@@ -129,13 +120,13 @@ VISION = {
             "mask_threshold": task.mask_threshold,
         },
         output=_segments,
-        trial=_trial(SegmentImage),
+        trial=trial_of(SegmentImage, _GREY),
     ),
     "depth-estimation": OneShot(
         parts=("image_processor",),
         read=_read_area,
         options=lambda task, decoded, loaded: {},
         output=_depths,
-        trial=_trial(EstimateDepth),
+        trial=trial_of(EstimateDepth, _GREY),
     ),
 }

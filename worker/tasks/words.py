@@ -1,4 +1,4 @@
-"""What tasks that read a text at once do with a pipeline."""
+"""The tasks that read a text at once, done by pipelines."""
 
 from typing import Any
 
@@ -87,20 +87,20 @@ WORDS = {
         read=_text,
         options=lambda task, decoded, loaded: {"aggregation_strategy": task.aggregation},
         output=_parts,
-        trial=lambda: (LabelTokens("a"), {}),
+        trial=(LabelTokens("a"), {}),
     ),
     "zero-shot-classification": OneShot(
         parts=("tokenizer",),
         read=_text_among,
         options=_among,
         output=_among_labels,
-        trial=lambda: (ClassifyAmong("a", ("a", "b")), {}),
+        trial=(ClassifyAmong("a", ("a", "b")), {}),
     ),
     "fill-mask": OneShot(
         parts=("tokenizer",),
         read=_masked_text,
         options=_fill_options,
         output=_fills,
-        trial=lambda: (FillMask(MASKS[0]), {}),
+        trial=(FillMask(MASKS[0]), {}),
     ),
 }
