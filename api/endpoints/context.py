@@ -62,10 +62,11 @@ async def _context(
     # Not dependencies of their own: each costs a request tens of microseconds.
     front = front_of(request.app)
     request_state = request_state_of(request.scope)
-    async with redis_answers():
-        await front.rate_limiter.keep(
-            caller.id or caller.tenant, caller.rates_of(request.scope["route"].path)
-        )
+    if not request_state.is_admitted:
+        async with redis_answers():
+            await front.rate_limiter.keep(
+                caller.id or caller.tenant, caller.rates_of(request.scope["route"].path)
+            )
     front.prohibited.check(request_state.body)
     return RequestContext(front, caller, options, request_state, request.receive)
 

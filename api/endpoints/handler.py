@@ -12,6 +12,8 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from api.endpoints.context import RequestContext, RequestContextDep
 from api.endpoints.endpoint import Endpoint, ImmediateEndpoint, Post
+from api.endpoints.form_route import form_fields_of, form_route, form_schema
+from api.http.media_types import FORM
 from api.http.request_state import request_state_of
 from api.schemas.errors import LATER, STREAM, STREAM_ALONE, STREAM_OR_TEXT, Responses, errors_of
 from api.stream.respond import respond, resume
@@ -51,14 +53,20 @@ def add_route(router: APIRouter, post: Post) -> None:
     declared: dict[str, Any] = {"response_model": post.answer}
     if post.always_streams:
         declared = {"response_class": Response}
-    register = router.post(
+    form = form_fields_of(endpoint.body for endpoint in post.endpoints)
+    if form is not None:
+        content = {FORM: {"schema": form_schema(form)}}
+        declared["openapi_extra"] = {"requestBody": {"content": content}}
+        declared["route_class_override"] = form_route(form)
+    router.add_api_route(
         post.path,
+        handler,
+        methods=["POST"],
         tags=[post.tag],
         dependencies=_dependencies(post),
         responses=_responses(post),
         **declared,
     )
-    register(handler)
 
 
 def _dependencies(post: Post) -> list[Any]:

@@ -8,6 +8,7 @@ from fastapi.routing import APIRoute
 
 from api.endpoints.dialect import Access, Dialect
 from api.endpoints.endpoint import Post
+from api.endpoints.form_route import form_fields_of
 from api.endpoints.handler import add_route
 from api.http import document
 from api.http.error_format import PLAIN, ErrorFormat
@@ -33,6 +34,7 @@ class RouteTable:
         self.posts: list[Post] = []
         self.probe_paths: set[str] = set()
         self.upload_paths: set[str] = set()
+        self.form_paths: set[str] = set()
         self._errors_below: dict[str, ErrorFormat] = {}
         self._errors_at: dict[str, ErrorFormat] = {}
         for dialect in dialects:
@@ -45,6 +47,8 @@ class RouteTable:
             for post in dialect.posts:
                 add_route(work_router, post)
                 self._errors_at[post.path] = post.errors
+                if form_fields_of(endpoint.body for endpoint in post.endpoints):
+                    self.form_paths.add(post.path)
             self.posts += dialect.posts
             self._add(work_router, Access.CALLER)
             if dialect.prefix:

@@ -129,6 +129,7 @@ def middleware(
             max_body_bytes=settings.max_body_bytes,
             max_upload_bytes=settings.max_upload_bytes,
             upload_paths=table.upload_paths,
+            form_paths=table.form_paths,
             log_bodies=log_bodies,
         ),
         Middleware(document.BackgroundOpenApi),

@@ -5,6 +5,8 @@ from urllib.parse import quote
 
 from shared.errors import InvalidRequest
 
+FORM = "multipart/form-data"
+
 _TOKEN = r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}"
 _MEDIA_TYPE = re.compile(rf"({_TOKEN}/{_TOKEN})\s*(?:;(.*))?", re.DOTALL)
 _CHARSET = re.compile(r"\s*charset\s*=\s*\"?([A-Za-z0-9_.:-]{1,40})\"?\s*", re.IGNORECASE)
@@ -40,6 +42,10 @@ def media_type_of(text: str, *, field: str) -> str:
 
 def is_text(media_type: str) -> bool:
     return _TEXTS.fullmatch(media_type.partition(";")[0]) is not None
+
+
+def is_form(content_type: str) -> bool:
+    return content_type.partition(";")[0].strip().lower() == FORM
 
 
 def disposition(media_type: str, name: str) -> str:

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.encodings import HEADER, decoded
 from api.http.errors import render
-from api.http.media_types import is_text
+from api.http.media_types import is_form, is_text
 from api.http.problem import Problem, problem_of
 from api.http.request_state import RequestState, request_state_of
 from api.schemas.fields import fleets_seed
@@ -197,8 +197,8 @@ class BodyLimit:
     A body that is too large is refused, announced or not, packed or unpacked. The beginning of a
     body is logged if bodies are.
 
-    A body that is posted to one of the `upload_paths` is handed on as it comes, and refused as soon
-    as it is too large.
+    A body that is posted to one of the `upload_paths`, or as a form to one of the `form_paths`, is
+    handed on as it comes, and refused as soon as it is too large.
     """
 
     def __init__(
@@ -209,19 +209,21 @@ class BodyLimit:
         log_bodies: bool,
         max_upload_bytes: int = 0,
         upload_paths: Collection[str] = (),
+        form_paths: Collection[str] = (),
     ) -> None:
         self._app = app
         self._log_bodies = log_bodies
         self._max_body_bytes = max_body_bytes
         self._max_upload_bytes = max_upload_bytes
         self._upload_paths = upload_paths
+        self._form_paths = form_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        is_upload = scope["method"] == "POST" and request_state_of(scope).path in self._upload_paths
+        is_upload = scope["method"] == "POST" and self._is_upload(scope, headers)
         max_bytes = self._max_upload_bytes if is_upload else self._max_body_bytes
         announced = headers.get("content-length", "")
         if announced.isdigit() and int(announced) > max_bytes:
@@ -250,7 +252,13 @@ class BodyLimit:
         if self._log_bodies and body:
             extra = _id_fields(request_state)
             access_log.info("Processing request: %s", _excerpt(body), extra=extra)
-        await self._app(scope, _replay(body, receive), send)
+        await self._app(scope, replay(body, receive), send)
+
+    def _is_upload(self, scope: Scope, headers: Headers) -> bool:
+        path = request_state_of(scope).path
+        if path in self._form_paths:
+            return is_form(headers.get("content-type", ""))
+        return path in self._upload_paths
 
     async def _read(self, receive: Receive) -> bytes | None:
         """Return the body, or as much of it as shows that it is too large.
@@ -312,7 +320,7 @@ def _excerpt(body: bytes) -> str:
     return body[:_SHOWN_BODY].decode(errors="replace")
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def replay(body: bytes, receive: Receive) -> Receive:
     """Return a `receive` that gives the body once, and then whatever comes."""
     is_given = False
 

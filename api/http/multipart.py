@@ -1,100 +1,101 @@
-"""Read `multipart/form-data` as it comes: one file, handed on in pieces, and short fields.
+"""Read `multipart/form-data` as it comes: files, handed on in pieces, and short fields.
 
 All that is kept in memory has a bound: the number of parts, their heads, and the fields.
 """
 
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from api.http.media_types import FORM
 from shared.errors import InvalidRequest, PayloadTooLarge
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
-MEDIA_TYPE = "multipart/form-data"
-FILE = "file"
-"""The name of the part that has the file."""
-
-_MOST_PARTS = 16
+_MOST_PARTS = 64
 _MOST_HEAD_BYTES = 8192
-_MOST_FIELD_BYTES = 4096
+_MOST_FIELD_BYTES = 65_536
+_LIST = "[]"
+"""The end of the names of parts that are items of a list, as PHP and OpenAI's clients have it."""
 _BROKEN = "The body is not well-formed multipart/form-data"
 
 
 @dataclass(frozen=True)
 class FilePart:
-    """The head of the file's part of a form."""
+    """The head of a file's part of a form. `is_item` if its field is a list of files."""
 
+    field: str
     name: str
     media_type: str
+    is_item: bool = False
 
 
 @dataclass
 class Form:
-    """A form that was read: the head of its file, and its fields by name."""
+    """A form that was read: the heads of its files, and its fields by name.
 
-    file: FilePart
-    fields: dict[str, str]
+    `lists` are the fields whose names end in [], without that end.
+    """
+
+    files: list[FilePart] = field(default_factory=list)
+    fields: dict[str, str] = field(default_factory=dict)
+    lists: dict[str, list[str]] = field(default_factory=dict)
 
 
 Take = Callable[[FilePart, bytes], Awaitable[None]]
-"""The function that takes the file, piece by piece."""
+"""The function that takes the files, piece by piece, one file after the other."""
 
 
-async def read_form(pieces: AsyncIterable[bytes], content_type: str, take: Take) -> Form:
-    """Read a form of one file and fields around it.
+async def read_form(
+    pieces: AsyncIterable[bytes], content_type: str, take: Take, *, files: Collection[str]
+) -> Form:
+    """Read a form of fields and of files, which are in parts of the names `files`.
 
     Raise InvalidRequest for a body that is no such form, PayloadTooLarge for a head or field that
     is too long, and what `take` raises.
     """
-    reading = _Reading()
+    reading = _Reading(files)
     parser = MultipartParser(_boundary(content_type), reading.callbacks())
     async for piece in pieces:
         try:
             parser.write(piece)
         except FormParserError as error:
             raise InvalidRequest(f"{_BROKEN}.") from error
-        for data in reading.take_pieces():
-            assert reading.file is not None
-            await take(reading.file, data)
+        for part, data in reading.take_pieces():
+            await take(part, data)
     if not reading.is_whole:
         raise InvalidRequest(f"{_BROKEN}: it is cut off.")
-    if reading.file is None:
-        raise _no_file("this field is required")
-    return Form(reading.file, reading.fields)
+    return reading.form
 
 
 def _boundary(content_type: str) -> bytes:
     media_type, options = parse_options_header(content_type)
     boundary = options.get(b"boundary", b"")
-    if media_type.lower() != MEDIA_TYPE.encode() or not 1 <= len(boundary) <= 70:
-        raise InvalidRequest(f"Expected a body of Content-Type: {MEDIA_TYPE}, with a boundary.")
+    if media_type.lower() != FORM.encode() or not 1 <= len(boundary) <= 70:
+        raise InvalidRequest(f"Expected a body of Content-Type: {FORM}, with a boundary.")
     return boundary
-
-
-def _no_file(expected: str) -> InvalidRequest:
-    return InvalidRequest(f"{FILE}: {expected}.", field=FILE)
 
 
 @dataclass
 class _Reading:
     """The state of the parser between two pieces of the body, and what it has found so far."""
 
-    fields: dict[str, str] = field(default_factory=dict)
-    file: FilePart | None = None
+    files: Collection[str]
+    form: Form = field(default_factory=Form)
     is_whole: bool = False
     _num_parts: int = 0
     _num_head_bytes: int = 0
     _header: bytes = b""
     _value: bytes = b""
     _head: dict[bytes, bytes] = field(default_factory=dict)
-    _field: str | None = None
+    _file: FilePart | None = None
+    _field: str = ""
     _text: bytes = b""
-    _pieces: list[bytes] = field(default_factory=list)
+    _pieces: list[tuple[FilePart, bytes]] = field(default_factory=list)
 
     def callbacks(self) -> "MultipartCallbacks":
         return {
@@ -108,8 +109,8 @@ class _Reading:
             "on_end": self._on_end,
         }
 
-    def take_pieces(self) -> list[bytes]:
-        """Return the pieces of the file that came since the last call."""
+    def take_pieces(self) -> list[tuple[FilePart, bytes]]:
+        """Return the pieces of files that came since the last call."""
         pieces = self._pieces
         self._pieces = []
         return pieces
@@ -147,19 +148,24 @@ class _Reading:
         name = _text(options.get(b"name", b""))
         if not name:
             raise InvalidRequest(f"{_BROKEN}: a part has no name.")
+        field_name = name.removesuffix(_LIST)
         if b"filename" not in options:
+            self._file = None
             self._field = name
             self._text = b""
             return
-        if name != FILE or self.file is not None:
-            raise _no_file(f"expected one file, in a part of the name {FILE}")
-        self._field = None
+        if field_name not in self.files:
+            expected = f"expected files in parts of the name {' or '.join(self.files)} alone"
+            raise InvalidRequest(f"{name[:64]}: {expected}.", field=field_name)
         media_type = _text(self._head.get(b"content-type", b""))
-        self.file = FilePart(_text(options[b"filename"]), media_type)
+        self._file = FilePart(
+            field_name, _text(options[b"filename"]), media_type, is_item=name != field_name
+        )
+        self.form.files.append(self._file)
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._field is None:
-            self._pieces.append(data[start:end])
+        if self._file is not None:
+            self._pieces.append((self._file, data[start:end]))
             return
         self._text += data[start:end]
         if len(self._text) > _MOST_FIELD_BYTES:
@@ -167,10 +173,13 @@ class _Reading:
             raise PayloadTooLarge(f"{self._field[:64]}: expected {most}.")
 
     def _on_part_end(self) -> None:
-        if self._field == FILE:
-            raise _no_file("expected a file, with a filename (curl -F file=@NAME)")
-        if self._field is not None:
-            self.fields[self._field] = _text(self._text)
+        if self._file is not None:
+            return
+        text = _text(self._text)
+        if self._field.endswith(_LIST):
+            self.form.lists.setdefault(self._field.removesuffix(_LIST), []).append(text)
+        else:
+            self.form.fields[self._field] = text
 
     def _on_end(self) -> None:
         self.is_whole = True

@@ -51,6 +51,7 @@ class RequestState:
     key, "" without one. `x_job_id` is the id by which the caller knows its jobs, `job_ids` are those
     of the jobs themselves. `watch` times the jobs, if this front took them. `trace_id` is None where
     nothing is traced; `span` is the server's. `errors` is the format of errors for this caller.
+    One with `is_admitted` has been counted by its caller's rates.
     """
 
     request_id: str
@@ -70,6 +71,7 @@ class RequestState:
     trace_id: str | None = None
     span: Span = NO_SPAN
     errors: ErrorFormat = PLAIN
+    is_admitted: bool = False
 
 
 def request_state_of(scope: MutableMapping[str, Any]) -> RequestState:

@@ -10,8 +10,7 @@ from pydantic import ValidationError
 from api.access.caller import CallerDep
 from api.deps import Front, FrontDep, RequestStateDep
 from api.endpoints.dialect import Dialect
-from api.http.media_types import media_type_of
-from api.http.multipart import MEDIA_TYPE
+from api.http.media_types import FORM, media_type_of
 from api.routes.files import BYTES
 from api.schemas.errors import PlainErrorBody, errors_of
 from api.schemas.files import InlineArtifact, StoredFile, request_body, stored_file
@@ -79,7 +78,7 @@ def _media_type(request: Request) -> str:
             " another, as by -H 'Content-Type: image/png'.",
             field="Content-Type",
         )
-    if media_type == MEDIA_TYPE:
+    if media_type == FORM:
         raise InvalidRequest(
             "Content-Type: expected the bytes alone; forms go to POST /v1/files.",
             field="Content-Type",

@@ -10,8 +10,8 @@ from api.access.caller import CallerDep
 from api.deps import FrontDep, RequestStateDep
 from api.endpoints.dialect import Dialect
 from api.http.error_format import OPENAI
-from api.http.media_types import media_type_of
-from api.http.multipart import MEDIA_TYPE, FilePart, read_form
+from api.http.media_types import FORM, media_type_of
+from api.http.multipart import FilePart, Form, read_form
 from api.schemas.errors import OpenAIErrorBody, Responses, errors_of
 from api.schemas.files import (
     FileDeleted,
@@ -37,7 +37,9 @@ BYTES: Responses = {
 }
 """The answers of a route that sends an artifact."""
 
-_FORM = {MEDIA_TYPE: {"schema": FileForm.model_json_schema()}}
+_FORM = {FORM: {"schema": FileForm.model_json_schema()}}
+_FILE = "file"
+"""The name of the part that has the file."""
 _LIVES = "expires_after[seconds]"
 _ANCHOR = "expires_after[anchor]"
 _MOST_LISTED = 1000
@@ -77,12 +79,13 @@ async def create_file(
         async def take(part: FilePart, data: bytes) -> None:
             await scanned.write(data, part.media_type)
 
-        form = await read_form(pieces_of(request), content_type, take)
+        form = await read_form(pieces_of(request), content_type, take, files=(_FILE,))
+        file = _only(form)
         purpose = form.fields.get("purpose")
         if purpose is None:
             raise InvalidRequest("purpose: this field is required.", field="purpose")
-        media_type = media_type_of(form.file.media_type or DEFAULT_MEDIA_TYPE, field="file")
-        label = label_of(media_type, form.file.name, purpose, _lives_s(form.fields))
+        media_type = media_type_of(file.media_type or DEFAULT_MEDIA_TYPE, field=_FILE)
+        label = label_of(media_type, file.name, purpose, _lives_s(form.fields))
         return stored_file(await keep(front, request, upload, label, key=key))
 
 
@@ -134,6 +137,18 @@ async def content(
 async def delete_file(id: str, front: FrontDep, caller: CallerDep) -> FileDeleted:
     await front.artifacts.delete(caller.tenant, id)
     return FileDeleted(id=id)
+
+
+def _only(form: Form) -> FilePart:
+    """Return the file of a form. Raise InvalidRequest for none and for several."""
+    if len(form.files) == 1:
+        return form.files[0]
+    expected = "this field is required"
+    if form.files:
+        expected = f"expected one file, in a part of the name {_FILE}"
+    elif _FILE in form.fields:
+        expected = "expected a file, with a filename (curl -F file=@NAME)"
+    raise InvalidRequest(f"{_FILE}: {expected}.", field=_FILE)
 
 
 def _lives_s(fields: dict[str, str]) -> float | None:

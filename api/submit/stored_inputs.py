@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel
 
 from api.endpoints.context import RequestContext
+from api.http.media_types import file_name
 from api.redis_timeout import redis_answers
 from api.schemas.fields import BYTES
 from api.submit.byte_inputs import StoredBytes, byte_input_of
@@ -45,11 +46,20 @@ async def with_stored_inputs(context: RequestContext, body: Body) -> Body:
                 raise InvalidRequest(f"{name}: expected at least one byte.", field=name)
             async with front.artifacts.upload(tenant) as upload:
                 await ScannedUpload(front, upload).write(given.data, given.media_type)
-                label = Label(given.media_type, purpose="input", is_new=True)
-                return (await upload.keep(label)).id
+                return (await upload.keep(input_label(given.media_type))).id
 
     stored = await _stored(body, "", store)
     return typing.cast(Body, stored)
+
+
+def input_label(media_type: str, name: str = "") -> Label:
+    """Return the label of a file that comes with a request. Kept bytes keep their own label."""
+    return Label(media_type, file_name(name), purpose="input", is_new=True)
+
+
+def byte_fields(body: type[BaseModel]) -> list[str]:
+    """Return the fields of a body whose own texts hold bytes, without those of its parts."""
+    return [name for name, holds_bytes in _fields(body).items() if holds_bytes]
 
 
 async def _stored(value: Any, name: str, store: Store, *, is_bytes: bool = False) -> Any:

@@ -2,12 +2,10 @@
 
 import base64
 import io
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -29,12 +27,10 @@ from shared.tasks.vision import (
     SegmentImage,
 )
 from shared.tasks.words import ClassifyAmong, FilledMasks, FillMask, LabelledParts, LabelTokens
-from tests.fixtures.api.fronts import in_memory
 from tests.fixtures.one_shots import write_one_shot
 from tests.fixtures.pictures import encoded, picture
-from tests.fixtures.polling import until
 from tests.fixtures.sounds import RATE, tones, wav
-from tests.fixtures.worker.services import service, serving
+from tests.fixtures.worker.fleets import fleet
 from worker.engine.runner import RunnerOptions
 from worker.engine.task_runner import FilesAtHand, TaskOutput
 from worker.host.loading import warm_up
@@ -390,18 +386,6 @@ def test_missing_files_are_named(tmp_path: Path, missing: str) -> None:
     (tmp_path / missing).unlink()
     with pytest.raises(ModelFormatError, match=missing.partition(".")[0]):
         load_runner("auto", RunnerOptions(str(tmp_path)))
-
-
-@asynccontextmanager
-async def fleet(redis: Redis, runner: OneShotRunner) -> AsyncIterator[httpx.AsyncClient]:
-    """Run a worker and a front, and yield a client when they are ready."""
-
-    async def is_ready() -> bool:
-        return (await client.get("/readyz")).status_code == 200
-
-    async with serving(service(redis), runner), in_memory(redis) as client:
-        await until(is_ready, "the fleet is ready")
-        yield client
 
 
 async def test_a_picture_is_labelled_over_http(redis: Redis, runner: OneShotRunner) -> None:
