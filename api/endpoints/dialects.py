@@ -3,6 +3,7 @@
 from api.endpoints.dialect import Dialect
 from api.endpoints.endpoint import Post
 from api.routes import (
+    audio,
     chat,
     echo_task,
     embeddings,
@@ -23,6 +24,7 @@ _BUILT_IN = (
     hrm.DIALECT,
     chat.DIALECT,
     embeddings.DIALECT,
+    audio.DIALECT,
     tokens.DIALECT,
     simple_foundation.DIALECT,
     puzzles.DIALECT,

@@ -4,9 +4,9 @@ The way leads from the context of the request to `submit`, then to `respond`. `P
 the same way.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, get_args
 
 from fastapi import APIRouter, Depends, Request, Response
 
@@ -15,7 +15,17 @@ from api.endpoints.endpoint import Endpoint, ImmediateEndpoint, Post
 from api.endpoints.form_route import form_fields_of, form_route, form_schema
 from api.http.media_types import FORM
 from api.http.request_state import request_state_of
-from api.schemas.errors import LATER, STREAM, STREAM_ALONE, STREAM_OR_TEXT, Responses, errors_of
+from api.schemas.errors import (
+    LATER,
+    PLAIN_TEXT,
+    STREAM,
+    STREAM_ALONE,
+    STREAM_OR_PLAIN_TEXT,
+    STREAM_OR_TEXT,
+    Responses,
+    errors_of,
+)
+from api.schemas.plain_text import PlainText
 from api.stream.respond import respond, resume
 from api.stream.sse import EventStream
 from api.submit.submission import submit
@@ -95,9 +105,17 @@ def _responses(post: Post) -> Responses:
         responses |= STREAM_ALONE
     elif any(endpoint.bare_stream_format for endpoint in endpoints):
         responses |= STREAM_OR_TEXT
-    elif any("stream" in endpoint.body.model_fields for endpoint in endpoints):
-        responses |= STREAM
+    else:
+        responses |= _answer_of(post, endpoints)
     return responses
+
+
+def _answer_of(post: Post, endpoints: Sequence[Endpoint]) -> Responses:
+    """Return the forms of an answer besides JSON, where there are some."""
+    has_stream = any("stream" in endpoint.body.model_fields for endpoint in endpoints)
+    if PlainText in get_args(post.answer):
+        return STREAM_OR_PLAIN_TEXT if has_stream else PLAIN_TEXT
+    return STREAM if has_stream else {}
 
 
 def _answer_at_once(

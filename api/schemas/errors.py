@@ -117,6 +117,18 @@ STREAM_OR_TEXT: Responses = {
         "content": EVENTS | {"text/plain": {}},
     }
 }
+PLAIN_TEXT: Responses = {
+    200: {
+        "description": "The answer; as plain text where the body asks for it.",
+        "content": {"text/plain": {}},
+    }
+}
+STREAM_OR_PLAIN_TEXT: Responses = {
+    200: {
+        "description": "The answer; as plain text or in events where the body asks for it.",
+        "content": EVENTS | {"text/plain": {}},
+    }
+}
 STREAM_ALONE: Responses = {
     200: {"description": "The answer in events as it comes.", "content": EVENTS}
 }

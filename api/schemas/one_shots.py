@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, BaseModel, Field, StrictBool
 
+from api.schemas.audio import SILENCE
 from api.schemas.fields import ByteInput, NonEmpty, shown
 from api.schemas.files import PIXEL, MadeFile
 from api.schemas.inference import (
@@ -14,11 +15,6 @@ from api.schemas.inference import (
 )
 from shared.tasks.words import Aggregation
 
-_SOUND = (
-    "data:audio/wav;base64,UklGRnMAAABXQVZFZm10IBAAAAABAAEAQB8AAEAfAAABAAgAZGF0YU8AAACAgICAgICAgICA"
-    "gICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICA"
-)
-"""A hundredth of a second of silence."""
 _IMAGE = f"data:image/gif;base64,{PIXEL}"
 
 Threshold = Annotated[float, Field(ge=0, le=1)]
@@ -115,7 +111,7 @@ class SoundClassificationRequest(SoundRequest):
     model_config = shown(
         {
             "task": "audio-classification",
-            "inputs": _SOUND,
+            "inputs": SILENCE,
             "model_id": "sounds",
             "options": {"top_k": 2},
         }
@@ -137,7 +133,7 @@ class TranscriptionRequest(SoundRequest):
     model_config = shown(
         {
             "task": "automatic-speech-recognition",
-            "inputs": _SOUND,
+            "inputs": SILENCE,
             "model_id": "whisper",
             "options": {"return_timestamps": True},
         }

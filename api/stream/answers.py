@@ -14,6 +14,7 @@ from api.http.headers import JOB_ID, answer_headers
 from api.http.problem import problem_of
 from api.http.request_state import RequestState, Usage
 from api.redis_timeout import redis_answers
+from api.schemas.plain_text import PlainText
 from api.stream.cursor import Cursor
 from api.stream.dispatch import Receive, RequestFollower
 from api.stream.request_events import Outcome, RequestEvent, RequestEvents
@@ -60,8 +61,11 @@ async def attached(
 
 def whole(endpoint: Endpoint, work: SubmittedWork, outcomes: Sequence[Outcome]) -> Response:
     """Return the whole answer, in the endpoint's dialect."""
-    body = endpoint.render(work, outcomes).model_dump_json()
-    return Response(body, media_type="application/json", headers=answer_headers(work, outcomes))
+    answer = endpoint.render(work, outcomes)
+    headers = answer_headers(work, outcomes)
+    if isinstance(answer, PlainText):
+        return Response(answer.root, media_type="text/plain", headers=headers)
+    return Response(answer.model_dump_json(), media_type="application/json", headers=headers)
 
 
 async def timings_at_end(front: Front, work: SubmittedWork, usage: Usage) -> Timings | None:

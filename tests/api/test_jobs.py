@@ -65,7 +65,7 @@ async def test_the_result_is_the_answer(
     assert job["object"] == "job"
     assert job["task"] == TASKS_OF_PATHS.get(path, "generate")
     assert job["usage"]["prompt_tokens"] >= 0
-    if "usage" in answer:
+    if "total_tokens" in answer.get("usage", {}):
         assert job["usage"]["total_tokens"] == answer["usage"]["total_tokens"]
     assert without_names(job["result"]) == without_names(answer)
 

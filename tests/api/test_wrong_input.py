@@ -73,6 +73,8 @@ def form_of(path: str, body: Any) -> str:
         return "inference"
     if path in ("/v1/completions", "/v1/chat/completions", "/v1/embeddings"):
         return "openai"
+    if path.startswith("/v1/audio/"):
+        return "openai"
     return "plain"
 
 

@@ -31,6 +31,7 @@ from tests.fixtures.one_shots import write_one_shot
 from tests.fixtures.pictures import encoded, picture
 from tests.fixtures.sounds import RATE, tones, wav
 from tests.fixtures.worker.fleets import fleet
+from tests.fixtures.worker.unwatched import Unwatched
 from worker.engine.runner import RunnerOptions
 from worker.engine.task_runner import FilesAtHand, TaskOutput
 from worker.host.loading import warm_up
@@ -57,19 +58,6 @@ def files_of_kind(kind: str) -> list[tuple[str, bytes, Any]]:
         samples = decode_sound(data, rate=RATE, max_seconds=60)
         files.append((f"file-{number}", data, samples))
     return files
-
-
-class Unwatched:
-    """A batch that nobody watches."""
-
-    def heartbeat(self) -> None:
-        return
-
-    def report(self, index: int, done: int, total: int | None = None, note: str = "") -> None:
-        return
-
-    def is_wanted(self, index: int) -> bool:
-        return True
 
 
 def make(task: str, path: Path) -> OneShotRunner:

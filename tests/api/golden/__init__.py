@@ -53,10 +53,13 @@ class Pair:
 def comparable(answer: httpx.Response) -> Any:
     """Return an answer's JSON, or its text, with what differs each time made the same.
 
-    Times that are null stay so.
+    Times that are null stay so. Plain text is without the line ends behind it, which pairs in a
+    file cannot tell.
     """
     text = normal(answer.text)
-    return json.loads(text) if media_type(answer) == "application/json" else text
+    if media_type(answer) == "application/json":
+        return json.loads(text)
+    return text if media_type(answer) == "text/event-stream" else text.rstrip("\n")
 
 
 def media_type(answer: httpx.Response) -> str:

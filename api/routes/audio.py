@@ -1,0 +1,98 @@
+"""`/v1/audio` as the OpenAI clients expect it: transcripts of speech, and their translations."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from api.endpoints.dialect import Dialect
+from api.endpoints.endpoint import Endpoint, Post, TaskPlan, progress_payload
+from api.http.error_format import OPENAI
+from api.http.problem import Problem
+from api.http.request_state import Usage
+from api.schemas.audio import (
+    Answer,
+    SpeechRequest,
+    TranscriptionRequest,
+    TranslationRequest,
+    transcription,
+)
+from api.stream.request_events import JobEvent, Outcome, OutcomeBuilder
+from api.stream.stream_format import EVENTS_WITH_DONE
+from api.stream.timings import Timings
+from api.submit.limits import Limits
+from api.submit.request_record import SubmittedWork
+from shared.messages import ModelInfo, Progress
+from shared.tasks.sound import Transcript
+
+
+def _plan(body: SpeechRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
+    task = body.task()
+    notes = {
+        "format": body.response_format,
+        "timestamps": task.timestamps,
+        "task": "translate" if task.translate else "transcribe",
+    }
+    return TaskPlan([task], notes=notes)
+
+
+def _whole(work: SubmittedWork, outcomes: Sequence[Outcome]) -> Answer:
+    return transcription(outcomes[0].as_a(Transcript), dict(work.record.notes))
+
+
+class TranscriptEvents:
+    """OpenAI's events of a transcript. A network gives it whole, so there is one delta."""
+
+    def __init__(self, work: SubmittedWork) -> None:
+        self._work = work
+        self._builder = OutcomeBuilder(work.record.n)
+
+    def opening(self) -> Any:
+        return None
+
+    def of(self, job: int, event: JobEvent) -> Iterable[Any]:
+        self._builder.add(event)
+        if isinstance(event, Progress):
+            yield progress_payload(self._work.id, job, event)
+
+    def closing(self, usage: Usage, timings: Timings | None) -> Iterable[Any]:
+        text = self._builder.outcome().as_a(Transcript).text
+        yield {"type": "transcript.text.delta", "delta": text}
+        yield {"type": "transcript.text.done", "text": text}
+
+    def failed(self, problem: Problem) -> Any:
+        return OPENAI.body(problem)
+
+
+def _endpoint(name: str, body: type[SpeechRequest], *, with_stream: bool) -> Endpoint:
+    return Endpoint(
+        name=name,
+        task="automatic-speech-recognition",
+        body=body,
+        answer=Answer,
+        plan=_plan,
+        render=_whole,
+        stream=TranscriptEvents if with_stream else None,
+        stream_format=EVENTS_WITH_DONE,
+        errors=OPENAI,
+    )
+
+
+DIALECT = Dialect(
+    (
+        Post(
+            "/v1/audio/transcriptions",
+            "create_transcription",
+            "The words that are spoken in a sound.",
+            (_endpoint("transcriptions", TranscriptionRequest, with_stream=True),),
+            tag="openai",
+            job_task="transcribe",
+        ),
+        Post(
+            "/v1/audio/translations",
+            "create_translation",
+            "The words that are spoken in a sound, in English.",
+            (_endpoint("translations", TranslationRequest, with_stream=False),),
+            tag="openai",
+            job_task="translate_speech",
+        ),
+    )
+)

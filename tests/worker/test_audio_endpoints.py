@@ -1,0 +1,116 @@
+"""OpenAI's own client transcribes sounds in every format."""
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import openai
+import pytest
+from redis.asyncio import Redis
+
+from api.schemas.audio import transcription
+from api.schemas.plain_text import PlainText
+from shared.tasks.sound import SpokenPart, Timestamps, Transcribe, Transcript
+from tests.fixtures.one_shots import write_one_shot
+from tests.fixtures.sounds import tones, wav
+from tests.fixtures.worker.fleets import fleet
+from tests.fixtures.worker.unwatched import Unwatched
+from worker.engine.runner import RunnerOptions
+from worker.engine.task_runner import FilesAtHand, TaskOutput
+from worker.runners.one_shot import OneShotRunner, load
+
+SOUND = wav(tones(440.0, 1320.0, seconds=0.5))
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> OneShotRunner:
+    path = tmp_path_factory.mktemp("speech")
+    write_one_shot("automatic-speech-recognition", path)
+    return load(RunnerOptions(str(path), name="t"))
+
+
+def transcript_of(runner: OneShotRunner, timestamps: Timestamps) -> Transcript:
+    """Return what the runner hears."""
+    item = runner.read(Transcribe("x", timestamps), FilesAtHand({"x": SOUND}))
+    [output] = runner.run([item], Unwatched())
+    assert isinstance(output, TaskOutput)
+    assert isinstance(output.result, Transcript)
+    return output.result
+
+
+@asynccontextmanager
+async def client_of(redis: Redis, runner: OneShotRunner) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with fleet(redis, runner) as http:
+        yield openai.AsyncOpenAI(base_url=f"{http.base_url}/v1", api_key="none", http_client=http)
+
+
+async def test_openais_client_transcribes(redis: Redis, runner: OneShotRunner) -> None:
+    expected = transcript_of(runner, "segment")
+    assert expected.text and len(expected.parts) > 1, "it hears something"
+    file = ("a.wav", SOUND)
+
+    async with client_of(redis, runner) as client:
+        create: Any = client.audio.transcriptions.create
+        plain = await create(file=file, model="t")
+        text = await create(file=file, model="t", response_format="text")
+        verbose = await create(file=file, model="t", response_format="verbose_json")
+        words = await create(
+            file=file,
+            model="t",
+            response_format="verbose_json",
+            timestamp_granularities=["word"],
+        )
+        srt = await create(file=file, model="t", response_format="srt")
+        vtt = await create(file=file, model="t", response_format="vtt")
+        events = [event async for event in await create(file=file, model="t", stream=True)]
+
+    assert plain.text == expected.text
+    assert plain.usage.seconds == pytest.approx(0.5)
+    assert text == expected.text + "\n"
+    assert (verbose.text, verbose.duration) == (expected.text, pytest.approx(0.5))
+    parts = [(part.text, part.start, part.end) for part in expected.parts]
+    assert [(one.text, one.start, one.end) for one in verbose.segments] == parts
+    assert [(one.word, one.start, one.end) for one in words.words] == parts
+    assert verbose.words is None and words.segments is None
+    assert_subtitles(srt, expected, mark=",")
+    assert vtt.startswith("WEBVTT\n\n")
+    assert_subtitles(vtt, expected, mark=".")
+    assert [event.type for event in events] == ["transcript.text.delta", "transcript.text.done"]
+    assert {events[0].delta, events[1].text} == {expected.text}
+
+
+def assert_subtitles(text: str, expected: Transcript, *, mark: str) -> None:
+    """Assert that the parts of a transcript are all there, with their times."""
+    clock = rf"(\d\d):(\d\d):(\d\d){re.escape(mark)}(\d\d\d)"
+    found = re.findall(rf"{clock} --> {clock}\n(.*)\n", text)
+    assert len(found) == len(expected.parts)
+    for part, row in zip(expected.parts, found, strict=True):
+        assert row[8] == part.text
+        assert seconds_of(row[:4]) == pytest.approx(part.start, abs=0.001)
+        assert seconds_of(row[4:8]) == pytest.approx(part.end, abs=0.001)
+
+
+def seconds_of(clock: tuple[str, ...]) -> float:
+    hours, minutes, seconds, milliseconds = map(int, clock)
+    return hours * 3600 + minutes * 60 + seconds + milliseconds / 1000
+
+
+async def test_what_a_model_cannot_do_is_told(redis: Redis, runner: OneShotRunner) -> None:
+    async with client_of(redis, runner) as client:
+        with pytest.raises(openai.BadRequestError, match="one language, and does not translate"):
+            await client.audio.translations.create(file=("a.wav", SOUND), model="t")
+        with pytest.raises(openai.BadRequestError, match="expected a sound"):
+            await client.audio.transcriptions.create(file=("a.wav", b"none"), model="t")
+        with pytest.raises(openai.NotFoundError, match="nobody"):
+            await client.audio.transcriptions.create(file=("a.wav", SOUND), model="nobody")
+
+
+def test_times_of_hours_and_of_an_open_end() -> None:
+    parts = (SpokenPart("a", 3599.9996, 3725.25), SpokenPart("b", 3725.25, None))
+    notes = {"format": "srt", "timestamps": "segment", "task": "transcribe"}
+    answer = transcription(Transcript("a b", 3730.5, None, parts), notes)
+    assert isinstance(answer, PlainText)
+    assert answer.root == (
+        "1\n01:00:00,000 --> 01:02:05,250\na\n\n2\n01:02:05,250 --> 01:02:10,500\nb\n\n"
+    )
