@@ -53,6 +53,7 @@ from shared.tasks.words import (
     FillMask,
     LabelledParts,
     LabelTokens,
+    RankText,
 )
 
 # Rough costs are enough: tenants share by them, and a worker corrects them when a job ends.
@@ -120,6 +121,10 @@ def _cost_of_text(task: Embed | Classify | LabelTokens | FillMask) -> int:
     return _length(task.text)
 
 
+def _cost_of_pair(task: RankText) -> int:
+    return _length(task.query) + _length(task.text)
+
+
 def _cost_of_labels(task: ClassifyAmong) -> int:
     return _length(task.text) * len(task.labels)
 
@@ -182,6 +187,12 @@ TASKS: dict[TaskName, TaskInfo] = {
         Labelled,
         cost=_cost_of_text,
         pipeline_tags=("text-classification", "sentiment-analysis"),
+    ),
+    "text-ranking": TaskInfo(
+        RankText,
+        Labelled,
+        cost=_cost_of_pair,
+        pipeline_tags=("text-ranking",),
     ),
     "token-classification": TaskInfo(
         LabelTokens,

@@ -44,6 +44,16 @@ class ClassifyAmong(OtherTask, frozen=True, omit_defaults=True, tag="zero-shot-c
     multi_label: bool = False
 
 
+class RankText(OtherTask, frozen=True, omit_defaults=True, tag="text-ranking"):
+    """Return how well a text answers a query, as the score of its only label.
+
+    A text that exceeds the context window loses its end.
+    """
+
+    query: str
+    text: str
+
+
 class FillMask(OtherTask, frozen=True, omit_defaults=True, tag="fill-mask"):
     """Return the likeliest tokens for each mask of a text, or the likeliest of `targets`."""
 

@@ -63,6 +63,7 @@ RESULTS: dict[str, Result] = {
     "detokenize": Detokenized("text"),
     "embed": Embedded(pack([0.0, 1.0])),
     "classify": Labelled((Label("good", 0.9),)),
+    "text-ranking": Labelled((Label("LABEL_0", 0.5),)),
     "automatic-speech-recognition": Transcript("text", 1.5),
     "echo_task": EchoedTask(2),
 }

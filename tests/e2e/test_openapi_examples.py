@@ -11,12 +11,15 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 import yaml
+from transformers import BertConfig, BertForSequenceClassification
 
 from api.http.app import create_app
 from shared.queue.broker import Broker, connect
 from shared.settings.settings import SAMPLE_MODEL, Settings
 from tests.fixtures.e2e.serving import serving
 from tests.fixtures.one_shots import write_one_shot
+from tests.fixtures.tiny_encoder import SHARED
+from tests.fixtures.tiny_encoder import write as write_encoder
 from tests.fixtures.worker.sapient_fixtures import Net, write_checkpoint
 
 VOLATILE = {"id", "created", "generation_time", "cached_tokens"}
@@ -127,6 +130,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     models: list[dict[str, Any]] = []
     for name, path in paths.items():
         models.append({"id": name, "path": str(path)})
+    reranker = tmp_path_factory.mktemp("reranker")
+    write_encoder(reranker, BertForSequenceClassification, BertConfig(num_labels=1, **SHARED))
+    models.append({"id": "reranker", "path": str(reranker)})
     for name, task in ONE_SHOTS.items():
         path = tmp_path_factory.mktemp(name)
         write_one_shot(task, path)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoModel,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
@@ -45,6 +46,7 @@ from shared.messages import (
 )
 from shared.settings.settings import ModelEntry, Settings
 from shared.tasks.vectors import unpack
+from shared.tasks.words import RankText
 from tests.fixtures.tiny_encoder import SHARED, SIZE, TEXTS, word_tokenizer, write
 from tests.fixtures.worker.stepping import classify_all, embed_all, end_of, run
 from worker.engine.runner import RunnerOptions
@@ -136,7 +138,10 @@ def test_labels_are_those_of_transformers_pipeline(
     )
     expected = classifier(list(TEXTS), top_k=None, batch_size=1)
     runner = load(tmp_path)
-    assert runner.spec.tasks == ("classify", "embed", "tokenize", "detokenize")
+    tasks = ("classify", "embed", "tokenize", "detokenize")
+    if runner.model.config.num_labels == 1:
+        tasks = ("text-ranking", *tasks)
+    assert runner.spec.tasks == tasks
 
     results = classify_all(runner, [Classify(text) for text in TEXTS])
 
@@ -342,3 +347,41 @@ def test_oracle_is_what_a_caller_would_do(tmp_path: Path) -> None:
 
     unpacked = torch.tensor([unpack(vector) for vector in vectors])
     assert torch.allclose(unpacked, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "types that do not matter"])
+def test_ranks_are_those_of_a_cross_encoder(tmp_path: Path, family: str) -> None:
+    """A text and its query are read together, each with its type where the network has types."""
+    one = {"num_labels": 1}
+    if family == "distilbert":
+        write(tmp_path, DistilBertForSequenceClassification, DistilBertConfig(**DISTILBERT, **one))
+    else:
+        write(tmp_path, BertForSequenceClassification, BertConfig(**SHARED, **one))
+    if family == "types that do not matter":
+        tokenizer = word_tokenizer()
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
+        tokenizer.save_pretrained(tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    long = " ".join(["film"] * 60)
+    pairs = [("good", text) for text in (*TEXTS, long)] + [(long, long), (long, "bad")]
+    runner = load(tmp_path)
+    window = runner.spec.context_window
+
+    found = classify_all(runner, [RankText(query, text) for query, text in pairs])
+
+    expected = []
+    for query, text in pairs:
+        inputs = tokenizer(query, text, truncation=True, max_length=window, return_tensors="pt")
+        with torch.no_grad():
+            expected.append(float(model(**inputs).logits.sigmoid()))
+    assert [score for labels in found for score in labels.values()] == pytest.approx(
+        expected, rel=1e-4, abs=1e-6
+    )
+    assert len(set(expected)) == len(expected)
+
+
+def test_a_classifier_of_several_labels_does_not_rank(tmp_path: Path) -> None:
+    write(tmp_path, *FAMILIES["classifier"])
+    with pytest.raises(InvalidRequest, match="does not text-ranking"):
+        load(tmp_path).encode(RankText("good", "bad"))

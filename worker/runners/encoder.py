@@ -23,6 +23,7 @@ from transformers import (
 from shared.errors import FleetError, InvalidRequest
 from shared.messages import Classify, Detokenize, Embed, Task, TaskName, Tokenize, name_of
 from shared.tasks.runner_options import TextOptions
+from shared.tasks.words import RankText
 from worker.engine.runner import RunnerOptions, RunnerSpec
 from worker.engine.sequence import (
     Classified,
@@ -63,6 +64,13 @@ class EncodedSentence(Encoded):
     num_unpooled: int = 0
 
 
+@dataclass(frozen=True)
+class EncodedPair(EncodedText):
+    """A query and a text to be ranked by it. `token_types` tell them apart, if there are any."""
+
+    token_types: Ids = ()
+
+
 class EncoderRunner:
     """An encoder. `sentence` are the modules of a sentence-transformers model behind it, if any."""
 
@@ -87,11 +95,15 @@ class EncoderRunner:
 
     def encode(self, task: Task) -> Encoded:
         if name_of(task) not in self.spec.tasks or not isinstance(
-            task, Classify | Embed | Tokenize | Detokenize
+            task, Classify | Embed | RankText | Tokenize | Detokenize
         ):
             raise InvalidRequest(
                 f"This model reads texts and does not {name_of(task)}.", field="model"
             )
+        if isinstance(task, RankText):
+            window = self.spec.context_window
+            ids, token_types = self._vocabulary.pair(task.query, task.text, window)
+            return EncodedPair(ids, token_types=token_types)
         sentence = self._sentence
         if sentence is None or not isinstance(task, Embed) or not isinstance(task.text, str):
             return self._vocabulary.encode(task, self.spec.context_window)
@@ -155,7 +167,9 @@ class EncoderRunner:
         return results
 
     def _classify(self, texts: Sequence[Encoded]) -> list[StepResult | FleetError]:
-        logits = class_logits(self.model, [text.prompt_ids for text in texts], self._pad_id)
+        rows = [text.prompt_ids for text in texts]
+        types = [_types_of(text) for text in texts]
+        logits = class_logits(self.model, rows, self._pad_id, types)
         scores = scores_of(logits, self.model.config)
         results = []
         for text_scores, text in zip(scores, texts, strict=True):
@@ -170,15 +184,30 @@ class EncoderRunner:
         return Classified(labels[: text.top_k])
 
 
+def _types_of(text: Encoded) -> Ids:
+    return text.token_types if isinstance(text, EncodedPair) else ()
+
+
 def last_states(model: PreTrainedModel, rows: Sequence[Ids], pad_id: int) -> list[Tensor]:
     """Return the last hidden states [N, hidden] of each row."""
     states: Tensor = model.base_model(**_padded(rows, pad_id, model.device)).last_hidden_state
     return [states[index, : len(row)] for index, row in enumerate(rows)]
 
 
-def class_logits(model: PreTrainedModel, rows: Sequence[Ids], pad_id: int) -> Tensor:
-    """Return the rows' logits [B, labels] in float32."""
-    logits: Tensor = model(**_padded(rows, pad_id, model.device)).logits
+def class_logits(
+    model: PreTrainedModel, rows: Sequence[Ids], pad_id: int, types: Sequence[Ids] = ()
+) -> Tensor:
+    """Return the rows' logits [B, labels] in float32.
+
+    `types` are those of the rows' tokens; without any, all are of type 0.
+    """
+    inputs = _padded(rows, pad_id, model.device)
+    # Many networks have no types, and refuse the argument.
+    if any(any(row) for row in types):
+        inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+        for index, row in enumerate(types):
+            inputs["token_type_ids"][index, : len(row)] = torch.tensor(row)
+    logits: Tensor = model(**inputs).logits
     return logits.float()
 
 
@@ -237,6 +266,8 @@ def load(options: RunnerOptions) -> EncoderRunner:
     trial: Task = Embed("a")
     if is_classifier:
         tasks = ("classify", *_TEXT_TASKS)
+        if config.num_labels == 1:
+            tasks = ("text-ranking", *tasks)
         trial = Classify("a")
     limits = _limits(model, options.context_window, tokenizer.model_max_length, max_tokens)
     spec = RunnerSpec(

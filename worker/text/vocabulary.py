@@ -92,6 +92,19 @@ class Vocabulary:
         ids, num_behind = self._framed(task.text)
         return encode_text(ids, task, window, num_behind=num_behind)
 
+    def pair(self, first: str, second: str, window: int) -> tuple[Ids, Ids]:
+        """Return the ids of two texts, and the type of each, as the tokenizer joins them.
+
+        Where both exceed the `window`, the longer one loses its end. A tokenizer without types
+        gives none.
+        """
+        with blamed("documents", "the model's tokenizer cannot read it"):
+            encoded: Any = self._tokenizer(
+                first, second, truncation="longest_first", max_length=window
+            )
+        ids = self.known(tuple(encoded["input_ids"]), "documents")
+        return ids, tuple(encoded.get("token_type_ids", ()))
+
     def _framed(self, text: Text) -> tuple[Ids, int]:
         """Return the ids of a text with the tokenizer's own marks, and the number of end marks."""
         given = as_ids(text, self.size, "input")
