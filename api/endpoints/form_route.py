@@ -43,6 +43,7 @@ def form_fields_of(bodies: Iterable[type[BaseModel]]) -> FormFields | None:
     """Return the fields of a form in place of these bodies, None where no body holds a file."""
     files: dict[str, None] = {}
     objects: dict[str, None] = {}
+    texts: set[str] = set()
     for body in bodies:
         holding_bytes = byte_fields(body)
         for name, field in body.model_fields.items():
@@ -50,9 +51,12 @@ def form_fields_of(bodies: Iterable[type[BaseModel]]) -> FormFields | None:
                 files |= dict.fromkeys(_names(name, field))
             elif _is_object(field.annotation):
                 objects |= dict.fromkeys(_names(name, field))
+            else:
+                texts.update(_names(name, field))
     if not files:
         return None
-    return FormFields(tuple(files), tuple(objects))
+    # What is an object in one body and a text in another is taken as text.
+    return FormFields(tuple(files), tuple(name for name in objects if name not in texts))
 
 
 def _names(name: str, field: FieldInfo) -> list[str]:

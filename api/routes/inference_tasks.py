@@ -25,7 +25,7 @@ from api.schemas.inference import (
     EchoResult,
     FeatureRequest,
     FeatureResult,
-    InferenceRequest,
+    TaskRequest,
     TextGenerationRequest,
     TextGenerationResult,
     TimesBody,
@@ -86,7 +86,7 @@ class InferenceEvents:
 _ECHO = "echo"
 
 
-def _model(body: InferenceRequest) -> str | None:
+def _model(body: TaskRequest) -> str | None:
     return body.model_id
 
 
@@ -96,7 +96,7 @@ def _is_streamed(body: Any) -> bool:
 
 def _endpoint(
     task: TaskName,
-    body: type[InferenceRequest],
+    body: type[TaskRequest],
     plan: Callable[[Any, ModelInfo, Limits], TaskPlan],
     result: Callable[[Outcome], Any],
 ) -> Endpoint:

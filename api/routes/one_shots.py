@@ -7,9 +7,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from api.schemas.files import made_file
-from api.schemas.inference import ClassificationResult, InferenceRequest, LabelBody
+from api.schemas.inference import ClassificationResult, LabelBody, TaskRequest
 from api.schemas.one_shots import (
+    AnswerBody,
     Box,
+    CaptionRequest,
     DepthRequest,
     DepthResult,
     DetectionRequest,
@@ -18,17 +20,25 @@ from api.schemas.one_shots import (
     FillBody,
     FillMaskRequest,
     FillMaskResult,
+    ImageAnswerBody,
     ImageClassificationRequest,
+    ImageQuestionRequest,
+    ImageQuestionResult,
     ObjectBody,
+    QuestionRequest,
+    QuestionResult,
     SegmentationRequest,
     SegmentationResult,
     SegmentBody,
     SoundClassificationRequest,
     SpokenPartBody,
+    SummarizationRequest,
     TokenClassificationRequest,
     TokenClassificationResult,
     TranscriptionRequest,
     TranscriptionResult,
+    TranslationRequest,
+    WrittenResult,
     ZeroShotImageRequest,
     ZeroShotRequest,
 )
@@ -36,16 +46,27 @@ from api.stream.request_events import Outcome
 from shared.messages import Labelled, Task, TaskName
 from shared.tasks.sound import ClassifySound, Timestamps, Transcribe, Transcript
 from shared.tasks.vision import (
+    AnswerAboutImage,
     ClassifyImage,
     ClassifyImageAmong,
     DepthEstimated,
     DetectedObjects,
     DetectObjects,
     EstimateDepth,
+    ImageAnswers,
     Segmented,
     SegmentImage,
 )
-from shared.tasks.words import ClassifyAmong, FilledMasks, FillMask, LabelledParts, LabelTokens
+from shared.tasks.words import (
+    ClassifyAmong,
+    FilledMasks,
+    FillMask,
+    FindAnswer,
+    FoundAnswers,
+    LabelledParts,
+    LabelTokens,
+)
+from shared.tasks.writing import DescribeImage, Summarize, Translate, Written
 
 
 @dataclass(frozen=True)
@@ -53,7 +74,7 @@ class OneShotRow:
     """A task: its body, the function from body to task, and that from outcome to result."""
 
     task: TaskName
-    body: type[InferenceRequest]
+    body: type[TaskRequest]
     plan: Callable[[Any], Task]
     result: Callable[[Outcome], BaseModel]
 
@@ -112,6 +133,48 @@ def _depths(outcome: Outcome) -> DepthResult:
     return DepthResult(
         least=found.least, most=found.most, mean=found.mean, map=maps[0] if maps else None
     )
+
+
+def _summarize(body: SummarizationRequest) -> Task:
+    return Summarize(body.inputs, body.options.max_new_tokens)
+
+
+def _translate(body: TranslationRequest) -> Task:
+    options = body.options
+    return Translate(body.inputs, options.src_lang, options.tgt_lang, options.max_new_tokens)
+
+
+def _describe(body: CaptionRequest) -> Task:
+    return DescribeImage(body.inputs, body.options.prompt, body.options.max_new_tokens)
+
+
+def _written(outcome: Outcome) -> WrittenResult:
+    return WrittenResult(text=outcome.as_a(Written).text)
+
+
+def _find_answer(body: QuestionRequest) -> Task:
+    options = body.options
+    return FindAnswer(
+        body.inputs.question, body.inputs.context, options.top_k, options.max_answer_len
+    )
+
+
+def _answers(outcome: Outcome) -> QuestionResult:
+    answers = []
+    for one in outcome.as_a(FoundAnswers).answers:
+        answers.append(AnswerBody(answer=one.text, score=one.score, start=one.start, end=one.end))
+    return QuestionResult(answers=answers)
+
+
+def _answer_about_image(body: ImageQuestionRequest) -> Task:
+    return AnswerAboutImage(body.inputs.image, body.inputs.question, body.options.top_k)
+
+
+def _image_answers(outcome: Outcome) -> ImageQuestionResult:
+    answers = []
+    for one in outcome.as_a(ImageAnswers).answers:
+        answers.append(ImageAnswerBody(answer=one.text, score=one.score))
+    return ImageQuestionResult(answers=answers)
 
 
 def _label_tokens(body: TokenClassificationRequest) -> Task:
@@ -183,6 +246,13 @@ def _transcript(outcome: Outcome) -> TranscriptionResult:
 
 
 ROWS = (
+    OneShotRow("summarization", SummarizationRequest, _summarize, _written),
+    OneShotRow("translation", TranslationRequest, _translate, _written),
+    OneShotRow("question-answering", QuestionRequest, _find_answer, _answers),
+    OneShotRow("image-to-text", CaptionRequest, _describe, _written),
+    OneShotRow(
+        "visual-question-answering", ImageQuestionRequest, _answer_about_image, _image_answers
+    ),
     OneShotRow("token-classification", TokenClassificationRequest, _label_tokens, _entities),
     OneShotRow("zero-shot-classification", ZeroShotRequest, _classify_among, labels_result),
     OneShotRow("fill-mask", FillMaskRequest, _fill, _fills),

@@ -63,17 +63,22 @@ class FeatureOptions(Options):
     normalize: Annotated[bool, Field(strict=True, description="Vectors of length 1.")] = True
 
 
-class InferenceRequest(RequestBody):
+class TaskRequest(RequestBody):
     """A request for a task.
 
     `task` names it, or else `pipeline_tag`. Without both, the inputs come back.
     """
 
-    inputs: NonEmpty = Field(validation_alias=AliasChoices("inputs", "input", "text", "prompt"))
     model_id: str | None = Field(None, validation_alias=AliasChoices("model_id", "model"))
     task: str | None = None
     pipeline_tag: str | None = Field(None, description="Hugging Face's name of a task.")
     stream: Annotated[bool, Field(strict=True)] = False
+
+
+class InferenceRequest(TaskRequest):
+    """A request for a task that takes a text."""
+
+    inputs: NonEmpty = Field(validation_alias=AliasChoices("inputs", "input", "text", "prompt"))
 
 
 class EchoRequest(InferenceRequest):

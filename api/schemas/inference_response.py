@@ -13,9 +13,12 @@ from api.schemas.one_shots import (
     DepthResult,
     DetectionResult,
     FillMaskResult,
+    ImageQuestionResult,
+    QuestionResult,
     SegmentationResult,
     TokenClassificationResult,
     TranscriptionResult,
+    WrittenResult,
 )
 from api.schemas.usage import UsageBody
 
@@ -24,6 +27,9 @@ Result = (
     | TextGenerationResult
     | ClassificationResult
     | FeatureResult
+    | WrittenResult
+    | QuestionResult
+    | ImageQuestionResult
     | DetectionResult
     | SegmentationResult
     | DepthResult

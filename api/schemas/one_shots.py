@@ -5,12 +5,13 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, BaseModel, Field, StrictBool
 
 from api.schemas.audio import SILENCE
-from api.schemas.fields import ByteInput, NonEmpty, shown
+from api.schemas.fields import ByteInput, NonEmpty, RequestBody, shown
 from api.schemas.files import PIXEL, MadeFile
 from api.schemas.inference import (
     ClassificationOptions,
     InferenceRequest,
     Options,
+    TaskRequest,
     options_field,
 )
 from shared.tasks.words import Aggregation
@@ -142,6 +143,105 @@ class TranscriptionRequest(SoundRequest):
     options: TranscriptionOptions = options_field(TranscriptionOptions)
 
 
+class WritingOptions(Options):
+    max_new_tokens: Annotated[int, Field(strict=True, ge=1, le=4096)] | None = Field(
+        None,
+        validation_alias=AliasChoices("max_new_tokens", "max_length", "max_tokens"),
+        description="Default: the network's own.",
+    )
+
+
+class SummarizationRequest(InferenceRequest):
+    model_config = shown(
+        {
+            "task": "summarization",
+            "inputs": "The engine is loud. It shakes. It is too loud.",
+            "model_id": "summarizer",
+            "options": {"max_new_tokens": 8},
+        }
+    )
+
+    options: WritingOptions = options_field(WritingOptions)
+
+
+_Language = Annotated[NonEmpty, Field(description="A code that the model knows.")]
+
+
+class TranslationOptions(WritingOptions):
+    src_lang: _Language | None = None
+    tgt_lang: _Language | None = None
+
+
+class TranslationRequest(InferenceRequest):
+    model_config = shown(
+        {
+            "task": "translation",
+            "inputs": "The engine is loud.",
+            "model_id": "translator",
+            "options": {"src_lang": "en", "tgt_lang": "de", "max_new_tokens": 8},
+        }
+    )
+
+    options: TranslationOptions = options_field(TranslationOptions)
+
+
+class Question(RequestBody):
+    """A question, and the text that may answer it."""
+
+    question: NonEmpty
+    context: NonEmpty
+
+
+class QuestionOptions(Options):
+    top_k: Annotated[int, Field(strict=True, ge=1, le=100)] = 1
+    max_answer_len: Annotated[int, Field(strict=True, ge=1, le=1000, description="In tokens.")] = 15
+
+
+class QuestionRequest(TaskRequest):
+    model_config = shown(
+        {
+            "task": "question-answering",
+            "inputs": {"question": "Who sings?", "context": "Ada sings."},
+            "model_id": "reader",
+        }
+    )
+
+    inputs: Question = Field(validation_alias=AliasChoices("inputs", "input"))
+    options: QuestionOptions = options_field(QuestionOptions)
+
+
+class CaptionOptions(WritingOptions):
+    prompt: Annotated[NonEmpty, Field(description="The beginning of the text.")] | None = None
+
+
+class CaptionRequest(ImageRequest):
+    model_config = shown({"task": "image-to-text", "inputs": _IMAGE, "model_id": "captioner"})
+
+    options: CaptionOptions = options_field(CaptionOptions)
+
+
+class ImageQuestion(RequestBody):
+    image: ByteInput
+    question: NonEmpty
+
+
+class ImageQuestionOptions(Options):
+    top_k: Annotated[int, Field(strict=True, ge=1, le=100)] = 5
+
+
+class ImageQuestionRequest(TaskRequest):
+    model_config = shown(
+        {
+            "task": "visual-question-answering",
+            "inputs": {"image": _IMAGE, "question": "What is it?"},
+            "model_id": "observer",
+        }
+    )
+
+    inputs: ImageQuestion = Field(validation_alias=AliasChoices("inputs", "input"))
+    options: ImageQuestionOptions = options_field(ImageQuestionOptions)
+
+
 class TokenClassificationOptions(Options):
     aggregation_strategy: Aggregation = "simple"
 
@@ -188,6 +288,38 @@ class FillMaskRequest(InferenceRequest):
     )
 
     options: FillMaskOptions = options_field(FillMaskOptions)
+
+
+class WrittenResult(BaseModel):
+    text: str
+
+
+class AnswerBody(BaseModel):
+    """An answer: the characters of the context from `start` to `end`, left out."""
+
+    answer: str
+    score: float
+    start: int
+    end: int
+
+
+class QuestionResult(BaseModel):
+    """The answers, the likeliest first."""
+
+    answers: list[AnswerBody]
+
+
+class ImageAnswerBody(BaseModel):
+    """An answer. `score` is null where the network writes it."""
+
+    answer: str
+    score: float | None
+
+
+class ImageQuestionResult(BaseModel):
+    """The answers, the likeliest first."""
+
+    answers: list[ImageAnswerBody]
 
 
 class Box(BaseModel):

@@ -27,11 +27,16 @@ Scoring = Literal["strict", "aios_compat"]
 Segments = Literal["compat", "max", "q_halt"]
 Attention = Literal["bidirectional", "causal"]
 OneShotTask = Literal[
+    "summarization",
+    "translation",
+    "question-answering",
     "token-classification",
     "zero-shot-classification",
     "fill-mask",
+    "image-to-text",
     "image-classification",
     "zero-shot-image-classification",
+    "visual-question-answering",
     "object-detection",
     "image-segmentation",
     "depth-estimation",

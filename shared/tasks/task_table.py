@@ -38,12 +38,14 @@ from shared.plugins import PluginError
 from shared.tasks.echo_task import EchoedTask, EchoTask
 from shared.tasks.sound import ClassifySound, Transcribe, Transcript
 from shared.tasks.vision import (
+    AnswerAboutImage,
     ClassifyImage,
     ClassifyImageAmong,
     DepthEstimated,
     DetectedObjects,
     DetectObjects,
     EstimateDepth,
+    ImageAnswers,
     Segmented,
     SegmentImage,
 )
@@ -51,10 +53,13 @@ from shared.tasks.words import (
     ClassifyAmong,
     FilledMasks,
     FillMask,
+    FindAnswer,
+    FoundAnswers,
     LabelledParts,
     LabelTokens,
     RankText,
 )
+from shared.tasks.writing import DescribeImage, Summarize, Translate, Written
 
 # Rough costs are enough: tenants share by them, and a worker corrects them when a job ends.
 _CHARACTERS_A_TOKEN = 4
@@ -119,6 +124,15 @@ def _cost_of_prompt(task: Read) -> int:
 
 def _cost_of_text(task: Embed | Classify | LabelTokens | FillMask) -> int:
     return _length(task.text)
+
+
+def _cost_of_writing(task: Summarize | Translate) -> int:
+    # A summary is shorter than its text, and a translation about as long.
+    return 2 * _length(task.text)
+
+
+def _cost_of_question(task: FindAnswer) -> int:
+    return _length(task.question) + _length(task.context)
 
 
 def _cost_of_pair(task: RankText) -> int:
@@ -194,6 +208,32 @@ TASKS: dict[TaskName, TaskInfo] = {
         cost=_cost_of_pair,
         pipeline_tags=("text-ranking",),
     ),
+    "summarization": TaskInfo(
+        Summarize,
+        Written,
+        cost=_cost_of_writing,
+        pipeline_tags=("summarization",),
+        heads=("PegasusForConditionalGeneration", "BartForConditionalGeneration"),
+    ),
+    "translation": TaskInfo(
+        Translate,
+        Written,
+        cost=_cost_of_writing,
+        pipeline_tags=("translation",),
+        heads=(
+            "MarianMTModel",
+            "M2M100ForConditionalGeneration",
+            "MBartForConditionalGeneration",
+            "FSMTForConditionalGeneration",
+        ),
+    ),
+    "question-answering": TaskInfo(
+        FindAnswer,
+        FoundAnswers,
+        cost=_cost_of_question,
+        pipeline_tags=("question-answering",),
+        heads=("ForQuestionAnswering",),
+    ),
     "token-classification": TaskInfo(
         LabelTokens,
         LabelledParts,
@@ -208,6 +248,13 @@ TASKS: dict[TaskName, TaskInfo] = {
         pipeline_tags=("zero-shot-classification",),
     ),
     "fill-mask": TaskInfo(FillMask, FilledMasks, cost=_cost_of_text, pipeline_tags=("fill-mask",)),
+    "image-to-text": TaskInfo(
+        DescribeImage,
+        Written,
+        cost=_cost_of_image,
+        pipeline_tags=("image-to-text",),
+        heads=("VisionEncoderDecoderModel", "BlipForConditionalGeneration"),
+    ),
     "image-classification": TaskInfo(
         ClassifyImage,
         Labelled,
@@ -221,6 +268,13 @@ TASKS: dict[TaskName, TaskInfo] = {
         cost=_cost_of_image,
         pipeline_tags=("zero-shot-image-classification",),
         heads=("CLIPModel", "SiglipModel", "Siglip2Model"),
+    ),
+    "visual-question-answering": TaskInfo(
+        AnswerAboutImage,
+        ImageAnswers,
+        cost=_cost_of_image,
+        pipeline_tags=("visual-question-answering",),
+        heads=("ViltForQuestionAnswering", "BlipForQuestionAnswering"),
     ),
     "object-detection": TaskInfo(
         DetectObjects,

@@ -23,6 +23,27 @@ class ClassifyImageAmong(
     template: str = "This is a photo of {}."
 
 
+class AnswerAboutImage(OtherTask, frozen=True, omit_defaults=True, tag="visual-question-answering"):
+    """Return the `top_k` likeliest answers to a question about a picture."""
+
+    image: str
+    question: str
+    top_k: int = 5
+
+
+class ImageAnswer(msgspec.Struct, frozen=True):
+    """An answer. A network that writes it gives no `score`."""
+
+    text: str
+    score: float | None
+
+
+class ImageAnswers(OtherResult, frozen=True, tag="visual-question-answering"):
+    """The answers to a question about a picture, likeliest first."""
+
+    answers: tuple[ImageAnswer, ...]
+
+
 class DetectObjects(OtherTask, frozen=True, omit_defaults=True, tag="object-detection"):
     """Return the objects in a picture that are likelier than `threshold`."""
 

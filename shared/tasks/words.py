@@ -44,6 +44,30 @@ class ClassifyAmong(OtherTask, frozen=True, omit_defaults=True, tag="zero-shot-c
     multi_label: bool = False
 
 
+class FindAnswer(OtherTask, frozen=True, omit_defaults=True, tag="question-answering"):
+    """Return the parts of a text that answer a question best, of at most `max_length` tokens."""
+
+    question: str
+    context: str
+    top_k: int = 1
+    max_length: int = 15
+
+
+class FoundAnswer(msgspec.Struct, frozen=True):
+    """An answer: the characters of the text from `start` to `end`, left out."""
+
+    text: str
+    score: float
+    start: int
+    end: int
+
+
+class FoundAnswers(OtherResult, frozen=True, tag="question-answering"):
+    """The answers, likeliest first."""
+
+    answers: tuple[FoundAnswer, ...]
+
+
 class RankText(OtherTask, frozen=True, omit_defaults=True, tag="text-ranking"):
     """Return how well a text answers a query, as the score of its only label.
 

@@ -26,6 +26,11 @@ VOLATILE = {"id", "created", "generation_time", "cached_tokens"}
 """Fields that differ from one answer to the next."""
 JSON = "application/json"
 ONE_SHOTS = {
+    "summarizer": "summarization",
+    "translator": "translation",
+    "reader": "question-answering",
+    "captioner": "image-to-text",
+    "observer": "visual-question-answering",
     "names": "token-classification",
     "judge": "zero-shot-classification",
     "bert": "fill-mask",

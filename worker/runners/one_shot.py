@@ -43,8 +43,9 @@ from worker.tasks.one_shot import Loaded, OneShot, Part
 from worker.tasks.sound import SOUND
 from worker.tasks.vision import VISION
 from worker.tasks.words import WORDS
+from worker.tasks.writing import WRITING
 
-ONE_SHOTS: dict[TaskName, OneShot] = {**WORDS, **VISION, **SOUND}
+ONE_SHOTS: dict[TaskName, OneShot] = {**WORDS, **WRITING, **VISION, **SOUND}
 _PROCESSOR = "preprocessor_config.json may be missing or damaged: copy it again"
 
 
@@ -85,7 +86,7 @@ class OneShotRunner:
         # Here, not in `run`: many inputs are read at once, while the network computes others.
         try:
             read = pipe.preprocess(decoded.value, **preprocess)
-            chunks = list(read) if isinstance(pipe, ChunkPipeline) else [read]
+            chunks = list(read) if _is_chunked(pipe) else [read]
         except Exception as error:
             # The trial has shown that inputs can be read: it is this one that cannot.
             raise InvalidRequest(f"This model cannot read the input: {error}") from error
@@ -130,7 +131,7 @@ class OneShotRunner:
 
         # It divides what the network returns for a batch among the items again.
         divide: Any = PipelineIterator
-        if isinstance(pipe, ChunkPipeline):
+        if _is_chunked(pipe):
             divide = PipelinePackIterator
         found = divide(batches, forward, items[0].forward, loader_batch_size=batch_size)
         outputs: list[TaskOutput | FleetError] = []
@@ -139,6 +140,10 @@ class OneShotRunner:
             output = self._one_shot.output(item.task, result, item.seconds)
             outputs.append(output if _is_finite(output.result) else broken(self.spec.name))
         return outputs
+
+
+def _is_chunked(pipe: Any) -> bool:
+    return isinstance(pipe, ChunkPipeline) or getattr(pipe, "is_chunked", False)
 
 
 def _is_finite(value: Any) -> bool:
@@ -183,28 +188,33 @@ def load(options: RunnerOptions) -> OneShotRunner:
     count = model.num_parameters() / 1e6
     # After the count of parameters, which needs the layers that it replaces.
     prepare(model, options)
-    make: Callable[..., Any] = pipeline
-    pipe = make(task, model=model, device=model.device, **parts)
-    trial, files = one_shot.trial
+    make: Callable[..., Any] = one_shot.pipeline or pipeline
+    pipe = make(task=task, model=model, device=model.device, **parts)
+    loaded = Loaded(pipe, declared.max_pixels, declared.max_seconds)
+    trial = one_shot.trial(loaded) if callable(one_shot.trial) else one_shot.trial
     spec = TaskRunnerSpec(
         "one-shot",
         options.name,
         found=f"{type(model).__name__}: {count:.1f} M parameters, {task}, {options.precision}",
         max_batch=options.max_batch,
         tasks=(task,),
-        trial=trial,
-        trial_files=files,
+        trial=trial[0],
+        trial_files=trial[1],
     )
-    loaded = Loaded(pipe, declared.max_pixels, declared.max_seconds)
     return OneShotRunner(loaded, one_shot, spec)
 
 
 def _task_of(config: PretrainedConfig, path: Path) -> TaskName:
     """Return the task of a network, by the end of its architecture's name."""
     architectures = config.architectures or ()
+    fitting: dict[str, TaskName] = {}
     for name in ONE_SHOTS:
-        if any(architecture.endswith(TASKS[name].heads) for architecture in architectures):
-            return name
+        for head in TASKS[name].heads:
+            if any(architecture.endswith(head) for architecture in architectures):
+                fitting[head] = name
+    if fitting:
+        # Of ...ForQuestionAnswering and ViltForQuestionAnswering the longer one tells more.
+        return fitting[max(fitting, key=len)]
     heads = ", ".join(head for name in ONE_SHOTS for head in TASKS[name].heads)
     raise ModelFormatError(
         f"{path} is a network for no task that is done in one call: its config names "

@@ -50,11 +50,14 @@ class OneShot:
 
     `parts` are loaded beside the network. `read` returns the input of the pipeline, which is
     decoded, and `options` the parameters of its call. `output` makes the result of what the
-    pipeline returns for one input, and the seconds of that. `trial` shows that a network works.
+    pipeline returns for one input, and the seconds of that. `trial` shows that a network works; it
+    may depend on the network. `pipeline` is the class of a pipeline
+    of ours, None for transformers' own.
     """
 
     parts: tuple[Part, ...]
     read: Callable[[Any, Files, Loaded], Decoded]
     options: Callable[[Any, Decoded, Loaded], dict[str, Any]]
     output: Callable[[Any, Any, float], TaskOutput]
-    trial: Trial
+    trial: Trial | Callable[[Loaded], Trial]
+    pipeline: Callable[..., Any] | None = None

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from shared.tasks.vision import (
+    AnswerAboutImage,
     ClassifyImage,
     ClassifyImageAmong,
     DepthEstimated,
@@ -14,6 +15,8 @@ from shared.tasks.vision import (
     DetectedObjects,
     DetectObjects,
     EstimateDepth,
+    ImageAnswer,
+    ImageAnswers,
     Segment,
     Segmented,
     SegmentImage,
@@ -22,9 +25,17 @@ from worker.engine.task_runner import Files, NewFile, TaskOutput
 from worker.media.images import MAX_IMAGE_BYTES, decode_image
 from worker.tasks.labels import ALL_LABELS, check_template, labels_output
 from worker.tasks.one_shot import Decoded, Loaded, OneShot, trial_of
+from worker.tasks.own_pipelines import ImageQuestionAnswerer
 
 _PNG = "image/png"
-ImageTask = ClassifyImage | ClassifyImageAmong | DetectObjects | SegmentImage | EstimateDepth
+ImageTask = (
+    AnswerAboutImage
+    | ClassifyImage
+    | ClassifyImageAmong
+    | DetectObjects
+    | SegmentImage
+    | EstimateDepth
+)
 
 
 def _read(task: ImageTask, files: Files, loaded: Loaded) -> Decoded:
@@ -52,6 +63,16 @@ def _among(task: ClassifyImageAmong, decoded: Decoded, loaded: Loaded) -> dict[s
 def _read_among(task: ClassifyImageAmong, files: Files, loaded: Loaded) -> Decoded:
     check_template(task.template)
     return _read(task, files, loaded)
+
+
+def _read_question(task: AnswerAboutImage, files: Files, loaded: Loaded) -> Decoded:
+    return Decoded({"image": _read(task, files, loaded).value, "question": task.question})
+
+
+def _image_answers(
+    task: AnswerAboutImage, found: list[tuple[str, float | None]], seconds: float
+) -> TaskOutput:
+    return TaskOutput(ImageAnswers(tuple(ImageAnswer(text, score) for text, score in found)))
 
 
 def _objects(task: DetectObjects, found: list[dict[str, Any]], seconds: float) -> TaskOutput:
@@ -88,7 +109,7 @@ def _png(image: Image.Image) -> bytes:
     return data.getvalue()
 
 
-_GREY = _png(Image.new("RGB", (64, 64), (128, 128, 128)))
+GREY = _png(Image.new("RGB", (64, 64), (128, 128, 128)))
 
 VISION = {
     "image-classification": OneShot(
@@ -96,21 +117,29 @@ VISION = {
         read=_read,
         options=_top_k,
         output=labels_output,
-        trial=trial_of(ClassifyImage, _GREY),
+        trial=trial_of(ClassifyImage, GREY),
     ),
     "zero-shot-image-classification": OneShot(
         parts=("image_processor", "tokenizer"),
         read=_read_among,
         options=_among,
         output=labels_output,
-        trial=trial_of(lambda image: ClassifyImageAmong(image, ("a cat", "a cup")), _GREY),
+        trial=trial_of(lambda image: ClassifyImageAmong(image, ("a cat", "a cup")), GREY),
+    ),
+    "visual-question-answering": OneShot(
+        parts=("image_processor", "tokenizer"),
+        read=_read_question,
+        options=lambda task, decoded, loaded: {"top_k": task.top_k},
+        output=_image_answers,
+        trial=trial_of(lambda image: AnswerAboutImage(image, "a"), GREY),
+        pipeline=ImageQuestionAnswerer,
     ),
     "object-detection": OneShot(
         parts=("image_processor",),
         read=_read,
         options=lambda task, decoded, loaded: {"threshold": task.threshold},
         output=_objects,
-        trial=trial_of(DetectObjects, _GREY),
+        trial=trial_of(DetectObjects, GREY),
     ),
     "image-segmentation": OneShot(
         parts=("image_processor",),
@@ -120,13 +149,13 @@ VISION = {
             "mask_threshold": task.mask_threshold,
         },
         output=_segments,
-        trial=trial_of(SegmentImage, _GREY),
+        trial=trial_of(SegmentImage, GREY),
     ),
     "depth-estimation": OneShot(
         parts=("image_processor",),
         read=_read_area,
         options=lambda task, decoded, loaded: {},
         output=_depths,
-        trial=trial_of(EstimateDepth, _GREY),
+        trial=trial_of(EstimateDepth, GREY),
     ),
 }

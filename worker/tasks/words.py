@@ -9,6 +9,9 @@ from shared.tasks.words import (
     Fill,
     FilledMasks,
     FillMask,
+    FindAnswer,
+    FoundAnswer,
+    FoundAnswers,
     LabelledPart,
     LabelledParts,
     LabelTokens,
@@ -16,6 +19,7 @@ from shared.tasks.words import (
 from worker.engine.task_runner import Files, TaskOutput
 from worker.tasks.labels import check_template
 from worker.tasks.one_shot import Decoded, Loaded, OneShot
+from worker.tasks.own_pipelines import SpanFinder
 
 MASKS = ("[MASK]", "<mask>")
 """The marks of a mask in a text. The tokenizer's own takes their place."""
@@ -81,7 +85,29 @@ def _fill_options(task: FillMask, decoded: Decoded, loaded: Loaded) -> dict[str,
     return options
 
 
+def _question(task: FindAnswer, files: Files, loaded: Loaded) -> Decoded:
+    return Decoded({"question": task.question, "context": task.context})
+
+
+def _answers(task: FindAnswer, found: list[tuple[float, int, int]], seconds: float) -> TaskOutput:
+    answers = [
+        FoundAnswer(task.context[start:end], score, start, end) for score, start, end in found
+    ]
+    return TaskOutput(FoundAnswers(tuple(answers)))
+
+
 WORDS = {
+    "question-answering": OneShot(
+        parts=("tokenizer",),
+        read=_question,
+        options=lambda task, decoded, loaded: {
+            "top_k": task.top_k,
+            "max_length": task.max_length,
+        },
+        output=_answers,
+        trial=(FindAnswer("a", "a b"), {}),
+        pipeline=SpanFinder,
+    ),
     "token-classification": OneShot(
         parts=("tokenizer",),
         read=_text,

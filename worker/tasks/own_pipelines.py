@@ -1,0 +1,303 @@
+"""Pipelines for tasks that transformers' own pipelines do not do."""
+
+from collections.abc import Iterator
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shared.errors import InvalidRequest
+
+_MAX_TOKENS = 256
+"""The most tokens of an answer, where neither the request nor the network's files say."""
+_MOST_TOKENS = 65_536
+"""The most tokens of a text, where no file of the network says: tokenizers then say 10^30."""
+_POSITIONS = "max_position_embeddings"
+_LIBRARY_MAX_LENGTH = 20
+"""The limit of a network whose files name none."""
+
+
+Parameters = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
+"""The parameters of a pipeline's three steps: preprocess, forward, postprocess."""
+
+
+class OwnPipeline:
+    """What runners ask of a pipeline, without what transformers' own do beside.
+
+    `preprocess` makes tensors of an input, of one row each, `compute` runs the network on rows of
+    several inputs, and `postprocess` reads the row of one of them. One with `is_chunked` makes
+    several chunks of an input, the last of which has `is_last`.
+    """
+
+    is_chunked = False
+
+    def __init__(
+        self,
+        *,
+        task: str,
+        model: Any,
+        device: torch.device,
+        tokenizer: Any = None,
+        image_processor: Any = None,
+        feature_extractor: Any = None,
+    ) -> None:
+        self.task = task
+        self.model = model
+        self.device = device
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.feature_extractor = feature_extractor
+
+    def compute(self, *inputs: Any, **parameters: Any) -> dict[str, Any]:
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def forward(self, inputs: dict[str, Any], **parameters: Any) -> dict[str, Any]:
+        output = self.compute(_moved(inputs, self.device), **parameters)
+        return _moved(output, torch.device("cpu"))
+
+
+def _moved(values: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    moved = {}
+    for name, value in values.items():
+        moved[name] = value.to(device) if isinstance(value, Tensor) else value
+    return moved
+
+
+class TextWriter(OwnPipeline):
+    """Writes a text behind a text: an encoder reads it, a decoder writes greedily or by beams.
+
+    How it writes is what `generation_config.json` says.
+    """
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self._lock = Lock()
+
+    def _sanitize_parameters(
+        self,
+        prefix: str = "",
+        source: str | None = None,
+        target: str | None = None,
+        max_tokens: int | None = None,
+    ) -> Parameters:
+        forward: dict[str, Any] = {"max_tokens": max_tokens}
+        if target is not None:
+            forward["first_token"] = self._token_of(target)
+        return {"prefix": prefix, "source": source}, forward, {}
+
+    @property
+    def is_multilingual(self) -> bool:
+        """Whether tokens of the tokenizer tell the languages of a text and its translation."""
+        return hasattr(self.tokenizer, "src_lang")
+
+    def preprocess(self, given: str, prefix: str, source: str | None) -> Any:
+        # The language is a state of the tokenizer, which reads texts in several threads.
+        with self._lock:
+            if source is not None:
+                self._token_of(source)
+                self.tokenizer.src_lang = source
+            return self.tokenizer(
+                prefix + given,
+                truncation=True,
+                max_length=_window_of(self.tokenizer, self.model.config),
+                return_tensors="pt",
+            )
+
+    def compute(
+        self,
+        inputs: Any,
+        max_tokens: int | None,
+        first_token: int | None = None,
+    ) -> dict[str, Tensor]:
+        read = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        options = length_options(self.model, max_tokens)
+        if first_token is not None:
+            options["forced_bos_token_id"] = first_token
+        return {"ids": self.model.generate(**read, **options)}
+
+    def postprocess(self, output: dict[str, Tensor]) -> str:
+        text: str = self.tokenizer.decode(output["ids"][0], skip_special_tokens=True)
+        return text
+
+    @property
+    def languages(self) -> dict[str, int]:
+        """The languages of a multilingual tokenizer, and the token of each."""
+        # Of M2M100 and mBART. NLLB's codes are its special tokens.
+        if hasattr(self.tokenizer, "lang_code_to_id"):
+            return dict(self.tokenizer.lang_code_to_id)
+        names = self.tokenizer.extra_special_tokens
+        return {name: int(self.tokenizer.convert_tokens_to_ids(name)) for name in names}
+
+    def _token_of(self, language: str) -> int:
+        """Return the token of a language. Raise InvalidRequest for one that is not known."""
+        known = self.languages
+        if language not in known:
+            some = ", ".join(list(known)[:20])
+            raise InvalidRequest(
+                f"This model does not know the language {language!r}, but {some}.", field="target"
+            )
+        return known[language]
+
+
+class Captioner(OwnPipeline):
+    """Writes what a picture shows."""
+
+    def _sanitize_parameters(
+        self, prompt: str | None = None, max_tokens: int | None = None
+    ) -> Parameters:
+        return {"prompt": prompt}, {"max_tokens": max_tokens}, {}
+
+    def preprocess(self, given: Any, prompt: str | None) -> Any:
+        inputs = dict(self.image_processor(images=given, return_tensors="pt"))
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        if prompt is not None:
+            tokens = self.tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+            start = getattr(self.model.config, "decoder_start_token_id", None)
+            if start is None:
+                start = self.tokenizer.bos_token_id or self.tokenizer.cls_token_id
+            inputs["prompt_ids"] = torch.cat((torch.tensor([[start]]), tokens["input_ids"]), dim=1)
+        return inputs
+
+    def compute(self, inputs: Any, max_tokens: int | None) -> dict[str, Tensor]:
+        num_given = inputs["prompt_ids"].shape[1] if "prompt_ids" in inputs else 1
+        options: dict[str, Any] = length_options(self.model, max_tokens, num_given)
+        if "prompt_ids" in inputs:
+            name = "decoder_input_ids" if self.model.config.is_encoder_decoder else "input_ids"
+            options[name] = inputs["prompt_ids"]
+        return {"ids": self.model.generate(pixel_values=inputs["pixel_values"], **options)}
+
+    def postprocess(self, output: dict[str, Tensor]) -> str:
+        text: str = self.tokenizer.decode(output["ids"][0], skip_special_tokens=True)
+        return text.strip()
+
+
+class ImageQuestionAnswerer(OwnPipeline):
+    """Answers a question about a picture: with one of its labels (ViLT), or in writing (BLIP)."""
+
+    def _sanitize_parameters(self, top_k: int = 1) -> Parameters:
+        return {}, {}, {"top_k": top_k}
+
+    def preprocess(self, given: dict[str, Any]) -> dict[str, Tensor]:
+        window = _window_of(self.tokenizer, self.model.config)
+        text = self.tokenizer(
+            given["question"], truncation=True, max_length=window, return_tensors="pt"
+        )
+        inputs = {**text, **self.image_processor(images=given["image"], return_tensors="pt")}
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        return inputs
+
+    def compute(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        if not self.model.can_generate():
+            # Several answers may be right, so each has a probability of its own.
+            return {"scores": self.model(**inputs).logits.float().sigmoid()}
+        read = {name: inputs[name] for name in inputs if name != "token_type_ids"}
+        return {"ids": self.model.generate(**read, **length_options(self.model, None))}
+
+    def postprocess(self, output: dict[str, Tensor], top_k: int) -> list[tuple[str, float | None]]:
+        """Return the likeliest answers with their scores, or the one that was written."""
+        if "ids" in output:
+            text = self.tokenizer.decode(output["ids"][0], skip_special_tokens=True)
+            return [(text.strip(), None)]
+        scores = output["scores"][0]
+        values, labels = scores.topk(min(top_k, len(scores)))
+        names = self.model.config.id2label
+        found = zip(labels.tolist(), values.tolist(), strict=True)
+        return [(names[label], value) for label, value in found]
+
+
+def _num_positions(config: Any) -> int:
+    """Return the number of positions of a network's texts."""
+    most = _MOST_TOKENS
+    # A network that also sees, or has two networks in it, tells that of texts in a part of its own.
+    for name in ("text_config", "decoder"):
+        most = min(most, getattr(getattr(config, name, None), _POSITIONS, None) or most)
+    # T5 and its like have none: their limit is that of their training.
+    return min(most, getattr(config, _POSITIONS, None) or most)
+
+
+def _window_of(tokenizer: Any, config: Any) -> int:
+    """Return the most tokens of a text. `config` is that of the network."""
+    most: int = tokenizer.model_max_length
+    return min(most, _num_positions(config))
+
+
+def length_options(model: Any, max_tokens: int | None, num_given: int = 1) -> dict[str, int]:
+    """Return the options of `generate` that bound a text behind `num_given` tokens."""
+    room = _num_positions(model.config) - num_given
+    if max_tokens is not None:
+        return {"max_new_tokens": min(max_tokens, room)}
+    own = model.generation_config
+    if own.max_new_tokens is not None or (own.max_length or 0) > _LIBRARY_MAX_LENGTH:
+        return {}
+    return {"max_new_tokens": min(_MAX_TOKENS, room)}
+
+
+class SpanFinder(OwnPipeline):
+    """Finds the answer to a question in a text, which is read in overlapping windows.
+
+    The score of an answer is the product of the probabilities of its first and its last token,
+    each by a softmax over the tokens of the text in its window.
+    """
+
+    is_chunked = True
+
+    def _sanitize_parameters(self, top_k: int = 1, max_length: int = 15) -> Parameters:
+        return {}, {}, {"top_k": top_k, "max_length": max_length}
+
+    def preprocess(self, given: dict[str, str]) -> Iterator[dict[str, Any]]:
+        window = _window_of(self.tokenizer, self.model.config)
+        encoded = self.tokenizer(
+            given["question"],
+            given["context"],
+            truncation="only_second",
+            max_length=window,
+            stride=window // 4,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
+        num_windows = len(encoded["input_ids"])
+        for index in range(num_windows):
+            # A token of the text is one of the second sequence.
+            is_text = [number == 1 for number in encoded.sequence_ids(index)]
+            chunk: dict[str, Any] = {"is_last": index + 1 == num_windows}
+            for name in self.tokenizer.model_input_names:
+                chunk[name] = torch.tensor([encoded[name][index]])
+            chunk["is_text"] = torch.tensor([is_text])
+            chunk["places"] = torch.tensor([encoded["offset_mapping"][index]])
+            yield chunk
+
+    def compute(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        read = {name: inputs[name] for name in self.tokenizer.model_input_names}
+        output = self.model(**read)
+        is_text = inputs["is_text"].bool()
+        first = output.start_logits.float().masked_fill(~is_text, -torch.inf).softmax(-1)
+        last = output.end_logits.float().masked_fill(~is_text, -torch.inf).softmax(-1)
+        return {
+            "is_last": inputs["is_last"],
+            "first": first,
+            "last": last,
+            "places": inputs["places"],
+        }
+
+    def postprocess(
+        self, output: list[dict[str, Any]], top_k: int, max_length: int
+    ) -> list[tuple[float, int, int]]:
+        """Return the score of the `top_k` best spans, and where each begins and ends."""
+        best: dict[tuple[int, int], float] = {}
+        for window in output:
+            first, last, places = window["first"][0], window["last"][0], window["places"][0]
+            scores = torch.outer(first, last).triu().tril(max_length - 1)
+            values, spans = scores.flatten().topk(min(top_k, scores.numel()))
+            for value, span in zip(values.tolist(), spans.tolist(), strict=True):
+                if value == 0:
+                    # No span of the text: there are fewer than were asked for.
+                    continue
+                start_token, end_token = divmod(span, len(first))
+                place = (int(places[start_token, 0]), int(places[end_token, 1]))
+                # Windows overlap: a span may be found twice.
+                best[place] = max(value, best.get(place, 0.0))
+        found = [(score, start, end) for (start, end), score in best.items()]
+        found.sort(key=lambda answer: -answer[0])
+        return found[:top_k]
