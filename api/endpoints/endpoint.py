@@ -79,8 +79,9 @@ class Endpoint:
     InvalidRequest where the limits or the model forbid the body. `render` returns an `answer`.
     Without `stream` a stream has the whole answer in its last frame. `bare_stream_format` replaces
     `stream_format` for callers who ask for a stream and do not accept events. The answers of a
-    timed endpoint tell how long they took. `model_of` and `is_streamed` read a body: the model that
-    it names, and whether it asks for a stream.
+    timed endpoint tell how long they took. One that `sends_file` answers with the bytes of the file
+    that its task has made; elsewhere its `answer` tells of that file. `model_of` and `is_streamed`
+    read a body: the model that it names, and whether it asks for a stream.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Endpoint:
     bare_stream_format: StreamFormat | None = None
     errors: ErrorFormat = PLAIN
     is_timed: bool = False
+    sends_file: bool = False
     model_of: Callable[[Any], str | None] = _model_of
     is_streamed: Callable[[Any], bool] = _has_stream
 

@@ -16,6 +16,7 @@ from api.endpoints.form_route import form_fields_of, form_route, form_schema
 from api.http.media_types import FORM
 from api.http.request_state import request_state_of
 from api.schemas.errors import (
+    FILE,
     LATER,
     PLAIN_TEXT,
     STREAM,
@@ -61,7 +62,7 @@ def add_route(router: APIRouter, post: Post) -> None:
     handler.__doc__ = post.summary
     handler.__annotations__["body"] = post.body_type
     declared: dict[str, Any] = {"response_model": post.answer}
-    if post.always_streams:
+    if post.always_streams or _sends_file(post):
         declared = {"response_class": Response}
     form = form_fields_of(endpoint.body for endpoint in post.endpoints)
     if form is not None:
@@ -110,8 +111,14 @@ def _responses(post: Post) -> Responses:
     return responses
 
 
+def _sends_file(post: Post) -> bool:
+    return any(getattr(endpoint, "sends_file", False) for endpoint in post.endpoints)
+
+
 def _answer_of(post: Post, endpoints: Sequence[Endpoint]) -> Responses:
     """Return the forms of an answer besides JSON, where there are some."""
+    if _sends_file(post):
+        return FILE
     has_stream = any("stream" in endpoint.body.model_fields for endpoint in endpoints)
     if PlainText in get_args(post.answer):
         return STREAM_OR_PLAIN_TEXT if has_stream else PLAIN_TEXT

@@ -10,11 +10,13 @@ from api.http.problem import Problem
 from api.http.request_state import Usage
 from api.schemas.audio import (
     Answer,
+    AudioTranscriptionRequest,
+    AudioTranslationRequest,
+    SpeakRequest,
     SpeechRequest,
-    TranscriptionRequest,
-    TranslationRequest,
     transcription,
 )
+from api.schemas.files import MadeFile, made_file
 from api.stream.request_events import JobEvent, Outcome, OutcomeBuilder
 from api.stream.stream_format import EVENTS_WITH_DONE
 from api.stream.timings import Timings
@@ -76,13 +78,41 @@ def _endpoint(name: str, body: type[SpeechRequest], *, with_stream: bool) -> End
     )
 
 
+def _plan_speech(body: SpeakRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
+    return TaskPlan([body.task()])
+
+
+def _speech(work: SubmittedWork, outcomes: Sequence[Outcome]) -> MadeFile:
+    [file] = outcomes[0].artifacts
+    return made_file(file)
+
+
 DIALECT = Dialect(
     (
+        Post(
+            "/v1/audio/speech",
+            "create_speech",
+            "A text as it is spoken.",
+            (
+                Endpoint(
+                    name="speech",
+                    task="text-to-speech",
+                    body=SpeakRequest,
+                    answer=MadeFile,
+                    plan=_plan_speech,
+                    render=_speech,
+                    errors=OPENAI,
+                    sends_file=True,
+                ),
+            ),
+            tag="openai",
+            job_task="speak",
+        ),
         Post(
             "/v1/audio/transcriptions",
             "create_transcription",
             "The words that are spoken in a sound.",
-            (_endpoint("transcriptions", TranscriptionRequest, with_stream=True),),
+            (_endpoint("transcriptions", AudioTranscriptionRequest, with_stream=True),),
             tag="openai",
             job_task="transcribe",
         ),
@@ -90,7 +120,7 @@ DIALECT = Dialect(
             "/v1/audio/translations",
             "create_translation",
             "The words that are spoken in a sound, in English.",
-            (_endpoint("translations", TranslationRequest, with_stream=False),),
+            (_endpoint("translations", AudioTranslationRequest, with_stream=False),),
             tag="openai",
             job_task="translate_speech",
         ),

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from api.schemas.fields import seed_of
 from api.schemas.files import made_file
 from api.schemas.inference import ClassificationResult, LabelBody, TaskRequest
 from api.schemas.one_shots import (
@@ -31,6 +32,8 @@ from api.schemas.one_shots import (
     SegmentationResult,
     SegmentBody,
     SoundClassificationRequest,
+    SpeechRequest,
+    SpeechResult,
     SpokenPartBody,
     SummarizationRequest,
     TokenClassificationRequest,
@@ -44,7 +47,7 @@ from api.schemas.one_shots import (
 )
 from api.stream.request_events import Outcome
 from shared.messages import Labelled, Task, TaskName
-from shared.tasks.sound import ClassifySound, Timestamps, Transcribe, Transcript
+from shared.tasks.sound import ClassifySound, Speak, Spoken, Timestamps, Transcribe, Transcript
 from shared.tasks.vision import (
     AnswerAboutImage,
     ClassifyImage,
@@ -223,6 +226,17 @@ def _fills(outcome: Outcome) -> FillMaskResult:
     return FillMaskResult(masks=masks)
 
 
+def _speak(body: SpeechRequest) -> Task:
+    options = body.options
+    return Speak(body.inputs, seed_of(options.seed), options.format, options.speed, options.speaker)
+
+
+def _spoken(outcome: Outcome) -> SpeechResult:
+    found = outcome.as_a(Spoken)
+    [file] = outcome.artifacts
+    return SpeechResult(audio=made_file(file), seconds=found.seconds, sampling_rate=found.rate)
+
+
 def _classify_sound(body: SoundClassificationRequest) -> Task:
     return ClassifySound(body.inputs, body.options.top_k)
 
@@ -266,6 +280,7 @@ ROWS = (
     OneShotRow("object-detection", DetectionRequest, _detect, _objects),
     OneShotRow("image-segmentation", SegmentationRequest, _segment, _segments),
     OneShotRow("depth-estimation", DepthRequest, _depth, _depths),
+    OneShotRow("text-to-speech", SpeechRequest, _speak, _spoken),
     OneShotRow("audio-classification", SoundClassificationRequest, _classify_sound, labels_result),
     OneShotRow("automatic-speech-recognition", TranscriptionRequest, _transcribe, _transcript),
 )

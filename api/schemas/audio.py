@@ -1,13 +1,31 @@
 """Bodies of `/v1/audio` as OpenAI documents them."""
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from api.schemas.fields import ByteInput, NonEmpty, RequestBody, refuse, refuse_unsupported, shown
+from api.schemas.fields import (
+    ByteInput,
+    NonEmpty,
+    RequestBody,
+    Seed,
+    SpokenText,
+    refuse,
+    refuse_unsupported,
+    seed_of,
+    shown,
+)
 from api.schemas.plain_text import PlainText
-from shared.tasks.sound import SpokenPart, Timestamps, Transcribe, Transcript
+from shared.tasks.sound import (
+    SoundFormat,
+    Speak,
+    SpokenPart,
+    Timestamps,
+    Transcribe,
+    Transcript,
+)
 
 Format = Literal["json", "text", "srt", "verbose_json", "vtt"]
 Granularity = Literal["word", "segment"]
@@ -61,7 +79,7 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class TranscriptionRequest(SpeechRequest):
+class AudioTranscriptionRequest(SpeechRequest):
     model_config = shown(
         {"file": SILENCE, "model": "whisper"},
         {"file": SILENCE, "model": "whisper", "response_format": "verbose_json"},
@@ -90,8 +108,35 @@ class TranscriptionRequest(SpeechRequest):
         return Transcribe(self.file, self.timestamps, self.language)
 
 
-class TranslationRequest(SpeechRequest):
+class AudioTranslationRequest(SpeechRequest):
     """A sound to be told in English, whatever its language."""
+
+
+class SpeakRequest(RequestBody):
+    """A text to be spoken. The answer is the sound itself."""
+
+    model_config = shown(
+        {"input": "good film", "model": "speaker", "voice": "0", "response_format": "wav"}
+    )
+
+    input: SpokenText
+    model: str | None = None
+    voice: Annotated[
+        str, Field(description="The number of one of the model's voices; a name stands for 0.")
+    ] = "0"
+    response_format: SoundFormat = "mp3"
+    speed: Annotated[float, Field(ge=0.25, le=4)] = 1.0
+    seed: Seed | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_what_is_served(cls, value: Any) -> Any:
+        return refuse_unsupported(value, {"instructions": [""], "stream_format": ["audio"]})
+
+    def task(self) -> Speak:
+        # Clients must name a voice, so they send those of OpenAI.
+        speaker = int(self.voice) if re.fullmatch(r"[0-9]{1,6}", self.voice) else None
+        return Speak(self.input, seed_of(self.seed), self.response_format, self.speed, speaker)
 
 
 class DurationUsage(BaseModel):
@@ -104,7 +149,7 @@ class Transcription(BaseModel):
     usage: DurationUsage
 
 
-class SegmentBody(BaseModel):
+class SpokenSegment(BaseModel):
     """A part of what is spoken. Times are in seconds; `end` is null where the sound ends before."""
 
     id: int
@@ -113,7 +158,7 @@ class SegmentBody(BaseModel):
     text: str
 
 
-class WordBody(BaseModel):
+class SpokenWord(BaseModel):
     word: str
     start: float
     end: float | None
@@ -126,8 +171,8 @@ class VerboseTranscription(BaseModel):
     language: str | None
     duration: float
     text: str
-    segments: list[SegmentBody] | None = None
-    words: list[WordBody] | None = None
+    segments: list[SpokenSegment] | None = None
+    words: list[SpokenWord] | None = None
     usage: DurationUsage
 
 
@@ -149,11 +194,12 @@ def transcription(found: Transcript, notes: dict[str, Any]) -> Answer:
             words = None
             if notes["timestamps"] == "word":
                 words = [
-                    WordBody(word=part.text, start=part.start, end=part.end) for part in found.parts
+                    SpokenWord(word=part.text, start=part.start, end=part.end)
+                    for part in found.parts
                 ]
             else:
                 segments = [
-                    SegmentBody(id=number, start=part.start, end=part.end, text=part.text)
+                    SpokenSegment(id=number, start=part.start, end=part.end, text=part.text)
                     for number, part in enumerate(found.parts)
                 ]
             return VerboseTranscription(

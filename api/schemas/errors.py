@@ -117,6 +117,9 @@ STREAM_OR_TEXT: Responses = {
         "content": EVENTS | {"text/plain": {}},
     }
 }
+FILE: Responses = {
+    200: {"description": "The bytes of the file that was made.", "content": {"*/*": {}}}
+}
 PLAIN_TEXT: Responses = {
     200: {
         "description": "The answer; as plain text where the body asks for it.",

@@ -53,6 +53,7 @@ def _is_unicode(value: str) -> str:
 
 AnyText = Annotated[str, AfterValidator(_is_unicode)]
 NonEmpty = Annotated[str, Field(min_length=1), AfterValidator(_is_unicode)]
+SpokenText = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_is_unicode)]
 BYTES = object()
 """The mark of a field whose text stands for bytes (`api/submit/stored_inputs.py`)."""
 ByteInput = Annotated[
@@ -235,13 +236,9 @@ class SampledRequest(DepthRequest):
         return Generate(prompt, self.sampling(max_tokens), self.condition, depth=self.depth)
 
     def sampling(self, max_tokens: int) -> Sampling:
-        if self.seed is None:
-            seed = draw_seed()
-        else:
-            seed = self.seed & ((1 << SEED_BITS) - 1)
         return Sampling(
             max_tokens=max_tokens,
-            seed=seed,
+            seed=seed_of(self.seed),
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=max(0, self.top_k),
@@ -256,6 +253,13 @@ class SampledRequest(DepthRequest):
             frequency_penalty=self.frequency_penalty,
             repetition_penalty=self.repetition_penalty,
         )
+
+
+def seed_of(seed: int | None) -> int:
+    """Return the seed of a task: the caller's, or a new one."""
+    if seed is None:
+        return draw_seed()
+    return seed & ((1 << SEED_BITS) - 1)
 
 
 def check_one_of(body: BaseModel, names: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from api.schemas.one_shots import (
     ImageQuestionResult,
     QuestionResult,
     SegmentationResult,
+    SpeechResult,
     TokenClassificationResult,
     TranscriptionResult,
     WrittenResult,
@@ -30,6 +31,7 @@ Result = (
     | WrittenResult
     | QuestionResult
     | ImageQuestionResult
+    | SpeechResult
     | DetectionResult
     | SegmentationResult
     | DepthResult

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, BaseModel, Field, StrictBool
 
 from api.schemas.audio import SILENCE
-from api.schemas.fields import ByteInput, NonEmpty, RequestBody, shown
+from api.schemas.fields import ByteInput, NonEmpty, RequestBody, Seed, shown
 from api.schemas.files import PIXEL, MadeFile
 from api.schemas.inference import (
     ClassificationOptions,
@@ -14,6 +14,7 @@ from api.schemas.inference import (
     TaskRequest,
     options_field,
 )
+from shared.tasks.sound import SoundFormat
 from shared.tasks.words import Aggregation
 
 _IMAGE = f"data:image/gif;base64,{PIXEL}"
@@ -119,6 +120,26 @@ class SoundClassificationRequest(SoundRequest):
     )
 
     options: ClassificationOptions = options_field(ClassificationOptions)
+
+
+class SpeechOptions(Options):
+    format: SoundFormat = "wav"
+    speed: Annotated[float, Field(ge=0.25, le=4)] = 1.0
+    speaker: Annotated[int, Field(strict=True, ge=0)] | None = None
+    seed: Seed | None = None
+
+
+class SpeechRequest(InferenceRequest):
+    model_config = shown(
+        {
+            "task": "text-to-speech",
+            "inputs": "good film",
+            "model_id": "speaker",
+            "options": {"format": "mp3", "seed": 1},
+        }
+    )
+
+    options: SpeechOptions = options_field(SpeechOptions)
 
 
 class TranscriptionOptions(Options):
@@ -400,6 +421,14 @@ class SpokenPartBody(BaseModel):
     text: str
     start: float
     end: float | None
+
+
+class SpeechResult(BaseModel):
+    """A sound of so many seconds and samples a second."""
+
+    audio: MadeFile
+    seconds: float
+    sampling_rate: int
 
 
 class TranscriptionResult(BaseModel):

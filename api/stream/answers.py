@@ -5,7 +5,7 @@ This module knows no dialect: an endpoint's renderers make the bodies.
 
 from collections.abc import AsyncGenerator, Iterator, Sequence
 
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from api.access.caller import Caller
 from api.deps import Front
@@ -66,6 +66,20 @@ def whole(endpoint: Endpoint, work: SubmittedWork, outcomes: Sequence[Outcome]) 
     if isinstance(answer, PlainText):
         return Response(answer.root, media_type="text/plain", headers=headers)
     return Response(answer.model_dump_json(), media_type="application/json", headers=headers)
+
+
+@redis_answers()
+async def made_file_of(front: Front, work: SubmittedWork, outcomes: Sequence[Outcome]) -> Response:
+    """Return the bytes of the file that the only task of a request has made.
+
+    Raise ArtifactNotFound for one that has expired, and StorageUnavailable.
+    """
+    [file] = outcomes[0].artifacts
+    artifact = await front.artifacts.find(work.request.tenant, file.id)
+    pieces = await front.artifacts.read(artifact)
+    headers = answer_headers(work, outcomes)
+    headers["Content-Length"] = str(artifact.num_bytes)
+    return StreamingResponse(pieces, media_type=artifact.media_type, headers=headers)
 
 
 async def timings_at_end(front: Front, work: SubmittedWork, usage: Usage) -> Timings | None:

@@ -7,7 +7,14 @@ from fastapi.responses import Response
 from api.endpoints.context import RequestContext
 from api.endpoints.endpoint import Endpoint
 from api.redis_timeout import redis_answers
-from api.stream.answers import accepted, attached, stream, timings_at_end, whole
+from api.stream.answers import (
+    accepted,
+    attached,
+    made_file_of,
+    stream,
+    timings_at_end,
+    whole,
+)
 from api.stream.cursor import HEADER, Cursor
 from api.stream.dispatch import RequestFollower, StillRunning
 from api.stream.request_events import total_usage
@@ -75,7 +82,10 @@ async def _whole(
     timings = None
     if endpoint.is_timed or options.with_timings:
         timings = await timings_at_end(front, follower.work, request_state.usage)
-    answer = whole(endpoint, replace(follower.work, timings=timings), outcomes)
+    if endpoint.sends_file:
+        answer = await made_file_of(front, follower.work, outcomes)
+    else:
+        answer = whole(endpoint, replace(follower.work, timings=timings), outcomes)
     if options.preferences:
         answer.headers["Preference-Applied"] = options.preferences[-1]
     if options.with_timings and timings is not None:

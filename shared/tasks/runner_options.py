@@ -40,6 +40,7 @@ OneShotTask = Literal[
     "object-detection",
     "image-segmentation",
     "depth-estimation",
+    "text-to-speech",
     "audio-classification",
     "automatic-speech-recognition",
 ]

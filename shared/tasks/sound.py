@@ -7,6 +7,9 @@ import msgspec
 from shared.tasks.results import OtherResult
 from shared.tasks.specs import OtherTask
 
+SoundFormat = Literal["wav", "mp3", "flac", "opus", "aac", "pcm"]
+"""The formats of sounds that are made. `opus` is in OGG; `pcm` are bare 16-bit samples."""
+
 Timestamps = Literal["none", "segment", "word"]
 """The parts of a transcript whose times are told."""
 
@@ -28,6 +31,27 @@ class Transcribe(OtherTask, frozen=True, omit_defaults=True, tag="automatic-spee
     timestamps: Timestamps = "none"
     language: str | None = None
     translate: bool = False
+
+
+class Speak(OtherTask, frozen=True, omit_defaults=True, tag="text-to-speech"):
+    """Return a text as it is spoken. Equal seeds, equal sounds.
+
+    `speaker` is the number of one of the network's voices; None is its first. At a `speed` of 2 it
+    takes half as long.
+    """
+
+    text: str
+    seed: int
+    format: SoundFormat = "wav"
+    speed: float = 1.0
+    speaker: int | None = None
+
+
+class Spoken(OtherResult, frozen=True, tag="text-to-speech"):
+    """The length of what was spoken. The answer's artifact is the sound, of one channel."""
+
+    seconds: float
+    rate: int
 
 
 class SpokenPart(msgspec.Struct, frozen=True):

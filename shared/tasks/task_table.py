@@ -36,7 +36,7 @@ from shared.messages import (
 )
 from shared.plugins import PluginError
 from shared.tasks.echo_task import EchoedTask, EchoTask
-from shared.tasks.sound import ClassifySound, Transcribe, Transcript
+from shared.tasks.sound import ClassifySound, Speak, Spoken, Transcribe, Transcript
 from shared.tasks.vision import (
     AnswerAboutImage,
     ClassifyImage,
@@ -133,6 +133,11 @@ def _cost_of_writing(task: Summarize | Translate) -> int:
 
 def _cost_of_question(task: FindAnswer) -> int:
     return _length(task.question) + _length(task.context)
+
+
+def _cost_of_speech(task: Speak) -> int:
+    # A token is about a third of a second.
+    return 10 * _length(task.text)
 
 
 def _cost_of_pair(task: RankText) -> int:
@@ -296,6 +301,13 @@ TASKS: dict[TaskName, TaskInfo] = {
         cost=_cost_of_image,
         pipeline_tags=("depth-estimation",),
         heads=("ForDepthEstimation",),
+    ),
+    "text-to-speech": TaskInfo(
+        Speak,
+        Spoken,
+        cost=_cost_of_speech,
+        pipeline_tags=("text-to-speech", "text-to-audio"),
+        heads=("VitsModel",),
     ),
     "audio-classification": TaskInfo(
         ClassifySound,

@@ -14,7 +14,7 @@ from api.routes.inference_tasks import BODIES, name_of
 from tests.api.golden import REQUEST_ID, Pair, comparable, media_type, pairs
 from tests.fixtures.api.frames import frames
 from tests.fixtures.api.standing import JobSnapshot, standing
-from tests.fixtures.posts import creating
+from tests.fixtures.posts import SENDING_FILES, creating
 from tests.fixtures.redis_server import RedisServer
 
 PAIRS = pairs()
@@ -72,6 +72,8 @@ def test_every_form_of_every_answer_has_a_pair(fleet: JobSnapshot) -> None:
     document = fleet.request("GET", "/openapi.json").json()
 
     for route in creating():
+        if route.path in SENDING_FILES:
+            continue
         content = document["paths"][route.path]["post"]["responses"]["200"]["content"]
         for form in content:
             assert bodies_of(route.path, form), f"{route.path} as {form} has no golden pair"

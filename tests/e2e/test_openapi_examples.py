@@ -39,6 +39,7 @@ ONE_SHOTS = {
     "detector": "object-detection",
     "segmenter": "image-segmentation",
     "depth": "depth-estimation",
+    "speaker": "text-to-speech",
     "sounds": "audio-classification",
     "whisper": "automatic-speech-recognition",
 }
@@ -198,6 +199,8 @@ def test_examples_are_accepted_and_answered_as_shown(
         assert answer.status_code == operation.status, (body, answer.text)
         if answer.headers["content-type"] == JSON:
             bodies.append(answer.json())
+        elif answer.headers["content-type"].startswith("audio/"):
+            assert answer.content.startswith(b"RIFF")
         else:
             assert '"error"' not in answer.text, (body, answer.text)
             assert "data: " in answer.text, (body, answer.text)

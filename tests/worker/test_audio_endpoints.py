@@ -3,6 +3,7 @@
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -11,13 +12,14 @@ from redis.asyncio import Redis
 
 from api.schemas.audio import transcription
 from api.schemas.plain_text import PlainText
-from shared.tasks.sound import SpokenPart, Timestamps, Transcribe, Transcript
+from shared.tasks.sound import Speak, SpokenPart, Timestamps, Transcribe, Transcript
 from tests.fixtures.one_shots import write_one_shot
 from tests.fixtures.sounds import tones, wav
 from tests.fixtures.worker.fleets import fleet
 from tests.fixtures.worker.unwatched import Unwatched
 from worker.engine.runner import RunnerOptions
-from worker.engine.task_runner import FilesAtHand, TaskOutput
+from worker.engine.task_runner import NO_FILES, FilesAtHand, TaskOutput
+from worker.media.sound import decode_sound
 from worker.runners.one_shot import OneShotRunner, load
 
 SOUND = wav(tones(440.0, 1320.0, seconds=0.5))
@@ -104,6 +106,40 @@ async def test_what_a_model_cannot_do_is_told(redis: Redis, runner: OneShotRunne
             await client.audio.transcriptions.create(file=("a.wav", b"none"), model="t")
         with pytest.raises(openai.NotFoundError, match="nobody"):
             await client.audio.transcriptions.create(file=("a.wav", SOUND), model="nobody")
+
+
+async def test_openais_client_speaks(redis: Redis, tmp_path: Path) -> None:
+    write_one_shot("text-to-speech", tmp_path)
+    speaker = load(RunnerOptions(str(tmp_path), name="t"))
+    item = speaker.read(Speak("good film", 7, "flac", 1.5, 2), NO_FILES)
+    [expected] = speaker.run([item], Unwatched())
+    assert isinstance(expected, TaskOutput)
+
+    async with client_of(redis, speaker) as client:
+        create = client.audio.speech.create
+        flac = await create(
+            input="good film",
+            model="t",
+            voice="2",
+            response_format="flac",
+            speed=1.5,
+            extra_body={"seed": 7},
+        )
+        mp3 = await create(input="good film", model="t", voice="alloy")
+        again = await create(input="good film", model="t", voice="alloy")
+        with pytest.raises(openai.BadRequestError, match="this model has 3 voices"):
+            await create(input="good film", model="t", voice="3")
+        job = await client.post(
+            "/jobs", body={"task": "speak", "input": "a", "model": "t"}, cast_to=dict[str, Any]
+        )
+        assert job["state"] in ("queued", "running", "done")
+
+    assert flac.content == expected.files[0].data
+    assert flac.response.headers["content-type"] == "audio/flac"
+    assert flac.response.headers["content-length"] == str(len(flac.content))
+    assert mp3.response.headers["content-type"] == "audio/mpeg"
+    assert len(decode_sound(mp3.content, rate=16_000, max_seconds=60)) > 1000
+    assert mp3.content != again.content, "without a seed each is its own"
 
 
 def test_times_of_hours_and_of_an_open_end() -> None:

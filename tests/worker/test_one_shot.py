@@ -252,6 +252,7 @@ OWN = {
     "question-answering",
     "image-to-text",
     "visual-question-answering",
+    "text-to-speech",
 }
 """Tasks of our own pipelines, which `test_own_pipelines.py` compares with the networks."""
 

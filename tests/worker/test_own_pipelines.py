@@ -1,8 +1,9 @@
 """Our own pipelines answer as direct calls of transformers' networks do."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -21,17 +22,20 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from shared.errors import InvalidRequest
 from shared.messages import Task
 from shared.tasks.runner_options import OneShotOptions
+from shared.tasks.sound import SoundFormat, Speak, Spoken
 from shared.tasks.vision import AnswerAboutImage, ImageAnswers
 from shared.tasks.words import FindAnswer, FoundAnswer, FoundAnswers
 from shared.tasks.writing import DescribeImage, Summarize, Translate, Written
 from tests.fixtures.one_shots import write_one_shot
 from tests.fixtures.pictures import encoded, picture
+from tests.fixtures.sounds import tones
 from tests.fixtures.tiny_encoder import SIZE, TEXTS, word_tokenizer
 from tests.fixtures.worker.unwatched import Unwatched
 from worker.engine.runner import RunnerOptions
-from worker.engine.task_runner import FilesAtHand, TaskOutput
+from worker.engine.task_runner import NO_FILES, FilesAtHand, TaskOutput
 from worker.host.loading import warm_up
 from worker.media.images import decode_image
+from worker.media.sound import decode_sound, encode_sound
 from worker.runners.one_shot import OneShotRunner, load
 
 PICTURES = {f"p{seed}": encoded(picture(40 + seed, 30, seed=seed)) for seed in range(3)}
@@ -297,6 +301,65 @@ def test_answers_about_pictures(tmp_path: Path) -> None:
         assert [answer.score for answer in result.answers] == pytest.approx(
             [score for _, score in best], rel=1e-3
         )
+
+
+def test_speech(tmp_path: Path) -> None:
+    """Its chance is the seed's, whatever else is spoken at the same time."""
+    write_one_shot("text-to-speech", tmp_path)
+    runner = make("text-to-speech", tmp_path)
+    model = network_of(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tasks = [
+        Speak("good film", 1),
+        Speak("good film", 2),
+        Speak("good film", 1, speed=2.0),
+        Speak("good film", 1, speaker=2),
+        Speak("a very good film indeed", 1, format="flac"),
+    ]
+    items = [runner.read(task, NO_FILES) for task in tasks]
+    assert len({runner.group_key(item) for item in items}) == len(items)
+    lengths = []
+    for task, item in zip(tasks, items, strict=True):
+        torch.manual_seed(99)
+        before = torch.get_rng_state()
+        [output] = runner.run([item], Unwatched())
+        assert torch.equal(torch.get_rng_state(), before)
+        assert isinstance(output, TaskOutput)
+        assert isinstance(output.result, Spoken)
+
+        torch.manual_seed(task.seed)
+        with torch.no_grad():
+            expected = model(
+                **tokenizer(task.text, return_tensors="pt"),
+                speaking_rate=task.speed,
+                speaker_id=task.speaker or 0,
+            ).waveform[0]
+        [file] = output.files
+        samples = decode_sound(file.data, rate=16_000, max_seconds=60)
+        assert output.result == Spoken(len(expected) / 16_000, 16_000)
+        # A file has 16 bits a sample.
+        assert samples == pytest.approx(expected.clamp(-1, 1).numpy(), abs=1e-4)
+        lengths.append(len(samples))
+    assert lengths[0] == pytest.approx(2 * lengths[2], rel=0.2)
+
+    with pytest.raises(InvalidRequest, match="voice: this model has 3 voices"):
+        runner.read(Speak("good", 1, speaker=3), NO_FILES)
+
+
+@pytest.mark.parametrize("format", get_args(SoundFormat))
+def test_sounds_are_written_in_every_format(format: SoundFormat) -> None:
+    """What is read again has the length and the tone of what was written."""
+    samples = tones(440.0, seconds=1.0, rate=24_000)
+    data = encode_sound(samples, 24_000, format)
+    if format == "pcm":
+        read = np.frombuffer(data, "<i2").astype(np.float32) / 32_767
+    else:
+        read = decode_sound(data, rate=24_000, max_seconds=2)
+    assert len(read) == pytest.approx(24_000, abs=2400)
+    spectrum = np.abs(np.fft.rfft(read[:24_000], 24_000))
+    assert int(spectrum.argmax()) == 440
+    loudest = encode_sound(np.array([2.0, -2.0], np.float32), 24_000, "pcm")
+    assert np.frombuffer(loudest, "<i2").tolist() == [32_767, -32_767]
 
 
 def test_answers_in_writing(tmp_path: Path) -> None:

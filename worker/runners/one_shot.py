@@ -90,7 +90,9 @@ class OneShotRunner:
         except Exception as error:
             # The trial has shown that inputs can be read: it is this one that cannot.
             raise InvalidRequest(f"This model cannot read the input: {error}") from error
-        group = (repr(sorted(options.items())), self._shapes_of(chunks[0]))
+        group: Hashable = (repr(sorted(options.items())), self._shapes_of(chunks[0]))
+        if getattr(pipe, "is_random", False):
+            group = object()
         return Item(task, decoded.seconds, chunks, forward, postprocess, group)
 
     def _shapes_of(self, chunk: dict[str, Any]) -> tuple[tuple[str, torch.Size], ...]:

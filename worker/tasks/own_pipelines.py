@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from shared.errors import InvalidRequest
+from worker.media.sound import Samples
 
 _MAX_TOKENS = 256
 """The most tokens of an answer, where neither the request nor the network's files say."""
@@ -27,10 +28,12 @@ class OwnPipeline:
 
     `preprocess` makes tensors of an input, of one row each, `compute` runs the network on rows of
     several inputs, and `postprocess` reads the row of one of them. One with `is_chunked` makes
-    several chunks of an input, the last of which has `is_last`.
+    several chunks of an input, the last of which has `is_last`. One with `is_random` computes each
+    input by itself.
     """
 
     is_chunked = False
+    is_random = False
 
     def __init__(
         self,
@@ -139,6 +142,41 @@ class TextWriter(OwnPipeline):
                 f"This model does not know the language {language!r}, but {some}.", field="target"
             )
         return known[language]
+
+
+class Speaker(OwnPipeline):
+    """Speaks a text (VITS). Its chance is the seed's alone, so each text is spoken by itself."""
+
+    is_random = True
+
+    @property
+    def rate(self) -> int:
+        """The number of samples a second."""
+        return int(self.model.config.sampling_rate)
+
+    def _sanitize_parameters(
+        self, seed: int = 0, speed: float = 1.0, speaker: int | None = None
+    ) -> Parameters:
+        return {}, {"seed": seed, "speed": speed, "speaker": speaker}, {}
+
+    def preprocess(self, given: str) -> Any:
+        inputs = self.tokenizer(given, return_tensors="pt")
+        if not inputs["input_ids"].numel():
+            raise InvalidRequest("The text has nothing that this model can speak.", field="input")
+        return inputs
+
+    def compute(
+        self, inputs: Any, seed: int, speed: float, speaker: int | None
+    ) -> dict[str, Tensor]:
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            output = self.model(**inputs, speaking_rate=speed, speaker_id=speaker)
+        return {"samples": output.waveform}
+
+    def postprocess(self, output: dict[str, Tensor]) -> tuple[Samples, int]:
+        """Return the samples [n], and their number a second."""
+        return output["samples"][0].float().numpy(), self.rate
 
 
 class Captioner(OwnPipeline):

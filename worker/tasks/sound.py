@@ -7,11 +7,25 @@ from typing import Any
 import numpy as np
 
 from shared.errors import InvalidRequest
-from shared.tasks.sound import ClassifySound, SpokenPart, Transcribe, Transcript
-from worker.engine.task_runner import Files, TaskOutput
-from worker.media.sound import MAX_SOUND_BYTES, decode_sound
+from shared.tasks.sound import (
+    ClassifySound,
+    Speak,
+    Spoken,
+    SpokenPart,
+    Transcribe,
+    Transcript,
+)
+from worker.engine.task_runner import Files, NewFile, TaskOutput
+from worker.media.sound import (
+    MAX_SOUND_BYTES,
+    MEDIA_TYPES,
+    Samples,
+    decode_sound,
+    encode_sound,
+)
 from worker.tasks.labels import ALL_LABELS, labels_output
 from worker.tasks.one_shot import Decoded, Loaded, OneShot, trial_of
+from worker.tasks.own_pipelines import Speaker
 
 _WHISPER = "seq2seq_whisper"
 """The pipeline's name of Whisper and its like, which know languages and times."""
@@ -83,7 +97,38 @@ def _silence() -> bytes:
     return data.getvalue()
 
 
+def _read_text(task: Speak, files: Files, loaded: Loaded) -> Decoded:
+    num_speakers = loaded.pipe.model.config.num_speakers
+    if task.speaker is not None and task.speaker >= num_speakers:
+        raise InvalidRequest(
+            f"voice: this model has {num_speakers} voices, from 0 on.", field="voice"
+        )
+    return Decoded(task.text)
+
+
+def _speak_options(task: Speak, decoded: Decoded, loaded: Loaded) -> dict[str, Any]:
+    speaker = None
+    if loaded.pipe.model.config.num_speakers > 1:
+        speaker = task.speaker or 0
+    return {"seed": task.seed, "speed": task.speed, "speaker": speaker}
+
+
+def _spoken(task: Speak, found: tuple[Samples, int], seconds: float) -> TaskOutput:
+    samples, rate = found
+    data = encode_sound(samples, rate, task.format)
+    file = NewFile(data, MEDIA_TYPES[task.format], f"speech.{task.format}")
+    return TaskOutput(Spoken(len(samples) / rate, rate), (file,))
+
+
 SOUND = {
+    "text-to-speech": OneShot(
+        parts=("tokenizer",),
+        read=_read_text,
+        options=_speak_options,
+        output=_spoken,
+        trial=(Speak("a", seed=0), {}),
+        pipeline=Speaker,
+    ),
     "audio-classification": OneShot(
         parts=("feature_extractor",),
         read=_read,
