@@ -24,7 +24,8 @@ class Dialect:
 
     `access` is that of `router`; any caller may ask for work. Probes (`are_probes`) are not traced,
     and are logged at the level debug alone. `uploads` are paths whose bodies are handed on as they
-    come: their routes bound what they keep in memory. Errors at paths that begin with `prefix` have
+    come: their routes bound what they keep in memory. So are bodies that are no JSON at paths that
+    begin with `raw_below`. Errors at paths that begin with `prefix` have
     the format `errors`, also where no route is found.
     """
 
@@ -33,5 +34,6 @@ class Dialect:
     access: Access = Access.CALLER
     are_probes: bool = False
     uploads: frozenset[str] = frozenset()
+    raw_below: str = ""
     prefix: str = ""
     errors: ErrorFormat = PLAIN

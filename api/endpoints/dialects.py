@@ -9,6 +9,7 @@ from api.routes import (
     embeddings,
     generate,
     hrm,
+    hub,
     inference,
     openai,
     puzzles,
@@ -32,6 +33,7 @@ _BUILT_IN = (
     puzzles.DIALECT,
     tgi.DIALECT,
     inference.DIALECT,
+    hub.DIALECT,
     echo_task.DIALECT,
 )
 DIALECTS: tuple[Dialect, ...] = (*_BUILT_IN, *plugins.load("aios.endpoints").values())

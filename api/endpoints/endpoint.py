@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from api.http.error_format import PLAIN, ErrorFormat
@@ -80,8 +81,9 @@ class Endpoint:
     Without `stream` a stream has the whole answer in its last frame. `bare_stream_format` replaces
     `stream_format` for callers who ask for a stream and do not accept events. The answers of a
     timed endpoint tell how long they took. One that `sends_file` answers with the bytes of the file
-    that its task has made; elsewhere its `answer` tells of that file. `model_of` and `is_streamed`
-    read a body: the model that it names, and whether it asks for a stream.
+    that its task has made; elsewhere its `answer` tells of that file. For one `with_file_bytes` the
+    files of a whole answer are read before it is rendered. `model_of` and `is_streamed` read a
+    body: the model that it names, and whether it asks for a stream.
     """
 
     name: str
@@ -96,6 +98,7 @@ class Endpoint:
     errors: ErrorFormat = PLAIN
     is_timed: bool = False
     sends_file: bool = False
+    with_file_bytes: bool = False
     model_of: Callable[[Any], str | None] = _model_of
     is_streamed: Callable[[Any], bool] = _has_stream
 
@@ -129,7 +132,8 @@ class Post:
     `name` and `summary` are for the OpenAPI document. `body` is the union of the endpoints' bodies,
     annotated with the validator that chooses among them; None for a single endpoint. `by_key` tells
     dialects apart by a key of the body before it is parsed, so that errors are in the caller's
-    dialect. `job_task` is the name of this path in `POST /v1/jobs`; "" where it has none.
+    dialect. `job_task` is the name of this path in `POST /v1/jobs`; "" where it has none. A
+    `route_class` makes a body of what comes, for a path that takes more than bodies.
     """
 
     path: str
@@ -141,6 +145,7 @@ class Post:
     by_key: Mapping[str, Endpoint] = field(default_factory=dict)
     always_streams: bool = False
     job_task: str = ""
+    route_class: type[APIRoute] | None = None
 
     @property
     def body_type(self) -> Any:

@@ -151,7 +151,7 @@ async def _in_json(request: Request, fields: FormFields) -> Request:
     digests = [(part, artifact.digest) for part, artifact in artifacts]
     request_state.body = json.dumps(_with_files(body, digests)).encode()
     ids = [(part, artifact.id) for part, artifact in artifacts]
-    return _with_body(request, json.dumps(_with_files(body, ids)).encode())
+    return with_body(request, json.dumps(_with_files(body, ids)).encode())
 
 
 def _body(form: Form, fields: FormFields) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def _with_files(body: dict[str, Any], files: list[tuple[FilePart, str]]) -> dict
     return filled
 
 
-def _with_body(request: Request, body: bytes) -> Request:
+def with_body(request: Request, body: bytes) -> Request:
     """Return the request with this body in JSON in place of its own."""
     scope = dict(request.scope)
     headers = MutableHeaders(raw=list(scope["headers"]))

@@ -69,6 +69,10 @@ def add_route(router: APIRouter, post: Post) -> None:
         content = {FORM: {"schema": form_schema(form)}}
         declared["openapi_extra"] = {"requestBody": {"content": content}}
         declared["route_class_override"] = form_route(form)
+    if post.route_class is not None:
+        # Its bodies are not those of the document.
+        declared["route_class_override"] = post.route_class
+        declared["include_in_schema"] = False
     router.add_api_route(
         post.path,
         handler,

@@ -12,6 +12,7 @@ from api.endpoints.form_route import form_fields_of
 from api.endpoints.handler import add_route
 from api.http import document
 from api.http.error_format import PLAIN, ErrorFormat
+from api.http.media_types import JSON, is_form
 
 METRICS = "/metrics"
 _DOCUMENTS = frozenset({"/docs", "/redoc", document.PATH})
@@ -35,6 +36,7 @@ class RouteTable:
         self.probe_paths: set[str] = set()
         self.upload_paths: set[str] = set()
         self.form_paths: set[str] = set()
+        self.raw_prefixes: list[str] = []
         self._errors_below: dict[str, ErrorFormat] = {}
         self._errors_at: dict[str, ErrorFormat] = {}
         for dialect in dialects:
@@ -43,6 +45,8 @@ class RouteTable:
                 if dialect.are_probes:
                     self.probe_paths.update(route.path for route in _routes_of(dialect.router))
             self.upload_paths |= dialect.uploads
+            if dialect.raw_below:
+                self.raw_prefixes.append(dialect.raw_below)
             work_router = APIRouter()
             for post in dialect.posts:
                 add_route(work_router, post)
@@ -63,6 +67,15 @@ class RouteTable:
     def endpoint_paths(self) -> set[str]:
         """The paths of endpoints. Settings may give a rate to each."""
         return {post.path for post in self.posts}
+
+    def takes_file(self, path: str, content_type: str) -> bool:
+        """Return whether a body that is posted at a path is a file, or a form with files."""
+        if path in self.upload_paths:
+            return True
+        if path in self.form_paths:
+            return is_form(content_type)
+        is_json = content_type.partition(";")[0].strip().lower() == JSON
+        return not is_json and any(path.startswith(prefix) for prefix in self.raw_prefixes)
 
     def at(self, path: str) -> list[APIRoute]:
         """Return the routes at this path, of any method, in the order in which they are tried."""

@@ -6,6 +6,7 @@ from urllib.parse import quote
 from shared.errors import InvalidRequest
 
 FORM = "multipart/form-data"
+JSON = "application/json"
 
 _TOKEN = r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}"
 _MEDIA_TYPE = re.compile(rf"({_TOKEN}/{_TOKEN})\s*(?:;(.*))?", re.DOTALL)

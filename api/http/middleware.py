@@ -9,7 +9,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.encodings import HEADER, decoded
 from api.http.errors import render
-from api.http.media_types import is_form, is_text
+from api.http.media_types import is_text
 from api.http.problem import Problem, problem_of
 from api.http.request_state import RequestState, request_state_of
 from api.schemas.fields import fleets_seed
@@ -197,8 +197,8 @@ class BodyLimit:
     A body that is too large is refused, announced or not, packed or unpacked. The beginning of a
     body is logged if bodies are.
 
-    A body that is posted to one of the `upload_paths`, or as a form to one of the `form_paths`, is
-    handed on as it comes, and refused as soon as it is too large.
+    A file that is posted is handed on as it comes, and refused as soon as it is too large. The path
+    and the content type tell `takes_file`.
     """
 
     def __init__(
@@ -208,15 +208,13 @@ class BodyLimit:
         max_body_bytes: int,
         log_bodies: bool,
         max_upload_bytes: int = 0,
-        upload_paths: Collection[str] = (),
-        form_paths: Collection[str] = (),
+        takes_file: Callable[[str, str], bool] = lambda path, content_type: False,
     ) -> None:
         self._app = app
         self._log_bodies = log_bodies
         self._max_body_bytes = max_body_bytes
         self._max_upload_bytes = max_upload_bytes
-        self._upload_paths = upload_paths
-        self._form_paths = form_paths
+        self._takes_file = takes_file
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -256,9 +254,7 @@ class BodyLimit:
 
     def _is_upload(self, scope: Scope, headers: Headers) -> bool:
         path = request_state_of(scope).path
-        if path in self._form_paths:
-            return is_form(headers.get("content-type", ""))
-        return path in self._upload_paths
+        return self._takes_file(path, headers.get("content-type", ""))
 
     async def _read(self, receive: Receive) -> bytes | None:
         """Return the body, or as much of it as shows that it is too large.

@@ -13,7 +13,7 @@ from api.schemas.audio import (
     AudioTranscriptionRequest,
     AudioTranslationRequest,
     SpeakRequest,
-    SpeechRequest,
+    SpokenRequest,
     transcription,
 )
 from api.schemas.files import MadeFile, made_file
@@ -26,7 +26,7 @@ from shared.messages import ModelInfo, Progress
 from shared.tasks.sound import Transcript
 
 
-def _plan(body: SpeechRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
+def _plan(body: SpokenRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
     task = body.task()
     notes = {
         "format": body.response_format,
@@ -64,7 +64,7 @@ class TranscriptEvents:
         return OPENAI.body(problem)
 
 
-def _endpoint(name: str, body: type[SpeechRequest], *, with_stream: bool) -> Endpoint:
+def _endpoint(name: str, body: type[SpokenRequest], *, with_stream: bool) -> Endpoint:
     return Endpoint(
         name=name,
         task="automatic-speech-recognition",

@@ -86,7 +86,7 @@ class InferenceEvents:
 _ECHO = "echo"
 
 
-def _model(body: TaskRequest) -> str | None:
+def model_of(body: TaskRequest) -> str | None:
     return body.model_id
 
 
@@ -129,7 +129,7 @@ def _endpoint(
         stream_format=EVENTS,
         errors=API,
         is_timed=True,
-        model_of=_model,
+        model_of=model_of,
         is_streamed=_is_streamed,
     )
 

@@ -47,7 +47,7 @@ _NEUTRAL: dict[str, Sequence[Any]] = {
 """What OpenAI's models can do and these cannot, with the values that ask for nothing."""
 
 
-class SpeechRequest(RequestBody):
+class SpokenRequest(RequestBody):
     """A sound with speech, in a form or in JSON. Words are chosen greedily."""
 
     file: ByteInput
@@ -79,7 +79,7 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class AudioTranscriptionRequest(SpeechRequest):
+class AudioTranscriptionRequest(SpokenRequest):
     model_config = shown(
         {"file": SILENCE, "model": "whisper"},
         {"file": SILENCE, "model": "whisper", "response_format": "verbose_json"},
@@ -108,7 +108,7 @@ class AudioTranscriptionRequest(SpeechRequest):
         return Transcribe(self.file, self.timestamps, self.language)
 
 
-class AudioTranslationRequest(SpeechRequest):
+class AudioTranslationRequest(SpokenRequest):
     """A sound to be told in English, whatever its language."""
 
 

@@ -4,6 +4,7 @@ This module knows no dialect: an endpoint's renderers make the bodies.
 """
 
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from dataclasses import replace
 
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
@@ -26,6 +27,9 @@ from shared.errors import FleetError
 from shared.messages import Started
 from shared.queue.broker import UNAVAILABLE
 from shared.queue.requests import Request, state_of
+
+_MOST_INLINE = 64 << 20
+"""The most bytes of files that stand in one answer."""
 
 
 @redis_answers()
@@ -80,6 +84,28 @@ async def made_file_of(front: Front, work: SubmittedWork, outcomes: Sequence[Out
     headers = answer_headers(work, outcomes)
     headers["Content-Length"] = str(artifact.num_bytes)
     return StreamingResponse(pieces, media_type=artifact.media_type, headers=headers)
+
+
+@redis_answers()
+async def with_file_bytes(
+    front: Front, work: SubmittedWork, outcomes: Sequence[Outcome]
+) -> list[Outcome]:
+    """Return the outcomes with the bytes of their files.
+
+    Raise ArtifactNotFound, PayloadTooLarge for files of more than `_MOST_INLINE` bytes together,
+    and StorageUnavailable.
+    """
+    room = _MOST_INLINE
+    filled = []
+    for outcome in outcomes:
+        data = []
+        for file in outcome.artifacts:
+            data.append(
+                await front.artifacts.read_all(work.request.tenant, file.id, max_bytes=room)
+            )
+            room -= len(data[-1])
+        filled.append(replace(outcome, file_bytes=tuple(data)))
+    return filled
 
 
 async def timings_at_end(front: Front, work: SubmittedWork, usage: Usage) -> Timings | None:

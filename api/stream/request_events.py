@@ -59,7 +59,7 @@ class Outcome:
     """The outcome of a job that ended well.
 
     `num_truncated` and `max_tokens` are those of `Started`, `result` and `artifacts` those of
-    `Done`.
+    `Done`. `file_bytes` are the bytes of the artifacts, for an endpoint that renders them.
     """
 
     choices: tuple[Choice, ...]
@@ -68,6 +68,7 @@ class Outcome:
     num_truncated: int = 0
     max_tokens: int | None = None
     artifacts: tuple[ArtifactRef, ...] = ()
+    file_bytes: tuple[bytes, ...] = ()
 
     def as_a(self, kind: type[SomeResult]) -> SomeResult:
         """Return the result, which is of this kind.

@@ -14,6 +14,7 @@ from api.stream.answers import (
     stream,
     timings_at_end,
     whole,
+    with_file_bytes,
 )
 from api.stream.cursor import HEADER, Cursor
 from api.stream.dispatch import RequestFollower, StillRunning
@@ -85,6 +86,8 @@ async def _whole(
     if endpoint.sends_file:
         answer = await made_file_of(front, follower.work, outcomes)
     else:
+        if endpoint.with_file_bytes:
+            outcomes = await with_file_bytes(front, follower.work, outcomes)
         answer = whole(endpoint, replace(follower.work, timings=timings), outcomes)
     if options.preferences:
         answer.headers["Preference-Applied"] = options.preferences[-1]

@@ -10,40 +10,15 @@ from typing import Any, NamedTuple
 
 import httpx
 import pytest
-import yaml
-from transformers import BertConfig, BertForSequenceClassification
 
 from api.http.app import create_app
 from shared.queue.broker import Broker, connect
-from shared.settings.settings import SAMPLE_MODEL, Settings
-from tests.fixtures.e2e.serving import serving
-from tests.fixtures.one_shots import write_one_shot
-from tests.fixtures.tiny_encoder import SHARED
-from tests.fixtures.tiny_encoder import write as write_encoder
-from tests.fixtures.worker.sapient_fixtures import Net, write_checkpoint
+from shared.settings.settings import Settings
+from tests.fixtures.e2e.example_fleet import serving_examples
 
 VOLATILE = {"id", "created", "generation_time", "cached_tokens"}
 """Fields that differ from one answer to the next."""
 JSON = "application/json"
-ONE_SHOTS = {
-    "summarizer": "summarization",
-    "translator": "translation",
-    "reader": "question-answering",
-    "captioner": "image-to-text",
-    "observer": "visual-question-answering",
-    "names": "token-classification",
-    "judge": "zero-shot-classification",
-    "bert": "fill-mask",
-    "pictures": "image-classification",
-    "clip": "zero-shot-image-classification",
-    "detector": "object-detection",
-    "segmenter": "image-segmentation",
-    "depth": "depth-estimation",
-    "speaker": "text-to-speech",
-    "sounds": "audio-classification",
-    "whisper": "automatic-speech-recognition",
-}
-"""The models that examples name, by the tasks that they do in one call."""
 
 
 class Operation(NamedTuple):
@@ -120,41 +95,10 @@ OPERATIONS = list(operations())
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """Serve the sample model and the models that examples name."""
-    sudoku = tmp_path_factory.mktemp("sudoku")
-    write_checkpoint(
-        sudoku,
-        Net(halt_max_steps=2),
-        filename="step_1",
-        data_path="data/sudoku-extreme-1k-aug-1000",
-    )
-    paths = {
-        SAMPLE_MODEL.name: SAMPLE_MODEL,
-        "classifier": "echo",
-        "sudoku": sudoku,
-        "tasks": "echo-task",
-    }
-    models: list[dict[str, Any]] = []
-    for name, path in paths.items():
-        models.append({"id": name, "path": str(path)})
-    reranker = tmp_path_factory.mktemp("reranker")
-    write_encoder(reranker, BertForSequenceClassification, BertConfig(num_labels=1, **SHARED))
-    models.append({"id": "reranker", "path": str(reranker)})
-    for name, task in ONE_SHOTS.items():
-        path = tmp_path_factory.mktemp(name)
-        write_one_shot(task, path)
-        entry = {"id": name, "path": str(path), "runner": "one-shot", "options": {"task": task}}
-        models.append(entry)
-    config = tmp_path_factory.mktemp("config") / "fleet.yaml"
-    config.write_text(yaml.safe_dump({"serve": {"hrm": {"models": models}}}))
-    flags = ["--config", str(config)]
-    flags += ["--default-model", SAMPLE_MODEL.name, "--threads", "1", "--max-batch-size", "4"]
-    flags += ["--admin-keys", "ops:boss"]
-    headers = {"X-API-Key": "boss"}
-    with (
-        serving(*flags) as fleet,
-        httpx.Client(base_url=fleet.url, timeout=60, headers=headers) as http,
-    ):
-        yield http
+    with serving_examples(tmp_path_factory.mktemp("examples")) as fleet:
+        headers = {"X-API-Key": "boss"}
+        with httpx.Client(base_url=fleet.url, timeout=60, headers=headers) as http:
+            yield http
 
 
 def fits(answer: Any, example: Any) -> bool:
