@@ -32,6 +32,7 @@ from api.schemas.one_shots import (
     SegmentationResult,
     SegmentBody,
     SoundClassificationRequest,
+    SpeechPartBody,
     SpeechRequest,
     SpeechResult,
     SpokenPartBody,
@@ -41,13 +42,24 @@ from api.schemas.one_shots import (
     TranscriptionRequest,
     TranscriptionResult,
     TranslationRequest,
+    VoiceActivityRequest,
+    VoiceActivityResult,
     WrittenResult,
     ZeroShotImageRequest,
     ZeroShotRequest,
 )
 from api.stream.request_events import Outcome
 from shared.messages import Labelled, Task, TaskName
-from shared.tasks.sound import ClassifySound, Speak, Spoken, Timestamps, Transcribe, Transcript
+from shared.tasks.sound import (
+    ClassifySound,
+    DetectedSpeech,
+    DetectSpeech,
+    Speak,
+    Spoken,
+    Timestamps,
+    Transcribe,
+    Transcript,
+)
 from shared.tasks.vision import (
     AnswerAboutImage,
     ClassifyImage,
@@ -259,6 +271,19 @@ def _transcript(outcome: Outcome) -> TranscriptionResult:
     return TranscriptionResult(text=found.text, seconds=found.seconds, parts=parts)
 
 
+def _detect_speech(body: VoiceActivityRequest) -> Task:
+    options = body.options
+    return DetectSpeech(body.inputs, options.threshold, options.min_speech_s, options.min_silence_s)
+
+
+def _speech(outcome: Outcome) -> VoiceActivityResult:
+    found = outcome.as_a(DetectedSpeech)
+    parts = []
+    for one in found.parts:
+        parts.append(SpeechPartBody(start=one.start, end=one.end, score=one.score))
+    return VoiceActivityResult(parts=parts, seconds=found.seconds)
+
+
 ROWS = (
     OneShotRow("summarization", SummarizationRequest, _summarize, _written),
     OneShotRow("translation", TranslationRequest, _translate, _written),
@@ -283,4 +308,5 @@ ROWS = (
     OneShotRow("text-to-speech", SpeechRequest, _speak, _spoken),
     OneShotRow("audio-classification", SoundClassificationRequest, _classify_sound, labels_result),
     OneShotRow("automatic-speech-recognition", TranscriptionRequest, _transcribe, _transcript),
+    OneShotRow("voice-activity-detection", VoiceActivityRequest, _detect_speech, _speech),
 )

@@ -19,6 +19,7 @@ from api.schemas.one_shots import (
     SpeechResult,
     TokenClassificationResult,
     TranscriptionResult,
+    VoiceActivityResult,
     WrittenResult,
 )
 from api.schemas.usage import UsageBody
@@ -38,6 +39,7 @@ Result = (
     | TokenClassificationResult
     | FillMaskResult
     | TranscriptionResult
+    | VoiceActivityResult
 )
 
 

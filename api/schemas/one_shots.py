@@ -263,6 +263,28 @@ class ImageQuestionRequest(TaskRequest):
     options: ImageQuestionOptions = options_field(ImageQuestionOptions)
 
 
+Pause = Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)]
+
+
+class VoiceActivityOptions(Options):
+    threshold: Threshold = 0.5
+    min_speech_s: Annotated[Pause, Field(description="Shorter parts are left out.")] = 0.25
+    min_silence_s: Annotated[Pause, Field(description="Shorter pauses are ignored.")] = 0.1
+
+
+class VoiceActivityRequest(SoundRequest):
+    model_config = shown(
+        {
+            "task": "voice-activity-detection",
+            "inputs": SILENCE,
+            "model_id": "voice",
+            "options": {"threshold": 0.6},
+        }
+    )
+
+    options: VoiceActivityOptions = options_field(VoiceActivityOptions)
+
+
 class TokenClassificationOptions(Options):
     aggregation_strategy: Aggregation = "simple"
 
@@ -437,3 +459,18 @@ class TranscriptionResult(BaseModel):
     text: str
     seconds: float
     parts: list[SpokenPartBody]
+
+
+class SpeechPartBody(BaseModel):
+    """A part with speech, in seconds, and its mean probability."""
+
+    start: float
+    end: float
+    score: float
+
+
+class VoiceActivityResult(BaseModel):
+    """The parts in which somebody speaks, of a sound of so many seconds."""
+
+    parts: list[SpeechPartBody]
+    seconds: float

@@ -72,3 +72,31 @@ class Transcript(OtherResult, frozen=True, omit_defaults=True, tag="automatic-sp
     seconds: float
     language: str | None = None
     parts: tuple[SpokenPart, ...] = ()
+
+
+class DetectSpeech(OtherTask, frozen=True, omit_defaults=True, tag="voice-activity-detection"):
+    """Return the parts of a sound in which somebody speaks, likelier than `threshold`.
+
+    Parts that a pause below `min_silence_s` divides are one part, and parts below `min_speech_s`
+    are left out; both in seconds.
+    """
+
+    audio: str
+    threshold: float = 0.5
+    min_speech_s: float = 0.25
+    min_silence_s: float = 0.1
+
+
+class SpeechPart(msgspec.Struct, frozen=True):
+    """A part of a sound with speech, in seconds. `score` is the mean probability of speech."""
+
+    start: float
+    end: float
+    score: float
+
+
+class DetectedSpeech(OtherResult, frozen=True, tag="voice-activity-detection"):
+    """The parts with speech of a sound of so many seconds, in the order of time."""
+
+    parts: tuple[SpeechPart, ...]
+    seconds: float

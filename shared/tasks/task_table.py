@@ -36,7 +36,15 @@ from shared.messages import (
 )
 from shared.plugins import PluginError
 from shared.tasks.echo_task import EchoedTask, EchoTask
-from shared.tasks.sound import ClassifySound, Speak, Spoken, Transcribe, Transcript
+from shared.tasks.sound import (
+    ClassifySound,
+    DetectedSpeech,
+    DetectSpeech,
+    Speak,
+    Spoken,
+    Transcribe,
+    Transcript,
+)
 from shared.tasks.vision import (
     AnswerAboutImage,
     ClassifyImage,
@@ -327,6 +335,12 @@ TASKS: dict[TaskName, TaskInfo] = {
         cost=_cost_of_sound,
         pipeline_tags=("automatic-speech-recognition",),
         heads=("ForCTC", "WhisperForConditionalGeneration", "Speech2TextForConditionalGeneration"),
+    ),
+    "voice-activity-detection": TaskInfo(
+        DetectSpeech,
+        DetectedSpeech,
+        cost=_cost_of_sound,
+        pipeline_tags=("voice-activity-detection",),
     ),
     "echo_task": TaskInfo(EchoTask, EchoedTask, cost=_cost_of_steps),
 }
