@@ -231,15 +231,11 @@ class PuzzleOptions(Options):
         return _step_depths(self.efforts)
 
 
-class OneShotOptions(Options):
-    """Options of networks that do a task in one call."""
+class MediaOptions(Options):
+    """Options of models that look at pictures or listen to sounds."""
 
     harmless: ClassVar[tuple[str, ...]] = ("max_pixels", "max_seconds")
 
-    task: OneShotTask | None = Field(
-        default=None,
-        description="task of a network (none: that of its architecture)",
-    )
     max_pixels: int = Field(
         default=50_000_000,
         ge=1,
@@ -250,6 +246,15 @@ class OneShotOptions(Options):
         gt=0,
         allow_inf_nan=False,
         description="most seconds of a sound",
+    )
+
+
+class OneShotOptions(MediaOptions):
+    """Options of networks of transformers that do a task in one call."""
+
+    task: OneShotTask | None = Field(
+        default=None,
+        description="task of a network (none: that of its architecture)",
     )
 
 

@@ -12,6 +12,7 @@ from shared.plugins import PluginError
 from shared.tasks.runner_options import (
     HrmActOptions,
     HrmTextOptions,
+    MediaOptions,
     OneShotOptions,
     OneShotTask,
     Options,
@@ -53,6 +54,18 @@ TEXT_TASKS: tuple[TaskName, ...] = (
 )
 """The tasks of every language model."""
 
+ONNX_TASKS: tuple[TaskName, ...] = (
+    "image-classification",
+    "object-detection",
+    "image-segmentation",
+    "classify",
+    "embed",
+    "audio-classification",
+    "automatic-speech-recognition",
+    "voice-activity-detection",
+)
+"""The tasks that the YAML of an ONNX model may declare."""
+
 RUNNERS = {
     "hrm-text": RunnerInfo(
         "worker.runners.hrm_text:load",
@@ -77,6 +90,11 @@ RUNNERS = {
         "worker.runners.one_shot:load",
         OneShotOptions,
         tasks=get_args(OneShotTask),
+    ),
+    "onnx": RunnerInfo(
+        "worker.runners.onnx_model:load",
+        MediaOptions,
+        tasks=ONNX_TASKS,
     ),
     "echo": RunnerInfo(
         "worker.runners.echo:Echo",

@@ -53,6 +53,13 @@ def decode_image(data: bytes, *, max_pixels: int, field: str = "image") -> Image
     ) from problem
 
 
+def png(image: Image.Image) -> bytes:
+    """Return a picture as a PNG."""
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    return data.getvalue()
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     """Return the picture in RGB of 8 bits."""
     if image.mode.startswith(_MODES_OF_MORE_BITS):

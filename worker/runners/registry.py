@@ -7,7 +7,7 @@ import stat
 from collections.abc import Callable, Set
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import msgspec
 
@@ -162,6 +162,13 @@ def _is_one_shot(listing: DirectoryListing) -> bool:
     return any(name.endswith(_ONE_SHOT_HEADS) for name in names)
 
 
+def _is_onnx_model(listing: DirectoryListing) -> bool:
+    """Return whether there is one ONNX file, and one YAML that declares what it does."""
+    suffixes = [PurePath(name).suffix for name in listing.names]
+    num_yaml = suffixes.count(".yaml") + suffixes.count(".yml")
+    return suffixes.count(".onnx") == 1 and num_yaml == 1 and ".safetensors" not in suffixes
+
+
 def _is_hugging_face(listing: DirectoryListing) -> bool:
     return listing.config is not None
 
@@ -172,6 +179,7 @@ DETECTORS: tuple[tuple[Callable[[DirectoryListing], bool], str], ...] = (
     (_is_raw_hrm_text, "hrm-text"),
     (_is_puzzle_checkpoint, "hrm-puzzle"),
     (_is_hrm_text, "hrm-text"),
+    (_is_onnx_model, "onnx"),
     (_is_sentence_model, "encoder"),
     (_is_one_shot, "one-shot"),
     (_is_encoder, "encoder"),
@@ -194,11 +202,17 @@ def _refusal(listing: DirectoryListing) -> ModelFormatError:
     # Imported here, because it imports safetensors, which the echo runner must run without.
     from worker.models.hf_directory import check_weights_format
 
+    if any(name.endswith(".onnx") for name in listing.names):
+        raise ModelFormatError(
+            f"{directory} has an ONNX file: it needs one YAML beside it that declares its task, "
+            "inputs and outputs (docs/onnx.md)."
+        )
     check_weights_format(directory)
     expected = (
         "brain.json (an AI-OS brain), q_head.pt or starter_brain.json (an AI-OS implant), "
         "config.json (a Hugging Face model), all_config.yaml with checkpoint or step_<N> (a "
-        f"Sapient HRM) nor {_EPOCH_PREFIX}<number> (a raw HRM-Text checkpoint)"
+        "Sapient HRM), one .onnx beside one .yaml (an ONNX model) nor "
+        f"{_EPOCH_PREFIX}<number> (a raw HRM-Text checkpoint)"
     )
     return ModelFormatError(
         f"What lies at {directory} is no model we know: neither {expected} is there."

@@ -1,6 +1,5 @@
 """The tasks that look at pictures, done by pipelines."""
 
-import io
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from shared.tasks.vision import (
     SegmentImage,
 )
 from worker.engine.task_runner import Files, NewFile, TaskOutput
-from worker.media.images import MAX_IMAGE_BYTES, decode_image
+from worker.media.images import MAX_IMAGE_BYTES, decode_image, png
 from worker.tasks.labels import ALL_LABELS, check_template, labels_output
 from worker.tasks.one_shot import Decoded, Loaded, OneShot, trial_of
 from worker.tasks.own_pipelines import ImageQuestionAnswerer
@@ -88,7 +87,7 @@ def _segments(task: SegmentImage, found: list[dict[str, Any]], seconds: float) -
         mask: Image.Image = one["mask"]
         area = float(np.asarray(mask, dtype=bool).mean())
         segments.append(Segment(one["label"], one["score"], area))
-        masks.append(NewFile(_png(mask), _PNG, f"mask-{len(masks)}.png"))
+        masks.append(NewFile(png(mask), _PNG, f"mask-{len(masks)}.png"))
     return TaskOutput(Segmented(tuple(segments)), tuple(masks))
 
 
@@ -100,16 +99,10 @@ def _depths(task: EstimateDepth, found: dict[str, Any], seconds: float) -> TaskO
         return TaskOutput(result)
     span = most - least or 1.0
     levels = ((depth - least) * (65_535 / span)).round().astype(np.uint16)
-    return TaskOutput(result, (NewFile(_png(Image.fromarray(levels)), _PNG, "depth.png"),))
+    return TaskOutput(result, (NewFile(png(Image.fromarray(levels)), _PNG, "depth.png"),))
 
 
-def _png(image: Image.Image) -> bytes:
-    data = io.BytesIO()
-    image.save(data, "PNG")
-    return data.getvalue()
-
-
-GREY = _png(Image.new("RGB", (64, 64), (128, 128, 128)))
+GREY = png(Image.new("RGB", (64, 64), (128, 128, 128)))
 
 VISION = {
     "image-classification": OneShot(
