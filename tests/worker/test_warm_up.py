@@ -11,6 +11,7 @@ from shared.messages import Generate, Sampling, Solve
 from shared.settings.settings import ModelEntry, Settings
 from shared.tasks.runner_table import RUNNERS, WITHOUT_FILES
 from tests.fixtures.one_shots import write_one_shot
+from tests.fixtures.onnx_models import write_onnx
 from tests.fixtures.tiny_encoder import SHARED, write
 from tests.fixtures.worker import sapient_fixtures
 from tests.fixtures.worker.broken_models import write_model
@@ -30,6 +31,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         write_model(kind, root / kind)
     write(root / "encoder", BertModel, BertConfig(**SHARED))
     write_one_shot("image-classification", root / "one-shot")
+    write_onnx("image-classification", root / "onnx")
     sapient_fixtures.write_checkpoint(root / "hrm-puzzle", sapient_fixtures.Net(halt_max_steps=3))
 
     paths = {}

@@ -70,6 +70,11 @@ class Graph:
         self.inputs = {one.name: _info(one, file) for one in self._session.get_inputs()}
         self.outputs = {one.name: _info(one, file) for one in self._session.get_outputs()}
 
+    @property
+    def num_threads(self) -> int:
+        """Return the number of threads that compute."""
+        return int(self._session.get_session_options().intra_op_num_threads)
+
     def input(self, name: str | None, field: str) -> TensorInfo:
         """Return the input that `field` of the declaration names. None is the only one."""
         return self._found(name, self.inputs, field)

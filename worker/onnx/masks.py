@@ -1,5 +1,6 @@
 """Maps of classes, as masks of a picture's own size."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,6 +12,7 @@ from worker.onnx.declaration import MaskOutput
 from worker.onnx.graph import Array
 from worker.onnx.scores import probabilities
 
+_ROUNDING = 1e-6
 Box = tuple[float, float, float, float]
 """A part of a map: left, top, right and bottom, in shares of its sides."""
 
@@ -72,6 +74,17 @@ def _scaled(
     """Return a part of a map [H, W], scaled to `size` (height, width)."""
     height, width = channel.shape
     left, top, right, bottom = part
-    box = (left * width, top * height, right * width, bottom * height)
-    image = Image.fromarray(np.ascontiguousarray(channel, dtype=np.float32))
+    # What lies beside the part is cut off first: scaling would mix its edge into the part.
+    first_row = math.floor(top * height + _ROUNDING)
+    first_column = math.floor(left * width + _ROUNDING)
+    end_row = math.ceil(bottom * height - _ROUNDING)
+    end_column = math.ceil(right * width - _ROUNDING)
+    inside = channel[first_row:end_row, first_column:end_column]
+    box = (
+        max(0.0, left * width - first_column),
+        max(0.0, top * height - first_row),
+        min(inside.shape[1], right * width - first_column),
+        min(inside.shape[0], bottom * height - first_row),
+    )
+    image = Image.fromarray(np.ascontiguousarray(inside, dtype=np.float32))
     return np.asarray(image.resize((size[1], size[0]), resampling, box=box))

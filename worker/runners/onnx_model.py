@@ -10,10 +10,17 @@ from shared.errors import FleetError, InvalidRequest
 from shared.messages import Task, TaskName, name_of
 from shared.tasks.runner_options import MediaOptions
 from worker.engine.runner import RunnerOptions
-from worker.engine.task_runner import BatchProgress, Files, TaskOutput, TaskRunnerSpec
+from worker.engine.task_runner import (
+    BatchProgress,
+    Files,
+    FilesAtHand,
+    TaskOutput,
+    TaskRunnerSpec,
+)
 from worker.models.errors import ModelFormatError
 from worker.models.hf_directory import directory_of
 from worker.models.weights import load_tokenizer
+from worker.onnx.batch_check import check_batch
 from worker.onnx.declaration import (
     Declaration,
     Embedder,
@@ -114,6 +121,11 @@ def load(options: RunnerOptions) -> OnnxRunner:
         vocabulary=vocabulary,
     )
     trial, files = onnx_task.trial
+    try:
+        item = onnx_task.read(trial, FilesAtHand(files), loaded)
+    except FleetError as error:
+        raise ModelFormatError(f"{file}: its trial is refused: {error.message}") from error
+    check_batch(loaded, onnx_task, item)
     number = "in batches" if max_rows > 1 else "one by one"
     spec = TaskRunnerSpec(
         "onnx",
