@@ -263,13 +263,13 @@ class ImageQuestionRequest(TaskRequest):
     options: ImageQuestionOptions = options_field(ImageQuestionOptions)
 
 
-Pause = Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)]
+Duration = Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)]
 
 
 class VoiceActivityOptions(Options):
     threshold: Threshold = 0.5
-    min_speech_s: Annotated[Pause, Field(description="Shorter parts are left out.")] = 0.25
-    min_silence_s: Annotated[Pause, Field(description="Shorter pauses are ignored.")] = 0.1
+    min_speech_s: Annotated[Duration, Field(description="Shorter parts are left out.")] = 0.25
+    min_silence_s: Annotated[Duration, Field(description="Shorter pauses are ignored.")] = 0.1
 
 
 class VoiceActivityRequest(SoundRequest):

@@ -14,12 +14,13 @@ from typing import Any
 
 import httpx
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
 import yaml
 from numpy.typing import NDArray
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from PIL import Image
 from redis.asyncio import Redis
 
@@ -77,6 +78,7 @@ from worker.host.fingerprint import fingerprint
 from worker.host.loading import warm_up
 from worker.models.errors import ModelFormatError
 from worker.models.model_files import weight_bytes
+from worker.onnx.declaration import read_declaration
 from worker.runners.onnx_model import ONNX_TASKS, OnnxRunner
 from worker.runners.registry import detect, load_runner
 
@@ -1258,6 +1260,29 @@ def test_features_are_those_of_torch(layout: str, tmp_path: Path) -> None:
         assert labels_of(output) == {
             name: pytest.approx(score, abs=1e-3) for name, score in scores.items()
         }
+
+
+def test_the_page_has_a_right_example_of_each_task(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "onnx.md").read_text(encoding="utf-8")
+    tasks = set()
+    for number, example in enumerate(re.findall("```yaml\n(.*?)```", page, re.DOTALL)):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(example)
+        tasks.add(read_declaration(file).task)
+    assert tasks == set(ONNX_TASKS)
+
+
+def test_outputs_of_no_use_are_let_be(tmp_path: Path) -> None:
+    """A graph may return lists beside its tensors."""
+    graph = onnx_models.picture_classifier()
+    graph.nodes.append(node("SequenceConstruct", "logits", "list"))
+    file = write_onnx("image-classification", tmp_path, graph)
+    model = onnx.load(file)
+    kind = helper.make_tensor_sequence_value_info("list", TensorProto.FLOAT, None)
+    model.graph.output.append(kind)
+    onnx.save(model, file)
+    assert "list" in [one.name for one in onnxruntime.InferenceSession(file).get_outputs()]
+    assert warm_up(make(tmp_path)).startswith("labelled its trial")
 
 
 @asynccontextmanager

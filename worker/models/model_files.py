@@ -9,7 +9,8 @@ from typing import Any
 BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".onnx")
+# Large graphs keep their weights beside them, in files such as model.onnx.data.
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".onnx*")
 
 
 def num_parameters(path: Path) -> int | None:

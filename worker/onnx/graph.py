@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from shared.errors import WorkerFailed
+from worker.engine.heartbeat import silent_for
 from worker.engine.runner import OutOfMemory
 from worker.models.errors import ModelFormatError
 from worker.models.reading import reading, reason_of
@@ -29,6 +30,8 @@ _DTYPES = {
     "tensor(uint8)": np.uint8,
     "tensor(bool)": np.bool_,
 }
+_LONGEST_CALL_S = 60.0
+"""The longest call of a graph that is not thought to hang: inside, nothing tells of progress."""
 _MEMORY_WORDS = ("allocate memory", "bad_alloc", "bad allocation", "out of memory")
 _NO_ONNXRUNTIME = (
     "An ONNX model needs onnxruntime, which is missing: pip install 'aios-hrm-fleet[onnx]'."
@@ -68,7 +71,10 @@ class Graph:
                 str(file), options, providers=["CPUExecutionProvider"]
             )
         self.inputs = {one.name: _info(one, file) for one in self._session.get_inputs()}
-        self.outputs = {one.name: _info(one, file) for one in self._session.get_outputs()}
+        # Outputs of other types, such as lists of mappings, are of no use to any task.
+        self.outputs = {
+            one.name: _info(one, file) for one in self._session.get_outputs() if one.type in _DTYPES
+        }
 
     @property
     def num_threads(self) -> int:
@@ -138,7 +144,8 @@ class Graph:
         Raise OutOfMemory, and WorkerFailed for any other error of the graph.
         """
         try:
-            outputs = self._session.run(list(names), dict(feeds))
+            with silent_for(at_most_s=_LONGEST_CALL_S):
+                outputs = self._session.run(list(names), dict(feeds))
         except Exception as error:
             # onnxruntime's errors derive from Exception, and only their texts tell them apart.
             message = str(error)
@@ -158,7 +165,7 @@ def _info(tensor: Any, file: Path) -> TensorInfo:
     if tensor.type not in _DTYPES:
         raise ModelFormatError(
             f"{file}: {tensor.name!r} is a {tensor.type}, which is not served: serve a model whose "
-            "inputs and outputs are tensors of numbers."
+            "inputs are tensors of numbers."
         )
     shape = tuple(size if isinstance(size, int) else None for size in tensor.shape)
     return TensorInfo(tensor.name, np.dtype(_DTYPES[tensor.type]), shape)

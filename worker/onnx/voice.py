@@ -168,7 +168,7 @@ def _speech(item: Item, outputs: Arrays, loaded: Loaded) -> TaskOutput:
 
 def _parts(probabilities: Sequence[float], threshold: float) -> list[_Part]:
     """Return the parts that begin at the threshold, and end where speech is much less likely."""
-    least = max(threshold - _HYSTERESIS, _LEAST_THRESHOLD)
+    least = max(threshold - _HYSTERESIS, min(threshold, _LEAST_THRESHOLD))
     parts: list[_Part] = []
     is_speech = False
     for number, probability in enumerate(probabilities):
