@@ -1316,6 +1316,17 @@ async def test_a_picture_is_labelled_over_http(redis: Redis, tmp_path: Path) -> 
     assert "expected a picture" in broken.json()["error"]["message"]
 
 
+async def test_a_text_is_embedded_over_http(redis: Redis, tmp_path: Path) -> None:
+    runner = made("embed", tmp_path)
+    [alone] = run(runner, runner.read(Embed(TEXTS[1]), FilesAtHand({})))
+    async with fleet(redis, runner) as client:
+        answer = await client.post("/v1/embeddings", json={"input": TEXTS[1], "model": "t"})
+    assert answer.status_code == 200, answer.text
+    [found] = answer.json()["data"]
+    assert isinstance(alone.result, Embedded)
+    assert found["embedding"] == pytest.approx(unpack(alone.result.vector))
+
+
 async def test_speech_is_found_over_http(redis: Redis, tmp_path: Path) -> None:
     runner = made("voice-activity-detection", tmp_path)
     data = wav(speech_like())

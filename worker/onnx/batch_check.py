@@ -58,11 +58,11 @@ def _computed(loaded: Loaded, onnx_task: OnnxTask, items: list[Item]) -> list[Ar
 
 
 def _other(rows: Array) -> Array:
-    """Return rows of the same shape and range with other numbers."""
-    if not np.issubdtype(rows.dtype, np.floating):
-        return np.roll(rows, 1, axis=-1)
-    noise = np.random.default_rng(0).uniform(-1, 1, rows.shape)
-    return noise.astype(rows.dtype)
+    """Return rows of the same shape with random numbers, those of whole numbers in their range."""
+    generator = np.random.default_rng(0)
+    if np.issubdtype(rows.dtype, np.floating):
+        return generator.uniform(-1, 1, rows.shape).astype(rows.dtype)
+    return generator.integers(rows.min(), rows.max(), rows.shape, rows.dtype, endpoint=True)
 
 
 def _are_close(one: Arrays, other: Arrays) -> bool:

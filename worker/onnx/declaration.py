@@ -76,7 +76,7 @@ class Part(BaseModel):
 
 
 class PictureInput(Part):
-    """How a picture becomes the numbers of an input.
+    """The conversion of a picture to the numbers of an input.
 
     A pixel becomes (value * `scale` - `mean`) / `std`, its value from 0 to 255. A `scale` of None
     is 1/255, or 1 for an input of whole numbers. A `size` (height, width) or `dtype` of None is the
@@ -139,7 +139,7 @@ class MelFeatures(Part):
 
 
 class SoundInput(Part):
-    """How a sound becomes an input: `rate` samples a second, from -1 to 1.
+    """The conversion of a sound to an input: `rate` samples a second, from -1 to 1.
 
     With `samples` it is divided into windows of so many, the last one filled up with silence. With
     `normalize` it gets mean 0 and variance 1. `log_mel` features take the place of the samples.
@@ -172,7 +172,7 @@ class State(Part):
 
 
 class ChunkInput(Part):
-    """How a sound becomes inputs of `chunk` samples each, one after the other.
+    """The division of a sound into inputs of `chunk` samples each, one after the other.
 
     Before each chunk stand the last `context` samples of the input before, at first silence.
     """
@@ -193,7 +193,7 @@ class ChunkInput(Part):
 
 
 class TextInput(Part):
-    """How a text becomes inputs. `mask` and `types` are left out where the graph has none.
+    """The conversion of a text to inputs. `mask` and `types` are left out where the graph has none.
 
     Texts have at most `max_length` tokens. With `length` they are padded to it.
     """

@@ -9,7 +9,7 @@ from pathlib import Path
 from shared.errors import FleetError, InvalidRequest
 from shared.messages import Task, TaskName, name_of
 from shared.tasks.runner_options import MediaOptions
-from worker.engine.runner import RunnerOptions
+from worker.engine.runner import OutOfMemory, RunnerOptions
 from worker.engine.task_runner import (
     BatchProgress,
     Files,
@@ -125,7 +125,11 @@ def load(options: RunnerOptions) -> OnnxRunner:
         item = onnx_task.read(trial, FilesAtHand(files), loaded)
     except FleetError as error:
         raise ModelFormatError(f"{file}: its trial is refused: {error.message}") from error
-    check_batch(loaded, onnx_task, item)
+    try:
+        check_batch(loaded, onnx_task, item)
+    except OutOfMemory as error:
+        # While a model is loaded there is no smaller step to try.
+        raise MemoryError(str(error)) from error
     number = "in batches" if max_rows > 1 else "one by one"
     spec = TaskRunnerSpec(
         "onnx",
