@@ -36,6 +36,7 @@ from shared.messages import (
     decode_event,
     encode,
 )
+from shared.settings.settings import ModelEntry, Settings
 from shared.tasks import runner_table
 from shared.tasks.runner_options import MediaOptions
 from shared.tasks.sound import (
@@ -72,13 +73,15 @@ from tests.fixtures.polling import until
 from tests.fixtures.sounds import RATE, tones, wav
 from tests.fixtures.tiny_encoder import TEXTS, word_tokenizer
 from tests.fixtures.worker.services import service, serving
-from worker.engine.runner import RunnerOptions
+from worker.engine.runner import OutOfMemory, RunnerOptions
 from worker.engine.task_runner import FilesAtHand, TaskOutput
+from worker.host.facts import facts_of
 from worker.host.fingerprint import fingerprint
 from worker.host.loading import warm_up
 from worker.models.errors import ModelFormatError
 from worker.models.model_files import weight_bytes
 from worker.onnx.declaration import read_declaration
+from worker.onnx.graph import Graph
 from worker.runners.onnx_model import ONNX_TASKS, OnnxRunner
 from worker.runners.registry import detect, load_runner
 
@@ -550,6 +553,20 @@ def test_segments_are_maps_in_the_size_of_the_picture(apply: str, tmp_path: Path
         for name, mask in masks.items():
             most = 0.002 if apply == "softmax" else 0.06
             assert (mask != expected[name]).mean() < most
+
+
+@pytest.mark.parametrize("resize", ["stretch", "letterbox"])
+def test_masks_have_the_size_of_any_picture(resize: str, tmp_path: Path) -> None:
+    runner = made("image-segmentation", tmp_path, input={"resize": resize})
+    images = pictures()
+    tasks = [SegmentImage(name) for name in images]
+    outputs = answers(runner, tasks, files_of(images))
+    for image, output in zip(images.values(), outputs, strict=True):
+        masks = masks_of(output)
+        shapes = {mask.shape for mask in masks.values()}
+        assert shapes == {(image.height, image.width)}
+        # Each pixel has one class.
+        assert (sum(mask.astype(int) for mask in masks.values()) == 1).all()
 
 
 def test_a_graph_may_tell_classes_itself(tmp_path: Path) -> None:
@@ -1187,9 +1204,32 @@ def test_labels_lie_in_files(tmp_path: Path) -> None:
             make(path)
 
 
-def test_a_graph_computes_with_the_worker_s_threads(tmp_path: Path) -> None:
-    from worker.onnx.graph import Graph
+def test_a_lack_of_memory_is_told(tmp_path: Path) -> None:
+    graph = onnx_models.picture_classifier()
+    graph.nodes[-1] = node("MatMul", "flat w", "bare")
+    graph.nodes.append(node("Shape", "pixels", "sides"))
+    graph.nodes.append(node("Mul", "sides many", "shape"))
+    graph.nodes.append(node("ConstantOfShape", "shape", "huge"))
+    graph.nodes.append(node("ReduceMax", "huge", "least", keepdims=0))
+    graph.nodes.append(node("Add", "bare least", "logits"))
+    graph.weights["many"] = np.array([1, 1 << 12, 1 << 12, 1 << 12])
+    write_onnx("image-classification", tmp_path, graph)
+    with pytest.raises(MemoryError):
+        make(tmp_path)
+    pixels = np.zeros((1, 3, SIDE, SIDE), dtype=np.float32)
+    with pytest.raises(OutOfMemory, match="allocate memory"):
+        Graph(tmp_path / "model.onnx", tmp_path / "model.yaml").run({"pixels": pixels}, ["logits"])
 
+
+def test_a_model_that_is_not_loaded_tells_its_task(tmp_path: Path) -> None:
+    write_onnx("embed", tmp_path)
+    entry = ModelEntry(id="m", path=str(tmp_path))
+    facts = facts_of(entry, Settings(models=(entry,)))
+    assert facts.info.tasks == ("embed",)
+    assert facts.info.runner == "onnx"
+
+
+def test_a_graph_computes_with_the_worker_s_threads(tmp_path: Path) -> None:
     file = write_onnx("image-classification", tmp_path)
     before = torch.get_num_threads()
     try:

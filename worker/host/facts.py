@@ -14,6 +14,7 @@ from shared.tasks.runner_table import AUTO, info_of
 from worker.hardware.shapes import DEFAULT_KV_BYTES, kind_of_weights
 from worker.models.model_files import weight_bytes
 from worker.models.reading import read_json_object
+from worker.onnx.declaration import DECLARATIONS, only_file, read_declaration
 from worker.runners.registry import detect
 
 _CLASSIFIER = "ForSequenceClassification"
@@ -47,6 +48,9 @@ def facts_of(entry: ModelEntry, settings: Settings) -> Facts:
         architectures = config.get("architectures") or ()
         if kind == "encoder" and any(str(name).endswith(_CLASSIFIER) for name in architectures):
             tasks = ("classify", *tasks)
+        if kind == "onnx":
+            directory = path if path.is_dir() else path.parent
+            tasks = (read_declaration(only_file(directory, DECLARATIONS)).task,)
         num_bytes = weight_bytes(path, kind_of_weights(entry))
         if runner.keeps_kv:
             kv_bytes = DEFAULT_KV_BYTES

@@ -20,6 +20,8 @@ from pydantic import (
 from worker.models.errors import ModelFormatError
 from worker.models.reading import read_json, read_yaml_mapping, unusable
 
+GRAPHS = (".onnx",)
+DECLARATIONS = (".yaml", ".yml")
 MAX_SIDE = 8192
 
 FloatType = Literal["float32", "float16"]
@@ -377,6 +379,17 @@ Declaration = (
 _ADAPTER: TypeAdapter[Declaration] = TypeAdapter(
     Annotated[Declaration, Field(discriminator="task")]
 )
+
+
+def only_file(path: Path, suffixes: tuple[str, ...]) -> Path:
+    """Return the only file of a directory that ends so. Raise ModelFormatError."""
+    files = sorted(file for file in path.glob("*") if file.suffix in suffixes)
+    if len(files) != 1:
+        names = ", ".join(file.name for file in files) or "none"
+        raise ModelFormatError(
+            f"{path}: expected one file that ends in {' or '.join(suffixes)}, found {names}."
+        )
+    return files[0]
 
 
 def read_declaration(file: Path) -> Declaration:

@@ -143,7 +143,8 @@ def _transcript(item: Item, outputs: Arrays, loaded: Loaded) -> TaskOutput | Fle
     words = _words_of(path, declaration, loaded.names)
     parts: list[SpokenPart] = []
     if item.task.timestamps != "none":
-        time_s = span.input_seconds / len(path)
+        # A sound may be too short for a single time.
+        time_s = span.input_seconds / max(1, len(path))
         for text, first, end in words:
             start_s = min(first * time_s, span.seconds)
             parts.append(SpokenPart(text, start_s, min(end * time_s, span.seconds)))

@@ -22,10 +22,13 @@ from worker.models.hf_directory import directory_of
 from worker.models.weights import load_tokenizer
 from worker.onnx.batch_check import check_batch
 from worker.onnx.declaration import (
+    DECLARATIONS,
+    GRAPHS,
     Declaration,
     Embedder,
     TextClassifier,
     Transcriber,
+    only_file,
     read_declaration,
     read_names,
     wrong,
@@ -76,8 +79,8 @@ def load(options: RunnerOptions) -> OnnxRunner:
     not fit the graph; it names the field.
     """
     path = directory_of(Path(options.path))
-    file = _only(path, (".onnx",))
-    declared_in = _only(path, (".yaml", ".yml"))
+    file = only_file(path, GRAPHS)
+    declared_in = only_file(path, DECLARATIONS)
     if options.quantize != "none":
         raise ModelFormatError(
             f"{file} is served in the precision that it has: leave quantize out."
@@ -142,17 +145,6 @@ def load(options: RunnerOptions) -> OnnxRunner:
         context_window=context_window,
     )
     return OnnxRunner(loaded, onnx_task, spec)
-
-
-def _only(path: Path, suffixes: tuple[str, ...]) -> Path:
-    """Return the only file of a directory that ends so. Raise ModelFormatError."""
-    files = sorted(file for file in path.glob("*") if file.suffix in suffixes)
-    if len(files) != 1:
-        names = ", ".join(file.name for file in files) or "none"
-        raise ModelFormatError(
-            f"{path}: expected one file that ends in {' or '.join(suffixes)}, found {names}."
-        )
-    return files[0]
 
 
 def _takes_any_number(graph: Graph, inputs: Axes, outputs: Axes) -> bool:
