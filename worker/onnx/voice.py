@@ -8,7 +8,7 @@ import numpy as np
 from shared.errors import WorkerFailed
 from shared.tasks.sound import DetectedSpeech, DetectSpeech, SpeechPart
 from worker.engine.task_runner import BatchProgress, Files, TaskOutput
-from worker.onnx.declaration import State, VoiceDetector, wrong
+from worker.onnx.declaration import ChunkInput, State, VoiceDetector, wrong
 from worker.onnx.graph import Array, Arrays, Graph
 from worker.onnx.one_call import (
     Axes,
@@ -146,20 +146,22 @@ class _Part:
 def _speech(item: Item, outputs: Arrays, loaded: Loaded) -> TaskOutput:
     task: DetectSpeech = item.task
     seconds: float = item.about
-    declared = loaded.declaration.input
-    chunk_s = declared.chunk / declared.rate
+    declared: ChunkInput = loaded.declaration.input
     probabilities = outputs[_PROBABILITIES][0]
+
+    def time_s(num_chunks: int) -> float:
+        return num_chunks * declared.chunk / declared.rate
 
     parts: list[_Part] = []
     for part in _parts(probabilities.tolist(), task.threshold):
-        if parts and (part.first - parts[-1].end) * chunk_s < task.min_silence_s:
+        if parts and time_s(part.first - parts[-1].end) < task.min_silence_s:
             parts[-1].end = part.end
         else:
             parts.append(part)
     found: list[SpeechPart] = []
     for part in parts:
-        start_s = part.first * chunk_s
-        end_s = min(part.end * chunk_s, seconds)
+        start_s = time_s(part.first)
+        end_s = min(time_s(part.end), seconds)
         if end_s - start_s >= task.min_speech_s:
             score = float(probabilities[part.first : part.end].mean())
             found.append(SpeechPart(start_s, end_s, score))
