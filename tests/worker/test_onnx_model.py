@@ -303,6 +303,21 @@ def test_the_middle_of_a_picture_is_cut_out(
     assert dict(zip(LABELS, softmax(logits[0]), strict=True)) == scores
 
 
+@pytest.mark.parametrize("resize", ["stretch", "crop", "letterbox"])
+def test_pictures_of_any_size_are_taken(resize: str, tmp_path: Path) -> None:
+    """Also very long ones, and those whose sides are no multiples of the input's."""
+    runner = made("image-classification", tmp_path, input={"resize": resize})
+    sizes = np.random.default_rng(0).integers(1, 400, (100, 2)).tolist()
+    for width, height in [(1, 1), (1, 5000), (5000, 1), *sizes]:
+        data = encoded(Image.new("RGB", (width, height), (0, 100, 255)))
+        item = runner.read(ClassifyImage("x"), FilesAtHand({"x": data}))
+        pixels = item.rows["pixels"][0]
+        assert pixels.shape == (3, SIDE, SIDE)
+        if resize != "letterbox":
+            # A picture of one colour has that colour everywhere.
+            assert np.allclose(pixels, np.array([0, 100, 255])[:, None, None] / 255)
+
+
 def test_bytes_and_grey(tmp_path: Path) -> None:
     """Whole numbers are taken as they are, and grey has one channel."""
     shape = ("n", SIDE, SIDE, 1)

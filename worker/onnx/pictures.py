@@ -106,9 +106,11 @@ def placed(image: Image.Image, declared: PictureInput, height: int, width: int) 
         return canvas
     # The part that is kept alone is scaled: the whole of a long picture would take too much memory.
     scale = image.width / placement.scaled_width
-    left = -placement.left * scale
-    top = -placement.top * scale
-    part = (left, top, left + width * scale, top + height * scale)
+    left = max(0.0, -placement.left * scale)
+    top = max(0.0, -placement.top * scale)
+    right = min(image.width, left + width * scale)
+    bottom = min(image.height, top + height * scale)
+    part = (left, top, right, bottom)
     return image.resize((width, height), resample, box=part)
 
 
