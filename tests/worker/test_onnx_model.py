@@ -7,12 +7,10 @@ import json
 import math
 import re
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import onnx
 import onnxruntime
@@ -55,7 +53,6 @@ from shared.tasks.vision import (
     SegmentImage,
 )
 from tests.fixtures import onnx_models
-from tests.fixtures.api.fronts import in_memory
 from tests.fixtures.onnx_models import (
     CHUNK,
     CONTEXT,
@@ -69,10 +66,10 @@ from tests.fixtures.onnx_models import (
     write_onnx,
 )
 from tests.fixtures.pictures import encoded, picture
-from tests.fixtures.polling import until
 from tests.fixtures.sounds import RATE, tones, wav
 from tests.fixtures.tiny_encoder import TEXTS, word_tokenizer
-from tests.fixtures.worker.services import service, serving
+from tests.fixtures.worker.fleets import fleet
+from tests.fixtures.worker.unwatched import Unwatched
 from worker.engine.runner import OutOfMemory, RunnerOptions
 from worker.engine.task_runner import FilesAtHand, TaskOutput
 from worker.host.facts import facts_of
@@ -89,15 +86,12 @@ Array = NDArray[Any]
 SIZES = [(64, 32), (48, 96), (16, 16), (70, 50), (3, 2), (300, 2)]
 
 
-class Watched:
+class Watched(Unwatched):
     """A batch whose callers may have left. It counts the reports of each."""
 
-    def __init__(self, *, is_wanted: bool = True) -> None:
+    def __init__(self, *, is_wanted: bool) -> None:
         self._is_wanted = is_wanted
         self.reports: list[tuple[int, int, int | None]] = []
-
-    def heartbeat(self) -> None:
-        return
 
     def report(self, index: int, done: int, total: int | None = None, note: str = "") -> None:
         self.reports.append((index, done, total))
@@ -126,7 +120,7 @@ def direct(path: Path, **feeds: Array) -> list[Any]:
 
 def run(runner: OnnxRunner, *items: Any) -> list[TaskOutput]:
     outputs = []
-    for output in runner.run(items, Watched()):
+    for output in runner.run(items, Unwatched()):
         assert isinstance(output, TaskOutput), output
         done: Done = Done("stop", 0, 0, result=output.result)
         assert decode_event(encode(done)) == done, "it can be sent"
@@ -911,7 +905,7 @@ def test_progress_is_told_and_work_that_nobody_wants_ends(tmp_path: Path) -> Non
     runner = made("voice-activity-detection", tmp_path)
     files = FilesAtHand({"x": wav(tones(300, seconds=5))})
     item = runner.read(DetectSpeech("x"), files)
-    watched = Watched()
+    watched = Watched(is_wanted=True)
     runner.run([item, item], watched)
     total = math.ceil(5 * RATE / CHUNK)
     assert [report for report in watched.reports if report[0] == 1] == [
@@ -995,7 +989,7 @@ def test_numbers_that_are_none_are_an_error(tmp_path: Path) -> None:
     files = FilesAtHand({"x": encoded(picture())})
     items = [runner.read(ClassifyImage("x"), files) for _ in range(2)]
     items[0].rows["pixels"][0, 0, 0, 0] = float("nan")
-    first, second = runner.run(items, Watched())
+    first, second = runner.run(items, Unwatched())
     assert isinstance(first, WorkerFailed)
     assert isinstance(second, TaskOutput)
 
@@ -1338,18 +1332,6 @@ def test_outputs_of_no_use_are_let_be(tmp_path: Path) -> None:
     onnx.save(model, file)
     assert "list" in [one.name for one in onnxruntime.InferenceSession(file).get_outputs()]
     assert warm_up(make(tmp_path)).startswith("labelled its trial")
-
-
-@asynccontextmanager
-async def fleet(redis: Redis, runner: OnnxRunner) -> AsyncIterator[httpx.AsyncClient]:
-    """Run a worker and a front, and yield a client when they are ready."""
-
-    async def is_ready() -> bool:
-        return (await client.get("/readyz")).status_code == 200
-
-    async with serving(service(redis), runner), in_memory(redis) as client:
-        await until(is_ready, "the fleet is ready")
-        yield client
 
 
 async def test_a_picture_is_labelled_over_http(redis: Redis, tmp_path: Path) -> None:
