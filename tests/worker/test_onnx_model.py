@@ -129,7 +129,7 @@ def run(runner: OnnxRunner, *items: Any) -> list[TaskOutput]:
 
 
 def answers(runner: OnnxRunner, tasks: Sequence[Any], files: dict[str, bytes]) -> list[TaskOutput]:
-    """Return the answer of each task alone. Those of equal shape get the same together."""
+    """Return the answer of each task alone. Those of one group get the same together."""
     items = [runner.read(task, FilesAtHand(files)) for task in tasks]
     alone = [run(runner, item)[0] for item in items]
     groups: dict[Any, list[int]] = {}
@@ -879,24 +879,32 @@ def speech_of(output: TaskOutput) -> list[tuple[Any, Any, Any]]:
 def test_speech_is_found_chunk_by_chunk(tmp_path: Path) -> None:
     runner = made("voice-activity-detection", tmp_path)
     samples = speech_like()
-    # Of the same length, and of another.
-    files = {"a": wav(samples), "b": wav(samples[::-1].copy()), "c": wav(samples[:9000])}
+    # Of the same length, and of others, of which one shares calls.
+    sounds_of = {
+        "a": samples,
+        "b": samples[::-1],
+        "c": samples[:9000],
+        "d": samples[3000:],
+    }
+    files = {name: wav(sound.copy()) for name, sound in sounds_of.items()}
     tasks = [
         DetectSpeech("a"),
         DetectSpeech("b"),
         DetectSpeech("c"),
+        DetectSpeech("d"),
         DetectSpeech("a", threshold=0.3),
         DetectSpeech("a", min_silence_s=0.5),
         DetectSpeech("a", min_speech_s=0.0),
         DetectSpeech("a", min_speech_s=1.0),
     ]
     outputs = answers(runner, tasks, files)
-    sounds_of = {"a": samples, "b": samples[::-1], "c": samples[:9000]}
     for task, output in zip(tasks, outputs, strict=True):
         given = sounds_of[task.audio]
         probabilities = direct_probabilities(tmp_path, given)
         expected = expected_speech(probabilities, task, len(given) / RATE)
         assert speech_of(output) == expected, task
+    keys = [runner.group_key(runner.read(task, FilesAtHand(files))) for task in tasks]
+    assert keys[0] == keys[3] != keys[2]
     counts = [len(speech_of(output)) for output in outputs]
     assert len(set(counts)) > 2, "the options matter"
 

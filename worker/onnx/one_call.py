@@ -1,6 +1,6 @@
 """The form of a task that an ONNX graph does, as a row of a table."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,11 +47,6 @@ class Item:
     @property
     def num_rows(self) -> int:
         return len(next(iter(self.rows.values())))
-
-    @property
-    def shapes(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """Return the shapes of a row, which items of one call have in common."""
-        return tuple((name, array.shape[1:]) for name, array in self.rows.items())
 
 
 Found = Arrays | FleetError
@@ -119,6 +114,11 @@ def checked(outputs: Arrays, model: str) -> Found:
     return outputs
 
 
+def _shapes(item: Item) -> Hashable:
+    """Return the shapes of a row, which items that share a call have in common."""
+    return tuple((name, array.shape[1:]) for name, array in item.rows.items())
+
+
 @dataclass(frozen=True)
 class OnnxTask:
     """A task, as a row of a table.
@@ -126,7 +126,7 @@ class OnnxTask:
     `inputs` returns the inputs that `read` feeds, and `outputs` the outputs that `output` needs,
     each with the axis of the rows. Both raise ModelFormatError for a graph that does not have them
     as declared. `read` returns an item, `compute` the outputs of items, and `output` the result of
-    one. `trial` shows that a model works.
+    one. `trial` shows that a model works. Items of one `group` can be computed together.
     """
 
     inputs: Callable[[Any, Graph], Axes]
@@ -135,6 +135,7 @@ class OnnxTask:
     output: Callable[[Item, Arrays, Loaded], TaskOutput | FleetError]
     trial: Trial
     compute: Compute = compute_together
+    group: Callable[[Item], Hashable] = _shapes
 
 
 def one_output(declaration: Any, graph: Graph) -> Axes:

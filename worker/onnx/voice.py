@@ -1,6 +1,6 @@
 """The search for speech in a sound, chunk by chunk, by a graph that may carry states."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,13 +72,25 @@ def _read(task: DetectSpeech, files: Files, loaded: Loaded) -> Item:
     return Item(task, {info.name: chunks}, len(samples) / declared.rate)
 
 
+def _num_chunks(item: Item) -> int:
+    [chunks] = item.rows.values()
+    return int(chunks.shape[1])
+
+
+def _length(item: Item) -> Hashable:
+    """Return the group of a sound, in which the longest is less than twice as long as any."""
+    return _num_chunks(item).bit_length()
+
+
 def _compute(loaded: Loaded, items: Sequence[Item], progress: BatchProgress) -> list[Found]:
     """Return the probabilities [1, K] of each item, whose chunks share calls where that is right."""
     found: list[Found] = []
     for start in range(0, len(items), loaded.max_rows):
         indices = range(start, min(start + loaded.max_rows, len(items)))
-        for row in _probabilities(loaded, items, indices, progress):
-            found.append(checked({_PROBABILITIES: row[None]}, loaded.model))
+        probabilities = _probabilities(loaded, items, indices, progress)
+        for row, index in zip(probabilities, indices, strict=True):
+            heard = row[None, : _num_chunks(items[index])]
+            found.append(checked({_PROBABILITIES: heard}, loaded.model))
     return found
 
 
@@ -87,12 +99,16 @@ def _probabilities(
 ) -> Array:
     """Return the probability [B, K] of speech in each chunk of the items at `indices`.
 
-    It ends early if nobody waits for them.
+    Silence follows the shorter ones, which changes nothing before it. The search ends early if
+    nobody waits for them.
     """
     declared = loaded.declaration.input
     info = loaded.graph.input(declared.name, "input.name")
-    chunks = np.concatenate([items[index].rows[info.name] for index in indices])
-    num_rows, num_chunks, _ = chunks.shape
+    num_rows = len(indices)
+    num_chunks = max(_num_chunks(items[index]) for index in indices)
+    chunks = np.zeros((num_rows, num_chunks, declared.chunk), dtype=info.dtype)
+    for row, index in enumerate(indices):
+        chunks[row, : _num_chunks(items[index])] = items[index].rows[info.name][0]
     context = np.zeros((num_rows, declared.context), dtype=info.dtype)
     states: dict[str, Array] = {}
     for state in declared.states:
@@ -104,7 +120,8 @@ def _probabilities(
             if not any([progress.is_wanted(index) for index in indices]):
                 break
             for index in indices:
-                progress.report(index, number, num_chunks)
+                total = _num_chunks(items[index])
+                progress.report(index, min(number, total), total)
         heard = np.concatenate([context, chunks[:, number]], axis=1)
         # From the end, where a context of no samples would begin at the first.
         context = heard[:, heard.shape[1] - declared.context :]
@@ -195,5 +212,6 @@ VOICES = {
         output=_speech,
         trial=trial_of(DetectSpeech, _SILENCE),
         compute=_compute,
+        group=_length,
     ),
 }

@@ -59,7 +59,7 @@ class OnnxRunner:
         return self._onnx_task.read(task, files, self._loaded)
 
     def group_key(self, item: Item) -> Hashable:
-        return item.shapes
+        return self._onnx_task.group(item)
 
     def run(self, items: Sequence[Item], progress: BatchProgress) -> list[TaskOutput | FleetError]:
         outputs: list[TaskOutput | FleetError] = []
