@@ -1033,6 +1033,7 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("image-classification", {"output": {"name": "x"}}, "output.name", "one of logits"),
     ("image-classification", {"output": {"apply": "exp"}}, "output.apply", "'softmax'"),
     ("image-classification", {"constants": {"sr": 5}}, "input", "no input 'sr'"),
+    ("image-classification", {"constants": {"pixels": 5}}, "input", "declared twice"),
     ("image-classification", {"constants": {"pixels": "x"}}, "constants.pixels", "a number"),
     ("object-detection", {"output": {}}, "output.boxes", "required"),
     (

@@ -105,6 +105,8 @@ class Graph:
                 known = ", ".join(self.inputs)
                 problem = f"the graph has no input {name!r}, expected one of {known}"
                 raise wrong(self.declared_in, "input", problem)
+            if given.count(name) > 1:
+                raise wrong(self.declared_in, "input", f"{name!r} is declared twice")
         for name in self.inputs:
             if name not in given:
                 problem = f"the graph takes {name!r}, too: name it, or declare it in `constants`"

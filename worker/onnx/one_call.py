@@ -19,7 +19,7 @@ class Loaded:
     """A graph and its declaration, with what the declaration names, checked against the graph.
 
     `names` are labels or tokens by number. `max_rows` is the most rows of one call, 1 for a graph
-    that takes no more.
+    that takes no more. A graph that takes no texts has no `text`.
     """
 
     model: str
@@ -31,9 +31,16 @@ class Loaded:
     max_rows: int
     max_pixels: int
     max_seconds: float
-    context_window: int = 0
-    pad_id: int = 0
-    vocabulary: Vocabulary | None = None
+    text: "TextReader | None" = None
+
+
+@dataclass(frozen=True)
+class TextReader:
+    """A tokenizer, for texts of at most `window` tokens, padded with `pad_id`."""
+
+    vocabulary: Vocabulary
+    window: int
+    pad_id: int
 
 
 @dataclass(frozen=True)

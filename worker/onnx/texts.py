@@ -1,17 +1,22 @@
 """Texts as inputs of an ONNX graph, and the tasks that read them."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from shared.errors import FleetError, WorkerFailed
 from shared.messages import Classify, Embed, Embedded
 from shared.tasks.vectors import pack
+from worker.engine.runner import RunnerOptions
 from worker.engine.task_runner import Files, TaskOutput
+from worker.models.weights import load_tokenizer
 from worker.onnx.declaration import Embedder, TextClassifier, TextInput, wrong
 from worker.onnx.graph import Arrays, Graph
-from worker.onnx.one_call import Axes, Item, Loaded, OnnxTask, one_output
+from worker.onnx.one_call import Axes, Item, Loaded, OnnxTask, TextReader, one_output
 from worker.onnx.scores import labelled
+from worker.text.chat import ChatTemplate
+from worker.text.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -29,9 +34,15 @@ def length_of(declared: TextInput, graph: Graph) -> int | None:
     return fixed
 
 
-def window_of(declared: TextInput, graph: Graph) -> int:
-    """Return the most tokens of a text."""
-    return length_of(declared, graph) or declared.max_length
+def reader_of(declared: TextInput, graph: Graph, options: RunnerOptions) -> TextReader:
+    """Load the tokenizer of a graph. Raise ModelFormatError."""
+    window = length_of(declared, graph) or declared.max_length
+    if options.context_window is not None:
+        window = min(window, options.context_window)
+    tokenizer = load_tokenizer(Path(options.tokenizer_path or graph.file))
+    template = ChatTemplate(tokenizer)
+    vocabulary = Vocabulary(tokenizer, len(tokenizer), template, keeps_end_marks=True)
+    return TextReader(vocabulary, window, tokenizer.pad_token_id or 0)
 
 
 def _inputs(declaration: TextClassifier | Embedder, graph: Graph) -> Axes:
@@ -53,13 +64,13 @@ def _inputs(declaration: TextClassifier | Embedder, graph: Graph) -> Axes:
 
 def _read(task: Classify | Embed, files: Files, loaded: Loaded) -> Item:
     declared: TextInput = loaded.declaration.input
-    vocabulary = loaded.vocabulary
-    assert vocabulary is not None
-    encoded = vocabulary.encode(task, loaded.context_window)
+    reader = loaded.text
+    assert reader is not None
+    encoded = reader.vocabulary.encode(task, reader.window)
     ids = encoded.prompt_ids
     num_padding = (length_of(declared, loaded.graph) or len(ids)) - len(ids)
     values = {
-        declared.ids: [*ids, *[loaded.pad_id] * num_padding],
+        declared.ids: [*ids, *[reader.pad_id] * num_padding],
         declared.mask: [1] * len(ids) + [0] * num_padding,
         declared.types: [0] * (len(ids) + num_padding),
     }

@@ -19,7 +19,6 @@ from worker.engine.task_runner import (
 )
 from worker.models.errors import ModelFormatError
 from worker.models.hf_directory import directory_of
-from worker.models.weights import load_tokenizer
 from worker.onnx.batch_check import check_batch
 from worker.onnx.declaration import (
     DECLARATIONS,
@@ -37,10 +36,8 @@ from worker.onnx.graph import Graph
 from worker.onnx.one_call import Axes, Item, Loaded, OnnxTask
 from worker.onnx.pictures import PICTURES
 from worker.onnx.sounds import SOUNDS
-from worker.onnx.texts import TEXTS, window_of
+from worker.onnx.texts import TEXTS, reader_of
 from worker.onnx.voice import VOICES
-from worker.text.chat import ChatTemplate
-from worker.text.vocabulary import Vocabulary
 
 ONNX_TASKS: dict[TaskName, OnnxTask] = {**PICTURES, **TEXTS, **SOUNDS, **VOICES}
 
@@ -97,18 +94,9 @@ def load(options: RunnerOptions) -> OnnxRunner:
     max_rows = options.max_batch
     if declaration.one_by_one or not _takes_any_number(graph, inputs, outputs):
         max_rows = 1
-
-    context_window = 0
-    pad_id = 0
-    vocabulary = None
+    text = None
     if isinstance(declaration, TextClassifier | Embedder):
-        context_window = window_of(declaration.input, graph)
-        if options.context_window is not None:
-            context_window = min(context_window, options.context_window)
-        tokenizer = load_tokenizer(Path(options.tokenizer_path or path))
-        template = ChatTemplate(tokenizer)
-        vocabulary = Vocabulary(tokenizer, len(tokenizer), template, keeps_end_marks=True)
-        pad_id = tokenizer.pad_token_id or 0
+        text = reader_of(declaration.input, graph, options)
     loaded = Loaded(
         model=options.name,
         graph=graph,
@@ -119,20 +107,11 @@ def load(options: RunnerOptions) -> OnnxRunner:
         max_rows=max_rows,
         max_pixels=own.max_pixels,
         max_seconds=own.max_seconds,
-        context_window=context_window,
-        pad_id=pad_id,
-        vocabulary=vocabulary,
+        text=text,
     )
+    _check_trial(loaded, onnx_task)
+
     trial, files = onnx_task.trial
-    try:
-        item = onnx_task.read(trial, FilesAtHand(files), loaded)
-    except FleetError as error:
-        raise ModelFormatError(f"{file}: its trial is refused: {error.message}") from error
-    try:
-        check_batch(loaded, onnx_task, item)
-    except OutOfMemory as error:
-        # While a model is loaded there is no smaller step to try.
-        raise MemoryError(str(error)) from error
     number = "in batches" if max_rows > 1 else "one by one"
     spec = TaskRunnerSpec(
         "onnx",
@@ -142,9 +121,27 @@ def load(options: RunnerOptions) -> OnnxRunner:
         tasks=(task,),
         trial=trial,
         trial_files=files,
-        context_window=context_window,
+        context_window=0 if text is None else text.window,
     )
     return OnnxRunner(loaded, onnx_task, spec)
+
+
+def _check_trial(loaded: Loaded, onnx_task: OnnxTask) -> None:
+    """Do the trial, alone and in a batch.
+
+    Raise ModelFormatError, and MemoryError where there is too little memory for it.
+    """
+    trial, files = onnx_task.trial
+    try:
+        item = onnx_task.read(trial, FilesAtHand(files), loaded)
+    except FleetError as error:
+        problem = f"{loaded.graph.file}: its trial is refused: {error.message}"
+        raise ModelFormatError(problem) from error
+    try:
+        check_batch(loaded, onnx_task, item)
+    except OutOfMemory as error:
+        # While a model is loaded there is no smaller step to try.
+        raise MemoryError(str(error)) from error
 
 
 def _takes_any_number(graph: Graph, inputs: Axes, outputs: Axes) -> bool:
