@@ -32,7 +32,8 @@ from worker.onnx.graph import Array, Arrays, Graph
 from worker.onnx.masks import class_masks
 from worker.onnx.one_call import Axes, Item, Loaded, OnnxTask, one_output
 from worker.onnx.scores import labelled, probabilities
-from worker.tasks.vision import VISION
+from worker.tasks.one_shot import trial_of
+from worker.tasks.vision import GREY
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -274,20 +275,20 @@ PICTURES = {
         outputs=one_output,
         read=_read,
         output=_labels,
-        trial=VISION["image-classification"].trial,
+        trial=trial_of(ClassifyImage, GREY),
     ),
     "object-detection": OnnxTask(
         inputs=_inputs,
         outputs=_object_outputs,
         read=_read,
         output=_objects,
-        trial=VISION["object-detection"].trial,
+        trial=trial_of(DetectObjects, GREY),
     ),
     "image-segmentation": OnnxTask(
         inputs=_inputs,
         outputs=one_output,
         read=_read,
         output=_segments,
-        trial=VISION["image-segmentation"].trial,
+        trial=trial_of(SegmentImage, GREY),
     ),
 }

@@ -19,7 +19,8 @@ from worker.onnx.features import log_mel, num_frames
 from worker.onnx.graph import Array, Arrays, Graph, TensorInfo
 from worker.onnx.one_call import Axes, Item, Loaded, OnnxTask, one_output
 from worker.onnx.scores import labelled
-from worker.tasks.sound import SOUND
+from worker.tasks.one_shot import trial_of
+from worker.tasks.sound import silence
 
 _LEAST_PARTS = 10
 """A sound is at least this part of a second."""
@@ -190,13 +191,13 @@ SOUNDS = {
         outputs=one_output,
         read=_read,
         output=_labels,
-        trial=SOUND["audio-classification"].trial,
+        trial=trial_of(ClassifySound, silence()),
     ),
     "automatic-speech-recognition": OnnxTask(
         inputs=_inputs,
         outputs=one_output,
         read=_read_speech,
         output=_transcript,
-        trial=SOUND["automatic-speech-recognition"].trial,
+        trial=trial_of(Transcribe, silence()),
     ),
 }

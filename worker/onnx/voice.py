@@ -21,7 +21,7 @@ from worker.onnx.one_call import (
 )
 from worker.onnx.sounds import check_dtype, read_samples
 from worker.tasks.one_shot import trial_of
-from worker.tasks.sound import SOUND
+from worker.tasks.sound import silence
 
 _HYSTERESIS = 0.15
 """Speech goes on until its probability falls so much below the threshold that began it."""
@@ -201,16 +201,13 @@ def _parts(probabilities: Sequence[float], threshold: float) -> list[_Part]:
     return parts
 
 
-_, _TRIAL_FILES = SOUND["audio-classification"].trial
-[_SILENCE] = _TRIAL_FILES.values()
-
 VOICES = {
     "voice-activity-detection": OnnxTask(
         inputs=_inputs,
         outputs=_outputs,
         read=_read,
         output=_speech,
-        trial=trial_of(DetectSpeech, _SILENCE),
+        trial=trial_of(DetectSpeech, silence()),
         compute=_compute,
         group=_length,
     ),

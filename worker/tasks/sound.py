@@ -86,7 +86,7 @@ def _transcript(task: Transcribe, found: dict[str, Any], seconds: float) -> Task
     return TaskOutput(transcript)
 
 
-def _silence() -> bytes:
+def silence() -> bytes:
     """Return a WAV file of half a second."""
     data = io.BytesIO()
     with wave.open(data, "wb") as file:
@@ -134,13 +134,13 @@ SOUND = {
         read=_read,
         options=lambda task, decoded, loaded: {"top_k": task.top_k or ALL_LABELS},
         output=labels_output,
-        trial=trial_of(ClassifySound, _silence()),
+        trial=trial_of(ClassifySound, silence()),
     ),
     "automatic-speech-recognition": OneShot(
         parts=("feature_extractor", "tokenizer"),
         read=_read,
         options=_transcribe_options,
         output=_transcript,
-        trial=trial_of(Transcribe, _silence()),
+        trial=trial_of(Transcribe, silence()),
     ),
 }
