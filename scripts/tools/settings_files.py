@@ -164,17 +164,18 @@ def table() -> str:
 
 
 def options_table() -> str:
-    """Return a table of the options of all runners. An option of several runners has one row."""
-    declared: dict[str, FieldInfo] = {}
-    runners: dict[str, list[str]] = {}
+    """Return a table of the options of all runners.
+
+    An option that means the same for several runners has one row.
+    """
+    runners: dict[tuple[str, str, str], list[str]] = {}
     for runner, info in RUNNERS.items():
         for name, field in info.options.model_fields.items():
-            declared[name] = field
-            runners.setdefault(name, []).append(runner)
+            meaning = (name, code(shown(field.default)), _description(field, ", "))
+            runners.setdefault(meaning, []).append(runner)
     rows = []
-    for name, field in declared.items():
-        default = code(shown(field.default))
-        rows.append([code(name), code(*runners[name]), default, _description(field, ", ")])
+    for (name, default, description), having in runners.items():
+        rows.append([code(name), code(*having), default, description])
     return table_of(["option", "runners", "default", ""], rows)
 
 

@@ -1,4 +1,7 @@
-"""Decode pictures that callers send: hostile bytes in, RGB pixels out, within limits."""
+"""Decode pictures that callers send: hostile bytes in, RGB pixels out, within limits.
+
+Pictures that models make become PNGs.
+"""
 
 import io
 import warnings
@@ -10,6 +13,7 @@ from shared.errors import InvalidRequest
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_IMAGE_BYTES = 64 << 20
+PNG = "image/png"
 
 _MODES_OF_MORE_BITS = ("I", "F")
 _WHITE = (255, 255, 255)
@@ -53,7 +57,7 @@ def decode_image(data: bytes, *, max_pixels: int, field: str = "image") -> Image
     ) from problem
 
 
-def png(image: Image.Image) -> bytes:
+def png_of(image: Image.Image) -> bytes:
     """Return a picture as a PNG."""
     data = io.BytesIO()
     image.save(data, "PNG")

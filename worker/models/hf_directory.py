@@ -185,7 +185,7 @@ def check_weights(path: Path) -> None:
     """Raise ModelFormatError for a directory without weights, or with damaged safetensors files."""
     files = weight_files(path)
     for file in files:
-        _check_safetensors(file)
+        check_safetensors(file)
     if files or any(is_there(path / name) for name in _TORCH_FILES):
         return
     check_weights_format(path)
@@ -272,7 +272,7 @@ def _refuse_quantized(config: dict[str, Any], file: Path) -> None:
             )
 
 
-def _check_safetensors(file: Path) -> None:
+def check_safetensors(file: Path) -> None:
     """Raise ModelFormatError for a damaged file, or one with quantized tensors."""
     # Open the file first: safetensors reports any file that cannot be opened as a missing one.
     try:

@@ -6,6 +6,7 @@ They refuse files that do not match. They know file formats, and no architecture
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -144,6 +145,20 @@ def check_names(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor], so
         f"{source} does not hold one whole network: {description}; copy it again, with the "
         "configuration it belongs to."
     )
+
+
+def check_all_loaded(info: Mapping[str, Any], source: Path) -> None:
+    """Raise ModelFormatError unless a library has loaded each tensor of a network, and no other.
+
+    `info` is the library's own report (`output_loading_info`).
+    """
+    problems = [*info["missing_keys"], *info["unexpected_keys"]]
+    if problems:
+        names = ", ".join(sorted(str(name) for name in problems)[:5])
+        raise ModelFormatError(
+            f"The weights in {source} do not match the model of config.json: missing or left "
+            f"over: {names}; copy both again."
+        )
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: Path) -> None:

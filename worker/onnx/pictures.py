@@ -17,7 +17,7 @@ from shared.tasks.vision import (
     SegmentImage,
 )
 from worker.engine.task_runner import Files, NewFile, TaskOutput
-from worker.media.images import MAX_IMAGE_BYTES, decode_image, png
+from worker.media.images import MAX_IMAGE_BYTES, decode_image, png_of
 from worker.onnx.boxes import Candidates, columns_of, corners, kept_objects
 from worker.onnx.declaration import (
     MAX_SIDE,
@@ -258,7 +258,7 @@ def _segments(item: Item, outputs: Arrays, loaded: Loaded) -> TaskOutput | Fleet
             continue
         image = Image.fromarray(mask.astype(np.uint8) * _MAX_VALUE)
         segments.append(Segment(loaded.names[number], None, float(mask.mean())))
-        files.append(NewFile(png(image), "image/png", f"mask-{len(files)}.png"))
+        files.append(NewFile(png_of(image), "image/png", f"mask-{len(files)}.png"))
     return TaskOutput(Segmented(tuple(segments)), tuple(files))
 
 

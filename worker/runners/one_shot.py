@@ -29,16 +29,16 @@ from shared.errors import FleetError, InvalidRequest
 from shared.messages import Task, TaskName, name_of
 from shared.tasks.runner_options import OneShotOptions
 from shared.tasks.task_table import TASKS
-from worker.engine.heartbeat import heartbeat
 from worker.engine.runner import RunnerOptions
 from worker.engine.sampler import broken
 from worker.engine.task_runner import BatchProgress, Files, TaskOutput, TaskRunnerSpec
 from worker.models.errors import ModelFormatError
 from worker.models.hf_directory import directory_of
 from worker.models.reading import reading
-from worker.models.weights import NO_NETWORK, load_tokenizer, read_config
+from worker.models.weights import NO_NETWORK, check_all_loaded, load_tokenizer, read_config
 from worker.runners.accelerators import prepare
 from worker.runners.allocation import tells_out_of_memory
+from worker.runners.layer_heartbeats import beat_by_layer
 from worker.tasks.one_shot import Loaded, OneShot, Part
 from worker.tasks.sound import SOUND
 from worker.tasks.vision import VISION
@@ -184,7 +184,7 @@ def load(options: RunnerOptions) -> OneShotRunner:
     one_shot = ONE_SHOTS[task]
     model = _load_model(path, config, getattr(torch, options.dtype))
     model = nn.Module.to(model, torch.device(options.device))
-    _beat(model)
+    beat_by_layer(model)
     parts = {part: _PARTS[part](path, options) for part in one_shot.parts}
 
     count = model.num_parameters() / 1e6
@@ -242,27 +242,9 @@ def _load_model(path: Path, config: PretrainedConfig, dtype: torch.dtype) -> Pre
             local_files_only=True,
             output_loading_info=True,
         )
-    problems = [*info["missing_keys"], *info["unexpected_keys"]]
-    if problems:
-        names = ", ".join(sorted(str(name) for name in problems)[:5])
-        raise ModelFormatError(
-            f"The weights in {path} do not match the model of config.json: missing or left over: "
-            f"{names}; copy both again."
-        )
+    check_all_loaded(info, path)
     loaded: PreTrainedModel = model.requires_grad_(False).eval()
     return loaded
-
-
-def _beat(model: nn.Module) -> None:
-    """Let each layer of a network count as progress: one that writes many tokens takes long."""
-
-    def note(layer: nn.Module, inputs: Any) -> None:
-        heartbeat()
-
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList):
-            for layer in module:
-                layer.register_forward_pre_hook(note)
 
 
 def _tokenizer(path: Path, options: RunnerOptions) -> Any:

@@ -21,12 +21,11 @@ from shared.tasks.vision import (
     SegmentImage,
 )
 from worker.engine.task_runner import Files, NewFile, TaskOutput
-from worker.media.images import MAX_IMAGE_BYTES, decode_image, png
+from worker.media.images import MAX_IMAGE_BYTES, PNG, decode_image, png_of
 from worker.tasks.labels import ALL_LABELS, check_template, labels_output
 from worker.tasks.one_shot import Decoded, Loaded, OneShot, trial_of
 from worker.tasks.own_pipelines import ImageQuestionAnswerer
 
-_PNG = "image/png"
 ImageTask = (
     AnswerAboutImage
     | ClassifyImage
@@ -87,7 +86,7 @@ def _segments(task: SegmentImage, found: list[dict[str, Any]], seconds: float) -
         mask: Image.Image = one["mask"]
         area = float(np.asarray(mask, dtype=bool).mean())
         segments.append(Segment(one["label"], one["score"], area))
-        masks.append(NewFile(png(mask), _PNG, f"mask-{len(masks)}.png"))
+        masks.append(NewFile(png_of(mask), PNG, f"mask-{len(masks)}.png"))
     return TaskOutput(Segmented(tuple(segments)), tuple(masks))
 
 
@@ -99,10 +98,10 @@ def _depths(task: EstimateDepth, found: dict[str, Any], seconds: float) -> TaskO
         return TaskOutput(result)
     span = most - least or 1.0
     levels = ((depth - least) * (65_535 / span)).round().astype(np.uint16)
-    return TaskOutput(result, (NewFile(png(Image.fromarray(levels)), _PNG, "depth.png"),))
+    return TaskOutput(result, (NewFile(png_of(Image.fromarray(levels)), PNG, "depth.png"),))
 
 
-GREY = png(Image.new("RGB", (64, 64), (128, 128, 128)))
+GREY = png_of(Image.new("RGB", (64, 64), (128, 128, 128)))
 
 VISION = {
     "image-classification": OneShot(
