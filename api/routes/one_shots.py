@@ -1,4 +1,4 @@
-"""The tasks of local inference that are done in one call: from body to task, from outcome to result."""
+"""The tasks of local inference that are done whole: from body to task, from outcome to result."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,8 +48,15 @@ from api.schemas.one_shots import (
     ZeroShotImageRequest,
     ZeroShotRequest,
 )
+from api.schemas.pictures import (
+    ImageToImageRequest,
+    PictureBody,
+    PicturesResult,
+    TextToImageRequest,
+)
 from api.stream.request_events import Outcome
 from shared.messages import Labelled, Task, TaskName
+from shared.tasks.pictures import ChangePicture, MakePictures, Pictures
 from shared.tasks.sound import (
     ClassifySound,
     DetectedSpeech,
@@ -284,6 +291,52 @@ def _speech(outcome: Outcome) -> VoiceActivityResult:
     return VoiceActivityResult(parts=parts, seconds=found.seconds)
 
 
+def _make_pictures(body: TextToImageRequest) -> Task:
+    options = body.options
+    return MakePictures(
+        body.inputs,
+        seed_of(options.seed),
+        negative_prompt=options.negative_prompt,
+        width=options.width,
+        height=options.height,
+        guidance_scale=options.guidance_scale,
+        num_inference_steps=options.num_inference_steps,
+        num_images=options.num_images,
+    )
+
+
+def _change_picture(body: ImageToImageRequest) -> Task:
+    options = body.options
+    return ChangePicture(
+        body.inputs,
+        options.prompt,
+        seed_of(options.seed),
+        strength=options.strength,
+        negative_prompt=options.negative_prompt,
+        width=options.width,
+        height=options.height,
+        guidance_scale=options.guidance_scale,
+        num_inference_steps=options.num_inference_steps,
+        num_images=options.num_images,
+    )
+
+
+def _pictures(outcome: Outcome) -> PicturesResult:
+    bodies = []
+    pairs = zip(outcome.as_a(Pictures).pictures, outcome.artifacts, strict=True)
+    for one, file in pairs:
+        bodies.append(
+            PictureBody(
+                seed=one.seed,
+                width=one.width,
+                height=one.height,
+                is_blocked=one.is_blocked,
+                image=made_file(file),
+            )
+        )
+    return PicturesResult(images=bodies)
+
+
 ROWS = (
     OneShotRow("summarization", SummarizationRequest, _summarize, _written),
     OneShotRow("translation", TranslationRequest, _translate, _written),
@@ -309,4 +362,6 @@ ROWS = (
     OneShotRow("audio-classification", SoundClassificationRequest, _classify_sound, labels_result),
     OneShotRow("automatic-speech-recognition", TranscriptionRequest, _transcribe, _transcript),
     OneShotRow("voice-activity-detection", VoiceActivityRequest, _detect_speech, _speech),
+    OneShotRow("text-to-image", TextToImageRequest, _make_pictures, _pictures),
+    OneShotRow("image-to-image", ImageToImageRequest, _change_picture, _pictures),
 )

@@ -22,6 +22,7 @@ from api.schemas.one_shots import (
     VoiceActivityResult,
     WrittenResult,
 )
+from api.schemas.pictures import PicturesResult
 from api.schemas.usage import UsageBody
 
 Result = (
@@ -40,6 +41,7 @@ Result = (
     | FillMaskResult
     | TranscriptionResult
     | VoiceActivityResult
+    | PicturesResult
 )
 
 

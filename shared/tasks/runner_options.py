@@ -258,6 +258,34 @@ class OneShotOptions(MediaOptions):
     )
 
 
+class DiffusionOptions(Options):
+    """Options of diffusers' pipelines, which make pictures."""
+
+    harmless: ClassVar[tuple[str, ...]] = ("max_pixels", "max_steps", "max_images")
+
+    max_pixels: int = Field(
+        default=1024 * 1024,
+        ge=1,
+        description="most pixels, width x height, of a picture that is made",
+    )
+    max_steps: int = Field(
+        default=100,
+        ge=1,
+        le=1000,
+        description="most denoising steps of a picture",
+    )
+    max_images: int = Field(
+        default=4,
+        ge=1,
+        le=64,
+        description="most pictures of a request",
+    )
+    batch_invariant: bool = Field(
+        default=True,
+        description="compute each picture by itself, so that its batch does not change it",
+    )
+
+
 def setting_of(declared: type[Options], name: str) -> Any:
     """Return the field of a setting for all models, with the default and the help of the option."""
     field = declared.model_fields[name]

@@ -10,6 +10,7 @@ from typing import get_args
 from shared import plugins
 from shared.plugins import PluginError
 from shared.tasks.runner_options import (
+    DiffusionOptions,
     HrmActOptions,
     HrmTextOptions,
     MediaOptions,
@@ -95,6 +96,11 @@ RUNNERS = {
         "worker.runners.onnx_model:load",
         MediaOptions,
         tasks=ONNX_TASKS,
+    ),
+    "diffusion": RunnerInfo(
+        "worker.runners.diffusion:load",
+        DiffusionOptions,
+        tasks=("text-to-image", "image-to-image"),
     ),
     "echo": RunnerInfo(
         "worker.runners.echo:Echo",

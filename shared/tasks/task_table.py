@@ -36,6 +36,7 @@ from shared.messages import (
 )
 from shared.plugins import PluginError
 from shared.tasks.echo_task import EchoedTask, EchoTask
+from shared.tasks.pictures import ChangePicture, MakePictures, Pictures
 from shared.tasks.sound import (
     ClassifySound,
     DetectedSpeech,
@@ -75,6 +76,8 @@ _PUZZLE_COST = 256
 _NO_STEP_COST = 1
 _IMAGE_COST = 256
 _SOUND_COST = 512
+_DENOISING_COST = 64
+_USUAL_STEPS = 50
 
 AnyTask = TypeVar("AnyTask", bound=Task)
 
@@ -176,6 +179,11 @@ def _cost_of_sound(task: Task) -> int:
     return _SOUND_COST
 
 
+def _cost_of_pictures(task: MakePictures | ChangePicture) -> int:
+    steps = task.num_inference_steps or _USUAL_STEPS
+    return task.num_images * steps * _DENOISING_COST
+
+
 def _num_choices(task: Generate) -> int:
     return task.sampling.n
 
@@ -187,6 +195,11 @@ def _greedy(task: Generate) -> Generate | None:
     # A request that names no seed gets a random one, which makes no difference to a greedy answer.
     sampling = msgspec.structs.replace(task.sampling, seed=0)
     return msgspec.structs.replace(task, sampling=sampling)
+
+
+def _never(task: Task) -> None:
+    """Return None: what is drawn at random is drawn anew, and differs between kinds of machines."""
+    return None
 
 
 TASKS: dict[TaskName, TaskInfo] = {
@@ -341,6 +354,20 @@ TASKS: dict[TaskName, TaskInfo] = {
         DetectedSpeech,
         cost=_cost_of_sound,
         pipeline_tags=("voice-activity-detection",),
+    ),
+    "text-to-image": TaskInfo(
+        MakePictures,
+        Pictures,
+        cost=_cost_of_pictures,
+        repeated=_never,
+        pipeline_tags=("text-to-image",),
+    ),
+    "image-to-image": TaskInfo(
+        ChangePicture,
+        Pictures,
+        cost=_cost_of_pictures,
+        repeated=_never,
+        pipeline_tags=("image-to-image",),
     ),
     "echo_task": TaskInfo(EchoTask, EchoedTask, cost=_cost_of_steps),
 }

@@ -12,6 +12,7 @@ from shared.settings.settings import ModelEntry, Settings
 from shared.tasks.runner_table import RUNNERS, WITHOUT_FILES
 from tests.fixtures.one_shots import write_one_shot
 from tests.fixtures.onnx_models import write_onnx
+from tests.fixtures.tiny_diffusion import write_pipeline
 from tests.fixtures.tiny_encoder import SHARED, write
 from tests.fixtures.worker import sapient_fixtures
 from tests.fixtures.worker.broken_models import write_model
@@ -32,6 +33,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     write(root / "encoder", BertModel, BertConfig(**SHARED))
     write_one_shot("image-classification", root / "one-shot")
     write_onnx("image-classification", root / "onnx")
+    write_pipeline(root / "diffusion")
     sapient_fixtures.write_checkpoint(root / "hrm-puzzle", sapient_fixtures.Net(halt_max_steps=3))
 
     paths = {}

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
+_PIPELINE = "model_index.json"
+_STEMS = ("model", "diffusion_pytorch_model")
+"""The names of weights files, without endings: those of transformers and of diffusers."""
 # Large graphs keep their weights beside them, in files such as model.onnx.data.
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".onnx*")
 
@@ -70,14 +71,23 @@ def _weight_files(path: Path) -> list[Path]:
 
 
 def _safetensors(path: Path) -> list[Path]:
-    """Return the files that `model.safetensors.index.json` names, or else `model.safetensors`.
+    """Return the files of weights: for each network those that its index names, or else the one.
 
-    Files that are missing are left out.
+    A pipeline of diffusers has each of its networks in a folder. Files that are missing are left
+    out.
     """
-    names = {_SINGLE}
-    if (path / _INDEX).is_file():
-        names = set(json.loads((path / _INDEX).read_text())["weight_map"].values())
-    return [path / name for name in names if (path / name).is_file()]
+    folders = [path]
+    if (path / _PIPELINE).is_file():
+        folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
+    files: list[Path] = []
+    for folder in folders:
+        for stem in _STEMS:
+            names = {f"{stem}.safetensors"}
+            index = folder / f"{stem}.safetensors.index.json"
+            if index.is_file():
+                names = set(json.loads(index.read_text())["weight_map"].values())
+            files += [folder / name for name in names if (folder / name).is_file()]
+    return files
 
 
 def _num_elements(file: Path) -> int:

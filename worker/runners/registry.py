@@ -99,6 +99,11 @@ class DirectoryListing:
         return converted(read_json_object(file), _Config, file)
 
 
+def _is_pipeline(listing: DirectoryListing) -> bool:
+    """Return whether diffusers wrote the directory."""
+    return "model_index.json" in listing.names
+
+
 def _is_brain(listing: DirectoryListing) -> bool:
     return "brain.json" in listing.names
 
@@ -174,6 +179,7 @@ def _is_hugging_face(listing: DirectoryListing) -> bool:
 
 
 DETECTORS: tuple[tuple[Callable[[DirectoryListing], bool], str], ...] = (
+    (_is_pipeline, "diffusion"),
     (_is_brain, "hrm-act"),
     (_is_implant, "causal"),
     (_is_raw_hrm_text, "hrm-text"),
@@ -210,9 +216,9 @@ def _refusal(listing: DirectoryListing) -> ModelFormatError:
     check_weights_format(directory)
     expected = (
         "brain.json (an AI-OS brain), q_head.pt or starter_brain.json (an AI-OS implant), "
-        "config.json (a Hugging Face model), all_config.yaml with checkpoint or step_<N> (a "
-        "Sapient HRM), one .onnx beside one .yaml (an ONNX model) nor "
-        f"{_EPOCH_PREFIX}<number> (a raw HRM-Text checkpoint)"
+        "config.json (a Hugging Face model), model_index.json (a pipeline of diffusers), "
+        "all_config.yaml with checkpoint or step_<N> (a Sapient HRM), one .onnx beside one .yaml (an "
+        f"ONNX model) nor {_EPOCH_PREFIX}<number> (a raw HRM-Text checkpoint)"
     )
     return ModelFormatError(
         f"What lies at {directory} is no model we know: neither {expected} is there."

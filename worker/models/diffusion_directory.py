@@ -1,0 +1,170 @@
+"""Directories of diffusers' pipelines: `model_index.json`, and a folder for each part.
+
+The index names the class of each part. Only classes of diffusers and transformers are loaded, from
+safetensors and JSON: nothing in a directory is run, and nothing is fetched.
+"""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoImageProcessor
+
+from worker.models.errors import ModelFormatError
+from worker.models.hf_directory import check_safetensors, is_there
+from worker.models.reading import COPY_AGAIN, read_json_object, reading
+from worker.models.weights import NO_NETWORK, check_all_loaded, load_tokenizer
+
+INDEX = "model_index.json"
+PIPELINES = {
+    "StableDiffusionPipeline": "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionXLPipeline": "StableDiffusionXLImg2ImgPipeline",
+}
+"""The classes that are served, and those that begin with a picture by the same networks."""
+
+_UNSEEDED = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
+"""Schedulers that draw noise for a whole batch, whatever the seeds of its pictures."""
+
+_OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
+_CHECKER = "stable_diffusion"
+"""The index's name of the module of diffusers that has the checker of contents."""
+
+
+def load_pipeline(path: Path, dtype: torch.dtype) -> Any:
+    """Return the `diffusers.DiffusionPipeline` in a directory, on the CPU.
+
+    A checker of contents that the directory lacks is left out. Raise ModelFormatError for files
+    that are missing or damaged, for other pipelines and classes than those that are known here, and
+    without the package diffusers.
+    """
+    index = read_json_object(path / INDEX)
+    diffusers = _diffusers()
+    name = index.get("_class_name")
+    if not isinstance(name, str) or name not in PIPELINES:
+        raise ModelFormatError(
+            f"{path / INDEX} names the pipeline {name!r}; expected one of {', '.join(PIPELINES)}."
+        )
+    parts: dict[str, Any] = {}
+    for part, declared in index.items():
+        if part.startswith("_") or not isinstance(declared, list):
+            continue
+        if declared != [None, None]:
+            kind = _class_of(part, declared, path)
+            parts[part] = _load(kind, path / part, dtype, part)
+        elif part in _OPTIONAL:
+            parts[part] = None
+        else:
+            raise ModelFormatError(f"{path / INDEX} names no {part}, which a picture needs.")
+    if parts.get("safety_checker") is None:
+        # Nothing else looks at pictures.
+        parts["safety_checker"] = None
+        parts["feature_extractor"] = None
+
+    pipeline_class: Any = getattr(diffusers, name)
+    options = {"requires_safety_checker": False}
+    known = inspect.signature(pipeline_class).parameters
+    with reading(path, f"correct {INDEX}, or {COPY_AGAIN}", kind="a pipeline"):
+        given = {option: value for option, value in {**options, **parts}.items() if option in known}
+        return pipeline_class.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False, **given
+        )
+
+
+def changing(pipeline: Any) -> Any:
+    """Return the pipeline around the same networks that begins with a picture."""
+    kind: Any = getattr(_diffusers(), PIPELINES[type(pipeline).__name__])
+    return kind.from_pipe(pipeline)
+
+
+def networks_of(pipeline: Any) -> dict[str, nn.Module]:
+    """Return the networks of a pipeline by the names of their parts."""
+    networks = {}
+    for name, part in pipeline.components.items():
+        if isinstance(part, nn.Module):
+            networks[name] = part
+    return networks
+
+
+def _diffusers() -> Any:
+    """Return the package diffusers. Raise ModelFormatError where it is missing."""
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ModelFormatError(
+            "A diffusion pipeline needs the package diffusers, which is not installed: "
+            "pip install 'aios-hrm-fleet[diffusion]'."
+        ) from error
+    # It tells of prompts that lose their end, and of what it would rather have installed.
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    return diffusers
+
+
+def _class_of(part: str, declared: list[Any], path: Path) -> type[Any]:
+    """Return the class of a part, which the index declares as library and name.
+
+    Raise ModelFormatError for a class of any other library, or one that is not there.
+    """
+    libraries = {
+        "diffusers": _diffusers(),
+        "transformers": transformers,
+        _CHECKER: _diffusers().pipelines.stable_diffusion,
+    }
+    [library, name] = declared if len(declared) == 2 else (None, None)
+    if library not in libraries:
+        raise ModelFormatError(
+            f"{path / INDEX} takes {part} from {library!r}; expected diffusers or transformers: "
+            "other code is not run."
+        )
+    kind = getattr(libraries[library], str(name), None)
+    if name in _UNSEEDED:
+        raise ModelFormatError(
+            f"{path / INDEX} names {name}, whose noise a picture's seed does not decide; name "
+            "another scheduler."
+        )
+    if part == "feature_extractor":
+        # Its class depends on what is installed, and older names of it are gone.
+        return AutoImageProcessor
+    if not isinstance(kind, type) or not hasattr(kind, "from_pretrained"):
+        raise ModelFormatError(
+            f"{path / INDEX} names {library}.{name} as {part}, which the installed {library} does "
+            "not have."
+        )
+    return kind
+
+
+def _load(kind: Any, folder: Path, dtype: torch.dtype, part: str) -> Any:
+    """Load one part from its folder. Raise ModelFormatError."""
+    if not is_there(folder):
+        raise ModelFormatError(f"{folder}, which {INDEX} names, is not there; copy it again.")
+    if issubclass(kind, nn.Module):
+        return _load_network(kind, folder, dtype)
+    if issubclass(kind, transformers.PreTrainedTokenizerBase):
+        return load_tokenizer(folder)
+    with reading(folder, kind=f"a {part.replace('_', ' ')}"):
+        return kind.from_pretrained(folder, local_files_only=True)
+
+
+def _load_network(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
+    """Load one network. Raise ModelFormatError, which names weights that do not match."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelFormatError(
+            f"{folder} has no weights in safetensors: save them so (save_pretrained)."
+        )
+    for file in files:
+        check_safetensors(file)
+    with reading(folder, NO_NETWORK, kind="a network"):
+        network, info = kind.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    check_all_loaded(info, folder)
+    loaded: nn.Module = network.requires_grad_(False).eval()
+    return loaded
