@@ -280,6 +280,19 @@ class DiffusionOptions(Options):
         le=64,
         description="most pictures of a request",
     )
+    num_inference_steps: int | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description="denoising steps of a request that names none (none: the library's default)",
+    )
+    guidance_scale: float | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        allow_inf_nan=False,
+        description="guidance of a request that names none (none: the library's default)",
+    )
     batch_invariant: bool = Field(
         default=True,
         description="compute each picture by itself, so that its batch does not change it",

@@ -4,10 +4,12 @@ They do not depend on the batch in which they are made.
 """
 
 import base64
+import gc
 import io
 import json
 import shutil
 import sys
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -262,6 +264,16 @@ def test_what_a_request_leaves_open_is_as_in_diffusers(runner: DiffusionRunner) 
     assert (item.steps, item.guidance_scale) == (50, 7.5)
 
 
+def test_a_model_has_defaults_of_its_own(path: Path) -> None:
+    turbo = load(path, num_inference_steps=2, guidance_scale=0.0)
+    [item, other] = read(turbo, MakePictures(PROMPT, 1), make(guidance_scale=2.0))
+    assert (item.steps, item.guidance_scale) == (2, 0.0)
+    assert (other.steps, other.guidance_scale) == (4, 2.0)
+    [output] = run(turbo, item)
+    expected = drawn_by(library(path), PROMPT, 1, num_inference_steps=2, guidance_scale=0.0)
+    assert_same(pixels_of(output)[0], expected)
+
+
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_guidance_and_size_are_obeyed(
     runner: DiffusionRunner, path: Path, guidance_scale: float
@@ -427,6 +439,16 @@ def test_other_tasks_and_missing_files_are_refused(runner: DiffusionRunner) -> N
         runner.read(ChangePicture("p", "a", 1), NO_FILES)
 
 
+def test_an_unloaded_pipeline_leaves_nothing_behind(path: Path) -> None:
+    """Its networks' calls are wrapped, and the wraps must not keep them."""
+    runner = load(path)
+    run(runner, *read(runner, make()))
+    unet = weakref.ref(runner._pipelines["text-to-image"].unet)
+    del runner
+    gc.collect()
+    assert unet() is None
+
+
 def test_numbers_that_are_none_are_an_error(runner: DiffusionRunner) -> None:
     """It fails its own request alone. Weights can be broken where a trial does not show it."""
     good, bad = read(runner, make(), make(guidance_scale=7.5, seed=2))
@@ -497,6 +519,35 @@ def test_facts_are_known_before_it_is_loaded(path: Path) -> None:
     assert facts.info.tasks == ("text-to-image", "image-to-image")
     # Buffers, such as numbers of positions, lie in the files, too.
     assert num_parameters <= facts.num_bytes / 4 < 1.01 * num_parameters
+
+
+def test_directories_of_older_versions_are_served(tmp_path: Path, runner: DiffusionRunner) -> None:
+    """Those of Stable Diffusion 1 have other names of tensors and classes."""
+    write_pipeline(tmp_path)
+    encoder = tmp_path / "text_encoder" / "model.safetensors"
+    tensors = {f"text_model.{name}": tensor for name, tensor in load_file(encoder).items()}
+    tensors["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    save_file(tensors, encoder, metadata={"format": "pt"})
+
+    autoencoder = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    renamed = {}
+    for name, tensor in load_file(autoencoder).items():
+        renamed[old_name_of(name)] = tensor
+    assert any("query" in name for name in renamed)
+    save_file(renamed, autoencoder, metadata={"format": "pt"})
+    change_index(tmp_path, feature_extractor=["transformers", "CLIPFeatureExtractor"])
+
+    older = load(tmp_path)
+    assert run(older, *read(older, make())) == run(runner, *read(runner, make()))
+
+
+def old_name_of(name: str) -> str:
+    """Return the name that a tensor of an attention once had."""
+    pairs = [("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")]
+    if "attentions" in name:
+        for new, old in pairs:
+            name = name.replace(new, old)
+    return name
 
 
 class Damage(NamedTuple):

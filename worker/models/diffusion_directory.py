@@ -49,25 +49,17 @@ def load_pipeline(path: Path, dtype: torch.dtype) -> Any:
         )
     parts: dict[str, Any] = {}
     for part, declared in index.items():
-        if part.startswith("_") or not isinstance(declared, list):
-            continue
-        if declared != [None, None]:
-            kind = _class_of(part, declared, path)
-            parts[part] = _load(kind, path / part, dtype, part)
-        elif part in _OPTIONAL:
-            parts[part] = None
-        else:
-            raise ModelFormatError(f"{path / INDEX} names no {part}, which a picture needs.")
+        if not part.startswith("_") and isinstance(declared, list):
+            parts[part] = _part_of(part, declared, path, dtype)
     if parts.get("safety_checker") is None:
         # Nothing else looks at pictures.
-        parts["safety_checker"] = None
         parts["feature_extractor"] = None
 
     pipeline_class: Any = getattr(diffusers, name)
-    options = {"requires_safety_checker": False}
     known = inspect.signature(pipeline_class).parameters
+    given: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False} | parts
+    given = {option: value for option, value in given.items() if option in known}
     with reading(path, f"correct {INDEX}, or {COPY_AGAIN}", kind="a pipeline"):
-        given = {option: value for option, value in {**options, **parts}.items() if option in known}
         return pipeline_class.from_pretrained(
             path, local_files_only=True, trust_remote_code=False, **given
         )
@@ -136,9 +128,21 @@ def _class_of(part: str, declared: list[Any], path: Path) -> type[Any]:
     return kind
 
 
-def _load(kind: Any, folder: Path, dtype: torch.dtype, part: str) -> Any:
-    """Load one part from its folder. Raise ModelFormatError."""
+def _part_of(part: str, declared: list[Any], path: Path, dtype: torch.dtype) -> Any:
+    """Load one part from its folder, or return None for one that may be missing.
+
+    Raise ModelFormatError.
+    """
+    if declared == [None, None]:
+        if part in _OPTIONAL:
+            return None
+        raise ModelFormatError(f"{path / INDEX} names no {part}, which a picture needs.")
+    kind: Any = _class_of(part, declared, path)
+    folder = path / part
     if not is_there(folder):
+        # A checker needs it, and nothing else.
+        if part == "feature_extractor":
+            return None
         raise ModelFormatError(f"{folder}, which {INDEX} names, is not there; copy it again.")
     if issubclass(kind, nn.Module):
         return _load_network(kind, folder, dtype)

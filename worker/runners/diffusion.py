@@ -112,7 +112,7 @@ class DiffusionRunner:
 
         guidance_scale = task.guidance_scale
         if guidance_scale is None:
-            guidance_scale = _default_of(pipeline, "guidance_scale")
+            guidance_scale = self._default_of(pipeline, "guidance_scale")
         return Item(
             task,
             seeds=tuple((task.seed + number) & SEED_MASK for number in range(task.num_images)),
@@ -128,13 +128,20 @@ class DiffusionRunner:
         max_steps = self._max_steps
         steps = task.num_inference_steps
         if steps is None:
-            steps = min(max_steps, _default_of(pipeline, "num_inference_steps"))
+            steps = min(max_steps, self._default_of(pipeline, "num_inference_steps"))
         if not 1 <= steps <= max_steps:
             raise _refusal("num_inference_steps", f"1 to {max_steps}", steps)
         if isinstance(task, ChangePicture) and not 1 <= int(steps * task.strength) <= steps:
             least = f"a share of {steps} steps that is at least one of them, and at most all"
             raise _refusal("strength", least, task.strength)
         return steps
+
+    def _default_of(self, pipeline: Any, name: str) -> Any:
+        """Return the value of an option that a request leaves open."""
+        own = getattr(self._own, name)
+        if own is not None:
+            return own
+        return inspect.signature(type(pipeline).__call__).parameters[name].default
 
     def _size_of(
         self, task: PictureTask, usual_size: tuple[int, int], multiple: int
@@ -271,10 +278,6 @@ def _rounded_size(image: Image.Image, multiple: int) -> tuple[int, int]:
     """Return the size of a picture, rounded down to sides that can be made."""
     width, height = (max(multiple, side - side % multiple) for side in image.size)
     return width, height
-
-
-def _default_of(pipeline: Any, name: str) -> Any:
-    return inspect.signature(type(pipeline).__call__).parameters[name].default
 
 
 def load(options: RunnerOptions) -> DiffusionRunner:
