@@ -261,7 +261,7 @@ class OneShotOptions(MediaOptions):
 class DiffusionOptions(Options):
     """Options of diffusers' pipelines, which make pictures."""
 
-    harmless: ClassVar[tuple[str, ...]] = ("max_pixels", "max_steps", "max_images")
+    harmless: ClassVar[tuple[str, ...]] = ("max_pixels", "max_steps", "max_images", "max_batch")
 
     max_pixels: int = Field(
         default=1024 * 1024,
@@ -279,6 +279,11 @@ class DiffusionOptions(Options):
         ge=1,
         le=64,
         description="most pictures of a request",
+    )
+    max_batch: int = Field(
+        default=4,
+        ge=1,
+        description="most requests whose pictures take their steps, and end, together",
     )
     num_inference_steps: int | None = Field(
         default=None,

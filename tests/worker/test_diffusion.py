@@ -10,8 +10,7 @@ import json
 import shutil
 import sys
 import weakref
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,11 +29,10 @@ from shared.messages import Done, Embed, Task, decode_event, encode
 from shared.settings.settings import ModelEntry, Settings
 from shared.tasks.pictures import ChangePicture, MakePictures, Picture, Pictures
 from shared.tasks.runner_options import DiffusionOptions
-from tests.fixtures.api.fronts import in_memory
 from tests.fixtures.pictures import encoded, picture
 from tests.fixtures.polling import until
 from tests.fixtures.tiny_diffusion import SCHEDULERS, SIDE, change_index, write_pipeline
-from tests.fixtures.worker.services import service, serving
+from tests.fixtures.worker.fleets import fleet
 from worker.engine.request import Emission
 from worker.engine.runner import RunnerOptions
 from worker.engine.take import Take
@@ -439,6 +437,42 @@ def test_other_tasks_and_missing_files_are_refused(runner: DiffusionRunner) -> N
         runner.read(ChangePicture("p", "a", 1), NO_FILES)
 
 
+def test_a_batch_without_memory_is_made_in_halves(path: Path) -> None:
+    runner = load(path)
+    pipeline = runner._pipelines["text-to-image"]
+    sizes: list[int] = []
+
+    def cramped(**inputs: Any) -> Any:
+        sizes.append(len(inputs["prompt"]))
+        if sizes[-1] > 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")
+        return pipeline(**inputs)
+
+    emissions: list[Emission] = []
+    engine = TaskEngine(runner, emissions.extend)
+    tasks = {f"k{seed}": make(seed=seed) for seed in range(4)}
+    for key, task in tasks.items():
+        engine.submit(engine.prepare(Take(key, task)))
+    runner._pipelines["text-to-image"] = cramped
+    while engine.has_work:
+        engine.step()
+    runner._pipelines["text-to-image"] = pipeline
+
+    assert sizes == [4, 2, 2]
+    files = {emission.key: emission.files for emission in emissions if emission.ended}
+    for key, task in tasks.items():
+        [alone] = run(runner, *read(runner, task))
+        assert files[key] == alone.files
+
+
+def test_so_many_tasks_take_their_steps_together(path: Path) -> None:
+    """As many as the worker's own limit allows, and the model's."""
+    for most, expected in ((2, 2), (None, 4), (9, 9), (20, 16)):
+        own = DiffusionOptions() if most is None else DiffusionOptions(max_batch=most)
+        options = RunnerOptions(str(path), name="m", max_batch=16, own=own)
+        assert load_runner("auto", options).spec.max_batch == expected
+
+
 def test_an_unloaded_pipeline_leaves_nothing_behind(path: Path) -> None:
     """Its networks' calls are wrapped, and the wraps must not keep them."""
     runner = load(path)
@@ -647,18 +681,6 @@ def test_without_diffusers_the_error_says_what_to_install(
         load_runner("auto", RunnerOptions(str(path), name="m"))
 
 
-@asynccontextmanager
-async def fleet(redis: Redis, runner: DiffusionRunner) -> AsyncIterator[httpx.AsyncClient]:
-    """Run a worker and a front, and yield a client when they are ready."""
-
-    async def is_ready() -> bool:
-        return (await client.get("/readyz")).status_code == 200
-
-    async with serving(service(redis), runner), in_memory(redis) as client:
-        await until(is_ready, "the fleet is ready")
-        yield client
-
-
 async def png_of(client: httpx.AsyncClient, image: dict[str, Any]) -> Pixels:
     """Return the pixels of a picture of an answer."""
     answer = await client.get(f"/v1/artifacts/{image['image']['id']}")
@@ -709,6 +731,18 @@ async def test_a_picture_is_made_over_http(redis: Redis, path: Path) -> None:
         ]
         one, other = [await png_of(client, image) for image in changed]
         assert one.tobytes() != other.tobytes()
+
+        by_form = await client.post(
+            "/api/inference",
+            files={"image": ("a.png", encoded(picture(40, 30)), "image/png")},
+            data={
+                "task": "image-to-image",
+                "model_id": "t",
+                "options": json.dumps(body["options"]),
+            },
+        )
+        [same, _] = by_form.json()["result"]["images"]
+        assert (await png_of(client, same)).tobytes() == one.tobytes()
 
         body["options"] = {"prompt": PROMPT, "num_inference_steps": 21}
         refused = await client.post("/api/inference", json=body)

@@ -302,7 +302,7 @@ def load(options: RunnerOptions) -> DiffusionRunner:
         options.name,
         found=f"{type(pipeline).__name__}: {count / 1e6:.1f} M parameters, "
         f"{type(pipeline.scheduler).__name__}, {options.precision}",
-        max_batch=options.max_batch,
+        max_batch=min(options.max_batch, own.max_batch),
         tasks=tuple(pipelines),
         trial=MakePictures("a", seed=0, width=side, height=side, num_inference_steps=1),
     )
