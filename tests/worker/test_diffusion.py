@@ -18,7 +18,11 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoPipelineForImage2Image, DiffusionPipeline
+from diffusers import (
+    AutoPipelineForImage2Image,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+)
 from numpy.typing import NDArray
 from PIL import Image
 from redis.asyncio import Redis
@@ -31,7 +35,7 @@ from shared.tasks.pictures import ChangePicture, MakePictures, Picture, Pictures
 from shared.tasks.runner_options import DiffusionOptions
 from tests.fixtures.pictures import encoded, picture
 from tests.fixtures.polling import until
-from tests.fixtures.tiny_diffusion import SCHEDULERS, SIDE, change_index, write_pipeline
+from tests.fixtures.tiny_diffusion import SCHEDULERS, SIDE, Kind, change_index, write_pipeline
 from tests.fixtures.worker.fleets import fleet
 from worker.engine.request import Emission
 from worker.engine.runner import RunnerOptions
@@ -48,6 +52,11 @@ from worker.runners.registry import load_runner
 PROMPT = "a red cup on a table"
 OTHERS = ("two cats", "the sea at night, seen from a train", "a")
 Pixels = NDArray[np.uint8]
+OF_NOISE: list[tuple[Kind, str]] = [
+    *(("1", name) for name in SCHEDULERS if name != "flow"),
+    *(("xl", name) for name in SCHEDULERS if name != "flow"),
+]
+"""Pipelines that take noise away, each with every scheduler for that."""
 
 
 class Watched:
@@ -121,8 +130,8 @@ def seeds_of(output: TaskOutput) -> list[int]:
     return [one.seed for one in output.result.pictures]
 
 
-def library(path: Path, kind: type[Any] = DiffusionPipeline) -> Any:
-    pipeline = DiffusionPipeline.from_pretrained(path, local_files_only=True)
+def library(path: Path, kind: type[Any] = DiffusionPipeline, **parts: Any) -> Any:
+    pipeline = DiffusionPipeline.from_pretrained(path, local_files_only=True, **parts)
     pipeline.set_progress_bar_config(disable=True)
     if kind is not DiffusionPipeline:
         pipeline = kind.from_pipe(pipeline)
@@ -145,11 +154,10 @@ def assert_same(actual: Pixels, expected: Pixels) -> None:
     assert expected.std() > 10, "there is something to see"
 
 
-@pytest.mark.parametrize("is_xl", [False, True])
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_pictures_are_those_of_diffusers(tmp_path: Path, scheduler: str, is_xl: bool) -> None:
+@pytest.mark.parametrize(("kind", "scheduler"), [*OF_NOISE, ("3", "flow")])
+def test_pictures_are_those_of_diffusers(tmp_path: Path, scheduler: str, kind: Kind) -> None:
     """With each scheduler, alone and in a batch, with a negative prompt and without."""
-    write_pipeline(tmp_path, scheduler, is_xl=is_xl)
+    write_pipeline(tmp_path, scheduler, kind=kind)
     runner = load(tmp_path)
     pipeline = library(tmp_path)
     shown = []
@@ -173,13 +181,22 @@ def test_pictures_are_those_of_diffusers(tmp_path: Path, scheduler: str, is_xl: 
     assert len(set(shown)) == len(shown), "each is another picture"
 
 
-@pytest.mark.parametrize("is_xl", [False, True])
-@pytest.mark.parametrize("scheduler", ["ddim", "euler-ancestral", "pndm"])
+@pytest.mark.parametrize(
+    ("kind", "scheduler"),
+    [
+        ("1", "ddim"),
+        ("1", "euler-ancestral"),
+        ("1", "pndm"),
+        ("xl", "ddim"),
+        ("xl", "euler-ancestral"),
+        ("3", "flow"),
+    ],
+)
 def test_changed_pictures_are_those_of_diffusers(
-    tmp_path: Path, scheduler: str, is_xl: bool
+    tmp_path: Path, scheduler: str, kind: Kind
 ) -> None:
     """Of any size: it is rounded down to what the networks can make."""
-    write_pipeline(tmp_path, scheduler, is_xl=is_xl)
+    write_pipeline(tmp_path, scheduler, kind=kind)
     runner = load(tmp_path)
     pipeline = library(tmp_path, AutoPipelineForImage2Image)
     given = [picture(45, 34, seed=1), picture(40, 32, seed=2)]
@@ -575,6 +592,20 @@ def test_directories_of_older_versions_are_served(tmp_path: Path, runner: Diffus
     assert run(older, *read(older, make())) == run(runner, *read(runner, make()))
 
 
+def test_a_third_encoder_may_be_missing(tmp_path: Path) -> None:
+    """That of Stable Diffusion 3 is larger than all the rest."""
+    write_pipeline(tmp_path, "flow", kind="3")
+    runner = load(tmp_path)
+    [output] = run(runner, *read(runner, make()))
+    nothing = [None, None]
+    change_index(tmp_path, text_encoder_3=nothing, tokenizer_3=nothing)
+    smaller = load(tmp_path)
+    [other] = run(smaller, *read(smaller, make()))
+    pipeline = library(tmp_path, text_encoder_3=None, tokenizer_3=None)
+    assert_same(pixels_of(other)[0], drawn_by(pipeline, PROMPT, 1, num_inference_steps=4))
+    assert other != output
+
+
 def old_name_of(name: str) -> str:
     """Return the name that a tensor of an attention once had."""
     pairs = [("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")]
@@ -608,6 +639,12 @@ def add_code(path: Path) -> None:
     change_index(path, unet=["own", "Net"])
 
 
+def add_noise(path: Path) -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
+    scheduler.save_pretrained(path / "scheduler")
+    change_index(path, scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"])
+
+
 DAMAGES = {
     "pipeline": Damage(
         lambda path: change_index(path, _class_name="FluxPipeline"), "names the pipeline"
@@ -629,6 +666,7 @@ DAMAGES = {
         lambda path: change_index(path, scheduler=["diffusers", "DPMSolverSDEScheduler"]),
         "whose noise a picture's seed does not decide",
     ),
+    "noise": Damage(add_noise, "asks for stochastic_sampling of its scheduler"),
     "other class": Damage(
         lambda path: change_index(path, unet=["diffusers", "AutoencoderKL"]), "unet"
     ),

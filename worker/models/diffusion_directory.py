@@ -22,13 +22,24 @@ INDEX = "model_index.json"
 PIPELINES = {
     "StableDiffusionPipeline": "StableDiffusionImg2ImgPipeline",
     "StableDiffusionXLPipeline": "StableDiffusionXLImg2ImgPipeline",
+    "StableDiffusion3Pipeline": "StableDiffusion3Img2ImgPipeline",
 }
 """The classes that are served, and those that begin with a picture by the same networks."""
 
-_UNSEEDED = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
-"""Schedulers that draw noise for a whole batch, whatever the seeds of its pictures."""
+_UNSEEDED = (
+    "DPMSolverSDEScheduler",
+    "CosineDPMSolverMultistepScheduler",
+    "FlowMatchLCMScheduler",
+)
+"""Schedulers whose steps draw noise for a whole batch, whatever the seeds of its pictures."""
 
-_OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
+_OPTIONAL = (
+    "safety_checker",
+    "feature_extractor",
+    "image_encoder",
+    "text_encoder_3",
+    "tokenizer_3",
+)
 _CHECKER = "stable_diffusion"
 """The index's name of the module of diffusers that has the checker of contents."""
 
@@ -54,6 +65,9 @@ def load_pipeline(path: Path, dtype: torch.dtype) -> Any:
     if parts.get("safety_checker") is None:
         # Nothing else looks at pictures.
         parts["feature_extractor"] = None
+    scheduler = parts.get("scheduler")
+    if scheduler is not None and scheduler.config.get("stochastic_sampling"):
+        raise _unseeded(path, "stochastic_sampling of its scheduler")
 
     pipeline_class: Any = getattr(diffusers, name)
     known = inspect.signature(pipeline_class).parameters
@@ -113,10 +127,7 @@ def _class_of(part: str, declared: list[Any], path: Path) -> type[Any]:
         )
     kind = getattr(libraries[library], str(name), None)
     if name in _UNSEEDED:
-        raise ModelFormatError(
-            f"{path / INDEX} names {name}, whose noise a picture's seed does not decide; name "
-            "another scheduler."
-        )
+        raise _unseeded(path, name)
     if part == "feature_extractor":
         # Its class depends on what is installed, and older names of it are gone.
         return AutoImageProcessor
@@ -126,6 +137,13 @@ def _class_of(part: str, declared: list[Any], path: Path) -> type[Any]:
             "not have."
         )
     return kind
+
+
+def _unseeded(path: Path, source: str) -> ModelFormatError:
+    return ModelFormatError(
+        f"{path} asks for {source}, whose noise a picture's seed does not decide; name another "
+        f"scheduler in {INDEX}."
+    )
 
 
 def _part_of(part: str, declared: list[Any], path: Path, dtype: torch.dtype) -> Any:

@@ -257,7 +257,8 @@ def _compute_by_rows(pipeline: Any, rows: RowByRow) -> None:
 
 def multiple_of(pipeline: Any) -> int:
     """Return the number of pixels whose multiples are the sides that a pipeline can make."""
-    return max(_SIDE_MULTIPLE, int(pipeline.vae_scale_factor))
+    patch_size = int(getattr(pipeline, "patch_size", 1))
+    return max(_SIDE_MULTIPLE, int(pipeline.vae_scale_factor) * patch_size)
 
 
 def _most_steps(pipeline: Any) -> int:
@@ -268,7 +269,8 @@ def _most_steps(pipeline: Any) -> int:
 
 def _usual_size(pipeline: Any) -> tuple[int, int]:
     """Return the width and height that a pipeline makes unless it is told otherwise."""
-    size: Any = pipeline.unet.config.sample_size
+    [denoiser] = [pipeline.components[name] for name in _DENOISERS if name in pipeline.components]
+    size: Any = denoiser.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
     scale = int(pipeline.vae_scale_factor)
     return width * scale, height * scale
