@@ -5,7 +5,7 @@ The noise of a picture comes from its own seed, on the CPU, and its rows are com
 """
 
 import inspect
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,7 @@ class DiffusionRunner:
         own = getattr(self._own, name)
         if own is not None:
             return own
-        return inspect.signature(type(pipeline).__call__).parameters[name].default
+        return _parameters_of(pipeline)[name].default
 
     def _size_of(
         self, task: PictureTask, usual_size: tuple[int, int], multiple: int
@@ -165,25 +165,10 @@ class DiffusionRunner:
 
     @tells_out_of_memory
     def run(self, items: Sequence[Item], progress: BatchProgress) -> list[TaskOutput | FleetError]:
-        first = items[0]
-        pipeline = self._pipelines[name_of(first.task)]
+        pipeline = self._pipelines[name_of(items[0].task)]
         owners: list[int] = []
-        inputs: dict[str, list[Any]] = {"prompt": [], "negative_prompt": [], "image": []}
-        generators: list[torch.Generator] = []
         for index, item in enumerate(items):
-            for seed in item.seeds:
-                owners.append(index)
-                inputs["prompt"].append(item.task.prompt)
-                inputs["negative_prompt"].append(item.task.negative_prompt)
-                inputs["image"].append(item.image)
-                generators.append(torch.Generator("cpu").manual_seed(seed))
-        if not first.task.negative_prompt:
-            del inputs["negative_prompt"]
-        options: dict[str, Any] = {"width": first.width, "height": first.height}
-        if isinstance(first.task, ChangePicture):
-            options = {"strength": first.task.strength}
-        else:
-            del inputs["image"]
+            owners += [index] * len(item.seeds)
 
         self._rows.wanted = [True] * len(owners)
 
@@ -199,15 +184,7 @@ class DiffusionRunner:
             return tensors
 
         try:
-            made = pipeline(
-                **inputs,
-                **options,
-                num_inference_steps=first.steps,
-                guidance_scale=first.guidance_scale,
-                generator=generators,
-                output_type="pt",
-                callback_on_step_end=after_step,
-            )
+            made = pipeline(**_arguments_of(items, pipeline), callback_on_step_end=after_step)
         except _NobodyWaits:
             return [_gone() for _ in items]
 
@@ -224,6 +201,44 @@ class DiffusionRunner:
                 continue
             outputs.append(_output(item, pixels, [bool(blocked[number]) for number in numbers]))
         return outputs
+
+
+def _arguments_of(items: Sequence[Item], pipeline: Any) -> dict[str, Any]:
+    """Return the arguments of a pipeline's call for the pictures of all items, in order."""
+    prompts: list[str] = []
+    negative_prompts: list[str] = []
+    images: list[Image.Image | None] = []
+    generators: list[torch.Generator] = []
+    for item in items:
+        for seed in item.seeds:
+            prompts.append(item.task.prompt)
+            negative_prompts.append(item.task.negative_prompt)
+            images.append(item.image)
+            generators.append(torch.Generator("cpu").manual_seed(seed))
+
+    first = items[0]
+    arguments: dict[str, Any] = {
+        "prompt": prompts,
+        "generator": generators,
+        "num_inference_steps": first.steps,
+        "guidance_scale": first.guidance_scale,
+        "output_type": "pt",
+    }
+    if first.task.negative_prompt:
+        arguments["negative_prompt"] = negative_prompts
+    if isinstance(first.task, ChangePicture):
+        arguments["image"] = images
+        arguments["strength"] = first.task.strength
+    # Without a size some pipelines keep that of the picture, others scale it to their own.
+    if "width" in _parameters_of(pipeline):
+        arguments["width"] = first.width
+        arguments["height"] = first.height
+    return arguments
+
+
+def _parameters_of(pipeline: Any) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a pipeline's call."""
+    return inspect.signature(type(pipeline).__call__).parameters
 
 
 def _output(item: Item, pixels: Tensor, blocked: Sequence[bool]) -> TaskOutput:
