@@ -127,12 +127,13 @@ class Progress(msgspec.Struct, frozen=True, omit_defaults=True, tag="progress"):
 
     `total` is None where the number is not known, and `note` is for people. A log holds growing
     numbers only: a worker that takes a job over, and begins again, is silent until it has come
-    further than the one before.
+    further than the one before. `preview` is a small picture of what there is so far, a JPEG.
     """
 
     done: int
     total: int | None = None
     note: str = ""
+    preview: bytes = b""
 
 
 class Done(msgspec.Struct, Generic[SomeResult], frozen=True, omit_defaults=True, tag="done"):

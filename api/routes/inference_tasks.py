@@ -4,6 +4,7 @@ A new task is its options and its result in `api/schemas/inference.py`, and a ro
 are done in one call of a network have their rows in `api/routes/one_shots.py`.
 """
 
+import base64
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -66,6 +67,9 @@ class InferenceEvents:
         self._builder.add(event)
         if isinstance(event, Progress):
             body = {"done": event.done, "total": event.total, "note": event.note}
+            if event.preview:
+                picture = base64.b64encode(event.preview).decode()
+                body["preview"] = f"data:image/jpeg;base64,{picture}"
             yield self._named("progress", body)
         for delta in self._deltas.of(job, event):
             if delta.text:

@@ -302,6 +302,7 @@ def _make_pictures(body: TextToImageRequest) -> Task:
         guidance_scale=options.guidance_scale,
         num_inference_steps=options.num_inference_steps,
         num_images=options.num_images,
+        preview_every=options.preview_every,
     )
 
 
@@ -318,6 +319,7 @@ def _change_picture(body: ImageToImageRequest) -> Task:
         guidance_scale=options.guidance_scale,
         num_inference_steps=options.num_inference_steps,
         num_images=options.num_images,
+        preview_every=options.preview_every,
     )
 
 

@@ -41,6 +41,12 @@ class PictureOptions(Options):
         description="Pictures, whose seeds follow each other.",
     )
     seed: Seed | None = None
+    preview_every: Annotated[
+        int,
+        Field(
+            strict=True, ge=0, le=1000, description="Steps between previews in a stream; 0: none."
+        ),
+    ] = 0
 
 
 class TextToImageRequest(InferenceRequest):

@@ -9,7 +9,8 @@ from shared.tasks.specs import OtherTask
 class MakePictures(OtherTask, frozen=True, omit_defaults=True, tag="text-to-image"):
     """Make `num_images` pictures of a prompt, which `seed` and those after it tell apart.
 
-    `width` and `height` are in pixels. What is None is the model's own.
+    `width` and `height` are in pixels. What is None is the model's own. Each `preview_every` steps
+    the first picture is shown as it is then; 0 shows none.
     """
 
     prompt: str
@@ -20,6 +21,7 @@ class MakePictures(OtherTask, frozen=True, omit_defaults=True, tag="text-to-imag
     guidance_scale: float | None = None
     num_inference_steps: int | None = None
     num_images: int = 1
+    preview_every: int = 0
 
 
 class ChangePicture(OtherTask, frozen=True, omit_defaults=True, tag="image-to-image"):
@@ -39,6 +41,7 @@ class ChangePicture(OtherTask, frozen=True, omit_defaults=True, tag="image-to-im
     guidance_scale: float | None = None
     num_inference_steps: int | None = None
     num_images: int = 1
+    preview_every: int = 0
 
 
 class Picture(msgspec.Struct, frozen=True, omit_defaults=True):

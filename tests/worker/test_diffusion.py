@@ -23,6 +23,7 @@ from diffusers import (
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
 )
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from PIL import Image
 from redis.asyncio import Redis
@@ -64,14 +65,25 @@ class Watched:
 
     def __init__(self, *, wanted: Callable[[int, int], bool] = lambda index, step: True) -> None:
         self.reports: list[tuple[int, int, int | None]] = []
+        self.previews: dict[tuple[int, int], bytes] = {}
         self.num_asked: dict[int, int] = {}
         self._wanted = wanted
 
     def heartbeat(self) -> None:
         return
 
-    def report(self, index: int, done: int, total: int | None = None, note: str = "") -> None:
+    def report(
+        self,
+        index: int,
+        done: int,
+        total: int | None = None,
+        note: str = "",
+        *,
+        preview: bytes = b"",
+    ) -> None:
         self.reports.append((index, done, total))
+        if preview:
+            self.previews[index, done] = preview
 
     def is_wanted(self, index: int) -> bool:
         self.num_asked[index] = self.num_asked.get(index, 0) + 1
@@ -340,6 +352,44 @@ def test_each_step_is_reported_to_each_caller(tmp_path: Path, scheduler: str, to
     for step in range(1, total + 1):
         expected += [(0, step, total), (1, step, total)]
     assert watched.reports == expected
+
+
+@pytest.mark.parametrize("kind", ["1", "3"])
+def test_previews_show_what_there_is_so_far(tmp_path: Path, kind: Kind) -> None:
+    """They are the library's own latents, decoded coarsely, and change no picture."""
+    runner = load(write_pipeline(tmp_path, "flow" if kind == "3" else "ddim", kind=kind))
+    shown = make(num_inference_steps=5, preview_every=2, num_images=2, width=64, height=32)
+    other = make(OTHERS[0], 8, num_inference_steps=5, width=64, height=32)
+    watched = Watched()
+    outputs = runner.run(read(runner, shown, other), watched)
+    assert sorted(watched.previews) == [(0, 2), (0, 4)]
+    [plain] = run(runner, *read(runner, replace(shown, preview_every=0)))
+    assert outputs[0] == plain
+
+    pipeline = library(tmp_path)
+    latents: dict[int, torch.Tensor] = {}
+
+    def record(running: Any, step: int, timestep: Any, tensors: Any) -> dict[str, Any]:
+        latents[step + 1] = tensors["latents"]
+        return {}
+
+    size = {"width": 64, "height": 32}
+    drawn_by(pipeline, PROMPT, 1, num_inference_steps=5, callback_on_step_end=record, **size)
+    for step in (2, 4):
+        image = Image.open(io.BytesIO(watched.previews[0, step]))
+        assert (image.format, image.size) == ("JPEG", (32, 16))
+        # Half of 32 x 16 latents each way: the mean of four.
+        coarse = latents[step].unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2))
+        config = pipeline.vae.config
+        coarse = coarse / config.scaling_factor + (config.shift_factor or 0.0)
+        with torch.no_grad():
+            pixels = pipeline.vae.decode(coarse).sample[0].permute(1, 2, 0).numpy()
+        levels = ((pixels / 2 + 0.5).clip(0, 1) * 255).round().astype(np.uint8)
+        assert levels.std() > 10, "there is something to see"
+        # A JPEG of noise is far from exact: it is compared with another one.
+        expected = Image.open(io.BytesIO(encoded(Image.fromarray(levels), "JPEG", quality=70)))
+        difference = np.abs(np.asarray(image).astype(int) - np.asarray(expected).astype(int))
+        assert difference.mean() < 1
 
 
 def test_a_batch_that_nobody_waits_for_ends_at_the_next_step(runner: DiffusionRunner) -> None:
@@ -745,7 +795,7 @@ async def test_a_picture_is_made_over_http(redis: Redis, path: Path) -> None:
         "task": "text-to-image",
         "inputs": PROMPT,
         "model_id": "t",
-        "options": {"num_inference_steps": 6},
+        "options": {"num_inference_steps": 6, "preview_every": 4},
     }
     async with fleet(redis, runner) as client:
         streamed = await client.post("/api/inference/stream", json=body)
@@ -756,6 +806,12 @@ async def test_a_picture_is_made_over_http(redis: Redis, path: Path) -> None:
         assert steps == sorted(set(steps))
         assert (steps[0], steps[-1]) == (1, 6)
         assert {event["total"] for name, event in events if name == "progress"} == {6}
+
+        previews = [event for name, event in events if "preview" in event]
+        assert [preview["done"] for preview in previews] == [4]
+        head, data = previews[0]["preview"].split(",")
+        assert head == "data:image/jpeg;base64"
+        assert Image.open(io.BytesIO(base64.b64decode(data))).size == (SIDE, SIDE)
 
         [image] = events[-1][1]["result"]["images"]
         first = await png_of(client, image)

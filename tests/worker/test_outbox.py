@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from shared.artifacts.store import ArtifactStore
 from shared.events.log import Append, LogWriter
-from shared.messages import Done, Event, Generate, Job, Sampling, Started, Tokens
+from shared.messages import Done, Event, Generate, Job, Progress, Sampling, Started, Tokens
 from shared.queue.leases import Claim
 from tests.fixtures.desk import Desk
 from tests.fixtures.polling import DEADLINE_S
@@ -84,6 +84,25 @@ async def test_tokens_are_gathered_where_nobody_follows(redis: Redis, is_streame
     assert sizes == expected_sizes
     assert ids == list(range(100))
     assert isinstance(events[-1], Done)
+
+
+async def test_a_preview_is_kept_until_it_is_logged(redis: Redis) -> None:
+    """Newer progress takes the place of older, and a preview only that of another one."""
+    desk = Desk(redis)
+    claim = await claim_of(desk, is_streamed=True)
+    async with outbox_of(desk) as (ledger, outbox):
+        ledger.open(claim)
+        steps = [
+            Progress(1, 9, preview=b"a"),
+            Progress(2, 9),
+            Progress(3, 9, preview=b"b"),
+            Progress(4, 9),
+        ]
+        outbox.put([Emission(claim.key, progress=step) for step in steps])
+        assert await events_when(desk, claim.job, 1) == [Progress(4, 9, preview=b"b")]
+        outbox.put([Emission(claim.key, progress=Progress(5, 9))])
+        [_, newest] = await events_when(desk, claim.job, 2)
+        assert newest == Progress(5, 9)
 
 
 async def test_what_is_gathered_is_said_after_half_a_second(redis: Redis) -> None:

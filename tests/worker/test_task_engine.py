@@ -346,6 +346,22 @@ def test_progress_is_told_now_and_then_and_at_the_end(monkeypatch: pytest.Monkey
     assert harness.progress_of("b") == list(range(1, 101))
 
 
+def test_a_preview_is_shown_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_engine, "REPORT_EVERY_S", 1e9)
+    harness = make_harness()
+
+    def report_each_step(progress: BatchProgress) -> None:
+        for done in range(1, 101):
+            progress.report(0, done, 100, preview=b"x" if done == 40 else b"")
+
+    harness.runner.during = report_each_step
+    harness.submit("a")
+    harness.run()
+    assert harness.progress_of("a") == [1, 40, 100]
+    previews = [one.progress.preview for one in harness.emissions if one.progress is not None]
+    assert previews == [b"", b"x", b""]
+
+
 def test_progress_in_numbers_of_numpy_can_be_sent() -> None:
     harness = make_harness()
     total: Any = np.int64(3)

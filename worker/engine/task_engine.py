@@ -316,12 +316,15 @@ class TaskEngine:
         self._emit([Emission(task.work.key, ended=ended, files=files)])
 
     def report(self, task: _TaskInHand, progress: Progress) -> None:
-        """Emit a task's progress, unless it has reported less than REPORT_EVERY_S ago."""
+        """Emit a task's progress, unless it has reported less than REPORT_EVERY_S ago.
+
+        The last progress, and one with a preview, are emitted at once.
+        """
         heartbeat()
         task.progress = progress
         now_s = time.monotonic()
-        is_last = progress.done == progress.total
-        if task.is_open and (is_last or now_s - task.reported_s >= REPORT_EVERY_S):
+        is_urgent = progress.done == progress.total or bool(progress.preview)
+        if task.is_open and (is_urgent or now_s - task.reported_s >= REPORT_EVERY_S):
             task.reported_s = now_s
             self._emit([Emission(task.work.key, progress=progress)])
 
@@ -347,11 +350,20 @@ class _Progress:
     def heartbeat(self) -> None:
         heartbeat()
 
-    def report(self, index: int, done: int, total: int | None = None, note: str = "") -> None:
+    def report(
+        self,
+        index: int,
+        done: int,
+        total: int | None = None,
+        note: str = "",
+        *,
+        preview: bytes = b"",
+    ) -> None:
         # Plain numbers: those of numpy, which a foreign runner may count in, cannot be sent.
         if total is not None:
             total = int(total)
-        self._engine.report(self._batch[index], Progress(int(done), total, note))
+        progress = Progress(int(done), total, note, preview)
+        self._engine.report(self._batch[index], progress)
 
     def is_wanted(self, index: int) -> bool:
         return self._engine.is_wanted(self._batch[index])

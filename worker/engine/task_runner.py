@@ -85,10 +85,18 @@ class BatchProgress(Protocol):
     def heartbeat(self) -> None:
         """Note that the runner has made progress."""
 
-    def report(self, index: int, done: int, total: int | None = None, note: str = "") -> None:
+    def report(
+        self,
+        index: int,
+        done: int,
+        total: int | None = None,
+        note: str = "",
+        *,
+        preview: bytes = b"",
+    ) -> None:
         """Report to the task's caller that `done` of `total` steps are done.
 
-        `note` is for people.
+        `note` is for people, and so is `preview`, a JPEG of a few kilobytes.
         """
 
     def is_wanted(self, index: int) -> bool:

@@ -6,6 +6,8 @@ The ledger belongs to the event loop.
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from shared.messages import Event, Progress
 from shared.queue.leases import Claim
 from worker.host.job_span import UNTRACED, JobSpan
@@ -36,7 +38,10 @@ class Entry:
             return
         self.num_done = progress.done
         if self.news and isinstance(self.news[-1], Progress):
-            self.news.pop()
+            older = self.news.pop()
+            if isinstance(older, Progress) and not progress.preview:
+                # A preview comes seldom, and must not go unseen.
+                progress = replace(progress, preview=older.preview)
         self.news.append(progress)
 
 

@@ -16,6 +16,7 @@ MAX_IMAGE_BYTES = 64 << 20
 PNG = "image/png"
 
 _MODES_OF_MORE_BITS = ("I", "F")
+_PREVIEW_QUALITY = 70
 _WHITE = (255, 255, 255)
 
 
@@ -61,6 +62,13 @@ def png_of(image: Image.Image) -> bytes:
     """Return a picture as a PNG."""
     data = io.BytesIO()
     image.save(data, "PNG")
+    return data.getvalue()
+
+
+def jpeg_of(image: Image.Image) -> bytes:
+    """Return a picture in RGB as a small JPEG."""
+    data = io.BytesIO()
+    image.save(data, "JPEG", quality=_PREVIEW_QUALITY)
     return data.getvalue()
 
 

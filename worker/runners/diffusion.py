@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from shared.errors import ClientGone, FleetError, InvalidRequest
 from shared.messages import Task, TaskName, name_of
@@ -21,7 +21,7 @@ from shared.tasks.runner_options import DiffusionOptions
 from worker.engine.runner import RunnerOptions
 from worker.engine.sampler import broken
 from worker.engine.task_runner import BatchProgress, Files, NewFile, TaskOutput, TaskRunnerSpec
-from worker.media.images import MAX_IMAGE_BYTES, PNG, decode_image, png_of
+from worker.media.images import MAX_IMAGE_BYTES, PNG, decode_image, jpeg_of, png_of
 from worker.models.diffusion_directory import changing, load_pipeline, networks_of
 from worker.models.errors import ModelFormatError
 from worker.models.hf_directory import directory_of
@@ -37,6 +37,8 @@ MAX_GIVEN_PIXELS = 50_000_000
 _SIDE_MULTIPLE = 8
 _TRIAL_SIDE = 64
 _DENOISERS = ("unet", "transformer")
+_PREVIEW_LATENTS = 16
+"""The longer side of the latents that are decoded for a preview: 128 pixels in most models."""
 
 PictureTask = MakePictures | ChangePicture
 
@@ -75,6 +77,11 @@ class Item:
             # Without any, some pipelines have an embedding of their own.
             bool(self.task.negative_prompt),
         )
+
+    def is_shown_after(self, num_steps: int) -> bool:
+        """Return whether the caller wants to see the first picture as it is after so many steps."""
+        every = self.task.preview_every
+        return every > 0 and num_steps % every == 0
 
 
 class DiffusionRunner:
@@ -179,8 +186,13 @@ class DiffusionRunner:
             if not any(wanted):
                 raise _NobodyWaits
             self._rows.wanted = [wanted[owner] for owner in owners]
-            for index in range(len(items)):
-                progress.report(index, step + 1, running.num_timesteps)
+            for index, item in enumerate(items):
+                preview = b""
+                is_last = step + 1 == running.num_timesteps
+                if wanted[index] and not is_last and item.is_shown_after(step + 1):
+                    first = owners.index(index)
+                    preview = preview_of(tensors["latents"][first : first + 1], running)
+                progress.report(index, step + 1, running.num_timesteps, preview=preview)
             return tensors
 
         try:
@@ -201,6 +213,25 @@ class DiffusionRunner:
                 continue
             outputs.append(_output(item, pixels, [bool(blocked[number]) for number in numbers]))
         return outputs
+
+
+def preview_of(latents: Tensor, pipeline: Any) -> bytes:
+    """Return a small picture of latents [1, channels, height, width], as a JPEG.
+
+    Coarser latents are decoded, which takes little time beside a denoising step. The result is
+    empty where the numbers are not finite.
+    """
+    scale = min(1.0, _PREVIEW_LATENTS / max(latents.shape[-2:]))
+    sides = [max(1, round(side * scale)) for side in latents.shape[-2:]]
+    coarse = nn.functional.interpolate(latents, size=sides, mode="area")
+    config = pipeline.vae.config
+    # The inverse of what pictures go through when they are encoded.
+    coarse = coarse / config.scaling_factor + (config.get("shift_factor") or 0.0)
+    [pixels] = pipeline.vae.decode(coarse.to(pipeline.vae.dtype), return_dict=False)
+    if not bool(torch.isfinite(pixels).all()):
+        return b""
+    [image] = pipeline.image_processor.postprocess(pixels, output_type="pil")
+    return jpeg_of(image)
 
 
 def _arguments_of(items: Sequence[Item], pipeline: Any) -> dict[str, Any]:
