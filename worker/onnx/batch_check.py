@@ -17,7 +17,14 @@ class _Unwatched:
     def heartbeat(self) -> None:
         return
 
-    def report(self, index: int, done: int, total: int | None = None, note: str = "") -> None:
+    def report(
+        self,
+        index: int,
+        done: int,
+        total: int | None = None,
+        note: str = "",
+        preview: bytes = b"",
+    ) -> None:
         return
 
     def is_wanted(self, index: int) -> bool:
