@@ -114,7 +114,7 @@ CONVERTED: dict[str, Convert] = {
     "automatic-speech-recognition": _transcript,
 }
 """The tasks of the API whose answers are JSON."""
-FILES = ("text-to-speech",)
+FILES = ("text-to-speech", "text-to-image", "image-to-image")
 """The tasks whose answers are files."""
 
 
@@ -231,6 +231,9 @@ class HubRoute(APIRoute):
             question = body.pop("question", None)
             if question is not None:
                 body["inputs"] = {"image": body.pop("image", None), "question": question}
+            size = (body.get("parameters") or {}).pop("target_size", None)
+            if isinstance(size, dict):
+                body["parameters"] |= size
             body |= {"model_id": model.id, "task": task or _task_of(model, body)}
             data = json.dumps(body).encode()
             request_state_of(request.scope).body = data

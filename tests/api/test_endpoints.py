@@ -42,6 +42,7 @@ from shared.queue.requests import Request
 from shared.queue.submission import QueueLimits
 from shared.settings.settings import Settings
 from shared.tasks.echo_task import EchoedTask
+from shared.tasks.pictures import Picture, Pictures
 from shared.tasks.sound import Spoken, Transcript
 from shared.tasks.vectors import pack
 from tests.fixtures.api.echo_worker import ALL_TASKS, EchoWorker, model_info
@@ -63,6 +64,8 @@ RESULTS: dict[str, Result] = {
     "detokenize": Detokenized("text"),
     "embed": Embedded(pack([0.0, 1.0])),
     "classify": Labelled((Label("good", 0.9),)),
+    "text-to-image": Pictures((Picture(7, 64, 64),)),
+    "image-to-image": Pictures((Picture(7, 64, 64),)),
     "text-to-speech": Spoken(1.5, 16_000),
     "text-ranking": Labelled((Label("LABEL_0", 0.5),)),
     "automatic-speech-recognition": Transcript("text", 1.5),

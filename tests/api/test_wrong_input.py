@@ -73,7 +73,7 @@ def form_of(path: str, body: Any) -> str:
         return "inference"
     if path in ("/v1/completions", "/v1/chat/completions", "/v1/embeddings"):
         return "openai"
-    if path.startswith("/v1/audio/"):
+    if path.startswith(("/v1/audio/", "/v1/images/")):
         return "openai"
     return "plain"
 

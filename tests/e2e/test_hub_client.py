@@ -148,6 +148,29 @@ def test_speech(fleet: Serving) -> None:
     assert spoken == httpx.get(url, headers=KEY).content
 
 
+def test_pictures(fleet: Serving) -> None:
+    few = {"num_inference_steps": 2, "seed": 7}
+    made = client_of(fleet, "painter").text_to_image("good", width=64, height=32, **few)
+    result = ours(fleet, "text-to-image", "good", "painter", width=64, height=32, **few)
+    assert made.size == (64, 32)
+    assert_same_picture(fleet, made, result)
+
+    painter = client_of(fleet, "painter/pipeline/image-to-image")
+    changed = painter.image_to_image(
+        PICTURE, prompt="good", target_size={"width": 64, "height": 32}, **few
+    )
+    result = ours(
+        fleet, "image-to-image", PICTURE, "painter", prompt="good", width=64, height=32, **few
+    )
+    assert_same_picture(fleet, changed, result)
+
+
+def assert_same_picture(fleet: Serving, image: Image.Image, result: Any) -> None:
+    url = f"{fleet.url}/v1/artifacts/{result['images'][0]['image']['id']}"
+    expected = Image.open(io.BytesIO(httpx.get(url, headers=KEY).content))
+    assert np.array_equal(np.asarray(image), np.asarray(expected))
+
+
 def test_vectors(fleet: Serving) -> None:
     client = client_of(fleet, f"{SAMPLE}/pipeline/feature-extraction")
     texts = ["3 + 4", "7 - 2"]
