@@ -21,11 +21,14 @@ from api.schemas.one_shots import (
     FillBody,
     FillMaskRequest,
     FillMaskResult,
+    ForecastRequest,
+    ForecastResult,
     ImageAnswerBody,
     ImageClassificationRequest,
     ImageQuestionRequest,
     ImageQuestionResult,
     ObjectBody,
+    QuantileBody,
     QuestionRequest,
     QuestionResult,
     SegmentationRequest,
@@ -57,6 +60,7 @@ from api.schemas.pictures import (
 from api.stream.request_events import Outcome
 from shared.messages import Labelled, Task, TaskName
 from shared.tasks.pictures import ChangePicture, MakePictures, Pictures
+from shared.tasks.series import Forecast, Forecasted
 from shared.tasks.sound import (
     ClassifySound,
     DetectedSpeech,
@@ -256,6 +260,18 @@ def _spoken(outcome: Outcome) -> SpeechResult:
     return SpeechResult(audio=made_file(file), seconds=found.seconds, sampling_rate=found.rate)
 
 
+def _forecast(body: ForecastRequest) -> Task:
+    return Forecast(tuple(body.inputs), body.options.horizon)
+
+
+def _forecasted(outcome: Outcome) -> ForecastResult:
+    found = outcome.as_a(Forecasted)
+    quantiles = []
+    for one in found.quantiles:
+        quantiles.append(QuantileBody(level=one.level, values=list(one.values)))
+    return ForecastResult(forecast=list(found.values), quantiles=quantiles)
+
+
 def _classify_sound(body: SoundClassificationRequest) -> Task:
     return ClassifySound(body.inputs, body.options.top_k)
 
@@ -364,6 +380,7 @@ ROWS = (
     OneShotRow("audio-classification", SoundClassificationRequest, _classify_sound, labels_result),
     OneShotRow("automatic-speech-recognition", TranscriptionRequest, _transcribe, _transcript),
     OneShotRow("voice-activity-detection", VoiceActivityRequest, _detect_speech, _speech),
+    OneShotRow("time-series-forecasting", ForecastRequest, _forecast, _forecasted),
     OneShotRow("text-to-image", TextToImageRequest, _make_pictures, _pictures),
     OneShotRow("image-to-image", ImageToImageRequest, _change_picture, _pictures),
 )

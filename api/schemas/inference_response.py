@@ -13,6 +13,7 @@ from api.schemas.one_shots import (
     DepthResult,
     DetectionResult,
     FillMaskResult,
+    ForecastResult,
     ImageQuestionResult,
     QuestionResult,
     SegmentationResult,
@@ -34,6 +35,7 @@ Result = (
     | QuestionResult
     | ImageQuestionResult
     | SpeechResult
+    | ForecastResult
     | DetectionResult
     | SegmentationResult
     | DepthResult

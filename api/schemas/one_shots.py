@@ -1,8 +1,8 @@
 """Bodies of tasks that are done in one call of a network: inputs, options and results."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, Field, StrictBool
+from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, StrictBool
 
 from api.schemas.audio import SILENCE
 from api.schemas.fields import ByteInput, NonEmpty, RequestBody, Seed, shown
@@ -285,6 +285,57 @@ class VoiceActivityRequest(SoundRequest):
     options: VoiceActivityOptions = options_field(VoiceActivityOptions)
 
 
+class ForecastOptions(Options):
+    horizon: Annotated[
+        int,
+        Field(
+            strict=True,
+            ge=1,
+            le=10_000,
+            validation_alias=AliasChoices("horizon", "prediction_length"),
+        ),
+    ] = 24
+
+
+def _as_numbers(value: Any) -> Any:
+    """Return the numbers of a series. A text is CSV: its last column, below a head if it has one."""
+    if not isinstance(value, str):
+        return value
+    cells = [row.rpartition(",")[2].strip().strip('"') for row in value.splitlines() if row.strip()]
+    numbers: list[float] = []
+    for place, cell in enumerate(cells):
+        try:
+            numbers.append(float(cell))
+        except ValueError:
+            if place > 0:
+                raise ValueError(f"expected a number in line {place + 1} of the CSV") from None
+    return numbers
+
+
+class ForecastRequest(TaskRequest):
+    model_config = shown(
+        {
+            "task": "time-series-forecasting",
+            "inputs": [1, 2, 3, 4, 1, 2, 3, 4, 1, 2],
+            "model_id": "oracle",
+            "options": {"horizon": 4},
+        },
+        {
+            "task": "time-series-forecasting",
+            "inputs": "day,price\n1,10.5\n2,11\n3,12.5\n",
+            "model_id": "oracle",
+            "options": {"horizon": 2},
+        },
+    )
+
+    inputs: Annotated[
+        list[Annotated[float, Field(allow_inf_nan=False)]],
+        BeforeValidator(_as_numbers, json_schema_input_type=list[float] | str),
+        Field(min_length=1, max_length=100_000, description="Numbers, or CSV: its last column."),
+    ] = Field(validation_alias=AliasChoices("inputs", "input"))
+    options: ForecastOptions = options_field(ForecastOptions)
+
+
 class TokenClassificationOptions(Options):
     aggregation_strategy: Aggregation = "simple"
 
@@ -363,6 +414,20 @@ class ImageQuestionResult(BaseModel):
     """The answers, the likeliest first."""
 
     answers: list[ImageAnswerBody]
+
+
+class QuantileBody(BaseModel):
+    """Numbers below which the future stays with the probability `level`."""
+
+    level: float
+    values: list[float]
+
+
+class ForecastResult(BaseModel):
+    """The numbers that are expected, and quantiles of each."""
+
+    forecast: list[float]
+    quantiles: list[QuantileBody]
 
 
 class Box(BaseModel):

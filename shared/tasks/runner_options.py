@@ -43,6 +43,7 @@ OneShotTask = Literal[
     "text-to-speech",
     "audio-classification",
     "automatic-speech-recognition",
+    "time-series-forecasting",
 ]
 KVDtype = Literal["auto", "bfloat16", "int8"]
 CYCLES = r"[1-9]\d?x[1-9]\d?"

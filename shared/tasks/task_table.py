@@ -37,6 +37,7 @@ from shared.messages import (
 from shared.plugins import PluginError
 from shared.tasks.echo_task import EchoedTask, EchoTask
 from shared.tasks.pictures import ChangePicture, MakePictures, Pictures
+from shared.tasks.series import Forecast, Forecasted
 from shared.tasks.sound import (
     ClassifySound,
     DetectedSpeech,
@@ -76,6 +77,7 @@ _PUZZLE_COST = 256
 _NO_STEP_COST = 1
 _IMAGE_COST = 256
 _SOUND_COST = 512
+_NUMBERS_A_PATCH = 32
 _DENOISING_COST = 64
 _USUAL_STEPS = 50
 
@@ -149,6 +151,11 @@ def _cost_of_question(task: FindAnswer) -> int:
 def _cost_of_speech(task: Speak) -> int:
     # A token is about a third of a second.
     return 10 * _length(task.text)
+
+
+def _cost_of_series(task: Forecast) -> int:
+    # Networks read and write patches of some tens of numbers.
+    return (len(task.values) + task.horizon) // _NUMBERS_A_PATCH + 1
 
 
 def _cost_of_pair(task: RankText) -> int:
@@ -354,6 +361,13 @@ TASKS: dict[TaskName, TaskInfo] = {
         DetectedSpeech,
         cost=_cost_of_sound,
         pipeline_tags=("voice-activity-detection",),
+    ),
+    "time-series-forecasting": TaskInfo(
+        Forecast,
+        Forecasted,
+        cost=_cost_of_series,
+        pipeline_tags=("time-series-forecasting",),
+        heads=("TimesFmModelForPrediction", "TimesFm2_5ModelForPrediction"),
     ),
     "text-to-image": TaskInfo(
         MakePictures,

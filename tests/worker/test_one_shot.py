@@ -253,6 +253,7 @@ OWN = {
     "image-to-text",
     "visual-question-answering",
     "text-to-speech",
+    "time-series-forecasting",
 }
 """Tasks of our own pipelines, which `test_own_pipelines.py` compares with the networks."""
 

@@ -22,6 +22,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from shared.errors import InvalidRequest
 from shared.messages import Task
 from shared.tasks.runner_options import OneShotOptions
+from shared.tasks.series import Forecast, Forecasted
 from shared.tasks.sound import SoundFormat, Speak, Spoken
 from shared.tasks.vision import AnswerAboutImage, ImageAnswers
 from shared.tasks.words import FindAnswer, FoundAnswer, FoundAnswers
@@ -360,6 +361,44 @@ def test_sounds_are_written_in_every_format(format: SoundFormat) -> None:
     assert int(spectrum.argmax()) == 440
     loudest = encode_sound(np.array([2.0, -2.0], np.float32), 24_000, "pcm")
     assert np.frombuffer(loudest, "<i2").tolist() == [32_767, -32_767]
+
+
+def test_forecasts(tmp_path: Path) -> None:
+    """Of series of different lengths, as far as the network's horizon of eight and beyond."""
+    write_one_shot("time-series-forecasting", tmp_path)
+    runner = load(RunnerOptions(str(tmp_path), name="m"))
+    model = network_of(tmp_path)
+    lengths = (1, 5, 16, 40)
+    series = [tuple(np.sin(np.arange(n) / 2 + n).tolist()) for n in lengths]
+    for horizon in (3, 8, 20):
+        tasks: list[Task] = [Forecast(values, horizon) for values in series]
+        items = [runner.read(task, NO_FILES) for task in tasks]
+        together = runner.run(items, Unwatched())
+        for values, item, output in zip(series, items, together, strict=True):
+            [alone] = runner.run([item], Unwatched())
+            expected, quantiles = continued(model, list(values), horizon)
+            for one in (alone, output):
+                assert isinstance(one, TaskOutput)
+                assert isinstance(one.result, Forecasted)
+                assert one.result.values == pytest.approx(expected, rel=1e-4, abs=1e-5)
+                assert [quantile.level for quantile in one.result.quantiles] == [0.1, 0.5, 0.9]
+                for quantile, numbers in zip(one.result.quantiles, quantiles, strict=True):
+                    assert quantile.values == pytest.approx(numbers, rel=1e-4, abs=1e-5)
+
+
+def continued(
+    model: Any, values: list[float], horizon: int
+) -> tuple[list[float], list[list[float]]]:
+    """Return the forecast of a series, and its quantiles, by calls of the library's network."""
+    forecast: list[float] = []
+    quantiles: list[list[float]] = [[], [], []]
+    while len(forecast) < horizon:
+        with torch.no_grad():
+            output = model(past_values=[torch.tensor(values + forecast)])
+        forecast += output.mean_predictions[0].tolist()
+        for number in range(3):
+            quantiles[number] += output.full_predictions[0, :, 1 + number].tolist()
+    return forecast[:horizon], [numbers[:horizon] for numbers in quantiles]
 
 
 def test_answers_in_writing(tmp_path: Path) -> None:

@@ -40,12 +40,13 @@ from worker.runners.accelerators import prepare
 from worker.runners.allocation import tells_out_of_memory
 from worker.runners.layer_heartbeats import beat_by_layer
 from worker.tasks.one_shot import Loaded, OneShot, Part
+from worker.tasks.series import SERIES
 from worker.tasks.sound import SOUND
 from worker.tasks.vision import VISION
 from worker.tasks.words import WORDS
 from worker.tasks.writing import WRITING
 
-ONE_SHOTS: dict[TaskName, OneShot] = {**WORDS, **WRITING, **VISION, **SOUND}
+ONE_SHOTS: dict[TaskName, OneShot] = {**WORDS, **WRITING, **VISION, **SOUND, **SERIES}
 _PROCESSOR = "preprocessor_config.json may be missing or damaged: copy it again"
 
 
@@ -72,9 +73,7 @@ class OneShotRunner:
         self._loaded = loaded
         self._one_shot = one_shot
         pipe = loaded.pipe
-        self._collate: Callable[[Sequence[Any]], Any] = pad_collate_fn(
-            pipe.tokenizer, pipe.feature_extractor or pipe.image_processor
-        )
+        self._collate: Callable[[Sequence[Any]], Any] = _collate_of(pipe)
 
     def read(self, task: Task, files: Files) -> Item:
         if name_of(task) not in self.spec.tasks:
@@ -142,6 +141,15 @@ class OneShotRunner:
             output = self._one_shot.output(item.task, result, item.seconds)
             outputs.append(output if _is_finite(output.result) else broken(self.spec.name))
         return outputs
+
+
+def _collate_of(pipe: Any) -> Callable[[Sequence[Any]], Any]:
+    """Return the function that makes the inputs of a batch from those of several items."""
+    if hasattr(pipe, "collate"):
+        collate: Callable[[Sequence[Any]], Any] = pipe.collate
+        return collate
+    processor = pipe.feature_extractor or pipe.image_processor
+    return pad_collate_fn(pipe.tokenizer, processor)  # type: ignore[no-any-return]
 
 
 def _is_chunked(pipe: Any) -> bool:

@@ -1,6 +1,6 @@
 """Pipelines for tasks that transformers' own pipelines do not do."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from threading import Lock
 from typing import Any
 
@@ -209,6 +209,51 @@ class Captioner(OwnPipeline):
     def postprocess(self, output: dict[str, Tensor]) -> str:
         text: str = self.tokenizer.decode(output["ids"][0], skip_special_tokens=True)
         return text.strip()
+
+
+class Forecaster(OwnPipeline):
+    """Continues series of numbers (TimesFM), of any lengths together.
+
+    What lies beyond the network's own horizon is found by taking its forecast for the past.
+    """
+
+    def _sanitize_parameters(self, horizon: int = 1) -> Parameters:
+        return {}, {"horizon": horizon}, {}
+
+    def preprocess(self, given: tuple[float, ...]) -> dict[str, Tensor]:
+        return {"values": torch.tensor([given], dtype=self.model.dtype)}
+
+    @staticmethod
+    def collate(items: Sequence[dict[str, Tensor]]) -> dict[str, list[Tensor]]:
+        """Return the inputs of a batch: series of different lengths have no common tensor."""
+        return {"values": [item["values"][0] for item in items]}
+
+    def compute(self, inputs: Any, horizon: int) -> dict[str, Tensor]:
+        past = [values.to(self.device) for values in inputs["values"]]
+        means: list[Tensor] = []
+        quantiles: list[Tensor] = []
+        num_known = 0
+        while num_known < horizon:
+            output = self.model(past_values=past)
+            means.append(output.mean_predictions)
+            quantiles.append(output.full_predictions[..., 1:])
+            num_known += output.mean_predictions.shape[1]
+            past = [
+                torch.cat((values, mean))
+                for values, mean in zip(past, output.mean_predictions, strict=True)
+            ]
+        return {
+            "means": torch.cat(means, dim=1)[:, :horizon],
+            "quantiles": torch.cat(quantiles, dim=1)[:, :horizon],
+        }
+
+    def postprocess(self, output: dict[str, Tensor]) -> dict[str, Any]:
+        """Return the expected `values` [H], and `quantiles` [Q, H] of the `levels` [Q]."""
+        return {
+            "values": output["means"][0].float().tolist(),
+            "levels": [float(level) for level in self.model.config.quantiles],
+            "quantiles": output["quantiles"][0].float().T.tolist(),
+        }
 
 
 class ImageQuestionAnswerer(OwnPipeline):
