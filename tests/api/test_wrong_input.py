@@ -71,7 +71,7 @@ def form_of(path: str, body: Any) -> str:
         return "tgi"
     if path.startswith("/api/"):
         return "inference"
-    if path in ("/v1/completions", "/v1/chat/completions", "/v1/embeddings"):
+    if path in ("/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/moderations"):
         return "openai"
     if path.startswith(("/v1/audio/", "/v1/images/")):
         return "openai"
