@@ -45,6 +45,7 @@ from api.schemas.one_shots import (
     TranscriptionRequest,
     TranscriptionResult,
     TranslationRequest,
+    VideoClassificationRequest,
     VoiceActivityRequest,
     VoiceActivityResult,
     WrittenResult,
@@ -75,6 +76,7 @@ from shared.tasks.vision import (
     AnswerAboutImage,
     ClassifyImage,
     ClassifyImageAmong,
+    ClassifyVideo,
     DepthEstimated,
     DetectedObjects,
     DetectObjects,
@@ -114,6 +116,10 @@ def labels_result(outcome: Outcome) -> ClassificationResult:
 
 def _classify_image(body: ImageClassificationRequest) -> Task:
     return ClassifyImage(body.inputs, body.options.top_k)
+
+
+def _classify_video(body: VideoClassificationRequest) -> Task:
+    return ClassifyVideo(body.inputs, body.options.top_k)
 
 
 def _classify_image_among(body: ZeroShotImageRequest) -> Task:
@@ -373,6 +379,7 @@ ROWS = (
         _classify_image_among,
         labels_result,
     ),
+    OneShotRow("video-classification", VideoClassificationRequest, _classify_video, labels_result),
     OneShotRow("object-detection", DetectionRequest, _detect, _objects),
     OneShotRow("image-segmentation", SegmentationRequest, _segment, _segments),
     OneShotRow("depth-estimation", DepthRequest, _depth, _depths),

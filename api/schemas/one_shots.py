@@ -6,7 +6,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, StrictBool
 
 from api.schemas.audio import SILENCE
 from api.schemas.fields import ByteInput, NonEmpty, RequestBody, Seed, shown
-from api.schemas.files import PIXEL, MadeFile
+from api.schemas.files import FRAMES, PIXEL, MadeFile
 from api.schemas.inference import (
     ClassificationOptions,
     InferenceRequest,
@@ -18,6 +18,8 @@ from shared.tasks.sound import SoundFormat
 from shared.tasks.words import Aggregation
 
 _IMAGE = f"data:image/gif;base64,{PIXEL}"
+
+_VIDEO = f"data:video/mp4;base64,{FRAMES}"
 
 Threshold = Annotated[float, Field(ge=0, le=1)]
 Labels = Annotated[list[NonEmpty], Field(min_length=1, max_length=100)]
@@ -42,6 +44,13 @@ class ImageClassificationRequest(ImageRequest):
         }
     )
 
+    options: ClassificationOptions = options_field(ClassificationOptions)
+
+
+class VideoClassificationRequest(TaskRequest):
+    model_config = shown({"task": "video-classification", "inputs": _VIDEO, "model_id": "viewer"})
+
+    inputs: ByteInput = Field(validation_alias=AliasChoices("inputs", "input", "video"))
     options: ClassificationOptions = options_field(ClassificationOptions)
 
 

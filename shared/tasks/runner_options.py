@@ -36,6 +36,7 @@ OneShotTask = Literal[
     "image-to-text",
     "image-classification",
     "zero-shot-image-classification",
+    "video-classification",
     "visual-question-answering",
     "object-detection",
     "image-segmentation",
@@ -253,9 +254,16 @@ class MediaOptions(Options):
 class OneShotOptions(MediaOptions):
     """Options of networks of transformers that do a task in one call."""
 
+    harmless: ClassVar[tuple[str, ...]] = ("max_pixels", "max_seconds", "max_frames")
+
     task: OneShotTask | None = Field(
         default=None,
         description="task of a network (none: that of its architecture)",
+    )
+    max_frames: int = Field(
+        default=10_000,
+        ge=1,
+        description="most frames of a video",
     )
 
 

@@ -51,6 +51,7 @@ from shared.tasks.vision import (
     AnswerAboutImage,
     ClassifyImage,
     ClassifyImageAmong,
+    ClassifyVideo,
     DepthEstimated,
     DetectedObjects,
     DetectObjects,
@@ -77,6 +78,7 @@ _PUZZLE_COST = 256
 _NO_STEP_COST = 1
 _IMAGE_COST = 256
 _SOUND_COST = 512
+_VIDEO_COST = 2048
 _NUMBERS_A_PATCH = 32
 _DENOISING_COST = 64
 _USUAL_STEPS = 50
@@ -180,6 +182,10 @@ def _cost_of_steps(task: EchoTask) -> int:
 
 def _cost_of_image(task: Task) -> int:
     return _IMAGE_COST
+
+
+def _cost_of_video(task: Task) -> int:
+    return _VIDEO_COST
 
 
 def _cost_of_sound(task: Task) -> int:
@@ -301,6 +307,13 @@ TASKS: dict[TaskName, TaskInfo] = {
         cost=_cost_of_image,
         pipeline_tags=("zero-shot-image-classification",),
         heads=("CLIPModel", "SiglipModel", "Siglip2Model"),
+    ),
+    "video-classification": TaskInfo(
+        ClassifyVideo,
+        Labelled,
+        cost=_cost_of_video,
+        pipeline_tags=("video-classification",),
+        heads=("ForVideoClassification",),
     ),
     "visual-question-answering": TaskInfo(
         AnswerAboutImage,

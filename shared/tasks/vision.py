@@ -23,6 +23,16 @@ class ClassifyImageAmong(
     template: str = "This is a photo of {}."
 
 
+class ClassifyVideo(OtherTask, frozen=True, omit_defaults=True, tag="video-classification"):
+    """Return the labels of a video, an artifact: the `top_k` likeliest, or all.
+
+    A network sees as many frames as it was trained with, evenly spaced over the whole.
+    """
+
+    video: str
+    top_k: int | None = None
+
+
 class AnswerAboutImage(OtherTask, frozen=True, omit_defaults=True, tag="visual-question-answering"):
     """Return the `top_k` likeliest answers to a question about a picture."""
 

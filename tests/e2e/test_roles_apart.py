@@ -48,10 +48,10 @@ async def test_any_front_any_worker_and_both_drain(redis_server: RedisServer, re
             await second.ready()
             long = {"prompts": ["abc"] * 8, "max_tokens": 2000}
             of_first = asyncio.create_task(http.post(f"{first.url}/generate", json=long))
-            of_second = asyncio.create_task(http.post(f"{second.url}/generate", json=long))
-            # A worker holds jobs from the first event of a log on.
+            # A worker holds jobs from the first event of a log on, and these are the first front's.
             while not [key async for key in redis.scan_iter("aios:{00}:log:*")]:
                 await asyncio.sleep(0.005)
+            of_second = asyncio.create_task(http.post(f"{second.url}/generate", json=long))
 
             drained.signal(signal.SIGTERM)
             first.process.send_signal(signal.SIGTERM)

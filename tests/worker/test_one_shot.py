@@ -254,6 +254,7 @@ OWN = {
     "visual-question-answering",
     "text-to-speech",
     "time-series-forecasting",
+    "video-classification",
 }
 """Tasks of our own pipelines, which `test_own_pipelines.py` compares with the networks."""
 

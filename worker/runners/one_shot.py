@@ -200,7 +200,7 @@ def load(options: RunnerOptions) -> OneShotRunner:
     prepare(model, options)
     make: Callable[..., Any] = one_shot.pipeline or pipeline
     pipe = make(task=task, model=model, device=model.device, **parts)
-    loaded = Loaded(pipe, declared.max_pixels, declared.max_seconds)
+    loaded = Loaded(pipe, declared.max_pixels, declared.max_seconds, declared.max_frames)
     trial = one_shot.trial(loaded) if callable(one_shot.trial) else one_shot.trial
     spec = TaskRunnerSpec(
         "one-shot",

@@ -34,6 +34,7 @@ class Loaded:
     pipe: Any
     max_pixels: int
     max_seconds: float
+    max_frames: int
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from shared.errors import InvalidRequest
 from worker.media.sound import Samples
+from worker.tasks.labels import scores_of
 
 _MAX_TOKENS = 256
 """The most tokens of an answer, where neither the request nor the network's files say."""
@@ -254,6 +255,28 @@ class Forecaster(OwnPipeline):
             "levels": [float(level) for level in self.model.config.quantiles],
             "quantiles": output["quantiles"][0].float().T.tolist(),
         }
+
+
+class VideoClassifier(OwnPipeline):
+    """Labels the frames of a video."""
+
+    def _sanitize_parameters(self, top_k: int | None = None) -> Parameters:
+        return {}, {}, {"top_k": top_k}
+
+    def preprocess(self, given: list[Any]) -> dict[str, Tensor]:
+        inputs = self.image_processor(given, return_tensors="pt")
+        return {"pixel_values": inputs["pixel_values"].to(self.model.dtype)}
+
+    def compute(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"logits": self.model(**inputs).logits.float()}
+
+    def postprocess(self, output: dict[str, Tensor], top_k: int | None) -> list[dict[str, Any]]:
+        """Return the likeliest labels with their scores."""
+        [scores] = scores_of(output["logits"], self.model.config)
+        names = self.model.config.id2label
+        labels = [{"label": names[index], "score": score} for index, score in enumerate(scores)]
+        labels.sort(key=lambda label: -label["score"])
+        return labels[:top_k]
 
 
 class ImageQuestionAnswerer(OwnPipeline):

@@ -9,6 +9,7 @@ from shared.tasks.vision import (
     AnswerAboutImage,
     ClassifyImage,
     ClassifyImageAmong,
+    ClassifyVideo,
     DepthEstimated,
     DetectedObject,
     DetectedObjects,
@@ -22,9 +23,10 @@ from shared.tasks.vision import (
 )
 from worker.engine.task_runner import Files, NewFile, TaskOutput
 from worker.media.images import MAX_IMAGE_BYTES, PNG, decode_image, png_of
+from worker.media.video import MAX_VIDEO_BYTES, decode_video, encode_video
 from worker.tasks.labels import ALL_LABELS, check_template, labels_output
 from worker.tasks.one_shot import Decoded, Loaded, OneShot, trial_of
-from worker.tasks.own_pipelines import ImageQuestionAnswerer
+from worker.tasks.own_pipelines import ImageQuestionAnswerer, VideoClassifier
 
 ImageTask = (
     AnswerAboutImage
@@ -61,6 +63,17 @@ def _among(task: ClassifyImageAmong, decoded: Decoded, loaded: Loaded) -> dict[s
 def _read_among(task: ClassifyImageAmong, files: Files, loaded: Loaded) -> Decoded:
     check_template(task.template)
     return _read(task, files, loaded)
+
+
+def _read_video(task: ClassifyVideo, files: Files, loaded: Loaded) -> Decoded:
+    data = files.read(task.video, max_bytes=MAX_VIDEO_BYTES)
+    frames = decode_video(
+        data,
+        num_frames=int(loaded.pipe.model.config.num_frames),
+        max_frames=loaded.max_frames,
+        max_pixels=loaded.max_pixels,
+    )
+    return Decoded(frames)
 
 
 def _read_question(task: AnswerAboutImage, files: Files, loaded: Loaded) -> Decoded:
@@ -103,6 +116,8 @@ def _depths(task: EstimateDepth, found: dict[str, Any], seconds: float) -> TaskO
 
 GREY = png_of(Image.new("RGB", (64, 64), (128, 128, 128)))
 
+_GREY_VIDEO = encode_video([Image.new("RGB", (64, 64), (128, 128, 128))] * 2)
+
 VISION = {
     "image-classification": OneShot(
         parts=("image_processor",),
@@ -117,6 +132,14 @@ VISION = {
         options=_among,
         output=labels_output,
         trial=trial_of(lambda image: ClassifyImageAmong(image, ("a cat", "a cup")), GREY),
+    ),
+    "video-classification": OneShot(
+        parts=("image_processor",),
+        read=_read_video,
+        options=lambda task, decoded, loaded: {"top_k": task.top_k},
+        output=labels_output,
+        trial=trial_of(ClassifyVideo, _GREY_VIDEO),
+        pipeline=VideoClassifier,
     ),
     "visual-question-answering": OneShot(
         parts=("image_processor", "tokenizer"),
