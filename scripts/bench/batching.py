@@ -1,0 +1,158 @@
+"""Time a fleet's answers one by one and many at a time: the gain of batches that form by themselves.
+
+python -m scripts.bench.batching --model ~/.cache/aios/models/minilm --task feature-extraction
+
+It serves the model by `aios serve hrm`, and asks `/api/inference`. Texts are sentences of different
+lengths, pictures are photographs' size and random, and sounds are those of `--file`. With
+`--beside-sentence-transformers` it embeds as many texts by that library, in lists, and by
+`/v1/embeddings`, in lists as long.
+"""
+
+import argparse
+import asyncio
+import base64
+import io
+import random
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import perf_counter as now
+from typing import Any
+
+import httpx
+import numpy as np
+from PIL import Image
+
+from scripts.bench.measure import Comparison, header
+from scripts.bench.serve import fleet
+
+_WORDS = (
+    "train",
+    "cat",
+    "house",
+    "river",
+    "went",
+    "saw",
+    "green",
+    "old",
+    "quickly",
+    "near",
+    "city",
+)
+_IMAGE_SIZE = (320, 240)
+_TEXT_TASKS = ("feature-extraction", "text-classification")
+_LIST = 32
+"""Texts of one call of a list."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a header and a line for each comparison."""
+    args = _arguments(argv)
+    flags = ["--model-path", args.model, "--workers", "1", "--threads", str(args.threads)]
+    flags += ["--max-batch-size", str(args.concurrent), "--max-queue-depth", "4096"]
+    inputs = _inputs(args)
+    print(header(model=Path(args.model).name, task=args.task, threads=args.threads))
+    with fleet([*flags, *args.flag]) as url:
+        bodies = [{"task": args.task, "inputs": one} for one in inputs]
+        speed = Comparison()
+        for number in range(args.rounds + 1):
+            together = _seconds(url, "/api/inference", bodies, args.concurrent)
+            alone = _seconds(url, "/api/inference", bodies, 1)
+            # The first round does not count: it touches memory for the first time.
+            if number:
+                speed.add(ours=together, theirs=alone)
+        sides = (f"{args.concurrent} at a time", "one by one")
+        print(speed.rates(args.task, len(bodies), "requests/s", sides=sides), flush=True)
+        if args.beside_sentence_transformers:
+            print(_beside_sentence_transformers(url, args, inputs))
+    return 0
+
+
+def _beside_sentence_transformers(url: str, args: argparse.Namespace, texts: Sequence[str]) -> str:
+    """Return a line about texts a second, in lists of the same length on both sides."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    torch.set_num_threads(args.threads)
+    library = SentenceTransformer(args.model, device="cpu")
+    lists = [list(texts[start : start + _LIST]) for start in range(0, len(texts), _LIST)]
+    speed = Comparison()
+    for number in range(args.rounds + 1):
+        ours = _seconds(url, "/v1/embeddings", [{"input": one} for one in lists], concurrent=2)
+        begun_s = now()
+        library.encode(list(texts), batch_size=_LIST)
+        theirs = now() - begun_s
+        if number:
+            speed.add(ours=ours, theirs=theirs)
+    return speed.rates("embeddings", len(texts), "texts/s", sides=("fleet", "library"))
+
+
+def _seconds(url: str, path: str, bodies: Sequence[dict[str, Any]], concurrent: int) -> float:
+    """Return the seconds in which all bodies are answered, `concurrent` at a time."""
+    return asyncio.run(_answer_all(url + path, bodies, concurrent))
+
+
+async def _answer_all(url: str, bodies: Sequence[dict[str, Any]], concurrent: int) -> float:
+    waiting = list(reversed(bodies))
+
+    async def ask_on(client: httpx.AsyncClient) -> None:
+        while waiting:
+            answer = await client.post(url, json=waiting.pop())
+            answer.raise_for_status()
+
+    limits = httpx.Limits(max_connections=concurrent)
+    async with httpx.AsyncClient(timeout=600, limits=limits) as client:
+        begun_s = now()
+        await asyncio.gather(*[ask_on(client) for _ in range(concurrent)])
+        return now() - begun_s
+
+
+def _inputs(args: argparse.Namespace) -> list[str]:
+    """Return the inputs of all requests, each different where the task allows."""
+    generator = random.Random(0)
+    makers: dict[str, Callable[[int], str]] = {
+        "image-classification": _image,
+        "automatic-speech-recognition": lambda number: _encoded(args.file.read_bytes()),
+    }
+    if args.task in _TEXT_TASKS:
+        return [_sentence(generator) for _ in range(args.count)]
+    return [makers[args.task](number) for number in range(args.count)]
+
+
+def _sentence(generator: random.Random) -> str:
+    return " ".join(generator.choices(_WORDS, k=generator.randint(5, 25)))
+
+
+def _image(number: int) -> str:
+    generator = np.random.default_rng(number)
+    # Coarse patches: noise would be a JPEG far larger than a photograph's.
+    coarse = generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(coarse).resize(_IMAGE_SIZE, Image.Resampling.BICUBIC).save(data, "JPEG")
+    return _encoded(data.getvalue())
+
+
+def _encoded(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True, help="directory of a model")
+    parser.add_argument(
+        "--task",
+        required=True,
+        choices=(*_TEXT_TASKS, "image-classification", "automatic-speech-recognition"),
+    )
+    parser.add_argument("--file", type=Path, help="sound for automatic-speech-recognition")
+    parser.add_argument("--count", type=int, default=256)
+    parser.add_argument("--concurrent", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--flag", action="append", default=[], help="flag of aios serve hrm")
+    parser.add_argument("--beside-sentence-transformers", action="store_true")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
