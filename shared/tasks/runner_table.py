@@ -35,12 +35,14 @@ class RunnerInfo:
     its name stands in place of a path.
 
     `tasks` and `keeps_kv` (keys and values) hold for its models before one is loaded; a loaded
-    model declares its own. Nothing is known beforehand about the models of a plugin's runner.
+    model declares its own. Some of its models do `tasks_of_some` as well. Nothing is known
+    beforehand about the models of a plugin's runner.
     """
 
     target: str
     options: type[Options] = Options
     tasks: tuple[TaskName, ...] = ()
+    tasks_of_some: tuple[TaskName, ...] = ()
     keeps_kv: bool = False
     has_files: bool = True
 
@@ -86,6 +88,7 @@ RUNNERS = {
         "worker.runners.encoder:load",
         TextOptions,
         tasks=("embed", "tokenize", "detokenize"),
+        tasks_of_some=("classify", "text-ranking"),
     ),
     "one-shot": RunnerInfo(
         "worker.runners.one_shot:load",

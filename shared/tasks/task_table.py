@@ -3,7 +3,7 @@
 Endpoints ask for tasks, and runners do them. A new task is its structs and a row here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -415,6 +415,20 @@ def _add(name: TaskName, info: TaskInfo) -> None:
 
 for _name, _info in plugins.load("aios.tasks").items():
     _add(_name, _info)
+
+
+def task_of(architectures: Iterable[str]) -> TaskName | None:
+    """Return the task that networks of these architectures do in one call, by their `heads`."""
+    names = tuple(architectures)
+    fitting: dict[str, TaskName] = {}
+    for task, info in TASKS.items():
+        for head in info.heads:
+            if any(name.endswith(head) for name in names):
+                fitting[head] = task
+    if not fitting:
+        return None
+    # Of ...ForQuestionAnswering and ViltForQuestionAnswering the longer one tells more.
+    return fitting[max(fitting, key=len)]
 
 
 def info_of(task: Task) -> TaskInfo:

@@ -4,6 +4,7 @@ They are read from the model's files, without torch. Loading tells the rest. Whe
 loading is right.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from shared.messages import ModelInfo
 from shared.settings.settings import ModelEntry, Settings
 from shared.tasks.runner_table import AUTO, info_of
+from shared.tasks.specs import TaskName
+from shared.tasks.task_table import task_of
 from worker.hardware.shapes import DEFAULT_KV_BYTES, kind_of_weights
 from worker.models.model_files import weight_bytes
 from worker.models.reading import read_json_object
@@ -48,6 +51,10 @@ def facts_of(entry: ModelEntry, settings: Settings) -> Facts:
         architectures = config.get("architectures") or ()
         if kind == "encoder" and any(str(name).endswith(_CLASSIFIER) for name in architectures):
             tasks = ("classify", *tasks)
+            if len(config.get("id2label") or ()) == 1:
+                tasks = ("text-ranking", *tasks)
+        if kind == "one-shot":
+            tasks = _one_shot_tasks(entry, architectures) or tasks
         if kind == "onnx":
             directory = path if path.is_dir() else path.parent
             tasks = (read_declaration(only_file(directory, DECLARATIONS)).task,)
@@ -68,6 +75,13 @@ def facts_of(entry: ModelEntry, settings: Settings) -> Facts:
         tasks=tasks,
     )
     return Facts(info, num_bytes)
+
+
+def _one_shot_tasks(entry: ModelEntry, architectures: Sequence[str]) -> tuple[TaskName, ...]:
+    """Return the only task of a network, () where its entry and its architecture name none."""
+    named = entry.options.get("task")
+    task = str(named) if named is not None else task_of(architectures)
+    return () if task is None else (task,)
 
 
 def _config(path: Path) -> dict[str, Any]:

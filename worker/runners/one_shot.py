@@ -28,7 +28,7 @@ from transformers.utils.generic import ModelOutput
 from shared.errors import FleetError, InvalidRequest
 from shared.messages import Task, TaskName, name_of
 from shared.tasks.runner_options import OneShotOptions
-from shared.tasks.task_table import TASKS
+from shared.tasks.task_table import TASKS, task_of
 from worker.engine.runner import RunnerOptions
 from worker.engine.sampler import broken
 from worker.engine.task_runner import BatchProgress, Files, TaskOutput, TaskRunnerSpec
@@ -217,14 +217,9 @@ def load(options: RunnerOptions) -> OneShotRunner:
 def _task_of(config: PretrainedConfig, path: Path) -> TaskName:
     """Return the task of a network, by the end of its architecture's name."""
     architectures = config.architectures or ()
-    fitting: dict[str, TaskName] = {}
-    for name in ONE_SHOTS:
-        for head in TASKS[name].heads:
-            if any(architecture.endswith(head) for architecture in architectures):
-                fitting[head] = name
-    if fitting:
-        # Of ...ForQuestionAnswering and ViltForQuestionAnswering the longer one tells more.
-        return fitting[max(fitting, key=len)]
+    task = task_of(architectures)
+    if task is not None:
+        return task
     heads = ", ".join(head for name in ONE_SHOTS for head in TASKS[name].heads)
     raise ModelFormatError(
         f"{path} is a network for no task that is done in one call: its config names "
