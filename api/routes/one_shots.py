@@ -297,7 +297,9 @@ def _transcript(outcome: Outcome) -> TranscriptionResult:
     parts = []
     for one in found.parts:
         parts.append(SpokenPartBody(text=one.text, start=one.start, end=one.end))
-    return TranscriptionResult(text=found.text, seconds=found.seconds, parts=parts)
+    return TranscriptionResult(
+        text=found.text, seconds=found.seconds, language=found.language, parts=parts
+    )
 
 
 def _detect_speech(body: VoiceActivityRequest) -> Task:

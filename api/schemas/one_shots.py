@@ -528,10 +528,11 @@ class SpeechResult(BaseModel):
 
 
 class TranscriptionResult(BaseModel):
-    """The words that are spoken in a sound of so many seconds."""
+    """The words that are spoken in a sound of so many seconds, and their language if it is known."""
 
     text: str
     seconds: float
+    language: str | None
     parts: list[SpokenPartBody]
 
 

@@ -45,6 +45,10 @@ class Decoded:
     seconds: float = 0.0
 
 
+def _never(task: Any, loaded: Loaded) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class OneShot:
     """A task that one call of a network does, as a row of a table.
@@ -52,8 +56,8 @@ class OneShot:
     `parts` are loaded beside the network. `read` returns the input of the pipeline, which is
     decoded, and `options` the parameters of its call. `output` makes the result of what the
     pipeline returns for one input, and the seconds of that. `trial` shows that a network works; it
-    may depend on the network. `pipeline` is the class of a pipeline
-    of ours, None for transformers' own.
+    may depend on the network. `pipeline` is the class of a pipeline of ours, None for transformers'
+    own. What is `alone` shares its call with none.
     """
 
     parts: tuple[Part, ...]
@@ -62,3 +66,4 @@ class OneShot:
     output: Callable[[Any, Any, float], TaskOutput]
     trial: Trial | Callable[[Loaded], Trial]
     pipeline: Callable[..., Any] | None = None
+    alone: Callable[[Any, Loaded], bool] = _never

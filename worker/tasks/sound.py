@@ -2,9 +2,13 @@
 
 import io
 import wave
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
+from transformers import AutomaticSpeechRecognitionPipeline
+from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from shared.errors import InvalidRequest
 from shared.tasks.sound import (
@@ -29,11 +33,79 @@ from worker.tasks.own_pipelines import Speaker
 
 _WHISPER = "seq2seq_whisper"
 """The pipeline's name of Whisper and its like, which know languages and times."""
+_LETTERS = "ctc"
+"""The pipeline's name of networks that write letters, one for each piece of sound."""
 
 _LEAST_PARTS = 10
 """A sound is at least this part of a second."""
+_SHORT_S = 1.0
+_MOST_TOKENS_OF_SHORT = 32
+"""The most tokens of a sound below `_SHORT_S`: in silence Whisper repeats itself to its limit."""
 
 SoundTask = ClassifySound | Transcribe
+
+# The library types its methods for each task in another way.
+_Library: Any = AutomaticSpeechRecognitionPipeline
+
+
+class SpeechPipeline(_Library):  # type: ignore[misc]
+    """The library's transcription that also tells the language of each sound of a batch.
+
+    With its own `return_language` the library tells that of the first sound alone.
+    """
+
+    def _forward(self, model_inputs: dict[str, Any], **params: Any) -> dict[str, Any]:
+        languages = _languages_of(self)
+        if not languages:
+            untold: dict[str, Any] = super()._forward(model_inputs, **params)
+            return untold
+        features = model_inputs["input_features"]
+        if "language" in params:
+            ids = [languages[params["language"]]] * len(features)
+        else:
+            ids = self._find_languages(features)
+            # Told which they are, `generate` does not find them again.
+            names = {number: token for token, number in languages.items()}
+            params["language"] = [names[number] for number in ids]
+        outputs = super()._forward(model_inputs, **params)
+        return {**outputs, "language_id": torch.tensor(ids)}
+
+    def _find_languages(self, features: torch.Tensor) -> list[int]:
+        """Return the token of the language of each sound, given `features` [B, bins, frames]."""
+        encoder = self.model.get_encoder()
+        stride = encoder.conv1.stride[0] * encoder.conv2.stride[0]
+        ids: list[int] = self.model.detect_language(
+            input_features=features,
+            generation_config=self.model.generation_config,
+            # Of a longer sound its beginning tells.
+            num_segment_frames=stride * self.model.config.max_source_positions,
+        ).tolist()
+        return ids
+
+    def postprocess(self, model_outputs: list[dict[str, Any]], **params: Any) -> dict[str, Any]:
+        number = model_outputs[0].pop("language_id", None)
+        found: dict[str, Any] = super().postprocess(model_outputs, **params)
+        if number is not None:
+            names = {number: token for token, number in _languages_of(self).items()}
+            found["language"] = _code_of(names[int(number)])
+        return found
+
+
+def _languages_of(pipe: Any) -> Mapping[str, int]:
+    """Return the tokens of a network's languages, such as <|en|>, and their ids.
+
+    They are none of a network that knows one language.
+    """
+    generation = getattr(pipe.model, "generation_config", None)
+    if not getattr(generation, "is_multilingual", False):
+        return {}
+    languages: Mapping[str, int] = getattr(generation, "lang_to_id", {})
+    return languages
+
+
+def _code_of(token: str) -> str:
+    """Return the code of a language by its token: en for <|en|>."""
+    return token.strip("<|>")
 
 
 def _read(task: SoundTask, files: Files, loaded: Loaded) -> Decoded:
@@ -48,25 +120,33 @@ def _read(task: SoundTask, files: Files, loaded: Loaded) -> Decoded:
 def _transcribe_options(task: Transcribe, decoded: Decoded, loaded: Loaded) -> dict[str, Any]:
     """Return the options of the pipeline.
 
-    Raise InvalidRequest for what only Whisper can do, of another network.
+    Raise InvalidRequest for what the network cannot do, and for a language that it does not know.
     """
+    pipe = loaded.pipe
+    languages = _languages_of(pipe)
+    if not languages and (task.language is not None or task.translate):
+        raise InvalidRequest("This model transcribes one language, and does not translate.")
     options: dict[str, Any] = {}
-    if loaded.pipe.type != _WHISPER:
-        if task.language is not None or task.translate:
-            raise InvalidRequest("This model transcribes one language, and does not translate.")
+    if pipe.type != _WHISPER:
         if task.timestamps != "none":
+            if pipe.type != _LETTERS:
+                raise InvalidRequest("This model tells no times.", field="timestamps")
             options["return_timestamps"] = "word"
         return options
 
-    is_long = len(decoded.value) > loaded.pipe.feature_extractor.n_samples
+    is_long = len(decoded.value) > pipe.feature_extractor.n_samples
     if task.timestamps == "word":
+        if not getattr(pipe.model.generation_config, "alignment_heads", None):
+            raise InvalidRequest("This model tells no times of words.", field="timestamps")
         options["return_timestamps"] = "word"
     elif task.timestamps == "segment" or is_long:
         # What is longer than the network's window is transcribed from one time to the next.
         options["return_timestamps"] = True
     generate: dict[str, Any] = {}
+    if decoded.seconds < _SHORT_S:
+        generate["max_new_tokens"] = _MOST_TOKENS_OF_SHORT
     if task.language is not None:
-        generate["language"] = task.language
+        generate["language"] = _token_of(task.language, languages)
     if task.translate:
         generate["task"] = "translate"
     if generate:
@@ -74,15 +154,42 @@ def _transcribe_options(task: Transcribe, decoded: Decoded, loaded: Loaded) -> d
     return options
 
 
+def _is_alone(task: Transcribe, loaded: Loaded) -> bool:
+    """Return whether the times that are asked for would depend on other sounds of a call.
+
+    Whisper's times of words do: the library aligns all its tokens, also those that fill a row up.
+    """
+    return loaded.pipe.type == _WHISPER and task.timestamps == "word"
+
+
+def _token_of(language: str, languages: Mapping[str, int]) -> str:
+    """Return the token of a language, which is given by its code or its English name.
+
+    Raise InvalidRequest for one that is not among `languages`.
+    """
+    name = language.lower()
+    token = f"<|{TO_LANGUAGE_CODE.get(name, name)}|>"
+    if token not in languages:
+        known = ", ".join(sorted(_code_of(one) for one in languages))
+        raise InvalidRequest(
+            f"language: expected one of {known}, got {language!r}.", field="language"
+        )
+    return token
+
+
 def _transcript(task: Transcribe, found: dict[str, Any], seconds: float) -> TaskOutput:
     parts: list[SpokenPart] = []
     if task.timestamps != "none":
+        last = 0.0
         for one in found.get("chunks", ()):
             start, end = one["timestamp"]
+            # A network may leave a time out: then a part begins where the one before it ends.
+            start = last if start is None else float(start)
             # Times of numpy cannot be sent.
             end = None if end is None else float(end)
-            parts.append(SpokenPart(one["text"].strip(), float(start or 0.0), end))
-    transcript = Transcript(found["text"].strip(), seconds, task.language, tuple(parts))
+            parts.append(SpokenPart(one["text"].strip(), start, end))
+            last = start if end is None else end
+    transcript = Transcript(found["text"].strip(), seconds, found.get("language"), tuple(parts))
     return TaskOutput(transcript)
 
 
@@ -141,6 +248,8 @@ SOUND = {
         read=_read,
         options=_transcribe_options,
         output=_transcript,
+        pipeline=SpeechPipeline,
+        alone=_is_alone,
         trial=trial_of(Transcribe, silence()),
     ),
 }
