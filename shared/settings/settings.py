@@ -541,7 +541,10 @@ def model_entries(settings: Settings) -> tuple[ModelEntry, ...]:
 
 
 def completed(entry: ModelEntry, settings: Settings) -> ModelEntry:
-    """Return the entry, with fleet-wide settings where it leaves a field of that name open."""
+    """Return the entry, with fleet-wide settings where it leaves a field of that name open.
+
+    A `~` in its paths becomes the home folder of this process's user.
+    """
     fleet_wide = (
         "dtype",
         "quantize",
@@ -554,6 +557,11 @@ def completed(entry: ModelEntry, settings: Settings) -> ModelEntry:
     for name in fleet_wide:
         if getattr(entry, name) is None:
             update[name] = getattr(settings, name)
+    for name in ("path", "tokenizer_path", "chat_template"):
+        path = update.get(name, getattr(entry, name))
+        if path is not None:
+            # Path.expanduser would raise for a user that does not exist.
+            update[name] = os.path.expanduser(path)
     return entry.model_copy(update=update)
 
 

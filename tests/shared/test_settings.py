@@ -338,6 +338,21 @@ def test_an_entrys_own_condition_outranks_the_fleets() -> None:
     assert without.condition == "cot"
 
 
+def test_a_tilde_in_a_models_paths_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in those that are fleet-wide, and not that of a user that there is none of."""
+    monkeypatch.setenv("HOME", "/home/me")
+    entries = ["a=~/one", {"id": "b", "path": "/two", "chat_template": "~/b.jinja"}]
+    settings = Settings(models=entries, tokenizer_path="~/words")  # type: ignore[arg-type]
+    one, two = model_entries(settings)
+    assert (one.path, one.tokenizer_path) == ("/home/me/one", "/home/me/words")
+    assert (two.path, two.chat_template) == ("/two", "/home/me/b.jinja")
+
+    [by_path] = model_entries(Settings(model_path="~/models/small"))
+    assert (by_path.id, by_path.path) == ("small", "/home/me/models/small")
+    [unknown] = model_entries(Settings(model_path="~nobody-of-this-name/small"))
+    assert unknown.path == "~nobody-of-this-name/small"
+
+
 def test_flags_take_dashes_underscores_and_aliases() -> None:
     settings = parsed(
         "--max_batch_size=3",
