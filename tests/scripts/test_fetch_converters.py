@@ -10,17 +10,21 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 from transformers import (
+    AutoImageProcessor,
     AutoModelForCausalLM,
     AutoTokenizer,
+    EfficientNetForImageClassification,
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     WhisperForConditionalGeneration,
 )
 
-from scripts.cli.fetch import gguf_model, sentence_directory, whisper_model
+from scripts.cli.fetch import efficientnet_lite, gguf_model, sentence_directory, whisper_model
 from tests.fixtures.one_shots import write_whisper
 
 Arrays = dict[str, NDArray[Any]]
@@ -144,6 +148,15 @@ def test_a_whisper_of_ctranslate2_becomes_the_same_network(
     model = WhisperForConditionalGeneration.from_pretrained(source).half().eval()
     package = tmp_path / "package"
     write_ctranslate2(model, source, package / "module")
+    if is_multilingual:
+        # In parts, of which each lies in a package of its own.
+        whole = package / "module" / "model.bin"
+        data = whole.read_bytes()
+        whole.unlink()
+        for number, part in enumerate((data[:10_000], data[10_000:30_000], data[30_000:])):
+            folder = package / f"module{number}"
+            folder.mkdir()
+            (folder / f"model.bin.part{number + 1}").write_bytes(part)
     # The vocabulary of the tests' tokenizer is smaller than any real one.
     least = model.config.vocab_size + (0 if is_multilingual else 1)
     monkeypatch.setattr(whisper_model, "_MULTILINGUAL_VOCABULARY", least)
@@ -270,5 +283,127 @@ def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
         file.write_bytes(data)
         with pytest.raises(ValueError, match=words):
             whisper_model.read_variables(file)
-    with pytest.raises(ValueError, match=r"expected one model\.bin, found 0"):
+    with pytest.raises(ValueError, match=r"expected one tokenizer\.json, found 0"):
         whisper_model.convert(tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_an_efficientnet_lite_computes_what_its_tensors_say(tmp_path: Path) -> None:
+    """The oracle is the paper's network, written down plainly, with TensorFlow's padding."""
+    torch.manual_seed(0)
+    state = lite_state()
+    package = tmp_path / "package"
+    (package / "module").mkdir(parents=True)
+    torch.save(state, package / "module" / "efficientnet-lite0-1234.pth")
+    labels = {str(number): f"class {number}" for number in range(1000)}
+    names = package / "module" / "imagenet1k_label_to_names.json"
+    names.write_text(json.dumps(labels), encoding="utf-8")
+
+    target = tmp_path / "model"
+    efficientnet_lite.convert(package, target)
+    loaded = EfficientNetForImageClassification.from_pretrained(target).eval()
+    assert loaded.config.id2label[7] == "class 7"
+    pixels = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        expected = lite_logits(state, pixels)
+        torch.testing.assert_close(loaded(pixels).logits, expected, rtol=1e-4, atol=1e-4)
+    assert expected.std() > 0.01
+
+    # The middle 224 pixels of a picture whose shorter edge is scaled to 256: here it is there.
+    picture = np.random.default_rng(0).integers(0, 256, (256, 300, 3), dtype=np.uint8)
+    processor = AutoImageProcessor.from_pretrained(target)
+    read = processor(Image.fromarray(picture), return_tensors="np")["pixel_values"][0]
+    middle = (picture[16:240, 38:262].astype(np.float32) - 127) / 128
+    np.testing.assert_allclose(read, middle.transpose(2, 0, 1), atol=1e-5)
+
+    del state["_fc.bias"]
+    torch.save(state, package / "module" / "efficientnet-lite0-1234.pth")
+    with pytest.raises(ValueError, match=r"missing or left over: classifier\.bias"):
+        efficientnet_lite.convert(package, tmp_path / "other")
+
+
+# Of each stage: blocks, edge of the filter, step, channels in and out, and how much these grow.
+STAGES = [
+    (1, 3, 1, 32, 16, 1),
+    (2, 3, 2, 16, 24, 6),
+    (2, 5, 2, 24, 40, 6),
+    (3, 3, 2, 40, 80, 6),
+    (3, 5, 1, 80, 112, 6),
+    (4, 5, 2, 112, 192, 6),
+    (1, 3, 1, 192, 320, 6),
+]
+
+
+def lite_blocks() -> list[tuple[int, int, int, int, int]]:
+    """Return filter, step, channels in and out, and growth of each block."""
+    blocks = []
+    for repeats, edge, step, before, after, growth in STAGES:
+        blocks.append((edge, step, before, after, growth))
+        blocks += [(edge, 1, after, after, growth)] * (repeats - 1)
+    return blocks
+
+
+def lite_state() -> dict[str, Tensor]:
+    """Return random tensors of EfficientNet-Lite0, whose sums keep their size."""
+    state: dict[str, Tensor] = {}
+
+    def convolution(name: str, *shape: int) -> None:
+        fan_in = shape[1] * shape[2] * shape[3]
+        state[f"{name}.weight"] = torch.randn(shape) * (2 / fan_in) ** 0.5
+
+    def norm(name: str, size: int) -> None:
+        state[f"{name}.weight"] = torch.rand(size) + 0.5
+        state[f"{name}.bias"] = torch.randn(size) * 0.1
+        state[f"{name}.running_mean"] = torch.randn(size) * 0.1
+        state[f"{name}.running_var"] = torch.rand(size) + 0.5
+        state[f"{name}.num_batches_tracked"] = torch.tensor(5)
+
+    convolution("_conv_stem", 32, 3, 3, 3)
+    norm("_bn0", 32)
+    for number, (edge, _, before, after, growth) in enumerate(lite_blocks()):
+        place = f"_blocks.{number}"
+        wide = before * growth
+        if growth > 1:
+            convolution(f"{place}._expand_conv", wide, before, 1, 1)
+            norm(f"{place}._bn0", wide)
+        convolution(f"{place}._depthwise_conv", wide, 1, edge, edge)
+        norm(f"{place}._bn1", wide)
+        convolution(f"{place}._project_conv", after, wide, 1, 1)
+        norm(f"{place}._bn2", after)
+    convolution("_conv_head", 1280, 320, 1, 1)
+    norm("_bn1", 1280)
+    state["_fc.weight"] = torch.randn(1000, 1280) * 0.02
+    state["_fc.bias"] = torch.randn(1000)
+    return state
+
+
+def lite_logits(state: dict[str, Tensor], pixels: Tensor) -> Tensor:
+    def convolution(x: Tensor, name: str, step: int = 1, groups: int = 1) -> Tensor:
+        weight = state[f"{name}.weight"]
+        edge = weight.shape[-1]
+        # TensorFlow's SAME: as many zeros as it takes, and the odd one behind.
+        size = x.shape[-1]
+        missing = max(0, (-(-size // step) - 1) * step + edge - size)
+        before = missing // 2
+        after = missing - before
+        x = functional.pad(x, (before, after, before, after))
+        return functional.conv2d(x, weight, stride=step, groups=groups)
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        numbers = [state[f"{name}.{part}"] for part in ("running_mean", "running_var")]
+        return functional.batch_norm(
+            x, *numbers, state[f"{name}.weight"], state[f"{name}.bias"], eps=1e-3
+        )
+
+    x = functional.relu6(norm(convolution(pixels, "_conv_stem", step=2), "_bn0"))
+    for number, (_, step, before, after, growth) in enumerate(lite_blocks()):
+        place = f"_blocks.{number}"
+        entered = x
+        if growth > 1:
+            x = functional.relu6(norm(convolution(x, f"{place}._expand_conv"), f"{place}._bn0"))
+        x = convolution(x, f"{place}._depthwise_conv", step=step, groups=x.shape[1])
+        x = functional.relu6(norm(x, f"{place}._bn1"))
+        x = norm(convolution(x, f"{place}._project_conv"), f"{place}._bn2")
+        if step == 1 and before == after:
+            x = x + entered
+    x = functional.relu6(norm(convolution(x, "_conv_head"), "_bn1"))
+    return functional.linear(x.mean((2, 3)), state["_fc.weight"], state["_fc.bias"])

