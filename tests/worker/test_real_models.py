@@ -1,0 +1,115 @@
+"""The models of `aios models fetch` answer as trained models do.
+
+A test of one that was not fetched is skipped. Pictures and speech are downloaded by pip once.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shared.messages import Chat, Embed, Embedded, Generate, Labelled, Sampling, Task, Turn
+from shared.settings.paths import fetched_models_folder
+from shared.tasks.sound import Timestamps, Transcribe, Transcript
+from shared.tasks.vectors import unpack
+from shared.tasks.vision import ClassifyImage
+from tests.fixtures.samples import PICTURES, SPEECH, sample
+from worker.engine.engines import engine_for
+from worker.engine.request import Emission
+from worker.engine.runner import RunnerOptions
+from worker.engine.take import Take
+from worker.engine.task_runner import FilesAtHand
+from worker.runners.registry import load_runner
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+def answers(name: str, tasks: list[Task], files: Mapping[str, bytes] | None = None) -> list[Any]:
+    """Return the results of tasks that a fetched model does; of a text that is written, the text."""
+    path = Path(fetched_models_folder()) / name
+    if not path.exists():
+        pytest.skip(f"`aios models fetch {name}` was not run")
+    runner = load_runner("auto", RunnerOptions(str(path), name=name))
+    emissions: list[Emission] = []
+    at_hand = FilesAtHand(files or {})
+    engine = engine_for(runner, emissions.extend, files_of=lambda tenant: at_hand)
+    for number, task in enumerate(tasks):
+        engine.submit(engine.prepare(Take(f"{number}:1", task)))
+    while engine.has_work:
+        engine.step()
+
+    results: list[Any] = []
+    for number in range(len(tasks)):
+        own = [emission for emission in emissions if emission.key == f"{number}:1"]
+        result = own[-1].ended.result  # type: ignore[union-attr]
+        if result is None:
+            result = "".join(emission.text for emission in own)
+        results.append(result)
+    return results
+
+
+def test_sentences_of_one_meaning_have_like_vectors() -> None:
+    sentences = [
+        "A man is eating food.",
+        "Someone has a meal.",
+        "The stock market fell today.",
+        "Share prices dropped.",
+    ]
+    vectors = []
+    for result in answers("minilm", [Embed(sentence) for sentence in sentences]):
+        assert isinstance(result, Embedded)
+        vectors.append(unpack(result.vector))
+    cosines = np.array(vectors) @ np.array(vectors).T
+    assert min(cosines[0, 1], cosines[2, 3]) > 0.6
+    assert abs(cosines[:2, 2:]).max() < 0.1
+
+
+def test_a_chat_model_knows_a_capital() -> None:
+    question = Chat((Turn("user", "What is the capital of France?"),))
+    [text] = answers(
+        "smollm2-135m-instruct", [Generate(question, Sampling(30, seed=1, temperature=0.0))]
+    )
+    assert text == "The capital of France is Paris."
+
+
+def spoken(name: str, sentences: list[str], timestamps: Timestamps = "none") -> list[Transcript]:
+    files = {}
+    for sentence in sentences:
+        files[sentence] = sample(SPEECH, f"pytest_audioeval/samples/audio/{sentence}.wav")
+    tasks: list[Task] = [Transcribe(sentence, timestamps) for sentence in sentences]
+    return answers(name, tasks, files)
+
+
+@pytest.mark.parametrize("name", ["whisper-tiny-en", "whisper-base"])
+def test_a_spoken_sentence_comes_back_word_for_word(name: str) -> None:
+    text = "The quick brown fox jumps over the lazy dog."
+    [plain] = spoken(name, ["en/quick_brown_fox"])
+    assert plain.text == text
+    [timed] = spoken(name, ["en/quick_brown_fox"], "word")
+    assert [part.text for part in timed.parts] == text.split()
+    starts = [part.start for part in timed.parts]
+    assert starts == sorted(starts)
+    assert 0 <= starts[0] < starts[-1] < timed.seconds
+
+
+def test_each_sound_of_a_batch_has_its_own_language() -> None:
+    sentences = ["en/quick_brown_fox", "fr/bonjour_monde", "pt/pangrama"]
+    found = spoken("whisper-base", sentences)
+    assert [one.language for one in found] == ["en", "fr", "pt"]
+    assert found[1].text == "Bonjour, le monde."
+
+
+def test_a_cat_is_a_cat_and_a_cup_holds_coffee() -> None:
+    files = {}
+    for name in ("chelsea", "coffee"):
+        files[name] = sample(PICTURES, f"skimage/data/{name}.png")
+    found = answers("efficientnet-lite0", [ClassifyImage(name, top_k=3) for name in files], files)
+    names = []
+    for result in found:
+        assert isinstance(result, Labelled)
+        names.append([label.name for label in result.labels])
+    assert all("cat" in name for name in names[0]), names[0]
+    assert names[1][0] == "espresso"
+    assert found[1].labels[0].score > 0.9
