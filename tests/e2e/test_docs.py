@@ -43,6 +43,8 @@ EXEMPT = {
     "scripts/run_hrm_server.sh": "installs into .venv and stays; test_serve.py runs what it starts",
     "scripts/test.sh": "would run this test",
     ".venv/bin/aios serve hrm": "needs a model of the reader; test_dry_run.py loads others",
+    'aios serve hrm --model-path "$(aios models fetch': "downloads; tests/scripts/test_fetch.py does not",
+    "aios models fetch": "the same, and tests/worker/test_real_models.py asks the models",
     "AIOS_API_KEYS=": "stays; tests/api/test_keys.py knows keys of the environment",
     "st run": (
         "fails by two findings that the page explains; test_schemathesis.py runs it with a "
