@@ -210,6 +210,17 @@ def test_times_of_words_need_a_network_that_tells_them(english: Path, tmp_path: 
     assert transcribe(tmp_path, SHORT[:1], "segment")[0].parts
 
 
+def test_times_of_words_leave_the_network_as_it_was(english: Path) -> None:
+    """The library computes them by another attention, which is slower and rounds otherwise."""
+    runner = load(english)
+    config = runner._loaded.pipe.model.config
+    before = config._attn_implementation
+    assert before != "eager"
+    files = FilesAtHand({"x": SHORT[0]})
+    runner.run([runner.read(Transcribe("x", "word"), files)], Unwatched())
+    assert config._attn_implementation == before
+
+
 def test_a_short_sound_has_few_words(tmp_path: Path) -> None:
     """In silence a real network repeats itself to its limit, which takes long."""
     write_whisper(tmp_path, is_multilingual=False, writes_to_its_limit=True)

@@ -55,6 +55,17 @@ class SpeechPipeline(_Library):  # type: ignore[misc]
     """
 
     def _forward(self, model_inputs: dict[str, Any], **params: Any) -> dict[str, Any]:
+        config = self.model.config
+        attention = config._attn_implementation
+        try:
+            return self._with_languages(model_inputs, params)
+        finally:
+            # For times of words the library changes it, and would leave it so.
+            config._attn_implementation = attention
+
+    def _with_languages(
+        self, model_inputs: dict[str, Any], params: dict[str, Any]
+    ) -> dict[str, Any]:
         languages = _languages_of(self)
         if not languages:
             untold: dict[str, Any] = super()._forward(model_inputs, **params)
