@@ -223,7 +223,7 @@ def test_what_is_missing_and_unknown_is_named(
 ) -> None:
     status, _, err = aios("tiny", "large")
     assert status == 1
-    assert "no model 'large' to fetch; expected one of minilm, smollm2-135m-instruct" in err
+    assert "no model 'large' to fetch; expected one of minilm, minilm-sentiment" in err
     assert not (tmp_path / "kept").exists(), "nothing is fetched before all names are known"
 
     monkeypatch.setitem(STARTER_MODELS, "tiny", replace(tiny, needs=("no_such_module",)))

