@@ -6,12 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import pipeline
+from transformers import (
+    Speech2TextConfig,
+    Speech2TextFeatureExtractor,
+    Speech2TextForConditionalGeneration,
+    pipeline,
+)
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from shared.errors import InvalidRequest
 from shared.tasks.sound import Timestamps, Transcribe, Transcript
-from tests.fixtures.one_shots import WHISPER_S, write_whisper
+from tests.fixtures.one_shots import WHISPER_S, whisper_tokenizer, write_whisper
 from tests.fixtures.sounds import RATE, tones, wav
 from worker.engine.runner import RunnerOptions
 from worker.engine.task_runner import FilesAtHand, TaskOutput
@@ -208,6 +213,41 @@ def test_times_of_words_need_a_network_that_tells_them(english: Path, tmp_path: 
     with pytest.raises(InvalidRequest, match="tells no times of words"):
         transcribe(tmp_path, SHORT[:1], "word")
     assert transcribe(tmp_path, SHORT[:1], "segment")[0].parts
+
+
+def test_a_network_without_times_refuses_them(tmp_path: Path) -> None:
+    """Speech2Text writes as Whisper does, and knows neither times nor languages."""
+    tokenizer = whisper_tokenizer()
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    config = Speech2TextConfig(
+        vocab_size=len(tokenizer),
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        conv_channels=16,
+        input_feat_per_channel=16,
+        max_target_positions=end + 40,
+        pad_token_id=end,
+        bos_token_id=end,
+        eos_token_id=end,
+        decoder_start_token_id=end,
+    )
+    model = Speech2TextForConditionalGeneration(config)
+    model.generation_config.max_length = 12
+    model.save_pretrained(tmp_path)
+    Speech2TextFeatureExtractor(feature_size=16, num_mel_bins=16).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    for timestamps in ("segment", "word"):
+        with pytest.raises(InvalidRequest, match="tells no times"):
+            transcribe(tmp_path, SHORT[:1], timestamps)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match="transcribes one language"):
+        transcribe(tmp_path, SHORT[:1], language="en")
+    [found] = transcribe(tmp_path, SHORT[:1])
+    assert found.seconds == 1.5
 
 
 def test_times_of_words_leave_the_network_as_it_was(english: Path) -> None:
