@@ -111,6 +111,8 @@ class AudioTranscriptionRequest(SpokenRequest):
 class AudioTranslationRequest(SpokenRequest):
     """A sound to be told in English, whatever its language."""
 
+    model_config = shown({"file": SILENCE, "model": "polyglot"})
+
 
 class SpeakRequest(RequestBody):
     """A text to be spoken. The answer is the sound itself."""

@@ -90,7 +90,7 @@ class OneShotRunner:
             # The trial has shown that inputs can be read: it is this one that cannot.
             raise InvalidRequest(f"This model cannot read the input: {error}") from error
         group: Hashable = (repr(sorted(options.items())), self._shapes_of(chunks[0]))
-        if getattr(pipe, "is_random", False) or self._one_shot.alone(task, self._loaded):
+        if self._one_shot.alone(task, self._loaded):
             group = object()
         return Item(task, decoded.seconds, chunks, forward, postprocess, group)
 

@@ -29,12 +29,10 @@ class OwnPipeline:
 
     `preprocess` makes tensors of an input, of one row each, `compute` runs the network on rows of
     several inputs, and `postprocess` reads the row of one of them. One with `is_chunked` makes
-    several chunks of an input, the last of which has `is_last`. One with `is_random` computes each
-    input by itself.
+    several chunks of an input, the last of which has `is_last`.
     """
 
     is_chunked = False
-    is_random = False
 
     def __init__(
         self,
@@ -147,8 +145,6 @@ class TextWriter(OwnPipeline):
 
 class Speaker(OwnPipeline):
     """Speaks a text (VITS). Its chance is the seed's alone, so each text is spoken by itself."""
-
-    is_random = True
 
     @property
     def rate(self) -> int:

@@ -33,6 +33,7 @@ from worker.tasks.own_pipelines import Speaker
 
 _WHISPER = "seq2seq_whisper"
 """The pipeline's name of Whisper and its like, which know languages and times."""
+_ENGLISH = ("en", "english")
 _LETTERS = "ctc"
 """The pipeline's name of networks that write letters, one for each piece of sound."""
 
@@ -114,6 +115,13 @@ def _languages_of(pipe: Any) -> Mapping[str, int]:
     return languages
 
 
+def _is_its_own(language: str | None, pipe: Any) -> bool:
+    """Return whether a network of one language may be told this one. Whisper's is English."""
+    if language is None:
+        return True
+    return pipe.type == _WHISPER and language.lower() in _ENGLISH
+
+
 def _code_of(token: str) -> str:
     """Return the code of a language by its token: en for <|en|>."""
     return token.strip("<|>")
@@ -135,7 +143,7 @@ def _transcribe_options(task: Transcribe, decoded: Decoded, loaded: Loaded) -> d
     """
     pipe = loaded.pipe
     languages = _languages_of(pipe)
-    if not languages and (task.language is not None or task.translate):
+    if not languages and (task.translate or not _is_its_own(task.language, pipe)):
         raise InvalidRequest("This model transcribes one language, and does not translate.")
     options: dict[str, Any] = {}
     if pipe.type != _WHISPER:
@@ -156,7 +164,7 @@ def _transcribe_options(task: Transcribe, decoded: Decoded, loaded: Loaded) -> d
     generate: dict[str, Any] = {}
     if decoded.seconds < _SHORT_S:
         generate["max_new_tokens"] = _MOST_TOKENS_OF_SHORT
-    if task.language is not None:
+    if task.language is not None and languages:
         generate["language"] = _token_of(task.language, languages)
     if task.translate:
         generate["task"] = "translate"
@@ -246,6 +254,7 @@ SOUND = {
         output=_spoken,
         trial=(Speak("a", seed=0), {}),
         pipeline=Speaker,
+        alone=lambda task, loaded: True,
     ),
     "audio-classification": OneShot(
         parts=("feature_extractor",),
