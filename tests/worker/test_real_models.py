@@ -22,10 +22,11 @@ from shared.messages import (
     Turn,
 )
 from shared.settings.paths import fetched_models_folder
-from shared.tasks.sound import Timestamps, Transcribe, Transcript
+from shared.tasks.sound import DetectSpeech, Timestamps, Transcribe, Transcript
 from shared.tasks.vectors import unpack
 from shared.tasks.vision import ClassifyImage
 from tests.fixtures.samples import PICTURES, SPEECH, sample
+from tests.fixtures.sounds import tones, wav
 from worker.engine.engines import engine_for
 from worker.engine.request import Emission
 from worker.engine.runner import RunnerOptions
@@ -121,6 +122,17 @@ def test_each_sound_of_a_batch_has_its_own_language() -> None:
     found = spoken("whisper-base", sentences)
     assert [one.language for one in found] == ["en", "fr", "pt"]
     assert found[1].text == "Bonjour, le monde."
+
+
+def test_speech_is_found_and_silence_is_not() -> None:
+    speech = sample(SPEECH, "pytest_audioeval/samples/audio/en/quick_brown_fox.wav")
+    files = {"speech": speech, "tone": wav(tones(440.0, seconds=2.0))}
+    found, none = answers("silero-vad", [DetectSpeech(name) for name in files], files)
+    assert none.parts == ()
+    assert len(found.parts) >= 1
+    spoken_s = sum(part.end - part.start for part in found.parts)
+    assert 0.5 * found.seconds < spoken_s <= found.seconds
+    assert all(part.score > 0.8 for part in found.parts)
 
 
 def test_a_cat_is_a_cat_and_a_cup_holds_coffee() -> None:

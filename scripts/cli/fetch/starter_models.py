@@ -150,6 +150,23 @@ _MODELS = (
         converter="scripts.cli.fetch.efficientnet_lite:convert",
         needs=("torch", "transformers"),
     ),
+    StarterModel(
+        name="silero-vad",
+        task="voice-activity-detection",
+        title="Silero VAD 6.2.3, as an ONNX file",
+        licence="MIT",
+        packages=(
+            Package(
+                "silero-vad",
+                "6.2.3",
+                "7b7f5436cfcb02fae583a05b512ea96467fd449fe54cb49a5e4f06c51a1e43b8",
+            ),
+        ),
+        download_mb=11,
+        disk_mb=2,
+        converter="scripts.cli.fetch.onnx_files:silero_vad",
+        needs=("onnxruntime",),
+    ),
 )
 
 STARTER_MODELS = {model.name: model for model in _MODELS}
