@@ -22,9 +22,9 @@ from api.http.problem import problem_of
 from api.redis_timeout import redis_answers
 from api.schemas.jobs import FOLLOWED, JobStatus
 from api.schemas.usage import usage_body
-from api.stream.answers import attached, stream
+from api.stream.answers import attached, stream, with_file_bytes
 from api.stream.cursor import Cursor
-from api.stream.request_events import OutcomeBuilder, error_of, total_usage
+from api.stream.request_events import Outcome, OutcomeBuilder, error_of, total_usage
 from api.stream.timings import timings_of
 from api.submit.request_record import SubmittedWork, work_of
 from shared.messages import Cancelled, Event, Failed
@@ -115,7 +115,10 @@ async def _status(front: Front, work: SubmittedWork) -> Response:
         logs = []
         for entries in await asyncio.gather(*reading):
             logs.append([event for _, event in entries])
-        more, headers = _ended(endpoint, work, snapshots, logs)
+        outcomes = _outcomes(work, logs, state)
+        if state == "done" and endpoint.with_file_bytes:
+            outcomes = await with_file_bytes(front, work, outcomes)
+        more, headers = _ended(endpoint, work, snapshots, logs, outcomes)
         body |= more
     else:
         body["timings"] = timings_of([snapshot.times for snapshot in snapshots], 0).model_dump()
@@ -137,23 +140,29 @@ async def _progress(
     return {"done": progress.done, "total": progress.total, "note": progress.note}
 
 
-def _ended(
-    endpoint: Endpoint,
-    work: SubmittedWork,
-    snapshots: Sequence[JobSnapshot],
-    logs: list[list[Event]],
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the further fields, and the headers, of a request that has ended.
-
-    Text that was cut short is a `partial` answer.
-    """
-    state = state_of(snapshots)
+def _outcomes(work: SubmittedWork, logs: list[list[Event]], state: str) -> list[Outcome]:
+    """Return the outcome of each job, as far as it has come."""
     outcomes = []
     for log in logs:
         builder = OutcomeBuilder(work.record.n)
         for event in log:
             builder.add(event)
         outcomes.append(builder.outcome(state))
+    return outcomes
+
+
+def _ended(
+    endpoint: Endpoint,
+    work: SubmittedWork,
+    snapshots: Sequence[JobSnapshot],
+    logs: list[list[Event]],
+    outcomes: list[Outcome],
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the further fields, and the headers, of a request that has ended.
+
+    Text that was cut short is a `partial` answer.
+    """
+    state = state_of(snapshots)
     usage = total_usage(outcomes)
     timings = timings_of([snapshot.times for snapshot in snapshots], usage.completion_tokens)
     more: dict[str, Any] = {

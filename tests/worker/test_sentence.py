@@ -29,6 +29,8 @@ from tests.fixtures.worker.sentence_models import (
     write_sentence_model,
 )
 from tests.fixtures.worker.stepping import classify_all, embed_all
+from worker.engine.engine import Engine
+from worker.engine.request import SequenceWork
 from worker.host.loading import LoadedModel, load_models
 from worker.runners.registry import detect
 
@@ -92,6 +94,21 @@ def test_a_request_may_ask_for_length_one(tmp_path: Path) -> None:
 
     for vector, plain_vector in zip(normalized, plain, strict=True):
         assert vector == pytest.approx(plain_vector / plain_vector.norm(), abs=1e-5)
+
+
+@pytest.mark.parametrize("case", ["cls", "prompt"])
+def test_a_text_takes_one_step(tmp_path: Path, case: str) -> None:
+    """However many tokens it has: its vector is finished when they have been read once."""
+    model = load(write_sentence_model(tmp_path / "model", case))
+    engine = Engine(model.runner, [].extend)
+    for number, text in enumerate(TEXTS):
+        engine.submit(SequenceWork(str(number), model.runner.encode(Embed(text)), None))
+    num_steps = 0
+    while engine.has_work:
+        engine.step()
+        num_steps += 1
+    # Three texts share a step.
+    assert num_steps == -(-len(TEXTS) // 3)
 
 
 def test_a_pooling_directory_alone_is_obeyed(tmp_path: Path) -> None:

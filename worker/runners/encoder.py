@@ -162,8 +162,9 @@ class EncoderRunner:
                 continue
             num_unpooled = text.num_unpooled if isinstance(text, EncodedSentence) else 0
             vector = self._sentence.vector(states, num_unpooled)
-            # The vector is finished. As the state of a single token it is its own mean.
-            results.append(pooled(vector[None], self.spec.name))
+            # The vector is finished. As the state of every token it is their mean.
+            states = vector.expand(len(text.prompt_ids), -1)
+            results.append(pooled(states, self.spec.name))
         return results
 
     def _classify(self, texts: Sequence[Encoded]) -> list[StepResult | FleetError]:

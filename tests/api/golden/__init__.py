@@ -25,6 +25,7 @@ import httpx
 
 _VOLATILE = (
     (re.compile(r"\b[0-9a-f]{34}\b"), "<job>"),
+    (re.compile(r"\bfile-[0-9a-f]{32}\b"), "file-" + "5" * 32),
     (re.compile(r'"created":\d+'), '"created":0'),
     (re.compile(r'"(\w+_s|\w+_ms|generation_time|tokens_per_second)":[\d.]+'), r'"\1":0'),
 )
