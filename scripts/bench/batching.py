@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print a header and a line for each comparison."""
     args = _arguments(argv)
     flags = ["--model-path", args.model, "--workers", "1", "--threads", str(args.threads)]
-    flags += ["--max-batch-size", str(args.concurrent), "--max-queue-depth", "4096"]
+    flags += ["--max-queue-depth", "4096"]
     inputs = _inputs(args)
     print(header(model=Path(args.model).name, task=args.task, threads=args.threads))
     with fleet([*flags, *args.flag]) as url:
