@@ -68,6 +68,11 @@ class RouteTable:
         """The paths of endpoints. Settings may give a rate to each."""
         return {post.path for post in self.posts}
 
+    def holds_files(self, path: str) -> bool:
+        """Return whether bodies in JSON at a path may hold files in base64."""
+        is_raw = any(path.startswith(prefix) for prefix in self.raw_prefixes)
+        return is_raw or path in self.form_paths
+
     def takes_file(self, path: str, content_type: str) -> bool:
         """Return whether a body that is posted at a path is a file, or a form with files."""
         if path in self.upload_paths:

@@ -127,6 +127,8 @@ def middleware(
         Middleware(
             BodyLimit,
             max_body_bytes=settings.max_body_bytes,
+            max_inline_bytes=settings.max_inline_bytes,
+            holds_files=table.holds_files,
             max_upload_bytes=settings.max_upload_bytes,
             takes_file=table.takes_file,
             log_bodies=log_bodies,

@@ -198,7 +198,8 @@ class BodyLimit:
     body is logged if bodies are.
 
     A file that is posted is handed on as it comes, and refused as soon as it is too large. The path
-    and the content type tell `takes_file`.
+    and the content type tell `takes_file`. Bodies that may hold files in base64 have a bound of
+    their own.
     """
 
     def __init__(
@@ -208,13 +209,17 @@ class BodyLimit:
         max_body_bytes: int,
         log_bodies: bool,
         max_upload_bytes: int = 0,
+        max_inline_bytes: int = 0,
         takes_file: Callable[[str, str], bool] = lambda path, content_type: False,
+        holds_files: Callable[[str], bool] = lambda path: False,
     ) -> None:
         self._app = app
         self._log_bodies = log_bodies
         self._max_body_bytes = max_body_bytes
         self._max_upload_bytes = max_upload_bytes
+        self._max_inline_bytes = max_inline_bytes
         self._takes_file = takes_file
+        self._holds_files = holds_files
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -222,7 +227,7 @@ class BodyLimit:
             return
         headers = Headers(scope=scope)
         is_upload = scope["method"] == "POST" and self._is_upload(scope, headers)
-        max_bytes = self._max_upload_bytes if is_upload else self._max_body_bytes
+        max_bytes = self._max_upload_bytes if is_upload else self._max_of(scope)
         announced = headers.get("content-length", "")
         if announced.isdigit() and int(announced) > max_bytes:
             await self._refuse(_too_large(max_bytes), scope, receive, send)
@@ -230,7 +235,7 @@ class BodyLimit:
         if is_upload:
             await self._hand_on(scope, receive, send)
             return
-        body = await self._read(receive)
+        body = await self._read(receive, max_bytes)
         if body is None:
             return
         if len(body) > max_bytes:
@@ -238,7 +243,7 @@ class BodyLimit:
             return
         codings = ",".join(headers.getlist(HEADER))
         try:
-            body = decoded(body, codings, max_bytes=self._max_body_bytes)
+            body = decoded(body, codings, max_bytes=max_bytes)
         except PayloadTooLarge:
             await self._refuse(_too_large(max_bytes, "unpacked, "), scope, receive, send)
             return
@@ -256,14 +261,20 @@ class BodyLimit:
         path = request_state_of(scope).path
         return self._takes_file(path, headers.get("content-type", ""))
 
-    async def _read(self, receive: Receive) -> bytes | None:
+    def _max_of(self, scope: Scope) -> int:
+        """Return the most bytes of a body that is no upload."""
+        if self._holds_files(request_state_of(scope).path):
+            return max(self._max_body_bytes, self._max_inline_bytes)
+        return self._max_body_bytes
+
+    async def _read(self, receive: Receive, max_bytes: int) -> bytes | None:
         """Return the body, or as much of it as shows that it is too large.
 
         Return None if the caller has left meanwhile.
         """
         body = bytearray()
         has_more = True
-        while has_more and len(body) <= self._max_body_bytes:
+        while has_more and len(body) <= max_bytes:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None

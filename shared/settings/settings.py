@@ -216,6 +216,9 @@ class Settings(BaseSettings):
     max_body_bytes: Count = Field(
         default=1 << 20, description="largest request body, but for uploads"
     )
+    max_inline_bytes: Count = Field(
+        default=1 << 24, description="largest request body where bodies may hold files in base64"
+    )
     max_upload_bytes: Count = Field(
         default=1 << 28, description="largest upload, and largest artifact"
     )

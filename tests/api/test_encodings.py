@@ -149,7 +149,7 @@ async def test_every_dialect_takes_them_and_refuses_in_its_own_shape(
         (gzip.compress(b"{"), "gzip", (400, 422)),
     ]
 
-    async with in_memory(redis, max_body_bytes=1000) as client:
+    async with in_memory(redis, max_body_bytes=1000, max_inline_bytes=1000) as client:
         for content, coding, expected in cases:
             headers = JSON | {"Content-Encoding": coding}
             answer = await client.post(path, content=content, headers=headers)

@@ -43,7 +43,8 @@ for endpoint, rows_of_kinds in WRONG.items():
 
 @pytest.fixture(scope="module")
 def fleet(redis_server: RedisServer) -> Iterator[JobSnapshot]:
-    with standing(redis_server, api_keys="right", max_body_bytes=MOST_BYTES) as fleet:
+    limits = {"max_body_bytes": MOST_BYTES, "max_inline_bytes": MOST_BYTES}
+    with standing(redis_server, api_keys="right", **limits) as fleet:
         yield fleet
         assert fleet.worker.jobs == [], "something wrong became work"
 

@@ -98,8 +98,9 @@ def test_what_is_referred_to_is_made_or_declared_to_be_somebody_elses(file: Path
     ("settings", "largest"),
     [
         ({}, Settings().max_upload_bytes),
-        ({"max_upload_bytes": 1 << 20}, 1 << 20),
-        ({"max_upload_bytes": 1 << 20, "max_body_bytes": 1 << 22}, 1 << 22),
+        ({"max_upload_bytes": 1 << 20}, Settings().max_inline_bytes),
+        ({"max_upload_bytes": 1 << 20, "max_inline_bytes": 1 << 21}, 1 << 21),
+        ({"max_upload_bytes": 1 << 20, "max_body_bytes": 1 << 25}, 1 << 25),
         ({"max_upload_bytes": 5 << 30}, 5 << 30),
     ],
 )

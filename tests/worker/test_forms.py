@@ -109,12 +109,20 @@ async def test_a_form_counts_once_against_a_rate(redis: Redis, runner: OneShotRu
 
 
 async def test_a_form_may_be_as_large_as_an_upload(redis: Redis, runner: OneShotRunner) -> None:
-    """Bodies in JSON have a smaller bound."""
+    """Bodies in JSON have a smaller bound, and those that hold no files a smaller one still."""
     large = encoded(picture(300, 200))
-    limits = {"max_body_bytes": 4000, "max_upload_bytes": len(large) + 2000}
+    limits = {
+        "max_body_bytes": 2000,
+        "max_inline_bytes": 4000,
+        "max_upload_bytes": len(large) + 2000,
+    }
     async with fleet(redis, runner, **limits) as client:
         taken = await post(client, form(large))
         refused = await post(client, form(large + bytes(4000)))
         json_body = await client.post("/api/inference", json=TASK | {"inputs": "A" * 5000})
+        inline = await client.post("/api/inference", json=TASK | {"inputs": "A" * 3000})
+        prompt = await client.post("/v1/completions", json={"prompt": "A" * 3000})
     assert taken.status_code == 200, taken.text
+    assert inline.status_code == 400, "it is read"
+    assert prompt.status_code == 413
     assert refused.status_code == json_body.status_code == 413
