@@ -7,6 +7,9 @@ from typing import Literal
 
 import msgspec
 
+Modality = Literal["text", "image", "audio", "video", "series"]
+"""The kind of data that a task reads or makes, beside text: `series` are series of numbers."""
+
 Text = str | tuple[int, ...]
 """A prompt as text, or as token ids that are used as they are."""
 

@@ -47,6 +47,7 @@ from shared.tasks.sound import (
     Transcribe,
     Transcript,
 )
+from shared.tasks.specs import Modality
 from shared.tasks.vision import (
     AnswerAboutImage,
     ClassifyImage,
@@ -100,8 +101,11 @@ class TaskInfo:
 
     A task without a `result` yields tokens only. `cost` estimates its tokens before a tokenizer has
     seen it: tenants share by it, and waits are estimated from it. `slots` is the number of rows
-    that it takes in a worker's batch. `pipeline_tags` are Hugging Face's names of the task, and
-    `heads` are ends of the names of the architectures of transformers that do it in one call.
+    that it takes in a worker's batch. `modality` chooses the workers that do it, where kinds of
+    models have workers of their own; making pictures counts as `image`.
+
+    `pipeline_tags` are Hugging Face's names of the task, and `heads` are ends of the names of the
+    architectures of transformers that do it in one call.
 
     `repeated` is for the response cache. It returns the task without the options that make no
     difference to its answer, or None if two runs may answer differently.
@@ -110,6 +114,7 @@ class TaskInfo:
     spec: type[Task]
     result: type[Result] | None
     cost: Callable[[Any], int]
+    modality: Modality = "text"
     slots: Callable[[Any], int] = _one
     repeated: Callable[[Any], Task | None] = _itself
     pipeline_tags: tuple[str, ...] = ()
@@ -291,6 +296,7 @@ TASKS: dict[TaskName, TaskInfo] = {
         DescribeImage,
         Written,
         cost=_cost_of_image,
+        modality="image",
         pipeline_tags=("image-to-text",),
         heads=("VisionEncoderDecoderModel", "BlipForConditionalGeneration"),
     ),
@@ -298,6 +304,7 @@ TASKS: dict[TaskName, TaskInfo] = {
         ClassifyImage,
         Labelled,
         cost=_cost_of_image,
+        modality="image",
         pipeline_tags=("image-classification",),
         heads=("ForImageClassification",),
     ),
@@ -305,6 +312,7 @@ TASKS: dict[TaskName, TaskInfo] = {
         ClassifyImageAmong,
         Labelled,
         cost=_cost_of_image,
+        modality="image",
         pipeline_tags=("zero-shot-image-classification",),
         heads=("CLIPModel", "SiglipModel", "Siglip2Model"),
     ),
@@ -319,6 +327,7 @@ TASKS: dict[TaskName, TaskInfo] = {
         AnswerAboutImage,
         ImageAnswers,
         cost=_cost_of_image,
+        modality="image",
         pipeline_tags=("visual-question-answering",),
         heads=("ViltForQuestionAnswering", "BlipForQuestionAnswering"),
     ),
@@ -326,6 +335,7 @@ TASKS: dict[TaskName, TaskInfo] = {
         DetectObjects,
         DetectedObjects,
         cost=_cost_of_image,
+        modality="image",
         pipeline_tags=("object-detection",),
         heads=("ForObjectDetection",),
     ),
@@ -333,6 +343,7 @@ TASKS: dict[TaskName, TaskInfo] = {
         SegmentImage,
         Segmented,
         cost=_cost_of_image,
+        modality="image",
         pipeline_tags=("image-segmentation",),
         heads=("ForSemanticSegmentation", "ForUniversalSegmentation", "ForInstanceSegmentation"),
     ),
@@ -340,6 +351,7 @@ TASKS: dict[TaskName, TaskInfo] = {
         EstimateDepth,
         DepthEstimated,
         cost=_cost_of_image,
+        modality="image",
         pipeline_tags=("depth-estimation",),
         heads=("ForDepthEstimation",),
     ),
@@ -347,6 +359,7 @@ TASKS: dict[TaskName, TaskInfo] = {
         Speak,
         Spoken,
         cost=_cost_of_speech,
+        modality="audio",
         pipeline_tags=("text-to-speech", "text-to-audio"),
         heads=("VitsModel",),
     ),
@@ -354,6 +367,7 @@ TASKS: dict[TaskName, TaskInfo] = {
         ClassifySound,
         Labelled,
         cost=_cost_of_sound,
+        modality="audio",
         pipeline_tags=("audio-classification",),
         heads=(
             "ForAudioClassification",
@@ -366,6 +380,7 @@ TASKS: dict[TaskName, TaskInfo] = {
         Transcribe,
         Transcript,
         cost=_cost_of_sound,
+        modality="audio",
         pipeline_tags=("automatic-speech-recognition",),
         heads=("ForCTC", "WhisperForConditionalGeneration", "Speech2TextForConditionalGeneration"),
     ),
@@ -373,12 +388,14 @@ TASKS: dict[TaskName, TaskInfo] = {
         DetectSpeech,
         DetectedSpeech,
         cost=_cost_of_sound,
+        modality="audio",
         pipeline_tags=("voice-activity-detection",),
     ),
     "time-series-forecasting": TaskInfo(
         Forecast,
         Forecasted,
         cost=_cost_of_series,
+        modality="series",
         pipeline_tags=("time-series-forecasting",),
         heads=("TimesFmModelForPrediction", "TimesFm2_5ModelForPrediction"),
     ),
@@ -386,6 +403,7 @@ TASKS: dict[TaskName, TaskInfo] = {
         MakePictures,
         Pictures,
         cost=_cost_of_pictures,
+        modality="image",
         repeated=_never,
         pipeline_tags=("text-to-image",),
     ),
@@ -393,6 +411,7 @@ TASKS: dict[TaskName, TaskInfo] = {
         ChangePicture,
         Pictures,
         cost=_cost_of_pictures,
+        modality="image",
         repeated=_never,
         pipeline_tags=("image-to-image",),
     ),

@@ -16,12 +16,13 @@ from shared.queue.leases import QueuePolicy
 from shared.settings.models import ModelEntry
 from shared.settings.settings import Settings
 from tests.fixtures.desk import Desk
+from tests.fixtures.one_shots import write_one_shot
 from tests.fixtures.polling import until
 from tests.fixtures.worker.broken_models import write_model
 from tests.fixtures.worker.services import end_of, loaded, task
 from worker.engine.runner import RunnerOptions
 from worker.host.budget import Budget
-from worker.host.facts import facts_of
+from worker.host.facts import facts_of, modality_of
 from worker.host.loading import load_models, survey
 from worker.host.service import WorkerService
 from worker.runners.echo import Echo
@@ -203,3 +204,42 @@ def test_facts_from_files_are_those_of_the_loaded_model(kind: str, tmp_path: Pat
     if kind != "hrm-act":
         assert facts.info.context_window == model.info.context_window
     assert facts.num_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("task_name", "modality"),
+    [
+        ("question-answering", "text"),
+        ("visual-question-answering", "image"),
+        ("object-detection", "image"),
+        ("audio-classification", "audio"),
+        ("automatic-speech-recognition", "audio"),
+        ("time-series-forecasting", "series"),
+    ],
+)
+def test_the_one_task_of_a_network_is_known_from_its_files(
+    task_name: str, modality: str, tmp_path: Path
+) -> None:
+    """The task and the modality before loading are those of the model that was loaded."""
+    write_one_shot(task_name, tmp_path / "model")
+    entry = ModelEntry(id="x", path=str(tmp_path / "model"))
+    settings = Settings(models=(entry,), device="cpu", threads=1)
+
+    assert modality_of(entry, settings) == modality
+
+    [model] = load_models(settings)
+    assert model.info.tasks == (task_name,)
+    assert facts_of(entry, settings).info.tasks == model.info.tasks
+
+
+def test_a_task_that_an_option_names_is_known_beforehand(tmp_path: Path) -> None:
+    """A network whose architecture tells of another task has the one that its entry names."""
+    write_one_shot("zero-shot-classification", tmp_path / "model")
+    entry = ModelEntry(
+        id="x",
+        path=str(tmp_path / "model"),
+        runner="one-shot",
+        options={"task": "zero-shot-classification"},
+    )
+
+    assert facts_of(entry, Settings(device="cpu")).info.tasks == ("zero-shot-classification",)

@@ -12,8 +12,8 @@ from typing import Any
 from shared.messages import ModelInfo
 from shared.settings.settings import ModelEntry, Settings
 from shared.tasks.runner_table import AUTO, info_of
-from shared.tasks.specs import TaskName
-from shared.tasks.task_table import task_of
+from shared.tasks.specs import Modality, TaskName
+from shared.tasks.task_table import TASKS, task_of
 from worker.hardware.shapes import DEFAULT_KV_BYTES, kind_of_weights
 from worker.models.model_files import weight_bytes
 from worker.models.reading import read_json_object
@@ -82,6 +82,18 @@ def _one_shot_tasks(entry: ModelEntry, architectures: Sequence[str]) -> tuple[Ta
     named = entry.options.get("task")
     task = str(named) if named is not None else task_of(architectures)
     return () if task is None else (task,)
+
+
+def modality_of(entry: ModelEntry, settings: Settings) -> Modality:
+    """Return the modality of a model's first task.
+
+    Raise ModelFormatError where its path is no model.
+    """
+    tasks = facts_of(entry, settings).info.tasks
+    # The tasks of a plugin's models are known only when they are loaded.
+    if not tasks:
+        return "text"
+    return TASKS[tasks[0]].modality
 
 
 def _config(path: Path) -> dict[str, Any]:
