@@ -1,4 +1,7 @@
-"""Placement of a fleet's workers: how many there are, and the cores or the GPU of each.
+"""Placement of a fleet's workers: how many there are, their models, and the cores or GPU of each.
+
+Models of images, or of sounds, have workers of their own where a number of these is set. A picture
+that takes long then holds up no text, and each kind of work is scaled by itself.
 
 The supervisor passes its placement to each worker through the environment. A worker that is
 restarted keeps its placement.
@@ -7,13 +10,21 @@ restarted keeps its placement.
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import get_args
 
 from shared.fleet.advice import advise, on_threads
-from shared.settings.settings import Settings
+from shared.settings.layers import env_name
+from shared.settings.settings import ModelEntry, Settings, model_entries
+from shared.tasks.specs import Modality
 from shared.telemetry.logging_setup import fields
 from worker.hardware.device import CORES_ENV, HUGE_PAGES, TUNABLES_ENV
 from worker.hardware.machine import Machine, survey
 from worker.hardware.shapes import Shape, shape_of, shapes_to_measure
+
+MODALITIES: dict[str, tuple[Modality, ...]] = {"image": ("image", "video"), "audio": ("audio",)}
+"""The modalities of the pools whose number of workers may be set. That of text has the others."""
+DEFAULT_POOL = "default"
 
 log = logging.getLogger("aios.serve")
 
@@ -25,13 +36,119 @@ def place_workers(settings: Settings) -> tuple[Settings, list[dict[str, str]]]:
     SettingsError for options that a model's runner does not have.
     """
     machine = survey(settings.device)
+    pools = pools_of(settings)
+    if pools:
+        return _place_pools(settings, pools, machine)
     shape = _shape(settings, machine)
     settings = settings.model_copy(update={"workers": shape.workers, "threads": shape.threads})
     envs = _placed(shape, settings, machine)
-    if TUNABLES_ENV not in os.environ:
-        for env in envs:
-            env[TUNABLES_ENV] = HUGE_PAGES
+    _ask_for_huge_pages(envs)
+    _log_placed(shape, machine)
+    advise(on_threads(shape.workers, shape.threads, machine.num_cores))
+    return settings, envs
 
+
+@dataclass(frozen=True)
+class Pool:
+    """Workers for models of some modalities alone.
+
+    Its settings have the pool's models and number of workers. A pool without models serves those
+    of the catalogue.
+    """
+
+    name: str
+    modalities: tuple[Modality, ...]
+    settings: Settings
+    has_models: bool
+
+
+def pools_of(settings: Settings) -> list[Pool]:
+    """Return the pools, those with models first, or none where all workers serve all models.
+
+    There is a pool for images, or for sounds, if its number of workers is set, and one for all
+    other models, unless there are none and `workers` is not set. Raise SettingsError for a model
+    that cannot be read.
+    """
+    # Imported here, because other commands do without it.
+    from worker.host.facts import modality_of
+
+    numbers = {"image": settings.image_workers, "audio": settings.audio_workers}
+    shared_out: dict[str, tuple[Modality, ...]] = {}
+    others = list(get_args(Modality))
+    for name, number in numbers.items():
+        if number is None:
+            continue
+        shared_out[name] = MODALITIES[name]
+        for modality in MODALITIES[name]:
+            others.remove(modality)
+    if not shared_out:
+        return []
+    pools: list[Pool] = []
+    for name, modalities in {"text": tuple(others), **shared_out}.items():
+        workers = settings.workers
+        if name in shared_out:
+            workers = numbers[name]
+        entries: list[ModelEntry] = []
+        for entry in model_entries(settings):
+            if modality_of(entry, settings) in modalities:
+                entries.append(entry)
+        if not entries and workers is None:
+            continue
+        update = {
+            "models": tuple(entries),
+            "default_model": None,
+            "options": (),
+            "workers": workers,
+        }
+        pools.append(
+            Pool(name, modalities, settings.model_copy(update=update), has_models=bool(entries))
+        )
+    # The first worker starts alone, and the fleet is ready when it is.
+    return sorted(pools, key=lambda pool: not pool.has_models)
+
+
+def _place_pools(
+    settings: Settings, pools: Sequence[Pool], machine: Machine
+) -> tuple[Settings, list[dict[str, str]]]:
+    """Return what `place_workers` does, for the workers of all pools, one pool after the other.
+
+    Each pool has the threads that it would have alone, and nobody is pinned: which of the pools
+    have work changes all the time.
+    """
+    own_envs: list[dict[str, str]] = []
+    for pool in pools:
+        shape = _shape(pool.settings, machine)
+        name = pool.name
+        if settings.pool != DEFAULT_POOL:
+            name = f"{settings.pool}-{pool.name}"
+        for _ in range(shape.workers):
+            own_envs.append(
+                {
+                    env_name("modalities"): ",".join(pool.modalities),
+                    env_name("pool"): name,
+                    env_name("threads"): str(shape.threads),
+                }
+            )
+        _log_placed(shape, machine, pool=name)
+
+    envs: list[dict[str, str]] = [{} for _ in own_envs]
+    if machine.num_gpus:
+        envs = worker_envs(Shape(len(own_envs), 1), machine, os.environ)
+    for env, own_env in zip(envs, own_envs, strict=True):
+        env.update(own_env)
+    _ask_for_huge_pages(envs)
+    return settings.model_copy(update={"workers": len(envs)}), envs
+
+
+def _ask_for_huge_pages(envs: Sequence[dict[str, str]]) -> None:
+    """Ask malloc for huge pages, unless the supervisor was told otherwise."""
+    if TUNABLES_ENV in os.environ:
+        return
+    for env in envs:
+        env[TUNABLES_ENV] = HUGE_PAGES
+
+
+def _log_placed(shape: Shape, machine: Machine, **more: object) -> None:
     log.info(
         "workers placed",
         extra=fields(
@@ -39,10 +156,9 @@ def place_workers(settings: Settings) -> tuple[Settings, list[dict[str, str]]]:
             why=shape.why,
             num_cores=machine.num_cores,
             num_gpus=machine.num_gpus,
+            **more,
         ),
     )
-    advise(on_threads(shape.workers, shape.threads, machine.num_cores))
-    return settings, envs
 
 
 def _shape(settings: Settings, machine: Machine) -> Shape:

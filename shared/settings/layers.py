@@ -24,6 +24,8 @@ ENV_ALIASES = {
     "device": ("FORCE_DEVICE",),
     "max_gpu_memory_gb": ("MAX_GPU_MEM_GB",),
     "workers": ("TEXT_WORKERS",),
+    "image_workers": ("IMAGE_WORKERS",),
+    "audio_workers": ("AUDIO_WORKERS",),
     "otlp_endpoint": ("OTEL_EXPORTER_OTLP_ENDPOINT",),
     "api_keys": ("LEVANTER_API_KEY", "API_KEYS"),
 }

@@ -59,6 +59,7 @@ from shared.tasks.runner_options import (
     setting_of,
 )
 from shared.tasks.runner_table import WITHOUT_FILES
+from shared.tasks.specs import Modality
 
 SAMPLE_MODEL = shipped("models/sample-hrm-text")
 
@@ -173,6 +174,21 @@ class Settings(BaseSettings):
     workers: CountOrAuto | None = Field(
         default=None,
         description="worker processes of `aios serve hrm` (none: auto on CPUs, 1 on GPUs)",
+    )
+    image_workers: Count | None = Field(
+        default=None,
+        description=(
+            "worker processes of `aios serve hrm` for models of images and videos alone (none: the "
+            "workers of all models)"
+        ),
+    )
+    audio_workers: Count | None = Field(
+        default=None,
+        description="the same for models of sounds",
+    )
+    modalities: tuple[Modality, ...] = Field(
+        default=(),
+        description="what models that a worker serves read or make, comma-separated (none: anything)",
     )
     pool: Name = Field(
         default="default", description="what workers of this kind are called, in metrics"
@@ -350,6 +366,7 @@ class Settings(BaseSettings):
         "admin_keys",
         "endpoint_rate_limits",
         "forwarded_allow_ips",
+        "modalities",
         mode="before",
     )
     @classmethod

@@ -129,13 +129,16 @@ def test_aliases_are_read_and_yield_to_the_proper_name() -> None:
         "FORCE_DEVICE": "CPU",
         "MAX_GPU_MEM_GB": "24",
     }
-    settings = resolve({}, env | {"TEXT_WORKERS": "2"}, None).settings
+    workers = {"TEXT_WORKERS": "2", "IMAGE_WORKERS": "3", "AUDIO_WORKERS": "1"}
+    settings = resolve({}, env | workers, None).settings
     assert settings.model_path == "/m"
     assert settings.host == "h"
     assert settings.port == 81
     assert settings.device == "cpu"
     assert settings.max_gpu_memory_gb == 24
     assert settings.workers == 2
+    assert settings.image_workers == 3
+    assert settings.audio_workers == 1
 
     resolved = resolve({}, env | {"AIOS_PORT": "82"}, None)
     assert resolved.settings.port == 82

@@ -14,7 +14,7 @@ from shared.fleet.presence import Presence
 from shared.messages import Done, Failed
 from shared.queue.leases import QueuePolicy
 from shared.settings.models import ModelEntry
-from shared.settings.settings import Settings
+from shared.settings.settings import Settings, SettingsError
 from tests.fixtures.desk import Desk
 from tests.fixtures.one_shots import write_one_shot
 from tests.fixtures.polling import until
@@ -23,7 +23,7 @@ from tests.fixtures.worker.services import end_of, loaded, task
 from worker.engine.runner import RunnerOptions
 from worker.host.budget import Budget
 from worker.host.facts import facts_of, modality_of
-from worker.host.loading import load_models, survey
+from worker.host.loading import load_known_models, load_models, survey
 from worker.host.service import WorkerService
 from worker.runners.echo import Echo
 
@@ -230,6 +230,41 @@ def test_the_one_task_of_a_network_is_known_from_its_files(
     [model] = load_models(settings)
     assert model.info.tasks == (task_name,)
     assert facts_of(entry, settings).info.tasks == model.info.tasks
+
+
+def test_a_worker_of_one_modality_leaves_the_other_models_to_others(tmp_path: Path) -> None:
+    """Its own models are those of its modality, and so are those it takes of the catalogue."""
+    write_one_shot("image-classification", tmp_path / "model")
+    image = ModelEntry(id="image", path=str(tmp_path / "model"))
+    text = ModelEntry(id="text", path="echo")
+    settings = Settings(models=(text, image), device="cpu", modalities=("image", "video"))
+
+    [model] = load_models(settings)
+    assert model.info.id == "image"
+    assert not model.info.is_default, "the first model is, wherever it is served"
+    assert survey(image, settings).info.id == "image"
+    with pytest.raises(SettingsError, match="serves only image, video"):
+        survey(text, settings)
+
+    only_sounds = settings.model_copy(update={"modalities": ("audio",)})
+    assert load_models(only_sounds) == []
+
+
+def test_damaged_files_of_a_known_model_do_not_keep_its_worker_down(tmp_path: Path) -> None:
+    """A model that the fleet has served keeps its modality, and the others are loaded."""
+    for name in ("good", "damaged"):
+        write_one_shot("image-classification", tmp_path / name)
+    entries = tuple(ModelEntry(id=n, path=str(tmp_path / n)) for n in ("good", "damaged"))
+    settings = Settings(models=entries, device="cpu", modalities=("image",))
+    known = {model.info.id: model.info for model in load_models(settings)}
+    (tmp_path / "damaged" / "config.json").write_text("{")
+
+    loaded, unloaded = load_known_models(settings, known)
+
+    assert [model.info.id for model in loaded] == ["good"]
+    assert [model.info.id for model in unloaded] == ["damaged"]
+    with pytest.raises(SettingsError, match="damaged"):
+        load_known_models(settings, {})
 
 
 def test_a_task_that_an_option_names_is_known_beforehand(tmp_path: Path) -> None:

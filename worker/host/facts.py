@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from shared.messages import ModelInfo
-from shared.settings.settings import ModelEntry, Settings
+from shared.settings.settings import ModelEntry, Settings, SettingsError
 from shared.tasks.runner_table import AUTO, info_of
 from shared.tasks.specs import Modality, TaskName
 from shared.tasks.task_table import TASKS, task_of
 from worker.hardware.shapes import DEFAULT_KV_BYTES, kind_of_weights
+from worker.models.errors import ModelFormatError
 from worker.models.model_files import weight_bytes
 from worker.models.reading import read_json_object
 from worker.onnx.declaration import DECLARATIONS, only_file, read_declaration
@@ -85,13 +86,22 @@ def _one_shot_tasks(entry: ModelEntry, architectures: Sequence[str]) -> tuple[Ta
 
 
 def modality_of(entry: ModelEntry, settings: Settings) -> Modality:
-    """Return the modality of a model's first task.
+    """Return the modality of a model, by its files.
 
-    Raise ModelFormatError where its path is no model.
+    Raise SettingsError where its path is no model.
     """
-    tasks = facts_of(entry, settings).info.tasks
-    # The tasks of a plugin's models are known only when they are loaded.
-    if not tasks:
+    try:
+        facts = facts_of(entry, settings)
+    except ModelFormatError as error:
+        raise SettingsError(f"model {entry.id!r}: {error}") from error
+    return modality_of_tasks(facts.info.tasks)
+
+
+def modality_of_tasks(tasks: Sequence[TaskName]) -> Modality:
+    """Return the modality of the model that does these tasks, which is that of the first one."""
+    # The tasks of a plugin's models are known only when they are loaded, and an entry may name one
+    # that there is not, which loading will refuse.
+    if not tasks or tasks[0] not in TASKS:
         return "text"
     return TASKS[tasks[0]].modality
 

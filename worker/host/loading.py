@@ -21,6 +21,7 @@ from shared.settings.settings import ModelEntry, Settings, SettingsError, comple
 from shared.tasks.model_options import options_of
 from shared.tasks.runner_options import Options, PagedOptions
 from shared.tasks.runner_table import AUTO, WITHOUT_FILES
+from shared.tasks.specs import Modality
 from shared.tasks.vectors import unpack
 from shared.telemetry.logging_setup import fields
 from worker.engine.engines import AnyRunner, engine_for
@@ -29,7 +30,7 @@ from worker.engine.runner import RunnerOptions
 from worker.engine.take import Take
 from worker.hardware import device
 from worker.hardware.shapes import DEFAULT_KV_BYTES
-from worker.host.facts import facts_of
+from worker.host.facts import facts_of, modality_of, modality_of_tasks
 from worker.host.fingerprint import fingerprint
 from worker.models.errors import ModelFormatError, is_out_of_memory
 from worker.models.reading import reason_of, unusable
@@ -109,12 +110,15 @@ def load_known_models(
     """Load and warm the models of the settings but those with `obstacles`, at most `most` of them.
 
     The default model comes first. `known` are the models that the fleet has served before. They may
-    fail as long as another model loads. Return the loaded and the unloaded models. Raise
-    SettingsError for an unknown model that cannot be loaded, which it names, or if no model is
-    left.
+    fail as long as another model loads. Return the loaded and the unloaded models, none if none is
+    of a modality that is served. Raise SettingsError for an unknown model that cannot be loaded,
+    which it names, or if no model is left.
     """
-    entries = model_entries(settings)
-    default = settings.default_model or entries[0].id
+    all_entries = model_entries(settings)
+    default = settings.default_model or all_entries[0].id
+    entries = [entry for entry in all_entries if _is_served(entry, settings, known)]
+    if not entries:
+        return [], []
     # Choosing a device imports torch, which models without files do not need.
     if any(entry.runner not in WITHOUT_FILES for entry in entries):
         chosen = device.select_device(settings.device)
@@ -122,7 +126,7 @@ def load_known_models(
             "device chosen", extra=fields(device=str(chosen), **device.device_capabilities())
         )
     obstacle_of = obstacles(settings)
-    if len(obstacle_of) == len(entries):
+    if all(entry.id in obstacle_of for entry in entries):
         raise SettingsError(obstacle_of[entries[0].id])
 
     models: list[LoadedModel] = []
@@ -152,7 +156,7 @@ def load_known_models(
 def survey(entry: ModelEntry, settings: Settings, *, is_default: bool = False) -> UnloadedModel:
     """Return a model as its files describe it, to be loaded when work comes for it.
 
-    Raise SettingsError where the files cannot be read.
+    Raise SettingsError where the files cannot be read, and for a modality that is not served.
     """
     # An entry of the catalogue is completed by each worker's own settings.
     entry = completed(entry, settings)
@@ -161,8 +165,30 @@ def survey(entry: ModelEntry, settings: Settings, *, is_default: bool = False) -
         facts = facts_of(entry, settings)
     except ModelFormatError as error:
         raise SettingsError(_sentence(entry, str(error))) from error
+    if not serves(settings, modality_of_tasks(facts.info.tasks)):
+        served = ", ".join(settings.modalities)
+        raise SettingsError(f"model {entry.id!r}: this worker serves only {served} (modalities)")
     info = replace_struct(facts.info, is_default=is_default, prompting=prompting_of(entry))
     return UnloadedModel(info, load, num_bytes=facts.num_bytes)
+
+
+def serves(settings: Settings, modality: Modality) -> bool:
+    """Return whether a worker with these settings serves models of a modality."""
+    return not settings.modalities or modality in settings.modalities
+
+
+def _is_served(entry: ModelEntry, settings: Settings, known: Mapping[str, ModelInfo]) -> bool:
+    """Return whether a model of the settings is served, by its modality."""
+    if not settings.modalities:
+        return True
+    try:
+        modality = modality_of(entry, settings)
+    except SettingsError:
+        # The files may have been damaged since the fleet served it.
+        if entry.id not in known:
+            raise
+        modality = modality_of_tasks(known[entry.id].tasks)
+    return serves(settings, modality)
 
 
 def obstacles(settings: Settings) -> dict[str, str]:
