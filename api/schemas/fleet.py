@@ -30,7 +30,8 @@ class ModelStatus(BaseModel):
     It is `unavailable` while no worker serves it. It is `failed`, for a `reason`, while the workers
     that serve it cannot load it; they try again. A request for a model that is `unloaded` loads it.
     `loaded` of the `workers` that serve it have it in memory. These workers have `in_flight` jobs
-    in hand, of all their models.
+    in hand, of all their models. `popularity` is the number of jobs a minute that it was asked
+    for, an average in which the past counts ever less (`--popularity-half-life-s`).
     """
 
     model_id: str
@@ -43,6 +44,7 @@ class ModelStatus(BaseModel):
     workers: int
     loaded: int
     in_flight: int
+    popularity: float
     reason: str | None = None
 
 
@@ -93,6 +95,7 @@ def model_status(fleet: Fleet, model: ModelInfo) -> ModelStatus:
         workers=len(workers),
         loaded=residences.count("loaded"),
         in_flight=sum(worker.in_flight for worker in workers),
+        popularity=round(fleet.popularity.get(model.id, 0.0), 3),
         reason=failure.reason if failure else None,
     )
 

@@ -85,6 +85,7 @@ class Catalogue:
         pipe.hdel(keys.CATALOGUE, model_id)
         pipe.srem(keys.PINNED, model_id)
         pipe.hdel(keys.MODELS, model_id)
+        pipe.hdel(keys.POPULARITY, model_id)
         pipe.incr(keys.CATALOGUE_VERSION)
         was_there, *_ = await pipe.execute()
         return bool(was_there)

@@ -12,6 +12,7 @@ from typing import cast
 
 from redis.asyncio import Redis
 
+from shared.fleet.popularity import jobs_per_minute
 from shared.messages import (
     LoadFailure,
     ModelInfo,
@@ -33,12 +34,14 @@ class Fleet:
 
     `absences` holds the seconds since a ready worker served a model, for models that were served
     lately and are not now. Work may wait for a model that is `catalogued` until a worker comes.
+    `popularity` holds the jobs a minute of models that were asked for.
     """
 
     workers: tuple[WorkerInfo, ...]
     models: dict[str, ModelInfo]
     absences: dict[str, float] = field(default_factory=dict)
     catalogued: frozenset[str] = frozenset()
+    popularity: dict[str, float] = field(default_factory=dict)
 
     @property
     def is_ready(self) -> bool:
@@ -201,7 +204,9 @@ class Presence:
         # (`announce`).
         pipe.hgetall(keys.MODELS)
         pipe.hkeys(keys.CATALOGUE)
-        *answers, models, catalogued = await pipe.execute()
+        pipe.hgetall(keys.POPULARITY)
+        pipe.time()
+        *answers, models, catalogued, popularity, time = await pipe.execute()
         records = _records(ids, *answers)
         gone = [worker_id for worker_id in ids if worker_id not in records]
         if gone:
@@ -211,6 +216,7 @@ class Presence:
             workers=tuple(decode_worker(record) for record in records.values()),
             models={name.decode(): decode_model(record) for name, record in models.items()},
             catalogued=frozenset(name.decode() for name in catalogued),
+            popularity=jobs_per_minute(popularity, time),
         )
         absent = [name for name in fleet.models if not fleet.serves(name)]
         return replace(fleet, absences=await self._absences(absent))

@@ -326,6 +326,16 @@ class Settings(BaseSettings):
             "share of the memory that may be in use when a model is loaded for work that waits"
         ),
     )
+    preload_models: int = Field(
+        default=0,
+        ge=0,
+        description=(
+            "models, of those asked for most, that an idle worker loads ahead where there is room"
+        ),
+    )
+    popularity_half_life_s: Seconds = Field(
+        default=600.0, description="time after which a job counts half for how popular a model is"
+    )
     page_size: Count | None = Field(
         default=None,
         description=(

@@ -7,8 +7,10 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
+from shared.fleet.popularity import Popularity
 from shared.fleet.presence import Presence
 from shared.messages import Classify, Embed, Failed, Generate, WorkerInfo
+from shared.queue.broker import Broker
 from tests.fixtures.api.echo_worker import EchoWorker, announce
 from tests.fixtures.api.fronts import live, states
 from tests.fixtures.polling import until
@@ -379,6 +381,7 @@ async def test_d91_d93_status(client: httpx.AsyncClient, worker: EchoWorker, red
         "workers": 1,
         "loaded": 1,
         "in_flight": 0,
+        "popularity": 0.0,
     }
     assert (await client.get("/api/models/status/echo")).json() == expected
 
@@ -403,6 +406,15 @@ async def test_d91_d93_status(client: httpx.AsyncClient, worker: EchoWorker, red
         "memory_bytes": 0,
         "in_flight": 0,
     }
+
+
+async def test_d79_the_status_tells_how_popular_a_model_is(
+    client: httpx.AsyncClient, worker: EchoWorker, redis: Redis
+) -> None:
+    # 10 jobs with a half-life of a minute: a job adds 0.693 a minute.
+    await Popularity(Broker(redis), half_life_s=60).add({"echo": 10})
+    status = (await client.get("/api/models/status/echo")).json()
+    assert 6.5 < status["popularity"] <= 6.932
 
 
 async def test_health_without_a_worker(client: httpx.AsyncClient) -> None:

@@ -4,6 +4,7 @@ First the policy by itself, then a worker that serves more models than fit.
 """
 
 import asyncio
+import math
 import re
 import time
 from collections import Counter
@@ -16,6 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
+from shared.fleet.popularity import Popularity
+from shared.fleet.presence import Presence
 from shared.messages import Done, Failed, ModelInfo
 from shared.queue.leases import QueuePolicy
 from shared.settings.settings import SettingsError
@@ -35,9 +38,15 @@ UNKNOWN = Memory(total_bytes=0, used_bytes=0)
 
 
 def resident(
-    name: str, used_s: float, *, size: int = GB, loaded_s: float = 0.0, **more: bool
+    name: str,
+    used_s: float,
+    *,
+    size: int = GB,
+    loaded_s: float = 0.0,
+    popularity: float = 0.0,
+    **more: bool,
 ) -> Resident:
-    return Resident(name, size, loaded_s, used_s, **more)
+    return Resident(name, size, loaded_s, used_s, popularity=popularity, **more)
 
 
 def decide(
@@ -82,6 +91,24 @@ def test_who_has_work_goes_last_and_only_after_its_turn() -> None:
 
     old_busy = resident("a", 9, loaded_s=old_s, is_busy=True)
     assert decide(Budget(2), old_busy, fresh_wanted) == Evict(("a",))
+
+
+def test_of_idle_models_the_least_asked_for_goes() -> None:
+    """D80: models for which jobs wait go last, and of the others the least popular one first."""
+    loved = resident("loved", 1, popularity=9.0)
+    known = resident("known", 3, popularity=2.0)
+    other = resident("other", 2, popularity=2.0)
+    assert decide(Budget(3), loved, known, other) == Evict(("other",))
+    assert decide(Budget(2), loved, known, other) == Evict(("other", "known"))
+
+    wanted = resident("wanted", 1, is_wanted=True)
+    assert decide(Budget(2), loved, wanted) == Evict(("loved",))
+    busy = resident("busy", 1, is_busy=True)
+    assert decide(Budget(2), loved, busy) == Evict(("loved",))
+
+    early = resident("early", 1, is_wanted=True, popularity=9.0)
+    late = resident("late", 2, is_wanted=True)
+    assert decide(Budget(2), early, late) == Evict(("early",)), "they take turns"
 
 
 def test_a_pinned_model_stays() -> None:
@@ -138,6 +165,7 @@ _RESIDENTS = st.lists(
         is_busy=st.booleans(),
         is_wanted=st.booleans(),
         is_leaving=st.booleans(),
+        popularity=st.floats(0, 100),
     ),
     max_size=6,
     unique_by=lambda resident: resident.id,
@@ -221,12 +249,24 @@ def info_of(name: str) -> ModelInfo:
 
 @asynccontextmanager
 async def serving(
-    redis: Redis, shelf: Shelf, loaded: str, unloaded: list[str], *, max_models: int
+    redis: Redis,
+    shelf: Shelf,
+    loaded: str,
+    unloaded: list[str],
+    *,
+    max_models: int,
+    num_preloaded: int = 0,
 ) -> AsyncIterator[WorkerService]:
     """Run a worker that starts with one model loaded and loads the others for work that waits."""
     terms = QueuePolicy(lease_s=10, result_ttl_s=60)
     budget = Budget(max_models)
-    worker = WorkerService(Desk(redis).broker, terms, drain_timeout_s=1, budget=budget)
+    worker = WorkerService(
+        Desk(redis).broker,
+        terms,
+        drain_timeout_s=1,
+        budget=budget,
+        num_preloaded=num_preloaded,
+    )
     worker.unloaded = [shelf.unloaded(name) for name in unloaded]
     stop = asyncio.Event()
     running = asyncio.create_task(worker.run(lambda: [shelf.load(loaded)], stop))
@@ -325,6 +365,61 @@ async def test_a_poisoned_model_harms_nobody_else(
 
         [always] = await Desk(redis, "always").submit(task("abc"))
         assert isinstance(await end_of(redis, always), Done)
+
+
+async def test_the_models_asked_for_most_are_there_before_they_are_asked_for(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D79: a worker that starts again loads them, as many as are set, and while there is room."""
+    monkeypatch.setattr("worker.host.known_models.LOOK_S", 0.02)
+    names = [f"m{number}" for number in range(4)]
+    async with serving(redis, Shelf(), "always", names, max_models=5):
+        for name, times in {"m1": 2, "m2": 4, "m3": 3, "always": 5}.items():
+            jobs = await Desk(redis, name).submit(*[task("abc")] * times)
+            for job in jobs:
+                assert isinstance(await end_of(redis, job), Done)
+        await until(lambda: is_counted(redis, 14), "all jobs were counted")
+
+    shelf = Shelf()
+    async with serving(redis, shelf, "always", names, max_models=5, num_preloaded=3) as worker:
+        await until(lambda: num_loaded(worker) == 3, "the three are in memory")
+        await asyncio.sleep(0.2)
+        assert shelf.loads == {"always": 1, "m2": 1, "m3": 1}
+        assert num_evictions(worker) == 0
+
+    shelf = Shelf()
+    shelf.poisoned.add("m2")
+    async with serving(redis, shelf, "m0", names[1:], max_models=2, num_preloaded=4) as worker:
+        await until(lambda: num_loaded(worker) == 2, "there is no more room")
+        await asyncio.sleep(0.2)
+        assert shelf.loads == {"m0": 1, "m2": 1, "m3": 1}, "no model makes room for one"
+        assert num_evictions(worker) == 0
+
+
+async def is_counted(redis: Redis, num_jobs: int) -> bool:
+    """Return whether so many jobs were added to the popularity of models."""
+    rates = await Popularity(Desk(redis).broker, 600.0).per_minute()
+    return sum(rates.values()) > 0.99 * num_jobs * 60 * math.log(2) / 600
+
+
+async def test_a_model_that_was_put_away_is_loaded_only_for_work(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An order to unload a model is not undone by loading it ahead."""
+    monkeypatch.setattr("worker.host.known_models.LOOK_S", 0.02)
+    shelf = Shelf()
+    async with serving(redis, shelf, "always", ["m0"], max_models=2, num_preloaded=2) as worker:
+        [job] = await Desk(redis, "m0").submit(task("abc"))
+        assert isinstance(await end_of(redis, job), Done)
+        await until(lambda: is_counted(redis, 1), "it is popular")
+        await Presence(redis).order_unload("m0")
+        await until(lambda: worker.models["m0"].residence == "unloaded", "it has gone")
+        await asyncio.sleep(0.3)
+        assert shelf.loads["m0"] == 1
+
+        [job] = await Desk(redis, "m0").submit(task("abc"))
+        assert isinstance(await end_of(redis, job), Done)
+        assert shelf.loads["m0"] == 2
 
 
 async def test_many_known_models_cost_an_idle_worker_nearly_nothing(redis: Redis) -> None:

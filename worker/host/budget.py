@@ -16,7 +16,8 @@ class Resident:
     """A model in memory. It is busy while it has jobs in hand, and wanted while others wait for it.
 
     `loaded_s` is the time when it was loaded, and `used_s` the time when its last job ended. Both
-    are seconds of one clock. A model that `is_leaving` takes no more jobs.
+    are seconds of one clock. `popularity` is that of `shared.fleet.popularity`. A model that
+    `is_leaving` takes no more jobs.
     """
 
     id: str
@@ -27,6 +28,7 @@ class Resident:
     is_busy: bool = False
     is_wanted: bool = False
     is_leaving: bool = False
+    popularity: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -152,9 +154,16 @@ def _may_go(resident: Resident, now_s: float) -> bool:
     return now_s - resident.loaded_s >= TURN_S
 
 
-def _order_of_leaving(resident: Resident) -> tuple[bool, bool, float]:
-    """Return the sort key of eviction: models without work first, then those used longest ago."""
-    return resident.is_wanted, resident.is_busy, resident.used_s
+def _order_of_leaving(resident: Resident) -> tuple[bool, bool, float, float]:
+    """Return the sort key of eviction: models without work first, the least asked for before others.
+
+    Of equal ones, and of those with work, the one that was used longest ago comes first.
+    """
+    popularity = resident.popularity
+    # Models that all have work take turns, whatever they are asked for else.
+    if resident.is_wanted or resident.is_busy:
+        popularity = 0.0
+    return resident.is_wanted, resident.is_busy, popularity, resident.used_s
 
 
 def _frees(residents: Sequence[Resident], count: int, num_bytes: int) -> bool:

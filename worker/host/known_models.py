@@ -30,7 +30,7 @@ from shared.settings.models import ModelEntry
 from shared.settings.settings import SettingsError
 from shared.telemetry.logging_setup import fields
 from worker.hardware.device import give_back_memory
-from worker.host.budget import Budget, Evict, Load, Memory, Refuse, Resident
+from worker.host.budget import Budget, Evict, Load, Memory, Refuse, Resident, Verdict
 from worker.host.job_span import begin
 from worker.host.loading import LoadedModel, UnloadedModel
 from worker.host.model_host import HostContext, ModelHost, rest_all
@@ -63,8 +63,9 @@ class KnownModel:
 
     The model takes `num_bytes` of memory, as far as is known. `order` is the number of the last
     order to unload it, and `obeyed` that of the last one carried out, 0 before any. `load_order` is
-    the number of an order to load it that was not tried yet. `entry` is that of a model of the
-    catalogue, None for a model of the worker's own settings.
+    the number of an order to load it that was not tried yet. A model that `is_put_away` was
+    unloaded by an order, and is loaded only for work. `entry` is that of a model of the catalogue,
+    None for a model of the worker's own settings.
 
     `able_others` are the other workers that could serve the model when this was last checked, at
     `able_at_s`.
@@ -91,6 +92,7 @@ class KnownModel:
     is_pinned: bool = False
     is_removed: bool = False
     load_order: int = 0
+    is_put_away: bool = False
 
     @property
     def must_go(self) -> bool:
@@ -125,6 +127,9 @@ class KnownModels:
     `survey` describes a model of the catalogue by its files. It raises SettingsError where they
     cannot be read. `memory` returns the memory in use. `on_loaded` is called for each model that
     has been loaded, so that it is served. `num_evicted` counts models that had to make room.
+
+    While the worker has nothing to do, the `num_preloaded` models that are asked for most are
+    loaded where there is room.
     """
 
     def __init__(
@@ -133,12 +138,14 @@ class KnownModels:
         models: Sequence[LoadedModel | UnloadedModel],
         budget: Budget,
         *,
+        num_preloaded: int,
         survey: Callable[[ModelEntry], UnloadedModel],
         memory: Callable[[], Memory],
         on_loaded: Callable[[KnownModel], None],
     ) -> None:
         self._context = context
         self._budget = budget
+        self._num_preloaded = num_preloaded
         self._survey = survey
         self._memory = memory
         self._on_loaded = on_loaded
@@ -164,6 +171,7 @@ class KnownModels:
         known.residence = "unloading"
         await known.host.end_jobs()
         await self._free(known)
+        known.is_put_away = order != known.obeyed
         known.obeyed = order
         await self._context.announce()
 
@@ -185,6 +193,7 @@ class KnownModels:
                 # After an order to unload, a model that could not be loaded is tried again only for
                 # new work.
                 known.obeyed = known.order
+                known.is_put_away = True
                 known.num_failures = 0
                 await self._context.announce()
         waiting = await self._waiting.among([known.info.id for known in unloaded])
@@ -199,6 +208,26 @@ class KnownModels:
             if fleet is None:
                 fleet = await self._context.presence.fleet()
             await self._look_at(known, fleet, has_work=has_work)
+        if self._num_preloaded and not waiting and not self._context.ledger.claims:
+            await self._preload()
+
+    async def _preload(self) -> None:
+        """Load the first of the models asked for most that is not in memory, where there is room.
+
+        No model makes room for it. Only one is loaded, because work may come meanwhile.
+        """
+        popularity = await self._context.popularity.per_minute()
+        asked_for = [known for known in self.by_id.values() if known.info.id in popularity]
+        asked_for.sort(key=lambda known: popularity[known.info.id], reverse=True)
+        for known in asked_for[: self._num_preloaded]:
+            if known.residence != "unloaded" or known.must_go:
+                continue
+            if known.num_failures or known.is_put_away:
+                continue
+            if isinstance(await self._verdict(known), Load):
+                logger.info("model loaded ahead", extra=fields(model=known.info.id))
+                await self._load(known)
+                return
 
     async def _look_at(self, known: KnownModel, fleet: Fleet, *, has_work: bool) -> None:
         """Load a model that was ordered, that could not be loaded before, or that has work."""
@@ -291,6 +320,7 @@ class KnownModels:
         known.loaded_s = time.monotonic()
         known.used_s = known.loaded_s
         known.num_failures = 0
+        known.is_put_away = False
 
     async def _free(self, known: KnownModel) -> None:
         """Free the memory of a model without jobs in hand."""
@@ -321,14 +351,7 @@ class KnownModels:
 
     async def _load_if_fits(self, known: KnownModel, *, may_evict: bool) -> None:
         """Load a model if there is room. Otherwise evict others first, if it `may_evict`."""
-        residents = await self._residents()
-        verdict = self._budget.room_for(
-            known.info.id,
-            known.num_bytes,
-            residents=residents,
-            memory=self._memory(),
-            now_s=time.monotonic(),
-        )
+        verdict = await self._verdict(known)
         if isinstance(verdict, Load):
             await self._load(known)
         elif isinstance(verdict, Evict) and may_evict:
@@ -342,6 +365,17 @@ class KnownModels:
         elif isinstance(verdict, Refuse):
             known.note_failure(verdict.reason)
 
+    async def _verdict(self, known: KnownModel) -> Verdict:
+        """Return the budget's verdict on a model that is not in memory."""
+        residents = await self._residents()
+        return self._budget.room_for(
+            known.info.id,
+            known.num_bytes,
+            residents=residents,
+            memory=self._memory(),
+            now_s=time.monotonic(),
+        )
+
     async def _wake(self, known: KnownModel) -> None:
         """Ring the bells of a model that must be unloaded, so that its intake stops waiting."""
         # Another worker may hear a bell instead. Then this one's wait ends by its timeout.
@@ -351,7 +385,10 @@ class KnownModels:
     async def _residents(self) -> list[Resident]:
         """Return the models in memory, as the budget sees them."""
         waiting = await self._waiting.among(list(self.by_id))
-        # Only after that call, because a model may be freed during it, and must not be counted.
+        # Those taken a moment ago count, too, or a model just loaded would seem to be unpopular.
+        await self._context.popularity.add(self._context.ledger.count_new())
+        popularity = await self._context.popularity.per_minute()
+        # Only after these calls, because a model may be freed during it, and must not be counted.
         in_hand = self._context.ledger.by_model()
         residents: list[Resident] = []
         for name, known in self.by_id.items():
@@ -367,6 +404,7 @@ class KnownModels:
                     is_busy=bool(in_hand.get(name)),
                     is_wanted=name in waiting,
                     is_leaving=known.must_go,
+                    popularity=popularity.get(name, 0.0),
                 )
             )
         return residents

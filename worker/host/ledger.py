@@ -3,6 +3,7 @@
 The ledger belongs to the event loop.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
@@ -55,6 +56,7 @@ class Ledger:
     def __init__(self, on_closed: Callable[[Claim, bool], None]) -> None:
         self._on_closed = on_closed
         self._entries: dict[str, Entry] = {}
+        self._num_new: Counter[str] = Counter()
 
     @property
     def entries(self) -> Collection[Entry]:
@@ -85,6 +87,17 @@ class Ledger:
         # An earlier take of the job by this same worker has another key. It is stale now, and is
         # closed when its next append is refused.
         self._entries[claim.key] = Entry(claim, claim.last_index, job_span)
+        if claim.epoch == 1:
+            self._num_new[claim.job.model] += 1
+
+    def count_new(self) -> Counter[str]:
+        """Return the jobs that were opened since the last call, by model.
+
+        Jobs that another take had held before are left out.
+        """
+        num_new = self._num_new
+        self._num_new = Counter()
+        return num_new
 
     def note_progress(self, claim: Claim, progress: Progress) -> None:
         """Note the progress that a job had made on another worker."""

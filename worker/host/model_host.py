@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from shared.events.log import LogReader
+from shared.fleet.popularity import Popularity
 from shared.fleet.presence import Presence
 from shared.queue.broker import Broker
 from shared.queue.leases import Claim, QueuePolicy, WorkQueue
@@ -42,6 +43,7 @@ class HostContext:
     policy: QueuePolicy
     worker_id: str
     presence: Presence
+    popularity: Popularity
     reader: LogReader
     ledger: Ledger
     outbox: Outbox

@@ -22,6 +22,7 @@ from redis.exceptions import RedisError
 from shared.artifacts.store import ArtifactStore, BlockingArtifacts
 from shared.events.log import LogReader, LogWriter
 from shared.events.subscriptions import Subscriptions
+from shared.fleet.popularity import Popularity
 from shared.fleet.presence import Presence
 from shared.messages import LoadFailure, ModelInfo, Residence, WorkerState
 from shared.queue import keys
@@ -64,6 +65,9 @@ class WorkerService:
     Files of answers go to `artifacts`. `pool` is a name for people. `on_ready` is called before the
     first job is taken.
 
+    While the worker is idle, it loads the `num_preloaded` models that are asked for most, where
+    there is room. For that a job counts half after `half_life_s`.
+
     The function that loads the models reads `known_models`, which are those of the fleet when the
     worker started. It sets `unloaded`, the models that will be loaded when work waits for them, and
     `obstacles`, the reasons for which models cannot be served here. The obstacles are announced.
@@ -77,6 +81,8 @@ class WorkerService:
         drain_timeout_s: float,
         batch_wait_s: float = 0.0,
         budget: Budget | None = None,
+        num_preloaded: int = 0,
+        half_life_s: float = 600.0,
         survey: Callable[[ModelEntry], UnloadedModel] | None = None,
         artifacts: ArtifactStore | None = None,
         pool: str = "default",
@@ -99,6 +105,8 @@ class WorkerService:
         self._drain_timeout_s = drain_timeout_s
         self._batch_wait_s = batch_wait_s
         self._budget = budget or Budget()
+        self._num_preloaded = num_preloaded
+        self._popularity = Popularity(broker, half_life_s)
         self._survey = survey or _survey_none
         self._state: WorkerState = "loading"
         self.obstacles: dict[str, str] = {}
@@ -199,6 +207,7 @@ class WorkerService:
             self._policy,
             worker_id=self.worker_id,
             presence=self._presence,
+            popularity=self._popularity,
             reader=self.reader,
             ledger=self.ledger,
             outbox=self.outbox,
@@ -216,6 +225,7 @@ class WorkerService:
             context,
             [*models, *self.unloaded],
             self._budget,
+            num_preloaded=self._num_preloaded,
             survey=self._survey,
             memory=_memory,
             on_loaded=self._serve_model,
@@ -455,6 +465,7 @@ class WorkerService:
             failures=failures,
         )
         self._obey(await self._presence.announce(worker))
+        await self._popularity.add(self.ledger.count_new())
 
     def _obey(self, orders: dict[str, int]) -> None:
         """Note orders to unload models. `orders` are the numbers of the last orders, by model."""

@@ -38,6 +38,9 @@
 -- unconfirmed  zset   requests that were let in and are not known to be queued, by when they were let in
 -- entrants     hash   the tenant and jobs of each of those
 --
+-- Under the hash tag `{presence}` a script writes only
+-- popularity   hash   how much each model is asked for
+--
 -- Under the hash tag `{artifacts}` lie the records of artifacts, and the bytes of small ones:
 -- artifact:ID  hash   tenant digest media_type name purpose num_bytes charge is_file created_ms
 --                     expires_ms
