@@ -5,9 +5,10 @@ its events again, all at once. Only the first sight of each event counts.
 """
 
 import time
+from collections.abc import Sequence
 
 from api.stream.timings import Timings, timings_of
-from shared.messages import Done, Event, Started, Terminal, Tokens
+from shared.messages import Done, Event, Progress, Started, TaskName, Terminal, Tokens
 from shared.queue.requests import JobTimes
 from shared.telemetry.metrics import Metrics
 
@@ -15,16 +16,20 @@ from shared.telemetry.metrics import Metrics
 class Stopwatch:
     """Measures from its creation on, which is when the request was queued.
 
+    `tasks` are the names of the tasks of its jobs.
     `worker` is the worker that started a job last. `attempts` is how often the job with the most
     starts was started. The first token of an answer that is not streamed is seen up to half a
     second late, together with those that the worker gathered behind it.
     """
 
-    def __init__(self, metrics: Metrics, model: str, num_jobs: int) -> None:
+    def __init__(self, metrics: Metrics, model: str, tasks: Sequence[TaskName]) -> None:
+        num_jobs = len(tasks)
         self.worker: str | None = None
         self.attempts = 0
         self._metrics = metrics
         self._model = model
+        self._tasks = tasks
+        self._has_output = [False] * num_jobs
         self._gaps = metrics.token_gaps(model)
         self._queued_s = time.monotonic()
         self._seen = [0] * num_jobs
@@ -42,6 +47,10 @@ class Stopwatch:
             return
         self._seen[job] = index
         now_s = time.monotonic()
+        if isinstance(event, Tokens | Progress | Done) and not self._has_output[job]:
+            self._has_output[job] = True
+            taken_s = now_s - self._queued_s
+            self._metrics.first_output.labels(self._tasks[job]).observe(taken_s)
         if isinstance(event, Tokens):
             self._tokens(job, now_s, len(event.ids))
         elif isinstance(event, Started):
@@ -82,6 +91,7 @@ class Stopwatch:
         if not is_done:
             return
         self._metrics.job_time.labels(self._model).observe(now_s - self._queued_s)
+        self._metrics.task_time.labels(self._tasks[job]).observe(now_s - self._queued_s)
         first_s = self._first_s[job]
         if first_s is not None:
             self._metrics.decode.labels(self._model).observe(now_s - first_s)

@@ -22,7 +22,7 @@ from shared.errors import (
     ModelNotFound,
     NoWorker,
 )
-from shared.messages import ModelInfo, Task
+from shared.messages import ModelInfo, Task, name_of
 from shared.queue.requests import new_follower_id
 from shared.queue.submission import SubmitRequest
 from shared.telemetry.tracing import Attributes
@@ -100,7 +100,7 @@ async def _submit(
         deadline_s=submit_request.deadline_s,
         follower_id=submit_request.follower_id,
         cache="miss" if digest else "",
-        watch=Stopwatch(front.metrics, model.id, len(jobs)),
+        watch=Stopwatch(front.metrics, model.id, [name_of(job.task) for job in jobs]),
         caller=caller,
     )
 

@@ -2,7 +2,7 @@
 
 A process makes its own metrics and passes them down; nothing registers globally. Labels are
 bounded: route templates, announced models and pools, classes, error codes, names of scripts; never
-paths, prompts, tenants or ids. The numbers of a model in a worker are listed in
+paths, prompts, tenants or ids. Tasks are those of the table. The numbers of a model in a worker are listed in
 `shared/telemetry/model_load.py`. `python -m scripts.tools.metrics_page` makes docs/metrics.md from
 both lists.
 """
@@ -222,6 +222,18 @@ class Metrics:
             "model",
             bounds=_LATENCY_BOUNDS_S,
         )
+        self.task_time = sheet.histogram(
+            "aios_task_seconds",
+            "From a job's submission to its end, by its task.",
+            "task",
+            bounds=_LATENCY_BOUNDS_S,
+        )
+        self.first_output = sheet.histogram(
+            "aios_first_output_seconds",
+            "From a job's submission to its first token or progress, else to its result.",
+            "task",
+            bounds=_LATENCY_BOUNDS_S,
+        )
         self._add_aliases(sheet)
 
     def token_gaps(self, model: str) -> BucketHistogram:
@@ -297,6 +309,19 @@ class WorkerMetrics:
         )
         self.evictions = sheet.collected(
             "aios_worker_evictions_total", "counter", "Models that made room for others."
+        )
+        self.loads = sheet.collected(
+            "aios_worker_loads_total",
+            "counter",
+            "Models loaded since the start of the worker, for work, by order or ahead.",
+        )
+        self.models_loaded = sheet.collected(
+            "aios_worker_models_loaded", "gauge", "Models in memory."
+        )
+        self.memory_watermark = sheet.collected(
+            "aios_worker_memory_watermark",
+            "gauge",
+            "Of the memory, what may be used when a model is loaded for work that waits.",
         )
         self.memory_share = sheet.collected(
             "aios_worker_memory_share",

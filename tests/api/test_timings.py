@@ -9,16 +9,19 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
 from api.http.request_state import Usage
 from api.stream.answers import timings_at_end
+from api.stream.stopwatch import Stopwatch
 from api.stream.timings import Timings, timings_of
 from api.submit.request_record import RequestRecord, SubmittedWork
 from shared.events.log import Append
-from shared.messages import Started, Tokens
+from shared.messages import Done, Event, Failed, Progress, Started, Tokens
 from shared.queue import keys
 from shared.queue.requests import JobTimes, Request
+from shared.telemetry.metrics import Metrics
 from tests.fixtures.api.echo_worker import EchoWorker
 from tests.fixtures.api.fronts import in_memory, live
 from tests.fixtures.desk import DONE, Desk
@@ -176,3 +179,36 @@ def _comment(answer: httpx.Response) -> str:
     """Return the timings that a stream has in a comment, as JSON."""
     [comment] = re.findall(r"^: timings (.*)$", answer.text, re.MULTILINE)
     return str(comment)
+
+
+def test_d97_d98_the_times_of_each_task_are_counted() -> None:
+    """A token and a step are a job's first output, and its result where there are none.
+
+    A job that fails has no time, and an event that is seen again counts once.
+    """
+    metrics = Metrics()
+    watch = Stopwatch(metrics, "m", ["generate", "text-to-image", "embed", "embed"])
+    done = Done("stop", 1, 1)
+    failed = Failed("model_failed", "It broke.")
+    progress = Progress(1, 4)
+    started = Started(1, "w", num_prompt_tokens=1)
+    tokens = Tokens((1,), "a")
+    seen: list[tuple[int, int, Event]] = [
+        (0, 1, started),
+        (0, 2, tokens),
+        (0, 2, tokens),
+        (0, 3, tokens),
+    ]
+    seen += [(1, 1, progress), (1, 2, progress), (1, 3, done), (2, 1, done), (3, 1, failed)]
+    for job, index, event in seen:
+        watch.note(job, index, event)
+
+    counts: dict[str, dict[str, float]] = {}
+    for family in text_string_to_metric_families(metrics.render().decode()):
+        for sample in family.samples:
+            if sample.name.endswith("_count") and "task" in sample.labels:
+                counts.setdefault(sample.name, {})[sample.labels["task"]] = sample.value
+    assert counts == {
+        "aios_first_output_seconds_count": {"generate": 1, "text-to-image": 1, "embed": 1},
+        "aios_task_seconds_count": {"text-to-image": 1, "embed": 1},
+    }

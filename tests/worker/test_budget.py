@@ -281,12 +281,17 @@ def num_loaded(worker: WorkerService) -> int:
     return sum(model.host is not None for model in worker.models.values())
 
 
-def num_evictions(worker: WorkerService) -> int:
+def number_of(worker: WorkerService, metric: str) -> float:
+    """Return the value of a metric without labels."""
     metrics = WorkerMetrics()
     worker.tell(metrics)
     text = metrics.render().decode()
-    [count] = re.findall(r"^aios_worker_evictions_total (\d+)", text, re.MULTILINE)
-    return int(count)
+    [value] = re.findall(rf"^{metric} (\S+)", text, re.MULTILINE)
+    return float(value)
+
+
+def num_evictions(worker: WorkerService) -> int:
+    return int(number_of(worker, "aios_worker_evictions_total"))
 
 
 async def test_more_models_than_fit_all_answer(
@@ -311,6 +316,9 @@ async def test_more_models_than_fit_all_answer(
         assert shelf.loads["m0"] == 2, "it had gone, and came back"
         # All that were loaded have gone again, but for the three that are left.
         assert num_evictions(worker) == shelf.loads.total() - 3
+        assert number_of(worker, "aios_worker_loads_total") == shelf.loads.total() - 1
+        assert number_of(worker, "aios_worker_models_loaded") == 3
+        assert number_of(worker, "aios_worker_memory_watermark") == 0.85
 
 
 async def test_a_working_set_that_does_not_fit_takes_turns(

@@ -126,7 +126,8 @@ class KnownModels:
 
     `survey` describes a model of the catalogue by its files. It raises SettingsError where they
     cannot be read. `memory` returns the memory in use. `on_loaded` is called for each model that
-    has been loaded, so that it is served. `num_evicted` counts models that had to make room.
+    has been loaded, so that it is served. `num_evicted` counts models that had to make room, and
+    `num_loads` those that were loaded since the worker started.
 
     While the worker has nothing to do, the `num_preloaded` models that are asked for most are
     loaded where there is room.
@@ -155,6 +156,7 @@ class KnownModels:
         self._listing: Listing | None = None
         self.by_id: dict[str, KnownModel] = {}
         self.num_evicted = 0
+        self.num_loads = 0
         for model in models:
             self.by_id[model.info.id] = self._known(model)
 
@@ -433,6 +435,7 @@ class KnownModels:
         finally:
             done.set()
         self._install(known, model)
+        self.num_loads += 1
         took_s = round(time.monotonic() - begun_s, 1)
         logger.info("model loaded again", extra=fields(model=known.info.id, took_s=took_s))
         self._on_loaded(known)

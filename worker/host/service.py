@@ -129,7 +129,10 @@ class WorkerService:
     def tell(self, metrics: WorkerMetrics) -> None:
         """Connect the metrics to the worker's numbers, which are read at each scrape."""
         self._reporter.tell(metrics, self._broker, self._lag, lambda: self._state)
+        metrics.memory_watermark.read = lambda: {(): self._budget.watermark}
         metrics.evictions.read = lambda: {(): self._known.num_evicted if self._known else 0}
+        metrics.loads.read = lambda: {(): self._known.num_loads if self._known else 0}
+        metrics.models_loaded.read = lambda: {(): self._num_loaded()}
 
     def hangs(self) -> str | None:
         """Return the reason why the worker makes no progress, None while it does.
@@ -196,6 +199,10 @@ class WorkerService:
         if self._known is None:
             return {}
         return self._known.by_id
+
+    def _num_loaded(self) -> int:
+        # A copy, because models may be added and removed during a scrape.
+        return sum(model.host is not None for model in list(self.models.values()))
 
     async def _load(self, load: Callable[[], list[LoadedModel]]) -> None:
         """Load the models that are served from the start."""

@@ -71,6 +71,18 @@ LATENCY = (
     latency("Decode", "aios_decode_seconds", "From the first token to the end."),
     latency("Whole job", "aios_job_seconds", "From a job's submission to its end."),
     Panel(
+        "Tasks",
+        "s",
+        "From a job's submission to its end: 95th percentile by task.",
+        {"{{task}}": percentile_95("aios_task_seconds", "task")},
+    ),
+    Panel(
+        "First output",
+        "s",
+        "From a job's submission to its first token or step, else its result: 95th percentile.",
+        {"{{task}}": percentile_95("aios_first_output_seconds", "task")},
+    ),
+    Panel(
         "Over HTTP",
         "s",
         "Time that callers see, with that of sending bodies: 95th percentile by route.",
@@ -217,6 +229,16 @@ WORKERS = (
         "percentunit",
         "Used share of the memory of a worker's group or machine. It should stay below 85 %.",
         {"{{instance}}": maximum("aios_worker_memory_share", "instance")},
+    ),
+    Panel(
+        "Models in memory",
+        "short",
+        "Models that a worker holds. Those that make room for others often want more memory.",
+        {
+            "{{instance}}": maximum("aios_worker_models_loaded", "instance"),
+            "evictions a minute": per_minute("aios_worker_evictions_total"),
+            "loads a minute": per_minute("aios_worker_loads_total"),
+        },
     ),
     Panel(
         "Memory held",
