@@ -130,8 +130,8 @@ class WorkerService:
         """Connect the metrics to the worker's numbers, which are read at each scrape."""
         self._reporter.tell(metrics, self._broker, self._lag, lambda: self._state)
         metrics.memory_watermark.read = lambda: {(): self._budget.watermark}
-        metrics.evictions.read = lambda: {(): self._known.num_evicted if self._known else 0}
-        metrics.loads.read = lambda: {(): self._known.num_loads if self._known else 0}
+        metrics.evictions.read = lambda: {(): self.num_evicted}
+        metrics.loads.read = lambda: {(): self.num_loads}
         metrics.models_loaded.read = lambda: {(): self._num_loaded()}
 
     def hangs(self) -> str | None:
@@ -203,6 +203,16 @@ class WorkerService:
     def _num_loaded(self) -> int:
         # A copy, because models may be added and removed during a scrape.
         return sum(model.host is not None for model in list(self.models.values()))
+
+    @property
+    def num_evicted(self) -> int:
+        """Return how many models had to make room for others."""
+        return self._known.num_evicted if self._known else 0
+
+    @property
+    def num_loads(self) -> int:
+        """Return how many models were loaded since the worker started."""
+        return self._known.num_loads if self._known else 0
 
     async def _load(self, load: Callable[[], list[LoadedModel]]) -> None:
         """Load the models that are served from the start."""
