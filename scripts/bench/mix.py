@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import os
 import sys
 import time
 from collections import Counter
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 import torch
+import transformers
 
 from scripts.bench.measure import header
 from scripts.cli.embedded_redis import EmbeddedRedis
@@ -263,6 +265,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--at-once", type=int, default=4, help="callers")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
+    # Bars of loading would stand between the lines.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
     print(header(models=len(args.model), most=args.most, seconds=args.seconds), flush=True)
 
     entries = [ModelEntry.model_validate(text) for text in args.model]

@@ -320,6 +320,7 @@ TASKS: dict[TaskName, TaskInfo] = {
         ClassifyVideo,
         Labelled,
         cost=_cost_of_video,
+        modality="video",
         pipeline_tags=("video-classification",),
         heads=("ForVideoClassification",),
     ),
