@@ -148,7 +148,7 @@ def _ask_for_huge_pages(envs: Sequence[dict[str, str]]) -> None:
         env[TUNABLES_ENV] = HUGE_PAGES
 
 
-def _log_placed(shape: Shape, machine: Machine, **more: object) -> None:
+def _log_placed(shape: Shape, machine: Machine, pool: str | None = None) -> None:
     log.info(
         "workers placed",
         extra=fields(
@@ -156,7 +156,7 @@ def _log_placed(shape: Shape, machine: Machine, **more: object) -> None:
             why=shape.why,
             num_cores=machine.num_cores,
             num_gpus=machine.num_gpus,
-            **more,
+            pool=pool,
         ),
     )
 
