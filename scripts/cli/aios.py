@@ -33,7 +33,14 @@ from shared.queue.broker import UNAVAILABLE, open_broker
 from shared.settings.command_line import redis_url, run_role, tell_of_variables
 from shared.settings.layers import env_name
 from shared.settings.paths import check_model_paths, read_text
-from shared.settings.settings import FINISH_S, HAND_OVER_S, SAMPLE_MODEL, Settings, SettingsError
+from shared.settings.settings import (
+    FINISH_S,
+    HAND_OVER_S,
+    SAMPLE_MODEL,
+    Settings,
+    SettingsError,
+    model_entries,
+)
 from shared.supervised import REDIS_ENDS_ENV
 from shared.telemetry.logging_setup import chosen_style, configure_logging, fields
 
@@ -390,14 +397,28 @@ def _example(url: str, key: str, model: ModelInfo | None) -> str:
 
 
 async def _ready_fleet(settings: Settings, host: str) -> Fleet | None:
-    """Return the fleet's workers and models, or None while no worker is ready for new jobs."""
+    """Return the fleet's workers and models, or None while it is not ready for new jobs."""
     if not await _is_ready(host, settings.port):
         return None
     try:
         async with open_broker(redis_url(settings), settings.redis_shards) as broker:
-            return await Presence(broker.client(keys.PRESENCE)).fleet()
+            fleet = await Presence(broker.client(keys.PRESENCE)).fleet()
     except UNAVAILABLE:
         return None
+    return fleet if has_all_models(settings, fleet) else None
+
+
+def has_all_models(settings: Settings, fleet: Fleet) -> bool:
+    """Return whether each model of the settings has a worker, where models are shared out.
+
+    A worker that serves all models is enough for all. Models that require a GPU may have none.
+    """
+    if settings.image_workers is None and settings.audio_workers is None:
+        return True
+    for entry in model_entries(settings):
+        if not entry.gpu_required and not fleet.serves(entry.id):
+            return False
+    return True
 
 
 async def _is_ready(host: str, port: int) -> bool:

@@ -9,12 +9,19 @@ import pytest
 from redis.asyncio import Redis
 
 from scripts.cli import aios
-from scripts.cli.aios import bindable_port, callers_need_key, fleet_roles, main, ready_line
+from scripts.cli.aios import (
+    bindable_port,
+    callers_need_key,
+    fleet_roles,
+    has_all_models,
+    main,
+    ready_line,
+)
 from scripts.cli.embedded_redis import EmbeddedRedis
 from scripts.cli.supervisor import Supervisor
 from shared.access import Grant, Keyring
 from shared.fleet.presence import Fleet
-from shared.messages import ModelInfo, TaskName
+from shared.messages import ModelInfo, TaskName, WorkerInfo
 from shared.queue.broker import Broker
 from shared.settings.command_line import tell_of_variables
 from shared.settings.settings import ModelEntry, Settings, SettingsError, resolve
@@ -140,6 +147,21 @@ def test_the_ready_line_has_what_to_type_next() -> None:
 
     line = ready_line(Settings(host="::", port=1), ready_fleet(), needs_key=False)
     assert line.startswith("ready at http://[::1]:1 ")
+
+
+def test_a_fleet_of_several_pools_is_ready_when_each_model_has_a_worker() -> None:
+    """Else a request that names no model would get that of the pool that is ready first."""
+    served = ready_fleet("generate").models["m"]
+    fleet = Fleet((WorkerInfo("w1", "ready", (served,)),), {"m": served})
+    mine = ModelEntry(id="m", path="echo")
+    other = ModelEntry(id="other", path="echo")
+    on_gpu = other.model_copy(update={"gpu_required": True})
+
+    assert has_all_models(Settings(models=(mine, other)), fleet), "all workers serve all models"
+    assert not has_all_models(Settings(models=(mine, other), image_workers=1), fleet)
+    assert not has_all_models(Settings(models=(mine, other), audio_workers=1), fleet)
+    assert has_all_models(Settings(models=(mine,), image_workers=1), fleet)
+    assert has_all_models(Settings(models=(mine, on_gpu), image_workers=1), fleet)
 
 
 async def test_the_ready_line_says_that_a_key_is_needed_and_never_which() -> None:
