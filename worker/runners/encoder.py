@@ -163,8 +163,8 @@ class EncoderRunner:
             num_unpooled = text.num_unpooled if isinstance(text, EncodedSentence) else 0
             vector = self._sentence.vector(states, num_unpooled)
             # The vector is finished. As the state of every token it is their mean.
-            states = vector.expand(len(text.prompt_ids), -1)
-            results.append(pooled(states, self.spec.name))
+            copies = vector.expand(len(text.prompt_ids), -1)
+            results.append(pooled(copies, self.spec.name))
         return results
 
     def _classify(self, texts: Sequence[Encoded]) -> list[StepResult | FleetError]:
