@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from shared.errors import InvalidRequest
+from tests.fixtures.broken_pictures import chunk, odd_pictures, scans_bomb
 from tests.fixtures.pictures import encoded, picture
-from worker.media.images import FORMATS, decode_image
+from worker.media.images import FORMATS, MAX_SCANS, decode_image
 
 MANY = 10_000_000
 
@@ -130,3 +131,50 @@ def test_too_many_pixels_are_refused_before_they_are_unpacked() -> None:
     with pytest.raises(InvalidRequest, match="at most 5999999 pixels, got 3000 x 2000"):
         decode_image(data, max_pixels=5_999_999)
     assert decode_image(data, max_pixels=6_000_000).size == (3000, 2000)
+
+
+@pytest.mark.parametrize("is_progressive", [True, False])
+def test_a_jpeg_has_a_bounded_number_of_scans(is_progressive: bool) -> None:
+    """Each scan costs a pass over the whole picture, and has ten bytes."""
+
+    def of_scans(count: int) -> bytes:
+        return scans_bomb(count, side=64, is_progressive=is_progressive)
+
+    assert decode_image(of_scans(MAX_SCANS), max_pixels=MANY).size == (64, 64)
+    with pytest.raises(InvalidRequest, match="photo: expected a JPEG of at most 100 scans"):
+        decode_image(of_scans(MAX_SCANS + 1), max_pixels=MANY, field="photo")
+
+
+def test_bytes_behind_a_jpeg_are_no_scans() -> None:
+    """A phone appends the film of a moment. Any bytes may look like the marker of a scan."""
+    film = np.random.default_rng(0).integers(0, 256, 1 << 20, dtype=np.uint8).tobytes()
+    film += b"\xff\xda" * 1000
+    assert pixels(encoded(picture(), "JPEG") + film).shape == (50, 70, 3)
+
+
+def test_a_file_of_many_parts_is_read_unless_they_are_empty() -> None:
+    """A PNG in pieces of 4 KiB, as the smallest that encoders write, has as many as it likes."""
+    noise = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), dtype=np.uint8)
+    whole = encoded(Image.fromarray(noise), compress_level=0)
+    start = whole.index(b"IDAT") - 4
+    packed = b""
+    place = start
+    while whole[place + 4 : place + 8] == b"IDAT":
+        length = int.from_bytes(whole[place : place + 4], "big")
+        packed += whole[place + 8 : place + 8 + length]
+        place += 12 + length
+    pieces = [chunk(b"IDAT", packed[at : at + 4096]) for at in range(0, len(packed), 4096)]
+    assert len(pieces) > 2900
+    assert (pixels(whole[:start] + b"".join(pieces) + whole[place:]) == noise).all()
+
+    empty = [chunk(b"IDAT", b"")] * 100_000
+    with pytest.raises(InvalidRequest, match="too many parts"):
+        pixels(whole[:start] + b"".join(empty + pieces) + whole[place:])
+
+
+def test_what_a_picture_says_beside_its_pixels_goes_no_further() -> None:
+    """Libraries read EXIF again, and would fail on what is broken, or turn the picture again."""
+    for name, data in odd_pictures().items():
+        decoded = decode_image(data, max_pixels=MANY)
+        assert decoded.info == {}, name
+        assert not decoded.getexif(), name

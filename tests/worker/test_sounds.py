@@ -1,11 +1,17 @@
 """Sounds of callers become samples of one channel at the network's rate, or are refused."""
 
 import struct
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from shared.errors import InvalidRequest
+from tests.fixtures.broken_sounds import cover_bomb, slow_mkv, with_cover
+from tests.fixtures.pictures import encoded, picture
 from tests.fixtures.sounds import RATE, Samples, packed, tones, wav
 from worker.media.sound import decode_sound
 
@@ -110,3 +116,37 @@ def test_what_is_no_sound_is_refused(name: str) -> None:
     with pytest.raises(InvalidRequest, match=r"^voice: expected ") as caught:
         decode_sound(BAD[name], rate=RATE, max_seconds=60, field="voice")
     assert caught.value.field == "voice"
+
+
+@contextmanager
+def memory_within(limit: int) -> Iterator[None]:
+    """Fail when the body makes this process larger by more bytes than `limit`, even for a moment."""
+    # Linux forgets the peak when it is told so.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _memory("VmRSS")
+    yield
+    assert _memory("VmHWM") - before < limit
+
+
+def _memory(name: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) << 10
+    raise AssertionError(name)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's memory like this")
+def test_the_picture_in_a_sound_is_not_unpacked() -> None:
+    """FFmpeg opens all streams to learn of them, and the cover of an MP3 is a video to it."""
+    bomb = with_cover(cover_bomb())
+    with memory_within(64 << 20):
+        samples = decoded(bomb)
+    # The same sound with a small cover.
+    assert (samples == decoded(with_cover(encoded(picture())))).all()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's memory like this")
+def test_a_slow_sound_is_refused_before_its_rate_is_converted() -> None:
+    """Of one sample a second thousands are made: 10 KB of these would be 320 MB."""
+    with memory_within(64 << 20), pytest.raises(InvalidRequest, match="at most 60 seconds"):
+        decoded(slow_mkv(5_000))

@@ -13,8 +13,20 @@ from shared.tasks.sound import SoundFormat
 
 MAX_SOUND_BYTES = 256 << 20
 FORMATS = ("wav", "mp3", "flac", "ogg", "aac", "aiff", "mov", "matroska", "webm")
+_DECODERS = (
+    *sorted(name for name in av.codecs_available if name.startswith("pcm_")),
+    *("adpcm_ima_qt", "adpcm_ima_wav", "adpcm_ms", "g722", "gsm", "gsm_ms", "speex"),
+    *("aac", "aac_latm", "ac3", "amrnb", "amrwb", "dca", "eac3", "mp2", "mp3", "opus", "vorbis"),
+    *("mp1float", "mp2float", "mp3float", "libopus", "wmapro", "wmav1", "wmav2"),
+    *("alac", "flac", "truehd", "tta", "wavpack", "wmalossless"),
+)
 # Without a list of formats FFmpeg would read playlists, and open the files and URLs in them.
-_OPTIONS = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "pipe"}
+# Without a list of decoders it would try those of videos, too: it unpacked the cover of an MP3.
+_OPTIONS = {
+    "format_whitelist": ",".join(FORMATS),
+    "protocol_whitelist": "pipe",
+    "codec_whitelist": ",".join(_DECODERS),
+}
 _EXPECTED = "expected a sound (WAV, MP3, FLAC, OGG, AAC, AIFF, M4A, MP4, MKV or WebM)"
 
 MEDIA_TYPES: dict[SoundFormat, str] = {
@@ -37,27 +49,27 @@ _OPUS_RATE = 48_000
 Samples = NDArray[np.float32]
 
 
+class _TooLong(Exception):
+    """A sound has more seconds than are allowed."""
+
+
 def decode_sound(data: bytes, *, rate: int, max_seconds: float, field: str = "audio") -> Samples:
     """Return the samples [n] of the first sound in a file, `rate` a second, from -1 to 1.
 
     Several channels are mixed to one. Raise InvalidRequest, which names `field`, for bytes that are
     no sound or lack one, for more than `max_seconds`, and for samples that are no numbers.
     """
-    pieces: list[Samples] = []
-    num_samples = 0
     try:
-        for piece in _pieces(data, rate):
-            pieces.append(piece)
-            num_samples += len(piece)
-            if num_samples > max_seconds * rate:
-                raise _refusal(field, f"expected at most {max_seconds:g} seconds of sound")
-    except InvalidRequest:
-        raise
+        pieces = list(_pieces(data, rate, max_seconds))
+    except _TooLong:
+        raise _refusal(field, f"expected at most {max_seconds:g} seconds of sound") from None
     except Exception as error:
-        # FFmpeg is foreign code, and PyAV raises all kinds of errors on broken files.
-        raise _refusal(field, f"{_EXPECTED}; this cannot be read: {error}") from error
+        # FFmpeg is foreign code, and PyAV raises all kinds of errors on broken files. FFmpeg's own
+        # words come without the number of the error, and the name of a file.
+        problem = getattr(error, "strerror", None) or error
+        raise _refusal(field, f"{_EXPECTED}; this cannot be read: {problem}") from error
 
-    if not num_samples:
+    if not any(len(piece) for piece in pieces):
         raise _refusal(field, f"{_EXPECTED}; there is none in this file")
     samples = np.concatenate(pieces)
     if not np.isfinite(samples).all():
@@ -65,13 +77,21 @@ def decode_sound(data: bytes, *, rate: int, max_seconds: float, field: str = "au
     return samples
 
 
-def _pieces(data: bytes, rate: int) -> Iterator[Samples]:
-    """Yield the samples of a file's first sound, mixed to one channel, in pieces."""
+def _pieces(data: bytes, rate: int, max_seconds: float) -> Iterator[Samples]:
+    """Yield the samples of a file's first sound, mixed to one channel, in pieces.
+
+    Raise _TooLong as soon as there are more than `max_seconds`.
+    """
+    num_samples = 0
     with av.open(io.BytesIO(data), "r", options=_OPTIONS, metadata_errors="ignore") as container:
         if not container.streams.audio:
             return
         resampler = av.AudioResampler("flt", "mono", rate)
         for frame in container.decode(audio=0):
+            # Before the rate is converted: of one sample a second that makes thousands.
+            num_samples += frame.samples
+            if num_samples > max_seconds * frame.sample_rate:
+                raise _TooLong
             for resampled in resampler.resample(frame):
                 yield resampled.to_ndarray()[0]
         for resampled in resampler.resample(None):
