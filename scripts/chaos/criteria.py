@@ -18,7 +18,7 @@ class ExperimentPlan:
     """The size of an experiment.
 
     `model` is `echo`, rigged so that each step takes `step_s` seconds, or `sample`, an HRM-Text.
-    `every_s` is the interval of faults.
+    `every_s` is the interval of faults. `media` is a folder with models, for the scenario of that name.
     """
 
     model: str = "echo"
@@ -32,6 +32,7 @@ class ExperimentPlan:
     ageing_s: float = 10.0
     submits: int = 10_000
     tries: int = 50
+    media: str = ""
 
 
 @dataclass
