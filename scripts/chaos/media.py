@@ -31,6 +31,7 @@ MODES: tuple[Mode, ...] = ("sse", "sync", "poll")
 STEPS = 60
 """The denoising steps of a picture."""
 
+_FLAG = "--media"
 _DISTINCT = 12
 _RATE = 16_000
 _PNG_HEAD = b"\x89PNG\r\n\x1a\n"
@@ -230,7 +231,7 @@ def worker_flags(folder: Path, lease_s: float) -> list[str]:
 async def media(plan: ExperimentPlan) -> ScenarioResult:
     """Kill a worker at regular intervals, while clients stream, wait and poll."""
     if not plan.media:
-        return ScenarioResult("media", {}, ["--media names no folder with models"])
+        return ScenarioResult("media", {}, [f"{_FLAG} names no folder with models"])
     flags = worker_flags(Path(plan.media), plan.lease_s)
     async with fleet(plan.workers, 1, worker_flags=flags) as running:
         client = MediaClient(running.fronts[0].url)

@@ -36,7 +36,7 @@ class _LimitedFile(io.BytesIO):
     """A file that can be read so many times, by its size. Then `read` raises ValueError.
 
     Decoders read the parts of a file one by one. With 64 MiB of empty ones they would be busy for
-    half a minute, and fill gigabytes.
+    twenty seconds, and fill gigabytes.
     """
 
     def __init__(self, data: bytes) -> None:
