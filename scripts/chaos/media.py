@@ -28,7 +28,7 @@ from worker.media.sound import encode_sound
 
 TASKS = ("image-classification", "automatic-speech-recognition", "text-to-image")
 MODES: tuple[Mode, ...] = ("sse", "sync", "poll")
-STEPS = 60
+STEPS = 90
 """The denoising steps of a picture."""
 
 _FLAG = "--media"
@@ -101,10 +101,8 @@ class MediaClient:
                 return await self._streamed(answer, body, headers)
             case "poll":
                 headers["Prefer"] = "respond-async"
-                asked = _checked(
-                    await self._http.post("/api/inference", json=body, headers=headers), 202
-                )
-                return await self._polled(asked["id"])
+                asked = await self._http.post("/api/inference", json=body, headers=headers)
+                return await self._polled(_checked(asked)["id"])
             case _:
                 return _checked(await self._http.post("/api/inference", json=body, headers=headers))
 
@@ -149,8 +147,8 @@ class MediaClient:
             await asyncio.sleep(_POLL_S)
 
 
-def _checked(response: httpx.Response, expected: int = 200) -> Any:
-    if response.status_code not in (expected, 201):
+def _checked(response: httpx.Response) -> Any:
+    if not response.is_success:
         raise RuntimeError(f"{response.status_code}: {response.text[:300]}")
     return response.json()
 

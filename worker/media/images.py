@@ -23,7 +23,10 @@ A scan may say in ten bytes that it changes nothing, and the decoder goes throug
 PNG = "image/png"
 
 _SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
-"""The head of a scan: its marker, its length, and the number of colours that it has."""
+"""The head of a scan: its marker, its length, and the number of colours that it has.
+
+The marker alone may also be in the bytes behind a picture, where a phone leaves a film.
+"""
 _LEAST_READS = 20_000
 _BYTES_A_READ = 512
 """A chunk of a PNG takes four reads, and those of encoders have 4 KiB or more."""
