@@ -28,7 +28,7 @@ from worker.media.sound import encode_sound
 
 TASKS = ("image-classification", "automatic-speech-recognition", "text-to-image")
 MODES: tuple[Mode, ...] = ("sse", "sync", "poll")
-STEPS = 90
+STEPS = 60
 """The denoising steps of a picture."""
 
 _FLAG = "--media"

@@ -22,6 +22,7 @@ from scripts.chaos.processes import Fleet, fleet
 from shared.artifacts.store import ArtifactStore
 from shared.messages import Progress
 from shared.queue.broker import Broker
+from shared.tasks.pictures import MakePictures
 from tests.fixtures.chaos.stage import DONE, LEASE_S, until
 from tests.fixtures.tiny_media import write_models
 
@@ -46,9 +47,11 @@ class Askers:
         for number, task in enumerate(TASKS):
             for mode in MODES:
                 request = media_request(number, task, mode)
-                answer = await self.client.ask(replace(request, name=f"alone-{task}-{mode}"))
-                assert not faults_of(answer, answer)
+                answer = MediaAnswer(replace(request, name=f"alone-{task}-{mode}"))
                 self.undisturbed.append(answer)
+        await asyncio.gather(*map(self.client.fill, self.undisturbed))
+        for answer in self.undisturbed:
+            assert faults_of(answer, answer) == []
 
     def ask_again(self, *tasks: str) -> None:
         for alone in self.undisturbed:
@@ -114,9 +117,14 @@ async def check_kills(running: Fleet, askers: Askers) -> None:
     for job in await askers.jobs():
         assert max(steps_of(job)) < STEPS, "it was not killed in the middle"
 
+    second.resume()
+
+    async def is_painting_again() -> bool:
+        return all(job.starts == 2 for job in await askers.jobs())
+
+    await until(is_painting_again, "the second worker has begun all pictures")
     second.proxy.trap(DONE, second.proxy.to_server)
     askers.ask_again(*(task for task in TASKS if task != PAINTING))
-    second.resume()
 
     async def are_ends_held() -> bool:
         jobs = await askers.jobs()
@@ -131,6 +139,8 @@ async def check_kills(running: Fleet, askers: Askers) -> None:
         assert faults_of(answer, alone) == []
     for job in await askers.jobs():
         assert job.was_hit, "the fault hit nothing, so this proved nothing"
+        if isinstance(job.job.task, MakePictures):
+            assert job.starts == 3, "each worker has begun it"
         # A worker begins from the first step again, and is silent up to where the last one was.
         assert steps_of(job) == sorted(set(steps_of(job)))
     assert await violations(running.redis) == []
