@@ -147,19 +147,23 @@ class Callers:
         self._tally = tally
 
     async def run(self, seconds: float, at_once: int) -> None:
-        """Ask for one task after the other, by `at_once` callers, for some seconds."""
+        """Ask for one task after the other, by `at_once` callers, for some seconds.
+
+        However long it takes, each model is asked at least once.
+        """
         ends_s = time.monotonic() + seconds
+        least = -(-len(self._tasks) // at_once)
         callers: list[asyncio.Task[None]] = []
         for number in range(at_once):
             first = number * len(self._tasks) // at_once
-            callers.append(asyncio.create_task(self._call(first, ends_s)))
+            callers.append(asyncio.create_task(self._call(first, ends_s, least)))
         await asyncio.gather(*callers)
         await self._subscriptions.close()
 
-    async def _call(self, first: int, ends_s: float) -> None:
+    async def _call(self, first: int, ends_s: float, least: int) -> None:
         models = list(self._tasks)
         turn = first
-        while time.monotonic() < ends_s:
+        while time.monotonic() < ends_s or turn < first + least:
             model = models[turn % len(models)]
             turn += 1
             asked_s = time.monotonic()

@@ -158,8 +158,8 @@ def phi3() -> PreTrainedModel:
     return Phi3ForCausalLM(config)
 
 
-def load(path: Path, **changes: Any) -> Any:
-    return load_runner("auto", RunnerOptions(path=str(path), max_batch=2, page_size=4, **changes))
+def load(path: Path, kind: str = "auto", **changes: Any) -> Any:
+    return load_runner(kind, RunnerOptions(path=str(path), max_batch=2, page_size=4, **changes))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_what_is_not_covered_is_refused_by_name(build: Build, problem: str, tmp_
     """A mechanism that our attention does not have is refused, never served wrong (DESIGN 5)."""
     write(build, tmp_path)
     with pytest.raises(ModelFormatError, match=problem):
-        load(tmp_path)
+        load(tmp_path, "causal")
 
 
 def test_opt_is_served(tmp_path: Path) -> None:
