@@ -12,7 +12,7 @@ from api.endpoints.form_route import form_fields_of
 from api.endpoints.handler import add_route
 from api.http import document
 from api.http.error_format import PLAIN, ErrorFormat
-from api.http.media_types import JSON, is_form
+from api.http.media_types import is_form, is_json
 
 METRICS = "/metrics"
 _DOCUMENTS = frozenset({"/docs", "/redoc", document.PATH})
@@ -79,8 +79,8 @@ class RouteTable:
             return True
         if path in self.form_paths:
             return is_form(content_type)
-        is_json = content_type.partition(";")[0].strip().lower() == JSON
-        return not is_json and any(path.startswith(prefix) for prefix in self.raw_prefixes)
+        is_raw = any(path.startswith(prefix) for prefix in self.raw_prefixes)
+        return is_raw and not is_json(content_type)
 
     def at(self, path: str) -> list[APIRoute]:
         """Return the routes at this path, of any method, in the order in which they are tried."""

@@ -45,6 +45,12 @@ def is_text(media_type: str) -> bool:
     return _TEXTS.fullmatch(media_type.partition(";")[0]) is not None
 
 
+def is_json(content_type: str) -> bool:
+    """Return whether a body is meant as JSON. curl calls it a form, unless it is told otherwise."""
+    essence = content_type.partition(";")[0].strip().lower()
+    return essence in (JSON, "application/x-www-form-urlencoded")
+
+
 def is_form(content_type: str) -> bool:
     return content_type.partition(";")[0].strip().lower() == FORM
 

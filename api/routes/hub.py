@@ -23,7 +23,7 @@ from api.endpoints.endpoint import Endpoint, Post, TaskPlan
 from api.endpoints.form_route import with_body
 from api.endpoints.shapes import chosen
 from api.http.error_format import API
-from api.http.media_types import JSON, media_type_of
+from api.http.media_types import JSON, is_json, media_type_of
 from api.http.request_state import request_state_of
 from api.routes.inference_tasks import TASKS, model_of
 from api.schemas.fields import refuse
@@ -33,8 +33,9 @@ from api.schemas.inference_response import InferenceResponse
 from api.stream.request_events import Outcome
 from api.submit.limits import Limits
 from api.submit.request_record import SubmittedWork
-from api.submit.stored_inputs import input_label
+from api.submit.stored_inputs import byte_fields, input_label
 from api.submit.uploads import ScannedUpload, admit, keep, pieces_of
+from shared.artifacts.store import DEFAULT_MEDIA_TYPE
 from shared.errors import InvalidRequest
 from shared.messages import Embed, Embedded, ModelInfo
 from shared.tasks.task_table import TASKS as INFOS
@@ -227,27 +228,30 @@ class HubRoute(APIRoute):
             front = front_of(request.app)
             name, _, task = request.path_params["id"].partition(_PIPELINE)
             model = await front.admission.find(name)
-            body = await _body_of(request)
-            question = body.pop("question", None)
-            if question is not None:
-                body["inputs"] = {"image": body.pop("image", None), "question": question}
-            size = (body.get("parameters") or {}).pop("target_size", None)
-            if isinstance(size, dict):
-                body["parameters"] |= size
-            body |= {"model_id": model.id, "task": task or _task_of(model, body)}
-            data = json.dumps(body).encode()
+            content_type = request.headers.get("content-type", DEFAULT_MEDIA_TYPE)
+            if is_json(content_type):
+                body = _in_our_form(await _json_of(request))
+                task = task or _task_of(model, body)
+            else:
+                task = task or _task_of(model, {})
+                _check_takes_bytes(task)
+                media_type = media_type_of(content_type, field="Content-Type")
+                body = {"inputs": await _stored(request, media_type)}
+            data = json.dumps(body | {"model_id": model.id, "task": task}).encode()
             request_state_of(request.scope).body = data
             return await handle(with_body(request, data))
 
         return handle_hub
 
 
-async def _body_of(request: Request) -> dict[str, Any]:
-    """Return a body in JSON, or one with the id of the bytes that came. Raise InvalidRequest."""
-    declared = request.headers.get("content-type", "application/octet-stream")
-    media_type = media_type_of(declared, field="Content-Type")
-    if media_type.partition(";")[0] != JSON:
-        return {"inputs": await _stored(request, media_type)}
+def _check_takes_bytes(task: str) -> None:
+    """Raise InvalidRequest for a task whose input is no picture and no sound."""
+    if task in ENDPOINTS and not byte_fields(ENDPOINTS[task].body):
+        raise InvalidRequest(f"{task} takes a body of Content-Type: {JSON}.", field="Content-Type")
+
+
+async def _json_of(request: Request) -> dict[str, Any]:
+    """Return a body in JSON. Raise InvalidRequest for one that is no object."""
     try:
         body = await request.json()
     except ValueError as error:
@@ -255,6 +259,19 @@ async def _body_of(request: Request) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise InvalidRequest("Expected an object in JSON.")
     return body
+
+
+def _in_our_form(body: dict[str, Any]) -> dict[str, Any]:
+    """Return a body of this API as one of `/api/inference`."""
+    changed = dict(body)
+    if "question" in changed:
+        question = changed.pop("question")
+        changed["inputs"] = {"image": changed.pop("image", None), "question": question}
+    parameters = changed.get("parameters")
+    if isinstance(parameters, dict) and isinstance(parameters.get("target_size"), dict):
+        others = {name: value for name, value in parameters.items() if name != "target_size"}
+        changed["parameters"] = others | parameters["target_size"]
+    return changed
 
 
 async def _stored(request: Request, media_type: str) -> str:

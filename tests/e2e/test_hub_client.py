@@ -195,6 +195,18 @@ def test_what_is_refused(fleet: Serving) -> None:
         assert words in error.value.response.text
     with pytest.raises(HfHubHTTPError, match="expected a picture"):
         client_of(fleet, "pictures").image_classification(b"no picture")
+    plain = {"Content-Type": "text/plain"}
+    answer = httpx.post(f"{fleet.url}/hub/bert", content=b"a [MASK]", headers=KEY | plain)
+    assert answer.status_code == 400, answer.text
+    assert "takes a body of Content-Type: application/json" in answer.text
+    body = {"inputs": "a", "parameters": [1]}
+    assert httpx.post(f"{fleet.url}/hub/bert", json=body, headers=KEY).status_code == 422
+    # As curl sends it with -d alone.
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = httpx.post(
+        f"{fleet.url}/hub/bert", content=b'{"inputs": "a [MASK]"}', headers=KEY | form
+    )
+    assert answer.status_code == 200, answer.text
     url = f"{fleet.url}/hub/pictures"
     for body in (b"{", b"[]"):
         answer = httpx.post(url, content=body, headers=KEY | {"Content-Type": "application/json"})
