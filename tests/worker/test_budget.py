@@ -400,7 +400,9 @@ async def test_the_models_asked_for_most_are_there_before_they_are_asked_for(
     async with serving(redis, shelf, "m0", names[1:], max_models=2, num_preloaded=4) as worker:
         await until(lambda: num_loaded(worker) == 2, "there is no more room")
         await asyncio.sleep(0.2)
-        assert shelf.loads == {"m0": 1, "m2": 1, "m3": 1}, "no model makes room for one"
+        # A model that cannot be loaded may be tried again, but none makes room for another.
+        assert shelf.loads["m2"] >= 1
+        assert (shelf.loads["m0"], shelf.loads["m1"], shelf.loads["m3"]) == (1, 0, 1)
         assert num_evictions(worker) == 0
 
 
