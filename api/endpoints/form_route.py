@@ -6,7 +6,7 @@ their ids, so it knows nothing of forms.
 
 import json
 import typing
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,7 @@ from api.submit.uploads import ScannedUpload, admit, keep, pieces_of
 from shared.artifacts.store import DEFAULT_MEDIA_TYPE, Artifact, Upload
 from shared.errors import InvalidRequest
 
-Handle = Callable[[Request], Awaitable[Response]]
+Handle = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def form_route(fields: FormFields) -> type[APIRoute]:
     """Return the class of a route that takes forms with these fields as well as JSON."""
 
     class FormRoute(APIRoute):
-        def get_route_handler(self) -> Handle:  # type: ignore[override]
+        def get_route_handler(self) -> Handle:
             handle = super().get_route_handler()
 
             async def handle_form(request: Request) -> Response:

@@ -7,7 +7,7 @@ The task is the first that the model serves and that this API knows, or the one 
 
 import base64
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import reduce
 from operator import or_
@@ -20,7 +20,7 @@ from api.access.caller import caller_of
 from api.deps import front_of
 from api.endpoints.dialect import Dialect
 from api.endpoints.endpoint import Endpoint, Post, TaskPlan
-from api.endpoints.form_route import with_body
+from api.endpoints.form_route import Handle, with_body
 from api.endpoints.shapes import chosen
 from api.http.error_format import API
 from api.http.media_types import JSON, is_json, media_type_of
@@ -221,7 +221,7 @@ def _task_of(model: ModelInfo, body: dict[str, Any]) -> str:
 class HubRoute(APIRoute):
     """Puts the model of the path and its task into the body, and a file in the place of bytes."""
 
-    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]
+    def get_route_handler(self) -> Handle:
         handle = super().get_route_handler()
 
         async def handle_hub(request: Request) -> Response:

@@ -44,7 +44,7 @@ _NEUTRAL: dict[str, Sequence[Any]] = {
     "known_speaker_references": [[]],
     "chunking_strategy": ["auto"],
 }
-"""What OpenAI's models can do and these cannot, with the values that ask for nothing."""
+"""Fields for what only OpenAI's models can do, with the values that ask for nothing."""
 
 
 class SpokenRequest(RequestBody):

@@ -35,7 +35,7 @@ _NEUTRAL: dict[str, Sequence[Any]] = {
     "markup": [],
     "input_fidelity": ["low"],
 }
-"""What OpenAI's models can do and these cannot, with the values that ask for nothing."""
+"""Fields for what only OpenAI's models can do, with the values that ask for nothing."""
 _AUTO = "auto"
 _SIZE = re.compile(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")
 

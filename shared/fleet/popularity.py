@@ -1,4 +1,4 @@
-"""How much each model is asked for: jobs a minute, an average in which the past counts ever less.
+"""The popularity of models: jobs a minute, an average in which the past counts ever less.
 
 It is kept in Redis for the whole fleet, so it survives the end of any process. Workers count the
 jobs that they take, and add them now and then.

@@ -16,9 +16,8 @@ from shared.tasks.sound import Speak, SpokenPart, Timestamps, Transcribe, Transc
 from tests.fixtures.one_shots import write_one_shot
 from tests.fixtures.sounds import tones, wav
 from tests.fixtures.worker.fleets import fleet
-from tests.fixtures.worker.unwatched import Unwatched
 from worker.engine.runner import RunnerOptions
-from worker.engine.task_runner import NO_FILES, FilesAtHand, TaskOutput
+from worker.engine.task_runner import NO_FILES, FilesAtHand, TaskOutput, Unwatched
 from worker.media.sound import decode_sound
 from worker.runners.one_shot import OneShotRunner, load
 

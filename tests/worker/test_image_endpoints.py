@@ -14,9 +14,8 @@ from shared.tasks.pictures import ChangePicture, MakePictures
 from tests.fixtures.pictures import encoded, picture
 from tests.fixtures.tiny_diffusion import write_pipeline
 from tests.fixtures.worker.fleets import fleet
-from tests.fixtures.worker.unwatched import Unwatched
 from worker.engine.runner import RunnerOptions
-from worker.engine.task_runner import FilesAtHand, TaskOutput
+from worker.engine.task_runner import FilesAtHand, TaskOutput, Unwatched
 from worker.runners.diffusion import DiffusionRunner, load
 
 PICTURE = encoded(picture(70, 40))

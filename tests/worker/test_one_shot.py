@@ -31,9 +31,8 @@ from tests.fixtures.one_shots import write_one_shot
 from tests.fixtures.pictures import encoded, picture
 from tests.fixtures.sounds import RATE, tones, wav
 from tests.fixtures.worker.fleets import fleet
-from tests.fixtures.worker.unwatched import Unwatched
 from worker.engine.runner import RunnerOptions
-from worker.engine.task_runner import FilesAtHand, TaskOutput
+from worker.engine.task_runner import FilesAtHand, TaskOutput, Unwatched
 from worker.host.loading import warm_up
 from worker.media.sound import decode_sound
 from worker.models.errors import ModelFormatError

@@ -69,9 +69,8 @@ from tests.fixtures.pictures import encoded, picture
 from tests.fixtures.sounds import RATE, tones, wav
 from tests.fixtures.tiny_encoder import TEXTS, word_tokenizer
 from tests.fixtures.worker.fleets import fleet
-from tests.fixtures.worker.unwatched import Unwatched
 from worker.engine.runner import OutOfMemory, RunnerOptions
-from worker.engine.task_runner import FilesAtHand, TaskOutput
+from worker.engine.task_runner import FilesAtHand, TaskOutput, Unwatched
 from worker.host.facts import facts_of
 from worker.host.fingerprint import fingerprint
 from worker.host.loading import warm_up

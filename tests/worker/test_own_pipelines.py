@@ -31,9 +31,8 @@ from tests.fixtures.one_shots import write_one_shot
 from tests.fixtures.pictures import encoded, picture
 from tests.fixtures.sounds import tones
 from tests.fixtures.tiny_encoder import SIZE, TEXTS, word_tokenizer
-from tests.fixtures.worker.unwatched import Unwatched
 from worker.engine.runner import RunnerOptions
-from worker.engine.task_runner import NO_FILES, FilesAtHand, TaskOutput
+from worker.engine.task_runner import NO_FILES, FilesAtHand, TaskOutput, Unwatched
 from worker.host.loading import warm_up
 from worker.media.images import decode_image
 from worker.media.sound import decode_sound, encode_sound
@@ -180,6 +179,14 @@ def test_translations_by_tokens_of_languages(tmp_path: Path) -> None:
     assert results_of(runner, tasks) == expected
     assert len(set(expected)) > 3
 
+    # Without a source it is the tokenizer's own, whatever was translated before.
+    for source in ("deu", "fra"):
+        runner.read(Translate("good day", source, "eng"), FilesAtHand({}))
+        default, named = (
+            runner.read(Translate("good day", one, "deu"), FilesAtHand({})).chunks[0]
+            for one in (None, "eng")
+        )
+        assert default["input_ids"].tolist() == named["input_ids"].tolist()
     with pytest.raises(InvalidRequest, match="translates into several languages"):
         runner.read(Translate("good"), FilesAtHand({}))
     for source, target in (("eng", "klingon"), ("klingon", "eng")):

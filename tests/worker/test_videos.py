@@ -16,9 +16,8 @@ from shared.tasks.vision import ClassifyVideo
 from tests.fixtures.one_shots import write_one_shot
 from tests.fixtures.pictures import encoded, picture
 from tests.fixtures.sounds import tones, wav
-from tests.fixtures.worker.unwatched import Unwatched
 from worker.engine.runner import RunnerOptions
-from worker.engine.task_runner import FilesAtHand, TaskOutput
+from worker.engine.task_runner import FilesAtHand, TaskOutput, Unwatched
 from worker.media.video import decode_video, encode_video
 from worker.runners.one_shot import load
 

@@ -106,6 +106,26 @@ class BatchProgress(Protocol):
         """
 
 
+class Unwatched:
+    """A batch that nobody watches."""
+
+    def heartbeat(self) -> None:
+        return
+
+    def report(
+        self,
+        index: int,
+        done: int,
+        total: int | None = None,
+        note: str = "",
+        preview: bytes = b"",
+    ) -> None:
+        return
+
+    def is_wanted(self, index: int) -> bool:
+        return True
+
+
 class TaskRunner(Protocol):
     """A loaded model whose tasks are done whole.
 

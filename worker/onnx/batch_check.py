@@ -3,32 +3,13 @@
 import numpy as np
 
 from shared.errors import FleetError
+from worker.engine.task_runner import Unwatched
 from worker.models.errors import ModelFormatError
 from worker.onnx.graph import Array, Arrays
 from worker.onnx.one_call import Item, Loaded, OnnxTask
 
 _TOLERANCE = 1e-3
 """The largest difference between an answer in a batch and alone, in parts of the largest number."""
-
-
-class _Unwatched:
-    """A batch that nobody watches."""
-
-    def heartbeat(self) -> None:
-        return
-
-    def report(
-        self,
-        index: int,
-        done: int,
-        total: int | None = None,
-        note: str = "",
-        preview: bytes = b"",
-    ) -> None:
-        return
-
-    def is_wanted(self, index: int) -> bool:
-        return True
 
 
 def check_batch(loaded: Loaded, onnx_task: OnnxTask, trial: Item) -> None:
@@ -44,7 +25,7 @@ def check_batch(loaded: Loaded, onnx_task: OnnxTask, trial: Item) -> None:
     file = loaded.graph.file
     remedy = f"declare `one_by_one: true` in {loaded.graph.declared_in.name}"
     try:
-        together = onnx_task.compute(loaded, items, _Unwatched())
+        together = onnx_task.compute(loaded, items, Unwatched())
     except FleetError as error:
         raise ModelFormatError(f"{file} cannot do two inputs: {error.message} {remedy}.") from error
     for one, other in zip(alone, together, strict=True):
@@ -59,7 +40,7 @@ def check_batch(loaded: Loaded, onnx_task: OnnxTask, trial: Item) -> None:
 
 def _computed(loaded: Loaded, onnx_task: OnnxTask, items: list[Item]) -> list[Arrays | FleetError]:
     try:
-        return onnx_task.compute(loaded, items, _Unwatched())
+        return onnx_task.compute(loaded, items, Unwatched())
     except FleetError as error:
         raise ModelFormatError(f"{loaded.graph.file} does not work: {error.message}") from error
 

@@ -25,7 +25,7 @@ Parameters = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
 
 
 class OwnPipeline:
-    """What runners ask of a pipeline, without what transformers' own do beside.
+    """Base of pipelines: all that runners ask of one, and nothing that transformers' own do beside.
 
     `preprocess` makes tensors of an input, of one row each, `compute` runs the network on rows of
     several inputs, and `postprocess` reads the row of one of them. One with `is_chunked` makes
@@ -76,6 +76,7 @@ class TextWriter(OwnPipeline):
     def __init__(self, **parts: Any) -> None:
         super().__init__(**parts)
         self._lock = Lock()
+        self._own_source = getattr(self.tokenizer, "src_lang", None)
 
     def _sanitize_parameters(
         self,
@@ -91,7 +92,7 @@ class TextWriter(OwnPipeline):
 
     @property
     def is_multilingual(self) -> bool:
-        """Whether tokens of the tokenizer tell the languages of a text and its translation."""
+        """True if tokens of the tokenizer tell the languages of a text and its translation."""
         return hasattr(self.tokenizer, "src_lang")
 
     def preprocess(self, given: str, prefix: str, source: str | None) -> Any:
@@ -99,7 +100,9 @@ class TextWriter(OwnPipeline):
         with self._lock:
             if source is not None:
                 self._token_of(source)
-                self.tokenizer.src_lang = source
+            if self.is_multilingual:
+                # Also without a source: the last text may have had another.
+                self.tokenizer.src_lang = source or self._own_source
             return self.tokenizer(
                 prefix + given,
                 truncation=True,
