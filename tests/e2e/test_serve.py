@@ -175,7 +175,6 @@ def test_openai_client_streams_and_models_are_listed(fleet: Serving) -> None:
     assert whole.text.endswith("x = 3")
     assert whole.finish_reason == "stop"
     assert chunks[-1].choices[0].finish_reason == "stop"
-    assert len(chunks) > 10, "one chunk for each token, or nearly"
 
 
 def text_of(lines: list[str]) -> str:
