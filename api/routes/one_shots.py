@@ -49,6 +49,7 @@ from api.schemas.one_shots import (
     VoiceActivityRequest,
     VoiceActivityResult,
     WrittenResult,
+    ZeroShotDetectionRequest,
     ZeroShotImageRequest,
     ZeroShotRequest,
 )
@@ -80,6 +81,7 @@ from shared.tasks.vision import (
     DepthEstimated,
     DetectedObjects,
     DetectObjects,
+    DetectObjectsAmong,
     EstimateDepth,
     ImageAnswers,
     Segmented,
@@ -131,6 +133,11 @@ def _classify_image_among(body: ZeroShotImageRequest) -> Task:
 
 def _detect(body: DetectionRequest) -> Task:
     return DetectObjects(body.inputs, body.options.threshold)
+
+
+def _detect_among(body: ZeroShotDetectionRequest) -> Task:
+    options = body.options
+    return DetectObjectsAmong(body.inputs, tuple(options.candidate_labels), options.threshold)
 
 
 def _objects(outcome: Outcome) -> DetectionResult:
@@ -383,6 +390,7 @@ ROWS = (
     ),
     OneShotRow("video-classification", VideoClassificationRequest, _classify_video, labels_result),
     OneShotRow("object-detection", DetectionRequest, _detect, _objects),
+    OneShotRow("zero-shot-object-detection", ZeroShotDetectionRequest, _detect_among, _objects),
     OneShotRow("image-segmentation", SegmentationRequest, _segment, _segments),
     OneShotRow("depth-estimation", DepthRequest, _depth, _depths),
     OneShotRow("text-to-speech", SpeechRequest, _speak, _spoken),

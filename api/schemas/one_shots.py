@@ -89,6 +89,24 @@ class DetectionRequest(ImageRequest):
     options: DetectionOptions = options_field(DetectionOptions)
 
 
+class ZeroShotDetectionOptions(Options):
+    candidate_labels: Labels
+    threshold: Threshold = 0.1
+
+
+class ZeroShotDetectionRequest(ImageRequest):
+    model_config = shown(
+        {
+            "task": "zero-shot-object-detection",
+            "inputs": _IMAGE,
+            "model_id": "finder",
+            "options": {"candidate_labels": ["a cat", "a cup"]},
+        }
+    )
+
+    options: ZeroShotDetectionOptions = options_field()
+
+
 class SegmentationOptions(Options):
     threshold: Threshold = 0.9
     mask_threshold: Threshold = 0.5

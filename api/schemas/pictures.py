@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AliasChoices, BaseModel, Field
 
-from api.schemas.fields import AnyText, NonEmpty, Seed, shown
+from api.schemas.fields import AnyText, Seed, shown
 from api.schemas.files import PIXEL, MadeFile
 from api.schemas.inference import InferenceRequest, Options, options_field
 from api.schemas.one_shots import ImageRequest
@@ -63,7 +63,9 @@ class TextToImageRequest(InferenceRequest):
 
 
 class ImageToImageOptions(PictureOptions):
-    prompt: NonEmpty
+    prompt: Annotated[
+        AnyText, Field(description="Models of super-resolution take none, and no other options.")
+    ] = ""
     strength: Strength = 0.8
 
 
@@ -74,10 +76,11 @@ class ImageToImageRequest(ImageRequest):
             "inputs": _IMAGE,
             "model_id": "painter",
             "options": {"prompt": "a red cup", "num_inference_steps": 4, "seed": 7},
-        }
+        },
+        {"task": "image-to-image", "inputs": _IMAGE, "model_id": "upscaler"},
     )
 
-    options: ImageToImageOptions = options_field()
+    options: ImageToImageOptions = options_field(ImageToImageOptions)
 
 
 class PictureBody(BaseModel):

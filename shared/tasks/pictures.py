@@ -28,7 +28,8 @@ class ChangePicture(OtherTask, frozen=True, omit_defaults=True, tag="image-to-im
     """Make `num_images` pictures of a prompt that begin with another picture.
 
     `strength` is the share of the steps that are done, and so of what may change. A `width` or
-    `height` of None is that of the picture.
+    `height` of None is that of the picture. Networks for super-resolution take no prompt, and none
+    of the options.
     """
 
     image: str

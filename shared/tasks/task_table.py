@@ -56,6 +56,7 @@ from shared.tasks.vision import (
     DepthEstimated,
     DetectedObjects,
     DetectObjects,
+    DetectObjectsAmong,
     EstimateDepth,
     ImageAnswers,
     Segmented,
@@ -340,6 +341,14 @@ TASKS: dict[TaskName, TaskInfo] = {
         pipeline_tags=("object-detection",),
         heads=("ForObjectDetection",),
     ),
+    "zero-shot-object-detection": TaskInfo(
+        DetectObjectsAmong,
+        DetectedObjects,
+        cost=_cost_of_image,
+        modality="image",
+        pipeline_tags=("zero-shot-object-detection",),
+        heads=("OwlViTForObjectDetection", "Owlv2ForObjectDetection"),
+    ),
     "image-segmentation": TaskInfo(
         SegmentImage,
         Segmented,
@@ -415,6 +424,7 @@ TASKS: dict[TaskName, TaskInfo] = {
         modality="image",
         repeated=_never,
         pipeline_tags=("image-to-image",),
+        heads=("ForImageSuperResolution",),
     ),
     "echo_task": TaskInfo(EchoTask, EchoedTask, cost=_cost_of_steps),
 }

@@ -61,6 +61,19 @@ class DetectObjects(OtherTask, frozen=True, omit_defaults=True, tag="object-dete
     threshold: float = 0.5
 
 
+class DetectObjectsAmong(
+    OtherTask, frozen=True, omit_defaults=True, tag="zero-shot-object-detection"
+):
+    """Return the objects in a picture that are one of these labels, in words.
+
+    Each label is looked for by itself, and only what is likelier than `threshold` is returned.
+    """
+
+    image: str
+    labels: tuple[str, ...]
+    threshold: float = 0.1
+
+
 class DetectedObject(msgspec.Struct, frozen=True):
     """An object in its box. Coordinates are in pixels, from the top left corner."""
 

@@ -22,6 +22,7 @@ from shared.tasks.vision import (
     DepthEstimated,
     DetectedObjects,
     DetectObjects,
+    DetectObjectsAmong,
     EstimateDepth,
     Segmented,
     SegmentImage,
@@ -205,6 +206,13 @@ ROWS: dict[str, Row] = {
         lambda found: sorted(found, key=lambda one: -one["score"]),
         [],
     ),
+    "zero-shot-object-detection": (
+        lambda image: DetectObjectsAmong(image, LABELS, 0.3),
+        {"candidate_labels": list(LABELS), "threshold": 0.3},
+        objects_of,
+        itself,
+        [],
+    ),
     "image-segmentation": (SegmentImage, {}, segments_of, library_segments, []),
     "depth-estimation": (
         lambda image: EstimateDepth(image, with_map=True),
@@ -254,6 +262,7 @@ OWN = {
     "text-to-speech",
     "time-series-forecasting",
     "video-classification",
+    "image-to-image",
 }
 """Tasks of our own pipelines, which `test_own_pipelines.py` compares with the networks."""
 

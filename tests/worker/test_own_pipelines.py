@@ -1,5 +1,6 @@
 """Our own pipelines answer as direct calls of transformers' networks do."""
 
+import io
 from pathlib import Path
 from typing import Any, get_args
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -21,6 +23,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 
 from shared.errors import InvalidRequest
 from shared.messages import Task
+from shared.tasks.pictures import ChangePicture, Picture, Pictures
 from shared.tasks.runner_options import OneShotOptions
 from shared.tasks.series import Forecast, Forecasted
 from shared.tasks.sound import SoundFormat, Speak, Spoken
@@ -309,6 +312,45 @@ def test_answers_about_pictures(tmp_path: Path) -> None:
         assert [answer.score for answer in result.answers] == pytest.approx(
             [score for _, score in best], rel=1e-3
         )
+
+
+def test_pictures_of_a_higher_resolution(tmp_path: Path) -> None:
+    """As transformers documents it, without the pixels that the processor adds at two sides."""
+    network: Any = write_one_shot("image-to-image", tmp_path)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    runner = make("image-to-image", tmp_path)
+    sides = [(21, 17), (22, 18), (9, 30)]
+    files = {f"p{n}": encoded(picture(*side, seed=n)) for n, side in enumerate(sides)}
+    items = [runner.read(ChangePicture(name, "", 0), FilesAtHand(files)) for name in files]
+    assert runner.group_key(items[0]) == runner.group_key(items[1]) != runner.group_key(items[2])
+
+    for batch in ([0], [1], [2], [0, 1]):
+        outputs = runner.run([items[number] for number in batch], Unwatched())
+        for number, output in zip(batch, outputs, strict=True):
+            width, height = sides[number]
+            given = processor(picture(width, height, seed=number), return_tensors="pt")
+            made = network(**given).reconstruction[0].detach().clamp(0, 1).numpy()
+            expected = (np.moveaxis(made, 0, -1) * 255.0).round()[: 2 * height, : 2 * width]
+            assert isinstance(output, TaskOutput), output
+            assert output.result == Pictures((Picture(0, 2 * width, 2 * height),))
+            pixels = np.asarray(Image.open(io.BytesIO(output.files[0].data)))
+            assert pixels.shape == expected.shape
+            # Where a level lies between two, the last digits of a sum decide.
+            assert np.abs(pixels - expected).max() <= 1
+            assert len(np.unique(pixels)) > 50
+
+
+def test_a_picture_of_a_higher_resolution_has_no_prompt_and_a_limit(tmp_path: Path) -> None:
+    write_one_shot("image-to-image", tmp_path)
+    own = OneShotOptions(task="image-to-image", max_pixels=80 * 60)
+    runner = load(RunnerOptions(str(tmp_path), name="m", own=own))
+    files = FilesAtHand({"full": encoded(picture(40, 30)), "large": encoded(picture(40, 31))})
+    runner.read(ChangePicture("full", "", 0), files)
+    with pytest.raises(InvalidRequest, match="at most 1200 pixels"):
+        runner.read(ChangePicture("large", "", 0), files)
+    for asked in (ChangePicture("full", "a cup", 0), ChangePicture("full", "", 0, num_images=2)):
+        with pytest.raises(InvalidRequest, match="no prompt and no options"):
+            runner.read(asked, files)
 
 
 def test_speech(tmp_path: Path) -> None:

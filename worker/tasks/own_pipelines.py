@@ -5,7 +5,9 @@ from threading import Lock
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
+from transformers.utils.generic import ModelOutput
 
 from shared.errors import InvalidRequest
 from worker.media.sound import Samples
@@ -15,6 +17,7 @@ _MAX_TOKENS = 256
 """The most tokens of an answer, where neither the request nor the network's files say."""
 _MOST_TOKENS = 65_536
 """The most tokens of a text, where no file of the network says: tokenizers then say 10^30."""
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _POSITIONS = "max_position_embeddings"
 _LIBRARY_MAX_LENGTH = 20
 """The limit of a network whose files name none."""
@@ -310,6 +313,86 @@ class ImageQuestionAnswerer(OwnPipeline):
         names = self.model.config.id2label
         found = zip(labels.tolist(), values.tolist(), strict=True)
         return [(names[label], value) for label, value in found]
+
+
+class ObjectFinder(OwnPipeline):
+    """Finds what labels name in a picture (OWL-ViT, OWLv2), all labels in one call.
+
+    A label's scores do not depend on the others.
+    """
+
+    def _sanitize_parameters(self, labels: tuple[str, ...], threshold: float) -> Parameters:
+        return {"labels": labels}, {}, {"labels": labels, "threshold": threshold}
+
+    def preprocess(self, given: Any, labels: tuple[str, ...]) -> dict[str, Tensor]:
+        text = self.tokenizer(
+            list(labels),
+            padding=True,
+            truncation=True,
+            max_length=_window_of(self.tokenizer, self.model.config),
+            return_tensors="pt",
+        )
+        image = self.image_processor(given, return_tensors="pt")
+        return {
+            "pixel_values": image["pixel_values"].to(self.model.dtype),
+            "size": torch.tensor([[given.height, given.width]]),
+            "input_ids": text["input_ids"][None],
+            "attention_mask": text["attention_mask"][None],
+        }
+
+    def compute(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        output = self.model(
+            pixel_values=inputs["pixel_values"],
+            input_ids=inputs["input_ids"].flatten(0, 1),
+            attention_mask=inputs["attention_mask"].flatten(0, 1),
+        )
+        return {
+            "logits": output.logits.float(),
+            "boxes": output.pred_boxes.float(),
+            "size": inputs["size"],
+        }
+
+    def postprocess(
+        self, output: dict[str, Tensor], labels: tuple[str, ...], threshold: float
+    ) -> list[dict[str, Any]]:
+        """Return the objects of each label, with their scores and boxes in pixels."""
+        found = []
+        for number, label in enumerate(labels):
+            of_label = ModelOutput(
+                logits=output["logits"][..., number : number + 1], pred_boxes=output["boxes"]
+            )
+            [objects] = self.image_processor.post_process_object_detection(
+                of_label, threshold=threshold, target_sizes=output["size"]
+            )
+            for score, corners in zip(objects["scores"], objects["boxes"], strict=True):
+                box = dict(zip(_CORNERS, corners.int().tolist(), strict=True))
+                found.append({"label": label, "score": score.item(), "box": box})
+        return found
+
+
+class Upscaler(OwnPipeline):
+    """Makes a picture of more pixels (Swin2SR)."""
+
+    def _sanitize_parameters(self) -> Parameters:
+        return {}, {}, {}
+
+    def preprocess(self, given: Any) -> dict[str, Tensor]:
+        inputs = self.image_processor(given, return_tensors="pt")
+        return {
+            "pixel_values": inputs["pixel_values"].to(self.model.dtype),
+            "size": torch.tensor([[given.height, given.width]]),
+        }
+
+    def compute(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        output = self.model(inputs["pixel_values"])
+        return {"pixels": output.reconstruction.float(), "size": inputs["size"]}
+
+    def postprocess(self, output: dict[str, Tensor]) -> Image.Image:
+        height, width = (output["size"][0] * self.model.config.upscale).tolist()
+        # The processor adds pixels at the right and at the bottom.
+        pixels = output["pixels"][0, :, :height, :width].clamp(0, 1)
+        levels = (pixels * 255).round().to(torch.uint8)
+        return Image.fromarray(levels.permute(1, 2, 0).numpy())
 
 
 def _num_positions(config: Any) -> int:

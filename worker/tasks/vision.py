@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from shared.errors import InvalidRequest
+from shared.tasks.pictures import ChangePicture, Picture, Pictures
 from shared.tasks.vision import (
     AnswerAboutImage,
     ClassifyImage,
@@ -14,6 +16,7 @@ from shared.tasks.vision import (
     DetectedObject,
     DetectedObjects,
     DetectObjects,
+    DetectObjectsAmong,
     EstimateDepth,
     ImageAnswer,
     ImageAnswers,
@@ -26,13 +29,20 @@ from worker.media.images import MAX_IMAGE_BYTES, PNG, decode_image, png_of
 from worker.media.video import MAX_VIDEO_BYTES, decode_video, encode_video
 from worker.tasks.labels import ALL_LABELS, check_template, labels_output
 from worker.tasks.one_shot import Decoded, Loaded, OneShot, trial_of
-from worker.tasks.own_pipelines import ImageQuestionAnswerer, VideoClassifier
+from worker.tasks.own_pipelines import (
+    ImageQuestionAnswerer,
+    ObjectFinder,
+    Upscaler,
+    VideoClassifier,
+)
 
 ImageTask = (
     AnswerAboutImage
     | ClassifyImage
     | ClassifyImageAmong
+    | ChangePicture
     | DetectObjects
+    | DetectObjectsAmong
     | SegmentImage
     | EstimateDepth
 )
@@ -86,7 +96,27 @@ def _image_answers(
     return TaskOutput(ImageAnswers(tuple(ImageAnswer(text, score) for text, score in found)))
 
 
-def _objects(task: DetectObjects, found: list[dict[str, Any]], seconds: float) -> TaskOutput:
+def _read_low_resolution(task: ChangePicture, files: Files, loaded: Loaded) -> Decoded:
+    """Return a picture to be upscaled. Raise InvalidRequest for options, and if it is too large."""
+    if task != ChangePicture(task.image, "", task.seed):
+        raise InvalidRequest(
+            "This model changes the resolution of a picture: it takes no prompt and no options.",
+            field="options",
+        )
+    factor: int = loaded.pipe.model.config.upscale
+    data = files.read(task.image, max_bytes=MAX_IMAGE_BYTES)
+    # What is made must not have more pixels than what may be given.
+    return Decoded(decode_image(data, max_pixels=loaded.max_pixels // factor**2))
+
+
+def _high_resolution(task: ChangePicture, made: Image.Image, seconds: float) -> TaskOutput:
+    picture = Picture(task.seed, made.width, made.height)
+    return TaskOutput(Pictures((picture,)), (NewFile(png_of(made), PNG, "picture-0.png"),))
+
+
+def _objects(
+    task: DetectObjects | DetectObjectsAmong, found: list[dict[str, Any]], seconds: float
+) -> TaskOutput:
     objects = [DetectedObject(one["label"], one["score"], **one["box"]) for one in found]
     objects.sort(key=lambda one: -one.score)
     return TaskOutput(DetectedObjects(tuple(objects)))
@@ -155,6 +185,25 @@ VISION = {
         options=lambda task, decoded, loaded: {"threshold": task.threshold},
         output=_objects,
         trial=trial_of(DetectObjects, GREY),
+    ),
+    "zero-shot-object-detection": OneShot(
+        parts=("image_processor", "tokenizer"),
+        read=_read,
+        options=lambda task, decoded, loaded: {
+            "labels": task.labels,
+            "threshold": task.threshold,
+        },
+        output=_objects,
+        trial=trial_of(lambda image: DetectObjectsAmong(image, ("a cat", "a cup")), GREY),
+        pipeline=ObjectFinder,
+    ),
+    "image-to-image": OneShot(
+        parts=("image_processor",),
+        read=_read_low_resolution,
+        options=lambda task, decoded, loaded: {},
+        output=_high_resolution,
+        trial=trial_of(lambda image: ChangePicture(image, "", 0), GREY),
+        pipeline=Upscaler,
     ),
     "image-segmentation": OneShot(
         parts=("image_processor",),
