@@ -27,10 +27,13 @@ from api.schemas.one_shots import (
     ImageClassificationRequest,
     ImageQuestionRequest,
     ImageQuestionResult,
+    LineBody,
     ObjectBody,
     QuantileBody,
     QuestionRequest,
     QuestionResult,
+    ReadingRequest,
+    ReadingResult,
     SegmentationRequest,
     SegmentationResult,
     SegmentBody,
@@ -84,6 +87,8 @@ from shared.tasks.vision import (
     DetectObjectsAmong,
     EstimateDepth,
     ImageAnswers,
+    PageText,
+    ReadPicture,
     Segmented,
     SegmentImage,
 )
@@ -146,6 +151,19 @@ def _objects(outcome: Outcome) -> DetectionResult:
         box = Box(xmin=one.xmin, ymin=one.ymin, xmax=one.xmax, ymax=one.ymax)
         objects.append(ObjectBody(label=one.label, score=one.score, box=box))
     return DetectionResult(objects=objects)
+
+
+def _read_picture(body: ReadingRequest) -> Task:
+    return ReadPicture(body.inputs, body.options.threshold)
+
+
+def _page_text(outcome: Outcome) -> ReadingResult:
+    found = outcome.as_a(PageText)
+    lines = []
+    for one in found.lines:
+        corners = [list(corner) for corner in one.corners]
+        lines.append(LineBody(text=one.text, score=one.score, corners=corners))
+    return ReadingResult(text=found.text, lines=lines)
 
 
 def _segment(body: SegmentationRequest) -> Task:
@@ -391,6 +409,7 @@ ROWS = (
     OneShotRow("video-classification", VideoClassificationRequest, _classify_video, labels_result),
     OneShotRow("object-detection", DetectionRequest, _detect, _objects),
     OneShotRow("zero-shot-object-detection", ZeroShotDetectionRequest, _detect_among, _objects),
+    OneShotRow("optical-character-recognition", ReadingRequest, _read_picture, _page_text),
     OneShotRow("image-segmentation", SegmentationRequest, _segment, _segments),
     OneShotRow("depth-estimation", DepthRequest, _depth, _depths),
     OneShotRow("text-to-speech", SpeechRequest, _speak, _spoken),

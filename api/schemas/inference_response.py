@@ -16,6 +16,7 @@ from api.schemas.one_shots import (
     ForecastResult,
     ImageQuestionResult,
     QuestionResult,
+    ReadingResult,
     SegmentationResult,
     SpeechResult,
     TokenClassificationResult,
@@ -32,6 +33,7 @@ Result = (
     | ClassificationResult
     | FeatureResult
     | WrittenResult
+    | ReadingResult
     | QuestionResult
     | ImageQuestionResult
     | SpeechResult

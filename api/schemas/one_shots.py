@@ -107,6 +107,18 @@ class ZeroShotDetectionRequest(ImageRequest):
     options: ZeroShotDetectionOptions = options_field()
 
 
+class ReadingOptions(Options):
+    threshold: Annotated[Threshold, Field(description="Less likely lines are left out.")] = 0.5
+
+
+class ReadingRequest(ImageRequest):
+    model_config = shown(
+        {"task": "optical-character-recognition", "inputs": _IMAGE, "model_id": "page"},
+    )
+
+    options: ReadingOptions = options_field(ReadingOptions)
+
+
 class SegmentationOptions(Options):
     threshold: Threshold = 0.9
     mask_threshold: Threshold = 0.5
@@ -476,6 +488,24 @@ class DetectionResult(BaseModel):
     """The objects, the likeliest first."""
 
     objects: list[ObjectBody]
+
+
+Point = Annotated[list[int], Field(min_length=2, max_length=2, description="x and y, in pixels.")]
+
+
+class LineBody(BaseModel):
+    """A line of text. Its corners follow each other clockwise, the first letter's top first."""
+
+    text: str
+    score: float
+    corners: Annotated[list[Point], Field(min_length=4, max_length=4)]
+
+
+class ReadingResult(BaseModel):
+    """The text of a picture. Lines beside each other share a row of `text`."""
+
+    text: str
+    lines: list[LineBody]
 
 
 class SegmentBody(BaseModel):

@@ -1,7 +1,8 @@
 """Ask the models of config/models.yaml, and print what they answer as the table of docs/tasks.md.
 
-    aios models fetch minilm minilm-sentiment smollm2-135m-instruct whisper-tiny-en efficientnet-lite0 silero-vad
-    python -m scripts.tools.try_models --picture chelsea.png --sound beckett.wav
+    aios models fetch minilm minilm-sentiment smollm2-135m-instruct whisper-tiny-en efficientnet-lite0 silero-vad \\
+        pp-ocr-v6
+    python -m scripts.tools.try_models --picture chelsea.png --page page.png --sound beckett.wav
 
 Each is asked twice. The time is that of the second request, over HTTP.
 """
@@ -44,7 +45,7 @@ class Question:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the machine and the table."""
     args = _arguments(argv)
-    questions = _questions(args.picture, args.sound)
+    questions = _questions(args.picture, args.page, args.sound)
     models = [f"{SAMPLE_MODEL.name}={SAMPLE_MODEL}"]
     for name in dict.fromkeys(question.model for question in questions):
         if name != SAMPLE_MODEL.name:
@@ -71,8 +72,9 @@ def _row(client: httpx.Client, question: Question) -> list[str]:
     return [code(question.task), code(question.model), question.told, text, f"{seconds:.2f}"]
 
 
-def _questions(picture: Path, sound: Path) -> list[Question]:
+def _questions(picture: Path, page: Path, sound: Path) -> list[Question]:
     image = base64.b64encode(picture.read_bytes()).decode()
+    text = base64.b64encode(page.read_bytes()).decode()
     audio = base64.b64encode(sound.read_bytes()).decode()
     return [
         Question(
@@ -101,6 +103,14 @@ def _questions(picture: Path, sound: Path) -> list[Question]:
         ),
         _inference("classify", "minilm-sentiment", "text-classification", _PRAISE, f'"{_PRAISE}"'),
         _inference("image-classification", "efficientnet-lite0", "", image, picture.name),
+        Question(
+            "optical-character-recognition",
+            "pp-ocr-v6",
+            "/api/inference",
+            {"task": "optical-character-recognition", "inputs": text},
+            page.name,
+            lambda answer: " / ".join(answer["result"]["text"].split("\n")),
+        ),
         Question(
             "automatic-speech-recognition",
             "whisper-tiny-en",
@@ -144,6 +154,7 @@ def _parts(answer: Any) -> str:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--picture", type=Path, required=True)
+    parser.add_argument("--page", type=Path, required=True, help="a picture with text in it")
     parser.add_argument("--sound", type=Path, required=True, help="with speech in English")
     return parser.parse_args(argv)
 

@@ -66,6 +66,7 @@ ONNX_TASKS: tuple[TaskName, ...] = (
     "audio-classification",
     "automatic-speech-recognition",
     "voice-activity-detection",
+    "optical-character-recognition",
 )
 """The tasks that the YAML of an ONNX model may declare."""
 

@@ -59,6 +59,8 @@ from shared.tasks.vision import (
     DetectObjectsAmong,
     EstimateDepth,
     ImageAnswers,
+    PageText,
+    ReadPicture,
     Segmented,
     SegmentImage,
 )
@@ -348,6 +350,13 @@ TASKS: dict[TaskName, TaskInfo] = {
         modality="image",
         pipeline_tags=("zero-shot-object-detection",),
         heads=("OwlViTForObjectDetection", "Owlv2ForObjectDetection"),
+    ),
+    "optical-character-recognition": TaskInfo(
+        ReadPicture,
+        PageText,
+        cost=_cost_of_image,
+        modality="image",
+        pipeline_tags=("optical-character-recognition", "ocr"),
     ),
     "image-segmentation": TaskInfo(
         SegmentImage,

@@ -91,6 +91,35 @@ class DetectedObjects(OtherResult, frozen=True, tag="object-detection"):
     objects: tuple[DetectedObject, ...]
 
 
+class ReadPicture(OtherTask, frozen=True, omit_defaults=True, tag="optical-character-recognition"):
+    """Return the text in a picture. Lines that are less likely than `threshold` are left out."""
+
+    image: str
+    threshold: float = 0.5
+
+
+Corner = tuple[int, int]
+"""A place (x, y) in pixels, from the top left corner of a picture."""
+
+
+class TextLine(msgspec.Struct, frozen=True):
+    """A line of text, its likelihood, and its corners from the first one on, clockwise.
+
+    They are those of its box as it is read, which may be turned.
+    """
+
+    text: str
+    score: float
+    corners: tuple[Corner, Corner, Corner, Corner]
+
+
+class PageText(OtherResult, frozen=True, tag="optical-character-recognition"):
+    """The lines of a picture from top to bottom. In `text` those beside each other share a row."""
+
+    text: str
+    lines: tuple[TextLine, ...]
+
+
 class SegmentImage(OtherTask, frozen=True, omit_defaults=True, tag="image-segmentation"):
     """Return which pixels belong to which class or object.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -31,13 +32,16 @@ from transformers import (
 from scripts.cli.fetch import (
     efficientnet_lite,
     gguf_model,
+    onnx_files,
     sentence_directory,
     sentiment_model,
     whisper_model,
 )
 from tests.fixtures.one_shots import write_whisper
+from tests.fixtures.onnx_models import PAGE, letter_finder, letter_reader, save
 from tests.fixtures.tiny_encoder import SHARED
 from tests.fixtures.tiny_encoder import write as write_tiny
+from worker.onnx.declaration import read_declaration
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -465,3 +469,33 @@ def lite_logits(state: dict[str, Tensor], pixels: Tensor) -> Tensor:
             x = x + entered
     x = functional.relu6(norm(convolution(x, "_conv_head"), "_bn1"))
     return functional.linear(x.mean((2, 3)), state["_fc.weight"], state["_fc.bias"])
+
+
+def test_the_characters_of_a_reader_of_lines_stand_in_its_file(tmp_path: Path) -> None:
+    """Some of them end lines elsewhere, and one of them looks like a space."""
+    module = tmp_path / "package" / "module" / "models"
+    module.mkdir(parents=True)
+    save(module, letter_finder(), "a_det_b.onnx")
+    file = save(module, letter_reader(), "a_rec_b.onnx")
+    model = onnx.load(file)
+
+    def write(characters: str) -> None:
+        del model.metadata_props[:]
+        model.metadata_props.add(key="character", value=characters)
+        onnx.save(model, file)
+
+    write("a\n\u2028\n\u3000\n")
+    onnx_files.pp_ocr(tmp_path / "package", tmp_path / "model")
+    names = json.loads((tmp_path / "model" / "characters.json").read_text(encoding="utf-8"))
+    assert names == ["", "a", "\u2028", "\u3000", " "]
+    assert read_declaration(tmp_path / "model" / "model.yaml").task == PAGE
+    for kind, name in (("det", "finder"), ("rec", "reader")):
+        copied = (tmp_path / "model" / f"{name}.onnx").read_bytes()
+        assert copied == (module / f"a_{kind}_b.onnx").read_bytes()
+
+    write("a\nb\n")
+    with pytest.raises(ValueError, match="knows 5 tokens, and names 2"):
+        onnx_files.pp_ocr(tmp_path / "package", tmp_path / "other")
+    file.unlink()
+    with pytest.raises(ValueError, match=r"expected one \*_rec_\*\.onnx, found 0"):
+        onnx_files.pp_ocr(tmp_path / "package", tmp_path / "other")

@@ -24,7 +24,7 @@ from shared.messages import (
 from shared.settings.paths import fetched_models_folder
 from shared.tasks.sound import DetectSpeech, Timestamps, Transcribe, Transcript
 from shared.tasks.vectors import unpack
-from shared.tasks.vision import ClassifyImage
+from shared.tasks.vision import ClassifyImage, PageText, ReadPicture
 from tests.fixtures.samples import PICTURES, SPEECH, sample
 from tests.fixtures.sounds import tones, wav
 from worker.engine.engines import engine_for
@@ -147,3 +147,19 @@ def test_a_cat_is_a_cat_and_a_cup_holds_coffee() -> None:
     assert all("cat" in name for name in names[0]), names[0]
     assert names[1][0] == "espresso"
     assert found[1].labels[0].score > 0.9
+
+
+def test_a_page_is_read_letter_by_letter() -> None:
+    files = {"page": sample(PICTURES, "skimage/data/page.png")}
+    [found] = answers("pp-ocr-v6", [ReadPicture("page")], files)
+    assert isinstance(found, PageText)
+    assert found.text.splitlines() == [
+        "Region-based segmentation",
+        "Let us first determine markers of the coins and the",
+        "background. These markers are pixels that we can label",
+        "unambiguously as either object or background. Here,",
+        "the markers are found at the two extreme parts of the",
+        "histogram of grey values:",
+        "markers = np.zeros_like(coins)",
+    ]
+    assert all(line.score > 0.9 for line in found.lines)

@@ -4,7 +4,7 @@ docs/onnx.md describes the fields, with an example of each task.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -39,6 +39,12 @@ def _as_names(value: Any) -> Any:
     if not is_list or not value:
         raise ValueError("expected a list of texts (quote yes, no and numbers), or a file's name")
     return tuple(value)
+
+
+def _as_file_name(value: str) -> str:
+    if Path(value).name != value:
+        raise ValueError("expected the name of a file in this directory")
+    return value
 
 
 def _as_constants(value: Any) -> Any:
@@ -77,22 +83,16 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
-class PictureInput(Part):
-    """The conversion of a picture to the numbers of an input.
+class PixelInput(Part):
+    """The conversion of pixels to the numbers of an input.
 
     A pixel becomes (value * `scale` - `mean`) / `std`, its value from 0 to 255. A `scale` of None
-    is 1/255, or 1 for an input of whole numbers. A `size` (height, width) or `dtype` of None is the
-    graph's own, and so is a `name` of None, the graph's only input.
+    is 1/255, or 1 for an input of whole numbers. A `dtype` of None is the graph's own, and so is a
+    `name` of None, the graph's only input.
     """
 
     name: Name | None = None
     layout: Literal["NCHW", "NHWC"] = "NCHW"
-    size: tuple[Side, Side] | None = None
-    resize: Literal["stretch", "crop", "letterbox"] = "stretch"
-    resample: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
-    crop_pct: Annotated[float, Field(gt=0, le=1)] = 1.0
-    align: Literal["centre", "corner"] = "centre"
-    border: Annotated[int, Field(ge=0, le=255)] = 0
     colours: Literal["RGB", "BGR", "grey"] = "RGB"
     scale: Number | None = None
     mean: tuple[Number, ...] = (0.0,)
@@ -104,12 +104,63 @@ class PictureInput(Part):
         return 1 if self.colours == "grey" else 3
 
     @model_validator(mode="after")
-    def _fits(self) -> "PictureInput":
+    def _has_channels(self) -> Self:
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (1, self.num_channels):
                 raise ValueError(f"{name}: expected one number, or {self.num_channels}")
+        return self
+
+
+class PictureInput(PixelInput):
+    """The conversion of a picture to an input of one `size` (height, width). None: the graph's."""
+
+    size: tuple[Side, Side] | None = None
+    resize: Literal["stretch", "crop", "letterbox"] = "stretch"
+    resample: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    crop_pct: Annotated[float, Field(gt=0, le=1)] = 1.0
+    align: Literal["centre", "corner"] = "centre"
+    border: Annotated[int, Field(ge=0, le=255)] = 0
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
         if self.resize != "crop" and self.crop_pct != 1:
             raise ValueError("crop_pct: expected none without resize: crop")
+        return self
+
+
+class PageInput(PixelInput):
+    """The conversion of a picture to an input of any size.
+
+    It is scaled in its proportions until the shorter side has at least `shortest` pixels, but the
+    longer one at most `longest`, and then to sides that `multiple` divides.
+    """
+
+    shortest: Side = 736
+    longest: Side = 2048
+    multiple: Annotated[int, Field(ge=1, le=256)] = 32
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if not self.multiple <= self.shortest <= self.longest:
+            raise ValueError("shortest: expected at least `multiple`, and at most `longest`")
+        return self
+
+
+class LineInput(PixelInput):
+    """The conversion of a line of text to an input: `height` pixels high, and as wide as it is.
+
+    What is narrower than `min_width` is filled up at its end with zeros, and what is wider than
+    `max_width` is squeezed.
+    """
+
+    height: Side
+    min_width: Side = 320
+    max_width: Side = 4096
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.min_width > self.max_width:
+            raise ValueError("min_width: expected at most `max_width`")
         return self
 
 
@@ -291,6 +342,11 @@ class Model(Part):
     )
     one_by_one: bool = False
 
+    @property
+    def main_file(self) -> str | None:
+        """The name of the graph's file, None for the only one."""
+        return None
+
 
 class ImageClassifier(Model):
     task: Literal["image-classification"]
@@ -366,6 +422,49 @@ class VoiceDetector(Model):
     output: Output = Output()
 
 
+FileName = Annotated[Name, AfterValidator(_as_file_name)]
+
+
+class LineFinder(Part):
+    """A graph that gives each pixel the probability of text [B, 1, H, W] (differentiable binarization).
+
+    Pixels above `threshold` that touch are the core of a line, if their mean is `box_threshold` or
+    more. Its box is grown at each side by `grow` times its area by its circumference, because the
+    network has learnt to see cores.
+    """
+
+    file: FileName
+    input: PageInput = PageInput()
+    output: Output = Output()
+    threshold: Share = 0.3
+    box_threshold: Share = 0.5
+    grow: Annotated[float, Field(ge=0, le=10)] = 1.6
+    max_lines: Annotated[int, Field(ge=1, le=10_000)] = 1000
+
+
+class LineReader(Part):
+    """A graph that writes a line by CTC. Its outputs are probabilities unless `apply` says more."""
+
+    file: FileName
+    input: LineInput
+    output: TokensOutput = TokensOutput()
+    apply: Apply = "none"
+    vocabulary: Names
+    blank: Annotated[int, Field(ge=0)] = 0
+
+
+class PageReader(Model):
+    """Two graphs that read the text of a picture: one finds lines, the other reads them."""
+
+    task: Literal["optical-character-recognition"]
+    finder: LineFinder
+    reader: LineReader
+
+    @property
+    def main_file(self) -> str:
+        return self.finder.file
+
+
 Declaration = (
     ImageClassifier
     | Detector
@@ -375,6 +474,7 @@ Declaration = (
     | SoundClassifier
     | Transcriber
     | VoiceDetector
+    | PageReader
 )
 _ADAPTER: TypeAdapter[Declaration] = TypeAdapter(
     Annotated[Declaration, Field(discriminator="task")]

@@ -9,7 +9,7 @@ import numpy as np
 from shared.errors import FleetError, WorkerFailed
 from worker.engine.sampler import broken
 from worker.engine.task_runner import BatchProgress, Files, TaskOutput
-from worker.onnx.graph import Array, Arrays, Graph
+from worker.onnx.graph import Array, Arrays, Graph, TensorInfo
 from worker.tasks.one_shot import Trial
 from worker.text.vocabulary import Vocabulary
 
@@ -19,7 +19,8 @@ class Loaded:
     """A graph and its declaration, with what the declaration names, checked against the graph.
 
     `names` are labels or tokens by number. `max_rows` is the most rows of one call, 1 for a graph
-    that takes no more. A graph that takes no texts has no `text`.
+    that takes no more, and `max_lines` that of a second graph, which reads the `lines` that the
+    first one finds. A graph that takes no texts has no `text`.
     """
 
     model: str
@@ -32,6 +33,8 @@ class Loaded:
     max_pixels: int
     max_seconds: float
     text: "TextReader | None" = None
+    lines: "LineGraph | None" = None
+    max_lines: int = 1
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,17 @@ class TextReader:
     vocabulary: Vocabulary
     window: int
     pad_id: int
+
+
+@dataclass(frozen=True)
+class LineGraph:
+    """A graph that reads lines of text, one or many in a call. `names` are its tokens by number."""
+
+    graph: Graph
+    input: TensorInfo
+    output_name: str
+    names: tuple[str, ...]
+    takes_many: bool
 
 
 @dataclass(frozen=True)

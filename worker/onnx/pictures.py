@@ -25,6 +25,7 @@ from worker.onnx.declaration import (
     Detector,
     MaskOutput,
     PictureInput,
+    PixelInput,
     Segmenter,
     wrong,
 )
@@ -137,7 +138,7 @@ def placement_of(image: Image.Image, declared: PictureInput, height: int, width:
     return Placement(image.width, image.height, scaled_width, scaled_height, left, top)
 
 
-def pixels(image: Image.Image, declared: PictureInput, dtype: np.dtype[Any]) -> Array:
+def pixels(image: Image.Image, declared: PixelInput, dtype: np.dtype[Any]) -> Array:
     """Return a placed picture as a row [1, ...] of the network's input."""
     grey = declared.colours == "grey"
     values = np.asarray(image.convert("L") if grey else image, dtype=np.float32)

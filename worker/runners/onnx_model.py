@@ -25,6 +25,7 @@ from worker.onnx.declaration import (
     GRAPHS,
     Declaration,
     Embedder,
+    PageReader,
     TextClassifier,
     Transcriber,
     only_file,
@@ -34,12 +35,13 @@ from worker.onnx.declaration import (
 )
 from worker.onnx.graph import Graph
 from worker.onnx.one_call import Axes, Item, Loaded, OnnxTask
+from worker.onnx.page import PAGES, line_graph_of
 from worker.onnx.pictures import PICTURES
 from worker.onnx.sounds import SOUNDS
 from worker.onnx.texts import TEXTS, reader_of
 from worker.onnx.voice import VOICES
 
-ONNX_TASKS: dict[TaskName, OnnxTask] = {**PICTURES, **TEXTS, **SOUNDS, **VOICES}
+ONNX_TASKS: dict[TaskName, OnnxTask] = {**PICTURES, **PAGES, **TEXTS, **SOUNDS, **VOICES}
 
 
 class OnnxRunner:
@@ -76,14 +78,17 @@ def load(options: RunnerOptions) -> OnnxRunner:
     not fit the graph; it names the field.
     """
     path = directory_of(Path(options.path))
-    file = only_file(path, GRAPHS)
     declared_in = only_file(path, DECLARATIONS)
     if options.quantize != "none":
         raise ModelFormatError(
-            f"{file} is served in the precision that it has: leave quantize out."
+            f"{path} is served in the precision that it has: leave quantize out."
         )
     own = options.declared(MediaOptions)
     declaration = read_declaration(declared_in)
+    if declaration.main_file is None:
+        file = only_file(path, GRAPHS)
+    else:
+        file = path / declaration.main_file
     task = declaration.task
     onnx_task = ONNX_TASKS[task]
 
@@ -97,6 +102,9 @@ def load(options: RunnerOptions) -> OnnxRunner:
     text = None
     if isinstance(declaration, TextClassifier | Embedder):
         text = reader_of(declaration.input, graph, options)
+    lines = None
+    if isinstance(declaration, PageReader):
+        lines = line_graph_of(declaration, declared_in, one_by_one=declaration.one_by_one)
     loaded = Loaded(
         model=options.name,
         graph=graph,
@@ -108,6 +116,8 @@ def load(options: RunnerOptions) -> OnnxRunner:
         max_pixels=own.max_pixels,
         max_seconds=own.max_seconds,
         text=text,
+        lines=lines,
+        max_lines=options.max_batch,
     )
     _check_trial(loaded, onnx_task)
 

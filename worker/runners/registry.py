@@ -171,7 +171,7 @@ def _is_onnx_model(listing: DirectoryListing) -> bool:
     """Return whether there is one ONNX file, and one YAML that declares what it does."""
     suffixes = [PurePath(name).suffix for name in listing.names]
     num_yaml = suffixes.count(".yaml") + suffixes.count(".yml")
-    return suffixes.count(".onnx") == 1 and num_yaml == 1 and ".safetensors" not in suffixes
+    return ".onnx" in suffixes and num_yaml == 1 and ".safetensors" not in suffixes
 
 
 def _is_hugging_face(listing: DirectoryListing) -> bool:

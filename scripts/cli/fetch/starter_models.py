@@ -167,6 +167,23 @@ _MODELS = (
         converter="scripts.cli.fetch.onnx_files:silero_vad",
         needs=("onnxruntime",),
     ),
+    StarterModel(
+        name="pp-ocr-v6",
+        task="optical-character-recognition",
+        title="PP-OCRv6 small, for Chinese, Japanese and languages in Latin letters",
+        licence="Apache-2.0",
+        packages=(
+            Package(
+                "rapidocr",
+                "3.10.0",
+                "2fc34e26cd0f48514804a94f8832283039c7334076bff60768b1fed9ad068050",
+            ),
+        ),
+        download_mb=27,
+        disk_mb=31,
+        converter="scripts.cli.fetch.onnx_files:pp_ocr",
+        needs=("onnxruntime", "cv2"),
+    ),
 )
 
 STARTER_MODELS = {model.name: model for model in _MODELS}
