@@ -32,6 +32,7 @@ from api.routes import (
     home,
     inference,
     jobs,
+    plugins,
     submit,
     unload,
 )
@@ -52,6 +53,7 @@ PARTS = (
     jobs.DIALECT,
     unload.DIALECT,
     catalogue.DIALECT,
+    plugins.DIALECT,
     fleet.DIALECT,
     files.DIALECT,
     artifacts.DIALECT,

@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
+from shared.plugins import PluginError
 from shared.queue.broker import fault_of_url
 from shared.settings.layers import (
     REPEATED,
@@ -68,7 +69,7 @@ def run_role(
     """Parse the flags and call `run(settings)`; for --dry-run call `dry_run(settings)`.
 
     Return the exit status. A SettingsError, from parsing or from the role itself, is one line on
-    stderr and status 2. `defaults` are this command's own, by field name.
+    stderr and status 2, and so is a PluginError. `defaults` are this command's own, by field name.
     """
     resolved = None
     parser = _parser(prog)
@@ -92,7 +93,7 @@ def run_role(
         if dry_run is not None and arguments.dry_run:
             return dry_run(resolved.settings)
         return run(resolved.settings)
-    except SettingsError as error:
+    except (SettingsError, PluginError) as error:
         reason = mask_secrets(_with_origin(str(error), resolved))
         print(f"{prog}: {reason}", file=sys.stderr)
         report_failure(reason)

@@ -1,6 +1,7 @@
 """Models in foreign formats become directories that compute the same."""
 
 import json
+import pickle
 import struct
 import zipfile
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 from transformers import (
@@ -33,6 +35,7 @@ from scripts.cli.fetch import (
     efficientnet_lite,
     gguf_model,
     onnx_files,
+    plugin_models,
     sentence_directory,
     sentiment_model,
     whisper_model,
@@ -499,3 +502,85 @@ def test_the_characters_of_a_reader_of_lines_stand_in_its_file(tmp_path: Path) -
     file.unlink()
     with pytest.raises(ValueError, match=r"expected one \*_rec_\*\.onnx, found 0"):
         onnx_files.pp_ocr(tmp_path / "package", tmp_path / "other")
+
+
+class Lang:
+    """The words of a language, as cn2en has them."""
+
+    def __init__(self, words: list[str]) -> None:
+        self.index2word = dict(enumerate(words))
+
+
+def language(words: list[str]) -> bytes:
+    """Return a pickle of words, whose class is said to be in the main module."""
+    return pickle.dumps(Lang(words), protocol=2).replace(__name__.encode(), b"__main__")
+
+
+def test_a_state_dict_and_its_words_are_taken_out_of_pickles(tmp_path: Path) -> None:
+    folder = tmp_path / "package" / "cn2en"
+    folder.mkdir(parents=True)
+    tensors = {"embedding.weight": torch.randn(3, 4), "gru.bias_hh_l0": torch.randn(12)}
+    out = {"out.weight": torch.randn(2, 4)}
+    state = {"encoder": tensors, "decoder": tensors | out, "loss": 0.5}
+    torch.save(state, folder / "model.pth")
+    (folder / "input_lang.pkl").write_bytes(language(["SOS", "EOS", "\u4f60"]))
+    (folder / "output_lang.pkl").write_bytes(language(["SOS", "EOS"]))
+
+    target = tmp_path / "model"
+    plugin_models.cn2en(tmp_path / "package", target)
+    saved = load_file(target / "model.safetensors")
+    assert saved.keys() == {
+        "read_embedding.weight",
+        "read_gru.bias_hh_l0",
+        "write_embedding.weight",
+        "write_gru.bias_hh_l0",
+        "out.weight",
+    }
+    assert torch.equal(saved["read_embedding.weight"], tensors["embedding.weight"])
+    assert json.loads((target / "source.json").read_text()) == ["SOS", "EOS", "\u4f60"]
+    assert json.loads((target / "target.json").read_text()) == ["SOS", "EOS"]
+
+
+@pytest.mark.parametrize("file", ["model.pth", "input_lang.pkl"])
+def test_a_pickle_with_anything_else_in_it_is_refused_and_not_run(
+    file: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "package" / "cn2en"
+    folder.mkdir(parents=True)
+    torch.save({"encoder": {}, "decoder": {}}, folder / "model.pth")
+    for name in ("input_lang.pkl", "output_lang.pkl"):
+        (folder / name).write_bytes(language(["SOS", "EOS"]))
+
+    class Runs:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "it-ran",))
+
+    harm = Runs()
+    if file == "model.pth":
+        torch.save({"encoder": harm}, folder / file)
+    else:
+        (folder / file).write_bytes(pickle.dumps(harm))
+    with pytest.raises(ValueError, match=r"model\.pth|found pathlib"):
+        plugin_models.cn2en(tmp_path / "package", tmp_path / "model")
+    assert not (tmp_path / "it-ran").exists()
+
+
+def test_weights_for_plugins_are_copied(tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    for folder, names in (
+        ("fracast/weights", ("config.json", "model.safetensors")),
+        ("hibari/assets", ("hibari.onnx",)),
+    ):
+        (package / folder).mkdir(parents=True)
+        for name in names:
+            (package / folder / name).write_text(name)
+    plugin_models.fracast(package, tmp_path / "fracast")
+    assert {file.name for file in (tmp_path / "fracast").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+    }
+    plugin_models.hibari(package, tmp_path / "hibari")
+    assert (tmp_path / "hibari" / "voice.onnx").read_text() == "hibari.onnx"
+    for convert in (plugin_models.fracast, plugin_models.hibari, plugin_models.cn2en):
+        with pytest.raises(ValueError, match="expected "):
+            convert(tmp_path / "nothing", tmp_path / "other")

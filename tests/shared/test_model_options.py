@@ -238,6 +238,7 @@ def test_a_plugins_runner_declares_options(monkeypatch: pytest.MonkeyPatch, tmp_
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: foreign\nVersion: 1.0\n")
     (folder / "entry_points.txt").write_text(FOREIGN_ENTRY_POINTS)
     monkeypatch.syspath_prepend(tmp_path)
+    plugins.plugins.cache_clear()
     plugins.entries.cache_clear()
 
     try:
@@ -257,6 +258,7 @@ def test_a_plugins_runner_declares_options(monkeypatch: pytest.MonkeyPatch, tmp_
         with pytest.raises(PluginError, match=r"aios.runner_options: 'wrong': expected a subclass"):
             runner_table.info_of("wrong")
     finally:
+        plugins.plugins.cache_clear()
         plugins.entries.cache_clear()
 
 

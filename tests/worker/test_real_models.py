@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cn2en_translator.runner import load as cn2en
+from fracast_forecaster.runner import load as fracast
+from hibari_speaker.runner import load as hibari
 
 from shared.messages import (
     Chat,
@@ -22,17 +25,22 @@ from shared.messages import (
     Turn,
 )
 from shared.settings.paths import fetched_models_folder
-from shared.tasks.sound import DetectSpeech, Timestamps, Transcribe, Transcript
+from shared.tasks.series import Forecast, Forecasted
+from shared.tasks.sound import DetectSpeech, Speak, Spoken, Timestamps, Transcribe, Transcript
 from shared.tasks.vectors import unpack
 from shared.tasks.vision import ClassifyImage, PageText, ReadPicture
-from tests.fixtures.samples import PICTURES, SPEECH, sample
+from shared.tasks.writing import Translate, Written
+from tests.fixtures.samples import PICTURES, SERIES, SPEECH, sample
 from tests.fixtures.sounds import tones, wav
-from worker.engine.engines import engine_for
+from worker.engine.engines import AnyRunner, engine_for
 from worker.engine.request import Emission
 from worker.engine.runner import RunnerOptions
 from worker.engine.take import Take
-from worker.engine.task_runner import FilesAtHand
+from worker.engine.task_runner import NO_FILES, FilesAtHand, TaskOutput, Unwatched
 from worker.runners.registry import load_runner
+
+PLUGINS = {"cn2en": cn2en, "fracast": fracast, "hibari": hibari}
+"""The functions that load a model whose runner is one of `plugins/`."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -42,7 +50,8 @@ def answers(name: str, tasks: list[Task], files: Mapping[str, bytes] | None = No
     path = Path(fetched_models_folder()) / name
     if not path.exists():
         pytest.skip(f"`aios models fetch {name}` was not run")
-    runner = load_runner("auto", RunnerOptions(str(path), name=name))
+    options = RunnerOptions(str(path), name=name)
+    runner: AnyRunner = PLUGINS[name](options) if name in PLUGINS else load_runner("auto", options)
     emissions: list[Emission] = []
     at_hand = FilesAtHand(files or {})
     engine = engine_for(runner, emissions.extend, files_of=lambda tenant: at_hand)
@@ -133,6 +142,50 @@ def test_speech_is_found_and_silence_is_not() -> None:
     spoken_s = sum(part.end - part.start for part in found.parts)
     assert 0.5 * found.seconds < spoken_s <= found.seconds
     assert all(part.score > 0.8 for part in found.parts)
+
+
+def test_short_sentences_are_translated() -> None:
+    sentences = {
+        "\u4ed6\u662f\u6211\u7684\u670b\u53cb\u3002": "he's my friend .",
+        "\u5979\u6703\u8aaa\u6cd5\u8a9e\u3002": "she can speak french .",
+        "\u6211\u5011\u660e\u5929\u53bb\u5b78\u6821\u3002": "we go to school tomorrow .",
+    }
+    found = answers("cn2en", [Translate(sentence) for sentence in sentences])
+    assert found == [Written(text) for text in sentences.values()]
+
+
+def test_a_forecast_is_better_than_the_last_year_again() -> None:
+    """Of the carbon dioxide over Mauna Loa, week by week: the last 48."""
+    data = sample(SERIES, "statsmodels/datasets/co2/co2.csv").decode()
+    cells = [line.split(",")[1] for line in data.splitlines()[1:]]
+    values = [float(cell) for cell in cells if cell]
+    past, future = values[:-48], np.array(values[-48:])
+    [found] = answers("fracast", [Forecast(tuple(past), horizon=48)])
+    assert isinstance(found, Forecasted)
+
+    def error(forecast: Any) -> float:
+        return float(np.abs(np.array(forecast) - future).mean())
+
+    assert error(found.values) < 0.5 * error(past[-52:-4])
+    assert error(found.values) < 0.5 * error(past[-1:] * 48)
+    low, high = (np.array(found.quantiles[place].values) for place in (0, -1))
+    assert (low < high).all()
+
+
+def test_what_is_spoken_is_understood() -> None:
+    text = "The quick brown fox jumps over the lazy dog."
+    path = Path(fetched_models_folder()) / "hibari"
+    if not path.exists():
+        pytest.skip("`aios models fetch hibari` was not run")
+    runner = hibari(RunnerOptions(str(path), name="hibari"))
+    [spoken, again] = runner.run([runner.read(Speak(text, 7), NO_FILES)] * 2, Unwatched())
+    assert isinstance(spoken, TaskOutput)
+    assert spoken == again, "equal seeds, equal sounds"
+    assert isinstance(spoken.result, Spoken)
+    assert 2 < spoken.result.seconds < 5
+    [file] = spoken.files
+    [heard] = answers("whisper-tiny-en", [Transcribe("speech")], {"speech": file.data})
+    assert heard.text == text
 
 
 def test_a_cat_is_a_cat_and_a_cup_holds_coffee() -> None:

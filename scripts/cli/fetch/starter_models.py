@@ -184,6 +184,55 @@ _MODELS = (
         converter="scripts.cli.fetch.onnx_files:pp_ocr",
         needs=("onnxruntime", "cv2"),
     ),
+    StarterModel(
+        name="fracast",
+        task="time-series-forecasting",
+        title="Fracast-0, whose runner is a plugin (docs/plugins.md)",
+        licence="Apache-2.0",
+        packages=(
+            Package(
+                "fracast",
+                "0.1.0",
+                "54a2c442ffeb8e1763733d37415326df122e0580640d6c3d02211883429fb892",
+            ),
+        ),
+        download_mb=1,
+        disk_mb=1,
+        converter="scripts.cli.fetch.plugin_models:fracast",
+    ),
+    StarterModel(
+        name="hibari",
+        task="text-to-speech",
+        title="hibari, distilled from Kokoro-82M, whose runner is a plugin (docs/plugins.md)",
+        licence="Apache-2.0",
+        packages=(
+            Package(
+                "hibari-tts",
+                "0.2.1",
+                "49f2abbbe451c988e7448b5afa08c8a56410535ebb855c0e7d174275df5ca1f3",
+            ),
+        ),
+        download_mb=14,
+        disk_mb=8,
+        converter="scripts.cli.fetch.plugin_models:hibari",
+    ),
+    StarterModel(
+        name="cn2en",
+        task="translation",
+        title="cn2en, from Chinese to English, whose runner is a plugin (docs/plugins.md)",
+        licence="MIT",
+        packages=(
+            Package(
+                "cn2en",
+                "0.0.118",
+                "f584f68806bf2deca1a451e67cf41351039831385a3c3602228378dc85eaa194",
+            ),
+        ),
+        download_mb=17,
+        disk_mb=19,
+        converter="scripts.cli.fetch.plugin_models:cn2en",
+        needs=("torch", "safetensors"),
+    ),
 )
 
 STARTER_MODELS = {model.name: model for model in _MODELS}

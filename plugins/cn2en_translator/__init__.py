@@ -1,0 +1,1 @@
+"""Short Chinese sentences in English by cn2en."""

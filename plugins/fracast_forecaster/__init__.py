@@ -1,0 +1,1 @@
+"""Forecasts of series by Fracast-0."""

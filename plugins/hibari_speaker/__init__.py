@@ -1,0 +1,1 @@
+"""Speech in English by hibari."""
