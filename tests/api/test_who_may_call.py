@@ -47,6 +47,7 @@ WHO_MAY_CALL = {
     ("GET", "/model/info"): CALLER,
     ("GET", "/api/models/status"): CALLER,
     ("GET", "/api/models/status/{model_id:path}"): CALLER,
+    ("GET", "/api/plugins"): CALLER,
     ("POST", "/api/models/unload/{model_id:path}"): ADMIN,
     ("POST", "/api/models/add"): ADMIN,
     ("POST", "/api/models/load/{model_id:path}"): ADMIN,
