@@ -35,6 +35,7 @@ from shared.tasks.specs import Embed as Embed
 from shared.tasks.specs import Generate as Generate
 from shared.tasks.specs import Grid as Grid
 from shared.tasks.specs import Halt as Halt
+from shared.tasks.specs import ImagePart as ImagePart
 from shared.tasks.specs import OtherTask as OtherTask
 from shared.tasks.specs import Overflow as Overflow
 from shared.tasks.specs import Prompt as Prompt
@@ -45,6 +46,7 @@ from shared.tasks.specs import Solve as Solve
 from shared.tasks.specs import Task as Task
 from shared.tasks.specs import TaskName as TaskName
 from shared.tasks.specs import Text as Text
+from shared.tasks.specs import TextPart as TextPart
 from shared.tasks.specs import Tokenize as Tokenize
 from shared.tasks.specs import TooLong as TooLong
 from shared.tasks.specs import Turn as Turn

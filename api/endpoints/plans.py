@@ -6,12 +6,12 @@ from typing import Any
 from api.endpoints.endpoint import TaskPlan
 from api.schemas.fields import SampledRequest
 from api.submit.limits import Limits
-from shared.messages import ModelInfo, Text
+from shared.messages import ModelInfo, Prompt
 
 
 def text_plan(
     body: SampledRequest,
-    prompts: Sequence[Text],
+    prompts: Sequence[Prompt],
     default_max_tokens: int,
     model: ModelInfo,
     limits: Limits,

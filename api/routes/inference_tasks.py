@@ -26,6 +26,7 @@ from api.schemas.inference import (
     EchoResult,
     FeatureRequest,
     FeatureResult,
+    ImageTextRequest,
     TaskRequest,
     TextGenerationRequest,
     TextGenerationResult,
@@ -40,11 +41,23 @@ from api.stream.stream_format import EVENTS, NamedEvent
 from api.stream.timings import Timings
 from api.submit.limits import Limits
 from api.submit.request_record import SubmittedWork
-from shared.messages import Classify, Embed, Embedded, ModelInfo, Progress, TaskName
+from shared.messages import (
+    Chat,
+    Classify,
+    Embed,
+    Embedded,
+    ImagePart,
+    ModelInfo,
+    Progress,
+    TaskName,
+    TextPart,
+    Turn,
+)
 from shared.tasks.task_table import TASKS as INFOS
 from shared.tasks.vectors import unpack
 
 Render = Callable[[Sequence[Outcome], Timings | None], BaseModel]
+_PREFIX = "inference/"
 
 
 class InferenceEvents:
@@ -103,8 +116,10 @@ def _endpoint(
     body: type[TaskRequest],
     plan: Callable[[Any, ModelInfo, Limits], TaskPlan],
     result: Callable[[Outcome], Any],
+    name: str = "",
 ) -> Endpoint:
-    name = INFOS[task].pipeline_tags[0]
+    """Return the endpoint of a task, whose `name` is Hugging Face's first one unless it is given."""
+    name = name or INFOS[task].pipeline_tags[0]
 
     def render(work: SubmittedWork, outcomes: Sequence[Outcome]) -> InferenceResponse:
         return InferenceResponse(
@@ -123,7 +138,7 @@ def _endpoint(
         return InferenceEvents(work.id, finish)
 
     return Endpoint(
-        name=f"inference/{name}",
+        name=_PREFIX + name,
         task=task,
         body=body,
         answer=InferenceResponse,
@@ -140,6 +155,12 @@ def _endpoint(
 
 def _generate(body: TextGenerationRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
     return text_plan(body.options, [body.inputs], DEFAULT_MAX_TOKENS, model, limits)
+
+
+def _answer_with_image(body: ImageTextRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
+    parts = (ImagePart(body.inputs.image), TextPart(body.inputs.text))
+    chat = Chat((Turn("user", parts),))
+    return text_plan(body.options, [chat], DEFAULT_MAX_TOKENS, model, limits)
 
 
 def _generated(outcome: Outcome) -> TextGenerationResult:
@@ -190,10 +211,13 @@ _ROWS = (
     _endpoint("generate", TextGenerationRequest, _generate, _generated),
     _endpoint("classify", ClassificationRequest, _classify, labels_result),
     _endpoint("embed", FeatureRequest, _embed, _embedded),
+    _endpoint(
+        "generate", ImageTextRequest, _answer_with_image, _generated, name="image-text-to-text"
+    ),
     *(_endpoint(row.task, row.body, _plan_of(row), row.result) for row in ONE_SHOTS),
 )
-TASKS = {INFOS[endpoint.task].pipeline_tags[0]: endpoint for endpoint in _ROWS}
-"""The endpoints, by Hugging Face's first name of each task."""
+TASKS = {endpoint.name.removeprefix(_PREFIX): endpoint for endpoint in _ROWS}
+"""The endpoints, by Hugging Face's names of their tasks."""
 ENDPOINTS: tuple[Endpoint | ImmediateEndpoint, ...] = (
     *TASKS.values(),
     ImmediateEndpoint(
@@ -213,7 +237,9 @@ BODIES: dict[str, type[Any]] = {_ECHO: EchoRequest}
 for _name, _row in TASKS.items():
     BODIES[_name] = _row.body
     for _tag in INFOS[_row.task].pipeline_tags:
-        _TAGS[_tag] = _name
+        # Dialogues about pictures are texts that are generated, too, and come behind these.
+        _TAGS.setdefault(_tag, _name)
+    _TAGS[_name] = _name
 _TAGS[_ECHO] = _ECHO
 
 

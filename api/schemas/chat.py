@@ -7,13 +7,22 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
-from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    model_validator,
+)
 
 from api.schemas.fields import (
     AnyText,
+    ByteInput,
     MaxTokens,
     RequestBody,
     SampledRequest,
+    is_unicode,
     refuse,
     refuse_unsupported,
     shown,
@@ -22,7 +31,16 @@ from api.schemas.openai import Heading, StreamOptions
 from api.schemas.q_values import QValues, is_absent, q_values_body
 from api.schemas.usage import USAGE, DetailedUsageBody, detailed_usage_body
 from api.stream.request_events import Choice, Outcome, total_usage
-from shared.messages import Chat, Effort, Generate, Sampling, TokenLogprob, Turn
+from shared.messages import (
+    Chat,
+    Effort,
+    Generate,
+    ImagePart,
+    Sampling,
+    TextPart,
+    TokenLogprob,
+    Turn,
+)
 
 MAX_TOP_LOGPROBS = 20
 _NEUTRAL: dict[str, Sequence[Any]] = {
@@ -54,20 +72,54 @@ _QUESTION = {"role": "user", "content": "Compute: 347 + 285"}
 _ANSWER = {"role": "assistant", "content": "+(347+285) 12 13 06\n= 632", "refusal": None}
 
 
-def _as_text(value: Any) -> Any:
-    """Return content that is given in parts as one text. Raise ValueError for other parts."""
+class TextPartBody(BaseModel):
+    type: Literal["text"]
+    text: AnyText
+
+
+class ImageUrl(BaseModel):
+    """A picture: its bytes, since no URL is fetched."""
+
+    url: ByteInput
+
+
+class ImagePartBody(BaseModel):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+_Parts = Annotated[list[TextPartBody | ImagePartBody], Field(min_length=1)]
+
+
+def _as_content(value: Any) -> str | list[TextPartBody | ImagePartBody]:
+    """Return the content of a message. One in parts that are all text is one text.
+
+    Raise ValueError. By hand, because the errors of a union would name the field several times.
+    """
+    if isinstance(value, str):
+        return is_unicode(value)
     if not isinstance(value, list):
-        return value
+        raise ValueError("expected a valid string, or a list of parts")
     if not value:
         raise ValueError("expected a text, or at least one part of type 'text'")
-    for part in value:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise ValueError(
-                "expected parts of type 'text', each with a text; got "
-                f"{kind or type(part).__name__!r}"
-            )
-    return "".join(part["text"] for part in value)
+    parts = [_as_part(part) for part in value]
+    texts = [part.text for part in parts if isinstance(part, TextPartBody)]
+    return "".join(texts) if len(texts) == len(parts) else parts
+
+
+def _as_part(part: Any) -> TextPartBody | ImagePartBody:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        return TextPartBody(type="text", text=is_unicode(part["text"]))
+    if kind == "image_url":
+        picture = part.get("image_url")
+        if isinstance(picture, dict) and isinstance(picture.get("url"), str) and picture["url"]:
+            return ImagePartBody(type="image_url", image_url=ImageUrl(url=picture["url"]))
+        raise ValueError("expected a part of type 'image_url' to have image_url.url, a text")
+    raise ValueError(
+        "expected parts of type 'text', each with a text, or 'image_url'; got "
+        f"{kind or type(part).__name__!r}"
+    )
 
 
 def _as_effort(value: Any) -> Any:
@@ -75,8 +127,10 @@ def _as_effort(value: Any) -> Any:
     return None if value == "none" else value
 
 
-_Parts = Annotated[list[dict[Literal["type", "text"], str]], Field(min_length=1)]
-Content = Annotated[AnyText, BeforeValidator(_as_text, json_schema_input_type=str | _Parts)]
+Content = Annotated[
+    str | list[TextPartBody | ImagePartBody],
+    PlainValidator(_as_content, json_schema_input_type=str | _Parts),
+]
 
 
 class Message(RequestBody):
@@ -89,7 +143,17 @@ class Message(RequestBody):
         return refuse_unsupported(value, _NEUTRAL_IN_MESSAGES)
 
     def turn(self) -> Turn:
-        return Turn("system" if self.role == "developer" else self.role, self.content)
+        role: Literal["system", "user", "assistant"]
+        role = "system" if self.role == "developer" else self.role
+        if isinstance(self.content, str):
+            return Turn(role, self.content)
+        parts: list[TextPart | ImagePart] = []
+        for part in self.content:
+            if isinstance(part, TextPartBody):
+                parts.append(TextPart(part.text))
+            else:
+                parts.append(ImagePart(part.image_url.url))
+        return Turn(role, tuple(parts))
 
 
 class ChatRequest(SampledRequest):

@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from shared.messages import Depth, Effort, Generate, Prompting, Sampling, Text
+from shared.messages import Depth, Effort, Generate, Prompt, Prompting, Sampling
 from shared.tasks.runner_options import CYCLES
 
 MAX_STOPS = 16
@@ -45,15 +45,15 @@ def draw_seed() -> int:
     return seed
 
 
-def _is_unicode(value: str) -> str:
+def is_unicode(value: str) -> str:
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise ValueError("expected Unicode text, got half a surrogate pair")
     return value
 
 
-AnyText = Annotated[str, AfterValidator(_is_unicode)]
-NonEmpty = Annotated[str, Field(min_length=1), AfterValidator(_is_unicode)]
-SpokenText = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_is_unicode)]
+AnyText = Annotated[str, AfterValidator(is_unicode)]
+NonEmpty = Annotated[str, Field(min_length=1), AfterValidator(is_unicode)]
+SpokenText = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(is_unicode)]
 BYTES = object()
 """The mark of a field whose text stands for bytes (`api/submit/stored_inputs.py`)."""
 ByteInput = Annotated[
@@ -231,7 +231,7 @@ class SampledRequest(DepthRequest):
         """
         return self
 
-    def task(self, prompt: Text, max_tokens: int) -> Generate:
+    def task(self, prompt: Prompt, max_tokens: int) -> Generate:
         """Return the work for one prompt. Without a seed from the caller each task gets its own."""
         return Generate(prompt, self.sampling(max_tokens), self.condition, depth=self.depth)
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import AliasChoices, BaseModel, Field, model_validator
 
 from api.schemas.fields import (
+    ByteInput,
     MaxTokens,
     NonEmpty,
     RequestBody,
@@ -18,6 +19,7 @@ from api.schemas.fields import (
     refuse_unsupported,
     shown,
 )
+from api.schemas.files import PIXEL
 from api.stream.timings import Timings
 
 DEFAULT_MAX_TOKENS = 50
@@ -96,6 +98,27 @@ class TextGenerationRequest(InferenceRequest):
         }
     )
 
+    options: TextGenerationOptions = options_field(TextGenerationOptions)
+
+
+class ImageText(RequestBody):
+    """A picture, and what is asked about it."""
+
+    image: ByteInput
+    text: NonEmpty
+
+
+class ImageTextRequest(TaskRequest):
+    model_config = shown(
+        {
+            "task": "image-text-to-text",
+            "inputs": {"image": f"data:image/gif;base64,{PIXEL}", "text": "a film"},
+            "model_id": "vision",
+            "options": {"temperature": 0, "max_tokens": 4},
+        }
+    )
+
+    inputs: ImageText = Field(validation_alias=AliasChoices("inputs", "input"))
     options: TextGenerationOptions = options_field(TextGenerationOptions)
 
 

@@ -27,7 +27,7 @@ from api.schemas.logprobs import Logprobs, logprobs_body
 from api.schemas.q_values import QValues, is_absent, q_values_body
 from api.schemas.usage import USAGE, DetailedUsageBody, detailed_usage_body
 from api.stream.request_events import Choice, Outcome, total_usage
-from shared.messages import Generate, ModelInfo, Sampling, Text
+from shared.messages import Generate, ModelInfo, Prompt, Sampling, Text
 
 DEFAULT_MAX_TOKENS = 16
 MAX_LOGPROBS = 5
@@ -140,7 +140,7 @@ class CompletionRequest(SampledRequest):
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
 
-    def task(self, prompt: Text, max_tokens: int) -> Generate:
+    def task(self, prompt: Prompt, max_tokens: int) -> Generate:
         """Return the work for one prompt.
 
         As OpenAI has it, a request that does not fit the context window is refused, unless the

@@ -253,6 +253,18 @@ class MediaOptions(Options):
     )
 
 
+class VisionOptions(PagedOptions):
+    """Options of language models that see pictures, too."""
+
+    harmless: ClassVar[tuple[str, ...]] = ("max_pixels",)
+
+    max_pixels: int = Field(
+        default=50_000_000,
+        ge=1,
+        description="most pixels of a picture",
+    )
+
+
 class OneShotOptions(MediaOptions):
     """Options of networks of transformers that do a task in one call."""
 

@@ -20,6 +20,7 @@ from shared.tasks.runner_options import (
     PagedOptions,
     PuzzleOptions,
     TextOptions,
+    VisionOptions,
 )
 from shared.tasks.specs import TaskName
 
@@ -82,6 +83,12 @@ RUNNERS = {
     "causal": RunnerInfo(
         "worker.runners.causal:load",
         PagedOptions,
+        tasks=TEXT_TASKS,
+        keeps_kv=True,
+    ),
+    "vision-language": RunnerInfo(
+        "worker.runners.vision_language:load",
+        VisionOptions,
         tasks=TEXT_TASKS,
         keeps_kv=True,
     ),

@@ -14,11 +14,23 @@ Text = str | tuple[int, ...]
 """A prompt as text, or as token ids that are used as they are."""
 
 
+class TextPart(msgspec.Struct, frozen=True, tag="text"):
+    """A part of a turn that is text."""
+
+    text: str
+
+
+class ImagePart(msgspec.Struct, frozen=True, tag="image"):
+    """A part of a turn that is a picture. `image` is the id of an artifact."""
+
+    image: str
+
+
 class Turn(msgspec.Struct, frozen=True):
-    """One turn of a dialogue."""
+    """One turn of a dialogue: a text, or texts and pictures in their order."""
 
     role: Literal["system", "user", "assistant"]
-    content: str
+    content: str | tuple[TextPart | ImagePart, ...]
 
 
 class Chat(msgspec.Struct, frozen=True):

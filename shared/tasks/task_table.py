@@ -29,8 +29,10 @@ from shared.messages import (
     Solve,
     Task,
     TaskName,
+    TextPart,
     Tokenize,
     Tokenized,
+    Turn,
     name_of,
     register_task,
 )
@@ -127,10 +129,19 @@ class TaskInfo:
 def _length(text: Prompt) -> int:
     """Return the tokens of a prompt, estimated where it is text."""
     if isinstance(text, Chat):
-        return sum(_length(turn.content) for turn in text.messages)
+        return sum(_length_of_turn(turn) for turn in text.messages)
     if isinstance(text, str):
         return len(text) // _CHARACTERS_A_TOKEN + 1
     return len(text)
+
+
+def _length_of_turn(turn: Turn) -> int:
+    if isinstance(turn.content, str):
+        return _length(turn.content)
+    length = 0
+    for part in turn.content:
+        length += _length(part.text) if isinstance(part, TextPart) else _IMAGE_COST
+    return length
 
 
 def _cost_of_answer(task: Generate) -> int:

@@ -25,6 +25,7 @@ from shared.messages import (
     Failed,
     Generate,
     Generated,
+    ImagePart,
     Job,
     Label,
     Labelled,
@@ -42,6 +43,7 @@ from shared.messages import (
     Solve,
     Started,
     Task,
+    TextPart,
     Tokenize,
     Tokenized,
     TokenLogprob,
@@ -191,6 +193,11 @@ JOBS = [
         "m",
         Generate(Chat((Turn("system", "be"), Turn("assistant", "so"))), Sampling(4, seed=0)),
     ),
+    Job(
+        "00" + "1" * 32,
+        "m",
+        Generate(Chat((Turn("user", (ImagePart("file-1"), TextPart("a"))),)), Sampling(4, seed=0)),
+    ),
     Job("00" + "2" * 32, "m", Tokenize(Chat(()), with_texts=True)),
     Job("00" + "3" * 32, "m", Tokenize((1, 2), add_special_tokens=False)),
     Job("00" + "4" * 32, "m", Detokenize((1, 2), skip_special_tokens=True)),
@@ -251,6 +258,8 @@ def test_tasks_have_names_and_costs() -> None:
     words = Chat((Turn("system", "x" * 40), Turn("user", "y" * 40)))
     # Four characters count as a token, and each text as one more.
     assert cost_of(Generate(words, Sampling(8, 0))) == 8 + 2 * 11
+    seen = Chat((Turn("user", (ImagePart("file-1"), TextPart("x" * 40))),))
+    assert cost_of(Generate(seen, Sampling(8, 0))) == 8 + 256 + 11
     assert cost_of(Embed("x" * 40)) == 11
     assert cost_of(Classify("x" * 40)) == 11
     assert cost_of(Tokenize("x" * 4000)) == 1

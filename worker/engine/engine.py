@@ -16,7 +16,7 @@ from shared.telemetry.logging_setup import fields
 from worker.engine.depth import check_depth
 from worker.engine.engine_stats import EngineStats, count_for
 from worker.engine.request import Emission, Request, SequenceWork
-from worker.engine.runner import OutOfMemory, Runner
+from worker.engine.runner import FileReader, OutOfMemory, Runner
 from worker.engine.scheduler import Load, Scheduler
 from worker.engine.sequence import (
     Sampled,
@@ -28,6 +28,7 @@ from worker.engine.sequence import (
     Verified,
 )
 from worker.engine.take import Take
+from worker.engine.task_runner import NO_FILES, Files
 
 logger = logging.getLogger("aios.engine")
 
@@ -38,7 +39,8 @@ class Engine:
     """The engine of one model whose sequences are stepped.
 
     `emit` is called from the engine's thread with the emissions of each step, and `wake` whenever
-    there is new work. `now` is the clock of deadlines, in seconds.
+    there is new work. `now` is the clock of deadlines, in seconds. `files_of` returns the stored
+    bytes of a tenant, for runners that read any.
     """
 
     def __init__(
@@ -47,8 +49,11 @@ class Engine:
         emit: Emit,
         wake: Callable[[], None] = lambda: None,
         now: Callable[[], float] = time.monotonic,
+        *,
+        files_of: Callable[[str], Files] | None = None,
     ) -> None:
         self.runner = runner
+        self._files_of = files_of or (lambda tenant: NO_FILES)
         self._emit = emit
         self._wake = wake
         self._now = now
@@ -62,7 +67,10 @@ class Engine:
 
         Raise a FleetError for one that the model cannot do.
         """
-        encoded = self.runner.encode(take.task)
+        if isinstance(self.runner, FileReader):
+            encoded = self.runner.encode_with_files(take.task, self._files_of(take.tenant))
+        else:
+            encoded = self.runner.encode(take.task)
         check_depth(take.task, encoded)
         sampling = take.task.sampling if isinstance(take.task, Generate) else None
         return SequenceWork(

@@ -63,8 +63,8 @@ def engine_for(
 ) -> AnyEngine:
     """Return an engine for the runner's mechanism.
 
-    `batch_wait_s` and `files_of` matter only to tasks that are done whole.
+    `batch_wait_s` matters only to tasks that are done whole.
     """
     if runner.spec.mechanism == "task":
         return TaskEngine(runner, emit, wake, batch_wait_s=batch_wait_s, files_of=files_of)
-    return Engine(runner, emit, wake)
+    return Engine(runner, emit, wake, files_of=files_of)

@@ -73,7 +73,9 @@ def _adjust_row(row: Tensor, sequence: TokenSequence, eos_ids: frozenset[int]) -
     # First, because this penalty depends on the sign of the model's own logit.
     penalty = sampling.repetition_penalty
     if penalty != 1.0:
-        seen = torch.tensor(sequence.token_ids, device=row.device)
+        # Ids beyond the vocabulary stand for pictures in a prompt.
+        tokens = [token for token in sequence.token_ids if token < len(row)]
+        seen = torch.tensor(tokens, dtype=torch.long, device=row.device)
         scores = row[seen]
         row[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
 

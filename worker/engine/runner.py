@@ -6,7 +6,7 @@ is loaded. Capabilities are data of the spec: no code depends on which model it 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 from shared.accelerators import ACCELERATORS
 from shared.errors import FleetError
@@ -14,6 +14,7 @@ from shared.messages import Generate, Sampling, Task, TaskName
 from shared.tasks.runner_options import Options, PagedOptions
 from shared.tasks.runner_table import TEXT_TASKS
 from worker.engine.sequence import Encoded, Slice, StepResult, TokenSequence
+from worker.engine.task_runner import Files
 
 SomeOptions = TypeVar("SomeOptions", bound=Options)
 
@@ -118,6 +119,17 @@ class RunnerSpec:
 
 class OutOfMemory(Exception):
     """Error of a step for which the device has no memory. A smaller step may fit."""
+
+
+@runtime_checkable
+class FileReader(Protocol):
+    """A runner whose tasks may name files, such as pictures beside a text."""
+
+    def encode_with_files(self, task: Task, files: Files) -> Encoded:
+        """Return what `Runner.encode` does, for a task with or without files.
+
+        Raise what that raises, and what `files` raises.
+        """
 
 
 class Runner(Protocol):

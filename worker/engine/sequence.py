@@ -7,6 +7,7 @@ is what it yields.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
+from typing import Any
 
 from shared.messages import (
     ContinuationScore,
@@ -37,7 +38,8 @@ class Encoded:
     context window goes on in `windows`, whose scores are added to its own. `num_top`, if not None,
     asks for the log-probabilities of each scored token and of that many likeliest ones. `is_pooled`
     asks for the mean of the states of all prompt tokens, scaled to length 1 if `is_normalized`.
-    `answer` is the end of a task that needs no step.
+    `answer` is the end of a task that needs no step. `held` are objects that some of the ids stand
+    for, such as pictures: they live as long as this.
 
     `asked_depth` is the depth that the request has asked for, if any, without an effort. `depth` is
     the one that runs, None for the model's own, and `num_layers` the number of its layers, None for
@@ -55,6 +57,7 @@ class Encoded:
     is_pooled: bool = False
     is_normalized: bool = False
     answer: Done | None = None
+    held: tuple[Any, ...] = ()
     asked_depth: Depth | None = None
     depth: Depth | None = None
     num_layers: int | None = None

@@ -45,6 +45,8 @@ from worker.text.encoding import TextTask, encode_generate, encode_read, encode_
 from worker.text.rolling import encode_rolling
 from worker.text.vocabulary import Ids, Vocabulary
 
+NO_CONDITIONS = "This model knows no conditions; leave `condition` out."
+
 
 class CausalLanguage:
     """Text of causal LMs: prompts begin with the tokenizer's own special tokens.
@@ -64,9 +66,7 @@ class CausalLanguage:
         if isinstance(task, Tokenize | Detokenize | Embed):
             return vocabulary.encode(task, window)
         if task.condition is not None:
-            raise InvalidRequest(
-                "This model knows no conditions; leave `condition` out.", field="condition"
-            )
+            raise InvalidRequest(NO_CONDITIONS, field="condition")
         if isinstance(task, Generate):
             ids = vocabulary.prompt(task.prompt, "prompt")
             return encode_generate(ids, task, window, vocab_size=vocabulary.size)
@@ -144,12 +144,12 @@ def load(options: RunnerOptions) -> PagedRunner:
         max_seq_len = implant.max_seq_len
     model = nn.Module.to(_load_model(path, getattr(torch, options.dtype)), device)
     tokenizer = load_tokenizer(Path(options.tokenizer_path or path))
-    longest = _longest(text_config, options.context_window, max_seq_len)
+    longest = longest_of(text_config, options.context_window, max_seq_len)
     net = checked_net(model, longest, device, q_head)
 
     template = ChatTemplate(tokenizer, options.declared(PagedOptions).chat_template)
     vocabulary = Vocabulary(tokenizer, text_config.vocab_size, template)
-    eos_ids = known_ids(_eos_ids(model, generation.eos_token_id, tokenizer), vocabulary.size)
+    eos_ids = known_ids(eos_ids_of(model, generation.eos_token_id, tokenizer), vocabulary.size)
     language = CausalLanguage(vocabulary, start_ids(tokenizer), eos_ids)
 
     count = model.num_parameters() / 1e6
@@ -225,7 +225,7 @@ def checked_net(
     return net
 
 
-def _longest(config: PretrainedConfig, *requested: int | None) -> int:
+def longest_of(config: PretrainedConfig, *requested: int | None) -> int:
     """Return the context window: the least of `requested` and of the network's own limits."""
     limits = [*requested, getattr(config, "max_position_embeddings", None)]
 
@@ -243,7 +243,7 @@ def _longest(config: PretrainedConfig, *requested: int | None) -> int:
     return min(known)
 
 
-def _eos_ids(
+def eos_ids_of(
     model: PreTrainedModel, generation: int | list[int] | None, tokenizer: PreTrainedTokenizerBase
 ) -> frozenset[int]:
     """Return all ids that end a response. There may be none.

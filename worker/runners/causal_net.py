@@ -84,15 +84,20 @@ class CausalNet:
         self.q_head = q_head
 
     def hidden(self, ids: Tensor, plan: AttentionPlan, store: KVStore | None) -> Tensor:
+        inputs = self.inputs(ids)
         token = _step.set((plan, store))
         try:
             out = self.model.base_model(
-                input_ids=ids[None], position_ids=plan.positions[None], use_cache=False
+                **inputs, position_ids=plan.positions[None], use_cache=False
             )
         finally:
             _step.reset(token)
         hidden: Tensor = out.last_hidden_state[0]
         return hidden
+
+    def inputs(self, ids: Tensor) -> dict[str, Tensor]:
+        """Return what the network is given of the tokens [T] of a step."""
+        return {"input_ids": ids[None]}
 
     def logits(self, hidden: Tensor) -> Tensor:
         rows = hidden.reshape(1, -1, hidden.shape[-1])

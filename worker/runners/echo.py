@@ -43,6 +43,7 @@ from worker.text.encoding import (
     encode_read,
     encode_score,
     encode_text,
+    text_of,
     text_task,
 )
 from worker.text.rolling import encode_rolling
@@ -134,7 +135,7 @@ def _answer(part: Slice) -> StepResult:
 def _ids(prompt: Prompt, field: str) -> tuple[int, ...]:
     """Return the tokens of a prompt. A dialogue is the text of its turns, each on its own line."""
     if isinstance(prompt, Chat):
-        text: Text = "\n".join(turn.content for turn in prompt.messages)
+        text: Text = "\n".join(text_of(turn) for turn in prompt.messages)
     else:
         text = prompt
     ids = as_ids(text, _VOCABULARY, field)

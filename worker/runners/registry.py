@@ -8,6 +8,7 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
+from typing import Any
 
 import msgspec
 
@@ -33,6 +34,9 @@ class _Config(msgspec.Struct):
 
     model_type: str | None = None
     architectures: list[str] | None = None
+    vision_config: dict[str, Any] | None = None
+    image_token_id: int | None = None
+    image_token_index: int | None = None
 
 
 def load_runner(kind: str, options: RunnerOptions) -> AnyRunner:
@@ -174,6 +178,14 @@ def _is_onnx_model(listing: DirectoryListing) -> bool:
     return ".onnx" in suffixes and num_yaml == 1 and ".safetensors" not in suffixes
 
 
+def _sees_pictures(listing: DirectoryListing) -> bool:
+    """Return whether a language model has tokens that stand for pictures."""
+    config = listing.config
+    if config is None or config.vision_config is None:
+        return False
+    return config.image_token_id is not None or config.image_token_index is not None
+
+
 def _is_hugging_face(listing: DirectoryListing) -> bool:
     return listing.config is not None
 
@@ -188,6 +200,7 @@ DETECTORS: tuple[tuple[Callable[[DirectoryListing], bool], str], ...] = (
     (_is_onnx_model, "onnx"),
     (_is_sentence_model, "encoder"),
     (_is_one_shot, "one-shot"),
+    (_sees_pictures, "vision-language"),
     (_is_encoder, "encoder"),
     (_is_hugging_face, "causal"),
 )

@@ -4,14 +4,16 @@ The template is the operator's, else the tokenizer's own, else a built-in one.
 """
 
 from pathlib import Path
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from shared.errors import InvalidRequest
-from shared.messages import Chat, Turn
+from shared.messages import Chat, TextPart, Turn
 from worker.models.errors import ModelFormatError
 from worker.text.bounded_template import BoundedTemplate
+from worker.text.encoding import text_of
 from worker.text.foreign import blamed, is_foreign, words_of
 
 LLAMA_3 = """\
@@ -42,13 +44,20 @@ class ChatTemplate:
 
     `path` is a Jinja file that takes precedence over the tokenizer's own template. `default` is the
     template where there is neither. `trial` is a short dialogue in this form, empty where the
-    template refuses it. Raises ModelFormatError for a template that cannot be used.
+    template refuses it. A template `with_parts` gets the content of each turn as a list, in which
+    pictures have their places. Raises ModelFormatError for a template that cannot be used.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, path: str | None = None, default: str = LLAMA_3
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        path: str | None = None,
+        default: str = LLAMA_3,
+        *,
+        with_parts: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
+        self._with_parts = with_parts
         source = None
         if path:
             source = _read(path)
@@ -79,11 +88,12 @@ class ChatTemplate:
             return self._apply(chat)
 
     def _apply(self, chat: Chat) -> str:
-        turns: list[dict[str, str]] = []
+        turns: list[dict[str, Any]] = []
         num_characters = 0
         for turn in chat.messages:
-            turns.append({"role": turn.role, "content": turn.content})
-            num_characters += len(turn.content)
+            content: Any = _parts_of(turn) if self._with_parts else text_of(turn)
+            turns.append({"role": turn.role, "content": content})
+            num_characters += _num_characters(turn)
         return self._template.render(
             num_characters,
             messages=turns,
@@ -92,6 +102,25 @@ class ChatTemplate:
             add_generation_prompt=True,
             **self._tokenizer.special_tokens_map,
         )
+
+
+def _parts_of(turn: Turn) -> list[dict[str, str]]:
+    """Return the content of a turn as templates of models with pictures expect it."""
+    if isinstance(turn.content, str):
+        return [{"type": "text", "text": turn.content}]
+    parts: list[dict[str, str]] = []
+    for part in turn.content:
+        if isinstance(part, TextPart):
+            parts.append({"type": "text", "text": part.text})
+        else:
+            parts.append({"type": "image"})
+    return parts
+
+
+def _num_characters(turn: Turn) -> int:
+    if isinstance(turn.content, str):
+        return len(turn.content)
+    return sum(len(part.text) for part in turn.content if isinstance(part, TextPart))
 
 
 def _is_refusal(error: BaseException) -> bool:

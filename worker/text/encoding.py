@@ -15,7 +15,9 @@ from shared.messages import (
     Solve,
     Task,
     Text,
+    TextPart,
     Tokenize,
+    Turn,
     name_of,
 )
 from worker.engine.sequence import Encoded, EncodedText
@@ -28,6 +30,18 @@ SMALLEST_WINDOW = 16
 
 The family's marks, some text and an answer must fit.
 """
+
+
+def text_of(turn: Turn) -> str:
+    """Return the text of a turn. Raise InvalidRequest for one with a picture in it."""
+    if isinstance(turn.content, str):
+        return turn.content
+    texts = []
+    for part in turn.content:
+        if not isinstance(part, TextPart):
+            raise InvalidRequest("messages: this model reads no pictures.", field="messages")
+        texts.append(part.text)
+    return "".join(texts)
 
 
 def encode_generate(
