@@ -43,6 +43,7 @@ from worker.tasks.one_shot import Loaded, OneShot, Part
 from worker.tasks.series import SERIES
 from worker.tasks.sound import SOUND
 from worker.tasks.vision import VISION
+from worker.tasks.watch import Watch
 from worker.tasks.words import WORDS
 from worker.tasks.writing import WRITING
 
@@ -113,17 +114,24 @@ class OneShotRunner:
     def run(self, items: Sequence[Item], progress: BatchProgress) -> list[TaskOutput | FleetError]:
         pipe = self._loaded.pipe
 
-        def forward(inputs: Any, **params: Any) -> Any:
-            progress.heartbeat()
-            return _without_empty(pipe.forward(inputs, **params))
-
         chunks: list[Any] = []
-        for item in items:
+        owners: list[int] = []
+        for index, item in enumerate(items):
             # Copies, because a pipeline takes its own parts out of what it is given.
             chunks.extend(dict(chunk) for chunk in item.chunks)
+            owners += [index] * len(item.chunks)
         batches = chunks
         batch_size = None
         size = min(self.spec.max_batch, len(chunks))
+        starts = iter(range(0, len(chunks), size))
+
+        def forward(inputs: Any, **params: Any) -> Any:
+            progress.heartbeat()
+            start = next(starts)
+            if hasattr(pipe, "watch"):
+                pipe.watch = Watch(progress, owners[start : start + size])
+            return _without_empty(pipe.forward(inputs, **params))
+
         if size > 1:
             batch_size = size
             batches = []

@@ -12,6 +12,7 @@ from transformers.utils.generic import ModelOutput
 from shared.errors import InvalidRequest
 from worker.media.sound import Samples
 from worker.tasks.labels import scores_of
+from worker.tasks.watch import Watch
 
 _MAX_TOKENS = 256
 """The most tokens of an answer, where neither the request nor the network's files say."""
@@ -32,10 +33,12 @@ class OwnPipeline:
 
     `preprocess` makes tensors of an input, of one row each, `compute` runs the network on rows of
     several inputs, and `postprocess` reads the row of one of them. One with `is_chunked` makes
-    several chunks of an input, the last of which has `is_last`.
+    several chunks of an input, the last of which has `is_last`. `watch` is that over the call to
+    come, None where nobody watches.
     """
 
     is_chunked = False
+    watch: Watch | None = None
 
     def __init__(
         self,
@@ -56,6 +59,13 @@ class OwnPipeline:
 
     def compute(self, *inputs: Any, **parameters: Any) -> dict[str, Any]:
         raise NotImplementedError
+
+    def write(self, **inputs: Any) -> Tensor:
+        """Return the ids [B, T] that the network writes."""
+        if self.watch is not None:
+            inputs["stopping_criteria"] = self.watch.over_writing(self.tokenizer)
+        ids: Tensor = self.model.generate(**inputs)
+        return ids
 
     @torch.inference_mode()
     def forward(self, inputs: dict[str, Any], **parameters: Any) -> dict[str, Any]:
@@ -123,7 +133,7 @@ class TextWriter(OwnPipeline):
         options = length_options(self.model, max_tokens)
         if first_token is not None:
             options["forced_bos_token_id"] = first_token
-        return {"ids": self.model.generate(**read, **options)}
+        return {"ids": self.write(**read, **options)}
 
     def postprocess(self, output: dict[str, Tensor]) -> str:
         text: str = self.tokenizer.decode(output["ids"][0], skip_special_tokens=True)
@@ -207,7 +217,7 @@ class Captioner(OwnPipeline):
         if "prompt_ids" in inputs:
             name = "decoder_input_ids" if self.model.config.is_encoder_decoder else "input_ids"
             options[name] = inputs["prompt_ids"]
-        return {"ids": self.model.generate(pixel_values=inputs["pixel_values"], **options)}
+        return {"ids": self.write(pixel_values=inputs["pixel_values"], **options)}
 
     def postprocess(self, output: dict[str, Tensor]) -> str:
         text: str = self.tokenizer.decode(output["ids"][0], skip_special_tokens=True)
@@ -301,7 +311,7 @@ class ImageQuestionAnswerer(OwnPipeline):
             # Several answers may be right, so each has a probability of its own.
             return {"scores": self.model(**inputs).logits.float().sigmoid()}
         read = {name: inputs[name] for name in inputs if name != "token_type_ids"}
-        return {"ids": self.model.generate(**read, **length_options(self.model, None))}
+        return {"ids": self.write(**read, **length_options(self.model, None))}
 
     def postprocess(self, output: dict[str, Tensor], top_k: int) -> list[tuple[str, float | None]]:
         """Return the likeliest answers with their scores, or the one that was written."""

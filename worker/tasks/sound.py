@@ -30,6 +30,7 @@ from worker.media.sound import (
 from worker.tasks.labels import ALL_LABELS, labels_output
 from worker.tasks.one_shot import Decoded, Loaded, OneShot, trial_of
 from worker.tasks.own_pipelines import Speaker
+from worker.tasks.watch import Watch
 
 _WHISPER = "seq2seq_whisper"
 """The pipeline's name of Whisper and its like, which know languages and times."""
@@ -55,7 +56,11 @@ class SpeechPipeline(_Library):  # type: ignore[misc]
     With its own `return_language` the library tells that of the first sound alone.
     """
 
+    watch: Watch | None = None
+
     def _forward(self, model_inputs: dict[str, Any], **params: Any) -> dict[str, Any]:
+        if self.watch is not None and self.type == _WHISPER:
+            params["monitor_progress"] = self.watch.over_listening()
         config = self.model.config
         attention = config._attn_implementation
         try:
