@@ -43,6 +43,7 @@ from shared.tasks.specs import Read as Read
 from shared.tasks.specs import Sampling as Sampling
 from shared.tasks.specs import Score as Score
 from shared.tasks.specs import Solve as Solve
+from shared.tasks.specs import SoundPart as SoundPart
 from shared.tasks.specs import Task as Task
 from shared.tasks.specs import TaskName as TaskName
 from shared.tasks.specs import Text as Text

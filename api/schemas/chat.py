@@ -37,6 +37,7 @@ from shared.messages import (
     Generate,
     ImagePart,
     Sampling,
+    SoundPart,
     TextPart,
     TokenLogprob,
     Turn,
@@ -88,10 +89,23 @@ class ImagePartBody(BaseModel):
     image_url: ImageUrl
 
 
-_Parts = Annotated[list[TextPartBody | ImagePartBody], Field(min_length=1)]
+class InputAudio(BaseModel):
+    """A sound. Its own bytes tell its format."""
+
+    data: ByteInput
+    format: str = ""
 
 
-def _as_content(value: Any) -> str | list[TextPartBody | ImagePartBody]:
+class AudioPartBody(BaseModel):
+    type: Literal["input_audio"]
+    input_audio: InputAudio
+
+
+PartBody = TextPartBody | ImagePartBody | AudioPartBody
+_Parts = Annotated[list[PartBody], Field(min_length=1)]
+
+
+def _as_content(value: Any) -> str | list[PartBody]:
     """Return the content of a message. One in parts that are all text is one text.
 
     Raise ValueError. By hand, because the errors of a union would name the field several times.
@@ -107,19 +121,26 @@ def _as_content(value: Any) -> str | list[TextPartBody | ImagePartBody]:
     return "".join(texts) if len(texts) == len(parts) else parts
 
 
-def _as_part(part: Any) -> TextPartBody | ImagePartBody:
+def _as_part(part: Any) -> PartBody:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return TextPartBody(type="text", text=is_unicode(part["text"]))
     if kind == "image_url":
-        picture = part.get("image_url")
-        if isinstance(picture, dict) and isinstance(picture.get("url"), str) and picture["url"]:
-            return ImagePartBody(type="image_url", image_url=ImageUrl(url=picture["url"]))
-        raise ValueError("expected a part of type 'image_url' to have image_url.url, a text")
+        return ImagePartBody(type=kind, image_url=ImageUrl(url=_bytes_of(part, kind, "url")))
+    if kind == "input_audio":
+        return AudioPartBody(type=kind, input_audio=InputAudio(data=_bytes_of(part, kind, "data")))
     raise ValueError(
-        "expected parts of type 'text', each with a text, or 'image_url'; got "
+        "expected parts of type 'text', each with a text, 'image_url' or 'input_audio'; got "
         f"{kind or type(part).__name__!r}"
     )
+
+
+def _bytes_of(part: dict[str, Any], kind: str, name: str) -> str:
+    """Return what stands for the bytes of a part."""
+    holder = part.get(kind)
+    if isinstance(holder, dict) and isinstance(holder.get(name), str) and holder[name]:
+        return str(holder[name])
+    raise ValueError(f"expected a part of type {kind!r} to have {kind}.{name}, a text")
 
 
 def _as_effort(value: Any) -> Any:
@@ -128,7 +149,7 @@ def _as_effort(value: Any) -> Any:
 
 
 Content = Annotated[
-    str | list[TextPartBody | ImagePartBody],
+    str | list[PartBody],
     PlainValidator(_as_content, json_schema_input_type=str | _Parts),
 ]
 
@@ -147,12 +168,14 @@ class Message(RequestBody):
         role = "system" if self.role == "developer" else self.role
         if isinstance(self.content, str):
             return Turn(role, self.content)
-        parts: list[TextPart | ImagePart] = []
+        parts: list[TextPart | ImagePart | SoundPart] = []
         for part in self.content:
             if isinstance(part, TextPartBody):
                 parts.append(TextPart(part.text))
-            else:
+            elif isinstance(part, ImagePartBody):
                 parts.append(ImagePart(part.image_url.url))
+            else:
+                parts.append(SoundPart(part.input_audio.data))
         return Turn(role, tuple(parts))
 
 

@@ -253,15 +253,21 @@ class MediaOptions(Options):
     )
 
 
-class VisionOptions(PagedOptions):
-    """Options of language models that see pictures, too."""
+class MultimodalOptions(PagedOptions):
+    """Options of language models that see pictures or hear sounds, too."""
 
-    harmless: ClassVar[tuple[str, ...]] = ("max_pixels",)
+    harmless: ClassVar[tuple[str, ...]] = ("max_pixels", "max_seconds")
 
     max_pixels: int = Field(
         default=50_000_000,
         ge=1,
         description="most pixels of a picture",
+    )
+    max_seconds: float = Field(
+        default=3600.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="most seconds of a sound",
     )
 
 

@@ -14,13 +14,13 @@ from shared.tasks.runner_options import (
     HrmActOptions,
     HrmTextOptions,
     MediaOptions,
+    MultimodalOptions,
     OneShotOptions,
     OneShotTask,
     Options,
     PagedOptions,
     PuzzleOptions,
     TextOptions,
-    VisionOptions,
 )
 from shared.tasks.specs import TaskName
 
@@ -86,9 +86,9 @@ RUNNERS = {
         tasks=TEXT_TASKS,
         keeps_kv=True,
     ),
-    "vision-language": RunnerInfo(
-        "worker.runners.vision_language:load",
-        VisionOptions,
+    "multimodal": RunnerInfo(
+        "worker.runners.multimodal:load",
+        MultimodalOptions,
         tasks=TEXT_TASKS,
         keeps_kv=True,
     ),

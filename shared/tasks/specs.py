@@ -26,11 +26,17 @@ class ImagePart(msgspec.Struct, frozen=True, tag="image"):
     image: str
 
 
+class SoundPart(msgspec.Struct, frozen=True, tag="audio"):
+    """A part of a turn that is a sound. `audio` is the id of an artifact."""
+
+    audio: str
+
+
 class Turn(msgspec.Struct, frozen=True):
-    """One turn of a dialogue: a text, or texts and pictures in their order."""
+    """One turn of a dialogue: a text, or texts, pictures and sounds in their order."""
 
     role: Literal["system", "user", "assistant"]
-    content: str | tuple[TextPart | ImagePart, ...]
+    content: str | tuple[TextPart | ImagePart | SoundPart, ...]
 
 
 class Chat(msgspec.Struct, frozen=True):

@@ -19,6 +19,7 @@ from shared.messages import (
     Embedded,
     Generate,
     Generated,
+    ImagePart,
     Labelled,
     Prompt,
     Read,
@@ -140,7 +141,10 @@ def _length_of_turn(turn: Turn) -> int:
         return _length(turn.content)
     length = 0
     for part in turn.content:
-        length += _length(part.text) if isinstance(part, TextPart) else _IMAGE_COST
+        if isinstance(part, TextPart):
+            length += _length(part.text)
+        else:
+            length += _IMAGE_COST if isinstance(part, ImagePart) else _SOUND_COST
     return length
 
 

@@ -41,6 +41,7 @@ from shared.messages import (
     Scored,
     Solution,
     Solve,
+    SoundPart,
     Started,
     Task,
     TextPart,
@@ -196,7 +197,10 @@ JOBS = [
     Job(
         "00" + "1" * 32,
         "m",
-        Generate(Chat((Turn("user", (ImagePart("file-1"), TextPart("a"))),)), Sampling(4, seed=0)),
+        Generate(
+            Chat((Turn("user", (ImagePart("file-1"), SoundPart("file-2"), TextPart("a"))),)),
+            Sampling(4, seed=0),
+        ),
     ),
     Job("00" + "2" * 32, "m", Tokenize(Chat(()), with_texts=True)),
     Job("00" + "3" * 32, "m", Tokenize((1, 2), add_special_tokens=False)),
@@ -260,6 +264,8 @@ def test_tasks_have_names_and_costs() -> None:
     assert cost_of(Generate(words, Sampling(8, 0))) == 8 + 2 * 11
     seen = Chat((Turn("user", (ImagePart("file-1"), TextPart("x" * 40))),))
     assert cost_of(Generate(seen, Sampling(8, 0))) == 8 + 256 + 11
+    heard = Chat((Turn("user", (SoundPart("file-1"),)),))
+    assert cost_of(Generate(heard, Sampling(8, 0))) == 8 + 512
     assert cost_of(Embed("x" * 40)) == 11
     assert cost_of(Classify("x" * 40)) == 11
     assert cost_of(Tokenize("x" * 4000)) == 1

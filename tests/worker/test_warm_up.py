@@ -14,7 +14,7 @@ from tests.fixtures.one_shots import write_one_shot
 from tests.fixtures.onnx_models import write_onnx
 from tests.fixtures.tiny_diffusion import write_pipeline
 from tests.fixtures.tiny_encoder import SHARED, write
-from tests.fixtures.tiny_vision import write_llava
+from tests.fixtures.tiny_multimodal import write_llava
 from tests.fixtures.worker import sapient_fixtures
 from tests.fixtures.worker.broken_models import write_model
 from tests.fixtures.worker.options import options_for
@@ -35,7 +35,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     write_one_shot("image-classification", root / "one-shot")
     write_onnx("image-classification", root / "onnx")
     write_pipeline(root / "diffusion")
-    write_llava(root / "vision-language")
+    write_llava(root / "multimodal")
     sapient_fixtures.write_checkpoint(root / "hrm-puzzle", sapient_fixtures.Net(halt_max_steps=3))
 
     paths = {}

@@ -35,8 +35,11 @@ class _Config(msgspec.Struct):
     model_type: str | None = None
     architectures: list[str] | None = None
     vision_config: dict[str, Any] | None = None
+    audio_config: dict[str, Any] | None = None
     image_token_id: int | None = None
     image_token_index: int | None = None
+    audio_token_id: int | None = None
+    audio_token_index: int | None = None
 
 
 def load_runner(kind: str, options: RunnerOptions) -> AnyRunner:
@@ -178,12 +181,16 @@ def _is_onnx_model(listing: DirectoryListing) -> bool:
     return ".onnx" in suffixes and num_yaml == 1 and ".safetensors" not in suffixes
 
 
-def _sees_pictures(listing: DirectoryListing) -> bool:
-    """Return whether a language model has tokens that stand for pictures."""
+def _is_multimodal(listing: DirectoryListing) -> bool:
+    """Return whether a language model has tokens that stand for pictures or sounds."""
     config = listing.config
-    if config is None or config.vision_config is None:
+    if config is None:
         return False
-    return config.image_token_id is not None or config.image_token_index is not None
+    sees = config.image_token_id is not None or config.image_token_index is not None
+    hears = config.audio_token_id is not None or config.audio_token_index is not None
+    return (sees and config.vision_config is not None) or (
+        hears and config.audio_config is not None
+    )
 
 
 def _is_hugging_face(listing: DirectoryListing) -> bool:
@@ -200,7 +207,7 @@ DETECTORS: tuple[tuple[Callable[[DirectoryListing], bool], str], ...] = (
     (_is_onnx_model, "onnx"),
     (_is_sentence_model, "encoder"),
     (_is_one_shot, "one-shot"),
-    (_sees_pictures, "vision-language"),
+    (_is_multimodal, "multimodal"),
     (_is_encoder, "encoder"),
     (_is_hugging_face, "causal"),
 )

@@ -10,7 +10,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from shared.errors import InvalidRequest
-from shared.messages import Chat, TextPart, Turn
+from shared.messages import Chat, ImagePart, TextPart, Turn
 from worker.models.errors import ModelFormatError
 from worker.text.bounded_template import BoundedTemplate
 from worker.text.encoding import text_of
@@ -45,7 +45,7 @@ class ChatTemplate:
     `path` is a Jinja file that takes precedence over the tokenizer's own template. `default` is the
     template where there is neither. `trial` is a short dialogue in this form, empty where the
     template refuses it. A template `with_parts` gets the content of each turn as a list, in which
-    pictures have their places. Raises ModelFormatError for a template that cannot be used.
+    pictures and sounds have their places. Raises ModelFormatError for a template that cannot be used.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class ChatTemplate:
 
 
 def _parts_of(turn: Turn) -> list[dict[str, str]]:
-    """Return the content of a turn as templates of models with pictures expect it."""
+    """Return the content of a turn as templates of models that see or hear expect it."""
     if isinstance(turn.content, str):
         return [{"type": "text", "text": turn.content}]
     parts: list[dict[str, str]] = []
@@ -113,7 +113,7 @@ def _parts_of(turn: Turn) -> list[dict[str, str]]:
         if isinstance(part, TextPart):
             parts.append({"type": "text", "text": part.text})
         else:
-            parts.append({"type": "image"})
+            parts.append({"type": "image" if isinstance(part, ImagePart) else "audio"})
     return parts
 
 

@@ -33,13 +33,13 @@ The family's marks, some text and an answer must fit.
 
 
 def text_of(turn: Turn) -> str:
-    """Return the text of a turn. Raise InvalidRequest for one with a picture in it."""
+    """Return the text of a turn. Raise InvalidRequest for one with a picture or a sound in it."""
     if isinstance(turn.content, str):
         return turn.content
     texts = []
     for part in turn.content:
         if not isinstance(part, TextPart):
-            raise InvalidRequest("messages: this model reads no pictures.", field="messages")
+            raise InvalidRequest("messages: this model reads texts alone.", field="messages")
         texts.append(part.text)
     return "".join(texts)
 
