@@ -2,15 +2,20 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from chronos import BaseChronosPipeline
+from chronos.chronos_bolt import ChronosBoltModelForForecasting
+from chronos_forecaster.runner import ChronosRunner
 from cn2en_translator.runner import Translator, TranslatorRunner, words_of
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import T5Config, T5ForConditionalGeneration
 
 from shared.errors import InvalidRequest
-from shared.tasks.series import Forecast
+from shared.tasks.series import Forecast, Forecasted
 from shared.tasks.writing import Translate, Written
 from worker.engine.runner import RunnerOptions
 from worker.engine.task_runner import NO_FILES, TaskOutput, Unwatched
@@ -79,6 +84,85 @@ def test_translations_are_those_of_the_equations(
     assert runner.group_key(items[0]) == runner.group_key(items[3]) != runner.group_key(items[2])
     outputs = runner.run([items[number] for number in pair], Unwatched())
     assert outputs == [TaskOutput(Written(expected[number])) for number in pair]
+
+
+NUMBERS = [float(number % 5) + 0.1 * number for number in range(40)]
+SERIES = [tuple(NUMBERS), tuple(NUMBERS[::-1]), tuple(NUMBERS[:17])]
+
+
+def write_chronos(path: Path, *, draws: bool) -> None:
+    """Write a tiny Chronos (T5 over binned numbers), or a Chronos-Bolt."""
+    torch.manual_seed(0)
+    shared: dict[str, Any] = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+    if draws:
+        tokens = {"n_tokens": 64, "n_special_tokens": 2, "pad_token_id": 0, "eos_token_id": 1}
+        own = {
+            "tokenizer_class": "MeanScaleUniformBins",
+            "tokenizer_kwargs": {"low_limit": -4.0, "high_limit": 4.0},
+            "context_length": 32,
+            "prediction_length": 8,
+            "use_eos_token": True,
+            "model_type": "seq2seq",
+            "num_samples": 20,
+            "temperature": 1.0,
+            "top_k": 50,
+            "top_p": 1.0,
+        }
+        config = T5Config(vocab_size=64, decoder_start_token_id=0, **shared)
+        config.chronos_config = own | tokens
+        T5ForConditionalGeneration(config).save_pretrained(path)
+        return
+    config = T5Config(vocab_size=2, decoder_start_token_id=0, **shared)
+    config.chronos_pipeline_class = "ChronosBoltPipeline"
+    config.chronos_config = {
+        "context_length": 32,
+        "prediction_length": 8,
+        "input_patch_size": 4,
+        "input_patch_stride": 4,
+        "quantiles": [level / 10 for level in range(1, 10)],
+        "use_reg_token": True,
+    }
+    ChronosBoltModelForForecasting(config).save_pretrained(path)
+
+
+@pytest.mark.parametrize("draws", [False, True], ids=["bolt", "t5"])
+def test_forecasts_of_the_chronos_family_are_its_own(draws: bool, tmp_path: Path) -> None:
+    write_chronos(tmp_path, draws=draws)
+    runner = ChronosRunner(RunnerOptions(str(tmp_path), name="m"))
+    horizon = 11
+    items = [runner.read(Forecast(values, horizon), NO_FILES) for values in SERIES]
+    assert (runner.group_key(items[0]) == runner.group_key(items[1])) is not draws
+
+    alone = [one_of(runner, [item]) for item in items]
+    assert [one_of(runner, [item]) for item in items] == alone, "equal series, equal forecasts"
+    library = BaseChronosPipeline.from_pretrained(tmp_path, device_map="cpu")
+    for found, values in zip(alone, SERIES, strict=True):
+        assert len(found.values) == horizon
+        assert [quantile.level for quantile in found.quantiles] == [n / 10 for n in range(1, 10)]
+        if not draws:
+            quantiles, mean = library.predict_quantiles(
+                [torch.tensor(values)], prediction_length=horizon
+            )
+            assert found.values == pytest.approx(mean[0].tolist(), rel=1e-4)
+            highest = quantiles[0, :, -1].tolist()
+            assert found.quantiles[-1].values == pytest.approx(highest, rel=1e-4)
+    assert len({found.values for found in alone}) == len(SERIES)
+    if draws:
+        low, high = (alone[0].quantiles[place].values for place in (0, -1))
+        assert all(one <= other for one, other in zip(low, high, strict=True))
+        assert low != high
+        return
+    for output, found in zip(runner.run(items, Unwatched()), alone, strict=True):
+        assert isinstance(output, TaskOutput)
+        assert isinstance(output.result, Forecasted)
+        assert output.result.values == pytest.approx(found.values, rel=1e-4)
+
+
+def one_of(runner: ChronosRunner, items: list[Forecast]) -> Forecasted:
+    [output] = runner.run(items, Unwatched())
+    assert isinstance(output, TaskOutput)
+    assert isinstance(output.result, Forecasted)
+    return output.result
 
 
 def test_words_are_letters_together_and_other_signs_alone() -> None:

@@ -1,0 +1,1 @@
+"""Forecasts by the networks of the Chronos family."""
