@@ -1,4 +1,4 @@
-"""The scenario of pictures and sounds: workers are killed while they look, listen and paint.
+"""The scenario of pictures and sounds: workers are killed while they look, listen, paint and tell.
 
 The plan's `media` is a folder with a model for each of `TASKS`, in a folder of the task's name.
 """
@@ -26,10 +26,13 @@ from scripts.chaos.requests import Mode
 from worker.media.images import png_of
 from worker.media.sound import encode_sound
 
-TASKS = ("image-classification", "automatic-speech-recognition", "text-to-image")
+TELLING = "image-text-to-text"
+TASKS = ("image-classification", "automatic-speech-recognition", "text-to-image", TELLING)
 MODES: tuple[Mode, ...] = ("sse", "sync", "poll")
 STEPS = 60
 """The denoising steps of a picture."""
+NUM_TOKENS = 60
+"""The tokens of what is told about a picture."""
 
 _FLAG = "--media"
 _DISTINCT = 12
@@ -56,12 +59,16 @@ class MediaRequest:
 
 @dataclass
 class MediaAnswer:
-    """The answer to a request: its result without ids, its files, and the steps in its stream."""
+    """The answer to a request: its result without ids, its files, and the steps in its stream.
+
+    `text` is what the stream's tokens are together.
+    """
 
     request: MediaRequest
     result: Any = None
     files: list[bytes] = field(default_factory=list)
     steps_done: list[int] = field(default_factory=list)
+    text: str = ""
     error: str = ""
 
 
@@ -112,10 +119,11 @@ class MediaClient:
             inputs = _checked(await self._http.post("/v1/artifacts", content=inputs))["id"]
         elif isinstance(inputs, bytes):
             inputs = base64.b64encode(inputs).decode()
+        told = {"image": inputs, "text": "a very good film"}
         return {
             "task": request.task,
             "model_id": request.task,
-            "inputs": inputs,
+            "inputs": told if request.task == TELLING else inputs,
             "options": request.options,
         }
 
@@ -131,6 +139,8 @@ class MediaClient:
                 event = json.loads(line.removeprefix("data: "))
                 if name == "progress":
                     answer.steps_done.append(event["done"])
+                elif name == "token":
+                    answer.text += event["token"]
                 elif name == "done":
                     return event
                 else:
@@ -181,6 +191,8 @@ def faults_of(answer: MediaAnswer, undisturbed: MediaAnswer) -> list[str]:
     for file in answer.files:
         if not file.startswith(_PNG_HEAD):
             wrong.append(f"{name} has a file that is no PNG")
+    if answer.text and answer.text != answer.result["text"]:
+        wrong.append(f"{name} streams {answer.text!r}, and ends with {answer.result['text']!r}")
     if answer.steps_done != sorted(set(answer.steps_done)):
         wrong.append(f"{name} counts backwards: {answer.steps_done}")
     if answer.steps_done and answer.steps_done[-1] != STEPS:
@@ -205,10 +217,13 @@ def media_request(number: int, task: str, mode: Mode) -> MediaRequest:
     """Return one of the different requests of a task."""
     name = f"kind-{number}"
     random = np.random.default_rng(number)
-    if task == "image-classification":
+    if task in ("image-classification", TELLING):
         patches = random.integers(0, 256, (6, 8, 3), dtype=np.uint8)
         data = png_of(Image.fromarray(patches).resize((80, 60)))
-        return MediaRequest(name, mode, task, data, is_uploaded=number % 2 == 0)
+        options: dict[str, Any] = {}
+        if task == TELLING:
+            options = {"max_tokens": NUM_TOKENS, "ignore_eos": True, "seed": number}
+        return MediaRequest(name, mode, task, data, is_uploaded=number % 2 == 0, options=options)
     if task == "automatic-speech-recognition":
         times = np.arange(_RATE) / _RATE
         tone = np.sin(2 * np.pi * (200 + 50 * number) * times) * 0.5
