@@ -25,8 +25,8 @@ class Dialect:
     `access` is that of `router`; any caller may ask for work. Probes (`are_probes`) are not traced,
     and are logged at the level debug alone. `uploads` are paths whose bodies are handed on as they
     come: their routes bound what they keep in memory. So are bodies that are no JSON at paths that
-    begin with `raw_below`. Errors at paths that begin with `prefix` have
-    the format `errors`, also where no route is found.
+    begin with `raw_below`. At the paths of `any_body` the bodies of all `posts` may be sent. Errors at
+    paths that begin with `prefix` have the format `errors`, also where no route is found.
     """
 
     posts: tuple[Post, ...] = ()
@@ -35,5 +35,6 @@ class Dialect:
     are_probes: bool = False
     uploads: frozenset[str] = frozenset()
     raw_below: str = ""
+    any_body: frozenset[str] = frozenset()
     prefix: str = ""
     errors: ErrorFormat = PLAIN

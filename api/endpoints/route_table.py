@@ -13,6 +13,7 @@ from api.endpoints.handler import add_route
 from api.http import document
 from api.http.error_format import PLAIN, ErrorFormat
 from api.http.media_types import is_form, is_json
+from api.submit.stored_inputs import holds_bytes_anywhere
 
 METRICS = "/metrics"
 _DOCUMENTS = frozenset({"/docs", "/redoc", document.PATH})
@@ -36,6 +37,7 @@ class RouteTable:
         self.probe_paths: set[str] = set()
         self.upload_paths: set[str] = set()
         self.form_paths: set[str] = set()
+        self.file_paths: set[str] = set()
         self.raw_prefixes: list[str] = []
         self._errors_below: dict[str, ErrorFormat] = {}
         self._errors_at: dict[str, ErrorFormat] = {}
@@ -45,14 +47,18 @@ class RouteTable:
                 if dialect.are_probes:
                     self.probe_paths.update(route.path for route in _routes_of(dialect.router))
             self.upload_paths |= dialect.uploads
+            self.file_paths |= dialect.any_body
             if dialect.raw_below:
                 self.raw_prefixes.append(dialect.raw_below)
             work_router = APIRouter()
             for post in dialect.posts:
                 add_route(work_router, post)
                 self._errors_at[post.path] = post.errors
-                if form_fields_of(endpoint.body for endpoint in post.endpoints):
+                bodies = [endpoint.body for endpoint in post.endpoints]
+                if form_fields_of(bodies):
                     self.form_paths.add(post.path)
+                if any(map(holds_bytes_anywhere, bodies)):
+                    self.file_paths.add(post.path)
             self.posts += dialect.posts
             self._add(work_router, Access.CALLER)
             if dialect.prefix:
@@ -71,7 +77,7 @@ class RouteTable:
     def holds_files(self, path: str) -> bool:
         """Return whether bodies in JSON at a path may hold files in base64."""
         is_raw = any(path.startswith(prefix) for prefix in self.raw_prefixes)
-        return is_raw or path in self.form_paths
+        return is_raw or path in self.file_paths
 
     def takes_file(self, path: str, content_type: str) -> bool:
         """Return whether a body that is posted at a path is a file, or a form with files."""

@@ -108,4 +108,4 @@ async def submit(body: Submission, context: RequestContextDep) -> Response:
     )
 
 
-DIALECT = Dialect(router=router)
+DIALECT = Dialect(router=router, any_body=frozenset({PATH}))

@@ -32,7 +32,7 @@ async def with_stored_inputs(context: RequestContext, body: Body) -> Body:
     InvalidRequest for a field that holds no bytes, ArtifactNotFound, and what `ArtifactStore.put`
     raises.
     """
-    if not _holds_bytes(type(body)):
+    if not holds_bytes_anywhere(type(body)):
         return body
     front = context.front
     tenant = context.caller.tenant
@@ -85,7 +85,7 @@ async def _stored(value: Any, name: str, store: Store, *, is_bytes: bool = False
 
 
 @cache
-def _holds_bytes(model: type[BaseModel]) -> bool:
+def holds_bytes_anywhere(model: type[BaseModel]) -> bool:
     """Return whether a body of this type has a field that holds bytes, at any depth."""
     fields = model.model_fields.values()
     return any(_fields(model).values()) or any(_has_part(field.annotation) for field in fields)
@@ -94,7 +94,7 @@ def _holds_bytes(model: type[BaseModel]) -> bool:
 def _has_part(annotation: Any) -> bool:
     """Return whether an annotation names a model with a field that holds bytes."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return _holds_bytes(annotation)
+        return holds_bytes_anywhere(annotation)
     return any(_has_part(part) for part in typing.get_args(annotation))
 
 

@@ -122,7 +122,13 @@ async def test_a_form_may_be_as_large_as_an_upload(redis: Redis, runner: OneShot
         json_body = await client.post("/api/inference", json=TASK | {"inputs": "A" * 5000})
         inline = await client.post("/api/inference", json=TASK | {"inputs": "A" * 3000})
         prompt = await client.post("/v1/completions", json={"prompt": "A" * 3000})
+        part = {"type": "image_url", "image_url": {"url": "A" * 3000}}
+        chat = {"messages": [{"role": "user", "content": [part]}]}
+        dialogue = await client.post("/v1/chat/completions", json=chat)
+        job = await client.post("/v1/jobs", json=chat | {"task": "chat"})
     assert taken.status_code == 200, taken.text
     assert inline.status_code == 400, "it is read"
     assert prompt.status_code == 413
+    for with_picture in (dialogue, job):
+        assert with_picture.status_code == 400, "it is read"
     assert refused.status_code == json_body.status_code == 413
