@@ -99,7 +99,6 @@ def _segments(result: Result) -> Any:
 CONVERTED: dict[str, Convert] = {
     "text-generation": lambda result: [{"generated_text": result["text"]}],
     "text-classification": lambda result: [result["labels"]],
-    "image-text-to-text": lambda result: [{"generated_text": result["text"]}],
     "summarization": lambda result: [{"summary_text": result["text"]}],
     "translation": lambda result: [{"translation_text": result["text"]}],
     "image-to-text": lambda result: [{"generated_text": result["text"]}],

@@ -62,6 +62,7 @@ from api.schemas.pictures import (
     PicturesResult,
     TextToImageRequest,
 )
+from api.schemas.videos import ImageToVideoRequest, TextToVideoRequest, VideoResult
 from api.stream.request_events import Outcome
 from shared.messages import Labelled, Task, TaskName
 from shared.tasks.pictures import ChangePicture, MakePictures, Pictures
@@ -76,6 +77,7 @@ from shared.tasks.sound import (
     Transcribe,
     Transcript,
 )
+from shared.tasks.videos import AnimatePicture, MakeVideo, Video
 from shared.tasks.vision import (
     AnswerAboutImage,
     ClassifyImage,
@@ -388,6 +390,50 @@ def _pictures(outcome: Outcome) -> PicturesResult:
     return PicturesResult(images=bodies)
 
 
+def _make_video(body: TextToVideoRequest) -> Task:
+    options = body.options
+    return MakeVideo(
+        body.inputs,
+        seed_of(options.seed),
+        negative_prompt=options.negative_prompt,
+        width=options.width,
+        height=options.height,
+        num_frames=options.num_frames,
+        fps=options.fps,
+        guidance_scale=options.guidance_scale,
+        num_inference_steps=options.num_inference_steps,
+    )
+
+
+def _animate(body: ImageToVideoRequest) -> Task:
+    options = body.options
+    return AnimatePicture(
+        body.inputs,
+        options.prompt,
+        seed_of(options.seed),
+        negative_prompt=options.negative_prompt,
+        width=options.width,
+        height=options.height,
+        num_frames=options.num_frames,
+        fps=options.fps,
+        guidance_scale=options.guidance_scale,
+        num_inference_steps=options.num_inference_steps,
+    )
+
+
+def _video(outcome: Outcome) -> VideoResult:
+    found = outcome.as_a(Video)
+    [file] = outcome.artifacts
+    return VideoResult(
+        seed=found.seed,
+        width=found.width,
+        height=found.height,
+        num_frames=found.num_frames,
+        fps=found.fps,
+        video=made_file(file),
+    )
+
+
 ROWS = (
     OneShotRow("summarization", SummarizationRequest, _summarize, _written),
     OneShotRow("translation", TranslationRequest, _translate, _written),
@@ -419,4 +465,6 @@ ROWS = (
     OneShotRow("time-series-forecasting", ForecastRequest, _forecast, _forecasted),
     OneShotRow("text-to-image", TextToImageRequest, _make_pictures, _pictures),
     OneShotRow("image-to-image", ImageToImageRequest, _change_picture, _pictures),
+    OneShotRow("text-to-video", TextToVideoRequest, _make_video, _video),
+    OneShotRow("image-to-video", ImageToVideoRequest, _animate, _video),
 )

@@ -26,6 +26,7 @@ from api.schemas.one_shots import (
 )
 from api.schemas.pictures import PicturesResult
 from api.schemas.usage import UsageBody
+from api.schemas.videos import VideoResult
 
 Result = (
     EchoResult
@@ -46,6 +47,7 @@ Result = (
     | TranscriptionResult
     | VoiceActivityResult
     | PicturesResult
+    | VideoResult
 )
 
 

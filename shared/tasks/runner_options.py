@@ -290,7 +290,13 @@ class OneShotOptions(MediaOptions):
 class DiffusionOptions(Options):
     """Options of diffusers' pipelines, which make pictures."""
 
-    harmless: ClassVar[tuple[str, ...]] = ("max_pixels", "max_steps", "max_images", "max_batch")
+    harmless: ClassVar[tuple[str, ...]] = (
+        "max_pixels",
+        "max_steps",
+        "max_images",
+        "max_frames",
+        "max_batch",
+    )
 
     max_pixels: int = Field(
         default=1024 * 1024,
@@ -308,6 +314,11 @@ class DiffusionOptions(Options):
         ge=1,
         le=64,
         description="most pictures of a request",
+    )
+    max_frames: int = Field(
+        default=161,
+        ge=1,
+        description="most frames of a video that is made",
     )
     max_batch: int = Field(
         default=4,

@@ -111,7 +111,7 @@ RUNNERS = {
     "diffusion": RunnerInfo(
         "worker.runners.diffusion:load",
         DiffusionOptions,
-        tasks=("text-to-image", "image-to-image"),
+        tasks=("text-to-image", "image-to-image", "text-to-video", "image-to-video"),
     ),
     "echo": RunnerInfo(
         "worker.runners.echo:Echo",

@@ -51,6 +51,7 @@ from shared.tasks.sound import (
     Transcript,
 )
 from shared.tasks.specs import Modality
+from shared.tasks.videos import AnimatePicture, MakeVideo, Video
 from shared.tasks.vision import (
     AnswerAboutImage,
     ClassifyImage,
@@ -89,6 +90,9 @@ _VIDEO_COST = 2048
 _NUMBERS_A_PATCH = 32
 _DENOISING_COST = 64
 _USUAL_STEPS = 50
+_USUAL_FRAMES = 100
+_FRAMES_A_PICTURE = 8
+"""Networks for videos see so many frames as one."""
 
 AnyTask = TypeVar("AnyTask", bound=Task)
 
@@ -218,6 +222,11 @@ def _cost_of_sound(task: Task) -> int:
 def _cost_of_pictures(task: MakePictures | ChangePicture) -> int:
     steps = task.num_inference_steps or _USUAL_STEPS
     return task.num_images * steps * _DENOISING_COST
+
+
+def _cost_of_frames(task: MakeVideo | AnimatePicture) -> int:
+    steps = task.num_inference_steps or _USUAL_STEPS
+    return (task.num_frames or _USUAL_FRAMES) * steps * _DENOISING_COST // _FRAMES_A_PICTURE
 
 
 def _num_choices(task: Generate) -> int:
@@ -449,6 +458,22 @@ TASKS: dict[TaskName, TaskInfo] = {
         repeated=_never,
         pipeline_tags=("image-to-image",),
         heads=("ForImageSuperResolution",),
+    ),
+    "text-to-video": TaskInfo(
+        MakeVideo,
+        Video,
+        cost=_cost_of_frames,
+        modality="video",
+        repeated=_never,
+        pipeline_tags=("text-to-video",),
+    ),
+    "image-to-video": TaskInfo(
+        AnimatePicture,
+        Video,
+        cost=_cost_of_frames,
+        modality="video",
+        repeated=_never,
+        pipeline_tags=("image-to-video",),
     ),
     "echo_task": TaskInfo(EchoTask, EchoedTask, cost=_cost_of_steps),
 }

@@ -23,9 +23,11 @@ PIPELINES = {
     "StableDiffusionPipeline": "StableDiffusionImg2ImgPipeline",
     "StableDiffusionXLPipeline": "StableDiffusionXLImg2ImgPipeline",
     "StableDiffusion3Pipeline": "StableDiffusion3Img2ImgPipeline",
+    "LTXPipeline": "LTXImageToVideoPipeline",
 }
 """The classes that are served, and those that begin with a picture by the same networks."""
 
+_VIDEO_PIPELINES = ("LTXPipeline",)
 _UNSEEDED = (
     "DPMSolverSDEScheduler",
     "CosineDPMSolverMultistepScheduler",
@@ -83,6 +85,10 @@ def changing(pipeline: Any) -> Any:
     """Return the pipeline around the same networks that begins with a picture."""
     kind: Any = getattr(_diffusers(), PIPELINES[type(pipeline).__name__])
     return kind.from_pipe(pipeline)
+
+
+def makes_videos(pipeline: Any) -> bool:
+    return type(pipeline).__name__ in _VIDEO_PIPELINES
 
 
 def networks_of(pipeline: Any) -> dict[str, nn.Module]:

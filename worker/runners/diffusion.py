@@ -4,8 +4,7 @@ The noise of a picture comes from its own seed, on the CPU, and its rows are com
 (`worker/runners/row_by_row.py`): a picture does not depend on what else is made in its batch.
 """
 
-import inspect
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,17 +21,28 @@ from worker.engine.runner import RunnerOptions
 from worker.engine.sampler import broken
 from worker.engine.task_runner import BatchProgress, Files, NewFile, TaskOutput, TaskRunnerSpec
 from worker.media.images import MAX_IMAGE_BYTES, PNG, decode_image, jpeg_of, png_of
-from worker.models.diffusion_directory import changing, load_pipeline, networks_of
+from worker.models.diffusion_directory import (
+    changing,
+    load_pipeline,
+    makes_videos,
+    networks_of,
+)
 from worker.models.errors import ModelFormatError
 from worker.models.hf_directory import directory_of
 from worker.runners.accelerators import prepare
 from worker.runners.allocation import tells_out_of_memory
 from worker.runners.layer_heartbeats import beat_by_layer
+from worker.runners.pipeline_calls import (
+    MAX_GIVEN_PIXELS,
+    SEED_MASK,
+    NobodyWaits,
+    most_steps,
+    parameters_of,
+    refusal,
+    rounded_size,
+)
 from worker.runners.row_by_row import RowByRow
-
-SEED_MASK = (1 << 63) - 1
-MAX_GIVEN_PIXELS = 50_000_000
-"""The most pixels of a picture that is given. It is scaled to the size of what is made."""
+from worker.runners.video_diffusion import VideoRunner
 
 _SIDE_MULTIPLE = 8
 _TRIAL_SIDE = 64
@@ -41,10 +51,6 @@ _PREVIEW_LATENTS = 16
 """The longer side of the latents that are decoded for a preview: 128 pixels in most models."""
 
 PictureTask = MakePictures | ChangePicture
-
-
-class _NobodyWaits(Exception):
-    """Ends a pipeline between two steps, when all of its pictures are unwanted."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ class DiffusionRunner:
         self.spec = spec
         self._own = own
         self._pipelines = pipelines
-        self._max_steps = min(own.max_steps, _most_steps(pipelines[spec.tasks[0]]))
+        self._max_steps = min(own.max_steps, most_steps(pipelines[spec.tasks[0]]))
         self._rows = RowByRow()
         if own.batch_invariant:
             _compute_by_rows(pipelines[spec.tasks[0]], self._rows)
@@ -104,13 +110,13 @@ class DiffusionRunner:
         pipeline = self._pipelines[name_of(task)]
         steps = self._steps_of(task, pipeline)
         if not 1 <= task.num_images <= self._own.max_images:
-            raise _refusal("num_images", f"1 to {self._own.max_images}", task.num_images)
+            raise refusal("num_images", f"1 to {self._own.max_images}", task.num_images)
 
         image = None
         if isinstance(task, ChangePicture):
             data = files.read(task.image, max_bytes=MAX_IMAGE_BYTES)
             image = decode_image(data, max_pixels=MAX_GIVEN_PIXELS)
-            usual_size = _rounded_size(image, multiple_of(pipeline))
+            usual_size = rounded_size(image, multiple_of(pipeline))
         else:
             usual_size = _usual_size(pipeline)
         width, height = self._size_of(task, usual_size, multiple_of(pipeline))
@@ -137,10 +143,10 @@ class DiffusionRunner:
         if steps is None:
             steps = min(max_steps, self._default_of(pipeline, "num_inference_steps"))
         if not 1 <= steps <= max_steps:
-            raise _refusal("num_inference_steps", f"1 to {max_steps}", steps)
+            raise refusal("num_inference_steps", f"1 to {max_steps}", steps)
         if isinstance(task, ChangePicture) and not 1 <= int(steps * task.strength) <= steps:
             least = f"a share of {steps} steps that is at least one of them, and at most all"
-            raise _refusal("strength", least, task.strength)
+            raise refusal("strength", least, task.strength)
         return steps
 
     def _default_of(self, pipeline: Any, name: str) -> Any:
@@ -148,7 +154,7 @@ class DiffusionRunner:
         own = getattr(self._own, name)
         if own is not None:
             return own
-        return _parameters_of(pipeline)[name].default
+        return parameters_of(pipeline)[name].default
 
     def _size_of(
         self, task: PictureTask, usual_size: tuple[int, int], multiple: int
@@ -159,12 +165,12 @@ class DiffusionRunner:
         """
         for name, side in (("width", task.width), ("height", task.height)):
             if side is not None and (side < multiple or side % multiple):
-                raise _refusal(name, f"a multiple of {multiple}", side)
+                raise refusal(name, f"a multiple of {multiple}", side)
         width = task.width or usual_size[0]
         height = task.height or usual_size[1]
         if width * height > self._own.max_pixels:
             most = f"width x height of at most {self._own.max_pixels} pixels"
-            raise _refusal("width", most, f"{width} x {height}")
+            raise refusal("width", most, f"{width} x {height}")
         return width, height
 
     def group_key(self, item: Item) -> Hashable:
@@ -184,7 +190,7 @@ class DiffusionRunner:
         ) -> dict[str, Any]:
             wanted = [progress.is_wanted(index) for index in range(len(items))]
             if not any(wanted):
-                raise _NobodyWaits
+                raise NobodyWaits
             self._rows.wanted = [wanted[owner] for owner in owners]
             for index, item in enumerate(items):
                 preview = b""
@@ -197,7 +203,7 @@ class DiffusionRunner:
 
         try:
             made = pipeline(**_arguments_of(items, pipeline), callback_on_step_end=after_step)
-        except _NobodyWaits:
+        except NobodyWaits:
             return [_gone() for _ in items]
 
         blocked = getattr(made, "nsfw_content_detected", None) or [False] * len(owners)
@@ -261,15 +267,10 @@ def _arguments_of(items: Sequence[Item], pipeline: Any) -> dict[str, Any]:
         arguments["image"] = images
         arguments["strength"] = first.task.strength
     # Without a size some pipelines keep that of the picture, others scale it to their own.
-    if "width" in _parameters_of(pipeline):
+    if "width" in parameters_of(pipeline):
         arguments["width"] = first.width
         arguments["height"] = first.height
     return arguments
-
-
-def _parameters_of(pipeline: Any) -> Mapping[str, inspect.Parameter]:
-    """Return the parameters of a pipeline's call."""
-    return inspect.signature(type(pipeline).__call__).parameters
 
 
 def _output(item: Item, pixels: Tensor, blocked: Sequence[bool]) -> TaskOutput:
@@ -288,10 +289,6 @@ def _gone() -> ClientGone:
     return ClientGone("Nobody waits for the picture any more.")
 
 
-def _refusal(name: str, expected: str, got: object) -> InvalidRequest:
-    return InvalidRequest(f"{name}: expected {expected}, got {got}.", field=name)
-
-
 def _compute_by_rows(pipeline: Any, rows: RowByRow) -> None:
     """Let the networks of a pipeline that see a whole batch compute its rows by themselves."""
     for name, network in networks_of(pipeline).items():
@@ -307,12 +304,6 @@ def multiple_of(pipeline: Any) -> int:
     return max(_SIDE_MULTIPLE, int(pipeline.vae_scale_factor) * patch_size)
 
 
-def _most_steps(pipeline: Any) -> int:
-    """Return the number of steps that the schedule of the training can be divided into."""
-    config = pipeline.scheduler.config
-    return int(config.num_train_timesteps) - int(config.get("steps_offset", 0))
-
-
 def _usual_size(pipeline: Any) -> tuple[int, int]:
     """Return the width and height that a pipeline makes unless it is told otherwise."""
     [denoiser] = [pipeline.components[name] for name in _DENOISERS if name in pipeline.components]
@@ -322,13 +313,7 @@ def _usual_size(pipeline: Any) -> tuple[int, int]:
     return width * scale, height * scale
 
 
-def _rounded_size(image: Image.Image, multiple: int) -> tuple[int, int]:
-    """Return the size of a picture, rounded down to sides that can be made."""
-    width, height = (max(multiple, side - side % multiple) for side in image.size)
-    return width, height
-
-
-def load(options: RunnerOptions) -> DiffusionRunner:
+def load(options: RunnerOptions) -> DiffusionRunner | VideoRunner:
     """Load a pipeline of diffusers. Raise ModelFormatError for one that cannot be served."""
     path = directory_of(Path(options.path))
     own = options.declared(DiffusionOptions)
@@ -341,15 +326,21 @@ def load(options: RunnerOptions) -> DiffusionRunner:
         if name in _DENOISERS:
             prepare(network, options)
 
-    pipelines = {"text-to-image": pipeline, "image-to-image": changing(pipeline)}
+    found = f"{type(pipeline).__name__}: {count / 1e6:.1f} M parameters, "
+    found += f"{type(pipeline.scheduler).__name__}, {options.precision}"
+    names = ("text-to-image", "image-to-image")
+    if makes_videos(pipeline):
+        names = ("text-to-video", "image-to-video")
+    pipelines = dict(zip(names, (pipeline, changing(pipeline)), strict=True))
     for one in pipelines.values():
         one.set_progress_bar_config(disable=True)
+    if makes_videos(pipeline):
+        return VideoRunner(pipelines, own, name=options.name, found=found)
     side = _trial_side(multiple_of(pipeline), own.max_pixels)
     spec = TaskRunnerSpec(
         "diffusion",
         options.name,
-        found=f"{type(pipeline).__name__}: {count / 1e6:.1f} M parameters, "
-        f"{type(pipeline.scheduler).__name__}, {options.precision}",
+        found=found,
         max_batch=min(options.max_batch, own.max_batch),
         tasks=tuple(pipelines),
         trial=MakePictures("a", seed=0, width=side, height=side, num_inference_steps=1),

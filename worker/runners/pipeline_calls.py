@@ -1,0 +1,38 @@
+"""What the runners of diffusers' pipelines have in common: limits, refusals, and the end of a call."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image
+
+from shared.errors import InvalidRequest
+
+SEED_MASK = (1 << 63) - 1
+MAX_GIVEN_PIXELS = 50_000_000
+"""The most pixels of a picture that is given. It is scaled to the size of what is made."""
+
+
+class NobodyWaits(Exception):
+    """Ends a pipeline between two steps, when all that it makes is unwanted."""
+
+
+def parameters_of(pipeline: Any) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a pipeline's call."""
+    return inspect.signature(type(pipeline).__call__).parameters
+
+
+def refusal(name: str, expected: str, got: object) -> InvalidRequest:
+    return InvalidRequest(f"{name}: expected {expected}, got {got}.", field=name)
+
+
+def most_steps(pipeline: Any) -> int:
+    """Return the number of steps that the schedule of the training can be divided into."""
+    config = pipeline.scheduler.config
+    return int(config.num_train_timesteps) - int(config.get("steps_offset", 0))
+
+
+def rounded_size(image: Image.Image, multiple: int) -> tuple[int, int]:
+    """Return the size of a picture, rounded down to sides that can be made."""
+    width, height = (max(multiple, side - side % multiple) for side in image.size)
+    return width, height
