@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from api.schemas.fields import seed_of
 from api.schemas.files import made_file
 from api.schemas.inference import ClassificationResult, LabelBody, TaskRequest
+from api.schemas.meshes import ImageTo3DRequest, MeshResult, TextTo3DRequest
 from api.schemas.one_shots import (
     AnswerBody,
     Box,
@@ -65,6 +66,7 @@ from api.schemas.pictures import (
 from api.schemas.videos import ImageToVideoRequest, TextToVideoRequest, VideoResult
 from api.stream.request_events import Outcome
 from shared.messages import Labelled, Task, TaskName
+from shared.tasks.meshes import MakeMesh, Mesh, MeshOfPicture
 from shared.tasks.pictures import ChangePicture, MakePictures, Pictures
 from shared.tasks.series import Forecast, Forecasted
 from shared.tasks.sound import (
@@ -434,6 +436,31 @@ def _video(outcome: Outcome) -> VideoResult:
     )
 
 
+def _make_mesh(body: TextTo3DRequest) -> Task:
+    options = body.options
+    return MakeMesh(
+        body.inputs, seed_of(options.seed), options.guidance_scale, options.num_inference_steps
+    )
+
+
+def _mesh_of_picture(body: ImageTo3DRequest) -> Task:
+    options = body.options
+    return MeshOfPicture(
+        body.inputs, seed_of(options.seed), options.guidance_scale, options.num_inference_steps
+    )
+
+
+def _mesh(outcome: Outcome) -> MeshResult:
+    found = outcome.as_a(Mesh)
+    [file] = outcome.artifacts
+    return MeshResult(
+        seed=found.seed,
+        num_vertices=found.num_vertices,
+        num_faces=found.num_faces,
+        mesh=made_file(file),
+    )
+
+
 ROWS = (
     OneShotRow("summarization", SummarizationRequest, _summarize, _written),
     OneShotRow("translation", TranslationRequest, _translate, _written),
@@ -467,4 +494,6 @@ ROWS = (
     OneShotRow("image-to-image", ImageToImageRequest, _change_picture, _pictures),
     OneShotRow("text-to-video", TextToVideoRequest, _make_video, _video),
     OneShotRow("image-to-video", ImageToVideoRequest, _animate, _video),
+    OneShotRow("text-to-3d", TextTo3DRequest, _make_mesh, _mesh),
+    OneShotRow("image-to-3d", ImageTo3DRequest, _mesh_of_picture, _mesh),
 )

@@ -9,6 +9,7 @@ from api.schemas.inference import (
     TextGenerationResult,
     TimesBody,
 )
+from api.schemas.meshes import MeshResult
 from api.schemas.one_shots import (
     DepthResult,
     DetectionResult,
@@ -48,6 +49,7 @@ Result = (
     | VoiceActivityResult
     | PicturesResult
     | VideoResult
+    | MeshResult
 )
 
 

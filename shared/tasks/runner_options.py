@@ -288,7 +288,7 @@ class OneShotOptions(MediaOptions):
 
 
 class DiffusionOptions(Options):
-    """Options of diffusers' pipelines, which make pictures."""
+    """Options of diffusers' pipelines, which make pictures, videos and 3D meshes."""
 
     harmless: ClassVar[tuple[str, ...]] = (
         "max_pixels",
@@ -319,6 +319,12 @@ class DiffusionOptions(Options):
         default=161,
         ge=1,
         description="most frames of a video that is made",
+    )
+    grid_size: int = Field(
+        default=128,
+        ge=2,
+        le=512,
+        description="points a side of the grid that a 3D mesh is read from",
     )
     max_batch: int = Field(
         default=4,

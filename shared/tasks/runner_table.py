@@ -111,7 +111,14 @@ RUNNERS = {
     "diffusion": RunnerInfo(
         "worker.runners.diffusion:load",
         DiffusionOptions,
-        tasks=("text-to-image", "image-to-image", "text-to-video", "image-to-video"),
+        tasks=(
+            "text-to-image",
+            "image-to-image",
+            "text-to-video",
+            "image-to-video",
+            "text-to-3d",
+            "image-to-3d",
+        ),
     ),
     "echo": RunnerInfo(
         "worker.runners.echo:Echo",

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-Modality = Literal["text", "image", "audio", "video", "series"]
+Modality = Literal["text", "image", "audio", "video", "3d", "series"]
 """The kind of data that a task reads or makes, beside text: `series` are series of numbers."""
 
 Text = str | tuple[int, ...]

@@ -39,6 +39,7 @@ from shared.messages import (
 )
 from shared.plugins import PluginError
 from shared.tasks.echo_task import EchoedTask, EchoTask
+from shared.tasks.meshes import MakeMesh, Mesh, MeshOfPicture
 from shared.tasks.pictures import ChangePicture, MakePictures, Pictures
 from shared.tasks.series import Forecast, Forecasted
 from shared.tasks.sound import (
@@ -227,6 +228,10 @@ def _cost_of_pictures(task: MakePictures | ChangePicture) -> int:
 def _cost_of_frames(task: MakeVideo | AnimatePicture) -> int:
     steps = task.num_inference_steps or _USUAL_STEPS
     return (task.num_frames or _USUAL_FRAMES) * steps * _DENOISING_COST // _FRAMES_A_PICTURE
+
+
+def _cost_of_mesh(task: MakeMesh | MeshOfPicture) -> int:
+    return (task.num_inference_steps or _USUAL_STEPS) * _DENOISING_COST
 
 
 def _num_choices(task: Generate) -> int:
@@ -474,6 +479,22 @@ TASKS: dict[TaskName, TaskInfo] = {
         modality="video",
         repeated=_never,
         pipeline_tags=("image-to-video",),
+    ),
+    "text-to-3d": TaskInfo(
+        MakeMesh,
+        Mesh,
+        cost=_cost_of_mesh,
+        modality="3d",
+        repeated=_never,
+        pipeline_tags=("text-to-3d",),
+    ),
+    "image-to-3d": TaskInfo(
+        MeshOfPicture,
+        Mesh,
+        cost=_cost_of_mesh,
+        modality="3d",
+        repeated=_never,
+        pipeline_tags=("image-to-3d",),
     ),
     "echo_task": TaskInfo(EchoTask, EchoedTask, cost=_cost_of_steps),
 }

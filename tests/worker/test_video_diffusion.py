@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 
 from shared.errors import ClientGone, InvalidRequest
 from shared.messages import Done, decode_event, encode
+from shared.settings.settings import ModelEntry, Settings
 from shared.tasks.pictures import MakePictures
 from shared.tasks.runner_options import DiffusionOptions
 from shared.tasks.videos import AnimatePicture, MakeVideo, Video
@@ -23,6 +24,7 @@ from tests.fixtures.tiny_diffusion import write_video_pipeline
 from tests.fixtures.worker.fleets import fleet
 from worker.engine.runner import RunnerOptions
 from worker.engine.task_runner import NO_FILES, FilesAtHand, TaskOutput, Unwatched
+from worker.host.facts import facts_of, modality_of
 from worker.media.video import encode_video
 from worker.models.errors import ModelFormatError
 from worker.runners.registry import load_runner
@@ -160,6 +162,15 @@ def test_what_is_left_open_is_the_models_own_within_the_caps(path: Path) -> None
         runner.read(MakePictures("a", 1), NO_FILES)
     with pytest.raises(ModelFormatError, match="max_pixels: expected at least 1024"):
         load(path, max_pixels=1000)
+
+
+def test_its_tasks_are_known_before_it_is_loaded(path: Path) -> None:
+    entry = ModelEntry(id="m", path=str(path))
+    assert facts_of(entry, Settings(models=(entry,))).info.tasks == (
+        "text-to-video",
+        "image-to-video",
+    )
+    assert modality_of(entry, Settings(models=(entry,))) == "video"
 
 
 async def test_a_video_is_made_over_http(redis: Redis, runner: VideoRunner) -> None:

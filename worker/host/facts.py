@@ -15,6 +15,7 @@ from shared.tasks.runner_table import AUTO, info_of
 from shared.tasks.specs import Modality, TaskName
 from shared.tasks.task_table import TASKS, task_of
 from worker.hardware.shapes import DEFAULT_KV_BYTES, kind_of_weights
+from worker.models.diffusion_index import PIPELINES, class_of_index
 from worker.models.errors import ModelFormatError
 from worker.models.model_files import weight_bytes
 from worker.models.reading import read_json_object
@@ -56,8 +57,10 @@ def facts_of(entry: ModelEntry, settings: Settings) -> Facts:
                 tasks = ("text-ranking", *tasks)
         if kind == "one-shot":
             tasks = _one_shot_tasks(entry, architectures) or tasks
+        directory = path if path.is_dir() else path.parent
+        if kind == "diffusion":
+            tasks = tuple(PIPELINES[class_of_index(directory)])
         if kind == "onnx":
-            directory = path if path.is_dir() else path.parent
             tasks = (read_declaration(only_file(directory, DECLARATIONS)).task,)
         num_bytes = weight_bytes(path, kind_of_weights(entry))
         if runner.keeps_kv:

@@ -13,21 +13,13 @@ import transformers
 from torch import nn
 from transformers import AutoImageProcessor
 
+from shared.messages import TaskName
+from worker.models.diffusion_index import INDEX, PIPELINES, class_of_index
 from worker.models.errors import ModelFormatError
 from worker.models.hf_directory import check_safetensors, is_there
 from worker.models.reading import COPY_AGAIN, read_json_object, reading
 from worker.models.weights import NO_NETWORK, check_all_loaded, load_tokenizer
 
-INDEX = "model_index.json"
-PIPELINES = {
-    "StableDiffusionPipeline": "StableDiffusionImg2ImgPipeline",
-    "StableDiffusionXLPipeline": "StableDiffusionXLImg2ImgPipeline",
-    "StableDiffusion3Pipeline": "StableDiffusion3Img2ImgPipeline",
-    "LTXPipeline": "LTXImageToVideoPipeline",
-}
-"""The classes that are served, and those that begin with a picture by the same networks."""
-
-_VIDEO_PIPELINES = ("LTXPipeline",)
 _UNSEEDED = (
     "DPMSolverSDEScheduler",
     "CosineDPMSolverMultistepScheduler",
@@ -42,8 +34,10 @@ _OPTIONAL = (
     "text_encoder_3",
     "tokenizer_3",
 )
-_CHECKER = "stable_diffusion"
-"""The index's name of the module of diffusers that has the checker of contents."""
+_OWN_MODULES = ("stable_diffusion", "shap_e")
+"""An index's names of modules of diffusers: of the checker of contents, and of the renderer."""
+
+_IMAGE_PROCESSORS = ("feature_extractor", "image_processor")
 
 
 def load_pipeline(path: Path, dtype: torch.dtype) -> Any:
@@ -55,11 +49,7 @@ def load_pipeline(path: Path, dtype: torch.dtype) -> Any:
     """
     index = read_json_object(path / INDEX)
     diffusers = _diffusers()
-    name = index.get("_class_name")
-    if not isinstance(name, str) or name not in PIPELINES:
-        raise ModelFormatError(
-            f"{path / INDEX} names the pipeline {name!r}; expected one of {', '.join(PIPELINES)}."
-        )
+    name = class_of_index(path)
     parts: dict[str, Any] = {}
     for part, declared in index.items():
         if not part.startswith("_") and isinstance(declared, list):
@@ -81,14 +71,13 @@ def load_pipeline(path: Path, dtype: torch.dtype) -> Any:
         )
 
 
-def changing(pipeline: Any) -> Any:
-    """Return the pipeline around the same networks that begins with a picture."""
-    kind: Any = getattr(_diffusers(), PIPELINES[type(pipeline).__name__])
-    return kind.from_pipe(pipeline)
-
-
-def makes_videos(pipeline: Any) -> bool:
-    return type(pipeline).__name__ in _VIDEO_PIPELINES
+def pipelines_of(pipeline: Any) -> dict[TaskName, Any]:
+    """Return a pipeline for each task, all around the networks of this one."""
+    pipelines = {}
+    for task, name in PIPELINES[type(pipeline).__name__].items():
+        kind: Any = getattr(_diffusers(), name)
+        pipelines[task] = pipeline if type(pipeline) is kind else kind.from_pipe(pipeline)
+    return pipelines
 
 
 def networks_of(pipeline: Any) -> dict[str, nn.Module]:
@@ -120,11 +109,9 @@ def _class_of(part: str, declared: list[Any], path: Path) -> type[Any]:
 
     Raise ModelFormatError for a class of any other library, or one that is not there.
     """
-    libraries = {
-        "diffusers": _diffusers(),
-        "transformers": transformers,
-        _CHECKER: _diffusers().pipelines.stable_diffusion,
-    }
+    libraries = {"diffusers": _diffusers(), "transformers": transformers}
+    for module in _OWN_MODULES:
+        libraries[module] = getattr(_diffusers().pipelines, module)
     [library, name] = declared if len(declared) == 2 else (None, None)
     if library not in libraries:
         raise ModelFormatError(
@@ -134,7 +121,7 @@ def _class_of(part: str, declared: list[Any], path: Path) -> type[Any]:
     kind = getattr(libraries[library], str(name), None)
     if name in _UNSEEDED:
         raise _unseeded(path, name)
-    if part == "feature_extractor":
+    if part in _IMAGE_PROCESSORS:
         # Its class depends on what is installed, and older names of it are gone.
         return AutoImageProcessor
     if not isinstance(kind, type) or not hasattr(kind, "from_pretrained"):

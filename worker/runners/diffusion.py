@@ -1,4 +1,4 @@
-"""Pipelines of diffusers, which make pictures of noise, step by step.
+"""Pipelines of diffusers, which make things of noise, step by step: here pictures.
 
 The noise of a picture comes from its own seed, on the CPU, and its rows are computed by themselves
 (`worker/runners/row_by_row.py`): a picture does not depend on what else is made in its batch.
@@ -21,12 +21,7 @@ from worker.engine.runner import RunnerOptions
 from worker.engine.sampler import broken
 from worker.engine.task_runner import BatchProgress, Files, NewFile, TaskOutput, TaskRunnerSpec
 from worker.media.images import MAX_IMAGE_BYTES, PNG, decode_image, jpeg_of, png_of
-from worker.models.diffusion_directory import (
-    changing,
-    load_pipeline,
-    makes_videos,
-    networks_of,
-)
+from worker.models.diffusion_directory import load_pipeline, networks_of, pipelines_of
 from worker.models.errors import ModelFormatError
 from worker.models.hf_directory import directory_of
 from worker.runners.accelerators import prepare
@@ -36,17 +31,19 @@ from worker.runners.pipeline_calls import (
     MAX_GIVEN_PIXELS,
     SEED_MASK,
     NobodyWaits,
-    most_steps,
+    default_of,
     parameters_of,
     refusal,
     rounded_size,
+    steps_of,
 )
 from worker.runners.row_by_row import RowByRow
+from worker.runners.shape_diffusion import MeshRunner
 from worker.runners.video_diffusion import VideoRunner
 
 _SIDE_MULTIPLE = 8
 _TRIAL_SIDE = 64
-_DENOISERS = ("unet", "transformer")
+_DENOISERS = ("unet", "transformer", "prior")
 _PREVIEW_LATENTS = 16
 """The longer side of the latents that are decoded for a preview: 128 pixels in most models."""
 
@@ -99,7 +96,6 @@ class DiffusionRunner:
         self.spec = spec
         self._own = own
         self._pipelines = pipelines
-        self._max_steps = min(own.max_steps, most_steps(pipelines[spec.tasks[0]]))
         self._rows = RowByRow()
         if own.batch_invariant:
             _compute_by_rows(pipelines[spec.tasks[0]], self._rows)
@@ -125,7 +121,7 @@ class DiffusionRunner:
 
         guidance_scale = task.guidance_scale
         if guidance_scale is None:
-            guidance_scale = self._default_of(pipeline, "guidance_scale")
+            guidance_scale = default_of("guidance_scale", pipeline, self._own)
         return Item(
             task,
             seeds=tuple((task.seed + number) & SEED_MASK for number in range(task.num_images)),
@@ -138,23 +134,11 @@ class DiffusionRunner:
 
     def _steps_of(self, task: PictureTask, pipeline: Any) -> int:
         """Return the steps of a task. Raise InvalidRequest for none, and for too many."""
-        max_steps = self._max_steps
-        steps = task.num_inference_steps
-        if steps is None:
-            steps = min(max_steps, self._default_of(pipeline, "num_inference_steps"))
-        if not 1 <= steps <= max_steps:
-            raise refusal("num_inference_steps", f"1 to {max_steps}", steps)
+        steps = steps_of(task.num_inference_steps, pipeline, self._own)
         if isinstance(task, ChangePicture) and not 1 <= int(steps * task.strength) <= steps:
             least = f"a share of {steps} steps that is at least one of them, and at most all"
             raise refusal("strength", least, task.strength)
         return steps
-
-    def _default_of(self, pipeline: Any, name: str) -> Any:
-        """Return the value of an option that a request leaves open."""
-        own = getattr(self._own, name)
-        if own is not None:
-            return own
-        return parameters_of(pipeline)[name].default
 
     def _size_of(
         self, task: PictureTask, usual_size: tuple[int, int], multiple: int
@@ -313,7 +297,7 @@ def _usual_size(pipeline: Any) -> tuple[int, int]:
     return width * scale, height * scale
 
 
-def load(options: RunnerOptions) -> DiffusionRunner | VideoRunner:
+def load(options: RunnerOptions) -> DiffusionRunner | VideoRunner | MeshRunner:
     """Load a pipeline of diffusers. Raise ModelFormatError for one that cannot be served."""
     path = directory_of(Path(options.path))
     own = options.declared(DiffusionOptions)
@@ -328,14 +312,13 @@ def load(options: RunnerOptions) -> DiffusionRunner | VideoRunner:
 
     found = f"{type(pipeline).__name__}: {count / 1e6:.1f} M parameters, "
     found += f"{type(pipeline.scheduler).__name__}, {options.precision}"
-    names = ("text-to-image", "image-to-image")
-    if makes_videos(pipeline):
-        names = ("text-to-video", "image-to-video")
-    pipelines = dict(zip(names, (pipeline, changing(pipeline)), strict=True))
+    pipelines = pipelines_of(pipeline)
     for one in pipelines.values():
         one.set_progress_bar_config(disable=True)
-    if makes_videos(pipeline):
+    if "text-to-video" in pipelines:
         return VideoRunner(pipelines, own, name=options.name, found=found)
+    if "text-to-image" not in pipelines:
+        return MeshRunner(pipelines, own, name=options.name, found=found)
     side = _trial_side(multiple_of(pipeline), own.max_pixels)
     spec = TaskRunnerSpec(
         "diffusion",

@@ -7,6 +7,7 @@ from typing import Any
 from PIL import Image
 
 from shared.errors import InvalidRequest
+from shared.tasks.runner_options import DiffusionOptions
 
 SEED_MASK = (1 << 63) - 1
 MAX_GIVEN_PIXELS = 50_000_000
@@ -30,6 +31,25 @@ def most_steps(pipeline: Any) -> int:
     """Return the number of steps that the schedule of the training can be divided into."""
     config = pipeline.scheduler.config
     return int(config.num_train_timesteps) - int(config.get("steps_offset", 0))
+
+
+def default_of(name: str, pipeline: Any, own: DiffusionOptions) -> Any:
+    """Return the value of an option that a request leaves open: the model's, or the library's."""
+    value = getattr(own, name)
+    if value is not None:
+        return value
+    return parameters_of(pipeline)[name].default
+
+
+def steps_of(asked: int | None, pipeline: Any, own: DiffusionOptions) -> int:
+    """Return the number of denoising steps. Raise InvalidRequest for none, and for too many."""
+    max_steps = min(own.max_steps, most_steps(pipeline))
+    if asked is None:
+        usual: int = default_of("num_inference_steps", pipeline, own)
+        return min(max_steps, usual)
+    if not 1 <= asked <= max_steps:
+        raise refusal("num_inference_steps", f"1 to {max_steps}", asked)
+    return asked
 
 
 def rounded_size(image: Image.Image, multiple: int) -> tuple[int, int]:

@@ -25,10 +25,11 @@ from worker.runners.pipeline_calls import (
     MAX_GIVEN_PIXELS,
     SEED_MASK,
     NobodyWaits,
-    most_steps,
+    default_of,
     parameters_of,
     refusal,
     rounded_size,
+    steps_of,
 )
 
 MP4 = "video/mp4"
@@ -69,7 +70,6 @@ class VideoRunner:
         self._pipelines = pipelines
         self._own = own
         first = next(iter(pipelines.values()))
-        self._max_steps = min(own.max_steps, most_steps(first))
         self.multiple = max(_SIDE_MULTIPLE, int(first.vae_spatial_compression_ratio))
         self.group = int(first.vae_temporal_compression_ratio)
         if self.multiple**2 > own.max_pixels:
@@ -96,15 +96,10 @@ class VideoRunner:
     def read(self, task: Task, files: Files) -> VideoItem:
         if not isinstance(task, VideoTask) or name_of(task) not in self._pipelines:
             raise InvalidRequest(f"This model does not serve {name_of(task)!r}.", field="model")
-        own = parameters_of(self._pipelines[name_of(task)])
-        steps = task.num_inference_steps
-        if steps is None:
-            steps = min(self._max_steps, own["num_inference_steps"].default)
-        if not 1 <= steps <= self._max_steps:
-            raise refusal("num_inference_steps", f"1 to {self._max_steps}", steps)
-
+        pipeline = self._pipelines[name_of(task)]
+        usual = parameters_of(pipeline)
         image = None
-        usual_size = (own["width"].default, own["height"].default)
+        usual_size = (usual["width"].default, usual["height"].default)
         if isinstance(task, AnimatePicture):
             data = files.read(task.image, max_bytes=MAX_IMAGE_BYTES)
             image = decode_image(data, max_pixels=MAX_GIVEN_PIXELS)
@@ -114,15 +109,15 @@ class VideoRunner:
             image = image.resize((width, height), Image.Resampling.LANCZOS)
         guidance_scale = task.guidance_scale
         if guidance_scale is None:
-            guidance_scale = own["guidance_scale"].default
+            guidance_scale = default_of("guidance_scale", pipeline, self._own)
         return VideoItem(
             task,
             seed=task.seed & SEED_MASK,
             width=width,
             height=height,
-            num_frames=self._frames_of(task, own["num_frames"].default),
-            fps=task.fps or own["frame_rate"].default,
-            steps=steps,
+            num_frames=self._frames_of(task, usual["num_frames"].default),
+            fps=task.fps or usual["frame_rate"].default,
+            steps=steps_of(task.num_inference_steps, pipeline, self._own),
             guidance_scale=guidance_scale,
             image=image,
         )
