@@ -12,7 +12,7 @@ from shared.queue.broker import connect
 from tests.fixtures.api.echo_worker import EchoWorker
 from tests.fixtures.api.fronts import live, state, states
 from tests.fixtures.polling import DEADLINE_S, until
-from tests.fixtures.redis_server import start_redis
+from tests.fixtures.redis_server import patient, start_redis
 
 LATER = {"Prefer": "respond-async"}
 
@@ -48,7 +48,7 @@ async def test_it_stays_for_jobs_that_another_front_took(
 ) -> None:
     """Jobs of a front that may have crashed have no follower, but they were accepted."""
     worker.gate.clear()
-    other_redis = connect(redis_url)
+    other_redis = patient(connect(redis_url))
 
     async with live(redis) as (_, front):
         async with live(other_redis) as (client, _):
@@ -70,7 +70,7 @@ async def test_what_is_open_at_the_end_of_the_time_ends_once_whoever_took_it(
     redis: Redis, redis_url: str, worker: EchoWorker
 ) -> None:
     worker.gate.clear()
-    other_redis = connect(redis_url)
+    other_redis = patient(connect(redis_url))
 
     async with live(redis) as (one, front), live(other_redis) as (two, _):
         waiting = asyncio.create_task(one.post("/generate", json={"prompts": ["a b", "c d"]}))

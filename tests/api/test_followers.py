@@ -16,6 +16,7 @@ from tests.fixtures.api.frames import Frame, frames, read
 from tests.fixtures.api.fronts import has_followers, live, process, states
 from tests.fixtures.desk import Desk
 from tests.fixtures.polling import until
+from tests.fixtures.redis_server import patient
 
 STREAM = {"prompt": "a b c", "stream": True}
 KEY = {"Idempotency-Key": "k"}
@@ -26,7 +27,7 @@ async def fronts(
     redis: Redis, redis_url: str
 ) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient]]:
     """Yield clients of two fronts, each of which has connections of its own to Redis."""
-    other_redis = connect(redis_url)
+    other_redis = patient(connect(redis_url))
     async with live(redis) as (one, _), live(other_redis) as (two, _):
         yield one, two
     await other_redis.aclose()

@@ -19,6 +19,7 @@ from tests.fixtures.api.frames import Frame, frames, read
 from tests.fixtures.api.fronts import has_followers, in_memory, live
 from tests.fixtures.polling import ALL_DAY_S, until
 from tests.fixtures.posts import POSTS
+from tests.fixtures.redis_server import patient
 
 KEY = {"Idempotency-Key": "an order, No. 7"}
 
@@ -65,7 +66,7 @@ async def test_two_fronts_at_once_and_many_callers(
 ) -> None:
     """While the job runs, every caller waits for it and gets its answer."""
     worker.gate.clear()
-    other_redis = connect(redis_url)
+    other_redis = patient(connect(redis_url))
     body = {"prompts": ["a b c"]}
 
     async with in_memory(redis) as one, in_memory(other_redis) as two:
@@ -90,7 +91,7 @@ async def test_a_stream_is_replayed_in_mid_run(
     redis: Redis, redis_url: str, worker: EchoWorker
 ) -> None:
     worker.gate.clear()
-    other_redis = connect(redis_url)
+    other_redis = patient(connect(redis_url))
     body = {"prompt": "a b c d", "stream": True, "logprobs": 2, "n": 2}
 
     async with live(redis) as (one, _), live(other_redis) as (two, _):
@@ -187,7 +188,7 @@ async def test_what_runs_is_found_when_its_worker_seems_gone(
 ) -> None:
     """The job is found by its key, and by the id of a frame that was seen."""
     worker.gate.clear()
-    other_redis = connect(redis_url)
+    other_redis = patient(connect(redis_url))
     body = {"prompt": "a b c", "stream": True}
 
     async with in_memory(redis) as one, in_memory(other_redis) as two:

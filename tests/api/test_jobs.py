@@ -17,6 +17,7 @@ from tests.fixtures.desk import Desk
 from tests.fixtures.jobs import LATER, ended, without_names
 from tests.fixtures.polling import until
 from tests.fixtures.posts import NOT_JSON, POSTS, TASKS_OF_PATHS
+from tests.fixtures.redis_server import patient
 
 WHOLE_ANSWERS = [(path, body) for path, body in POSTS if "stream" not in body]
 WAITS = [{"prompts": ["a b"]}, {"prompts": ["a b", "c d"]}]
@@ -355,7 +356,7 @@ async def test_progress_of_several_jobs_is_how_many_have_ended(
 async def test_a_job_outlives_its_front(redis: Redis, redis_url: str, worker: EchoWorker) -> None:
     worker.gate.clear()
 
-    other_redis = connect(redis_url)
+    other_redis = patient(connect(redis_url))
     async with live(other_redis) as (client, _):
         accepted = await client.post("/v1/completions", json={"prompt": "a b c"}, headers=LATER)
         await until(lambda: len(worker.jobs) == 1, "the job runs")

@@ -15,7 +15,7 @@ from shared.queue.broker import Broker, connect
 from shared.settings.settings import Settings, SettingsError
 from tests.fixtures.api.echo_worker import EchoWorker, announce, model_info
 from tests.fixtures.api.fronts import in_memory, state
-from tests.fixtures.redis_server import RedisServer
+from tests.fixtures.redis_server import RedisServer, patient
 from tests.fixtures.slowness import within
 
 TWO = {"api_keys": "ann:key-a,bob:key-b"}
@@ -163,7 +163,7 @@ async def test_a_key_that_is_revoked_or_has_expired_is_refused_at_once_by_all_fr
     redis: Redis, redis_url: str
 ) -> None:
     await announce(redis, "echo")
-    other_redis = connect(redis_url)
+    other_redis = patient(connect(redis_url))
     revoked = await create_key(redis)
     expired = await create_key(redis, lives_s=500)
     lasting = await create_key(redis)

@@ -17,7 +17,7 @@ from tests.fixtures.api.echo_worker import EchoWorker
 from tests.fixtures.api.frames import Frame, frames, read
 from tests.fixtures.api.fronts import has_followers, live, process, states
 from tests.fixtures.polling import until
-from tests.fixtures.redis_server import RedisServer
+from tests.fixtures.redis_server import RedisServer, patient
 from tests.fixtures.slowness import within
 
 STREAM = {"prompt": "a b c", "stream": True}
@@ -122,7 +122,7 @@ async def test_a_late_disconnect_spares_what_another_front_follows(
 ) -> None:
     """The client has gone to the second front before the first one notices."""
     worker.gate.clear()
-    other_redis = connect(redis_url)
+    other_redis = patient(connect(redis_url))
 
     async with live(redis) as (one, old_front), live(other_redis) as (two, _):
         answer, _ = await open_stream(one, KEY)
@@ -165,7 +165,7 @@ async def test_draining_sends_everybody_to_another_front(
     [DONE].
     """
     worker.gate.clear()
-    other_redis = connect(redis_url)
+    other_redis = patient(connect(redis_url))
 
     async with live(redis) as (one, front), live(other_redis) as (two, _):
         waiting = [

@@ -17,6 +17,7 @@ from tests.fixtures.api.echo_worker import EchoWorker
 from tests.fixtures.api.frames import frames
 from tests.fixtures.api.fronts import in_memory
 from tests.fixtures.polling import DEADLINE_S, until
+from tests.fixtures.redis_server import patient
 
 WORDS = [f"w{number} " for number in range(40)]
 BODY = {"prompt": "".join(WORDS), "max_tokens": len(WORDS)}
@@ -73,7 +74,7 @@ class Killer(asyncio.Event):
 async def never_published(
     redis_url: str,
 ) -> AsyncIterator[tuple[httpx.AsyncClient, EchoWorker, Loss]]:
-    redis = connect(redis_url)
+    redis = patient(connect(redis_url))
     await redis.config_resetstat()
     async with EchoWorker(redis_url, broker=Mute) as worker, in_memory(redis) as client:
         yield client, worker, lambda: None
@@ -83,7 +84,7 @@ async def never_published(
 
 @asynccontextmanager
 async def killed(redis_url: str) -> AsyncIterator[tuple[httpx.AsyncClient, EchoWorker, Loss]]:
-    redis = connect(redis_url)
+    redis = patient(connect(redis_url))
     async with EchoWorker(redis_url) as worker, in_memory(redis) as client:
         killer = Killer(redis)
         worker.gate = killer
@@ -98,7 +99,7 @@ async def held_up(redis_url: str) -> AsyncIterator[tuple[httpx.AsyncClient, Echo
     port = urlsplit(redis_url).port
     assert port is not None
     proxy = await Proxy("127.0.0.1", port).start()
-    redis = connect(redis_url)
+    redis = patient(connect(redis_url))
     subscriber = connect(f"redis://127.0.0.1:{proxy.port}/0")
     async with EchoWorker(redis_url) as worker, in_memory(Apart(redis, subscriber)) as client:
         yield client, worker, proxy.to_client.hold

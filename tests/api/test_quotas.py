@@ -16,6 +16,7 @@ from shared.queue.broker import connect
 from tests.fixtures.api.echo_worker import announce
 from tests.fixtures.api.fronts import in_memory, process
 from tests.fixtures.desk import DONE, Desk
+from tests.fixtures.redis_server import patient
 
 LATER = {"Prefer": "respond-async"}
 NUM_FRONTS = 4
@@ -33,7 +34,7 @@ async def several_fronts(
     fronts = []
     async with AsyncExitStack() as stack:
         for _ in range(NUM_FRONTS):
-            connection = connect(redis_url)
+            connection = patient(connect(redis_url))
             stack.push_async_callback(connection.aclose)
             fronts.append(await stack.enter_async_context(in_memory(connection, **settings)))
         yield fronts

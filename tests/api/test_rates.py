@@ -14,6 +14,7 @@ from shared.settings.settings import Settings, SettingsError
 from tests.fixtures.api.echo_worker import EchoWorker, announce
 from tests.fixtures.api.fronts import in_memory
 from tests.fixtures.polling import DEADLINE_S
+from tests.fixtures.redis_server import patient
 
 TWO = {"api_keys": "ann:key-a,bob:key-b"}
 ANN = {"X-API-Key": "key-a", "Prefer": "respond-async"}
@@ -30,7 +31,7 @@ async def test_an_endpoints_rate_is_exact_over_fronts_and_counts_keys_apart(
     async with AsyncExitStack() as stack:
         fronts = []
         for _ in range(4):
-            connection = connect(redis_url)
+            connection = patient(connect(redis_url))
             stack.push_async_callback(connection.aclose)
             front = await stack.enter_async_context(in_memory(connection, **TWO, **limits))
             fronts.append(front)

@@ -21,6 +21,7 @@ from tests.fixtures.api.echo_worker import EchoWorker, announce
 from tests.fixtures.api.frames import Frame, frames, read, read_all
 from tests.fixtures.api.fronts import in_memory, live
 from tests.fixtures.polling import until
+from tests.fixtures.redis_server import patient
 
 BODY = {
     "prompt": ["a b c", "dd e", "f"],
@@ -37,7 +38,7 @@ async def fronts(
     redis: Redis, redis_url: str
 ) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient]]:
     """Two fronts, each with its own connections to Redis."""
-    other = connect(redis_url)
+    other = patient(connect(redis_url))
     async with live(redis) as (one, _), live(other) as (two, _):
         yield one, two
     await other.aclose()

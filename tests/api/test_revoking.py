@@ -23,7 +23,7 @@ from tests.fixtures.api.frames import Frame, read
 from tests.fixtures.api.fronts import in_memory, live, state, states
 from tests.fixtures.api.staying import staying_worker
 from tests.fixtures.polling import until
-from tests.fixtures.redis_server import RedisServer
+from tests.fixtures.redis_server import RedisServer, patient
 
 ASK = {"prompt": "a b c", "stream": True}
 BOUND_S = 20.0
@@ -80,7 +80,7 @@ def is_closed(client: httpx.AsyncClient) -> Callable[[], Awaitable[bool]]:
 
 async def test_the_first_key_closes_every_front(redis: Redis, redis_url: str) -> None:
     await announce(redis, "echo")
-    other = connect(redis_url)
+    other = patient(connect(redis_url))
     async with in_memory(redis) as first, in_memory(other) as second:
         for client in (first, second):
             assert (await client.get("/v1/models")).status_code == 200

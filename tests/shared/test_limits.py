@@ -22,6 +22,7 @@ from shared.queue.broker import Broker, connect
 from shared.queue.submission import Quota
 from tests.fixtures.desk import DONE, SAY_HI, Desk
 from tests.fixtures.queue_clients import now_ms, saturate
+from tests.fixtures.redis_server import patient
 
 NUM_FRONTS = 6
 DEPTH = 8
@@ -36,7 +37,7 @@ CLASSES: tuple[Priority, ...] = ("default", "bulk")
 
 @pytest.fixture
 async def connections(redis_url: str) -> AsyncIterator[list[Redis]]:
-    clients = [connect(redis_url) for _ in range(NUM_FRONTS + 2)]
+    clients = [patient(connect(redis_url)) for _ in range(NUM_FRONTS + 2)]
     yield clients
     for client in clients:
         await client.aclose()

@@ -17,7 +17,7 @@ from shared.queue.broker import UNAVAILABLE, connect
 from shared.queue.leases import Claim
 from tests.fixtures.desk import DONE, Desk
 from tests.fixtures.queue_clients import saturate
-from tests.fixtures.redis_server import start_redis
+from tests.fixtures.redis_server import patient, start_redis
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ async def test_a_job_that_waited_too_long_fails_when_it_is_taken(
 
 async def test_admission_is_all_or_nothing_and_exact_under_many_fronts(redis_url: str) -> None:
     """P5: the cap holds exactly while eight connections race with groups of one to three jobs."""
-    clients = [connect(redis_url) for _ in range(8)]
+    clients = [patient(connect(redis_url)) for _ in range(8)]
 
     async def race(client: Redis, first_size: int) -> int:
         desk = Desk(client)

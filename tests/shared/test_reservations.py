@@ -25,6 +25,7 @@ from tests.fixtures.desk import DONE, SAY_HI, Desk
 from tests.fixtures.polling import DEADLINE_S
 from tests.fixtures.queue_clients import now_ms
 from tests.fixtures.redis_cluster import RedisCluster, redis_cluster
+from tests.fixtures.redis_server import patient
 
 NUM_FRONTS = 4
 SHARDS = 64
@@ -52,14 +53,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
 
 
 @pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+def waits_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait long for an answer, so that a busy machine does not look like a server that is away."""
     monkeypatch.setattr(reservations, "ANSWER_S", 60.0)
 
 
 @pytest.fixture
 async def connections(redis_url: str) -> AsyncIterator[list[Redis]]:
-    clients = [connect(redis_url) for _ in range(NUM_FRONTS)]
+    clients = [patient(connect(redis_url)) for _ in range(NUM_FRONTS)]
     yield clients
     for client in clients:
         await client.aclose()
