@@ -22,7 +22,10 @@ from worker.hardware.device import CORES_ENV, HUGE_PAGES, TUNABLES_ENV
 from worker.hardware.machine import Machine, survey
 from worker.hardware.shapes import Shape, shape_of, shapes_to_measure
 
-MODALITIES: dict[str, tuple[Modality, ...]] = {"image": ("image", "video"), "audio": ("audio",)}
+MODALITIES: dict[str, tuple[Modality, ...]] = {
+    "image": ("image", "video", "3d"),
+    "audio": ("audio",),
+}
 """The modalities of the pools whose number of workers may be set. That of text has the others."""
 DEFAULT_POOL = "default"
 
