@@ -178,8 +178,8 @@ class Settings(BaseSettings):
     image_workers: Count | None = Field(
         default=None,
         description=(
-            "worker processes of `aios serve hrm` for models of images and videos alone (none: the "
-            "workers of all models)"
+            "worker processes of `aios serve hrm` for models of images, videos and meshes alone "
+            "(none: the workers of all models)"
         ),
     )
     audio_workers: Count | None = Field(

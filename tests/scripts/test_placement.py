@@ -200,8 +200,8 @@ def test_each_pool_has_its_number_of_workers_and_says_what_they_serve(
     assert [worker.pool for worker in resolved] == ["text", "image", "image"]
     assert [worker.modalities for worker in resolved] == [
         ("text", "audio", "series"),
-        ("image", "video"),
-        ("image", "video"),
+        ("image", "video", "3d"),
+        ("image", "video", "3d"),
     ]
     assert not any(CORES_ENV in env for env in envs)
     for worker in resolved:
