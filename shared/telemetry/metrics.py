@@ -318,6 +318,18 @@ class WorkerMetrics:
         self.models_loaded = sheet.collected(
             "aios_worker_models_loaded", "gauge", "Models in memory."
         )
+        self.weight_bytes = sheet.collected(
+            "aios_worker_weight_bytes",
+            "gauge",
+            "Memory of the weights of a model, packed and rounded ones among them.",
+            "model",
+        )
+        self.weight_saving = sheet.collected(
+            "aios_worker_weight_saving_ratio",
+            "gauge",
+            "Of the memory of these weights in fp16, what they save; below 0 they take more.",
+            "model",
+        )
         self.memory_watermark = sheet.collected(
             "aios_worker_memory_watermark",
             "gauge",

@@ -15,6 +15,7 @@ from shared.tasks.runner_options import Options, PagedOptions
 from shared.tasks.runner_table import TEXT_TASKS
 from worker.engine.sequence import Encoded, Slice, StepResult, TokenSequence
 from worker.engine.task_runner import Files
+from worker.engine.weights import UNKNOWN_SIZE, WeightSize
 
 SomeOptions = TypeVar("SomeOptions", bound=Options)
 
@@ -97,7 +98,7 @@ class RunnerSpec:
     model's layers at its own depth, all its tokens are computed together, and a part is some of the
     layers. `tasks` are the names of the tasks that the model serves, and `trial` is a cheap one
     that shows whether it works. Up to `max_drafts` tokens of a sequence may be drafted and verified
-    in one step, each for the share `draft_cost` of a forward.
+    in one step, each for the share `draft_cost` of a forward. `weights` is the size of the network.
     """
 
     runner: str
@@ -115,6 +116,7 @@ class RunnerSpec:
     mechanism: Literal["sequence"] = "sequence"
     max_drafts: int = 0
     draft_cost: float = 1.0
+    weights: WeightSize = UNKNOWN_SIZE
 
 
 class OutOfMemory(Exception):

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 from shared.errors import ArtifactNotFound, FleetError
 from shared.messages import Result, Task, TaskName
+from worker.engine.weights import UNKNOWN_SIZE, WeightSize
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class TaskRunnerSpec:
     `name` is the model's id, and `found` describes it for people. Up to `max_batch` tasks are done
     at once. `tasks` names the kinds of tasks that it serves, and `trial` is a cheap task that shows
     whether the model works. `trial_files` are the bytes of its inputs, by the ids of their
-    artifacts. A model without a `context_window` reads no tokens.
+    artifacts. A model without a `context_window` reads no tokens. `weights` is the size of its
+    networks.
     """
 
     runner: str
@@ -29,6 +31,7 @@ class TaskRunnerSpec:
     trial: Task
     trial_files: Mapping[str, bytes] = field(default_factory=dict)
     context_window: int = 0
+    weights: WeightSize = UNKNOWN_SIZE
     mechanism: Literal["task"] = "task"
 
 

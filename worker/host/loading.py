@@ -222,8 +222,11 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
     load_s = loaded_s - begun_s
     warm_up_s = time.monotonic() - loaded_s
     spec = runner.spec
-    times = {"load_s": round(load_s, 1), "warm_up_s": round(warm_up_s, 1)}
-    logger.info("model loaded", extra=fields(model=entry.id, found=spec.found, **times))
+    figures: dict[str, float] = {"load_s": round(load_s, 1), "warm_up_s": round(warm_up_s, 1)}
+    if spec.weights.num_weights:
+        figures["weights_mib"] = round(spec.weights.num_bytes / 2**20, 1)
+        figures["saved_of_fp16"] = round(spec.weights.saving, 3)
+    logger.info("model loaded", extra=fields(model=entry.id, found=spec.found, **figures))
 
     ignored = _not_obeyed(entry, spec.runner)
     for name, reason in ignored.items():

@@ -67,6 +67,7 @@ class ModelHost:
     def __init__(self, model: LoadedModel, queue: WorkQueue, context: HostContext) -> None:
         spec = model.runner.spec
         self.id = model.info.id
+        self.weights = spec.weights
         self.thread = context.threads[spec.mechanism]
         self.engine: AnyEngine = engine_for(
             model.runner,

@@ -35,6 +35,7 @@ from shared.telemetry.metrics import WorkerMetrics
 from shared.telemetry.process import LoopLag
 from shared.telemetry.tracing import NO_TRACING, Tracing
 from worker.engine.engine_thread import EngineThread
+from worker.engine.weights import WeightSize
 from worker.hardware.device import memory_in_use
 from worker.hardware.memory_guard import MemoryGuard
 from worker.host.budget import Budget, Memory
@@ -133,6 +134,12 @@ class WorkerService:
         metrics.evictions.read = lambda: {(): self.num_evicted}
         metrics.loads.read = lambda: {(): self.num_loads}
         metrics.models_loaded.read = lambda: {(): self._num_loaded()}
+        metrics.weight_bytes.read = lambda: {
+            (name,): size.num_bytes for name, size in self._weights()
+        }
+        metrics.weight_saving.read = lambda: {
+            (name,): size.saving for name, size in self._weights()
+        }
 
     def hangs(self) -> str | None:
         """Return the reason why the worker makes no progress, None while it does.
@@ -203,6 +210,15 @@ class WorkerService:
     def _num_loaded(self) -> int:
         # A copy, because models may be added and removed during a scrape.
         return sum(model.host is not None for model in list(self.models.values()))
+
+    def _weights(self) -> list[tuple[str, WeightSize]]:
+        """Return the sizes of the weights of the models in memory, as far as they are known."""
+        sizes: list[tuple[str, WeightSize]] = []
+        for name, model in list(self.models.items()):
+            host = model.host
+            if host is not None and host.weights.num_weights:
+                sizes.append((name, host.weights))
+        return sizes
 
     @property
     def num_evicted(self) -> int:

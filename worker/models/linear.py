@@ -37,7 +37,7 @@ from worker.native.operators import (
     rounded,
 )
 
-Better = Callable[[nn.Module, bool], nn.Module | None]
+Better = Callable[[nn.Module, bool], "ReplacedLinear | None"]
 """A function that returns a layer's replacement, or None.
 
 Its arguments are the layer, and whether another layer shares its weight.
@@ -67,7 +67,18 @@ _packed_linear = torch.ops.mkldnn._linear_pointwise
 _int8_linear = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
 
 
-class PanelLinear(nn.Module):
+class ReplacedLinear(nn.Module):
+    """A linear layer without parameters: its weight and bias are kept in another form.
+
+    They were `num_weights` numbers, without those that another layer still has, and take
+    `num_bytes` now.
+    """
+
+    num_weights: int
+    num_bytes: int
+
+
+class PanelLinear(ReplacedLinear):
     """Linear layer in fp32 or bf16, [..., in] to [..., out].
 
     Its weight [out, in] is in the layout of our kernels.
@@ -78,6 +89,7 @@ class PanelLinear(nn.Module):
         self._outputs = len(weight)
         self._weight = packed(weight)
         self._bias = _panel_bias(bias, self._weight)
+        self.num_bytes = _num_bytes(self._weight, self._bias)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
@@ -85,7 +97,7 @@ class PanelLinear(nn.Module):
         return out.view(*x.shape[:-1], self._outputs)
 
 
-class Int8PanelLinear(nn.Module):
+class Int8PanelLinear(ReplacedLinear):
     """Linear layer, [..., in] to [..., out] in the dtype of its input, fp32 or bf16.
 
     Its weight [out, in] is int8, in the layout of our kernels.
@@ -95,6 +107,8 @@ class Int8PanelLinear(nn.Module):
         super().__init__()
         self._weight = rounded(weight)
         self._bias = _panel_bias(bias, self._weight.steps)
+        kept = (self._weight.steps, self._weight.scales, self._weight.offsets)
+        self.num_bytes = _num_bytes(*kept, self._bias)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
@@ -102,7 +116,7 @@ class Int8PanelLinear(nn.Module):
         return out.view(*x.shape[:-1], self._weight.outputs)
 
 
-class PackedLinear(nn.Module):
+class PackedLinear(ReplacedLinear):
     """Linear layer in fp32 or bf16, [..., in] to [..., out].
 
     Its weight [out, in] is in oneDNN's blocked layout.
@@ -112,13 +126,15 @@ class PackedLinear(nn.Module):
         super().__init__()
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight)
         self._bias = bias
+        # oneDNN does not tell the size of its layout, which may pad a few rows.
+        self.num_bytes = _num_bytes(weight, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = _packed_linear(x, self._weight, self._bias, "none", [], "")
         return out
 
 
-class Int8Linear(nn.Module):
+class Int8Linear(ReplacedLinear):
     """Linear layer, [..., in] to [..., out] in the dtype of its input.
 
     Its weight [out, in] is int8, with fp32 scales [out].
@@ -128,6 +144,8 @@ class Int8Linear(nn.Module):
         super().__init__()
         self._packed = _pack_int8(weight.float())
         self._bias = None if bias is None else bias.float()
+        # For each output fbgemm keeps a scale, a zero point and a sum, of 4 bytes each.
+        self.num_bytes = weight.numel() + 12 * len(weight) + _num_bytes(self._bias)
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
@@ -150,7 +168,7 @@ def pack_linears(model: nn.Module, options: RunnerOptions | None = None) -> int:
     """
     least_weights = 0 if _needs_panels(options) else MIN_PACKED_WEIGHTS
 
-    def packed_layer(layer: nn.Module, is_tied: bool) -> nn.Module | None:
+    def packed_layer(layer: nn.Module, is_tied: bool) -> ReplacedLinear | None:
         return _in_panels(layer, is_tied, least_weights) or _packed(layer, is_tied)
 
     return _replace(model, packed_layer)
@@ -179,7 +197,7 @@ def round_linears(model: nn.Module, options: RunnerOptions | None = None) -> int
     if not _needs_panels(options):
         return _replace(model, _rounded)
 
-    def rounded_layer(layer: nn.Module, is_tied: bool) -> nn.Module | None:
+    def rounded_layer(layer: nn.Module, is_tied: bool) -> ReplacedLinear | None:
         return _rounded(layer, is_tied) or _in_panels(layer, is_tied, 0)
 
     return _replace(model, rounded_layer)
@@ -206,20 +224,23 @@ def _replace(model: nn.Module, better: Better) -> int:
         users.update(module.parameters(recurse=False))
 
     # A layer may have several parents, which then share its replacement, too.
-    replaced: dict[nn.Module, nn.Module] = {}
+    replaced: dict[nn.Module, ReplacedLinear] = {}
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if layer not in replaced and type(layer) in (nn.Linear, Conv1D):
                 is_tied = users[layer.get_parameter("weight")] > 1
                 replacement = better(layer, is_tied)
                 if replacement is not None:
+                    weight, bias = _parameters(layer)
+                    replacement.num_weights = 0 if is_tied else weight.numel()
+                    replacement.num_weights += 0 if bias is None else bias.numel()
                     replaced[layer] = replacement
             if layer in replaced:
                 setattr(parent, name, replaced[layer])
     return len(replaced)
 
 
-def _rounded(layer: nn.Module, is_tied: bool) -> nn.Module | None:
+def _rounded(layer: nn.Module, is_tied: bool) -> ReplacedLinear | None:
     weight, bias = _parameters(layer)
     if weight.numel() < MIN_INT8_WEIGHTS:
         return None
@@ -228,7 +249,7 @@ def _rounded(layer: nn.Module, is_tied: bool) -> nn.Module | None:
     return Int8Linear(weight, bias)
 
 
-def _in_panels(layer: nn.Module, is_tied: bool, least_weights: int) -> nn.Module | None:
+def _in_panels(layer: nn.Module, is_tied: bool, least_weights: int) -> ReplacedLinear | None:
     weight, bias = _parameters(layer)
     # A weight that an embedding shares would have to be kept twice.
     if is_tied or weight.numel() < least_weights or not can_pack(weight):
@@ -236,7 +257,7 @@ def _in_panels(layer: nn.Module, is_tied: bool, least_weights: int) -> nn.Module
     return PanelLinear(weight, bias)
 
 
-def _packed(layer: nn.Module, is_tied: bool) -> nn.Module | None:
+def _packed(layer: nn.Module, is_tied: bool) -> ReplacedLinear | None:
     weight, bias = _parameters(layer)
     if is_tied or weight.numel() < MIN_PACKED_WEIGHTS or not _has_packed_kernel(weight):
         return None
@@ -256,6 +277,10 @@ def _parameters(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     if bias is not None:
         bias = bias.detach()
     return weight, bias
+
+
+def _num_bytes(*tensors: Tensor | None) -> int:
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def _panel_bias(bias: Tensor | None, panels: Tensor) -> Tensor | None:

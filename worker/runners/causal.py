@@ -29,6 +29,7 @@ from worker.models.fused_layers import fuse_layers
 from worker.models.hf_directory import directory_of, read_generation_defaults
 from worker.models.q_head import QHead, find_implant, load_q_head
 from worker.models.reading import reading, reason_of
+from worker.models.weight_size import weight_size
 from worker.models.weights import NO_NETWORK, load_tokenizer, read_config, start_ids
 from worker.runners.accelerators import prepare
 from worker.runners.causal_check import (
@@ -161,7 +162,13 @@ def load(options: RunnerOptions) -> PagedRunner:
     # original ones.
     prepare(model, options)
     return PagedRunner(
-        "causal", description, net=net, language=language, window=longest, options=options
+        "causal",
+        description,
+        net=net,
+        language=language,
+        window=longest,
+        options=options,
+        weights=weight_size(model),
     )
 
 

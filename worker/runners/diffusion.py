@@ -24,6 +24,7 @@ from worker.media.images import MAX_IMAGE_BYTES, PNG, decode_image, jpeg_of, png
 from worker.models.diffusion_directory import load_pipeline, networks_of, pipelines_of
 from worker.models.errors import ModelFormatError
 from worker.models.hf_directory import directory_of
+from worker.models.weight_size import weight_size
 from worker.runners.accelerators import prepare
 from worker.runners.allocation import tells_out_of_memory
 from worker.runners.layer_heartbeats import beat_by_layer
@@ -310,15 +311,16 @@ def load(options: RunnerOptions) -> DiffusionRunner | VideoRunner | MeshRunner:
         if name in _DENOISERS:
             prepare(network, options)
 
+    weights = weight_size(*networks_of(pipeline).values())
     found = f"{type(pipeline).__name__}: {count / 1e6:.1f} M parameters, "
     found += f"{type(pipeline.scheduler).__name__}, {options.precision}"
     pipelines = pipelines_of(pipeline)
     for one in pipelines.values():
         one.set_progress_bar_config(disable=True)
     if "text-to-video" in pipelines:
-        return VideoRunner(pipelines, own, name=options.name, found=found)
+        return VideoRunner(pipelines, own, name=options.name, found=found, weights=weights)
     if "text-to-image" not in pipelines:
-        return MeshRunner(pipelines, own, name=options.name, found=found)
+        return MeshRunner(pipelines, own, name=options.name, found=found, weights=weights)
     side = _trial_side(multiple_of(pipeline), own.max_pixels)
     spec = TaskRunnerSpec(
         "diffusion",
@@ -327,6 +329,7 @@ def load(options: RunnerOptions) -> DiffusionRunner | VideoRunner | MeshRunner:
         max_batch=min(options.max_batch, own.max_batch),
         tasks=tuple(pipelines),
         trial=MakePictures("a", seed=0, width=side, height=side, num_inference_steps=1),
+        weights=weights,
     )
     return DiffusionRunner(pipelines, own, spec)
 

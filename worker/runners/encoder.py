@@ -39,6 +39,7 @@ from worker.models.errors import ModelFormatError
 from worker.models.hf_directory import directory_of
 from worker.models.reading import reading, reason_of
 from worker.models.sentence import SentenceModules, read_sentence_modules
+from worker.models.weight_size import weight_size
 from worker.models.weights import NO_NETWORK, load_tokenizer, read_config
 from worker.runners.accelerators import prepare
 from worker.runners.allocation import tells_out_of_memory
@@ -280,6 +281,7 @@ def load(options: RunnerOptions) -> EncoderRunner:
         step_tokens=options.step_tokens,
         tasks=tasks,
         trial=trial,
+        weights=weight_size(model),
     )
     template = ChatTemplate(tokenizer, options.declared(TextOptions).chat_template)
     vocabulary = Vocabulary(tokenizer, config.vocab_size, template, keeps_end_marks=True)

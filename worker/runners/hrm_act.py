@@ -32,6 +32,7 @@ from worker.engine.states import pooled
 from worker.models.act_bundle import load_act_bundle
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_act import ActModel
+from worker.models.weight_size import weight_size
 from worker.models.weights import load_tokenizer
 from worker.runners.accelerators import prepare
 from worker.runners.act_language import ActLanguage
@@ -261,12 +262,19 @@ def load(options: RunnerOptions) -> ActRunner | PagedRunner:
     template = ChatTemplate(tokenizer, declared.chat_template)
     vocabulary = Vocabulary(tokenizer, config.vocab_size, template, keeps_end_marks=True)
     prepare(model, options)
+    weights = weight_size(model)
 
     if config.attention == "causal":
         net = ActCausalNet(model, device, declared.segments, declared.depths_by_effort)
         language = ActLanguage(tokenizer, vocabulary, declared.scoring, encode_rolling)
         return PagedRunner(
-            "hrm-act", description, net=net, language=language, window=window, options=options
+            "hrm-act",
+            description,
+            net=net,
+            language=language,
+            window=window,
+            options=options,
+            weights=weights,
         )
 
     def encode_by_row(start: Ids, text: Ids, window: int) -> Encoded:
@@ -280,6 +288,7 @@ def load(options: RunnerOptions) -> ActRunner | PagedRunner:
         context_window=window,
         max_batch=options.max_batch,
         step_tokens=options.step_tokens,
+        weights=weights,
     )
     return ActRunner(
         model,

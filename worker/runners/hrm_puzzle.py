@@ -24,6 +24,7 @@ from worker.engine.sampler import broken
 from worker.engine.sequence import Encoded, Slice, Solved, StepResult, TokenSequence
 from worker.models.sapient import Carry, SapientModel, SegmentOutput
 from worker.models.sapient_checkpoint import load_sapient_checkpoint
+from worker.models.weight_size import weight_size
 from worker.runners.accelerators import prepare
 from worker.runners.allocation import tells_out_of_memory
 from worker.runners.efforts import check_efforts
@@ -239,6 +240,7 @@ def load(options: RunnerOptions) -> PuzzleRunner:
         max_batch=options.max_batch,
         tasks=("solve",),
         trial=Solve(loaded.kind.blank, max_steps=1),
+        weights=weight_size(model),
     )
     # Here `compat` means `max`, because upstream's evaluation runs all segments of every row.
     declared = options.declared(PuzzleOptions)

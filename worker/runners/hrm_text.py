@@ -58,6 +58,7 @@ from worker.models.hrm_text import (
 from worker.models.hrm_text_prompt import CONDITIONS, RAW, USUAL, PromptMarks
 from worker.models.linear import keeps_rows_apart, pack_all_linears
 from worker.models.reading import Count, Positive, converted, read_json_object
+from worker.models.weight_size import weight_size
 from worker.models.weights import load_tokenizer, matrix_shape, read_safetensors_dir, start_ids
 from worker.runners.accelerators import prepare
 from worker.runners.net import Depths, Draft, Forward, Layers
@@ -425,11 +426,18 @@ def load(options: RunnerOptions) -> PagedRunner:
     if declared.draft_tokens > 0:
         pack_all_linears(model)
         net.draft_with(declared.draft_cycles, declared.draft_tokens)
+    weights = weight_size(model)
     if device.type == "cuda" and declared.compile_layers:
         compile_net(net, options.name)
     window = min(options.context_window or model.shape.max_positions, model.shape.max_positions)
     return PagedRunner(
-        "hrm-text", description, net=net, language=language, window=window, options=options
+        "hrm-text",
+        description,
+        net=net,
+        language=language,
+        window=window,
+        options=options,
+        weights=weights,
     )
 
 

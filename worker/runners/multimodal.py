@@ -34,6 +34,7 @@ from worker.media.sound import MAX_SOUND_BYTES, decode_sound
 from worker.models.errors import ModelFormatError
 from worker.models.hf_directory import directory_of, read_generation_defaults
 from worker.models.reading import reading
+from worker.models.weight_size import weight_size
 from worker.models.weights import (
     NO_NETWORK,
     check_all_loaded,
@@ -410,6 +411,7 @@ def load(options: RunnerOptions) -> MultimodalRunner:
         language=MultimodalLanguage(vocabulary, start_ids(tokenizer), eos_ids),
         window=longest,
         options=options,
+        weights=weight_size(network),
     )
     runner.prompter = prompter
     runner.vocabulary = vocabulary

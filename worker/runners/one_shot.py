@@ -35,6 +35,7 @@ from worker.engine.task_runner import BatchProgress, Files, TaskOutput, TaskRunn
 from worker.models.errors import ModelFormatError
 from worker.models.hf_directory import directory_of
 from worker.models.reading import reading
+from worker.models.weight_size import weight_size
 from worker.models.weights import NO_NETWORK, check_all_loaded, load_tokenizer, read_config
 from worker.runners.accelerators import prepare
 from worker.runners.allocation import tells_out_of_memory
@@ -218,6 +219,7 @@ def load(options: RunnerOptions) -> OneShotRunner:
         tasks=(task,),
         trial=trial[0],
         trial_files=trial[1],
+        weights=weight_size(model),
     )
     return OneShotRunner(loaded, one_shot, spec)
 

@@ -29,6 +29,7 @@ from worker.engine.sequence import (
     Verified,
 )
 from worker.engine.states import pooled
+from worker.engine.weights import UNKNOWN_SIZE, WeightSize
 from worker.hardware.memory import kv_memory
 from worker.kv import flash, paged_native, quarantine
 from worker.kv.batch import Batch, BatchBuilder
@@ -71,7 +72,7 @@ class PagedRunner:
     """A `Net` that is stepped over live sequences whose keys and values lie in pages.
 
     `kind` is the runner's row in `shared/tasks/runner_table.py`. `found` describes the model for
-    people. `window` is the context window in tokens.
+    people. `window` is the context window in tokens, `weights` the size of the network.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class PagedRunner:
         language: Language,
         window: int,
         options: RunnerOptions,
+        weights: WeightSize = UNKNOWN_SIZE,
     ) -> None:
         if net.depths is not None:
             check_efforts(net.depths.efforts, net.depths.net_at)
@@ -123,6 +125,7 @@ class PagedRunner:
             page_size=options.page_size,
             reuse=reuse,
             num_layers=net.layers.count if net.layers is not None else 0,
+            weights=weights,
         )
         self.eos_ids = language.eos_ids
         self.net = net

@@ -20,6 +20,7 @@ from shared.tasks.meshes import MakeMesh, Mesh, MeshOfPicture
 from shared.tasks.runner_options import DiffusionOptions
 from worker.engine.sampler import broken
 from worker.engine.task_runner import BatchProgress, Files, NewFile, TaskOutput, TaskRunnerSpec
+from worker.engine.weights import WeightSize
 from worker.media.images import MAX_IMAGE_BYTES, decode_image, png_of
 from worker.media.mesh import PLY, ply_of
 from worker.runners.allocation import tells_out_of_memory
@@ -53,7 +54,13 @@ class MeshRunner:
     """One pipeline, which makes meshes either of prompts or of pictures."""
 
     def __init__(
-        self, pipelines: dict[TaskName, Any], own: DiffusionOptions, *, name: str, found: str
+        self,
+        pipelines: dict[TaskName, Any],
+        own: DiffusionOptions,
+        *,
+        name: str,
+        found: str,
+        weights: WeightSize,
     ) -> None:
         [(self._task, self._pipeline)] = pipelines.items()
         self._own = own
@@ -71,6 +78,7 @@ class MeshRunner:
             tasks=(self._task,),
             trial=trial,
             trial_files=trial_files,
+            weights=weights,
         )
 
     def read(self, task: Task, files: Files) -> MeshItem:

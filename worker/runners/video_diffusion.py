@@ -17,6 +17,7 @@ from shared.tasks.runner_options import DiffusionOptions
 from shared.tasks.videos import AnimatePicture, MakeVideo, Video
 from worker.engine.sampler import broken
 from worker.engine.task_runner import BatchProgress, Files, NewFile, TaskOutput, TaskRunnerSpec
+from worker.engine.weights import WeightSize
 from worker.media.images import MAX_IMAGE_BYTES, decode_image
 from worker.media.video import encode_video
 from worker.models.errors import ModelFormatError
@@ -66,6 +67,7 @@ class VideoRunner:
         *,
         name: str,
         found: str,
+        weights: WeightSize,
     ) -> None:
         self._pipelines = pipelines
         self._own = own
@@ -91,6 +93,7 @@ class VideoRunner:
                 num_frames=1 + self.group,
                 num_inference_steps=1,
             ),
+            weights=weights,
         )
 
     def read(self, task: Task, files: Files) -> VideoItem:
