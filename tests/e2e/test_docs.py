@@ -45,7 +45,6 @@ EXEMPT = {
     ".venv/bin/aios serve hrm": "needs a model of the reader; test_dry_run.py loads others",
     'aios serve hrm --model-path "$(aios models fetch': "downloads; tests/scripts/test_fetch.py does not",
     "aios serve hrm --config config/models.yaml": "the same, once they are there",
-    "AIOS_PLUGINS=plugins aios serve hrm --config config/plugin-models.yaml": "the same",
     "aios models fetch": "the same, and tests/worker/test_real_models.py asks the models",
     "AIOS_API_KEYS=": "stays; tests/api/test_keys.py knows keys of the environment",
     "st run": (

@@ -66,8 +66,9 @@ def test_each_process_serves_the_models_of_its_modality(fleet: Serving) -> None:
 
 def test_images_that_take_for_ever_hold_up_no_text(fleet: Serving) -> None:
     """Text is answered while all processes of images stand still, and images once they go on."""
-    assert look(fleet).status_code == 200
     wait_until(lambda: num_ready(fleet) == 3, "three workers are ready")
+    # The front may have read half a second ago which models there are.
+    wait_until(lambda: look(fleet).status_code == 200, "the front knows the model of images")
     image_pids = [int(w["id"].split("-")[-2]) for w in workers_of(fleet) if w["pool"] == "image"]
     assert len(image_pids) == 2
     for pid in image_pids:

@@ -236,7 +236,7 @@ def test_what_is_missing_and_unknown_is_named(
     assert "cannot be fetched without no_such_module: pip install" in err
 
 
-PLUGIN_MODELS = yaml.safe_load((CATALOGUE.parent / "plugin-models.yaml").read_text())["serve"]
+PLUGIN_MODELS = yaml.safe_load((REPO_ROOT / "plugins" / "models.yaml").read_text())["serve"]
 """The catalogue of models whose runners are plugins, which are not read here."""
 
 
