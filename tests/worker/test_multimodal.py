@@ -116,7 +116,8 @@ def library_answer(network: Any, path: Path, chat: Chat) -> list[int]:
     ids = network.generate(
         **inputs, max_new_tokens=COUNT, min_new_tokens=COUNT, do_sample=False, eos_token_id=None
     )
-    return ids[0, length:].tolist()  # type: ignore[no-any-return]
+    written: list[int] = ids[0, length:].tolist()
+    return written
 
 
 MODELS = [
@@ -261,7 +262,9 @@ def test_a_network_that_sees_otherwise_is_refused(
 ) -> None:
     """Here its states of a picture depend on how often it was asked."""
     write_llava(tmp_path)
-    model = type(load_runner("auto", RunnerOptions(str(tmp_path))).prompter._network.model)  # type: ignore[union-attr]
+    runner = load_runner("auto", RunnerOptions(str(tmp_path)))
+    assert isinstance(runner, MultimodalRunner)
+    model = type(runner.prompter._network.model)
     own = model.get_image_features
     calls = []
 

@@ -161,7 +161,7 @@ def test_short_sentences_are_translated() -> None:
 
 
 def test_a_forecast_is_better_than_the_last_year_again() -> None:
-    """Of the carbon dioxide over Mauna Loa, week by week: the last 48."""
+    """The carbon dioxide over Mauna Loa, week by week: the last 48 are forecast."""
     data = sample(SERIES, "statsmodels/datasets/co2/co2.csv").decode()
     cells = [line.split(",")[1] for line in data.splitlines()[1:]]
     values = [float(cell) for cell in cells if cell]

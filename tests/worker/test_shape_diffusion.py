@@ -20,9 +20,10 @@ from shared.tasks.pictures import MakePictures
 from shared.tasks.runner_options import DiffusionOptions
 from tests.fixtures.pictures import encoded, picture
 from tests.fixtures.tiny_diffusion import write_mesh_pipeline
+from tests.fixtures.worker.callers import Caller
 from tests.fixtures.worker.fleets import fleet
 from worker.engine.runner import RunnerOptions
-from worker.engine.task_runner import NO_FILES, FilesAtHand, TaskOutput, Unwatched
+from worker.engine.task_runner import NO_FILES, FilesAtHand, TaskOutput
 from worker.host.facts import facts_of, modality_of
 from worker.runners.registry import load_runner
 from worker.runners.shape_diffusion import MeshRunner
@@ -47,20 +48,6 @@ def load(path: Path, *, grid_size: int = GRID, **own: Any) -> MeshRunner:
     runner = load_runner("auto", RunnerOptions(str(path), name="m", own=options))
     assert isinstance(runner, MeshRunner)
     return runner
-
-
-class Caller(Unwatched):
-    """A caller who sees the steps, and leaves after some."""
-
-    def __init__(self, leaves_after: int = 1000) -> None:
-        self.steps: list[tuple[int, int | None]] = []
-        self._leaves_after = leaves_after
-
-    def report(self, index: int, done: int, total: int | None = None, *more: Any, **_: Any) -> None:
-        self.steps.append((done, total))
-
-    def is_wanted(self, index: int) -> bool:
-        return len(self.steps) < self._leaves_after
 
 
 def made(runner: MeshRunner, task: Any, caller: Caller | None = None) -> TaskOutput:
@@ -132,7 +119,9 @@ def test_what_nobody_waits_for_ends_between_two_steps(runner: MeshRunner) -> Non
     [output] = runner.run([runner.read(TASK, NO_FILES)], caller)
     assert isinstance(output, ClientGone)
     assert caller.steps == [(1, 3)]
-    assert made(runner, TASK).result.num_faces, "the next one is watched by itself"  # type: ignore[union-attr]
+    again = Caller()
+    made(runner, TASK, again)
+    assert again.steps == [(1, 3), (2, 3), (3, 3)], "each is watched by itself"
 
 
 def test_a_shape_without_a_surface_is_an_empty_mesh(path: Path) -> None:

@@ -147,6 +147,6 @@ def test_the_picture_in_a_sound_is_not_unpacked() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's memory like this")
 def test_a_slow_sound_is_refused_before_its_rate_is_converted() -> None:
-    """Of one sample a second thousands are made: 10 KB of these would be 320 MB."""
+    """A rate of 1 Hz is converted to thousands of samples a second: 10 KB would be 320 MB."""
     with memory_within(64 << 20), pytest.raises(InvalidRequest, match="at most 60 seconds"):
         decoded(slow_mkv(5_000))

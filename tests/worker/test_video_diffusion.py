@@ -21,9 +21,10 @@ from shared.tasks.runner_options import DiffusionOptions
 from shared.tasks.videos import AnimatePicture, MakeVideo, Video
 from tests.fixtures.pictures import encoded, picture
 from tests.fixtures.tiny_diffusion import write_video_pipeline
+from tests.fixtures.worker.callers import Caller
 from tests.fixtures.worker.fleets import fleet
 from worker.engine.runner import RunnerOptions
-from worker.engine.task_runner import NO_FILES, FilesAtHand, TaskOutput, Unwatched
+from worker.engine.task_runner import NO_FILES, FilesAtHand, TaskOutput
 from worker.host.facts import facts_of, modality_of
 from worker.media.video import encode_video
 from worker.models.errors import ModelFormatError
@@ -50,20 +51,6 @@ def load(path: Path, **own: Any) -> VideoRunner:
     runner = load_runner("auto", options)
     assert isinstance(runner, VideoRunner)
     return runner
-
-
-class Caller(Unwatched):
-    """A caller who sees the steps, and leaves after some."""
-
-    def __init__(self, leaves_after: int = 1000) -> None:
-        self.steps: list[tuple[int, int | None]] = []
-        self._leaves_after = leaves_after
-
-    def report(self, index: int, done: int, total: int | None = None, *more: Any, **_: Any) -> None:
-        self.steps.append((done, total))
-
-    def is_wanted(self, index: int) -> bool:
-        return len(self.steps) < self._leaves_after
 
 
 def made(runner: VideoRunner, task: Any, caller: Caller | None = None) -> TaskOutput:

@@ -125,7 +125,7 @@ def test_a_caption_is_shown_from_its_prompt_on(tmp_path: Path) -> None:
 
 
 def test_the_seconds_that_were_heard_are_shown(tmp_path: Path) -> None:
-    """Of sounds that are longer than a window; each task of a batch gets its own."""
+    """Only sounds longer than a window show them; each task of a batch gets its own."""
     write_whisper(tmp_path, is_multilingual=False)
     runner = make(tmp_path)
     seconds = [3.5 * WHISPER_S, 3.5 * WHISPER_S]

@@ -1,4 +1,4 @@
-"""What the weights of loaded networks take in memory, packed and rounded ones among them."""
+"""Memory of the weights of loaded networks, packed and rounded ones among them."""
 
 from torch import nn
 

@@ -291,18 +291,28 @@ def _page(item: Item, outputs: Arrays, loaded: Loaded) -> TaskOutput | FleetErro
     scale = np.array(image.size) / np.array(shares.shape[::-1])
     boxes = [Box(box.corners * scale, box.score) for box in boxes_of(shares, declaration.finder)]
     pixels_of_image = np.asarray(image)
-    ways = [ways_to_read(cut_out(pixels_of_image, box.corners)) for box in boxes]
-    texts = iter(_texts([part for parts in ways for part in parts], loaded))
+    # All parts are read together. Those of a box begin at its number in `starts`.
+    parts: list[Array] = []
+    starts: list[int] = []
+    for box in boxes:
+        starts.append(len(parts))
+        parts += ways_to_read(cut_out(pixels_of_image, box.corners))
+    starts.append(len(parts))
+    texts = _texts(parts, loaded)
     found: list[TextLine] = []
-    for box, parts in zip(boxes, ways, strict=True):
-        text, score = max((next(texts) for _ in parts), key=lambda read: read[1])
+    for number, box in enumerate(boxes):
+        ways = texts[starts[number] : starts[number + 1]]
+        text, score = max(ways, key=lambda way: way[1])
         if not np.isfinite(score):
             return broken(loaded.model)
         if text.strip() and score >= item.task.threshold:
             found.append(TextLine(text, score, _corners(box.corners, image)))
-    rows = in_rows(found)
-    text = "\n".join(" ".join(line.text for line in row) for row in rows)
-    return TaskOutput(PageText(text, tuple(line for row in rows for line in row)))
+    ordered: list[TextLine] = []
+    texts_of_rows: list[str] = []
+    for row in in_rows(found):
+        ordered += row
+        texts_of_rows.append(" ".join(line.text for line in row))
+    return TaskOutput(PageText("\n".join(texts_of_rows), tuple(ordered)))
 
 
 def _corners(corners: Array, image: Image.Image) -> tuple[Corner, Corner, Corner, Corner]:

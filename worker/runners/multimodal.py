@@ -66,7 +66,7 @@ _PROCESSOR = (
     "preprocessor_config.json or processor_config.json may be missing or damaged: copy it again"
 )
 _OF_TEXTS = ("attention_mask", "token_type_ids", "mm_token_type_ids")
-"""What processors return about texts, which pages need not."""
+"""Outputs of processors that describe texts, which the paged engine does without."""
 _TRIAL_S = 0.5
 
 Kind = Literal["image", "audio"]
@@ -85,7 +85,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Medium:
-    """What a network makes of a part: the states [n, hidden] of ids that begin at `first`."""
+    """A part as the network encodes it: the states [n, hidden] of ids that begin at `first`."""
 
     first: int
     states: Tensor

@@ -1,4 +1,4 @@
-"""What the runners of diffusers' pipelines have in common: limits, refusals, and the end of a call."""
+"""Helpers of the runners of diffusers' pipelines: limits, refusals, and the end of a call."""
 
 import inspect
 from collections.abc import Mapping

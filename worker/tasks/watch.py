@@ -1,4 +1,4 @@
-"""What the callers of a batch see while its network writes or listens, and what ends it early."""
+"""Progress of a batch while its network writes or listens, and the early end of unwanted rows."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ _REPORT_EVERY_S = 0.1
 _MOST_CHARACTERS = 2000
 """The most characters of a text so far that are shown: its last ones."""
 _FRAMES_A_SECOND = 100
-"""Of Whisper's spectrograms."""
+"""The rate of Whisper's spectrograms."""
 
 
 class Watch:
