@@ -54,17 +54,21 @@ class Scored(msgspec.Struct, frozen=True, tag="score"):
     scores: tuple[ContinuationScore, ...]
 
 
-class Solution(msgspec.Struct, frozen=True, tag="solve"):
+class Solution(msgspec.Struct, frozen=True, omit_defaults=True, tag="solve"):
     """The answer to a puzzle after `steps` ACT segments, and the judgement of the q head.
 
     `confidence` is sigmoid(q_halt), the network's own probability that the grid is right;
-    `is_halted` tells whether the q head would halt there (q_halt > q_continue).
+    `is_halted` tells whether the network would halt there. `is_valid` tells whether the grid solves
+    the puzzle by its rules and, in a maze, `is_shortest` whether no way is shorter; None is not
+    known.
     """
 
     grid: Grid
     confidence: float
     steps: int
     is_halted: bool
+    is_valid: bool | None = None
+    is_shortest: bool | None = None
 
 
 class Tokenized(msgspec.Struct, frozen=True, omit_defaults=True, tag="tokenize"):

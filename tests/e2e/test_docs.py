@@ -13,7 +13,7 @@ from shared.access import digest_of, id_of
 from tests.fixtures.e2e.examples import ROOT, Block, blocks_of, outputs
 from tests.fixtures.e2e.serving import serving
 from tests.fixtures.redis_server import RedisServer
-from tests.fixtures.worker.sapient_fixtures import Net, write_checkpoint
+from tests.fixtures.worker.puzzle_nets import Net, write_checkpoint
 
 PAGES = {
     "README.md": "sample",

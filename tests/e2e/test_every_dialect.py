@@ -27,7 +27,7 @@ from tests.fixtures.e2e.asked import (
 from tests.fixtures.e2e.serving import serving
 from tests.fixtures.polling import wait_until
 from tests.fixtures.posts import creating
-from tests.fixtures.worker.sapient_fixtures import Net, write_checkpoint
+from tests.fixtures.worker.puzzle_nets import Net, write_checkpoint
 
 LATER = {"Prefer": "respond-async"}
 CANCEL = {"X-On-Disconnect": "cancel"}

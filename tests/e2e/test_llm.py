@@ -18,7 +18,7 @@ from shared.tasks.results import ContinuationScore
 from tests.fixtures.api.frames import frames
 from tests.fixtures.api.fronts import in_memory
 from tests.fixtures.polling import until
-from tests.fixtures.worker.sapient_fixtures import Net, write_checkpoint
+from tests.fixtures.worker.puzzle_nets import Net, write_checkpoint
 from tests.fixtures.worker.tiny_causal import llama, write
 from worker.host.loading import load_models
 from worker.host.service import WorkerService

@@ -10,7 +10,7 @@ from shared.messages import Solve
 from shared.tasks.results import Solution
 from tests.fixtures.e2e.dry_run import dry_run
 from tests.fixtures.e2e.serving import Serving, serving
-from tests.fixtures.worker.sapient_fixtures import Net, write_checkpoint
+from tests.fixtures.worker.puzzle_nets import Net, write_checkpoint
 from tests.fixtures.worker.stepping import solve_all
 from worker.engine.runner import RunnerOptions
 from worker.runners.registry import load_runner

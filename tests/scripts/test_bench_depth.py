@@ -7,7 +7,7 @@ import pytest
 
 from scripts.bench import depth
 from scripts.bench.overhead import bookkeeping_us
-from tests.fixtures.worker.sapient_fixtures import Net, write_checkpoint
+from tests.fixtures.worker.puzzle_nets import Net, write_checkpoint
 
 
 def rows_of(capsys: pytest.CaptureFixture[str]) -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ import torch
 
 from shared.messages import Done, Failed, Generate, Sampling, Score, Scored, Solve
 from shared.settings.settings import ModelEntry, Settings, SettingsError
-from tests.fixtures.worker import sapient_fixtures
+from tests.fixtures.worker import puzzle_nets
 from tests.fixtures.worker.broken_models import SICK, sick_all, sick_row, write_model
 from tests.fixtures.worker.options import options_for
 from tests.fixtures.worker.stepping import end_of, run
@@ -235,10 +235,10 @@ def settings_for(path: Path) -> Settings:
 
 def write_puzzle(path: Path, name: str, row: int) -> Path:
     """Write a Sudoku net with a NaN in one row of one of its tables."""
-    net = sapient_fixtures.Net()
-    weights = sapient_fixtures.random_weights(net)
+    net = puzzle_nets.Net()
+    weights = puzzle_nets.random_weights(net)
     weights[name][row, 0] = torch.nan
-    sapient_fixtures.write_checkpoint(path, net, weights=weights)
+    puzzle_nets.write_checkpoint(path, net, weights=weights)
     return path
 
 

@@ -15,7 +15,7 @@ import torch
 from shared.errors import FleetError, InvalidRequest
 from shared.messages import Done, Failed, Generate, Halt, Sampling, Score, Solution, Solve
 from tests.fixtures.worker.options import options_for
-from tests.fixtures.worker.sapient_fixtures import (
+from tests.fixtures.worker.puzzle_nets import (
     Net,
     Weights,
     random_weights,
@@ -29,10 +29,10 @@ from worker.engine.sequence import Slice, StepResult
 from worker.host.loading import warm_up
 from worker.models import linear
 from worker.native.library import library
+from worker.puzzles.kinds import ARC, MAZE, SUDOKU
 from worker.runners.echo import Echo
 from worker.runners.hrm_puzzle import PuzzleRunner
 from worker.runners.registry import load_runner
-from worker.text.puzzles import ARC, MAZE, SUDOKU
 
 NET = Net(halt_max_steps=5)
 PUZZLES = [

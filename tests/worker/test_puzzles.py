@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import InvalidRequest
-from worker.text.puzzles import ARC, KINDS, MAZE, SUDOKU, PuzzleKind
+from worker.puzzles.kinds import ARC, KINDS, MAZE, SUDOKU, PuzzleKind
 
 digits = st.integers(0, 9)
 

@@ -15,7 +15,7 @@ from tests.fixtures.onnx_models import write_onnx
 from tests.fixtures.tiny_diffusion import write_pipeline
 from tests.fixtures.tiny_encoder import SHARED, write
 from tests.fixtures.tiny_multimodal import write_llava
-from tests.fixtures.worker import sapient_fixtures
+from tests.fixtures.worker import puzzle_nets
 from tests.fixtures.worker.broken_models import write_model
 from tests.fixtures.worker.options import options_for
 from worker.engine.engine import Engine
@@ -36,7 +36,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     write_onnx("image-classification", root / "onnx")
     write_pipeline(root / "diffusion")
     write_llava(root / "multimodal")
-    sapient_fixtures.write_checkpoint(root / "hrm-puzzle", sapient_fixtures.Net(halt_max_steps=3))
+    puzzle_nets.write_checkpoint(root / "hrm-puzzle", puzzle_nets.Net(halt_max_steps=3))
 
     paths = {}
     for kind in RUNNERS:

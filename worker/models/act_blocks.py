@@ -1,4 +1,4 @@
-"""Blocks that the ACT networks share: AI-OS ACTv1 and Sapient HRM.
+"""Blocks that the ACT networks share: AI-OS ACTv1 and the puzzle networks.
 
 Parameters have the names that both have in common. A level is a stack of post-norm blocks without
 biases or norm weights. Attention is an argument of each call, and so are rotary tables where
@@ -133,11 +133,13 @@ class Block(nn.Module):
         self.mlp = mlp
 
     def forward(self, x: Tensor, context: AttentionContext, slot: int) -> Tensor:
-        x = self._norm(x + self.self_attn(x, context, slot))
-        return self._norm(x + self.mlp(x))
+        x = rms_norm_rows(x + self.self_attn(x, context, slot), self.norm_eps)
+        return rms_norm_rows(x + self.mlp(x), self.norm_eps)
 
-    def _norm(self, x: Tensor) -> Tensor:
-        return rms_norm(x.flatten(0, -2), self.norm_eps).view(x.shape)
+
+def rms_norm_rows(x: Tensor, eps: float) -> Tensor:
+    """Return states [..., width] over their root mean squares, computed in fp32."""
+    return rms_norm(x.flatten(0, -2), eps).view(x.shape)
 
 
 class Level(nn.Module):
@@ -146,7 +148,7 @@ class Level(nn.Module):
     Its layers have the slots from `first_slot` on.
     """
 
-    def __init__(self, blocks: Iterable[Block]) -> None:
+    def __init__(self, blocks: Iterable[nn.Module]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(blocks)
 

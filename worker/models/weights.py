@@ -3,12 +3,16 @@
 They refuse files that do not match. They know file formats, and no architectures.
 """
 
+import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy
 import torch
+from numpy import _core as numpy_core
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -32,6 +36,17 @@ from worker.models.hf_directory import (
 )
 from worker.models.reading import COPY_AGAIN, faulty, read_json_object, reading, unusable
 
+_ZIP = b"PK\x03\x04"
+# What trainers leave beside weights, such as states of random generators and output directories.
+_HARMLESS: list[Any] = [
+    numpy_core.multiarray._reconstruct,
+    (numpy_core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
+    numpy.ndarray,
+    numpy.dtype,
+    *(type(numpy.dtype(name)) for name in ("uint8", "uint32", "uint64", "int64", "float64")),
+    pathlib.PosixPath,
+    (pathlib.PosixPath, "pathlib._local.PosixPath"),
+]
 _PLAIN_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _MAX_FAULTS = 8
 _GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
@@ -67,27 +82,23 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     The format is found by the file's first bytes, never by its suffix. Raise ModelFormatError when
     the file has neither format, is damaged, or holds anything but named tensors.
     """
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise unusable(path, error) from error
-    with file, reading(path, kind="weights"):
-        # A zip file begins with its signature, a safetensors file with the header's length in 8
-        # bytes and the header's brace.
-        head = file.read(9)
-        file.seek(0)
-        if head.startswith(b"PK\x03\x04"):
+    with _opened(path) as (file, head), reading(path, kind="weights"):
+        if head.startswith(_ZIP):
             # The open file, not the path, because torch goes by a path's suffix.
             loaded: object = torch.load(file, map_location="cpu", weights_only=True)
         elif head[8:] == b"{":
             loaded = load_file(path)
         else:
             raise faulty(path, "is neither a safetensors file nor a torch zip file; copy it again.")
+    return as_tensors(loaded, path)
 
+
+def as_tensors(loaded: object, path: Path) -> dict[str, Tensor]:
+    """Return what a file holds as named tensors. Raise ModelFormatError for anything else."""
     problem = (
         f"{path} holds something other than a flat map of named tensors; copy or save it again."
     )
-    if not isinstance(loaded, dict):
+    if not isinstance(loaded, Mapping):
         raise ModelFormatError(problem)
     tensors: dict[str, Tensor] = {}
     for name, value in loaded.items():
@@ -95,6 +106,42 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             raise ModelFormatError(problem)
         tensors[str(name)] = value
     return tensors
+
+
+def read_mapped(path: Path) -> Mapping[str, Any]:
+    """Return the map in a torch zip or safetensors file, its tensors mapped into memory.
+
+    Besides tensors a zip file may hold plain values, arrays and paths. The tensors are read from
+    the file when they are used, so it must stay as it is. Raise ModelFormatError when the file has
+    another format, is damaged, or holds no map.
+    """
+    with _opened(path) as (_, head):
+        is_zip = head.startswith(_ZIP)
+    if not is_zip:
+        return read_tensors(path)
+    with reading(path, kind="weights"), torch.serialization.safe_globals(_HARMLESS):
+        loaded: object = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if not isinstance(loaded, Mapping):
+        raise ModelFormatError(f"{path} holds no map of names; copy or save it again.")
+    return loaded
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, bytes]]:
+    """Open a file, and return it with its first bytes, which tell the format.
+
+    A zip file begins with its signature, a safetensors file with the header's length in 8 bytes and
+    the header's brace.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise unusable(path, error) from error
+    with file:
+        with reading(path, kind="weights"):
+            head = file.read(9)
+            file.seek(0)
+        yield file, head
 
 
 def without_prefixes(

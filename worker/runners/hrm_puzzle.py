@@ -1,13 +1,14 @@
-"""Sapient HRM puzzle networks, which turn a grid into a grid.
+"""Recurrent puzzle networks (HRM, TRM, URM), which turn a grid into a grid.
 
 A step is one ACT segment of every running row. A row keeps its carry from step to step, and leaves
 after the step in which it halts. Another row may join in the next step. With `max` a row runs as
 many segments as the network was trained with, as upstream evaluates. With `q_halt` it stops where
-its q_halt exceeds its q_continue. A request may choose the rule and the number of segments.
+the network wants to, by the rule of its checkpoint. A request may choose the rule and the number of
+segments.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,13 +23,12 @@ from worker.engine.engine_stats import count_segments
 from worker.engine.runner import RunnerOptions, RunnerSpec
 from worker.engine.sampler import broken
 from worker.engine.sequence import Encoded, Slice, Solved, StepResult, TokenSequence
-from worker.models.sapient import Carry, SapientModel, SegmentOutput
-from worker.models.sapient_checkpoint import load_sapient_checkpoint
+from worker.models.linear import pack_all_linears
+from worker.models.puzzle_checkpoint import PuzzleCheckpoint, load_puzzle_checkpoint
 from worker.models.weight_size import weight_size
 from worker.runners.accelerators import prepare
 from worker.runners.allocation import tells_out_of_memory
 from worker.runners.efforts import check_efforts
-from worker.text.puzzles import PuzzleKind
 
 _MAX_STEPS_FACTOR = 4
 """The largest number of segments that a request may ask for, as a multiple of the trained number.
@@ -51,13 +51,12 @@ class EncodedPuzzle(Encoded):
 
 @dataclass(frozen=True)
 class _Progress:
-    """State of a row between two segments: z_H and z_L, both [num_positions, H].
+    """State of a row between two segments: its carry [latents, positions, H].
 
     `steps` is the number of segments that are done.
     """
 
-    z_h: Tensor
-    z_l: Tensor
+    carry: Tensor
     steps: int
 
 
@@ -71,21 +70,19 @@ class PuzzleRunner:
 
     def __init__(
         self,
-        model: SapientModel,
-        kind: PuzzleKind,
-        identifiers: Mapping[str, int],
+        checkpoint: PuzzleCheckpoint,
         spec: RunnerSpec,
         *,
         halt: Halt,
         efforts: DepthsByEffort | None = None,
     ) -> None:
         self.spec = spec
-        self.model = model
-        self._kind = kind
-        self._identifiers = identifiers
+        self.model = checkpoint.model
+        self._kind = checkpoint.kind
+        self._identifiers = checkpoint.identifiers
         self._halt = halt
         if efforts is None:
-            efforts = spread(model.config.halt_max_steps, lambda count: Depth(max_steps=count))
+            efforts = spread(self.model.config.halt_max_steps, lambda count: Depth(max_steps=count))
         self._efforts = efforts
         check_efforts(efforts, self._max_steps)
         self.progress: dict[str, _Progress] = {}
@@ -132,71 +129,68 @@ class PuzzleRunner:
             progress.append(row_progress)
             steps.append(row_progress.steps + 1)
 
-        out = self._segment(puzzles, progress)
-        wants_halt = (out.q_halt > out.q_continue).tolist()
+        carry = self._segment(puzzles, progress)
+        q_halt, q_continue = self.model.q_values(carry)
+        wants_halt = self.model.wants_halt(q_halt, q_continue).tolist()
         halted = []
         for row, puzzle in enumerate(puzzles):
             if steps[row] >= puzzle.max_steps or (puzzle.may_halt and wants_halt[row]):
                 halted.append(row)
         results: list[StepResult | FleetError] = [None] * len(slices)
-        answers = self._answers(out, halted, steps, wants_halt)
-        for row, answer in zip(halted, answers, strict=True):
-            results[row] = answer
+        if halted:
+            confidences = q_halt.sigmoid().tolist()
+            logits = self.model.logits(carry[halted])
+            # One check at the end is enough: a state that was not finite at any segment stays so.
+            is_finite = torch.isfinite(logits).all(dim=(1, 2)).tolist()
+            answers = logits.argmax(-1).tolist()
+            for number, row in enumerate(halted):
+                if not is_finite[number] or not math.isfinite(confidences[row]):
+                    results[row] = broken(self.spec.name)
+                    continue
+                results[row] = self._solved(
+                    puzzles[row], answers[number], confidences[row], steps[row], wants_halt[row]
+                )
         count_segments(len(slices), len(halted))
 
         # Last, because a step that raised may be repeated for fewer rows, from the same states.
         for row, part in enumerate(slices):
-            z_h = out.carry.z_h[row]
-            z_l = out.carry.z_l[row]
-            self.progress[part.sequence.key] = _Progress(z_h, z_l, steps[row])
+            self.progress[part.sequence.key] = _Progress(carry[row], steps[row])
         return results
 
     def _start(self) -> _Progress:
-        z_h, z_l = self.model.initial_carry(1)
-        return _Progress(z_h[0], z_l[0], steps=0)
+        return _Progress(self.model.start(1)[0], steps=0)
 
-    def _segment(
-        self, puzzles: Sequence[EncodedPuzzle], progress: Sequence[_Progress]
-    ) -> SegmentOutput:
-        """Run one segment of each puzzle's row, from its state in `progress`."""
-        device = self.model.H_init.device
-        ids = torch.tensor([puzzle.prompt_ids for puzzle in puzzles], device=device)
-        identifiers = torch.tensor([puzzle.identifier for puzzle in puzzles], device=device)
-        carry = Carry(
-            torch.stack([row.z_h for row in progress]),
-            torch.stack([row.z_l for row in progress]),
-        )
-        return self.model.forward_segment(ids, identifiers, carry)
+    def _segment(self, puzzles: Sequence[EncodedPuzzle], progress: Sequence[_Progress]) -> Tensor:
+        """Run one segment of each puzzle's row, from its state in `progress`.
 
-    def _answers(
-        self,
-        out: SegmentOutput,
-        rows: Sequence[int],
-        steps: Sequence[int],
-        wants_halt: Sequence[bool],
-    ) -> list[Solved | FleetError]:
-        """Return the answers of the `rows`, which have halted.
-
-        The answer of a row whose logits are not finite is WorkerFailed.
+        Return the new carry [B, latents, positions, H].
         """
-        if not rows:
-            return []
+        device = progress[0].carry.device
+        ids = torch.tensor([puzzle.prompt_ids for puzzle in puzzles], device=device)
+        identifiers = torch.tensor([puzzle.identifier for puzzle in puzzles])
+        carry = torch.stack([row.carry for row in progress])
+        return self.model.segment(self.model.embed(ids, identifiers), carry)
 
-        # One check at the end is enough: a state that was not finite at any segment stays so.
-        logits = self.model.logits(out.carry.z_h[list(rows)])
-        is_finite = torch.isfinite(logits).all(dim=(1, 2)).tolist()
-        tokens = logits.argmax(-1).tolist()
-        confidences = out.q_halt.sigmoid().tolist()
-        answers: list[Solved | FleetError] = []
-        for number, row in enumerate(rows):
-            confidence = confidences[row]
-            if not is_finite[number] or not math.isfinite(confidence):
-                answers.append(broken(self.spec.name))
-                continue
-            cells = self._kind.decode(tokens[number])
-            solution = Solution(cells, confidence, steps=steps[row], is_halted=wants_halt[row])
-            answers.append(Solved(solution))
-        return answers
+    def _solved(
+        self,
+        puzzle: EncodedPuzzle,
+        answer: Sequence[int],
+        confidence: float,
+        steps: int,
+        is_halted: bool,
+    ) -> Solved:
+        """Return the answer of a row that has halted, checked by the rules of its puzzle."""
+        verdict = self._kind.check(puzzle.prompt_ids, answer)
+        return Solved(
+            Solution(
+                self._kind.decode(answer),
+                confidence,
+                steps=steps,
+                is_halted=is_halted,
+                is_valid=verdict.is_valid,
+                is_shortest=verdict.is_shortest,
+            )
+        )
 
     def _number(self, identifier: int | str | None) -> int:
         """Return the identifier's row in the network's table.
@@ -204,11 +198,11 @@ class PuzzleRunner:
         Without an identifier it is row 0, the blank one. Raise InvalidRequest for an unknown one.
         """
         if isinstance(identifier, str):
-            number = self._identifiers.get(identifier)
+            number = self._identifiers.index(identifier)
             if number is not None:
                 return number
             expected = "a number (it has no identifiers.json)"
-            if self._identifiers:
+            if len(self._identifiers):
                 expected = "one that identifiers.json names"
             raise InvalidRequest(
                 f"identifier: this model does not know it; expected {expected}.",
@@ -229,27 +223,23 @@ def _puzzle(sequence: TokenSequence) -> EncodedPuzzle:
 
 def load(options: RunnerOptions) -> PuzzleRunner:
     """Load a puzzle network. Raise ModelFormatError for a checkpoint that cannot be served."""
-    loaded = load_sapient_checkpoint(Path(options.path), getattr(torch, options.dtype))
-    model = loaded.model.to(options.device)
+    checkpoint = load_puzzle_checkpoint(Path(options.path), getattr(torch, options.dtype))
+    model = checkpoint.model.to(options.device)
     prepare(model, options)
+    # A recurrent network can make a different last bit grow into another answer. In panels no row
+    # depends on the other rows of its batch.
+    pack_all_linears(model)
     spec = RunnerSpec(
         "hrm-puzzle",
         options.name,
-        found=f"{loaded.description}, {options.precision}",
-        context_window=loaded.kind.num_cells,
+        found=f"{checkpoint.description}, {options.precision}",
+        context_window=checkpoint.kind.num_cells,
         max_batch=options.max_batch,
         tasks=("solve",),
-        trial=Solve(loaded.kind.blank, max_steps=1),
+        trial=Solve(checkpoint.kind.blank, max_steps=1),
         weights=weight_size(model),
     )
     # Here `compat` means `max`, because upstream's evaluation runs all segments of every row.
     declared = options.declared(PuzzleOptions)
     halt: Halt = "q_halt" if declared.segments == "q_halt" else "max"
-    return PuzzleRunner(
-        model,
-        loaded.kind,
-        loaded.identifiers,
-        spec,
-        halt=halt,
-        efforts=declared.depths_by_effort,
-    )
+    return PuzzleRunner(checkpoint, spec, halt=halt, efforts=declared.depths_by_effort)

@@ -126,8 +126,12 @@ def _is_raw_hrm_text(listing: DirectoryListing) -> bool:
 
 
 def _is_puzzle_checkpoint(listing: DirectoryListing) -> bool:
-    """Return whether the trainer of Sapient's HRM wrote the directory."""
+    """Return whether a trainer of recurrent puzzle networks wrote the directory."""
     names = listing.names
+    if any(name.endswith(".ckpt") for name in names) and "config.json" not in names:
+        return True
+    if "manifest.yaml" in names:
+        return any(name.endswith(".pt") for name in names)
     # HRM-Text has an all_config.yaml, too, beside a train_metadata.yaml.
     if "all_config.yaml" not in names or "train_metadata.yaml" in names:
         return False
@@ -237,7 +241,7 @@ def _refusal(listing: DirectoryListing) -> ModelFormatError:
     expected = (
         "brain.json (an AI-OS brain), q_head.pt or starter_brain.json (an AI-OS implant), "
         "config.json (a Hugging Face model), model_index.json (a pipeline of diffusers), "
-        "all_config.yaml with checkpoint or step_<N> (a Sapient HRM), one .onnx beside one .yaml (an "
+        "all_config.yaml with checkpoint or step_<N> (an HRM, TRM or URM), one .onnx beside one .yaml (an "
         f"ONNX model) nor {_EPOCH_PREFIX}<number> (a raw HRM-Text checkpoint)"
     )
     return ModelFormatError(
