@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import InvalidRequest
-from worker.puzzles.kinds import ARC, KINDS, MAZE, SUDOKU, PuzzleKind
+from worker.puzzles.kinds import (
+    ARC,
+    KINDS,
+    MAZE,
+    SUDOKU,
+    Maze,
+    PuzzleKind,
+    RawTokens,
+    Sudoku,
+    kind_of,
+)
 
 digits = st.integers(0, 9)
 
@@ -166,3 +176,68 @@ def test_what_is_no_such_puzzle_is_refused(kind: PuzzleKind, puzzle: Any, compla
 
     assert complaint in caught.value.message
     assert caught.value.field == "grid"
+
+
+@pytest.mark.parametrize("size", [4, 6, 9, 16])
+def test_sudokus_of_other_sizes(size: int) -> None:
+    """A Sudoku of n rows has n + 2 tokens; one of more than 9 is written in rows alone."""
+    kind = Sudoku(size)
+    rows = tuple(
+        tuple((row + column) % (size + 1) for column in range(size)) for row in range(size)
+    )
+    tokens = kind.encode(rows)
+    assert kind.vocab_size == size + 2
+    assert max(tokens) == size + 1
+    assert kind.decode(tokens) == rows
+    text = "".join(str(cell % 10) for row in rows for cell in row)
+    if size <= 9:
+        assert kind.encode(text) == tokens
+        with pytest.raises(InvalidRequest, match="expected" if size == 9 else f"0 to {size}, got"):
+            kind.encode(text[:-1] + (":" if size == 9 else str(size + 1)))
+    else:
+        with pytest.raises(InvalidRequest, match="expected 16 rows of 16 numbers, with 0 for a"):
+            kind.encode(text)
+    with pytest.raises(InvalidRequest, match=rf"grid\[0\]: expected numbers from 0 to {size}, got"):
+        kind.encode(((size + 1,) * size, *rows[1:]))
+
+
+def test_tokens_that_nobody_explains() -> None:
+    """Raw tokens come back as they are: a field of 100 in ten rows, one of 5 in one row."""
+    kind = RawTokens(294, 100)
+    flat = tuple(range(194, 294))
+    assert kind.encode(tuple(flat[at : at + 10] for at in range(0, 100, 10))) == flat
+    assert kind.encode((flat,)) == flat
+    assert kind.decode(flat) == tuple(flat[at : at + 10] for at in range(0, 100, 10))
+    assert RawTokens(7, 5).decode((1, 2, 3, 4, 5)) == ((1, 2, 3, 4, 5),)
+    for puzzle, complaint in (
+        ((flat[1:],), "expected rows of 100 tokens in all, from 0 to 293, got 99"),
+        (((294,) * 100,), "grid[0]: expected numbers from 0 to 293, got 294"),
+        ("0" * 100, "expected rows of 100 tokens"),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            kind.encode(puzzle)
+        assert complaint in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "num_cells", "words", "kind"),
+    [
+        (11, None, set(), SUDOKU),
+        (6, None, set(), MAZE),
+        (12, None, set(), ARC),
+        (12, 900, {"arc"}, ARC),
+        (12, 100, set(), Sudoku(10)),
+        (6, 16, set(), Sudoku(4)),
+        (6, 16, {"maze"}, Maze(4)),
+        (6, 900, set(), MAZE),
+        (32, 900, set(), Sudoku(30)),
+        (11, 80, set(), None),
+        (13, None, set(), None),
+        (7, 36, set(), None),
+    ],
+)
+def test_sizes_tell_the_kind(
+    vocab_size: int, num_cells: int | None, words: set[str], kind: PuzzleKind | None
+) -> None:
+    """The vocabulary and the field tell the kind; a data set's name decides between two."""
+    assert kind_of(vocab_size, num_cells, words) == kind
