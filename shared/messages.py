@@ -36,12 +36,15 @@ from shared.tasks.specs import Generate as Generate
 from shared.tasks.specs import Grid as Grid
 from shared.tasks.specs import Halt as Halt
 from shared.tasks.specs import ImagePart as ImagePart
+from shared.tasks.specs import NoisyLatents as NoisyLatents
 from shared.tasks.specs import OtherTask as OtherTask
 from shared.tasks.specs import Overflow as Overflow
 from shared.tasks.specs import Prompt as Prompt
 from shared.tasks.specs import Read as Read
+from shared.tasks.specs import Sample as Sample
 from shared.tasks.specs import Sampling as Sampling
 from shared.tasks.specs import Score as Score
+from shared.tasks.specs import Select as Select
 from shared.tasks.specs import Solve as Solve
 from shared.tasks.specs import SoundPart as SoundPart
 from shared.tasks.specs import Task as Task
@@ -145,7 +148,8 @@ class Done(msgspec.Struct, Generic[SomeResult], frozen=True, omit_defaults=True,
     `finish_reason` is `stop`, `length`, `deadline` (with the tokens that were sampled by then), or
     the name of a task of another kind. The keys and values of `num_cached_tokens` prompt tokens
     were there already. `artifacts` are the bytes that a task made, in the task's own order. `depth`
-    is the one at which the job was computed, if it asked for one; it is never an effort.
+    is the one at which the job was computed, if it asked for one; it is never an effort. A job that
+    `settles` its question makes the jobs that stand behind it needless.
     """
 
     finish_reason: str
@@ -155,6 +159,7 @@ class Done(msgspec.Struct, Generic[SomeResult], frozen=True, omit_defaults=True,
     result: SomeResult | None = None
     artifacts: tuple[ArtifactRef, ...] = ()
     depth: Depth | None = None
+    settles: bool = False
 
     @property
     def generated(self) -> Generated:
@@ -183,6 +188,9 @@ class Cancelled(msgspec.Struct, frozen=True, omit_defaults=True, tag="cancelled"
 
     reason: str = "client"
 
+
+SKIPPED = Done("skipped", 0, 0)
+"""The end of a job that another one has made needless. It has no result."""
 
 Event = Started | Tokens | Progress | Done | Failed | Cancelled
 Terminal = Done | Failed | Cancelled

@@ -14,8 +14,8 @@ from shared.queue.broker import Broker
 
 # Kinds of keys that must have a time to live, and kinds that must be gone.
 _EXPIRING = ("job", "log", "request", "key")
-_GONE = ("line", "leases", "open", "turns")
-_OPEN = (b"queued", b"running")
+_GONE = ("line", "leases", "open", "parked", "turns")
+_OPEN = (b"parked", b"queued", b"running")
 
 
 @dataclass(frozen=True)

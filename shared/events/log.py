@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from shared.errors import BrokerUnavailable
 from shared.events.subscriptions import Subscriptions
 from shared.messages import (
+    SKIPPED,
     STATE_OF,
     Done,
     Event,
@@ -34,6 +35,7 @@ from shared.queue.script import Script, raw
 Deliver = Callable[[int, Event], None]
 """A function that takes an event with its index."""
 
+_SKIPPED_EVENT = raw(encode(SKIPPED))
 _PROGRESSED = 1
 _SAMPLED = 2
 """The ways in which a job advances, as `append.lua` knows them."""
@@ -80,7 +82,7 @@ class LogWriter:
         calls = {}
         for shard, indices in indices_of.items():
             packed = [_packed(appends[index], now_s) for index in indices]
-            calls[shard] = {"ttl_ms": self._ttl_ms, "appends": packed}
+            calls[shard] = {"ttl_ms": self._ttl_ms, "skipped": _SKIPPED_EVENT, "appends": packed}
 
         landed = [False] * len(appends)
         replies_of_shards = await self._append.call_all(calls)
@@ -277,7 +279,7 @@ def _packed(append: Append, now_s: float) -> tuple[object, ...]:
     """Return an append as `append.lua` reads it.
 
     The last values are the state that it ends in ("": none), the tokens that the job took in all,
-    and the milliseconds since the first event happened.
+    the milliseconds since the first event happened, and whether other jobs are needless now.
     """
     has_begun = False
     advance = 0
@@ -294,8 +296,10 @@ def _packed(append: Append, now_s: float) -> tuple[object, ...]:
     if isinstance(last, Terminal):
         state = STATE_OF[type(last)]
     num_tokens = None
+    settles = False
     if isinstance(last, Done):
         num_tokens = last.num_prompt_tokens + last.num_completion_tokens
+        settles = last.settles
 
     age_ms = 0
     if append.since_s is not None:
@@ -311,4 +315,5 @@ def _packed(append: Append, now_s: float) -> tuple[object, ...]:
         state,
         num_tokens,
         age_ms,
+        settles,
     )

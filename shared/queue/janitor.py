@@ -208,7 +208,8 @@ class Janitor:
         async for tenant, job_ids in self._counted():
             states = await self._states(job_ids)
             # A job counts as waiting until it is taken, and as its tenant's until it has ended.
-            states_that_count = ("queued", "running") if tenant else ("queued",)
+            waits = ("parked", "queued")
+            states_that_count = (*waits, "running") if tenant else waits
             gone_ids = gone.setdefault(tenant, [])
             for job_id, state in states.items():
                 if state not in states_that_count:

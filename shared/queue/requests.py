@@ -179,7 +179,8 @@ def _snapshot(values: Sequence[Any]) -> JobSnapshot:
         ended_s=_seconds(ended),
     )
     return JobSnapshot(
-        state=state.decode(),
+        # For callers a job waits, wherever it does so.
+        state="queued" if state == b"parked" else state.decode(),
         last_index=last_index,
         queue_s=queue_ms / 1000,
         deadline_s=deadline_ms / 1000,

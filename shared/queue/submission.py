@@ -32,7 +32,7 @@ from shared.queue.script import Script, raw
 from shared.tasks.task_table import cost_of, slots_of
 from shared.telemetry.tracing import NO_TRACE, Trace
 
-_OPEN = (b"queued", b"running")
+_OPEN = (b"parked", b"queued", b"running")
 _TOO_MUCH = {
     b"depth": "The request takes {requested} places in the queue, which has {limit}.",
     b"bytes": "The request has {requested} bytes for the queue, which holds {limit}.",
@@ -89,8 +89,10 @@ class Key:
 class SubmitRequest:
     """A request on its way into the queue. Times are seconds from now.
 
-    A request that `is_urgent` is refused when the work before it would take longer than its
-    deadline. `follower_id` is a follower from the start; "" is none. `trace` is as in `Job`.
+    The task with index i waits until the one with index `leaders[i]` has ended, and is never done
+    if that one settles their question; None is for a task that does not wait. Without `leaders` no
+    task waits. A request that `is_urgent` is refused when the work before it would take longer than
+    its deadline. `follower_id` is a follower from the start; "" is none. `trace` is as in `Job`.
     """
 
     model: str
@@ -106,6 +108,7 @@ class SubmitRequest:
     record: bytes = b""
     follower_id: str = ""
     trace: Trace = NO_TRACE
+    leaders: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -187,13 +190,16 @@ class Submissions:
         }
         specs = [encode(job) for job in jobs]
         costs = [cost_of(job.task) for job in jobs]
+        leaders = _leaders(submit_request, jobs)
 
         # With several shards the limits are counted apart, before the request is queued.
         is_reserved = self.reservations.are_needed
         if is_reserved:
             needs = []
-            for job, cost, spec in zip(jobs, costs, specs, strict=True):
-                needs.append({"id": job.id, "cost": cost, "bytes": len(spec)})
+            for job, cost, spec, leader in zip(jobs, costs, specs, leaders, strict=True):
+                # The cost of a job that is parked counts only once it is in line.
+                cost_now = 0 if leader else cost
+                needs.append({"id": job.id, "cost": cost_now, "bytes": len(spec)})
             refusal = await self.reservations.reserve(request_id, jobs=needs, **about, **limits)
             if refusal is not None:
                 # The same request may have come before: it is found although there is no room.
@@ -204,9 +210,9 @@ class Submissions:
 
         key = submit_request.key
         entries = []
-        for job, cost, spec in zip(jobs, costs, specs, strict=True):
+        for job, cost, spec, leader in zip(jobs, costs, specs, leaders, strict=True):
             entry = {"id": job.id, "slots": slots_of(job.task), "cost": cost, "spec": raw(spec)}
-            entries.append(entry)
+            entries.append({**entry, "leader": leader})
         answer = await self.submit_script.call(
             keys.shard_of(request_id),
             request={
@@ -361,6 +367,13 @@ class Submissions:
         if key is not None:
             return keys.shard_for(f"{tenant}/{key.text}", len(self._broker.shards))
         return secrets.choice(self._broker.shards)
+
+
+def _leaders(submit_request: SubmitRequest, jobs: Sequence[Job]) -> list[str]:
+    """Return for each job the id of the one that it waits for, "" for none."""
+    if not submit_request.leaders:
+        return [""] * len(jobs)
+    return ["" if leader is None else jobs[leader].id for leader in submit_request.leaders]
 
 
 def _hashed(data: bytes) -> str:

@@ -153,12 +153,39 @@ class Read(msgspec.Struct, frozen=True, omit_defaults=True, tag="read"):
     depth: Depth | None = None
 
 
+Select = Literal["first", "best_q", "mode", "verified"]
+"""The answer among several samples of a puzzle.
+
+It is the first sample, the one whose q head is surest, the grid that most samples have, or the first
+that solves the puzzle by its rules.
+"""
+
+NoisyLatents = Literal["high", "all"]
+"""The latents of a puzzle's row that get noise: z_H alone, or all of them."""
+
+
+class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One of several samples of a puzzle: a row of its own, with noise of its own.
+
+    Before each ACT segment normal noise of standard deviation `noise` is added to the `latents`. It
+    is a function of `seed`, `number`, the segment and the element alone. The sample of number 0 has
+    none.
+    """
+
+    number: int
+    seed: int
+    noise: float
+    latents: NoisyLatents = "high"
+
+
 class Solve(msgspec.Struct, frozen=True, omit_defaults=True, tag="solve"):
     """Solve one puzzle, given as a grid or as the cells of a Sudoku in one string.
 
     `identifier` is the network's number or name for the family of the puzzle; None is the blank
     one. `max_steps` is the most ACT segments, or `effort` names that number; without both it is the
-    number that the network was trained to. `halt` None is the model's default.
+    number that the network was trained to. `halt` None is the model's default. Of a puzzle with
+    several samples this is the `sample`, None without. One that `settles` the puzzle by solving it
+    makes the samples behind it needless.
     """
 
     puzzle: str | Grid
@@ -166,6 +193,8 @@ class Solve(msgspec.Struct, frozen=True, omit_defaults=True, tag="solve"):
     halt: Halt | None = None
     max_steps: int | None = None
     effort: Effort | None = None
+    sample: Sample | None = None
+    settles: bool = False
 
 
 class Tokenize(msgspec.Struct, frozen=True, omit_defaults=True, tag="tokenize"):

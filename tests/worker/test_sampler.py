@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 
 from shared.messages import Sampling
-from worker.engine.sampler import choose, gumbel_noise
+from worker.engine.sampler import choose
+from worker.engine.tensor_noise import gumbel_noise, normal_noise
 from worker.native import operators
 
 NUM_DRAWS = 4000
@@ -128,6 +129,31 @@ def test_noise_looks_like_gumbel() -> None:
 
     assert noise.mean().item() == pytest.approx(0.5772, abs=0.03)
     assert noise.var().item() == pytest.approx(1.6449, abs=0.06)
+    assert abs(torch.corrcoef(noise)[0, 1].item()) < 0.03
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_normal_noise_is_box_and_muller_of_the_hash(key: int) -> None:
+    uniform = []
+    for index in range(6):
+        bits = splitmix64((key + (index + 1) * 0x9E3779B97F4A7C15) % 2**64)
+        uniform.append(((bits >> 12) + 0.5) * 2.0**-52)
+    expected = []
+    for first, second in zip(uniform[:3], uniform[3:], strict=True):
+        expected.append(math.sqrt(-2 * math.log(first)) * math.cos(2 * math.pi * second))
+
+    noise = normal_noise(key, 3, torch.device("cpu"))
+
+    assert noise.tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_normal_noise_looks_normal() -> None:
+    """Noise has mean 0 and variance 1, its fourth moment is 3, and keys do not correlate."""
+    noise = torch.stack([normal_noise(key, 20_000, torch.device("cpu")) for key in (1, 2)])
+
+    assert noise.mean().item() == pytest.approx(0.0, abs=0.02)
+    assert noise.var().item() == pytest.approx(1.0, abs=0.03)
+    assert noise.pow(4).mean().item() == pytest.approx(3.0, abs=0.15)
     assert abs(torch.corrcoef(noise)[0, 1].item()) < 0.03
 
 

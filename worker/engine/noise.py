@@ -31,3 +31,10 @@ def mix(value: int) -> int:
     value = ((value ^ (value >> 30)) * MIX1) & MASK
     value = ((value ^ (value >> 27)) * MIX2) & MASK
     return value ^ (value >> 31)
+
+
+def signed(value: int) -> int:
+    """Return the signed integer that has the same 64 bits."""
+    if value >> 63:
+        return value - (1 << 64)
+    return value

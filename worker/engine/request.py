@@ -177,7 +177,7 @@ class Request:
             case Classified():
                 return [self._end(sequence, "classify", Labelled(result.labels))]
             case Solved():
-                return [self._end(sequence, "solve", result.solution)]
+                return [self._end(sequence, "solve", result.solution, settles=result.settles)]
         assert_never(result)
 
     def _on_token(self, sequence: TokenSequence, sampled: Sampled) -> Emission:
@@ -315,11 +315,13 @@ class Request:
             return "length"
         return None
 
-    def _end(self, sequence: TokenSequence, reason: str, result: Result) -> Emission:
+    def _end(
+        self, sequence: TokenSequence, reason: str, result: Result, *, settles: bool = False
+    ) -> Emission:
         """Close the only sequence of a request. Return its end with the result."""
         done = self._close(self._choices[sequence.choice], reason)
         if done is not None:
-            done = msgspec.structs.replace(done, result=result)
+            done = msgspec.structs.replace(done, result=result, settles=settles)
         return Emission(self.work.key, ended=done)
 
     def _close(self, choice: _Choice, reason: str) -> Done | None:

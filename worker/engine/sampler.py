@@ -19,8 +19,9 @@ from torch import Tensor
 from shared.errors import FleetError, InvalidRequest, WorkerFailed
 from shared.messages import Sampling
 from worker.engine.logits import adjust, token_logprobs
-from worker.engine.noise import GOLDEN, MIX1, MIX2, position_key
+from worker.engine.noise import position_key, signed
 from worker.engine.sequence import Sampled, TokenSequence
+from worker.engine.tensor_noise import gumbel_noise
 from worker.native.operators import all_finite, can_choose, choose_tokens
 
 
@@ -102,7 +103,7 @@ def _choose_in_native(
     """Choose as `choose` does, by the kernel."""
     keys = []
     for sampling, position in zip(samplings, positions, strict=True):
-        keys.append(_signed(position_key(sampling.seed, position)))
+        keys.append(signed(position_key(sampling.seed, position)))
     chosen = choose_tokens(
         logits,
         temperatures=_doubles([sampling.temperature for sampling in samplings]),
@@ -180,36 +181,3 @@ def _cut(scaled: Tensor, samplings: Sequence[Sampling]) -> Tensor:
     by_top_p = (mass_before >= top_p) & (rank > 0) & (top_p < 1.0)
     forbidden = (rank >= top_k) | by_top_p
     return torch.zeros_like(forbidden).scatter(1, order.indices, forbidden)
-
-
-def gumbel_noise(keys: Sequence[int], size: int, device: torch.device) -> Tensor:
-    """Return standard Gumbel draws [len(keys), size].
-
-    The entry (b, v) depends on `keys[b]` and v alone.
-    """
-    signed_keys = [_signed(key) for key in keys]
-    start = torch.tensor(signed_keys, dtype=torch.int64, device=device)[:, None]
-    tokens = torch.arange(1, size + 1, dtype=torch.int64, device=device)[None, :]
-    bits = _mix_tensor(start + tokens * _signed(GOLDEN))
-    # The half keeps the draw off 0 and 1, whose logarithms are not finite.
-    uniform = (_shift_right(bits, 12).double() + 0.5) * 2.0**-52
-    return -(-uniform.log()).log()
-
-
-def _mix_tensor(value: Tensor) -> Tensor:
-    """Return `noise.mix` of each int64 entry."""
-    value = (value ^ _shift_right(value, 30)) * _signed(MIX1)
-    value = (value ^ _shift_right(value, 27)) * _signed(MIX2)
-    return value ^ _shift_right(value, 31)
-
-
-def _shift_right(value: Tensor, count: int) -> Tensor:
-    """Shift int64 entries to the right with zeros coming in: torch's own shift copies the sign."""
-    return (value >> count) & ((1 << (64 - count)) - 1)
-
-
-def _signed(value: int) -> int:
-    """Return the int64 that has the same 64 bits."""
-    if value >> 63:
-        return value - (1 << 64)
-    return value

@@ -314,9 +314,13 @@ class Classified:
 
 @dataclass(frozen=True)
 class Solved:
-    """The solution that a puzzle's last ACT segment yields."""
+    """The solution that a puzzle's last ACT segment yields.
+
+    One that `settles` the puzzle makes its other samples needless.
+    """
 
     solution: Solution
+    settles: bool = False
 
 
 SingleResult = Sampled | Scores | Solved | Pooled | Classified | None

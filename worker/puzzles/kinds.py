@@ -25,7 +25,7 @@ _ARC_FIRST = 2  # the token of colour 0; colour 9 is the last of the vocabulary
 class PuzzleKind(Protocol):
     """A kind of puzzle, and the format of its grids. Data sets have its `name` in theirs.
 
-    `blank` is an empty puzzle.
+    `blank` is an empty puzzle. `has_check` tells whether solutions can be checked at all.
     """
 
     @property
@@ -39,6 +39,9 @@ class PuzzleKind(Protocol):
 
     @property
     def blank(self) -> Puzzle: ...
+
+    @property
+    def has_check(self) -> bool: ...
 
     def encode(self, puzzle: Puzzle) -> tuple[int, ...]:
         """Return a grid as `num_cells` tokens. Raise InvalidRequest for a grid of another kind."""
@@ -56,6 +59,7 @@ class Sudoku:
 
     size: int = 9
     name = "sudoku"
+    has_check = True
 
     @property
     def vocab_size(self) -> int:
@@ -123,6 +127,7 @@ class Maze:
 
     size: int = 30
     name = "maze"
+    has_check = True
     vocab_size = len(_MAZE_SIGNS)
 
     @property
@@ -176,6 +181,7 @@ class Arc:
     """
 
     name = "arc"
+    has_check = False
     vocab_size = 12
     num_cells = _ARC_SIZE**2
     blank = ((0,),)
@@ -250,6 +256,7 @@ class RawTokens:
     vocab_size: int
     num_cells: int
     name = "tokens"
+    has_check = False
 
     @property
     def _width(self) -> int:

@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 
 from shared.errors import FleetError, InvalidRequest
-from shared.messages import Depth, Halt, Solution, Solve, Task
+from shared.messages import Depth, Halt, Sample, Solution, Solve, Task
 from shared.tasks.runner_options import PuzzleOptions
 from worker.engine.depth import DepthsByEffort, checked_steps, depth_of, named, spread
 from worker.engine.engine_stats import count_segments
+from worker.engine.noise import fold, position_key
 from worker.engine.runner import RunnerOptions, RunnerSpec
 from worker.engine.sampler import broken
 from worker.engine.sequence import Encoded, Slice, Solved, StepResult, TokenSequence
+from worker.engine.tensor_noise import normal_noise
 from worker.models.linear import pack_all_linears
 from worker.models.puzzle_checkpoint import PuzzleCheckpoint, load_puzzle_checkpoint
 from worker.models.weight_size import weight_size
@@ -41,12 +43,15 @@ More segments than the trained number may help, but not without end.
 class EncodedPuzzle(Encoded):
     """A puzzle. `prompt_ids` are its cells.
 
-    Its row stops after `max_steps` segments, or earlier if it `may_halt`.
+    Its row stops after `max_steps` segments, or earlier if it `may_halt`. `sample` says which noise
+    it gets, None for no noise. A valid solution of one that `settles` makes other samples needless.
     """
 
     identifier: int = 0
     max_steps: int = 1
     may_halt: bool = False
+    sample: Sample | None = None
+    settles: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,11 @@ class PuzzleRunner:
     def encode(self, task: Task) -> EncodedPuzzle:
         if not isinstance(task, Solve):
             raise InvalidRequest("This model solves puzzles and knows no text.", field="model")
+        if task.settles and not self._kind.has_check:
+            raise InvalidRequest(
+                "select: this model's solutions cannot be checked; expected first, best_q or mode.",
+                field="select",
+            )
         max_steps = self.model.config.halt_max_steps
         asked = depth_of(task)
         if asked is not None:
@@ -101,6 +111,8 @@ class PuzzleRunner:
             identifier=self._number(task.identifier),
             max_steps=max_steps,
             may_halt=(task.halt or self._halt) == "q_halt",
+            sample=task.sample,
+            settles=task.settles,
         )
 
     def _max_steps(self, depth: Depth) -> int:
@@ -169,6 +181,8 @@ class PuzzleRunner:
         ids = torch.tensor([puzzle.prompt_ids for puzzle in puzzles], device=device)
         identifiers = torch.tensor([puzzle.identifier for puzzle in puzzles])
         carry = torch.stack([row.carry for row in progress])
+        for row, puzzle in enumerate(puzzles):
+            _add_noise(carry[row], puzzle.sample, segment=progress[row].steps)
         return self.model.segment(self.model.embed(ids, identifiers), carry)
 
     def _solved(
@@ -189,7 +203,8 @@ class PuzzleRunner:
                 is_halted=is_halted,
                 is_valid=verdict.is_valid,
                 is_shortest=verdict.is_shortest,
-            )
+            ),
+            settles=puzzle.settles and verdict.is_valid is True,
         )
 
     def _number(self, identifier: int | str | None) -> int:
@@ -214,6 +229,20 @@ class PuzzleRunner:
             problem = f"identifier: expected a number from 0 to {count - 1}, got {identifier}."
             raise InvalidRequest(problem, field="identifier")
         return identifier or 0
+
+
+def _add_noise(carry: Tensor, sample: Sample | None, segment: int) -> None:
+    """Add a sample's noise to the carry [latents, positions, H] of a row, in place.
+
+    `segment` counts the segments that are done. Source: PTRM (arXiv 2605.19943), whose code adds it
+    to z_H.
+    """
+    if sample is None or sample.number == 0 or not sample.noise:
+        return
+    latents = carry if sample.latents == "all" else carry[:1]
+    key = position_key(fold(sample.seed, sample.number), segment)
+    noise = normal_noise(key, latents.numel(), carry.device)
+    latents += (sample.noise * noise).view(latents.shape).to(carry.dtype)
 
 
 def _puzzle(sequence: TokenSequence) -> EncodedPuzzle:

@@ -1,11 +1,12 @@
--- a: ttl_ms, publish, appends [[id, epoch, after, events, has_begun, advance (0: none, 1: progressed, 2: sampled a
---    token), state ('' or the terminal one), cost, ms since the first of the events happened]]
+-- a: ttl_ms, publish, skipped (the last event of a job that is needless), appends [[id, epoch, after, events, has_begun,
+--    advance (0: none, 1: progressed, 2: sampled a token), state ('' or the terminal one), cost, ms since the first of
+--    the events happened, settles (it makes jobs behind it needless)]]
 -- Appends events to the logs of many jobs. An append names its epoch, and the index that it goes behind. Returns for
 -- each 1 when its events are in the log (now or by an earlier try of the same append), 0 when the writer is stale.
 
 local CHECKED = { 'state', 'epoch', 'last', 'advanced', 'first_ms', 'readers' }
 
-local function write(id, epoch, after, events, has_begun, advance, state, cost, age_ms)
+local function write(id, epoch, after, events, has_begun, advance, state, cost, age_ms, settles)
   local job = read_job(id, CHECKED)
   if not job or tonumber(job.epoch) ~= epoch then return 0 end
   local last = tonumber(job.last)
@@ -23,10 +24,10 @@ local function write(id, epoch, after, events, has_begun, advance, state, cost, 
     fields[#fields + 1] = now - age_ms
   end
   append(job, events, unpack(fields))
-  if state ~= '' then finish(read_job(id), state, cost) end
+  if state ~= '' then finish(read_job(id), state, cost, settles) end
   return 1
 end
 
 local written = {}
-for i, values in ipairs(a.appends) do written[i] = write(unpack(values, 1, 9)) end
+for i, values in ipairs(a.appends) do written[i] = write(unpack(values, 1, 10)) end
 return written

@@ -3,12 +3,14 @@
 -- KEYS[1] is the prefix of a shard, `aios:{00}:`; every other key begins with it and so lies in the same hash slot.
 -- ARGV[1] is a msgpack map, `a` below. Times are milliseconds of this server's clock, costs are tokens.
 --
--- job:ID      hash    spec model class tenant state (queued | running | done | failed | cancelled) epoch last (event
---                     index) cost slots entry queued_ms expires_ms (to be taken by then) deadline_ms worker fingerprint
---                     started (last epoch that logged a start) advanced (last epoch that sampled a token or progressed)
---                     deaths taken_ms (first take) first_ms (first token) ended_ms readers (who hears of its events)
+-- job:ID      hash    spec model class tenant state (parked | queued | running | done | failed | cancelled) epoch last
+--                     (event index) cost slots entry queued_ms expires_ms (to be taken by then) deadline_ms worker
+--                     fingerprint started (last epoch that logged a start) advanced (last epoch that sampled a token or
+--                     progressed) deaths taken_ms (first take) first_ms (first token) ended_ms readers (who hears of its
+--                     events) leader (the job behind which it is parked) led (jobs that are parked behind it)
 -- log:ID      stream  the events; event index i is the entry `i-0`, so an append lands once or not at all
 -- line:M:C:T  stream  jobs of one model, class and tenant that wait
+-- parked:M    set     jobs that are in no line until another one has ended
 -- turns:M:C   zset    tenants that wait, by virtual time: cost served so far
 -- served:M:C  hash    virtual times of all tenants, and the class's own, `*`
 -- leases:M    zset    jobs in workers' hands, by when their leases end
@@ -73,7 +75,8 @@ local function class_key(kind, model, class) return P .. kind .. ':' .. model ..
 local function ended_key(model, at) return P .. 'ended:' .. model .. ':' .. math.floor(at / BUCKET_MS) end
 
 local FIELDS = { 'state', 'epoch', 'last', 'model', 'class', 'tenant', 'cost', 'bytes', 'entry', 'expires_ms',
-  'deadline_ms', 'worker', 'fingerprint', 'started', 'advanced', 'first_ms', 'deaths', 'request', 'readers' }
+  'deadline_ms', 'worker', 'fingerprint', 'started', 'advanced', 'first_ms', 'deaths', 'request', 'readers', 'leader',
+  'led', 'queued_ms' }
 
 -- Returns these fields of a job, by default all that scripts need. The first must be `state`. Returns nil for a job
 -- that is not there.
@@ -86,7 +89,9 @@ local function read_job(id, fields)
   return job
 end
 
-local function is_open(job) return job ~= nil and (job.state == 'queued' or job.state == 'running') end
+local function is_open(job)
+  return job ~= nil and (job.state == 'queued' or job.state == 'running' or job.state == 'parked')
+end
 
 local function ring(model, times)
   local bell = P .. 'bell:' .. model
@@ -128,6 +133,30 @@ local function note_left(...)
   if a.has_many_shards then call('XADD', P .. 'unsettled', '*', ...) end
 end
 
+-- Puts a job at the end of its tenant's line. Returns the entry.
+local function join_line(job)
+  local entry = call('XADD', line_key(job), '*', 'job', job.id)
+  -- A tenant that has nothing waiting starts at the class's own virtual time: a rest earns no advantage.
+  local turns, served = class_key('turns', job.model, job.class), class_key('served', job.model, job.class)
+  if not call('ZSCORE', turns, job.tenant) then
+    local own_time, class_time = unpack(call('HMGET', served, job.tenant, '*'))
+    local at = math.max(tonumber(own_time or 0), tonumber(class_time or 0))
+    call('HSET', served, job.tenant, at)
+    call('PEXPIRE', served, SERVED_TTL_MS)
+    call('ZADD', turns, at, job.tenant)
+  end
+  return entry
+end
+
+-- Puts a parked job into its line. It may wait there as long as it might have from the start.
+local function unpark(job)
+  call('SREM', P .. 'parked:' .. job.model, job.id)
+  call('HINCRBY', P .. 'depth:' .. job.model, 'cost:' .. job.class, job.cost)
+  local expires_ms = now + tonumber(job.expires_ms) - tonumber(job.queued_ms)
+  call('HSET', job_key(job.id), 'state', 'queued', 'entry', join_line(job), 'expires_ms', expires_ms)
+  ring(job.model, 1)
+end
+
 -- Takes a job off its line: it is taken by a worker, or ends while it waits.
 local function leave_line(job)
   local line, turns = line_key(job), class_key('turns', job.model, job.class)
@@ -151,9 +180,46 @@ local function charge(job, cost)
   call('PEXPIRE', served, SERVED_TTL_MS)
 end
 
--- Ends a job, whose terminal event is appended already. `cost` is the job's real cost, where that is known.
-local function finish(job, state, cost)
-  if job.state == 'queued' then
+-- A parked job counts as one that waits, but its cost does not: most such jobs are never done.
+local function leave_parking(job)
+  call('SREM', P .. 'parked:' .. job.model, job.id)
+  local depth = P .. 'depth:' .. job.model
+  call('HINCRBY', depth, 'jobs:' .. job.class, -1)
+  call('HINCRBY', depth, 'bytes', -tonumber(job.bytes))
+end
+
+local finish
+
+-- Ends the jobs that a job has made needless: those parked behind it or, where it was one of those, the ones after it.
+local function skip_needless(job)
+  local led, is_behind = job.led, true
+  if job.leader then led, is_behind = call('HGET', job_key(job.leader), 'led'), false end
+  for id in string.gmatch(led or '', '%S+') do
+    local other = is_behind and read_job(id)
+    if other and is_open(other) then
+      append(other, { a.skipped })
+      call('HINCRBY', job_key(id), 'epoch', 1)
+      if other.worker then call(a.publish, P .. 'worker:' .. other.worker, id) end
+      finish(other, 'done')
+    end
+    is_behind = is_behind or id == job.id
+  end
+end
+
+local function unpark_led(job)
+  for id in string.gmatch(job.led or '', '%S+') do
+    local other = read_job(id)
+    if other and other.state == 'parked' then unpark(other) end
+  end
+end
+
+-- Ends a job, whose terminal event is appended already. `cost` is the job's real cost, where that is known. A job that
+-- `settles` its question makes those behind it needless; else the jobs that were parked behind it go into their lines.
+finish = function(job, state, cost, settles)
+  if job.state == 'parked' then
+    leave_parking(job)
+    note_left('job', job.id, 'tenant', job.tenant)
+  elseif job.state == 'queued' then
     leave_line(job)
     note_left('job', job.id, 'tenant', job.tenant)
   else
@@ -170,4 +236,5 @@ local function finish(job, state, cost)
   call('HSET', job_key(job.id), 'state', state, 'ended_ms', now)
   call('PEXPIRE', job_key(job.id), a.ttl_ms)
   call('PEXPIRE', log_key(job.id), a.ttl_ms)
+  if settles then skip_needless(job) else unpark_led(job) end
 end

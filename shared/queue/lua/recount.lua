@@ -1,5 +1,5 @@
 -- a: model, classes, dry_run
--- Walks the lines of a model, and puts right what is wrong with them. Returns how many entries led to no waiting job
+-- Walks the lines of a model, and its parked jobs, and puts right what is wrong with them. Returns how many entries led to no waiting job
 -- (they block their line), how many tenants had a turn and nothing in line (they block their class), and how many
 -- counters of the depth were wrong. Redis does nothing else meanwhile: about 10 ms for 1,000 jobs that wait.
 
@@ -36,6 +36,16 @@ end
 for _, class in ipairs(a.classes) do
   counted['jobs:' .. class], counted['cost:' .. class] = 0, 0
   for _, tenant in ipairs(call('ZRANGE', class_key('turns', a.model, class), 0, -1)) do walk(class, tenant) end
+end
+for _, id in ipairs(call('SMEMBERS', P .. 'parked:' .. a.model)) do
+  local state, class, bytes = unpack(call('HMGET', job_key(id), 'state', 'class', 'bytes'))
+  if state == 'parked' then
+    counted['jobs:' .. class] = counted['jobs:' .. class] + 1
+    counted.bytes = counted.bytes + tonumber(bytes)
+  else
+    strays = strays + 1
+    if not a.dry_run then call('SREM', P .. 'parked:' .. a.model, id) end
+  end
 end
 for field, number in pairs(counted) do
   if tonumber(call('HGET', depth, field) or 0) ~= number then

@@ -2,7 +2,8 @@
 -- Repairs jobs that no worker or front looks after. Returns for each its state before:
 --   late     open past its deadline, in no worker's hands: it ends now
 --   expired  waited longer than it may: it ends now
---   lost     open, but in no line and no worker's hands: the next worker may take it, and this counts as no death
+--   lost     open, but in no line and no worker's hands: the next worker may take it, and this counts as no death. So is
+--            a job that is parked behind one that has ended: it goes into its line
 --   lasting  has ended, but would never expire: now it does
 --   fine     all others
 
@@ -21,8 +22,9 @@ local function judge(job, before)
   if lease_end and tonumber(lease_end) > now then return 'fine' end
   if tonumber(job.deadline_ms) < before then return 'late' end
   if job.state == 'queued' and tonumber(job.expires_ms) < before then return 'expired' end
-  local queued_ms = tonumber(call('HGET', job_key(job.id), 'queued_ms'))
-  if not lease_end and not is_in_line(job) and queued_ms < before then return 'lost' end
+  if tonumber(job.queued_ms) >= before then return 'fine' end
+  if job.state == 'parked' then return is_open(read_job(job.leader)) and 'fine' or 'lost' end
+  if not lease_end and not is_in_line(job) then return 'lost' end
   return 'fine'
 end
 
@@ -30,6 +32,7 @@ local repairs = {
   late = function(job) fail(job, a.late) end,
   expired = function(job) fail(job, a.expired) end,
   lost = function(job)
+    if job.state == 'parked' then return unpark(job) end
     call('HSET', job_key(job.id), 'state', 'running')
     call('ZADD', P .. 'leases:' .. job.model, 0, job.id)
     ring(job.model, 1)

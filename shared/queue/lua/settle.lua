@@ -16,7 +16,8 @@ local function give_back(id)
   call('ZREM', P .. 'waiting:' .. reservation.model, id)
   local depth = P .. 'depth:' .. reservation.model
   call('HINCRBY', depth, 'jobs:' .. reservation.class, -1)
-  call('HINCRBY', depth, 'cost:' .. reservation.class, -reservation.cost)
+  -- Not by a minus alone: the cost of a parked job is 0, and Redis knows no -0.
+  call('HINCRBY', depth, 'cost:' .. reservation.class, 0 - reservation.cost)
   call('HINCRBY', depth, 'bytes', -reservation.bytes)
   return reservation
 end

@@ -10,7 +10,7 @@ local function snapshot(id)
   local queue_ms, deadline_ms = tonumber(job.expires_ms) - now, tonumber(job.deadline_ms) - now
   local event = deadline_ms < 0 and a.late or a.expired
   if (job.state == 'queued' and math.min(queue_ms, deadline_ms) < 0)
-    or (job.state == 'running' and deadline_ms + a.grace_ms < 0) then
+    or ((job.state == 'running' or job.state == 'parked') and deadline_ms + a.grace_ms < 0) then
     append(job, { event })
     call('HINCRBY', job_key(id), 'epoch', 1)
     if job.worker then call(a.publish, P .. 'worker:' .. job.worker, id) end

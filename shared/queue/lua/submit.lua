@@ -1,5 +1,5 @@
 -- Behind `limits.lua`. a: request {id, key, key_ttl_ms, body, record, follower_id}, model, class, tenant, classes (best
---    first), jobs [{id, slots, cost, spec}], queue_ms, deadline_ms (both from now), ttl_ms, is_reserved (`reserve` has
+--    first), jobs [{id, slots, cost, spec, leader (the job behind which it is parked, '' for none)}], queue_ms, deadline_ms (both from now), ttl_ms, is_reserved (`reserve` has
 --    let the request in, so no limit is looked at), and else the limits.
 -- Queues all jobs of a request, or none. Returns {'queued'} (now or by an earlier try), {'known', request id} for an
 -- idempotency key that came before with the same body, {'conflict'} for one with another body, {'void'} when the
@@ -16,7 +16,8 @@ end
 
 local count, cost, bytes = #a.jobs, 0, 0
 for _, job in ipairs(a.jobs) do
-  cost, bytes = cost + job.cost, bytes + #job.spec
+  bytes = bytes + #job.spec
+  if job.leader == '' then cost = cost + job.cost end
 end
 if a.is_reserved then
   if call('EXISTS', P .. 'void:' .. a.request.id) == 1 then return { 'void' } end
@@ -30,26 +31,27 @@ if known then
   call('HSET', known, 'body', a.request.body, 'request', a.request.id)
   call('PEXPIRE', known, a.request.key_ttl_ms)
 end
-local ids = {}
-local job = { model = a.model, class = a.class, tenant = a.tenant }
-local line, served = line_key(job), class_key('served', a.model, a.class)
+local ids, led = {}, {}
 for i, new_job in ipairs(a.jobs) do
   ids[i] = new_job.id
-  local entry = call('XADD', line, '*', 'job', new_job.id)
+  local job = { id = new_job.id, model = a.model, class = a.class, tenant = a.tenant }
+  local state, entry = 'queued', ''
+  if new_job.leader == '' then
+    entry = join_line(job)
+  else
+    state = 'parked'
+    call('SADD', P .. 'parked:' .. a.model, new_job.id)
+    call('HSET', job_key(new_job.id), 'leader', new_job.leader)
+    led[new_job.leader] = led[new_job.leader] or {}
+    table.insert(led[new_job.leader], new_job.id)
+  end
   call('HSET', job_key(new_job.id), 'spec', new_job.spec, 'model', a.model, 'class', a.class, 'tenant', a.tenant,
-    'state', 'queued', 'epoch', 0, 'last', 0, 'cost', new_job.cost, 'slots', new_job.slots, 'bytes', #new_job.spec,
+    'state', state, 'epoch', 0, 'last', 0, 'cost', new_job.cost, 'slots', new_job.slots, 'bytes', #new_job.spec,
     'entry', entry, 'deaths', 0, 'queued_ms', now, 'expires_ms', now + a.queue_ms,
     'deadline_ms', now + a.deadline_ms, 'request', a.request.id)
   call('ZADD', held, now, new_job.id)
 end
--- A tenant that has nothing waiting starts at the class's own virtual time: a rest earns no advantage.
-local turns = class_key('turns', a.model, a.class)
-if not call('ZSCORE', turns, a.tenant) then
-  local own_time, class_time = unpack(call('HMGET', served, a.tenant, '*'))
-  local at = math.max(tonumber(own_time or 0), tonumber(class_time or 0))
-  call('HSET', served, a.tenant, at)
-  call('ZADD', turns, at, a.tenant)
-end
+for leader, behind in pairs(led) do call('HSET', job_key(leader), 'led', table.concat(behind, ' ')) end
 local request, follower_id = P .. 'request:' .. a.request.id, a.request.follower_id
 call('HSET', request, 'tenant', a.tenant, 'jobs', table.concat(ids, ' '), 'record', a.request.record)
 if follower_id ~= '' then call('HSET', request, 'follower:' .. follower_id, now) end
