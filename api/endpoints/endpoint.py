@@ -49,12 +49,16 @@ class StreamRenderer(Protocol):
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """The tasks of a request, of `n` choices each, and notes that rendering will need."""
+    """The tasks of a request, of `n` choices each, and notes that rendering will need.
+
+    `leaders` are as in `SubmitRequest`.
+    """
 
     tasks: Sequence[Task]
     budget: TokenBudget | None = None
     n: int = 1
     notes: Mapping[str, Any] = field(default_factory=dict)
+    leaders: Sequence[int | None] = ()
 
     @property
     def capped_at(self) -> int | None:

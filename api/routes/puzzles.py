@@ -9,17 +9,33 @@ from api.stream.request_events import Outcome
 from api.submit.limits import Limits
 from api.submit.request_record import SubmittedWork
 from shared.messages import ModelInfo
+from shared.tasks.samples import leaders_of
 
 
 def _plan(body: SolveRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
     limits.check_count("grids", len(body.puzzles))
+    sampled = body.sampled()
     return TaskPlan(
-        body.tasks(), notes={"as_string": [isinstance(puzzle, str) for puzzle in body.puzzles]}
+        body.tasks(sampled),
+        notes={
+            "as_string": [isinstance(puzzle, str) for puzzle in body.puzzles],
+            "samples": sampled.count,
+            "select": sampled.select,
+        },
+        leaders=leaders_of(len(body.puzzles), sampled),
     )
 
 
 def _whole(work: SubmittedWork, outcomes: Sequence[Outcome]) -> SolveResponse:
-    return solve_response(work.record.model, work.record.notes["as_string"], outcomes)
+    notes = work.record.notes
+    return solve_response(
+        work.record.model,
+        notes["as_string"],
+        outcomes,
+        # A front of an earlier version noted neither.
+        samples=notes.get("samples", 1),
+        select=notes.get("select", "first"),
+    )
 
 
 SOLVE = Endpoint(

@@ -4,6 +4,7 @@ This module knows what a grid looks like in JSON. Which grids a model takes is f
 say.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
@@ -16,10 +17,19 @@ from pydantic import (
     model_validator,
 )
 
-from api.schemas.fields import MaxSteps, RequestBody, check_one_of, refuse, shown
+from api.schemas.fields import (
+    MaxSteps,
+    RequestBody,
+    Seed,
+    check_one_of,
+    refuse,
+    seed_of,
+    shown,
+)
 from api.schemas.usage import UsageBody, usage_body
 from api.stream.request_events import Outcome, total_usage
-from shared.messages import Effort, Grid, Halt, Solution, Solve
+from shared.messages import Effort, Grid, Halt, NoisyLatents, Select, Solution, Solve
+from shared.tasks.samples import Answer, Sampled, answer_of, tasks_of
 
 _MOST_ROWS = 30
 _MOST_CHARACTERS = 128
@@ -29,6 +39,8 @@ _EXPECTED_GRID = (
     f"expected rows of numbers or rows of text, at most {_MOST_ROWS} by {_MOST_ROWS}, or a "
     "Sudoku as a string"
 )
+_EXPECTED_HALT = "expected q_halt (or q), max, or steps=N with N from 1 up"
+_MOST_SAMPLES = 256
 _EXPECTED_IDENTIFIER = "expected a number from 0 up, or a name"
 
 
@@ -66,16 +78,25 @@ def _as_identifier(value: Any) -> Any:
     return value
 
 
-_PUZZLE_SCHEMA = {
-    "anyOf": [
-        {"type": "string"},
-        {
-            "type": "array",
-            "items": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 9}},
-        },
-        {"type": "array", "items": {"type": "string"}},
-    ]
-}
+def _as_halt(value: Any) -> Any:
+    """Return the rule by its only name. Raise ValueError for no rule."""
+    if value == "q":
+        return "q_halt"
+    if value in ("max", "q_halt"):
+        return value
+    if isinstance(value, str) and _STEPS.fullmatch(value):
+        return value
+    raise ValueError(_EXPECTED_HALT)
+
+
+_STEPS = re.compile(r"steps=[1-9][0-9]{0,8}")
+_NULL = {"type": "null"}
+_SHAPES_OF_A_PUZZLE: list[dict[str, Any]] = [
+    {"type": "string"},
+    {"type": "array", "items": {"type": "array", "items": {"type": "integer", "minimum": 0}}},
+    {"type": "array", "items": {"type": "string"}},
+]
+_PUZZLE_SCHEMA = {"anyOf": _SHAPES_OF_A_PUZZLE}
 Puzzle = Annotated[str | Grid, BeforeValidator(_as_puzzle), WithJsonSchema(_PUZZLE_SCHEMA)]
 Identifier = Annotated[
     int | str,
@@ -84,8 +105,19 @@ Identifier = Annotated[
 ]
 
 
+HaltRule = Annotated[
+    str,
+    BeforeValidator(_as_halt),
+    WithJsonSchema({"type": "string", "examples": ["q_halt", "max", "steps=4"]}),
+]
+
+
 class SolveRequest(RequestBody):
-    """One puzzle or several: exactly one of `grid` (or `puzzle`) and `grids` (or `puzzles`)."""
+    """One puzzle or several: exactly one of `grid` (or `puzzle`) and `grids` (or `puzzles`).
+
+    With several `samples` each puzzle is solved so many times, from states with `noise`, and one
+    solution is selected.
+    """
 
     model_config = shown(
         {
@@ -102,11 +134,29 @@ class SolveRequest(RequestBody):
     identifier: Identifier | None = Field(
         None, description="ARC: what the task is to the network, by number or name."
     )
-    halt: Halt | None = Field(
-        None, description="max runs all segments, q_halt stops where the network would."
+    halt: HaltRule | None = Field(
+        None,
+        description=(
+            "max runs all segments, q_halt stops where the network would, steps=N after N segments."
+        ),
     )
     max_steps: MaxSteps | None = None
     effort: Effort | None = Field(None, description="A max_steps that the model's entry names.")
+    samples: Annotated[int, Field(strict=True, ge=1, le=_MOST_SAMPLES)] = Field(
+        1, description="Times that each puzzle is solved, all but the first with noise."
+    )
+    noise: Annotated[float, Field(strict=True, ge=0, le=10, allow_inf_nan=False)] | None = Field(
+        None, description="Standard deviation of the noise before each segment."
+    )
+    noise_at: NoisyLatents = Field("high", description="The latents that get it: z_H, or all.")
+    select: Select | None = Field(
+        None,
+        description=(
+            "The answer: the first sample, the surest (the default of several), the commonest grid, "
+            "or the first that solves the puzzle by its rules."
+        ),
+    )
+    seed: Seed | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -122,7 +172,26 @@ class SolveRequest(RequestBody):
     @model_validator(mode="after")
     def _one_depth(self) -> Self:
         check_one_of(self, ("max_steps", "effort"))
+        if self._halt_steps is not None and (self.max_steps or self.effort):
+            raise refuse("halt", "expected no steps=N beside max_steps or effort")
         return self
+
+    @model_validator(mode="after")
+    def _noise_for_samples(self) -> Self:
+        if self.samples > 1 and not self.noise:
+            raise refuse("noise", "expected more than 0, as all samples would be equal")
+        if self.samples > 1 and self.select == "first":
+            raise refuse("samples", "expected 1, as the first of them is asked for")
+        if self.samples == 1 and self.noise:
+            raise refuse("samples", "expected more than 1, as the first has no noise")
+        return self
+
+    @property
+    def _halt_steps(self) -> int | None:
+        """The number of segments in a rule steps=N, None in any other."""
+        if self.halt is None or not _STEPS.fullmatch(self.halt):
+            return None
+        return int(self.halt.removeprefix("steps="))
 
     @property
     def puzzles(self) -> list[str | Grid]:
@@ -131,10 +200,31 @@ class SolveRequest(RequestBody):
             return [self.grid]
         return self.grids
 
-    def tasks(self) -> list[Solve]:
-        tasks = []
+    def sampled(self) -> Sampled:
+        """The samples that are asked for, with a seed that is drawn now if there is none."""
+        select: Select = self.select or ("first" if self.samples == 1 else "best_q")
+        if self.samples == 1:
+            return Sampled(select=select)
+        return Sampled(
+            count=self.samples,
+            noise=self.noise or 0.0,
+            latents=self.noise_at,
+            select=select,
+            seed=seed_of(self.seed),
+        )
+
+    def tasks(self, sampled: Sampled) -> list[Solve]:
+        """Return the tasks of all puzzles, one for each sample."""
+        halt: Halt | None = None
+        if self.halt in ("max", "q_halt"):
+            halt = self.halt  # type: ignore[assignment]
+        elif self.halt is not None:
+            halt = "max"
+        max_steps = self._halt_steps or self.max_steps
+        tasks: list[Solve] = []
         for puzzle in self.puzzles:
-            tasks.append(Solve(puzzle, self.identifier, self.halt, self.max_steps, self.effort))
+            task = Solve(puzzle, self.identifier, halt, max_steps, self.effort)
+            tasks += tasks_of(task, sampled)
         return tasks
 
 
@@ -142,13 +232,21 @@ class SolutionBody(BaseModel):
     """The solution of a puzzle.
 
     `confidence` is the network's own, from 0 to 1. `is_halted` tells whether the network wanted to
-    stop at that step.
+    stop at that step. `valid` tells whether the grid solves the puzzle by its rules and, in a maze,
+    `shortest` whether no way is shorter; null is not known. `grid` is null where a verified
+    solution was asked for and there is none. `sample` is the number of the one that was selected,
+    `samples_run` counts those that were computed, and `votes` those with the same grid.
     """
 
-    grid: Annotated[str | Grid, WithJsonSchema(_PUZZLE_SCHEMA)]
+    grid: Annotated[str | Grid | None, WithJsonSchema({"anyOf": [*_SHAPES_OF_A_PUZZLE, _NULL]})]
     confidence: float
     steps: int
     is_halted: bool
+    valid: bool | None
+    shortest: bool | None
+    sample: int
+    samples_run: int
+    votes: int
 
 
 class SolveResponse(BaseModel):
@@ -158,24 +256,44 @@ class SolveResponse(BaseModel):
 
 
 def solve_response(
-    model: str, as_string: Sequence[bool], outcomes: Sequence[Outcome]
+    model: str,
+    as_string: Sequence[bool],
+    outcomes: Sequence[Outcome],
+    *,
+    samples: int,
+    select: Select,
 ) -> SolveResponse:
     """Return the answers in the order of the puzzles. The answer to a string is a string."""
     bodies = []
-    for is_string, outcome in zip(as_string, outcomes, strict=True):
-        bodies.append(_solution_body(outcome.as_a(Solution), as_string=is_string))
+    for number, is_string in enumerate(as_string):
+        solutions: list[Solution | None] = []
+        for outcome in outcomes[number * samples : (number + 1) * samples]:
+            solutions.append(None if outcome.result is None else outcome.as_a(Solution))
+        bodies.append(_solution_body(answer_of(solutions, select), as_string=is_string))
     return SolveResponse(model=model, solutions=bodies, usage=usage_body(total_usage(outcomes)))
 
 
-def _solution_body(solution: Solution, *, as_string: bool) -> SolutionBody:
-    grid: Any = solution.grid
-    if as_string:
-        grid = ""
-        for row in solution.grid:
-            grid += "".join(map(str, row))
+def _solution_body(answer: Answer, *, as_string: bool) -> SolutionBody:
+    solution = answer.solution
+    grid: Any = None
+    if not answer.is_refused:
+        grid = as_text(solution.grid) if as_string else solution.grid
     return SolutionBody(
         grid=grid,
         confidence=solution.confidence,
         steps=solution.steps,
         is_halted=solution.is_halted,
+        valid=solution.is_valid,
+        shortest=solution.is_shortest,
+        sample=answer.sample,
+        samples_run=answer.num_run,
+        votes=answer.num_votes,
     )
+
+
+def as_text(grid: Grid) -> str:
+    """Return all cells of a grid in one string, row by row."""
+    text = ""
+    for row in grid:
+        text += "".join(map(str, row))
+    return text

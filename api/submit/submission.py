@@ -71,7 +71,7 @@ async def _submit(
         on_disconnect=context.on_disconnect,
         notes=dict(plan.notes),
     )
-    submit_request = _submit_request(context, record, plan.tasks, is_streamed=is_streamed)
+    submit_request = _submit_request(context, record, plan, is_streamed=is_streamed)
 
     cache = front.cache
     digest = _digest(context, model, record, plan.tasks)
@@ -106,7 +106,7 @@ async def _submit(
 
 
 def _submit_request(
-    context: RequestContext, record: RequestRecord, tasks: Sequence[Task], *, is_streamed: bool
+    context: RequestContext, record: RequestRecord, plan: TaskPlan, *, is_streamed: bool
 ) -> SubmitRequest:
     """Return the request for the queue: the tasks, with all that the context says of them."""
     caller = context.caller
@@ -117,7 +117,8 @@ def _submit_request(
         follower_id = new_follower_id()
     return SubmitRequest(
         model=record.model,
-        tasks=tuple(tasks),
+        tasks=tuple(plan.tasks),
+        leaders=tuple(plan.leaders),
         tenant=caller.tenant,
         priority=caller.clamped(options.priority),
         queue_timeout_s=times.queue_s,

@@ -10,11 +10,12 @@ import httpx
 import pytest
 
 from shared.errors import InvalidRequest
-from shared.messages import Solve
+from shared.messages import Halt, Sample, Solve
 from tests.fixtures.api.echo_worker import EchoWorker, model_info
 
 PATH = "/v1/puzzles/solve"
 SUDOKU = "53..7...." * 9
+ONE_SAMPLE = {"valid": None, "shortest": None, "sample": 0, "samples_run": 1, "votes": 1}
 SOLVED = "530070000" * 9
 """The echo worker's solution, which is the puzzle itself."""
 
@@ -32,7 +33,7 @@ async def test_answers_come_in_order_and_in_their_callers_shapes(
     answer = await client.post(PATH, json={"grids": grids, "max_steps": 3})
 
     assert answer.status_code == 200
-    rest = {"confidence": 0.25, "steps": 3, "is_halted": True}
+    rest = {"confidence": 0.25, "steps": 3, "is_halted": True} | ONE_SAMPLE
     assert answer.json() == {
         "model": "sudoku",
         "solutions": [
@@ -84,6 +85,59 @@ async def test_everything_given_reaches_the_worker(
     assert third.task == Solve(((0, 9),), effort="low")
 
 
+@pytest.mark.parametrize(
+    ("rule", "halt", "max_steps"),
+    [
+        ("q", "q_halt", None),
+        ("q_halt", "q_halt", None),
+        ("max", "max", None),
+        ("steps=5", "max", 5),
+    ],
+)
+async def test_rules_of_halting(
+    client: httpx.AsyncClient,
+    solver: EchoWorker,
+    rule: str,
+    halt: Halt,
+    max_steps: int | None,
+) -> None:
+    assert (await client.post(PATH, json={"grid": SUDOKU, "halt": rule})).status_code == 200
+    [job] = solver.jobs
+    assert job.task == Solve(SUDOKU, halt=halt, max_steps=max_steps)
+
+
+async def test_samples_are_jobs_of_one_request(
+    client: httpx.AsyncClient, solver: EchoWorker
+) -> None:
+    """Each sample is a job that knows its number and the seed of all, drawn if none is given."""
+    body = {"grids": [SUDOKU, [[1]]], "samples": 3, "noise": 0.25, "noise_at": "all"}
+    answer = await client.post(PATH, json=body | {"seed": 7})
+
+    assert answer.status_code == 200
+    assert [job.task for job in solver.jobs] == [
+        Solve(puzzle, sample=Sample(number, 7, 0.25, "all"))
+        for puzzle in (SUDOKU, ((1,),))
+        for number in range(3)
+    ]
+    for solution in answer.json()["solutions"]:
+        assert (solution["sample"], solution["samples_run"], solution["votes"]) == (0, 3, 3)
+
+    solver.jobs.clear()
+    for _ in range(2):
+        await client.post(PATH, json=body)
+    seeds = [job.task.sample.seed for job in solver.jobs]
+    assert len(set(seeds)) == 2
+    assert seeds[:6] == [seeds[0]] * 6
+
+
+async def test_too_many_jobs_in_one_request(client: httpx.AsyncClient, solver: EchoWorker) -> None:
+    """The queue's own limit counts samples."""
+    body = {"grids": [SUDOKU] * 64, "samples": 256, "noise": 1.0}
+    answer = await client.post(PATH, json=body)
+    assert answer.status_code == 400
+    assert "takes 16384 places in the queue" in answer.json()["error"]["message"]
+
+
 GRID = {"grid": SUDOKU}
 BAD: list[tuple[Any, str, str]] = [
     ({}, "grid", "exactly one of grid, puzzle, grids, puzzles, got none"),
@@ -107,7 +161,23 @@ BAD: list[tuple[Any, str, str]] = [
     (GRID | {"identifier": True}, "identifier", "identifier: expected a number"),
     (GRID | {"identifier": [1]}, "identifier", "identifier: expected a number"),
     (GRID | {"identifier": "\ud800"}, "identifier", "identifier: expected a number"),
-    (GRID | {"halt": "never"}, "halt", "'max' or 'q_halt'"),
+    (GRID | {"halt": "never"}, "halt", "expected q_halt (or q), max, or steps=N"),
+    (GRID | {"halt": "steps=0"}, "halt", "expected q_halt (or q), max, or steps=N"),
+    (GRID | {"halt": 3}, "halt", "expected q_halt (or q), max, or steps=N"),
+    (GRID | {"halt": "steps=3", "max_steps": 3}, "halt", "no steps=N beside max_steps or effort"),
+    (GRID | {"halt": "steps=3", "effort": "low"}, "halt", "no steps=N beside max_steps or effort"),
+    (GRID | {"samples": 0}, "samples", "samples: "),
+    (GRID | {"samples": 257, "noise": 1.0}, "samples", "samples: "),
+    (GRID | {"samples": True, "noise": 1.0}, "samples", "samples: "),
+    (GRID | {"samples": 4}, "noise", "expected more than 0, as all samples would be equal"),
+    (GRID | {"samples": 4, "noise": 0.0}, "noise", "expected more than 0"),
+    (GRID | {"samples": 4, "noise": -1.0}, "noise", "noise: "),
+    (GRID | {"samples": 4, "noise": "1"}, "noise", "noise: "),
+    (GRID | {"noise": 0.5}, "samples", "expected more than 1, as the first has no noise"),
+    (GRID | {"samples": 4, "noise": 0.5, "select": "first"}, "samples", "expected 1"),
+    (GRID | {"select": "last"}, "select", "select: "),
+    (GRID | {"noise_at": "low"}, "noise_at", "noise_at: "),
+    (GRID | {"samples": 2, "noise": 0.5, "seed": 2**64}, "seed", "seed: "),
     (GRID | {"max_steps": 0}, "max_steps", "max_steps: "),
     (GRID | {"max_steps": "3"}, "max_steps", "max_steps: "),
     (GRID | {"effort": "none"}, "effort", "effort: "),

@@ -13,28 +13,51 @@ import pytest
 import torch
 
 from shared.errors import FleetError, InvalidRequest
-from shared.messages import Done, Failed, Generate, Halt, Sampling, Score, Solution, Solve
+from shared.messages import (
+    Done,
+    Failed,
+    Generate,
+    Halt,
+    NoisyLatents,
+    Sample,
+    Sampling,
+    Score,
+    Solution,
+    Solve,
+)
 from tests.fixtures.worker.options import options_for
 from tests.fixtures.worker.puzzle_nets import (
     Net,
+    Step,
     Weights,
+    as_arrays,
+    embedded,
+    initial,
+    one_segment,
     random_weights,
+    read_out,
     reference,
     write_checkpoint,
 )
 from tests.fixtures.worker.stepping import end_of, run, solve_all
 from worker.engine.engine import Emission, Engine, SequenceWork
+from worker.engine.noise import fold, position_key
 from worker.engine.runner import RunnerOptions
 from worker.engine.sequence import Slice, StepResult
+from worker.engine.tensor_noise import normal_noise
 from worker.host.loading import warm_up
 from worker.models import linear
 from worker.native.library import library
-from worker.puzzles.kinds import ARC, MAZE, SUDOKU
+from worker.puzzles.checks import Verdict
+from worker.puzzles.kinds import ARC, MAZE, SUDOKU, Sudoku
 from worker.runners.echo import Echo
 from worker.runners.hrm_puzzle import PuzzleRunner
 from worker.runners.registry import load_runner
 
 NET = Net(halt_max_steps=5)
+TRM = Net("trm", l_layers=2, prefix=2, halt_max_steps=5)
+MIXING = Net("trm", l_layers=2, mixing=20, positions="none", h_cycles=1, halt_max_steps=3)
+URM = Net("urm", l_layers=2, halt_max_steps=5)
 PUZZLES = [
     "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79",
     "." * 81,
@@ -42,7 +65,6 @@ PUZZLES = [
     "....8..79...419..5.6....28.7...2...64..8.3..18...6...3.98....6.6..195...53..7....",
     "9" * 40 + "." * 41,
 ]
-Step = tuple[torch.Tensor, float, float]
 
 
 def truth(
@@ -345,6 +367,105 @@ def test_a_step_that_failed_is_repeated_not_skipped(
     for solution, whole in zip(solutions, expected, strict=True):
         assert solution.grid == whole.grid
         assert solution.steps == whole.steps
+
+
+def noisy(number: int, latents: NoisyLatents = "high", noise: float = 0.7) -> Solve:
+    return Solve(PUZZLES[0], sample=Sample(number, 5, noise, latents))
+
+
+@pytest.mark.parametrize("latents", ["high", "all"])
+def test_noise_is_that_of_the_formula(path: Path, weights: Weights, latents: NoisyLatents) -> None:
+    """Noise is added before each segment, to z_H or to both; the oracle adds it by hand.
+
+    Sample 0 has none.
+    """
+    arrays = as_arrays(weights)
+    tokens = [int(cell) + 1 for cell in PUZZLES[0].replace(".", "0")]
+    x = embedded(arrays, NET, tokens, 0)
+    states = initial(arrays, NET)
+    for segment in range(NET.halt_max_steps):
+        key = position_key(fold(5, 3), segment)
+        size = x.size if latents == "high" else 2 * x.size
+        noise = 0.7 * normal_noise(key, size, torch.device("cpu")).numpy()
+        for number, part in enumerate(noise.reshape(-1, *x.shape)):
+            states[number] = states[number] + part
+        states = one_segment(arrays, NET, x, states)
+
+    plain, sample = solve_all(load(path), [noisy(0, latents), noisy(3, latents)])
+
+    check(sample, read_out(arrays, NET, states), steps=5)
+    check(plain, truth(weights, PUZZLES[0])[-1], steps=5)
+    assert sample.confidence != pytest.approx(plain.confidence, abs=1e-3)
+
+
+def test_a_sample_is_the_same_in_any_batch_and_twice(path: Path) -> None:
+    """The same sample has the same bits alone, among others, and on another worker.
+
+    Samples differ from each other.
+    """
+    tasks = [noisy(number) for number in range(6)]
+    together = solve_all(load(path), tasks)
+    again = solve_all(load(path, max_batch=3), tasks[::-1])[::-1]
+    alone = [solve_all(load(path, max_batch=1), [task])[0] for task in tasks]
+    assert together == again == alone
+    assert len({solution.confidence for solution in together}) == 6
+
+
+def test_a_valid_solution_settles_and_no_other_does(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of a verified sample says whether the others are needless."""
+    runner = load(path)
+    tasks = [Solve(PUZZLES[0], settles=True), Solve(PUZZLES[0])]
+    for is_valid in (True, False):
+        verdict = Verdict(is_valid)
+        monkeypatch.setattr(Sudoku, "check", lambda *_, verdict=verdict: verdict)
+        emissions = run(runner, tasks, [[], []])
+        ends = [emission.ended for emission in emissions if emission.ended is not None]
+        assert [end.settles for end in ends if isinstance(end, Done)] == [is_valid, False]
+        for end in ends:
+            assert end_of(end, Solution).is_valid is is_valid
+
+
+def test_what_cannot_be_checked_cannot_be_verified(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, Net(vocab=12, halt_max_steps=1))
+    with pytest.raises(InvalidRequest, match="select: this model's solutions cannot be checked"):
+        load(tmp_path).encode(Solve(((1,),), settles=True))
+
+
+@pytest.mark.parametrize("net", [TRM, MIXING, URM], ids=["trm", "trm, mixing", "urm"])
+def test_other_families_are_solved_and_halt_over_zero(tmp_path: Path, net: Net) -> None:
+    """A TRM whose continue logit is never large runs on until q_halt is over zero.
+
+    HRM's rule would halt its rows at once.
+    """
+    weights = random_weights(net, seed=2)
+    weights["q_head.weight"][1] = 0
+    steps = truth_of(weights, net)
+    halts = sorted(halt for _, halt, _ in steps)
+    # The largest q_halt is over zero, all others are not.
+    bias = -(halts[-1] + halts[-2]) / 2
+    weights["q_head.bias"] = weights["q_head.bias"] + torch.tensor([bias, 0.0])
+    weights["q_head.bias"][1] = -1e3
+    write_checkpoint(tmp_path, net, weights=weights)
+    expected = next(at for at, step in enumerate(truth_of(weights, net), 1) if step[1] > 0)
+
+    [by_rule, all_steps] = solve_all(
+        load(tmp_path), [Solve(PUZZLES[0], halt="q_halt"), Solve(PUZZLES[0])]
+    )
+
+    assert by_rule.steps == expected
+    assert by_rule.is_halted
+    assert all_steps.steps == net.halt_max_steps
+    logits, q_halt, _ = truth_of(weights, net)[expected - 1]
+    assert by_rule.confidence == pytest.approx(1 / (1 + math.exp(-q_halt)), abs=1e-3)
+    if not net.mixing:  # random ones amplify the rounding of fp32
+        assert by_rule.grid == SUDOKU.decode(logits.argmax(-1).tolist())
+
+
+def truth_of(weights: Weights, net: Net) -> list[Step]:
+    tokens = [int(cell) + 1 for cell in PUZZLES[0].replace(".", "0")]
+    return reference(weights, net, tokens, 0, net.halt_max_steps)
 
 
 @pytest.mark.parametrize("quantize", ["none", "int8"])
