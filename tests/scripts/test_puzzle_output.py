@@ -104,7 +104,7 @@ def test_another_run_is_refused_unless_it_begins_anew(
 def test_a_file_that_is_no_output_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text("precious\n")
-    with pytest.raises(ToolError, match=r"but not mine\.jsonl\.run\.json"):
+    with pytest.raises(ToolError, match=r"but not mine\.jsonl\.run with"):
         Output(path, HEADER)
     assert path.read_text() == "precious\n"
 

@@ -20,8 +20,11 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-SUFFIX = ".run.json"
-"""What the name of the header's file has behind that of the output."""
+SUFFIX = ".run"
+"""What the name of the header's file has behind that of the output.
+
+It is not `.json`, as the output may lie in a directory of ARC tasks.
+"""
 _REMEDY = "give another --out, or --restart to begin anew"
 
 
