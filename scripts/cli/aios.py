@@ -30,7 +30,12 @@ from shared.listener import open_port, port_of
 from shared.messages import ModelInfo
 from shared.queue import keys
 from shared.queue.broker import UNAVAILABLE, open_broker
-from shared.settings.command_line import redis_url, run_role, tell_of_variables
+from shared.settings.command_line import (
+    EXIT_INTERRUPTED,
+    redis_url,
+    run_role,
+    tell_of_variables,
+)
 from shared.settings.layers import env_name
 from shared.settings.paths import check_model_paths, read_text
 from shared.settings.settings import (
@@ -66,8 +71,6 @@ Without --redis-url (--server-url of puzzles) the last six, and aios jobs, find 
 this machine; where several run, --port chooses one.
 Each command lists its flags with --help."""
 EXIT_USAGE = 2
-# The status that a shell reports after SIGINT.
-EXIT_INTERRUPTED = 130
 EXTRAS = {
     "api": ("fastapi", "uvicorn", "python_multipart"),
     "worker": ("torch", "transformers", "tokenizers", "safetensors", "numpy", "jinja2"),

@@ -22,12 +22,10 @@ from scripts.cli.solving.progress import Progress
 from scripts.cli.solving.puzzle_files import Id, open_puzzles
 from scripts.cli.solving.tally import summary
 from shared.messages import Halt
-from shared.settings.command_line import EXIT_BAD_SETTINGS, EXIT_OK
+from shared.settings.command_line import EXIT_BAD_SETTINGS, EXIT_INTERRUPTED, EXIT_OK
 from shared.settings.settings import SettingsError
 
 PROG = "aios puzzles"
-EXIT_INTERRUPTED = 130
-"""The status that a shell reports after SIGINT."""
 _OUT_SUFFIX = ".solved.jsonl"
 
 
@@ -61,7 +59,10 @@ def main(argv: Sequence[str]) -> int:
 def _solve(args: argparse.Namespace) -> int:
     """Solve the puzzles that have no line in the output yet, and return the exit status."""
     puzzles = open_puzzles(args.file, args.identifier_format)
-    out = args.out or args.file.with_name(args.file.name + _OUT_SUFFIX)
+    out = args.out
+    if out is None:
+        # The directory `.` has its name only when it is resolved.
+        out = args.file.parent / f"{args.file.resolve().name}{_OUT_SUFFIX}"
     if out.resolve() == args.file.resolve():
         raise ToolError(f"{out}: expected another file for the answers")
     header = RunHeader(puzzles.digest(), _options_of_run(args))
@@ -75,6 +76,7 @@ def _solve(args: argparse.Namespace) -> int:
         num_before = output.tally.num_puzzles
         started_s = time.monotonic()
         groups = groups_of(islice(puzzles.records(), args.limit), args.batch)
+        progress.draw(output.tally, num_new=0)
         try:
             for group, answers in solver.solve_all(_open_groups(groups, output.done)):
                 pairs = zip(group, answers, strict=True)

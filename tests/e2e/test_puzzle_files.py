@@ -18,8 +18,9 @@ from tests.fixtures.redis_server import RedisServer
 from tests.fixtures.worker.sapient_fixtures import Net, write_checkpoint
 
 PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
-NUM_PUZZLES = 60
-MANY_STEPS = 256
+NUM_PUZZLES = 1000
+BATCH = 8
+NUM_STEPS = 32
 """So many that a run of the tiny network lasts long enough to be disturbed."""
 
 
@@ -28,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sudoku")
     write_checkpoint(
         folder,
-        Net(halt_max_steps=MANY_STEPS),
+        Net(halt_max_steps=NUM_STEPS),
         filename="step_100",
         data_path="data/sudoku-extreme-1k-aug-1000",
     )
@@ -39,7 +40,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def puzzles(tmp_path: Path) -> Path:
     """Return a file of puzzles, of which no two are equal."""
     path = tmp_path / "puzzles.txt"
-    lines = [f"{number:02}{PUZZLE[2:]}\n" for number in range(NUM_PUZZLES)]
+    lines = [f"{number:04}{PUZZLE[4:]}\n" for number in range(NUM_PUZZLES)]
     path.write_text("".join(lines))
     return path
 
@@ -78,39 +79,40 @@ def test_a_run_survives_ctrl_c_and_the_death_of_a_worker_and_of_the_front(
     """Every puzzle has one line, and was one job: none that was finished was computed again."""
     redis_server.flush()
     out = tmp_path / "out.jsonl"
-    flags = ["--model", f"sudoku={model}", "--threads", "1", "--max-batch-size", "4"]
+    flags = ["--model", f"sudoku={model}", "--threads", "1", "--max-batch-size", "16"]
     flags += ["--redis-url", redis_server.url]
     with serving(*flags) as fleet:
         words = [puzzles, "--out", out, "--server-url", fleet.url]
-        words += ["--model", "sudoku", "--batch", "2", "--concurrency", "2"]
+        words += ["--model", "sudoku", "--batch", BATCH, "--concurrency", 4]
         with solving(*words) as process:
-            wait_for_lines(out, 8, process)
+            wait_for_lines(out, 100, process)
             process.send_signal(signal.SIGINT)
             said, _ = process.communicate(timeout=60)
         assert process.returncode == 130, said
         num_done = len(lines_in(out))
-        assert 8 <= num_done < NUM_PUZZLES
+        assert 100 <= num_done < NUM_PUZZLES
         assert said == (
             f"aios puzzles: {num_done} of {NUM_PUZZLES} puzzles are in {out}; "
             "the same command goes on from there\n"
         )
 
         with solving(*words) as process:
-            wait_for_lines(out, num_done + 4, process)
+            wait_for_lines(out, num_done + 100, process)
             [worker] = fleet.children("worker")
             worker.kill()
-            wait_for_lines(out, num_done + 12, process)
+            wait_for_lines(out, num_done + 300, process)
             [front] = fleet.children("api")
             front.kill()
             said, _ = process.communicate(timeout=200)
         assert process.returncode == 0, said
+        assert "Trying again." in said, "the front was away for a while"
         assert not worker.is_running()
         assert not front.is_running()
 
         lines = lines_in(out)
         assert sorted(line["id"] for line in lines) == list(range(1, NUM_PUZZLES + 1))
         for line in lines:
-            assert line["steps"] == MANY_STEPS
+            assert line["steps"] == NUM_STEPS
             assert len(line["grid"]) == 81
         assert f"{NUM_PUZZLES} puzzles" in said
         assert f"; {num_done} were done before" in said
@@ -118,8 +120,8 @@ def test_a_run_survives_ctrl_c_and_the_death_of_a_worker_and_of_the_front(
         with Redis.from_url(redis_server.url) as redis:
             states = [redis.hget(name, "state") for name in redis.scan_iter("aios:{*}:job:*")]
             assert states == [b"done"] * NUM_PUZZLES
-            # One request for each group of two: what was under way was followed.
-            assert len(redis.keys("aios:{*}:request:*")) == NUM_PUZZLES // 2
+            # There was one request for each group: those under way at Ctrl-C were followed.
+            assert len(redis.keys("aios:{*}:request:*")) == NUM_PUZZLES // BATCH
 
 
 def test_a_model_in_this_process_says_what_a_fleet_says(
@@ -147,7 +149,8 @@ def test_a_model_in_this_process_says_what_a_fleet_says(
 
 def test_a_run_in_this_process_survives_ctrl_c(model: Path, puzzles: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
-    words = [puzzles, "--out", out, "--path", model, "--batch", "2"]
+    words = [puzzles, "--limit", 60, "--out", out, "--path", model]
+    words += ["--batch", "2", "--max-steps", 4 * NUM_STEPS]
     with solving(*words) as process:
         wait_for_lines(out, 4, process)
         process.send_signal(signal.SIGINT)
@@ -161,7 +164,7 @@ def test_a_run_in_this_process_survives_ctrl_c(model: Path, puzzles: Path, tmp_p
     assert process.returncode == 0, said
     assert f"; {num_done} were done before" in said
     ids = [line["id"] for line in lines_in(out)]
-    assert ids == list(range(1, NUM_PUZZLES + 1))
+    assert ids == list(range(1, 61))
 
 
 def test_what_a_model_refuses_is_in_its_line(

@@ -169,6 +169,18 @@ def test_arc_tasks_are_named_if_that_is_asked_for(
     assert [line["id"] for line in lines_in(named)] == ["a/0", "a/1", "b/0", "b/1"]
 
 
+def test_the_answers_to_this_directory_have_its_name(
+    tmp_path: Path, solve: Aios, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    written(folder / "a.json", json.dumps({"train": [], "test": [{"input": [[1]]}]}))
+    monkeypatch.chdir(folder)
+    for _ in range(2):
+        assert solve(".")[0] == 0
+        assert [line["id"] for line in lines_in(folder / "evaluation.solved.jsonl")] == ["a/0"]
+
+
 def test_fields_that_answers_gain_are_in_the_lines(
     tmp_path: Path, solve: Aios, front: ScriptedFront
 ) -> None:

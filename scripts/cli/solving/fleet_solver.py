@@ -59,7 +59,7 @@ class Reply:
 
     @property
     def fate(self) -> Fate:
-        """What has become of the group."""
+        """The fate of the group that was sent."""
         if self.status == 200:
             return "solved"
         if self.status == 202:

@@ -21,7 +21,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 SUFFIX = ".run"
-"""What the name of the header's file has behind that of the output.
+"""The end of the name of the header's file, which begins with that of the output.
 
 It is not `.json`, as the output may lie in a directory of ARC tasks.
 """
@@ -30,7 +30,7 @@ _REMEDY = "give another --out, or --restart to begin anew"
 
 @dataclass(frozen=True)
 class RunHeader:
-    """What a run began with.
+    """The beginning of a run.
 
     `sha256` is that of the file of puzzles, and `options` decide the answers: a run that goes on
     must have the same. Requests are named by `id`, so no other run gets the answers of this one.
