@@ -194,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"where the answers are written, a line of JSON for each (default: FILE{_OUT_SUFFIX})",
     )
     solve.add_argument("--restart", action="store_true", help="begin anew, and drop what is there")
-    solve.add_argument("--limit", type=_count, metavar="N", help="solve the first N alone")
+    solve.add_argument("--limit", type=_count, metavar="N", help="solve only the first N")
     solve.add_argument("--no-progress", action="store_true", help="draw no progress")
     for flag, kind in _SOLVE_FLAGS.items():
         solve.add_argument(flag, **kind)

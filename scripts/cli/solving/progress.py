@@ -16,14 +16,14 @@ _CLEAR_LINE = "\r\x1b[K"
 class Progress:
     """Draws on `stream` how many of `total` puzzles are done, if it is a terminal.
 
-    Notes are lines for people, on any stream. Times count from now.
+    Notes are lines for people, on any stream. Times count from the first drawing.
     """
 
     def __init__(self, stream: TextIO, total: int, *, is_shown: bool = True) -> None:
         self._stream = stream
         self._total = total
         self._is_shown = is_shown and stream.isatty()
-        self._started_s = time.monotonic()
+        self._started_s: float | None = None
         self._drawn_s = 0.0
         self._last_note = ""
 
@@ -33,6 +33,8 @@ class Progress:
         is_whole = tally.num_puzzles >= self._total
         if not self._is_shown or (now_s - self._drawn_s < _LEAST_S and not is_whole):
             return
+        if self._started_s is None:
+            self._started_s = now_s
         self._drawn_s = now_s
         width = get_terminal_size().columns - 1
         line = progress_line(tally, self._total, num_new, now_s - self._started_s)
