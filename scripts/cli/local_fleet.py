@@ -79,10 +79,16 @@ def running_fleets() -> list[LocalFleet]:
     return sorted(fleets, key=lambda fleet: fleet.port)
 
 
-def choose_fleet(port: int | None = None) -> LocalFleet:
+def choose_fleet(
+    port: int | None = None,
+    *,
+    setting: str = "redis_url",
+    given_by: str = "--redis-url or AIOS_REDIS_URL",
+) -> LocalFleet:
     """Return the only fleet that runs here, or the one with this port.
 
-    Raise SettingsError if there is not exactly one.
+    Raise SettingsError if there is not exactly one. Its message names the setting that would have
+    told the fleet, and by what it is given.
     """
     running = running_fleets()
     matches = [fleet for fleet in running if port is None or fleet.port == port]
@@ -90,14 +96,13 @@ def choose_fleet(port: int | None = None) -> LocalFleet:
         return matches[0]
     if not running:
         raise SettingsError(
-            "redis_url: expected a URL in --redis-url or AIOS_REDIS_URL: no `aios serve "
-            "hrm` of this user runs here"
+            f"{setting}: expected a URL in {given_by}: no `aios serve hrm` of this user runs here"
         )
     listing = ", ".join(f"{fleet.url} (process {fleet.pid})" for fleet in running)
     if matches:
         raise SettingsError(
-            f"redis_url: several fleets run here: {listing}; choose one by --port, or give "
-            "--redis-url"
+            f"{setting}: several fleets run here: {listing}; choose one by --port, or give "
+            f"{given_by}"
         )
     raise SettingsError(f"port: no fleet with port {port} runs here; there is {listing}")
 

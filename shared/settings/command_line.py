@@ -46,6 +46,8 @@ from shared.telemetry.logging_setup import fields
 EXIT_OK = 0
 # The supervisor does not start a process again that ends with this status before it was ready.
 EXIT_BAD_SETTINGS = 2
+# The status that a shell reports after SIGINT.
+EXIT_INTERRUPTED = 130
 CONFIG_ENV = "AIOS_CONFIG"
 FLAG_ALIASES = {
     "tokenizer_path": ["--tokenizer"],

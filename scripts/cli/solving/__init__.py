@@ -1,0 +1,1 @@
+"""`aios puzzles solve`: the formats of files, the solvers, and the output that a run goes on from."""
