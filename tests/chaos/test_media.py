@@ -126,14 +126,22 @@ async def check_kills(running: Fleet, askers: Askers) -> None:
         return all(job.starts == 2 for job in await askers.jobs())
 
     await until(is_painting_again, "the second worker has begun all pictures")
-    second.proxy.trap(DONE, second.proxy.to_server)
+    # It stands still until all else waits for it, so that no end is on its way before all has begun.
+    await second.stop()
     askers.ask_again(*(task for task in TASKS if task != PAINTING))
 
-    async def are_ends_held() -> bool:
-        jobs = await askers.jobs()
-        return second.proxy.is_sprung and len(jobs) == len(askers.answers)
+    async def are_all_there() -> bool:
+        return len(await askers.jobs()) == len(askers.answers)
 
-    await until(are_ends_held, "the second worker says its last words")
+    await until(are_all_there, "all other requests wait")
+    second.proxy.trap(DONE, second.proxy.to_server)
+    second.resume()
+
+    async def are_ends_held() -> bool:
+        are_begun = all(job.epoch > 0 for job in await askers.jobs())
+        return second.proxy.is_sprung and are_begun
+
+    await until(are_ends_held, "the second worker has taken all, and says its last words")
     await second.kill()
     third.resume()
     await askers.wait()
@@ -142,7 +150,7 @@ async def check_kills(running: Fleet, askers: Askers) -> None:
         assert faults_of(answer, alone) == []
     for job in await askers.jobs():
         assert job.was_hit, "the fault hit nothing, so this proved nothing"
-        if isinstance(job.job.task, MakePictures):
+        if is_painting_of(job):
             assert job.starts == 3, "each worker has begun it"
         # A worker begins from the first step again, and is silent up to where the last one was.
         assert steps_of(job) == sorted(set(steps_of(job)))
@@ -152,6 +160,10 @@ async def check_kills(running: Fleet, askers: Askers) -> None:
     assert not has_more
     digests = [file.digest for file in files]
     assert len(digests) == len(set(digests)), "a picture that is made again is the same file"
+
+
+def is_painting_of(trace: Trace) -> bool:
+    return isinstance(trace.job.task, MakePictures)
 
 
 def by_name(answers: list[MediaAnswer]) -> list[MediaAnswer]:
