@@ -60,6 +60,7 @@ from shared.settings.settings import SAMPLE_MODEL, Settings, SettingsError, sett
 from shared.settings.types import Quantize
 from shared.tasks.runner_options import Attention, KVDtype, Scoring, Segments
 from shared.tasks.runner_table import WITHOUT_FILES
+from shared.tasks.samples import ONE_SAMPLE, Answer, Sampled, answer_of, tasks_of
 from shared.tasks.vectors import unpack
 from worker.engine.depth import check_depth
 from worker.engine.engine import Engine
@@ -333,6 +334,31 @@ class LLM:
 
         At most one of `max_steps` and `effort` is expected.
         """
+        answers = self.solve_sampled(
+            puzzles,
+            ONE_SAMPLE,
+            identifier=identifier,
+            halt=halt,
+            max_steps=max_steps,
+            effort=effort,
+        )
+        return [answer.solution for answer in answers]
+
+    def solve_sampled(
+        self,
+        puzzles: Sequence[PuzzleInput],
+        sampled: Sampled,
+        *,
+        identifier: int | str | None = None,
+        halt: Halt | None = None,
+        max_steps: int | None = None,
+        effort: Effort | None = None,
+    ) -> list[Answer]:
+        """Return the answers to puzzles, each selected among several samples of its solution."""
+        fault = sampled.fault()
+        if fault is not None:
+            field, expected = fault
+            raise InvalidRequest(f"{field}: {expected}.", field=field)
         if max_steps is not None and effort is not None:
             raise InvalidRequest(
                 "effort: expected at most one of max_steps, effort.", field="effort"
@@ -341,11 +367,36 @@ class LLM:
             raise InvalidRequest(
                 "puzzles: expected a list of puzzles, got a text.", field="puzzles"
             )
-        tasks: list[Task] = []
+        groups: list[list[Solve]] = []
         for puzzle in puzzles:
             grid = _puzzle(puzzle)
-            tasks.append(Solve(grid, identifier, halt=halt, max_steps=max_steps, effort=effort))
-        return self._run(tasks, Solution)
+            task = Solve(grid, identifier, halt=halt, max_steps=max_steps, effort=effort)
+            groups.append(tasks_of(task, sampled))
+        return [
+            answer_of(solutions, sampled.select) for solutions in self._samples(groups, sampled)
+        ]
+
+    def _samples(
+        self, groups: Sequence[Sequence[Solve]], sampled: Sampled
+    ) -> list[list[Solution | None]]:
+        """Return the solutions of all samples of each puzzle, None for those that are needless."""
+        if sampled.select != "verified":
+            flat = [task for group in groups for task in group]
+            solved = iter(self._run(flat, Solution))
+            return [[next(solved) for _ in group] for group in groups]
+
+        firsts = self._run([group[0] for group in groups], Solution)
+        others: list[Solve] = []
+        for group, first in zip(groups, firsts, strict=True):
+            others += [] if first.is_valid else group[1:]
+        solved = iter(self._run(others, Solution))
+        samples: list[list[Solution | None]] = []
+        for group, first in zip(groups, firsts, strict=True):
+            rest: list[Solution | None] = [None] * (len(group) - 1)
+            if not first.is_valid:
+                rest = [next(solved) for _ in rest]
+            samples.append([first, *rest])
+        return samples
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Return a text's token ids."""

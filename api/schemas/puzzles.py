@@ -29,7 +29,7 @@ from api.schemas.fields import (
 from api.schemas.usage import UsageBody, usage_body
 from api.stream.request_events import Outcome, total_usage
 from shared.messages import Effort, Grid, Halt, NoisyLatents, Select, Solution, Solve
-from shared.tasks.samples import Answer, Sampled, answer_of, tasks_of
+from shared.tasks.samples import Answer, Sampled, answer_of, tasks_of, usual_select
 
 _MOST_ROWS = 30
 _MOST_CHARACTERS = 128
@@ -178,12 +178,9 @@ class SolveRequest(RequestBody):
 
     @model_validator(mode="after")
     def _noise_for_samples(self) -> Self:
-        if self.samples > 1 and not self.noise:
-            raise refuse("noise", "expected more than 0, as all samples would be equal")
-        if self.samples > 1 and self.select == "first":
-            raise refuse("samples", "expected 1, as the first of them is asked for")
-        if self.samples == 1 and self.noise:
-            raise refuse("samples", "expected more than 1, as the first has no noise")
+        fault = self._sampled(seed=0).fault()
+        if fault is not None:
+            raise refuse(*fault)
         return self
 
     @property
@@ -201,16 +198,16 @@ class SolveRequest(RequestBody):
         return self.grids
 
     def sampled(self) -> Sampled:
-        """The samples that are asked for, with a seed that is drawn now if there is none."""
-        select: Select = self.select or ("first" if self.samples == 1 else "best_q")
-        if self.samples == 1:
-            return Sampled(select=select)
+        """Return the samples that are asked for, with a new seed if they have none."""
+        return self._sampled(seed_of(self.seed) if self.samples > 1 else 0)
+
+    def _sampled(self, seed: int) -> Sampled:
         return Sampled(
             count=self.samples,
             noise=self.noise or 0.0,
             latents=self.noise_at,
-            select=select,
-            seed=seed_of(self.seed),
+            select=self.select or usual_select(self.samples),
+            seed=seed,
         )
 
     def tasks(self, sampled: Sampled) -> list[Solve]:
@@ -269,11 +266,12 @@ def solve_response(
         solutions: list[Solution | None] = []
         for outcome in outcomes[number * samples : (number + 1) * samples]:
             solutions.append(None if outcome.result is None else outcome.as_a(Solution))
-        bodies.append(_solution_body(answer_of(solutions, select), as_string=is_string))
+        bodies.append(solution_body(answer_of(solutions, select), as_string=is_string))
     return SolveResponse(model=model, solutions=bodies, usage=usage_body(total_usage(outcomes)))
 
 
-def _solution_body(answer: Answer, *, as_string: bool) -> SolutionBody:
+def solution_body(answer: Answer, *, as_string: bool) -> SolutionBody:
+    """Return the answer to a puzzle, with its grid in rows or in one string."""
     solution = answer.solution
     grid: Any = None
     if not answer.is_refused:

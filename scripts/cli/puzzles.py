@@ -21,7 +21,7 @@ from scripts.cli.solving.output import Output, RunHeader
 from scripts.cli.solving.progress import Progress
 from scripts.cli.solving.puzzle_files import Id, open_puzzles
 from scripts.cli.solving.tally import summary
-from shared.messages import Halt
+from shared.messages import Halt, Select
 from shared.settings.command_line import EXIT_BAD_SETTINGS, EXIT_INTERRUPTED, EXIT_OK
 from shared.settings.settings import SettingsError
 
@@ -239,6 +239,17 @@ def _parser() -> argparse.ArgumentParser:
 _SOLVE_FLAGS: dict[str, dict[str, Any]] = {
     "--halt": {"choices": get_args(Halt), "help": "when a network stops (default: the model's)"},
     "--max-steps": {"type": int, "metavar": "N", "help": "most steps (default: the model's)"},
+    "--samples": {
+        "type": int,
+        "metavar": "N",
+        "help": "times that each puzzle is solved, all but the first with noise (default 1)",
+    },
+    "--noise": {"type": float, "metavar": "SIGMA", "help": "standard deviation of the noise"},
+    "--select": {
+        "choices": get_args(Select),
+        "help": "the answer among the samples (default: the surest)",
+    },
+    "--seed": {"type": int, "metavar": "N", "help": "of the noise (default: drawn by the fleet)"},
 }
 """The flags that are options of the solving, named as in a request and in `LLM.solve`."""
 

@@ -28,8 +28,23 @@ class Sampled:
     select: Select = "first"
     seed: int = 0
 
+    def fault(self) -> tuple[str, str] | None:
+        """Return the field of a request that does not fit the others, and what is expected there."""
+        if self.count > 1 and not self.noise:
+            return "noise", "expected more than 0, as all samples would be equal"
+        if self.count > 1 and self.select == "first":
+            return "samples", "expected 1, as the first of them is asked for"
+        if self.count == 1 and self.noise:
+            return "samples", "expected more than 1, as the first has no noise"
+        return None
+
 
 ONE_SAMPLE = Sampled()
+
+
+def usual_select(count: int) -> Select:
+    """Return the rule of a request that names none."""
+    return "first" if count == 1 else "best_q"
 
 
 def tasks_of(task: Solve, sampled: Sampled) -> list[Solve]:
