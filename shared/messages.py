@@ -24,6 +24,7 @@ from shared.tasks.results import Labelled as Labelled
 from shared.tasks.results import OtherResult as OtherResult
 from shared.tasks.results import Result as Result
 from shared.tasks.results import Scored as Scored
+from shared.tasks.results import Segment as Segment
 from shared.tasks.results import Solution as Solution
 from shared.tasks.results import Tokenized as Tokenized
 from shared.tasks.specs import Chat as Chat
@@ -134,12 +135,14 @@ class Progress(msgspec.Struct, frozen=True, omit_defaults=True, tag="progress"):
     `total` is None where the number is not known, and `note` is for people. A log holds growing
     numbers only: a worker that takes a job over, and begins again, is silent until it has come
     further than the one before. `preview` is a small picture of what there is so far, a JPEG.
+    `segment` is the state of a puzzle after `done` ACT segments.
     """
 
     done: int
     total: int | None = None
     note: str = ""
     preview: bytes = b""
+    segment: Segment | None = None
 
 
 class Done(msgspec.Struct, Generic[SomeResult], frozen=True, omit_defaults=True, tag="done"):

@@ -108,7 +108,7 @@ class Endpoint:
 
     def stream_renderer(self, work: SubmittedWork) -> StreamRenderer:
         if self.stream is None:
-            return _WholeAnswer(self, work)
+            return WholeAnswerStream(self, work)
         return self.stream(work)
 
 
@@ -211,8 +211,8 @@ def progress_payload(request_id: str, job: int, progress: Progress) -> dict[str,
     }
 
 
-class _WholeAnswer:
-    """The stream of an endpoint that has none of its own."""
+class WholeAnswerStream:
+    """The stream of an endpoint that has none of its own: progress, then the whole answer."""
 
     def __init__(self, endpoint: Endpoint, work: SubmittedWork) -> None:
         self._endpoint = endpoint
@@ -225,7 +225,11 @@ class _WholeAnswer:
     def of(self, job: int, event: JobEvent) -> Iterable[Any]:
         self._builders[job].add(event)
         if isinstance(event, Progress):
-            yield progress_payload(self._work.id, job, event)
+            yield self._progress(job, event)
+
+    def _progress(self, job: int, progress: Progress) -> Any:
+        """Return the payload of a progress of the job with this number."""
+        return progress_payload(self._work.id, job, progress)
 
     def closing(self, usage: Usage, timings: Timings | None) -> Iterable[Any]:
         outcomes = [builder.outcome() for builder in self._builders]

@@ -1,14 +1,15 @@
 """`/v1/puzzles/solve`: grids in, solutions out, in order."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from api.endpoints.dialect import Dialect
-from api.endpoints.endpoint import Endpoint, Post, TaskPlan
-from api.schemas.puzzles import SolveRequest, SolveResponse, solve_response
+from api.endpoints.endpoint import Endpoint, Post, TaskPlan, WholeAnswerStream
+from api.schemas.puzzles import SolveRequest, SolveResponse, segment_payload, solve_response
 from api.stream.request_events import Outcome
 from api.submit.limits import Limits
 from api.submit.request_record import SubmittedWork
-from shared.messages import ModelInfo
+from shared.messages import ModelInfo, Progress
 from shared.tasks.samples import leaders_of
 
 
@@ -38,6 +39,27 @@ def _whole(work: SubmittedWork, outcomes: Sequence[Outcome]) -> SolveResponse:
     )
 
 
+class _SolveStream(WholeAnswerStream):
+    """The stream of a request: each segment of each sample, then the whole answer."""
+
+    def __init__(self, work: SubmittedWork) -> None:
+        super().__init__(SOLVE, work)
+
+    def _progress(self, job: int, progress: Progress) -> Any:
+        if progress.segment is None:
+            return super()._progress(job, progress)
+        notes = self._work.record.notes
+        puzzle, sample = divmod(job, notes["samples"])
+        return segment_payload(
+            self._work.id,
+            progress,
+            progress.segment,
+            puzzle=puzzle,
+            sample=sample,
+            as_string=notes["as_string"][puzzle],
+        )
+
+
 SOLVE = Endpoint(
     name="solve",
     task="solve",
@@ -45,6 +67,7 @@ SOLVE = Endpoint(
     answer=SolveResponse,
     plan=_plan,
     render=_whole,
+    stream=_SolveStream,
 )
 DIALECT = Dialect(
     (
@@ -53,7 +76,7 @@ DIALECT = Dialect(
             "solve",
             (
                 "One solution for each grid, with the network's confidence in it and the ACT "
-                "segments it took."
+                "segments it took. A stream shows the grid after each segment."
             ),
             (SOLVE,),
             tag="puzzles",

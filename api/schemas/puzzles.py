@@ -28,7 +28,17 @@ from api.schemas.fields import (
 )
 from api.schemas.usage import UsageBody, usage_body
 from api.stream.request_events import Outcome, total_usage
-from shared.messages import Effort, Grid, Halt, NoisyLatents, Select, Solution, Solve
+from shared.messages import (
+    Effort,
+    Grid,
+    Halt,
+    NoisyLatents,
+    Progress,
+    Segment,
+    Select,
+    Solution,
+    Solve,
+)
 from shared.tasks.samples import Answer, Sampled, answer_of, tasks_of, usual_select
 
 _MOST_ROWS = 30
@@ -157,6 +167,9 @@ class SolveRequest(RequestBody):
         ),
     )
     seed: Seed | None = None
+    stream: Annotated[bool, Field(strict=True)] = Field(
+        False, description="Events, one for each segment."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -220,7 +233,14 @@ class SolveRequest(RequestBody):
         max_steps = self._halt_steps or self.max_steps
         tasks: list[Solve] = []
         for puzzle in self.puzzles:
-            task = Solve(puzzle, self.identifier, halt, max_steps, self.effort)
+            task = Solve(
+                puzzle,
+                self.identifier,
+                halt,
+                max_steps,
+                self.effort,
+                shows_segments=self.stream,
+            )
             tasks += tasks_of(task, sampled)
         return tasks
 
@@ -295,3 +315,27 @@ def as_text(grid: Grid) -> str:
     for row in grid:
         text += "".join(map(str, row))
     return text
+
+
+def segment_payload(
+    request_id: str,
+    progress: Progress,
+    segment: Segment,
+    *,
+    puzzle: int,
+    sample: int,
+    as_string: bool,
+) -> dict[str, Any]:
+    """Return the payload of a stream that shows the state after one segment of a sample."""
+    return {
+        "id": request_id,
+        "object": "solve.segment",
+        "puzzle": puzzle,
+        "sample": sample,
+        "step": progress.done,
+        "max_steps": progress.total,
+        "grid": as_text(segment.grid) if as_string else segment.grid,
+        "q_halt": segment.q_halt,
+        "q_continue": segment.q_continue,
+        "changed": segment.changed,
+    }

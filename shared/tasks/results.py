@@ -71,6 +71,19 @@ class Solution(msgspec.Struct, frozen=True, omit_defaults=True, tag="solve"):
     is_shortest: bool | None = None
 
 
+class Segment(msgspec.Struct, frozen=True):
+    """The state of a puzzle after one ACT segment.
+
+    `changed` are (row, column) of the cells that differ from the segment before or, in the first
+    one, from the puzzle. They count from 0 in the network's field, whose corner a grid fills.
+    """
+
+    grid: Grid
+    q_halt: float
+    q_continue: float
+    changed: tuple[tuple[int, int], ...]
+
+
 class Tokenized(msgspec.Struct, frozen=True, omit_defaults=True, tag="tokenize"):
     """The ids of a prompt and, if asked for, the vocabulary's spelling of each."""
 

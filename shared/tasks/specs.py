@@ -185,7 +185,7 @@ class Solve(msgspec.Struct, frozen=True, omit_defaults=True, tag="solve"):
     one. `max_steps` is the most ACT segments, or `effort` names that number; without both it is the
     number that the network was trained to. `halt` None is the model's default. Of a puzzle with
     several samples this is the `sample`, None without. One that `settles` the puzzle by solving it
-    makes the samples behind it needless.
+    makes the samples behind it needless. With `shows_segments` each segment is told as progress.
     """
 
     puzzle: str | Grid
@@ -195,6 +195,7 @@ class Solve(msgspec.Struct, frozen=True, omit_defaults=True, tag="solve"):
     effort: Effort | None = None
     sample: Sample | None = None
     settles: bool = False
+    shows_segments: bool = False
 
 
 class Tokenize(msgspec.Struct, frozen=True, omit_defaults=True, tag="tokenize"):

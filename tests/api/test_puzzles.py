@@ -130,6 +130,53 @@ async def test_samples_are_jobs_of_one_request(
     assert seeds[:6] == [seeds[0]] * 6
 
 
+async def test_a_stream_shows_each_segment(client: httpx.AsyncClient, solver: EchoWorker) -> None:
+    """A frame for each segment of each sample, in its puzzle's shape, then the whole answer.
+
+    A reader that comes back with the id of a frame gets those behind it.
+    """
+    body = {"grids": [SUDOKU, [[1, 2]]], "stream": True, "samples": 2, "noise": 1.0, "seed": 1}
+    whole = (await client.post(PATH, json=body | {"stream": False})).json()
+    answer = await client.post(PATH, json=body)
+
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    frames = parsed(answer.text)
+    segments = [data for _, data in frames if data.get("object") == "solve.segment"]
+    assert len(segments) == 8
+    for puzzle, grid in enumerate([SOLVED, [[1, 2]]]):
+        for sample in (0, 1):
+            own = [one for one in segments if (one["puzzle"], one["sample"]) == (puzzle, sample)]
+            assert [one["step"] for one in own] == [1, 2]
+            assert own[0] == {
+                "id": frames[0][1]["id"],
+                "object": "solve.segment",
+                "puzzle": puzzle,
+                "sample": sample,
+                "step": 1,
+                "max_steps": 2,
+                "grid": grid,
+                "q_halt": -0.5,
+                "q_continue": -5.0,
+                "changed": [[0, 1]],
+            }
+    assert frames[-1][1] == whole
+
+    at = next(number for number, (_, data) in enumerate(frames) if data == segments[3])
+    path = f"/v1/jobs/{frames[0][1]['id']}/events"
+    rest = await client.get(path, headers={"Last-Event-ID": frames[at][0]})
+    assert [data for _, data in parsed(rest.text)] == [data for _, data in frames[at + 1 :]]
+
+
+def parsed(text: str) -> list[tuple[str, Any]]:
+    """Return the id and the data of each frame of a stream of events, but for its last words."""
+    frames = []
+    for block in text.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line)
+        if fields.get("data", "[DONE]") != "[DONE]":
+            frames.append((fields.get("id", ""), json.loads(fields["data"])))
+    return frames
+
+
 async def test_too_many_jobs_in_one_request(client: httpx.AsyncClient, solver: EchoWorker) -> None:
     """The queue's own limit counts samples."""
     body = {"grids": [SUDOKU] * 64, "samples": 256, "noise": 1.0}

@@ -427,6 +427,48 @@ def test_a_valid_solution_settles_and_no_other_does(
             assert end_of(end, Solution).is_valid is is_valid
 
 
+def test_segments_are_shown_where_they_are_asked_for(path: Path, weights: Weights) -> None:
+    """Each segment shows the reference's grid and q values, and the cells that it changed.
+
+    The last segment shows them, too, before the end. The answer is the same as without.
+    """
+    tasks = [Solve(PUZZLES[0], shows_segments=True), Solve(PUZZLES[1], max_steps=2)]
+    emissions = run(load(path), tasks, [[], []])
+
+    shown = [emission for emission in emissions if emission.progress is not None]
+    assert [emission.key for emission in shown] == ["0"] * NET.halt_max_steps
+    before = SUDOKU.decode(SUDOKU.encode(PUZZLES[0]))
+    for number, (emission, step) in enumerate(
+        zip(shown, truth(weights, PUZZLES[0]), strict=True), start=1
+    ):
+        assert emission.progress is not None
+        assert (emission.progress.done, emission.progress.total) == (number, NET.halt_max_steps)
+        segment = emission.progress.segment
+        assert segment is not None
+        logits, q_halt, q_continue = step
+        tokens = logits.argmax(-1).tolist()
+        assert segment.grid == SUDOKU.decode(tokens)
+        assert segment.q_halt == pytest.approx(q_halt, abs=1e-3)
+        assert segment.q_continue == pytest.approx(q_continue, abs=1e-3)
+        changed = set()
+        for row in range(9):
+            for column in range(9):
+                # Padding and blank are both 0 in a grid.
+                if segment.grid[row][column] != before[row][column]:
+                    changed.add((row, column))
+        assert changed <= set(segment.changed)
+        for row, column in set(segment.changed) - changed:
+            assert segment.grid[row][column] == 0
+        before = segment.grid
+    assert (shown[-1].ended is None) == (NET.halt_max_steps != len(shown))
+
+    [plain] = solve_all(load(path), [Solve(PUZZLES[0])])
+    ends = {emission.key: emission.ended for emission in emissions if emission.ended is not None}
+    end = ends["0"]
+    assert isinstance(end, Done)
+    assert end.result == plain
+
+
 def test_what_cannot_be_checked_cannot_be_verified(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, Net(vocab=12, halt_max_steps=1))
     with pytest.raises(InvalidRequest, match="select: this model's solutions cannot be checked"):

@@ -8,7 +8,7 @@ import itertools
 import math
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 import msgspec
@@ -39,6 +39,7 @@ from worker.engine.sequence import (
     Scores,
     SingleResult,
     Solved,
+    Stepped,
     TokenSequence,
 )
 from worker.engine.task_runner import NewFile
@@ -102,7 +103,7 @@ class Emission:
 
     `key` names the work. `text` is the text that became certain with the new `ids`.
     `finish_reason` is set when the choice ends. `ended` is set when the whole work ends, and
-    `files` belong to that end. `progress` is that of a task that is done whole.
+    `files` belong to that end. `progress` is that of a task that yields nothing before its end.
     """
 
     key: str
@@ -176,8 +177,13 @@ class Request:
                 return self._on_states(sequence, result)
             case Classified():
                 return [self._end(sequence, "classify", Labelled(result.labels))]
+            case Stepped():
+                return [Emission(self.work.key, progress=_progress_of(result))]
             case Solved():
-                return [self._end(sequence, "solve", result.solution, settles=result.settles)]
+                end = self._end(sequence, "solve", result.solution, settles=result.settles)
+                if result.stepped is None:
+                    return [end]
+                return [replace(end, progress=_progress_of(result.stepped))]
         assert_never(result)
 
     def _on_token(self, sequence: TokenSequence, sampled: Sampled) -> Emission:
@@ -392,6 +398,10 @@ class Request:
         if self._is_silent(token):
             return ""
         return choice.text.peek(token)
+
+
+def _progress_of(stepped: Stepped) -> Progress:
+    return Progress(stepped.steps, stepped.max_steps, segment=stepped.segment)
 
 
 def _choices_of(work: SequenceWork, runner: Runner) -> list[_Choice]:

@@ -15,6 +15,7 @@ from shared.messages import (
     Done,
     Label,
     Sampling,
+    Segment,
     Solution,
     TokenLogprob,
 )
@@ -313,20 +314,31 @@ class Classified:
 
 
 @dataclass(frozen=True)
+class Stepped:
+    """The state after the segment with number `steps` of at most `max_steps`, if it is asked for."""
+
+    segment: Segment
+    steps: int
+    max_steps: int
+
+
+@dataclass(frozen=True)
 class Solved:
     """The solution that a puzzle's last ACT segment yields.
 
-    One that `settles` the puzzle makes its other samples needless.
+    One that `settles` the puzzle makes its other samples needless. `stepped` is the state after
+    that segment, if it is asked for.
     """
 
     solution: Solution
     settles: bool = False
+    stepped: Stepped | None = None
 
 
-SingleResult = Sampled | Scores | Solved | Pooled | Classified | None
+SingleResult = Sampled | Scores | Stepped | Solved | Pooled | Classified | None
 """The result of a slice without drafts.
 
-It is None for part of a prompt, or for an ACT segment that has not halted.
+It is None for part of a prompt, or for an ACT segment after which a row goes on unseen.
 """
 
 StepResult = SingleResult | Verified

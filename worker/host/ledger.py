@@ -33,12 +33,15 @@ class Entry:
     is_ending: bool = False
 
     def note_progress(self, progress: Progress) -> None:
-        """Add a progress to the news, in place of an older one."""
+        """Add a progress to the news, in place of an older one.
+
+        The segments of a puzzle are told one by one.
+        """
         # A run that begins again after a takeover at first repeats known progress.
         if progress.done <= self.num_done:
             return
         self.num_done = progress.done
-        if self.news and isinstance(self.news[-1], Progress):
+        if self.news and isinstance(self.news[-1], Progress) and progress.segment is None:
             older = self.news.pop()
             if isinstance(older, Progress) and not progress.preview:
                 # A preview comes seldom, and must not go unseen.

@@ -38,6 +38,10 @@ class PuzzleKind(Protocol):
     def num_cells(self) -> int: ...
 
     @property
+    def width(self) -> int:
+        """The number of columns of the field."""
+
+    @property
     def blank(self) -> Puzzle: ...
 
     @property
@@ -60,6 +64,10 @@ class Sudoku:
     size: int = 9
     name = "sudoku"
     has_check = True
+
+    @property
+    def width(self) -> int:
+        return self.size
 
     @property
     def vocab_size(self) -> int:
@@ -131,6 +139,10 @@ class Maze:
     vocab_size = len(_MAZE_SIGNS)
 
     @property
+    def width(self) -> int:
+        return self.size
+
+    @property
     def num_cells(self) -> int:
         return self.size**2
 
@@ -184,6 +196,7 @@ class Arc:
     has_check = False
     vocab_size = 12
     num_cells = _ARC_SIZE**2
+    width = _ARC_SIZE
     blank = ((0,),)
 
     def encode(self, puzzle: Puzzle) -> tuple[int, ...]:
@@ -259,7 +272,7 @@ class RawTokens:
     has_check = False
 
     @property
-    def _width(self) -> int:
+    def width(self) -> int:
         side = isqrt(self.num_cells)
         if side**2 == self.num_cells:
             return side
@@ -267,7 +280,7 @@ class RawTokens:
 
     @property
     def blank(self) -> Puzzle:
-        return ((0,) * self._width,) * (self.num_cells // self._width)
+        return ((0,) * self.width,) * (self.num_cells // self.width)
 
     def encode(self, puzzle: Puzzle) -> tuple[int, ...]:
         expected = f"rows of {self.num_cells} tokens in all, from 0 to {self.vocab_size - 1}"
@@ -281,7 +294,7 @@ class RawTokens:
         return tuple(tokens)
 
     def decode(self, tokens: Sequence[int]) -> Grid:
-        return tuple(tuple(row) for row in _cut(tokens, self._width))
+        return tuple(tuple(row) for row in _cut(tokens, self.width))
 
     def check(self, puzzle: Sequence[int], answer: Sequence[int]) -> Verdict:
         """Return no verdict: the rules are not known."""

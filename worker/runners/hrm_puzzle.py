@@ -16,14 +16,21 @@ import torch
 from torch import Tensor
 
 from shared.errors import FleetError, InvalidRequest
-from shared.messages import Depth, Halt, Sample, Solution, Solve, Task
+from shared.messages import Depth, Halt, Sample, Segment, Solution, Solve, Task
 from shared.tasks.runner_options import PuzzleOptions
 from worker.engine.depth import DepthsByEffort, checked_steps, depth_of, named, spread
 from worker.engine.engine_stats import count_segments
 from worker.engine.noise import fold, position_key
 from worker.engine.runner import RunnerOptions, RunnerSpec
 from worker.engine.sampler import broken
-from worker.engine.sequence import Encoded, Slice, Solved, StepResult, TokenSequence
+from worker.engine.sequence import (
+    Encoded,
+    Slice,
+    Solved,
+    Stepped,
+    StepResult,
+    TokenSequence,
+)
 from worker.engine.tensor_noise import normal_noise
 from worker.models.linear import pack_all_linears
 from worker.models.puzzle_checkpoint import PuzzleCheckpoint, load_puzzle_checkpoint
@@ -52,17 +59,46 @@ class EncodedPuzzle(Encoded):
     may_halt: bool = False
     sample: Sample | None = None
     settles: bool = False
+    shows_segments: bool = False
 
 
 @dataclass(frozen=True)
 class _Progress:
     """State of a row between two segments: its carry [latents, positions, H].
 
-    `steps` is the number of segments that are done.
+    `steps` is the number of segments that are done. `tokens` are those of the last segment that was
+    shown, empty before.
     """
 
     carry: Tensor
     steps: int
+    tokens: Sequence[int] = ()
+
+
+@dataclass
+class _Row:
+    """A row in a step: where it was `before`, and what the step finds.
+
+    `tokens` and `is_finite` are set for a row that is read.
+    """
+
+    puzzle: EncodedPuzzle
+    before: _Progress
+    q_values: tuple[float, float] = (0.0, 0.0)
+    confidence: float = 0.0
+    wants_halt: bool = False
+    tokens: Sequence[int] = ()
+    is_finite: bool = True
+
+    @property
+    def steps(self) -> int:
+        return self.before.steps + 1
+
+    @property
+    def has_halted(self) -> bool:
+        if self.steps >= self.puzzle.max_steps:
+            return True
+        return self.puzzle.may_halt and self.wants_halt
 
 
 class PuzzleRunner:
@@ -113,6 +149,7 @@ class PuzzleRunner:
             may_halt=(task.halt or self._halt) == "q_halt",
             sample=task.sample,
             settles=task.settles,
+            shows_segments=task.shows_segments,
         )
 
     def _max_steps(self, depth: Depth) -> int:
@@ -130,82 +167,89 @@ class PuzzleRunner:
     def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
         """Run one segment of every row. Return one result for each slice.
 
-        It is None for a row that goes on.
+        It is None for a row that goes on and shows no segments.
         """
-        puzzles = []
-        progress = []
-        steps = []
+        rows = []
         for part in slices:
-            puzzles.append(_puzzle(part.sequence))
-            row_progress = self.progress.get(part.sequence.key) or self._start()
-            progress.append(row_progress)
-            steps.append(row_progress.steps + 1)
+            progress = self.progress.get(part.sequence.key) or self._start()
+            rows.append(_Row(_puzzle(part.sequence), progress))
 
-        carry = self._segment(puzzles, progress)
-        q_halt, q_continue = self.model.q_values(carry)
-        wants_halt = self.model.wants_halt(q_halt, q_continue).tolist()
-        halted = []
-        for row, puzzle in enumerate(puzzles):
-            if steps[row] >= puzzle.max_steps or (puzzle.may_halt and wants_halt[row]):
-                halted.append(row)
-        results: list[StepResult | FleetError] = [None] * len(slices)
-        if halted:
-            confidences = q_halt.sigmoid().tolist()
-            logits = self.model.logits(carry[halted])
-            # One check at the end is enough: a state that was not finite at any segment stays so.
-            is_finite = torch.isfinite(logits).all(dim=(1, 2)).tolist()
-            answers = logits.argmax(-1).tolist()
-            for number, row in enumerate(halted):
-                if not is_finite[number] or not math.isfinite(confidences[row]):
-                    results[row] = broken(self.spec.name)
-                    continue
-                results[row] = self._solved(
-                    puzzles[row], answers[number], confidences[row], steps[row], wants_halt[row]
-                )
-        count_segments(len(slices), len(halted))
+        carry = self._segment(rows)
+        self._judge(rows, carry)
+        self._read(rows, carry)
+        results = [self._result(row) for row in rows]
+        count_segments(len(rows), sum(row.has_halted for row in rows))
 
         # Last, because a step that raised may be repeated for fewer rows, from the same states.
-        for row, part in enumerate(slices):
-            self.progress[part.sequence.key] = _Progress(carry[row], steps[row])
+        for number, (row, part) in enumerate(zip(rows, slices, strict=True)):
+            self.progress[part.sequence.key] = _Progress(carry[number], row.steps, row.tokens)
         return results
 
     def _start(self) -> _Progress:
         return _Progress(self.model.start(1)[0], steps=0)
 
-    def _segment(self, puzzles: Sequence[EncodedPuzzle], progress: Sequence[_Progress]) -> Tensor:
-        """Run one segment of each puzzle's row, from its state in `progress`.
-
-        Return the new carry [B, latents, positions, H].
-        """
-        device = progress[0].carry.device
-        ids = torch.tensor([puzzle.prompt_ids for puzzle in puzzles], device=device)
-        identifiers = torch.tensor([puzzle.identifier for puzzle in puzzles])
-        carry = torch.stack([row.carry for row in progress])
-        for row, puzzle in enumerate(puzzles):
-            _add_noise(carry[row], puzzle.sample, segment=progress[row].steps)
+    def _segment(self, rows: Sequence["_Row"]) -> Tensor:
+        """Run one segment of each row. Return the new carry [B, latents, positions, H]."""
+        carry = torch.stack([row.before.carry for row in rows])
+        for number, row in enumerate(rows):
+            _add_noise(carry[number], row.puzzle.sample, segment=row.before.steps)
+        ids = torch.tensor([row.puzzle.prompt_ids for row in rows], device=carry.device)
+        identifiers = torch.tensor([row.puzzle.identifier for row in rows])
         return self.model.segment(self.model.embed(ids, identifiers), carry)
 
-    def _solved(
-        self,
-        puzzle: EncodedPuzzle,
-        answer: Sequence[int],
-        confidence: float,
-        steps: int,
-        is_halted: bool,
-    ) -> Solved:
-        """Return the answer of a row that has halted, checked by the rules of its puzzle."""
-        verdict = self._kind.check(puzzle.prompt_ids, answer)
-        return Solved(
-            Solution(
-                self._kind.decode(answer),
-                confidence,
-                steps=steps,
-                is_halted=is_halted,
-                is_valid=verdict.is_valid,
-                is_shortest=verdict.is_shortest,
-            ),
-            settles=puzzle.settles and verdict.is_valid is True,
+    def _judge(self, rows: Sequence["_Row"], carry: Tensor) -> None:
+        """Note the q values of each row, and whether it halts."""
+        q_halt, q_continue = self.model.q_values(carry)
+        wants_halt = self.model.wants_halt(q_halt, q_continue).tolist()
+        confidences = q_halt.sigmoid().tolist()
+        values = zip(q_halt.tolist(), q_continue.tolist(), strict=True)
+        for number, (row, q_values) in enumerate(zip(rows, values, strict=True)):
+            row.q_values = q_values
+            row.confidence = confidences[number]
+            row.wants_halt = wants_halt[number]
+
+    def _read(self, rows: Sequence["_Row"], carry: Tensor) -> None:
+        """Note the tokens of the rows that halt or show their segments."""
+        numbers = []
+        for number, row in enumerate(rows):
+            if row.has_halted or row.puzzle.shows_segments:
+                numbers.append(number)
+        if not numbers:
+            return
+        logits = self.model.logits(carry[numbers])
+        is_finite = torch.isfinite(logits).all(dim=(1, 2)).tolist()
+        tokens = logits.argmax(-1).tolist()
+        for index, number in enumerate(numbers):
+            rows[number].tokens = tokens[index]
+            rows[number].is_finite = is_finite[index]
+
+    def _result(self, row: "_Row") -> StepResult | FleetError:
+        stepped = self._stepped(row) if row.puzzle.shows_segments else None
+        if not row.has_halted:
+            return stepped
+        # One check at the end is enough: a state that was not finite at any segment stays so.
+        if not row.is_finite or not math.isfinite(row.confidence):
+            return broken(self.spec.name)
+        verdict = self._kind.check(row.puzzle.prompt_ids, row.tokens)
+        solution = Solution(
+            self._kind.decode(row.tokens),
+            row.confidence,
+            steps=row.steps,
+            is_halted=row.wants_halt,
+            is_valid=verdict.is_valid,
+            is_shortest=verdict.is_shortest,
         )
+        settles = row.puzzle.settles and verdict.is_valid is True
+        return Solved(solution, settles, stepped)
+
+    def _stepped(self, row: "_Row") -> Stepped:
+        before = row.before.tokens or row.puzzle.prompt_ids
+        changed = []
+        for cell, (old, new) in enumerate(zip(before, row.tokens, strict=True)):
+            if old != new:
+                changed.append(divmod(cell, self._kind.width))
+        segment = Segment(self._kind.decode(row.tokens), *row.q_values, tuple(changed))
+        return Stepped(segment, row.steps, row.puzzle.max_steps)
 
     def _number(self, identifier: int | str | None) -> int:
         """Return the identifier's row in the network's table.
