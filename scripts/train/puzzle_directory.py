@@ -45,7 +45,7 @@ class BlanksShare:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a network solves of held-out puzzles, as shares of all of them.
+    """Shares of held-out puzzles that a network solves.
 
     `exact_after` is by the number of segments, the same for all puzzles. `exact_halting` is with
     each puzzle's answer at the segment at which it halts by the q head, or at the last one.
@@ -63,7 +63,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """How a network was made."""
+    """Settings and length of the training that made a network."""
 
     command: str
     size: int

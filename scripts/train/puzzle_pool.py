@@ -51,8 +51,8 @@ def arrays_of(puzzles: Iterable[Puzzle]) -> PuzzleArrays:
 
 
 @dataclass(frozen=True)
-class PoolOrder:
-    """What a pool is generated from. The same order gives the same pool."""
+class PoolSettings:
+    """Arguments of the generator. The same settings give the same pool."""
 
     size: int
     num_grids: int
@@ -67,11 +67,11 @@ class PoolOrder:
         return f"sudoku-{self.size}x{self.size}-{counts}-seed-{self.seed}-blanks-{blanks}.npz"
 
 
-def load_pool(order: PoolOrder, cache: Path, num_processes: int) -> Pool:
+def load_pool(settings: PoolSettings, cache: Path, num_processes: int) -> Pool:
     """Return a pool from its file in the directory `cache`, or else generate it and write it."""
-    file = cache / order.file_name
+    file = cache / settings.file_name
     if not file.exists():
-        pool = _generate(order, num_processes)
+        pool = _generate(settings, num_processes)
         cache.mkdir(parents=True, exist_ok=True)
         # Written under another name first, so that a stopped run leaves no half of a file.
         unfinished = file.with_suffix(".part.npz")
@@ -92,22 +92,22 @@ def load_pool(order: PoolOrder, cache: Path, num_processes: int) -> Pool:
     )
 
 
-def _generate(order: PoolOrder, num_processes: int) -> Pool:
-    num_tasks = -(-order.num_grids // _GRIDS_PER_TASK)
-    orders = [order] * num_tasks
+def _generate(settings: PoolSettings, num_processes: int) -> Pool:
+    num_tasks = -(-settings.num_grids // _GRIDS_PER_TASK)
+    every_task = [settings] * num_tasks
     # Not forked: the parent may have threads of torch by now.
     context = get_context("spawn")
     with ProcessPoolExecutor(num_processes, mp_context=context) as processes:
-        parts = list(processes.map(_training_part, orders, range(num_tasks)))
+        parts = list(processes.map(_training_part, every_task, range(num_tasks)))
     puzzles = itertools.chain.from_iterable(parts)
-    measured = held_out(order.size, order.num_held_out, max_blanks=order.max_blanks)
+    measured = held_out(settings.size, settings.num_held_out, max_blanks=settings.max_blanks)
     return Pool(training=arrays_of(puzzles), held_out=arrays_of(measured))
 
 
-def _training_part(order: PoolOrder, number: int) -> list[Puzzle]:
+def _training_part(settings: PoolSettings, number: int) -> list[Puzzle]:
     """Return the puzzles of one task's grids."""
-    num_grids = min(_GRIDS_PER_TASK, order.num_grids - number * _GRIDS_PER_TASK)
-    stream = training_stream(order.size, f"{order.seed}/{number}", order.max_blanks)
+    num_grids = min(_GRIDS_PER_TASK, settings.num_grids - number * _GRIDS_PER_TASK)
+    stream = training_stream(settings.size, f"{settings.seed}/{number}", settings.max_blanks)
     puzzles: list[Puzzle] = []
     for of_a_grid in itertools.islice(stream, num_grids):
         puzzles.extend(of_a_grid)

@@ -40,7 +40,7 @@ from scripts.train.puzzle_nets import (
     flops_per_segment,
     num_parameters,
 )
-from scripts.train.puzzle_pool import Pool, PoolOrder, PuzzleArrays, images, load_pool
+from scripts.train.puzzle_pool import Pool, PoolSettings, PuzzleArrays, images, load_pool
 from scripts.train.sudoku_puzzles import SIZES
 
 WARMUP_STEPS = 200
@@ -188,7 +188,7 @@ class Rows:
 
 
 class Outcome(NamedTuple):
-    """What one segment of all rows came to.
+    """Result of one training step, a segment of all rows.
 
     `loss` is the cross entropy of a cell, `q_loss` that of the q head. `right_cells` is
     [rows, cells].
@@ -511,15 +511,15 @@ class Run:
         )
 
     def _load_pool(self) -> Pool:
-        order = PoolOrder(
+        settings = PoolSettings(
             size=self._args.size,
             num_grids=self._recipe.num_grids,
             num_held_out=NUM_HELD_OUT,
             max_blanks=self._recipe.max_blanks,
         )
         started_s = time.monotonic()
-        pool = load_pool(order, self._args.cache, self._args.threads)
-        print(f"{order.file_name}: {time.monotonic() - started_s:.0f} s", flush=True)
+        pool = load_pool(settings, self._args.cache, self._args.threads)
+        print(f"{settings.file_name}: {time.monotonic() - started_s:.0f} s", flush=True)
         return pool
 
     @property

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts.train.puzzle_pool import PoolOrder, PuzzleArrays, arrays_of, images, load_pool
+from scripts.train.puzzle_pool import PoolSettings, PuzzleArrays, arrays_of, images, load_pool
 from scripts.train.sudoku_puzzles import (
     SIZES,
     count_solutions,
@@ -70,16 +70,18 @@ def test_all_orders_of_rows_are_shown() -> None:
 
 
 def test_a_pool_is_generated_once(tmp_path: Path) -> None:
-    order = PoolOrder(size=4, num_grids=7, num_held_out=5)
-    pool = load_pool(order, tmp_path, num_processes=1)
+    settings = PoolSettings(size=4, num_grids=7, num_held_out=5)
+    pool = load_pool(settings, tmp_path, num_processes=1)
     assert len(pool.held_out) == 5
     assert 7 < len(pool.training) <= 42
     (file,) = tmp_path.iterdir()
     written = file.stat().st_mtime_ns
 
-    again = load_pool(order, tmp_path, num_processes=1)
+    again = load_pool(settings, tmp_path, num_processes=1)
     assert file.stat().st_mtime_ns == written
     assert np.array_equal(again.training.inputs, pool.training.inputs)
     assert np.array_equal(again.held_out.labels, pool.held_out.labels)
-    assert load_pool(PoolOrder(4, 3, 5), tmp_path, num_processes=1).training.inputs.shape[1] == 16
+    assert (
+        load_pool(PoolSettings(4, 3, 5), tmp_path, num_processes=1).training.inputs.shape[1] == 16
+    )
     assert len(list(tmp_path.iterdir())) == 2
