@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import yaml
 
-from scripts.train.puzzle_nets import PREFIX_LEN, NetConfig, PuzzleNet, num_parameters
+from scripts.train.puzzle_nets import PREFIX_LEN, Kind, NetConfig, PuzzleNet, num_parameters
 from scripts.train.sudoku_puzzles import HELD_OUT_ONE_IN, layout_of
 
 # What torch.compile, the head of losses and the ACT wrapper put before names in training.
@@ -107,6 +107,30 @@ def write_directory(out: Path, net: PuzzleNet, run: TrainingRun, measurement: Me
     (out / "held_out.json").write_text(json.dumps(asdict(measurement), indent=2) + "\n")
     card = model_card(net, run, measurement, num_bytes=file.stat().st_size)
     (out / "README.md").write_text(card)
+
+
+def read_net(directory: Path) -> PuzzleNet:
+    """Return the network that `write_directory` wrote, without gradients."""
+    arch = yaml.safe_load((directory / "all_config.yaml").read_text())["arch"]
+    sizes = json.loads((directory / "dataset.json").read_text())
+    kind: Kind = "hrm" if arch["name"] == _ARCH_NAMES["hrm"] else "trm"
+    config = NetConfig(
+        kind=kind,
+        vocab_size=sizes["vocab_size"],
+        seq_len=sizes["seq_len"],
+        hidden_size=arch["hidden_size"],
+        expansion=arch["expansion"],
+        num_heads=arch["num_heads"],
+        num_layers=arch["L_layers"],
+        h_cycles=arch["H_cycles"],
+        l_cycles=arch["L_cycles"],
+        halt_max_steps=arch["halt_max_steps"],
+    )
+    [file] = directory.glob("step_*")
+    weights = torch.load(file, weights_only=True)
+    net = PuzzleNet(config)
+    net.load_state_dict({name.removeprefix(PREFIX): weights[name] for name in weights})
+    return net.requires_grad_(False).eval()
 
 
 def all_config(config: NetConfig, run: TrainingRun) -> dict[str, Any]:

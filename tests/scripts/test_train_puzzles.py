@@ -13,7 +13,7 @@ import yaml
 from numpy.typing import NDArray
 from torch.nn.functional import one_hot
 
-from scripts.train.puzzle_directory import Measurement, TrainingRun, write_directory
+from scripts.train.puzzle_directory import Measurement, TrainingRun, read_net, write_directory
 from scripts.train.puzzle_nets import (
     Carry,
     Kind,
@@ -35,7 +35,8 @@ from scripts.train.train_puzzles import (
     measure,
     net_config,
 )
-from worker.models.sapient_checkpoint import load_sapient_checkpoint
+from worker.models.puzzle_checkpoint import load_puzzle_checkpoint
+from worker.puzzles.kinds import Sudoku
 
 KINDS: tuple[Kind, ...] = ("trm", "hrm")
 Array = NDArray[np.float64]
@@ -364,21 +365,28 @@ def test_a_segment_of_a_trm_is_that_of_the_equations() -> None:
         assert segment.q_continue[row].item() == pytest.approx(q_continue, abs=1e-5)
 
 
-def test_the_worker_computes_a_written_hrm_as_it_was_trained(tmp_path: Path) -> None:
-    torch.manual_seed(2)
-    net = PuzzleNet(tiny("hrm", size=9))
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_written_is_served_alike(tmp_path: Path, kind: Kind) -> None:
+    """The loader of workers, and the one of benchmarks, make the same network of the directory."""
+    net = PuzzleNet(tiny(kind, size=6))
     torch.nn.init.normal_(net.puzzle_emb.weights)
     torch.nn.init.normal_(net.q_head.weight)
     net.requires_grad_(False)
-    written(tmp_path, net, size=9)
-    served = load_sapient_checkpoint(tmp_path).model
+    written(tmp_path, net, size=6)
+    loaded = load_puzzle_checkpoint(tmp_path)
+    served = loaded.model
+    assert loaded.kind == Sudoku(6)
+    assert served.config.halts_over_zero == (kind == "trm")
 
-    ids = torch.from_numpy(arrays_of(held_out(9, 2)).inputs)
+    ids = torch.from_numpy(arrays_of(held_out(6, 2)).inputs)
     segment = net(ids, net.initial_carry(2))
-    out = served.forward_segment(ids, torch.zeros(2, dtype=torch.int64), served.initial_carry(2))
-    assert torch.allclose(out.carry.z_h, segment.carry.z_h, atol=1e-4)
-    assert torch.allclose(served.logits(out.carry.z_h), segment.logits, atol=1e-4)
-    assert torch.allclose(out.q_halt, segment.q_halt, atol=1e-4)
+    carry = served.segment(served.embed(ids, torch.zeros(2, dtype=torch.int64)), served.start(2))
+    assert torch.allclose(carry[:, 0], segment.carry.z_h, atol=1e-4)
+    assert torch.allclose(served.logits(carry), segment.logits, atol=1e-4)
+    assert torch.allclose(served.q_values(carry)[0], segment.q_halt, atol=1e-4)
+
+    again = read_net(tmp_path)(ids, net.initial_carry(2))
+    assert torch.equal(again.logits, segment.logits)
 
 
 def test_a_command_trains_stops_and_goes_on(
