@@ -15,7 +15,7 @@ from scripts.cli.aios import main
 from tests.fixtures.e2e.serving import AIOS, serving
 from tests.fixtures.polling import wait_until
 from tests.fixtures.redis_server import RedisServer
-from tests.fixtures.worker.sapient_fixtures import Net, write_checkpoint
+from tests.fixtures.worker.puzzle_nets import Net, write_checkpoint
 
 PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
 NUM_PUZZLES = 1000
