@@ -175,7 +175,7 @@ def test_what_a_model_refuses_is_in_its_line(
     out = tmp_path / "out.jsonl"
     words = ["puzzles", "solve", str(puzzles), "--out", str(out), "--path", str(model)]
     assert main([*words, "--max-steps", "1"]) == 1
-    assert capsys.readouterr().out.startswith("3 puzzles  1 failed\n")
+    assert capsys.readouterr().out.startswith("3 puzzles  0 valid (0.0 %)  1 failed\n")
     first, second, third = lines_in(out)
     assert second.keys() == {"id", "puzzle", "error"}
     assert second["error"].startswith("grid: expected 9 rows of 9 numbers")
