@@ -71,7 +71,11 @@ def read_identifiers(file: Path) -> IdentifierNames:
         raise unusable(file, error) from error
     except ValueError as error:  # an empty file cannot be mapped
         raise faulty(file, _NO_LIST) from error
-    return IdentifierNames(text, _starts(text, file))
+    starts = _starts(text, file)
+    # The pages that were read are only asked for again where a name is looked up.
+    if hasattr(mmap, "MADV_DONTNEED"):
+        text.madvise(mmap.MADV_DONTNEED)
+    return IdentifierNames(text, starts)
 
 
 def _starts(text: mmap.mmap, file: Path) -> "array[int]":
