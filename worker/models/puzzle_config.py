@@ -77,16 +77,15 @@ def read_source(path: Path) -> Source:
     Raise ModelFormatError for a configuration that is missing or no map.
     """
     directory = path if path.is_dir() else path.parent
-    if path.suffix == ".ckpt" and not is_there(directory / ALL_CONFIG):
-        return Source(path, path.name, arch=None, data_set=_read_data_set(directory))
-    if is_there(directory / MANIFEST) and not is_there(directory / ALL_CONFIG):
+    config_file = directory / ALL_CONFIG
+    has_config = is_there(config_file)
+    if is_there(directory / MANIFEST) and not has_config:
         return _of_manifest(directory / MANIFEST, path)
     file = path if path.is_file() else _latest(directory)
-    if file.suffix == ".ckpt" and not is_there(directory / ALL_CONFIG):
+    if file.suffix == ".ckpt" and not has_config:
         return Source(file, file.name, arch=None, data_set=_read_data_set(directory))
 
-    config_file = directory / ALL_CONFIG
-    if not is_there(config_file):
+    if not has_config:
         raise ModelFormatError(f"{directory} has no {ALL_CONFIG}; copy it there.")
     config = read_yaml(config_file)
     arch = config.get("arch") if isinstance(config, dict) else None
