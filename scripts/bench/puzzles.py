@@ -35,6 +35,7 @@ from shared.messages import Halt, Solution
 from shared.tasks.samples import ONE_SAMPLE, Answer, Sampled
 from worker.engine.runner import RunnerOptions
 from worker.llm import LLM
+from worker.models import linear
 from worker.models.puzzle_checkpoint import load_puzzle_checkpoint
 from worker.models.puzzle_net import RecurrentPuzzleModel
 from worker.runners.hrm_puzzle import load as load_runner
@@ -161,19 +162,31 @@ class Bench:
         """Compare each precision with float32: what is right, and how the carries drift."""
         ids = torch.tensor([tokens_of(puzzle) for puzzle in self._puzzles[:_LOOP_BATCH]])
         exact = _carries(_model(self._path, "float32", "none"), ids, self._steps)
-        for dtype, quantize in (("float32", "none"), ("bfloat16", "none"), ("float32", "int8")):
-            with self._llm(dtype=dtype, quantize=quantize) as llm:
-                share = self._exact(self._solve(llm, "max"))
-                halting = self._exact(self._solve(llm, "q_halt"))
-            model = _model(self._path, dtype, quantize)
-            cosines = []
-            for ours, theirs in zip(_carries(model, ids, self._steps), exact, strict=True):
-                flat = F.cosine_similarity(ours.flatten(1), theirs.flatten(1), dim=1)
-                cosines.append(float(flat.mean()))
-            shown = [cosines[step - 1] for step in _CURVE if step <= self._steps]
-            drift = " ".join(f"{cosine:.4f}" for cosine in shown)
-            name = quantize if quantize != "none" else dtype
-            print(f"  {name:9} exact {share}, halting {halting}; cosine {drift}")
+        self._precision("float32", "none", ids, exact)
+        self._precision("bfloat16", "none", ids, exact)
+        self._precision("float32", "int8", ids, exact)
+        # Layers of small networks keep their weights; here they are rounded, too.
+        least = linear.MIN_INT8_WEIGHTS
+        linear.MIN_INT8_WEIGHTS = 0
+        try:
+            self._precision("float32", "int8", ids, exact, note=" of all layers")
+        finally:
+            linear.MIN_INT8_WEIGHTS = least
+
+    def _precision(
+        self, dtype: str, quantize: str, ids: Tensor, exact: Sequence[Tensor], note: str = ""
+    ) -> None:
+        with self._llm(dtype=dtype, quantize=quantize) as llm:
+            share = self._exact(self._solve(llm, "max"))
+            halting = self._exact(self._solve(llm, "q_halt"))
+        model = _model(self._path, dtype, quantize)
+        cosines = []
+        for ours, theirs in zip(_carries(model, ids, self._steps), exact, strict=True):
+            flat = F.cosine_similarity(ours.flatten(1), theirs.flatten(1), dim=1)
+            cosines.append(float(flat.mean()))
+        drift = " ".join(f"{cosines[step - 1]:.4f}" for step in _CURVE if step <= self._steps)
+        name = quantize if quantize != "none" else dtype
+        print(f"  {name}{note}: exact {share}, halting {halting}; cosine {drift}")
 
     def _llm(self, **settings: Any) -> LLM:
         args = self._args

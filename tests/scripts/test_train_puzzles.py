@@ -13,7 +13,7 @@ import yaml
 from numpy.typing import NDArray
 from torch.nn.functional import one_hot
 
-from scripts.train.puzzle_directory import Measurement, TrainingRun, read_net, write_directory
+from scripts.train.puzzle_directory import read_net
 from scripts.train.puzzle_nets import (
     Carry,
     Kind,
@@ -35,6 +35,7 @@ from scripts.train.train_puzzles import (
     measure,
     net_config,
 )
+from tests.fixtures.trained_puzzles import written
 from worker.models.puzzle_checkpoint import load_puzzle_checkpoint
 from worker.puzzles.kinds import Sudoku
 
@@ -52,32 +53,6 @@ def tiny_trainer(kind: Kind, rows: int = 8, *, bf16: bool = False, **changes: in
     puzzles = arrays_of(held_out(4, 20))
     source = PuzzleSource(puzzles, 4, np.random.default_rng(0))
     return Trainer(tiny(kind, **changes), source, rows, bf16=bf16)
-
-
-def some_run(size: int) -> TrainingRun:
-    return TrainingRun(
-        command="python -m scripts.train.train_puzzles",
-        size=size,
-        step=120,
-        minutes=1.0,
-        machine="1 of 2 CPU cores",
-        batch=8,
-        lr=1e-3,
-        weight_decay=0.1,
-        warmup_steps=10,
-        ema_rate=0.999,
-        exploration=0.1,
-        bf16=False,
-        seed=0,
-        num_training_grids=10,
-        num_training_puzzles=60,
-    )
-
-
-def written(out: Path, net: PuzzleNet, size: int) -> Measurement:
-    measurement = measure(net, arrays_of(held_out(size, 2)))
-    write_directory(out, net, some_run(size), measurement)
-    return measurement
 
 
 @pytest.mark.parametrize("kind", KINDS)
