@@ -25,6 +25,7 @@ from tests.fixtures.worker.puzzle_nets import (
 from worker.models.errors import ModelFormatError
 from worker.models.linear import pack_all_linears
 from worker.models.puzzle_net import MODELS, PuzzleNetConfig, RecurrentPuzzleModel
+from worker.native.library import library
 
 SMALL = Net(cells=7)
 TRM = replace(SMALL, family="trm", l_layers=2, prefix=3)
@@ -192,7 +193,7 @@ def test_reference_can_tell_networks_apart(net: Net) -> None:
 def test_batched_equals_single(net: Net) -> None:
     """Style 14: A puzzle has the same logits and q values in a batch of eight as alone.
 
-    With all products in panels they are the same bits.
+    With all products in panels, where there are kernels, they are the same bits.
     """
     model = model_of(net, random_weights(net))
     pack_all_linears(model)
@@ -203,10 +204,11 @@ def test_batched_equals_single(net: Net) -> None:
     puzzles.append(CELLS[1])
     identifiers = [0, 1, 2, 0, 1, 2, 0, 1] if net.puzzle_ndim else [0] * 8
 
+    tolerance = 1e-4 if library() is None else 0.0
     together = run(model, puzzles, identifiers, 2)
 
     for row, puzzle, identifier in zip(together, puzzles, identifiers, strict=True):
-        assert close(row, run_one(model, puzzle, identifier, 2), 0.0)
+        assert close(row, run_one(model, puzzle, identifier, 2), tolerance)
 
 
 @pytest.mark.parametrize("net", [SMALL, replace(TRM, mixing=20), URM])
