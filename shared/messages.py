@@ -27,6 +27,7 @@ from shared.tasks.results import Scored as Scored
 from shared.tasks.results import Segment as Segment
 from shared.tasks.results import Solution as Solution
 from shared.tasks.results import Tokenized as Tokenized
+from shared.tasks.specs import Augmentation as Augmentation
 from shared.tasks.specs import Chat as Chat
 from shared.tasks.specs import Classify as Classify
 from shared.tasks.specs import Depth as Depth
@@ -193,7 +194,10 @@ class Cancelled(msgspec.Struct, frozen=True, omit_defaults=True, tag="cancelled"
 
 
 SKIPPED = Done("skipped", 0, 0)
-"""The end of a job that another one has made needless. It has no result."""
+"""The end of a job that is needless, as another one has settled its question. It has no result.
+
+A job for an augmentation that its ARC task does not have ends in the same way.
+"""
 
 Event = Started | Tokens | Progress | Done | Failed | Cancelled
 Terminal = Done | Failed | Cancelled

@@ -35,6 +35,7 @@ POLICY = (
     "worker.host.budget",
     "worker.engine.engine_stats",
     "worker.engine.request",
+    "worker.puzzles.arc",
     "worker.puzzles.kinds",
     "worker.puzzles.checks",
     "worker.text.detokenizer",

@@ -178,6 +178,16 @@ class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
     latents: NoisyLatents = "high"
 
 
+class Augmentation(msgspec.Struct, frozen=True):
+    """An augmentation of the ARC task `task_id`: another orientation, with the colours permuted.
+
+    `number` counts the augmentations that the network was trained with. 0 is the task as it is.
+    """
+
+    task_id: str
+    number: int
+
+
 class Solve(msgspec.Struct, frozen=True, omit_defaults=True, tag="solve"):
     """Solve one puzzle, given as a grid or as the cells of a Sudoku in one string.
 
@@ -186,6 +196,10 @@ class Solve(msgspec.Struct, frozen=True, omit_defaults=True, tag="solve"):
     number that the network was trained to. `halt` None is the model's default. Of a puzzle with
     several samples this is the `sample`, None without. One that `settles` the puzzle by solving it
     makes the samples behind it needless. With `shows_segments` each segment is told as progress.
+
+    With an `augmentation` the puzzle is a grid of its ARC task, and `identifier` is left out. The
+    network sees the grid augmented, and that is undone in the solution. The solution of a job whose
+    task has no augmentation with that number is needless.
     """
 
     puzzle: str | Grid
@@ -196,6 +210,7 @@ class Solve(msgspec.Struct, frozen=True, omit_defaults=True, tag="solve"):
     sample: Sample | None = None
     settles: bool = False
     shows_segments: bool = False
+    augmentation: Augmentation | None = None
 
 
 class Tokenize(msgspec.Struct, frozen=True, omit_defaults=True, tag="tokenize"):

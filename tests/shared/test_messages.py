@@ -12,6 +12,7 @@ import pytest
 
 from shared.errors import FleetError, QueueFull, from_event
 from shared.messages import (
+    Augmentation,
     Cancelled,
     Chat,
     Classify,
@@ -226,6 +227,17 @@ def test_golden_bytes_of_a_puzzle() -> None:
         "920009a22347aa6964656e74696669657202a468616c74a36d6178"
     )
     assert encode(job).hex() == expected
+
+
+def test_golden_bytes_of_an_augmented_puzzle() -> None:
+    job = Job("00", "m", Solve(((0, 9),), augmentation=Augmentation("007bbfb7", 3)))
+    expected = (
+        "83a26964a23030a56d6f64656ca16da47461736b83a474797065a5736f6c7665a670757a7a6c6591"
+        "920009ac6175676d656e746174696f6e82a77461736b5f6964a83030376262666237a66e756d6265"
+        "7203"
+    )
+    assert encode(job).hex() == expected
+    assert decode_job(bytes.fromhex(expected)) == job
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from shared.errors import InvalidRequest
 from shared.messages import Grid
+from worker.puzzles.arc import Rows
 from worker.puzzles.checks import UNKNOWN, Verdict, check_maze, check_sudoku
 
 Puzzle = str | Grid
@@ -230,7 +231,7 @@ class Arc:
         tokens += [0] * (self.num_cells - len(tokens))
         return tuple(tokens)
 
-    def decode(self, tokens: Sequence[int]) -> Grid:
+    def decode(self, tokens: Sequence[int]) -> Rows:
         """Return the largest rectangle of colours in the top left corner.
 
         Among rectangles of equal size it is the one with the fewest rows.

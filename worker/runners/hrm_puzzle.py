@@ -10,13 +10,14 @@ segments.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from shared.errors import FleetError, InvalidRequest
-from shared.messages import Depth, Halt, Sample, Segment, Solution, Solve, Task
+from shared.messages import SKIPPED, Depth, Halt, Sample, Segment, Solution, Solve, Task
 from shared.tasks.runner_options import PuzzleOptions
 from worker.engine.depth import DepthsByEffort, checked_steps, depth_of, named, spread
 from worker.engine.engine_stats import count_segments
@@ -35,6 +36,8 @@ from worker.engine.tensor_noise import normal_noise
 from worker.models.linear import pack_all_linears
 from worker.models.puzzle_checkpoint import PuzzleCheckpoint, load_puzzle_checkpoint
 from worker.models.weight_size import weight_size
+from worker.puzzles.arc import GridTransform, augmentations_of
+from worker.puzzles.kinds import ARC
 from worker.runners.accelerators import prepare
 from worker.runners.allocation import tells_out_of_memory
 from worker.runners.efforts import check_efforts
@@ -45,6 +48,12 @@ _MAX_STEPS_FACTOR = 4
 More segments than the trained number may help, but not without end.
 """
 
+# A request has a job for each augmentation of a task, and the names of all are read at once.
+_MOST_TASKS_KEPT = 64
+
+_Augmentations = tuple[tuple[GridTransform, int], ...]
+"""The augmentations of an ARC task, each with the row of its embedding."""
+
 
 @dataclass(frozen=True)
 class EncodedPuzzle(Encoded):
@@ -52,6 +61,7 @@ class EncodedPuzzle(Encoded):
 
     Its row stops after `max_steps` segments, or earlier if it `may_halt`. `sample` says which noise
     it gets, None for no noise. A valid solution of one that `settles` makes other samples needless.
+    `transform` has made the cells of an augmented puzzle, and is undone in its solution.
     """
 
     identifier: int = 0
@@ -60,6 +70,7 @@ class EncodedPuzzle(Encoded):
     sample: Sample | None = None
     settles: bool = False
     shows_segments: bool = False
+    transform: GridTransform | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +132,10 @@ class PuzzleRunner:
         self.model = checkpoint.model
         self._kind = checkpoint.kind
         self._identifiers = checkpoint.identifiers
+        names = checkpoint.identifiers
+        self._augmentations_by_task = lru_cache(maxsize=_MOST_TASKS_KEPT)(
+            lambda task_id: augmentations_of(task_id, names.beginning_with(task_id))
+        )
         self._halt = halt
         if efforts is None:
             efforts = spread(self.model.config.halt_max_steps, lambda count: Depth(max_steps=count))
@@ -141,15 +156,29 @@ class PuzzleRunner:
         if asked is not None:
             asked = named(self._efforts, asked)
             max_steps = self._max_steps(asked)
+
+        transform: GridTransform | None = None
+        if task.augmentation is None:
+            cells = self._kind.encode(task.puzzle)
+            identifier = self._number(task.identifier)
+        else:
+            augmentations = self._augmentations(task.augmentation.task_id)
+            if task.augmentation.number >= len(augmentations):
+                return EncodedPuzzle((), asked_depth=asked, answer=SKIPPED)
+            transform, identifier = augmentations[task.augmentation.number]
+            grid = ARC.decode(ARC.encode(task.puzzle))
+            cells = ARC.encode(transform.apply(grid))
+
         return EncodedPuzzle(
-            self._kind.encode(task.puzzle),
+            cells,
             asked_depth=asked,
-            identifier=self._number(task.identifier),
+            identifier=identifier,
             max_steps=max_steps,
             may_halt=(task.halt or self._halt) == "q_halt",
             sample=task.sample,
             settles=task.settles,
             shows_segments=task.shows_segments,
+            transform=transform,
         )
 
     def _max_steps(self, depth: Depth) -> int:
@@ -231,8 +260,11 @@ class PuzzleRunner:
         if not row.is_finite or not math.isfinite(row.confidence):
             return broken(self.spec.name)
         verdict = self._kind.check(row.puzzle.prompt_ids, row.tokens)
+        grid = self._kind.decode(row.tokens)
+        if row.puzzle.transform is not None:
+            grid = row.puzzle.transform.undo(ARC.decode(row.tokens))
         solution = Solution(
-            self._kind.decode(row.tokens),
+            grid,
             row.confidence,
             steps=row.steps,
             is_halted=row.wants_halt,
@@ -273,6 +305,31 @@ class PuzzleRunner:
             problem = f"identifier: expected a number from 0 to {count - 1}, got {identifier}."
             raise InvalidRequest(problem, field="identifier")
         return identifier or 0
+
+    def _augmentations(self, task_id: str) -> _Augmentations:
+        """Return the augmentations of an ARC task that the network was trained with, at least one.
+
+        Raise InvalidRequest for a task or a network without any.
+        """
+        if self._kind is not ARC:
+            raise InvalidRequest(
+                f"model: expected a network for ARC tasks, this one is for {self._kind.name}.",
+                field="model",
+            )
+        if not len(self._identifiers):
+            raise InvalidRequest(
+                "task_id: this model does not know the names of its tasks, as the identifiers.json "
+                "of its data set is not beside the checkpoint.",
+                field="task_id",
+            )
+        augmentations = self._augmentations_by_task(task_id)
+        if not augmentations:
+            raise InvalidRequest(
+                "task_id: expected a task that this network was trained with. The puzzle embedding "
+                "of a task is learnt in training, and an unknown task has none.",
+                field="task_id",
+            )
+        return augmentations
 
 
 def _add_noise(carry: Tensor, sample: Sample | None, segment: int) -> None:
