@@ -1,10 +1,11 @@
-"""`/v1/puzzles/solve`: grids in, solutions out, in order."""
+"""`/v1/puzzles/...`: `solve` has grids in and solutions out, in order. `arc` has a file of its own."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from api.endpoints.dialect import Dialect
 from api.endpoints.endpoint import Endpoint, Post, TaskPlan, WholeAnswerStream
+from api.routes import arc
 from api.schemas.puzzles import SolveRequest, SolveResponse, segment_payload, solve_response
 from api.stream.request_events import Outcome
 from api.submit.limits import Limits
@@ -82,6 +83,7 @@ DIALECT = Dialect(
             tag="puzzles",
             job_task="solve",
         ),
+        arc.POST,
     ),
     prefix="/v1/puzzles/",
 )

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
+import msgspec
 from pydantic import (
     AliasChoices,
     BaseModel,
@@ -122,7 +123,45 @@ HaltRule = Annotated[
 ]
 
 
-class SolveRequest(RequestBody):
+class PuzzleRequest(RequestBody):
+    """The fields of every request for solutions: the model, and how long it works on each."""
+
+    model: str | None = None
+    halt: HaltRule | None = Field(
+        None,
+        description=(
+            "max runs all segments, q_halt stops where the network would, steps=N after N segments."
+        ),
+    )
+    max_steps: MaxSteps | None = None
+    effort: Effort | None = Field(None, description="A max_steps that the model's entry names.")
+
+    @model_validator(mode="after")
+    def _one_depth(self) -> Self:
+        check_one_of(self, ("max_steps", "effort"))
+        if self._halt_steps is not None and (self.max_steps or self.effort):
+            raise refuse("halt", "expected no steps=N beside max_steps or effort")
+        return self
+
+    @property
+    def _halt_steps(self) -> int | None:
+        """The number of segments in a rule steps=N, None in any other."""
+        if self.halt is None or not _STEPS.fullmatch(self.halt):
+            return None
+        return int(self.halt.removeprefix("steps="))
+
+    def task(self, puzzle: str | Grid) -> Solve:
+        """Return the task of a puzzle, with no more than these fields say."""
+        halt: Halt | None = None
+        if self.halt in ("max", "q_halt"):
+            halt = self.halt  # type: ignore[assignment]
+        elif self.halt is not None:
+            halt = "max"
+        max_steps = self._halt_steps or self.max_steps
+        return Solve(puzzle, halt=halt, max_steps=max_steps, effort=self.effort)
+
+
+class SolveRequest(PuzzleRequest):
     """One puzzle or several: exactly one of `grid` (or `puzzle`) and `grids` (or `puzzles`).
 
     With several `samples` each puzzle is solved so many times, from states with `noise`, and one
@@ -140,18 +179,9 @@ class SolveRequest(RequestBody):
     grids: list[Puzzle] = Field(
         default_factory=list, min_length=1, validation_alias=AliasChoices("grids", "puzzles")
     )
-    model: str | None = None
     identifier: Identifier | None = Field(
         None, description="ARC: what the task is to the network, by number or name."
     )
-    halt: HaltRule | None = Field(
-        None,
-        description=(
-            "max runs all segments, q_halt stops where the network would, steps=N after N segments."
-        ),
-    )
-    max_steps: MaxSteps | None = None
-    effort: Effort | None = Field(None, description="A max_steps that the model's entry names.")
     samples: Annotated[int, Field(strict=True, ge=1, le=_MOST_SAMPLES)] = Field(
         1, description="Times that each puzzle is solved, all but the first with noise."
     )
@@ -183,25 +213,11 @@ class SolveRequest(RequestBody):
         return value
 
     @model_validator(mode="after")
-    def _one_depth(self) -> Self:
-        check_one_of(self, ("max_steps", "effort"))
-        if self._halt_steps is not None and (self.max_steps or self.effort):
-            raise refuse("halt", "expected no steps=N beside max_steps or effort")
-        return self
-
-    @model_validator(mode="after")
     def _noise_for_samples(self) -> Self:
         fault = self._sampled(seed=0).fault()
         if fault is not None:
             raise refuse(*fault)
         return self
-
-    @property
-    def _halt_steps(self) -> int | None:
-        """The number of segments in a rule steps=N, None in any other."""
-        if self.halt is None or not _STEPS.fullmatch(self.halt):
-            return None
-        return int(self.halt.removeprefix("steps="))
 
     @property
     def puzzles(self) -> list[str | Grid]:
@@ -225,21 +241,10 @@ class SolveRequest(RequestBody):
 
     def tasks(self, sampled: Sampled) -> list[Solve]:
         """Return the tasks of all puzzles, one for each sample."""
-        halt: Halt | None = None
-        if self.halt in ("max", "q_halt"):
-            halt = self.halt  # type: ignore[assignment]
-        elif self.halt is not None:
-            halt = "max"
-        max_steps = self._halt_steps or self.max_steps
         tasks: list[Solve] = []
         for puzzle in self.puzzles:
-            task = Solve(
-                puzzle,
-                self.identifier,
-                halt,
-                max_steps,
-                self.effort,
-                shows_segments=self.stream,
+            task = msgspec.structs.replace(
+                self.task(puzzle), identifier=self.identifier, shows_segments=self.stream
             )
             tasks += tasks_of(task, sampled)
         return tasks

@@ -71,6 +71,19 @@ class Limits:
                 f"{field}: expected at most {most} {noun} in one request, got {count}.", field=field
             )
 
+    def check_places(self, field: str, count: int) -> None:
+        """Raise InvalidRequest for more jobs in one request than may wait for a model.
+
+        The queue refuses them as well, but only once all jobs are made.
+        """
+        most = self.queue_limits.max_jobs
+        if 0 < most < count:
+            raise InvalidRequest(
+                f"{field}: the request takes {count} places in the queue, which has {most}. "
+                "Ask for less at once.",
+                field=field,
+            )
+
     def times(self, deadline_s: float | None) -> Deadlines:
         """Return how long a request may wait and run.
 
