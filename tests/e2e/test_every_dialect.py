@@ -27,6 +27,7 @@ from tests.fixtures.e2e.asked import (
 from tests.fixtures.e2e.serving import serving
 from tests.fixtures.polling import wait_until
 from tests.fixtures.posts import creating
+from tests.fixtures.worker.arc_nets import write_arc
 from tests.fixtures.worker.puzzle_nets import Net, write_checkpoint
 
 LATER = {"Prefer": "respond-async"}
@@ -39,7 +40,10 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     write_checkpoint(
         sudoku, Net(halt_max_steps=3), filename="step_1", data_path="data/sudoku-extreme"
     )
+    arc = tmp_path_factory.mktemp("arc")
+    write_arc(arc)
     flags = ["--model", f"sample={SAMPLE_MODEL}", "--model", f"sudoku={sudoku}"]
+    flags += ["--model", f"arc={arc}"]
     flags += ["--model", "tasks=echo-task", "--default-model", "sample"]
     flags += ["--max-batch-size", "1", "--max-new-tokens", "400"]
     flags += ["--threads", "1", "--log-level", "error"]

@@ -108,6 +108,15 @@ def test_what_the_worker_refuses_is_a_400(
     assert answer.json()["error"]["field"] == field
 
 
+def test_an_arc_task_for_a_network_of_sudokus_is_a_400(fleet: Serving) -> None:
+    body = {"model": "sudoku", "task_id": "007bbfb7", "test": [{"input": [[1, 2]]}]}
+    answer = httpx.post(f"{fleet.url}/v1/puzzles/arc", json=body, timeout=60)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["field"] == "model"
+    assert error["message"].endswith("expected a network for ARC tasks, this one is for sudoku.")
+
+
 def test_text_and_puzzles_are_not_confused(fleet: Serving) -> None:
     body = {"model": "sudoku", "prompts": ["a"]}
     for refused in (
