@@ -13,6 +13,7 @@ from shared.access import digest_of, id_of
 from tests.fixtures.e2e.examples import ROOT, Block, blocks_of, outputs
 from tests.fixtures.e2e.serving import serving
 from tests.fixtures.redis_server import RedisServer
+from tests.fixtures.worker.arc_nets import write_arc
 from tests.fixtures.worker.puzzle_nets import Net, write_checkpoint
 
 PAGES = {
@@ -87,7 +88,7 @@ def nowhere() -> Stage:
 
 @pytest.fixture(scope="module")
 def trial(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """Serve the echo and a network for Sudokus, with a prohibited term.
+    """Serve the echo and networks for Sudokus and ARC, with a prohibited term.
 
     A key is created and a job is done.
     """
@@ -101,7 +102,11 @@ def trial(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -
         data_path="data/sudoku-extreme-1k-aug-1000",
     )
 
+    arc = tmp_path_factory.mktemp("arc")
+    write_arc(arc)
+
     flags = ["--model", "echo=echo", "--model", f"sudoku={folder}", "--default-model", "echo"]
+    flags += ["--model", f"arc={arc}"]
     flags += ["--max-batch-size", "4", "--redis-url", redis_server.url, "--require-key", "no"]
     flags += ["--prohibited-terms", str(folder / "terms")]
     create = [sys.executable, "-m", "scripts.cli.aios", "keys", "create", "docs"]
