@@ -198,8 +198,8 @@ class Solve(msgspec.Struct, frozen=True, omit_defaults=True, tag="solve"):
     makes the samples behind it needless. With `shows_segments` each segment is told as progress.
 
     With an `augmentation` the puzzle is a grid of its ARC task, and `identifier` is left out. The
-    network sees the grid augmented, and that is undone in the solution. The solution of a job whose
-    task has no augmentation with that number is needless.
+    network sees the grid augmented, and that is undone in the solution. A job whose task has no
+    augmentation with that number ends without a solution.
     """
 
     puzzle: str | Grid
