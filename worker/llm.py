@@ -380,22 +380,27 @@ class LLM:
         self, groups: Sequence[Sequence[Solve]], sampled: Sampled
     ) -> list[list[Solution | None]]:
         """Return the solutions of all samples of each puzzle, None for those that are needless."""
-        if sampled.select != "verified":
-            flat = [task for group in groups for task in group]
-            solved = iter(self._run(flat, Solution))
-            return [[next(solved) for _ in group] for group in groups]
-
-        firsts = self._run([group[0] for group in groups], Solution)
-        others: list[Solve] = []
-        for group, first in zip(groups, firsts, strict=True):
-            others += [] if first.is_valid else group[1:]
-        solved = iter(self._run(others, Solution))
+        first_wave: list[Solve] = []
+        for group in groups:
+            first_wave += group[:1] if sampled.select == "verified" else group
+        solved = iter(self._run(first_wave, Solution))
         samples: list[list[Solution | None]] = []
-        for group, first in zip(groups, firsts, strict=True):
-            rest: list[Solution | None] = [None] * (len(group) - 1)
-            if not first.is_valid:
-                rest = [next(solved) for _ in rest]
-            samples.append([first, *rest])
+        for group in groups:
+            num_solved = 1 if sampled.select == "verified" else len(group)
+            samples.append(list(itertools.islice(solved, num_solved)))
+
+        # Only where the first sample is not valid the others are needed.
+        second_wave: list[Solve] = []
+        for group, known in zip(groups, samples, strict=True):
+            if not _is_valid(known[0]):
+                second_wave += group[len(known) :]
+        solved = iter(self._run(second_wave, Solution))
+        for group, known in zip(groups, samples, strict=True):
+            num_missing = len(group) - len(known)
+            if _is_valid(known[0]):
+                known += [None] * num_missing
+            else:
+                known += itertools.islice(solved, num_missing)
         return samples
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
@@ -786,6 +791,10 @@ def _ids(value: Sequence[int], field: str) -> tuple[int, ...]:
     if value and not _is_ids(value):
         raise _invalid(field, "expected whole numbers")
     return tuple(value)
+
+
+def _is_valid(solution: Solution | None) -> bool:
+    return solution is not None and solution.is_valid is True
 
 
 def _puzzle(value: Any) -> str | Grid:
