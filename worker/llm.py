@@ -398,9 +398,9 @@ class LLM:
         for group, known in zip(groups, samples, strict=True):
             num_missing = len(group) - len(known)
             if _is_valid(known[0]):
-                known += [None] * num_missing
+                known.extend([None] * num_missing)
             else:
-                known += itertools.islice(solved, num_missing)
+                known.extend(itertools.islice(solved, num_missing))
         return samples
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
