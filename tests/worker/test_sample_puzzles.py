@@ -1,4 +1,4 @@
-"""The puzzle network that ships with the project solves Sudokus that its training never saw."""
+"""The puzzle networks that ship with the project solve Sudokus that their training never saw."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from shared.messages import Solution
 from shared.tasks.samples import Sampled
 from worker.llm import LLM
 
-MODEL = Path(__file__).parents[2] / "models" / "sample-trm-sudoku-6x6"
+MODELS = Path(__file__).parents[2] / "models"
 COUNT = 200
 
 
@@ -21,7 +21,7 @@ def puzzles() -> list[Puzzle]:
 
 @pytest.fixture(scope="module")
 def llm() -> Iterator[LLM]:
-    with LLM(MODEL, max_batch_size=64, threads=1) as loaded:
+    with LLM(MODELS / "sample-trm-sudoku-6x6", max_batch_size=64, threads=1) as loaded:
         yield loaded
 
 
@@ -45,6 +45,19 @@ def test_it_solves_held_out_puzzles(llm: LLM, puzzles: list[Puzzle]) -> None:
     assert sum(right) >= 0.98 * COUNT
     assert [solution.is_valid for solution in solutions] == right
     assert sum(solution.steps for solution in solutions) < 1.2 * COUNT
+
+
+def test_an_hrm_solves_small_ones() -> None:
+    """All are right after two segments, and after as many as q_halt and q_continue ask for."""
+    puzzles = held_out(4, COUNT, seed=18)
+    with LLM(MODELS / "sample-hrm-sudoku-4x4", max_batch_size=64, threads=1) as hrm:
+        two_segments = hrm.solve(texts_of(puzzles), max_steps=2)
+        halting = hrm.solve(texts_of(puzzles), halt="q_halt")
+
+    for solutions in (two_segments, halting):
+        right = [is_right(*pair) for pair in zip(solutions, puzzles, strict=True)]
+        assert sum(right) >= 0.99 * COUNT
+    assert 1 < sum(solution.steps for solution in halting) / COUNT < 12
 
 
 def test_verified_samples_leave_nothing_unsolved(llm: LLM, puzzles: list[Puzzle]) -> None:
