@@ -23,6 +23,7 @@ from worker.engine.task_runner import BatchProgress, Files, NewFile, TaskOutput,
 from worker.engine.weights import WeightSize
 from worker.media.images import MAX_IMAGE_BYTES, decode_image, png_of
 from worker.media.mesh import PLY, ply_of
+from worker.models.marching_cubes import SparseMeshDecoder
 from worker.runners.allocation import tells_out_of_memory
 from worker.runners.pipeline_calls import (
     MAX_GIVEN_PIXELS,
@@ -69,7 +70,9 @@ class MeshRunner:
         if self._task == "image-to-3d":
             trial = MeshOfPicture("picture", seed=0, num_inference_steps=1)
             trial_files["picture"] = png_of(Image.new("RGB", (8, 8)))
-        self._pipeline.shap_e_renderer.mesh_decoder.register_forward_hook(_check_surface)
+        renderer = self._pipeline.shap_e_renderer
+        renderer.mesh_decoder = SparseMeshDecoder(renderer.mesh_decoder)
+        renderer.mesh_decoder.register_forward_hook(_check_surface)
         self.spec = TaskRunnerSpec(
             "diffusion",
             name,
