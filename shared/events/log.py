@@ -10,6 +10,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from redis.asyncio import Redis
 
@@ -79,10 +80,12 @@ class LogWriter:
             indices_of.setdefault(keys.shard_of(append.job.id), []).append(index)
 
         now_s = asyncio.get_running_loop().time()
-        calls = {}
+        calls: dict[str, dict[str, Any]] = {}
         for shard, indices in indices_of.items():
             packed = [_packed(appends[index], now_s) for index in indices]
-            calls[shard] = {"ttl_ms": self._ttl_ms, "skipped": _SKIPPED_EVENT, "appends": packed}
+            calls[shard] = {"ttl_ms": self._ttl_ms, "appends": packed}
+            if any(_settles(appends[index]) for index in indices):
+                calls[shard]["skipped"] = _SKIPPED_EVENT
 
         landed = [False] * len(appends)
         replies_of_shards = await self._append.call_all(calls)
@@ -275,6 +278,12 @@ def _index(entry_id: bytes) -> int:
     return int(entry_id.partition(b"-")[0])
 
 
+def _settles(append: Append) -> bool:
+    """Return whether an append makes other jobs needless."""
+    last = append.events[-1]
+    return isinstance(last, Done) and last.settles
+
+
 def _packed(append: Append, now_s: float) -> tuple[object, ...]:
     """Return an append as `append.lua` reads it.
 
@@ -296,10 +305,8 @@ def _packed(append: Append, now_s: float) -> tuple[object, ...]:
     if isinstance(last, Terminal):
         state = STATE_OF[type(last)]
     num_tokens = None
-    settles = False
     if isinstance(last, Done):
         num_tokens = last.num_prompt_tokens + last.num_completion_tokens
-        settles = last.settles
 
     age_ms = 0
     if append.since_s is not None:
@@ -315,5 +322,5 @@ def _packed(append: Append, now_s: float) -> tuple[object, ...]:
         state,
         num_tokens,
         age_ms,
-        settles,
+        _settles(append),
     )

@@ -1,6 +1,6 @@
--- a: ttl_ms, publish, skipped (the last event of a job that is needless), appends [[id, epoch, after, events, has_begun,
---    advance (0: none, 1: progressed, 2: sampled a token), state ('' or the terminal one), cost, ms since the first of
---    the events happened, settles (it makes jobs behind it needless)]]
+-- a: ttl_ms, publish, skipped (the last event of a needless job, if any append settles), appends [[id, epoch, after,
+--    events, has_begun, advance (0: none, 1: progressed, 2: sampled a token), state ('' or the terminal one), cost, ms
+--    since the first of the events happened, settles (it makes jobs behind it needless)]]
 -- Appends events to the logs of many jobs. An append names its epoch, and the index that it goes behind. Returns for
 -- each 1 when its events are in the log (now or by an earlier try of the same append), 0 when the writer is stale.
 
