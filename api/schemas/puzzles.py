@@ -153,9 +153,10 @@ class PuzzleRequest(RequestBody):
     def task(self, puzzle: str | Grid) -> Solve:
         """Return the task of a puzzle, with no more than these fields say."""
         halt: Halt | None = None
-        if self.halt in ("max", "q_halt"):
-            halt = self.halt  # type: ignore[assignment]
+        if self.halt == "q_halt":
+            halt = "q_halt"
         elif self.halt is not None:
+            # steps=N runs all of its N segments.
             halt = "max"
         max_steps = self._halt_steps or self.max_steps
         return Solve(puzzle, halt=halt, max_steps=max_steps, effort=self.effort)

@@ -7,6 +7,7 @@ import random
 
 import pytest
 from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
 
 from shared.errors import FleetError, QueueFull
 from shared.messages import SKIPPED, Cancelled, Done, Failed, Job, Started, Terminal
@@ -77,10 +78,9 @@ async def test_a_job_that_settles_ends_those_behind_it(redis: Redis, shards: int
     assert await submit_group(desk, quota=quota), "the tenant's places are free again"
 
 
-async def test_one_of_the_others_settles_those_after_it(desk_of: Desk, redis: Redis) -> None:
+async def test_one_of_the_others_settles_those_after_it(desk: Desk, redis: Redis) -> None:
     """A job that was parked makes those after it needless, running ones too, and none before it."""
-    desk = desk_of
-    first, second, third, fourth, fifth = await submit_group(desk, 5)
+    _, second, third, fourth, fifth = await submit_group(desk, 5)
     [claim] = await desk.take(10)
     await desk.say(claim, DONE)
     claims = {claim.job.id: claim for claim in await desk.take(3, "w2")}
@@ -93,35 +93,33 @@ async def test_one_of_the_others_settles_those_after_it(desk_of: Desk, redis: Re
     assert await desk.events(fifth) == [SKIPPED]
     assert not await desk.say(claims[fourth.id], DONE), "its worker is stale"
     assert await desk.events(second) == []
-    told = [message async for message in messages(pubsub)]
-    assert told == [fourth.id.encode()]
+    assert await messages(pubsub) == [fourth.id.encode()]
     assert await desk.say(claims[second.id], DONE)
     assert await desk.take(10) == []
     await check_nothing_is_left(redis)
-    assert first
 
 
-async def messages(pubsub: object):  # type: ignore[no-untyped-def]
-    """Yield what has been published until now."""
+async def messages(pubsub: PubSub) -> list[bytes]:
+    """Return what has been published until now."""
+    published: list[bytes] = []
     while True:
-        message = await pubsub.get_message(ignore_subscribe_messages=False, timeout=0.5)  # type: ignore[attr-defined]
+        message = await pubsub.get_message(timeout=0.5)
         if message is None:
-            return
+            return published
         if message["type"] == "message":
-            yield message["data"]
+            published.append(message["data"])
 
 
 @pytest.fixture
-def desk_of(redis: Redis) -> Desk:
+def desk(redis: Redis) -> Desk:
     return Desk(redis)
 
 
 @pytest.mark.parametrize("how", ["failed", "cancelled", "late"])
 async def test_none_is_stranded_behind_one_that_has_no_result(
-    desk_of: Desk, redis: Redis, how: str
+    desk: Desk, redis: Redis, how: str
 ) -> None:
     """However the first ends, those behind it can be done, or ended, as any others."""
-    desk = desk_of
     first, *others = await submit_group(desk)
     if how == "failed":
         [claim] = await desk.take(1)
@@ -140,8 +138,7 @@ async def test_none_is_stranded_behind_one_that_has_no_result(
     await check_nothing_is_left(redis)
 
 
-async def test_all_jobs_of_a_request_are_cancelled_together(desk_of: Desk, redis: Redis) -> None:
-    desk = desk_of
+async def test_all_jobs_of_a_request_are_cancelled_together(desk: Desk, redis: Redis) -> None:
     jobs = await submit_group(desk)
     assert await desk.submissions.end(jobs, Cancelled("client")) == 4
     for job in jobs:
@@ -158,10 +155,9 @@ async def test_all_jobs_of_a_request_are_cancelled_together(desk_of: Desk, redis
     await check_nothing_is_left(redis)
 
 
-async def test_their_time_in_line_begins_when_they_are_in_line(desk_of: Desk, redis: Redis) -> None:
+async def test_their_time_in_line_begins_when_they_are_in_line(desk: Desk, redis: Redis) -> None:
     """A queue timeout does not count the time for which a job is parked."""
-    desk = desk_of
-    request, (first, *others) = await desk.request(
+    request, (_, *others) = await desk.request(
         SAY_HI, SAY_HI, leaders=(None, 0), queue_timeout_s=1000.0
     )
     [claim] = await desk.take(1)
@@ -179,7 +175,6 @@ async def test_their_time_in_line_begins_when_they_are_in_line(desk_of: Desk, re
 
     assert await desk.submissions.end(others, timeout, if_waiting=True) == 0
     assert ids(await desk.take(1)) == [others[0].id]
-    assert first
 
 
 @SHARDS
@@ -217,7 +212,7 @@ async def test_the_janitor_leaves_them_alone_unless_they_are_stranded(
         return found
 
     assert await faults() == {}
-    [claim] = await desk.take(10)
+    assert len(await desk.take(10)) == 1
     assert await faults() == {}
     assert await desk.take(10) == []
 
@@ -226,14 +221,12 @@ async def test_the_janitor_leaves_them_alone_unless_they_are_stranded(
     found = await faults()
     assert found["lost_jobs"] == 3
     assert sorted(ids(await desk.take(10, "w2"))) == sorted(job.id for job in others)
-    assert claim
 
 
-async def test_random_groups_end_as_plain_counting_says(desk_of: Desk, redis: Redis) -> None:
+async def test_random_groups_end_as_plain_counting_says(desk: Desk, redis: Redis) -> None:
     """Groups of all sizes, taken and ended in any order: each job has one end, none is done behind
     one that settled, and each job before the first that settled is done."""
     rng = random.Random(18)
-    desk = desk_of
     groups = [await submit_group(desk, rng.randint(1, 6), max_jobs=1000) for _ in range(40)]
     settles = {job.id: rng.random() < 0.3 for group in groups for job in group}
     held: list[Claim] = []

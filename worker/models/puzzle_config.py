@@ -307,11 +307,11 @@ def _halts_over_zero(source: Source, family: Family) -> bool:
 
 
 def _positions(source: Source) -> Positions:
-    value = source.arch_section.get("pos_encodings")
     if _family(source) == "urm":
-        value = "rope"
+        return "rope"
+    value: object = source.arch_section.get("pos_encodings")
     if value == "rope" or value == "learned" or value == "none":
-        return value  # type: ignore[no-any-return]
+        return value
     raise source.wrong(
         f"says arch.pos_encodings is {value!r}, neither 'rope', 'learned' nor 'none'; correct it."
     )
