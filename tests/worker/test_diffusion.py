@@ -90,8 +90,8 @@ class Watched:
         return self._wanted(index, self.num_asked[index])
 
 
-def load(path: Path, **own: Any) -> DiffusionRunner:
-    options = RunnerOptions(str(path), name="m", own=DiffusionOptions(**own))
+def load(path: Path, device: str = "cpu", **own: Any) -> DiffusionRunner:
+    options = RunnerOptions(str(path), name="m", device=device, own=DiffusionOptions(**own))
     runner = load_runner("auto", options)
     assert isinstance(runner, DiffusionRunner)
     return runner
@@ -167,11 +167,13 @@ def assert_same(actual: Pixels, expected: Pixels) -> None:
 
 
 @pytest.mark.parametrize(("kind", "scheduler"), [*OF_NOISE, ("3", "flow")])
-def test_pictures_are_those_of_diffusers(tmp_path: Path, scheduler: str, kind: Kind) -> None:
+def test_pictures_are_those_of_diffusers(
+    tmp_path: Path, scheduler: str, kind: Kind, device: str
+) -> None:
     """With each scheduler, alone and in a batch, with a negative prompt and without."""
     write_pipeline(tmp_path, scheduler, kind=kind)
-    runner = load(tmp_path)
-    pipeline = library(tmp_path)
+    runner = load(tmp_path, device)
+    pipeline = library(tmp_path).to(device)
     shown = []
     for negative in ("", "blue"):
         tasks = [make(prompt, seed, negative_prompt=negative) for seed, prompt in enumerate(OTHERS)]

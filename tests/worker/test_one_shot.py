@@ -60,10 +60,10 @@ def files_of_kind(kind: str) -> list[tuple[str, bytes, Any]]:
     return files
 
 
-def make(task: str, path: Path) -> OneShotRunner:
+def make(task: str, path: Path, device: str = "cpu") -> OneShotRunner:
     write_one_shot(task, path)
     own = OneShotOptions(task=task)  # type: ignore[arg-type]
-    runner = load_runner("one-shot", RunnerOptions(str(path), name="m", own=own))
+    runner = load_runner("one-shot", RunnerOptions(str(path), name="m", device=device, own=own))
     assert isinstance(runner, OneShotRunner)
     return runner
 
@@ -274,10 +274,10 @@ def test_every_task_has_a_row() -> None:
 
 
 @pytest.mark.parametrize("task", ROWS)
-def test_answers_are_those_of_transformers(task: str, tmp_path: Path) -> None:
+def test_answers_are_those_of_transformers(task: str, tmp_path: Path, device: str) -> None:
     """One at a time and all at once."""
     ask, options, ours, theirs, texts = ROWS[task]
-    runner = make(task, tmp_path)
+    runner = make(task, tmp_path, device)
     library = pipeline(task, model=str(tmp_path), device="cpu")  # type: ignore[call-overload]
     files: dict[str, bytes] = {}
     inputs: list[Any] = list(texts)

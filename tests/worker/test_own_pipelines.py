@@ -45,9 +45,9 @@ PICTURES = {f"p{seed}": encoded(picture(40 + seed, 30, seed=seed)) for seed in r
 LONG = " ".join(["just a film"] * 30)
 
 
-def make(task: str, path: Path) -> OneShotRunner:
+def make(task: str, path: Path, device: str = "cpu") -> OneShotRunner:
     own = OneShotOptions(task=task)  # type: ignore[arg-type]
-    return load(RunnerOptions(str(path), name="m", own=own))
+    return load(RunnerOptions(str(path), name="m", device=device, own=own))
 
 
 def results_of(runner: OneShotRunner, tasks: list[Task]) -> list[Any]:
@@ -94,9 +94,9 @@ def written(path: Path, text: str, **options: Any) -> str:
     return str(tokenizer.decode(answer, skip_special_tokens=True))
 
 
-def test_summaries(tmp_path: Path) -> None:
+def test_summaries(tmp_path: Path, device: str) -> None:
     write_one_shot("summarization", tmp_path)
-    runner = make("summarization", tmp_path)
+    runner = make("summarization", tmp_path, device)
     texts = [*TEXTS, LONG]
     found = results_of(runner, [Summarize(text, max_tokens=12) for text in texts])
     assert found == [Written(written(tmp_path, text)) for text in texts]
@@ -239,10 +239,10 @@ def best_spans(
 
 
 @pytest.mark.parametrize(("top_k", "max_length"), [(1, 15), (3, 2)])
-def test_answers_in_a_text(tmp_path: Path, top_k: int, max_length: int) -> None:
+def test_answers_in_a_text(tmp_path: Path, top_k: int, max_length: int, device: str) -> None:
     """Of texts of one window, and of some that overlap."""
     write_one_shot("question-answering", tmp_path)
-    runner = make("question-answering", tmp_path)
+    runner = make("question-answering", tmp_path, device)
     varied = " ".join(TEXTS * 6)
     pairs = [(question, context) for question in TEXTS[:2] for context in (*TEXTS, varied)]
     tasks: list[Task] = []
@@ -272,9 +272,9 @@ def test_a_question_without_room_for_a_text_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prompt", [None, "a good"])
-def test_captions(tmp_path: Path, prompt: str | None) -> None:
+def test_captions(tmp_path: Path, prompt: str | None, device: str) -> None:
     write_one_shot("image-to-text", tmp_path)
-    runner = make("image-to-text", tmp_path)
+    runner = make("image-to-text", tmp_path, device)
     tasks: list[Task] = [DescribeImage(name, prompt, max_tokens=12) for name in PICTURES]
     found = results_of(runner, tasks)
 
@@ -292,9 +292,9 @@ def test_captions(tmp_path: Path, prompt: str | None) -> None:
     assert len(set(found)) > 1
 
 
-def test_answers_about_pictures(tmp_path: Path) -> None:
+def test_answers_about_pictures(tmp_path: Path, device: str) -> None:
     write_one_shot("visual-question-answering", tmp_path)
-    runner = make("visual-question-answering", tmp_path)
+    runner = make("visual-question-answering", tmp_path, device)
     pairs = [(name, question) for name in PICTURES for question in TEXTS[:2]]
     found = results_of(runner, [AnswerAboutImage(name, text, 2) for name, text in pairs])
 
@@ -412,10 +412,10 @@ def test_sounds_are_written_in_every_format(format: SoundFormat) -> None:
     assert np.frombuffer(loudest, "<i2").tolist() == [32_767, -32_767]
 
 
-def test_forecasts(tmp_path: Path) -> None:
+def test_forecasts(tmp_path: Path, device: str) -> None:
     """Of series of different lengths, as far as the network's horizon of eight and beyond."""
     write_one_shot("time-series-forecasting", tmp_path)
-    runner = load(RunnerOptions(str(tmp_path), name="m"))
+    runner = load(RunnerOptions(str(tmp_path), name="m", device=device))
     model = network_of(tmp_path)
     lengths = (1, 5, 16, 40)
     series = [tuple(np.sin(np.arange(n) / 2 + n).tolist()) for n in lengths]

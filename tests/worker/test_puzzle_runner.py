@@ -125,8 +125,11 @@ def path(tmp_path_factory: pytest.TempPathFactory, weights: Weights) -> Path:
     return directory
 
 
-def load(path: Path, max_batch: int = 8, segments: str = "compat") -> PuzzleRunner:
-    runner = load_runner("auto", options_for(path, max_batch=max_batch, segments=segments))
+def load(
+    path: Path, max_batch: int = 8, segments: str = "compat", device: str = "cpu"
+) -> PuzzleRunner:
+    options = options_for(path, max_batch=max_batch, segments=segments, device=device)
+    runner = load_runner("auto", options)
     assert isinstance(runner, PuzzleRunner)
     return runner
 
@@ -145,14 +148,16 @@ def check(solution: Solution, step: Step, steps: int) -> None:
 
 
 @pytest.mark.parametrize("segments", ["compat", "max"])
-def test_evaluation_runs_all_segments(path: Path, weights: Weights, segments: str) -> None:
+def test_evaluation_runs_all_segments(
+    path: Path, weights: Weights, segments: str, device: str
+) -> None:
     """Each row runs halt_max_steps segments, no matter what its q head says.
 
     Upstream evaluates in this way (T8, format notes section 2).
     """
     assert any(halts_at(truth(weights, puzzle)) < 5 for puzzle in PUZZLES)
 
-    solutions = solve_all(load(path, segments=segments), solve_each(PUZZLES))
+    solutions = solve_all(load(path, segments=segments, device=device), solve_each(PUZZLES))
 
     for puzzle, solution in zip(PUZZLES, solutions, strict=True):
         check(solution, truth(weights, puzzle)[-1], steps=5)
@@ -374,7 +379,9 @@ def noisy(number: int, latents: NoisyLatents = "high", noise: float = 0.7) -> So
 
 
 @pytest.mark.parametrize("latents", ["high", "all"])
-def test_noise_is_that_of_the_formula(path: Path, weights: Weights, latents: NoisyLatents) -> None:
+def test_noise_is_that_of_the_formula(
+    path: Path, weights: Weights, latents: NoisyLatents, device: str
+) -> None:
     """Noise is added before each segment, to z_H or to both; the oracle adds it by hand.
 
     Sample 0 has none.
@@ -391,7 +398,8 @@ def test_noise_is_that_of_the_formula(path: Path, weights: Weights, latents: Noi
             states[number] = states[number] + part
         states = one_segment(arrays, NET, x, states)
 
-    plain, sample = solve_all(load(path), [noisy(0, latents), noisy(3, latents)])
+    runner = load(path, device=device)
+    plain, sample = solve_all(runner, [noisy(0, latents), noisy(3, latents)])
 
     check(sample, read_out(arrays, NET, states), steps=5)
     check(plain, truth(weights, PUZZLES[0])[-1], steps=5)

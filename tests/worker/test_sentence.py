@@ -45,9 +45,13 @@ FOUND = {
 }
 
 
-def load(path: Path) -> LoadedModel:
+def load(path: Path, device: str = "cpu") -> LoadedModel:
     settings = Settings(
-        models=(ModelEntry(id="m", path=str(path)),), max_batch_size=3, device="cpu", threads=1
+        models=(ModelEntry(id="m", path=str(path)),),
+        max_batch_size=3,
+        device=device,
+        dtype="float32",
+        threads=1,
     )
     [model] = load_models(settings)
     return model
@@ -59,11 +63,11 @@ def vectors_of(model: LoadedModel, *, normalize: bool = False) -> list[torch.Ten
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_vectors_are_those_of_sentence_transformers(tmp_path: Path, case: str) -> None:
+def test_vectors_are_those_of_sentence_transformers(tmp_path: Path, case: str, device: str) -> None:
     """A model has the vectors of sentence-transformers, and says how it pools."""
     path = write_sentence_model(tmp_path / "model", case)
     assert detect(str(path)) == "encoder"
-    model = load(path)
+    model = load(path, device)
     assert FOUND.get(case, "pooled by") in model.info.found
 
     vectors = vectors_of(model)
