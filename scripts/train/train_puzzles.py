@@ -70,69 +70,70 @@ class Recipe:
     halt_max_steps: int = 16
 
 
-# Inner widths are multiples of 256, so an expansion that gives less than 256 costs nothing less. A
-# step costs H * (L + 1) passes forward and twice (L + 1) backward, so short cycles leave time for
-# more steps, and make hard puzzles need more segments.
+# Small nets, so that a core trains hundreds to thousands of rows a second. Inner widths are multiples
+# of 256, so an expansion that asks for less costs as much. A step costs H * (L + 1) passes forward
+# and 2 * (L + 1) backward: with short cycles there are more steps, and hard puzzles need several
+# segments. A TRM of hidden 64 and 2 layers with cycles 2 x 3 solves nearly all of size 4 at once.
 RECIPES: dict[tuple[Kind, int], Recipe] = {
     ("trm", 4): Recipe(
-        hidden=64,
-        layers=2,
+        hidden=32,
+        layers=1,
         expansion=4,
-        heads=4,
+        heads=2,
         h_cycles=2,
-        l_cycles=3,
-        batch=128,
-        lr=1e-3,
-        num_grids=40_000,
+        l_cycles=1,
+        batch=64,
+        lr=2e-3,
+        num_grids=20_000,
     ),
     ("trm", 6): Recipe(
-        hidden=96,
-        layers=2,
+        hidden=64,
+        layers=1,
         expansion=4,
-        heads=4,
+        heads=2,
         h_cycles=2,
-        l_cycles=3,
-        batch=128,
-        lr=1e-3,
+        l_cycles=1,
+        batch=64,
+        lr=2e-3,
         num_grids=40_000,
     ),
     ("trm", 9): Recipe(
         hidden=128,
-        layers=2,
+        layers=1,
         expansion=3,
         heads=4,
         h_cycles=2,
-        l_cycles=3,
+        l_cycles=2,
         batch=64,
-        lr=1e-3,
+        lr=2e-3,
         num_grids=10_000,
-        max_blanks=40,
+        max_blanks=45,
     ),
     ("hrm", 4): Recipe(
         hidden=64,
-        layers=2,
+        layers=1,
         expansion=4,
         heads=2,
         h_cycles=2,
         l_cycles=2,
-        batch=128,
-        lr=1e-3,
-        num_grids=40_000,
+        batch=64,
+        lr=2e-3,
+        num_grids=20_000,
     ),
     ("hrm", 6): Recipe(
         hidden=96,
-        layers=2,
+        layers=1,
         expansion=4,
         heads=3,
         h_cycles=2,
         l_cycles=2,
-        batch=128,
-        lr=1e-3,
+        batch=64,
+        lr=2e-3,
         num_grids=40_000,
     ),
     ("hrm", 9): Recipe(
         hidden=96,
-        layers=2,
+        layers=1,
         expansion=4,
         heads=3,
         h_cycles=2,
@@ -140,7 +141,7 @@ RECIPES: dict[tuple[Kind, int], Recipe] = {
         batch=64,
         lr=1e-3,
         num_grids=10_000,
-        max_blanks=40,
+        max_blanks=45,
     ),
 }
 
