@@ -2,8 +2,10 @@
 
 They are written from the published equations, apart from the worker's own, so that a checkpoint
 made here is a test of its loader. Parameters have the names of the published checkpoints without
-their prefix. With x = sqrt(H) * [puzzle_emb ; E[ids]], one ACT segment is:
+their prefix. One ACT segment is:
 
+    x = sqrt(H) * [puzzle_emb ; E[ids]]
+        or, with learned positions, sqrt(H) * sqrt(1/2) * ([puzzle_emb ; E[ids]] + P)
     repeat H_cycles: { repeat L_cycles: z_L = L(z_L + z_H + x);  z_H = H(z_H + z_L) }
 
 In a TRM, L and H are the same layers. Gradients flow through the last H cycle alone.
@@ -18,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Kind = Literal["trm", "hrm"]
+Positions = Literal["none", "rope", "learned"]
 
 NORM_EPS = 1e-5
 ROPE_THETA = 1e4
@@ -27,7 +30,10 @@ PREFIX_LEN = 1
 
 @dataclass(frozen=True)
 class NetConfig:
-    """Sizes of a network. `num_layers` is that of L, and in an HRM also that of H."""
+    """Sizes of a network. `num_layers` is that of L, and in an HRM also that of H.
+
+    A TRM that mixes positions needs no encoding of them. An HRM has rotary or learned ones.
+    """
 
     kind: Kind
     vocab_size: int
@@ -39,6 +45,7 @@ class NetConfig:
     h_cycles: int
     l_cycles: int
     halt_max_steps: int
+    positions: Positions
 
     @property
     def num_positions(self) -> int:
@@ -108,7 +115,7 @@ class _SwiGlu(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Attention between all positions of a row, with rotary positions from 0 on."""
+    """Attention between all positions of a row. Rotary ones count from 0."""
 
     cos: Tensor
     sin: Tensor
@@ -116,6 +123,7 @@ class _Attention(nn.Module):
     def __init__(self, config: NetConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
+        self.is_rotary = config.positions == "rope"
         self.qkv_proj = _linear(config.hidden_size, 3 * config.hidden_size)
         self.o_proj = _linear(config.hidden_size, config.hidden_size)
         head_size = config.hidden_size // config.num_heads
@@ -135,6 +143,8 @@ class _Attention(nn.Module):
         return out
 
     def _rotate(self, x: Tensor) -> Tensor:
+        if not self.is_rotary:
+            return x
         first, second = x.chunk(2, dim=-1)
         return x * self.cos + torch.cat((-second, first), dim=-1) * self.sin
 
@@ -192,6 +202,8 @@ class PuzzleNet(nn.Module):
         self.register_buffer("L_init", _drawn(width, std=1.0))
         self.embed_tokens = _Embedding(config.vocab_size, width)
         self.puzzle_emb = _PuzzleEmbedding(PREFIX_LEN * width)
+        if config.positions == "learned":
+            self.embed_pos = _Embedding(config.num_positions, width)
         self.lm_head = _linear(width, config.vocab_size)
         self.q_head = nn.Linear(width, 2)
         self.L_level = _Level(config)
@@ -231,7 +243,10 @@ class PuzzleNet(nn.Module):
     def _embed(self, ids: Tensor) -> Tensor:
         tokens = F.embedding(ids, self.embed_tokens.embedding_weight)
         prefix = self.puzzle_emb.weights.view(1, PREFIX_LEN, -1).expand(len(ids), -1, -1)
-        return sqrt(self.config.hidden_size) * torch.cat((prefix, tokens), dim=1)
+        x = torch.cat((prefix, tokens), dim=1)
+        if self.config.positions == "learned":
+            x = sqrt(0.5) * (x + self.embed_pos.embedding_weight)
+        return sqrt(self.config.hidden_size) * x
 
 
 def num_parameters(net: PuzzleNet) -> int:

@@ -35,6 +35,7 @@ from scripts.train.puzzle_nets import (
     Carry,
     Kind,
     NetConfig,
+    Positions,
     PuzzleNet,
     Segment,
     flops_per_segment,
@@ -68,71 +69,78 @@ class Recipe:
     num_grids: int
     max_blanks: int | None = None
     halt_max_steps: int = 16
+    positions: Positions = "none"
 
 
-# Inner widths are multiples of 256, so an expansion that gives less than 256 costs nothing less. A
-# step costs H * (L + 1) passes forward and twice (L + 1) backward, so short cycles leave time for
-# more steps, and make hard puzzles need more segments.
+# Small nets, so that a core trains hundreds to thousands of rows a second. Inner widths are
+# multiples of 256, so an expansion that asks for less costs as much. A step costs H * (L + 1)
+# passes forward and 2 * (L + 1) backward: with short cycles there are more steps, and hard puzzles
+# need several segments. A TRM of hidden 64 and 2 layers with cycles 2 x 3 solves nearly all of size
+# 4 at once. An HRM finds rows, columns and boxes far sooner with learned positions, as in the
+# published recipe for Sudoku: after 48 seconds of size 4 it solved 0.99 of the puzzles, with rotary
+# ones 0.08.
 RECIPES: dict[tuple[Kind, int], Recipe] = {
     ("trm", 4): Recipe(
-        hidden=64,
-        layers=2,
+        hidden=32,
+        layers=1,
         expansion=4,
-        heads=4,
+        heads=2,
         h_cycles=2,
-        l_cycles=3,
-        batch=128,
-        lr=1e-3,
-        num_grids=40_000,
+        l_cycles=1,
+        batch=64,
+        lr=2e-3,
+        num_grids=20_000,
     ),
     ("trm", 6): Recipe(
-        hidden=96,
-        layers=2,
+        hidden=64,
+        layers=1,
         expansion=4,
-        heads=4,
+        heads=2,
         h_cycles=2,
-        l_cycles=3,
-        batch=128,
-        lr=1e-3,
+        l_cycles=1,
+        batch=64,
+        lr=2e-3,
         num_grids=40_000,
     ),
     ("trm", 9): Recipe(
         hidden=128,
-        layers=2,
+        layers=1,
         expansion=3,
         heads=4,
         h_cycles=2,
-        l_cycles=3,
+        l_cycles=2,
         batch=64,
-        lr=1e-3,
+        lr=2e-3,
         num_grids=10_000,
-        max_blanks=40,
+        max_blanks=45,
     ),
     ("hrm", 4): Recipe(
         hidden=64,
-        layers=2,
+        layers=1,
         expansion=4,
         heads=2,
         h_cycles=2,
         l_cycles=2,
-        batch=128,
-        lr=1e-3,
-        num_grids=40_000,
+        batch=64,
+        lr=2e-3,
+        num_grids=20_000,
+        positions="learned",
     ),
     ("hrm", 6): Recipe(
         hidden=96,
-        layers=2,
+        layers=1,
         expansion=4,
         heads=3,
         h_cycles=2,
         l_cycles=2,
-        batch=128,
-        lr=1e-3,
+        batch=64,
+        lr=2e-3,
         num_grids=40_000,
+        positions="learned",
     ),
     ("hrm", 9): Recipe(
         hidden=96,
-        layers=2,
+        layers=1,
         expansion=4,
         heads=3,
         h_cycles=2,
@@ -140,7 +148,8 @@ RECIPES: dict[tuple[Kind, int], Recipe] = {
         batch=64,
         lr=1e-3,
         num_grids=10_000,
-        max_blanks=40,
+        max_blanks=45,
+        positions="learned",
     ),
 }
 
@@ -157,6 +166,7 @@ def net_config(kind: Kind, size: int, recipe: Recipe) -> NetConfig:
         h_cycles=recipe.h_cycles,
         l_cycles=recipe.l_cycles,
         halt_max_steps=recipe.halt_max_steps,
+        positions=recipe.positions,
     )
 
 
@@ -625,6 +635,7 @@ def main() -> None:
     recipe.add_argument("--num-grids", type=int)
     recipe.add_argument("--max-blanks", type=int)
     recipe.add_argument("--halt-max-steps", type=int)
+    recipe.add_argument("--positions", choices=("rope", "learned"), help="of an HRM")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     Run(args).train()

@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from math import sqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,12 +44,12 @@ KINDS: tuple[Kind, ...] = ("trm", "hrm")
 Array = NDArray[np.float64]
 
 
-def tiny(kind: Kind, size: int = 4, **changes: int) -> NetConfig:
-    recipe = replace(RECIPES[kind, size], hidden=32, heads=2, **changes)
-    return net_config(kind, size, recipe)
+def tiny(kind: Kind, size: int = 4, **changes: Any) -> NetConfig:
+    recipe = replace(RECIPES[kind, size], hidden=32, heads=2, layers=2, l_cycles=2)
+    return net_config(kind, size, replace(recipe, **changes))
 
 
-def tiny_trainer(kind: Kind, rows: int = 8, *, bf16: bool = False, **changes: int) -> Trainer:
+def tiny_trainer(kind: Kind, rows: int = 8, *, bf16: bool = False, **changes: Any) -> Trainer:
     torch.manual_seed(0)
     puzzles = arrays_of(held_out(4, 20))
     source = PuzzleSource(puzzles, 4, np.random.default_rng(0))
@@ -189,6 +190,8 @@ def expected_shapes(config: NetConfig) -> dict[str, tuple[int, ...]]:
         "q_head.bias": (2,),
         "puzzle_emb.weights": (1, width),
     }
+    if config.positions == "learned":
+        shapes["embed_pos.embedding_weight"] = (positions, width)
     levels = ("L_level",) if config.kind == "trm" else ("L_level", "H_level")
     for level in levels:
         for number in range(config.num_layers):
@@ -205,9 +208,13 @@ def expected_shapes(config: NetConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_directory_has_the_published_names_and_shapes(kind: Kind, tmp_path: Path) -> None:
-    config = tiny(kind, size=6)
+@pytest.mark.parametrize(
+    ("kind", "positions"), [("trm", "none"), ("hrm", "learned"), ("hrm", "rope")]
+)
+def test_a_directory_has_the_published_names_and_shapes(
+    kind: Kind, positions: str, tmp_path: Path
+) -> None:
+    config = tiny(kind, size=6, positions=positions)
     (tmp_path / "step_7").write_bytes(b"of an earlier run")
     measurement = written(tmp_path, PuzzleNet(config), size=6)
     assert sorted(file.name for file in tmp_path.iterdir()) == [
@@ -270,12 +277,13 @@ def test_the_configuration_has_the_published_keys(tmp_path: Path) -> None:
     assert own.items() <= trm["arch"].items()
     assert hrm["arch"]["name"] == "hrm.hrm_act_v1@HierarchicalReasoningModel_ACTV1"
     assert "no_ACT_continue" not in hrm["arch"]
-    assert hrm["arch"]["pos_encodings"] == "rope"
+    assert hrm["arch"]["pos_encodings"] == "learned"
     assert hrm["arch"]["H_layers"] == 2
 
 
 def test_the_published_trm_for_sudoku_has_its_number_of_parameters() -> None:
-    recipe = replace(RECIPES["trm", 9], hidden=512, expansion=4, h_cycles=3, l_cycles=6)
+    recipe = replace(RECIPES["trm", 9], hidden=512, layers=2, expansion=4)
+    recipe = replace(recipe, h_cycles=3, l_cycles=6)
     # The published prefix is 15 positions longer than ours, so they are cells here.
     config = replace(net_config("trm", 9, recipe), seq_len=96)
     embedding_of_the_puzzle = 512
@@ -340,10 +348,13 @@ def test_a_segment_of_a_trm_is_that_of_the_equations() -> None:
         assert segment.q_continue[row].item() == pytest.approx(q_continue, abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_is_written_is_served_alike(tmp_path: Path, kind: Kind) -> None:
+@pytest.mark.parametrize(
+    ("kind", "positions"), [("trm", "none"), ("hrm", "learned"), ("hrm", "rope")]
+)
+def test_what_is_written_is_served_alike(kind: Kind, positions: str, tmp_path: Path) -> None:
     """The loader of workers, and the one of benchmarks, make the same network of the directory."""
-    net = PuzzleNet(tiny(kind, size=6))
+    torch.manual_seed(2)
+    net = PuzzleNet(tiny(kind, size=6, positions=positions))
     torch.nn.init.normal_(net.puzzle_emb.weights)
     torch.nn.init.normal_(net.q_head.weight)
     net.requires_grad_(False)
