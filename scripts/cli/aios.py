@@ -66,6 +66,8 @@ usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers, janitor
                                 who may call, and how much
        aios puzzles solve FILE [--path MODEL]
                                 a file of puzzles, by the fleet or a model that is loaded here
+       aios ab run SIDE SIDE --questions FILE
+                                the same questions to several models or servers, compared
        aios --version
 Without --redis-url (--server-url of puzzles) the last six, and aios jobs, find the fleet that `aios serve hrm` runs on
 this machine; where several run, --port chooses one.
@@ -116,6 +118,10 @@ def run(argv: list[str]) -> int:
             *words,
         ]:
             return int(import_module(f"scripts.cli.{name}").main(words))
+        case ["ab", *words]:
+            from scripts.cli.ab import command
+
+            return command.main(words)
         case ["-V" | "--version"]:
             print(f"aios {_version()}")
             return 0

@@ -2,26 +2,34 @@
 
 import pytest
 
-from scripts.bench.ab import Sampling, Side, agreement, compare
+from scripts.cli.ab.asking import ask_sides
+from scripts.cli.ab.questions import Question
+from scripts.cli.ab.sides import Sampling, Side
 from tests.fixtures.e2e.serving import serving
 
 # Prompts whose answers the model is not sure of: a sure answer is equal with every seed.
-PROMPTS = [
-    "Solve for y: y * y = x",
-    "Compute: 99999 * 88888",
-    "7 7 7 7",
-    "zzz qqq",
+QUESTIONS = [
+    Question("Solve for y: y * y = x"),
+    Question("Compute: 99999 * 88888"),
+    Question("7 7 7 7"),
+    Question("zzz qqq"),
 ]
 
 
 @pytest.mark.slow
 async def test_equal_seeds_give_equal_texts_in_every_dialect() -> None:
     with serving("--threads", "1") as fleet:
-        sides = [Side("aios", fleet.url), Side("openai", f"{fleet.url}/v1"), Side("tgi", fleet.url)]
-        answers = await compare(sides, PROMPTS, Sampling(32, temperature=2.0, seed=7), 4)
-        [other_seed] = await compare(sides[:1], PROMPTS, Sampling(32, temperature=2.0, seed=8), 4)
+        sides = [
+            Side("one", "aios", fleet.url),
+            Side("two", "openai", f"{fleet.url}/v1"),
+            Side("three", "tgi", fleet.url),
+        ]
+        texts = []
+        for seed in (7, 8):
+            sampling = Sampling(32, temperature=2.0, seed=seed)
+            found = await ask_sides(sides, QUESTIONS, sampling, concurrency=4)
+            texts.append([[answer.text for answer in side.answers] for side in found])
 
-    first, *others = answers
-    for answers_of_side in others:
-        assert agreement(PROMPTS, first, answers_of_side) == {"compared": 4, "equal": 4}
-    assert agreement(PROMPTS, first, other_seed)["equal"] < 4, "the seed matters"
+    first, *others = texts[0]
+    assert others == [first, first]
+    assert texts[1][0] != first, "the seed matters"

@@ -1,0 +1,123 @@
+"""Problems as tokens: the tokenizer of a text model, its prompts, and batches for training.
+
+A prompt of an HRM-Text is BOQ, condition tokens, the problem and EOQ; one of a causal model is the
+problem and a line break. A response ends with EOA.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from scripts.train.problems.problem import Problem
+from scripts.train.text_recipe import CONTEXT_WINDOW, TextRecipe
+from scripts.train.train_sample import BOQ, CONDITION_TOKENS, EOA, EOQ, PAD
+
+TRAINED_CONDITIONS = (("direct",), ("cot",), ("synth", "cot"))
+CAUSAL_END_OF_PROMPT = "\n"
+_SORTED_BATCHES = 8
+_WIDTH_MULTIPLE = 8
+
+
+def train_tokenizer(texts: Iterator[str], recipe: TextRecipe) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE of `vocab_size` tokens, in which each digit is a token of its own.
+
+    One for a causal network puts BOQ before a text by itself.
+    """
+    specials = [PAD, BOQ, EOQ, EOA, *CONDITION_TOKENS.values()]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=recipe.vocab_size,
+        special_tokens=specials,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if recipe.net == "causal":
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{BOQ} $A",
+            pair=f"{BOQ} $A $B",
+            special_tokens=[(BOQ, tokenizer.token_to_id(BOQ))],
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOQ,
+        eos_token=EOA,
+        pad_token=PAD,
+        additional_special_tokens=[EOQ, *CONDITION_TOKENS.values()],
+        model_max_length=CONTEXT_WINDOW,
+    )
+
+
+class Encoder:
+    """Turns problems into token ids, as the network of a recipe is prompted."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, recipe: TextRecipe) -> None:
+        self._tokenizer = tokenizer
+        self._is_causal = recipe.net == "causal"
+        self._conditions = itertools.cycle(TRAINED_CONDITIONS)
+
+    def encode(self, problems: Sequence[Problem]) -> list[tuple[list[int], int]]:
+        """Return the ids of each prompt with its response, and the number of those of the prompt.
+
+        Conditions take turns.
+        """
+        prompts = [self._prompt(problem.prompt) for problem in problems]
+        responses = [problem.response + EOA for problem in problems]
+        rows = []
+        for prompt, response in zip(self._ids(prompts), self._ids(responses), strict=True):
+            rows.append((prompt + response, len(prompt)))
+        return rows
+
+    def _prompt(self, text: str) -> str:
+        if self._is_causal:
+            return BOQ + text + CAUSAL_END_OF_PROMPT
+        conditions = "".join(CONDITION_TOKENS[name] for name in next(self._conditions))
+        return BOQ + conditions + text + EOQ
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return ids
+
+
+def batches(
+    problems: Iterator[Problem], encoder: Encoder, *, batch_size: int, pad: int, seed: int
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield batches as of `collate` without end.
+
+    The problems of eight batches are drawn together and sorted by length, so that a batch has
+    little padding. The eight batches are yielded in random order.
+    """
+    shuffle = torch.Generator().manual_seed(seed)
+    while True:
+        drawn = list(itertools.islice(problems, batch_size * _SORTED_BATCHES))
+        rows = [row for row in encoder.encode(drawn) if len(row[0]) <= CONTEXT_WINDOW]
+        rows.sort(key=lambda row: len(row[0]))
+        starts = range(0, len(rows), batch_size)
+        for number in torch.randperm(len(starts), generator=shuffle).tolist():
+            start = starts[number]
+            yield collate(rows[start : start + batch_size], pad)
+
+
+def collate(rows: Sequence[tuple[list[int], int]], pad: int) -> dict[str, torch.Tensor]:
+    """Return int64 tensors [rows, width] of encoded problems, padded on the right.
+
+    `token_type_ids` are 1 on the prompt, else 0. `labels` are -100 on the prompt and the padding,
+    and the token ids on the response. The width is a multiple of eight.
+    """
+    longest = max(len(ids) for ids, _ in rows)
+    width = -(-longest // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE
+    ids = torch.full((len(rows), width), pad)
+    types = torch.zeros_like(ids)
+    labels = torch.full_like(ids, -100)
+    for row, (tokens, num_prompt) in enumerate(rows):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        types[row, :num_prompt] = 1
+        labels[row, num_prompt : len(tokens)] = ids[row, num_prompt : len(tokens)]
+    return {"input_ids": ids, "token_type_ids": types, "labels": labels}

@@ -1,0 +1,179 @@
+"""Train a text model on generated problems, and write it as a Hugging Face directory.
+
+    python -m scripts.train.train_text hrm-text-math --out models/hrm-text-math
+
+The name is that of a recipe in `scripts/train/recipes`. An HRM-Text is a PrefixLM: attention is
+bidirectional on the prompt and causal on the response. The loss is on the response only. The saved
+weights are an exponential moving average. The state for `--resume` and the history of the run are
+kept in the directory of `--cache`.
+"""
+
+import argparse
+import copy
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from scripts.train.evaluate_text import evaluate
+from scripts.train.loop import Length, Schedule, TrainingLoop, update_average
+from scripts.train.problems.problem import Problem
+from scripts.train.problems.streams import training_stream
+from scripts.train.text_batches import CAUSAL_END_OF_PROMPT, Encoder, batches, train_tokenizer
+from scripts.train.text_recipe import RECIPES, TextRecipe, network, read_recipe
+
+_TOKENIZER_PROBLEMS = 40_000
+_MEASURED_EACH = 40
+_MEASURED_EACH_AT_THE_END = 400
+
+
+class TextLearner:
+    """A text model in training, and its average."""
+
+    def __init__(
+        self,
+        recipe: TextRecipe,
+        out: Path,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        seed: int = 0,
+        device: str = "cpu",
+        bf16: bool = False,
+    ) -> None:
+        torch.manual_seed(seed)
+        self.step = 0
+        self._recipe = recipe
+        self._out = out
+        self._tokenizer = tokenizer
+        self._device = torch.device(device)
+        self._bf16 = bf16
+        self._seed = seed
+        self._net: Any = network(recipe, tokenizer).to(device)
+        self._average: Any = copy.deepcopy(self._net).requires_grad_(False)
+        self._optimizer = torch.optim.AdamW(
+            self._net.parameters(), betas=(0.9, 0.95), weight_decay=recipe.weight_decay, fused=True
+        )
+        self._batches = self._batches_from(0)
+
+    def _batches_from(self, step: int) -> Iterator[dict[str, torch.Tensor]]:
+        """A run that goes on sees other problems than those with which it began."""
+        seed = self._seed * 1_000_003 + step
+        return batches(
+            training_stream(seed),
+            Encoder(self._tokenizer, self._recipe),
+            batch_size=self._recipe.batch_size,
+            pad=self._tokenizer.pad_token_id,
+            seed=seed,
+        )
+
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self._net.parameters())
+
+    def train_step(self, lr: float) -> Mapping[str, float]:
+        batch = {name: value.to(self._device) for name, value in next(self._batches).items()}
+        if self._recipe.net == "causal":
+            del batch["token_type_ids"]
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
+            loss = self._net(**batch, use_cache=False).loss
+
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._net.parameters(), 1.0)
+        self._optimizer.step()
+        self.step += 1
+        update_average(self._average, self._net, step=self.step, rate=self._recipe.ema_rate)
+        return {"loss": loss.item(), "tokens": float(batch["input_ids"].numel())}
+
+    def measure(self, *, is_last: bool) -> Mapping[str, float]:
+        self._write()
+        count = _MEASURED_EACH_AT_THE_END if is_last else _MEASURED_EACH
+        shares = {}
+        for kind, score in evaluate(self._out, count).items():
+            shares[kind] = score.share
+        return shares
+
+    def _write(self) -> None:
+        """Write the average in float32, its tokenizer, and how it is to be asked."""
+        tokenizer = self._tokenizer
+        model = copy.deepcopy(self._average).to("cpu")
+        model.generation_config = GenerationConfig(
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        model.save_pretrained(self._out)
+        tokenizer.save_pretrained(self._out)
+        template = "{problem}"
+        if self._recipe.net == "causal":
+            template += CAUSAL_END_OF_PROMPT
+        prompting = {"math": template, "coding": template}
+        prompting |= {"top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
+        (self._out / "prompting.json").write_text(json.dumps(prompting, indent=2) + "\n")
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "net": self._net.state_dict(),
+            "average": self._average.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        try:
+            self._net.load_state_dict(state["net"])
+        except RuntimeError as error:
+            raise ValueError(f"the saved network is another: {error}") from error
+        self._average.load_state_dict(state["average"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._batches = self._batches_from(self.step)
+
+
+def texts(problems: Iterator[Problem], count: int) -> Iterator[str]:
+    """Yield the prompts and the responses of some problems."""
+    for problem in itertools.islice(problems, count):
+        yield problem.prompt
+        yield problem.response
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe", choices=sorted(file.stem for file in RECIPES.glob("*.yaml")))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, help="instead of the recipe's")
+    parser.add_argument("--batch-size", type=int, help="instead of the recipe's")
+    parser.add_argument("--resume", action="store_true", help="go on from the saved state")
+    parser.add_argument("--cache", type=Path, default=Path(".train"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--bf16", action="store_true", help="products in bfloat16, where fast")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--measure-minutes", type=float, default=15)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    transformers_logging.disable_progress_bar()
+
+    recipe = read_recipe(RECIPES / f"{args.recipe}.yaml")
+    tokenizer = train_tokenizer(texts(training_stream(args.seed), _TOKENIZER_PROBLEMS), recipe)
+    learner = TextLearner(
+        recipe, args.out, tokenizer, seed=args.seed, device=args.device, bf16=args.bf16
+    )
+    print(f"{learner.num_parameters():,} parameters, {len(tokenizer):,} tokens", flush=True)
+    schedule = Schedule(
+        length=Length(steps=args.steps or recipe.steps),
+        peak_lr=recipe.lr,
+        folder=args.cache / args.out.name,
+        measure_minutes=args.measure_minutes,
+    )
+    TrainingLoop(learner, schedule, resume=args.resume).run()
+
+
+if __name__ == "__main__":
+    main()
