@@ -58,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         bodies = [{"task": args.task, "inputs": one} for one in inputs]
         speed = Comparison()
         for number in range(args.rounds + 1):
-            together = _seconds(url, "/api/inference", bodies, args.concurrent)
-            alone = _seconds(url, "/api/inference", bodies, 1)
+            together = seconds_to_answer(f"{url}/api/inference", bodies, args.concurrent)
+            alone = seconds_to_answer(f"{url}/api/inference", bodies, 1)
             # The first round does not count: it touches memory for the first time.
             if number:
                 speed.add(ours=together, theirs=alone)
@@ -80,7 +80,8 @@ def _beside_sentence_transformers(url: str, args: argparse.Namespace, texts: Seq
     lists = [list(texts[start : start + _LIST]) for start in range(0, len(texts), _LIST)]
     speed = Comparison()
     for number in range(args.rounds + 1):
-        ours = _seconds(url, "/v1/embeddings", [{"input": one} for one in lists], concurrent=2)
+        bodies = [{"input": one} for one in lists]
+        ours = seconds_to_answer(f"{url}/v1/embeddings", bodies, concurrent=2)
         begun_s = now()
         library.encode(list(texts), batch_size=_LIST)
         theirs = now() - begun_s
@@ -89,9 +90,9 @@ def _beside_sentence_transformers(url: str, args: argparse.Namespace, texts: Seq
     return speed.rates("embeddings", len(texts), "texts/s", sides=("fleet", "library"))
 
 
-def _seconds(url: str, path: str, bodies: Sequence[dict[str, Any]], concurrent: int) -> float:
+def seconds_to_answer(url: str, bodies: Sequence[dict[str, Any]], concurrent: int) -> float:
     """Return the seconds in which all bodies are answered, `concurrent` at a time."""
-    return asyncio.run(_answer_all(url + path, bodies, concurrent))
+    return asyncio.run(_answer_all(url, bodies, concurrent))
 
 
 async def _answer_all(url: str, bodies: Sequence[dict[str, Any]], concurrent: int) -> float:
@@ -132,18 +133,22 @@ async def _read_answer(reader: asyncio.StreamReader) -> None:
 
 def _inputs(args: argparse.Namespace) -> list[str]:
     """Return the inputs of all requests, each different where the task allows."""
-    generator = random.Random(0)
     makers: dict[str, Callable[[int], str]] = {
         "image-classification": _image,
         "automatic-speech-recognition": lambda number: _encoded(args.file.read_bytes()),
     }
     if args.task in _TEXT_TASKS:
-        return [_sentence(generator) for _ in range(args.count)]
+        return draw_sentences(args.count, seed=0)
     return [makers[args.task](number) for number in range(args.count)]
 
 
-def _sentence(generator: random.Random) -> str:
-    return " ".join(generator.choices(_WORDS, k=generator.randint(5, 25)))
+def draw_sentences(count: int, seed: int) -> list[str]:
+    """Return sentences of 5 to 25 words."""
+    generator = random.Random(seed)
+    sentences = []
+    for _ in range(count):
+        sentences.append(" ".join(generator.choices(_WORDS, k=generator.randint(5, 25))))
+    return sentences
 
 
 def _image(number: int) -> str:

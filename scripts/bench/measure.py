@@ -15,6 +15,8 @@ import transformers
 
 T = TypeVar("T")
 
+_CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+
 
 @dataclass(frozen=True)
 class Timed(Generic[T]):
@@ -121,6 +123,17 @@ def header(**facts: object) -> str:
         "  ".join(f"{key}={value}" for key, value in facts.items()),
     ]
     return "\n".join(lines)
+
+
+def cpu() -> str:
+    """Return the name of the CPU, with those of its flags that kernels ask for."""
+    facts: dict[str, str] = {}
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        facts.setdefault(name.strip(), value.strip())
+    has = set(facts.get("flags", "").split())
+    flags = [flag for flag in _CPU_FLAGS if flag in has]
+    return f"{os.cpu_count()} x {facts.get('model name', 'unknown')} ({' '.join(flags)})"
 
 
 def commit() -> str:

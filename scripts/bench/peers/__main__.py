@@ -10,14 +10,13 @@ rounds. Let nothing else run meanwhile.
 
 import argparse
 import itertools
-import os
 import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from scripts.bench import model
-from scripts.bench.measure import header
+from scripts.bench.measure import cpu, header
 from scripts.bench.peers.load import Figures
 from scripts.bench.peers.scoring import draw_questions
 from scripts.bench.peers.sides import (
@@ -32,7 +31,6 @@ from scripts.bench.peers.sides import (
 )
 from scripts.bench.prompts import draw_prompts
 
-_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 _NETS = {"hrm-text": model.hrm_text, "causal": model.causal}
 _BASE = "vllm"
 _SHAPES = ("ours-1", "ours-n")
@@ -45,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print a header, a line for each turn as it ends, and a table of each case."""
     args = _parser().parse_args(argv)
     args.folder.mkdir(parents=True, exist_ok=True)
-    print(header(cpu=_cpu(), size=args.size, rounds=args.rounds, tokens=args.tokens), flush=True)
+    print(header(cpu=cpu(), size=args.size, rounds=args.rounds, tokens=args.tokens), flush=True)
 
     sides = all_sides(args.folder)
     chosen = {}
@@ -201,17 +199,6 @@ def _median_of(figures: Sequence[Figures], read: Callable[[Figures], float | Non
 
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _cpu() -> str:
-    """Return the name of the CPU, with those of its flags that kernels ask for."""
-    facts: dict[str, str] = {}
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        facts.setdefault(name.strip(), value.strip())
-    has = set(facts.get("flags", "").split())
-    flags = [flag for flag in _FLAGS if flag in has]
-    return f"{os.cpu_count()} x {facts.get('model name', 'unknown')} ({' '.join(flags)})"
 
 
 def _names(known: Sequence[str]) -> Callable[[str], list[str]]:
