@@ -107,13 +107,19 @@ def bracket(value: int) -> str:
 
 
 def compute(a: int, operator: str, b: int) -> int:
-    """Return the result. Raise ArithmeticError if a division leaves a remainder."""
+    """Return the result. Raise ArithmeticError if a division leaves a remainder.
+
+    `a % b` is a percent of b.
+    """
     if operator == "+":
         return a + b
     if operator == "-":
         return a - b
     if operator == "*":
         return a * b
+    if operator == "%":
+        a *= b
+        b = 100
     quotient, remainder = divmod(a, b)
     if remainder:
         raise ArithmeticError(f"{a} / {b} leaves a remainder")
@@ -133,12 +139,48 @@ def working(a: int, operator: str, b: int) -> list[str]:
 
 def calculation(a: int, operator: str, b: int, label: str = "") -> list[str]:
     """Return the lines of `a operator b`, the last of which ends with the result."""
+    if operator == "%":
+        return [f"{label}{a}% of {b}", *percent_steps(a, b)]
     text = f"{a} {operator} {bracket(b)}"
     lines = working(a, operator, b)
     result = f"{text} = {compute(a, operator, b)}"
     if not lines:
         return [f"{label}{result}"]
     return [f"{label}{text}", *lines, result]
+
+
+def hundredths(value: int) -> str:
+    """Return `value / 100` as text, with no more decimals than it takes: `37.5`."""
+    whole, rest = divmod(value, 100)
+    if rest == 0:
+        return str(whole)
+    return f"{whole}.{rest:02d}".rstrip("0")
+
+
+def percent_steps(percent: int, number: int) -> list[str]:
+    """Return the lines of a part of a number. Zeros are cancelled before the product."""
+    a = number
+    b = percent
+    divisor = 100
+    while divisor > 1 and a % 10 == 0:
+        a //= 10
+        divisor //= 10
+    while divisor > 1 and b % 10 == 0:
+        b //= 10
+        divisor //= 10
+
+    lines = []
+    if divisor < 100:
+        line = f"{number} * {percent} / 100 = {a} * {b}"
+        if divisor > 1:
+            line += f" / {divisor}"
+        lines.append(line)
+    lines += calculation(a, "*", b)
+    result = hundredths(number * percent)
+    if divisor > 1:
+        lines.append(f"{a * b} / {divisor} = {result}")
+    lines.append(f"{percent}% of {number} = {result}")
+    return lines
 
 
 def _sum_working(a: int, b: int) -> list[str]:
@@ -156,9 +198,11 @@ def _sum_working(a: int, b: int) -> list[str]:
 
 
 def _product_working(a: int, b: int) -> list[str]:
-    if a < b:
+    if a < b or (b >= 10 and a % 10 == 0 and b % 10):
         a, b = b, a
-    if a * b <= BY_HEART or a <= TABLE or b in (10, 100) or a in (100, 1000):
+    if a * b <= BY_HEART or max(a, b) <= TABLE or b in (10, 100) or a in (100, 1000):
+        return []
+    if b < 10 and a % 10 == 0 and a // 10 <= TABLE:
         return []
     if b < 10:
         return [", ".join(text for text, _ in product_columns(a, b))]

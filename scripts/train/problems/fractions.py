@@ -3,7 +3,12 @@
 import math
 import random
 
-from scripts.train.problems.calculation import calculation, working
+from scripts.train.problems.calculation import (
+    calculation,
+    hundredths,
+    percent_steps,
+    working,
+)
 from scripts.train.problems.problem import Maker, Problem, boxed, pick, typed_loosely
 
 _WORDINGS = (
@@ -118,6 +123,8 @@ def make_fraction(rng: random.Random) -> Problem:
         operator = "*" if draw < 0.83 else "/"
         a, b = _proper(rng, 12)
         c, d = _proper(rng, 12)
+        while max(a, b) * max(c, d) > 150:
+            c, d = _proper(rng, 12)
         if operator == "*":
             lines, answer = _multiplied(a, b, c, d)
         else:
@@ -198,21 +205,6 @@ _PERCENTS = (1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10, 10, 12, 15, 15, 20, 20, 25, 25, 3
 )
 
 
-def hundredths(value: int) -> str:
-    """Return `value / 100` as text, with no more decimals than it takes: `37.5`."""
-    whole, rest = divmod(value, 100)
-    if rest == 0:
-        return str(whole)
-    return f"{whole}.{rest:02d}".rstrip("0")
-
-
-def _part_steps(p: int, n: int) -> list[str]:
-    """Return the lines of p percent of n."""
-    lines = calculation(n, "*", p)
-    lines.append(f"{n * p} / 100 = {hundredths(n * p)}")
-    return lines
-
-
 def make_percentage(rng: random.Random) -> Problem:
     """Return a part of a number, a rate, or a change by some percent."""
     draw = rng.random()
@@ -227,7 +219,7 @@ def make_percentage(rng: random.Random) -> Problem:
         key = f"{p}% of {n}"
         prompt = pick(rng, _PART_WORDINGS).format(p=p, n=n)
         answer = hundredths(n * p)
-        lines = _part_steps(p, n)
+        lines = percent_steps(p, n)
     else:
         verb = "increase" if draw < 0.85 else "decrease"
         # The part is a whole number, so that the last step is a sum of integers.
@@ -238,7 +230,7 @@ def make_percentage(rng: random.Random) -> Problem:
         key = f"{verb} {n} by {p}%"
         prompt = pick(rng, _CHANGE_WORDINGS[verb]).format(p=p, n=n)
         operator = "+" if verb == "increase" else "-"
-        lines = _part_steps(p, n) + calculation(n, operator, part)
+        lines = percent_steps(p, n) + calculation(n, operator, part)
         answer = str(n + part if verb == "increase" else n - part)
     return Problem("percentage", key, typed_loosely(rng, prompt), boxed(lines, answer), answer)
 
