@@ -230,7 +230,7 @@ def long_product(a: int, b: int) -> list[str]:
 
 
 def _quotient_working(a: int, b: int) -> list[str]:
-    if b == 1 or a // b <= TABLE or a % b:
+    if b in (1, 10) or a // b <= TABLE or a % b:
         return []
     parts = []
     for part, digit, remainder in division_steps(a, b):

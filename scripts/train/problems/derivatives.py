@@ -81,7 +81,7 @@ def derivative_of(polynomial: Polynomial) -> Polynomial:
     return derivative
 
 
-def _draw(rng: random.Random) -> Polynomial:
+def draw_polynomial(rng: random.Random) -> Polynomial:
     """Draw a polynomial of one to five terms and degree up to 5, the highest degree first."""
     count = (1, 2, 2, 3, 3, 3, 4, 4, 5)[int(rng.random() * 9)]
     highest = max(count - 1, int(rng.random() * 5) + 1)
@@ -101,7 +101,7 @@ def _draw(rng: random.Random) -> Polynomial:
 
 def make_derivative(rng: random.Random) -> Problem:
     """Return a polynomial to differentiate. The key is the polynomial in x, in the usual order."""
-    polynomial = _draw(rng)
+    polynomial = draw_polynomial(rng)
     v = "x"
     draw = rng.random()
     if draw < 0.1:
@@ -141,9 +141,8 @@ def make_derivative(rng: random.Random) -> Problem:
         lines.append(f"{text} -> {polynomial_text(derivative_of([term]), v)}")
     lines.append(last)
     key = polynomial_text(polynomial, "x")
-    # A lower-case letter at the start would not change the name of a function.
-    prompt = typed_loosely(rng, prompt)
-    return Problem("derivative", key, prompt, boxed(lines, result), result)
+    response = boxed(lines, result)
+    return Problem("derivative", key, typed_loosely(rng, prompt), response, result)
 
 
 MAKERS: dict[str, Maker] = {"derivative": make_derivative}

@@ -222,8 +222,9 @@ def make_percentage(rng: random.Random) -> Problem:
         lines = percent_steps(p, n)
     else:
         verb = "increase" if draw < 0.85 else "decrease"
-        # The part is a whole number, so that the last step is a sum of integers.
-        while n * p % 100:
+        # The part is a whole number, so that the last step is a sum of integers, and the product
+        # has a factor of one digit.
+        while n * p % 100 or (p % 10 and n % 100 and n > 90):
             n = 10 * (int(rng.random() * 50) + 1)
             p = 5 * (int(rng.random() * 19) + 1)
         part = n * p // 100
