@@ -4,6 +4,7 @@ import random
 
 from scripts.train.problems.calculation import (
     TABLE,
+    TIMES_SIGN,
     bracket,
     calculation,
     difference_columns,
@@ -85,7 +86,7 @@ _REMAINDER_WORDINGS = (
     "How many times does {b} go into {a}, and what remains?",
 )
 _WORDS = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
-_SIGNS = {"*": ("*", "*", "x", "×"), "/": ("/", "/", "÷")}
+_SIGNS = {"*": ("*", "*", "x", TIMES_SIGN), "/": ("/", "/", "÷")}
 
 
 def _number(rng: random.Random, *, max_digits: int = 4) -> int:
@@ -112,9 +113,7 @@ def _written(rng: random.Random, a: int, operator: str, b: int) -> str:
     return f"{a} {sign} {right}"
 
 
-def _prompt(
-    rng: random.Random, a: int, operator: str, b: int, *, special: tuple[str, ...]
-) -> str:
+def _prompt(rng: random.Random, a: int, operator: str, b: int, *, special: tuple[str, ...]) -> str:
     """Return a prompt for `a operator b`. One in five is worded for the operation."""
     if rng.random() < 0.2:
         prompt = special[int(rng.random() * len(special))].format(a=a, b=b)
@@ -196,8 +195,11 @@ def make_sum(rng: random.Random) -> Problem:
     """Return a sum of two integers of up to four digits, or a chain of three terms."""
     if rng.random() < 0.15:
         return _chain(rng, "sum")
-    a = _number(rng)
-    b = _number(rng)
+    return sum_problem(rng, _number(rng), _number(rng))
+
+
+def sum_problem(rng: random.Random, a: int, b: int) -> Problem:
+    """Return `a + b` in a random wording."""
     key = f"{a} + {bracket(b)}"
     prompt = _prompt(rng, a, "+", b, special=_SUM_WORDINGS)
     answer = str(a + b)
@@ -291,8 +293,8 @@ def make_quotient(rng: random.Random) -> Problem:
     quotient, remainder = divmod(dividend, divisor)
     key = f"{dividend} / {divisor}"
     special = _QUOTIENT_WORDINGS
-    if not is_exact:
-        special += _REMAINDER_WORDINGS * 2
+    if not is_exact and rng.random() < 0.7:
+        special = _REMAINDER_WORDINGS
     prompt = _prompt(rng, dividend, "/", divisor, special=special)
 
     lines = []
@@ -360,7 +362,7 @@ def make_expression(rng: random.Random) -> Problem:
     if draw < 0.2:
         shown = key.replace(" ", "")
     elif draw < 0.3:
-        shown = key.replace("*", "×")
+        shown = key.replace("*", TIMES_SIGN)
     elif draw < 0.35:
         shown = key.replace("*", "x")
     prompt = typed_loosely(rng, pick(rng, _WORDINGS).format(shown))

@@ -15,6 +15,8 @@ and is subtracted first in the next column: `632 - 285` is `12 - 5 = 7, 13 - 1 -
 BY_HEART = 100
 TABLE = 12
 
+TIMES_SIGN = "\N{MULTIPLICATION SIGN}"
+
 
 def digits(value: int) -> list[int]:
     """Return the digits of a number that is not negative, from the ones up."""
@@ -52,10 +54,10 @@ def difference_columns(a: int, b: int) -> list[tuple[str, bool]]:
         below = b_digits[place] if place < len(b_digits) else 0
         rest = top - borrow - below
         borrows = rest < 0
-        if borrows:
-            top += 10
-            rest += 10
         text = str(top)
+        if borrows:
+            text = str(top + 10)
+            rest += 10
         if borrow:
             text += " - 1"
         if place < len(b_digits):

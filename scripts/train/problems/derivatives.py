@@ -100,8 +100,15 @@ def draw_polynomial(rng: random.Random) -> Polynomial:
 
 
 def make_derivative(rng: random.Random) -> Problem:
-    """Return a polynomial to differentiate. The key is the polynomial in x, in the usual order."""
-    polynomial = draw_polynomial(rng)
+    """Return a polynomial to differentiate."""
+    return derivative_problem(rng, draw_polynomial(rng))
+
+
+def derivative_problem(rng: random.Random, polynomial: Polynomial) -> Problem:
+    """Return the question for a derivative in a random wording.
+
+    The key is the polynomial in x, in the usual order.
+    """
     v = "x"
     draw = rng.random()
     if draw < 0.1:

@@ -176,7 +176,7 @@ def _solution(rng: random.Random) -> int:
     return value
 
 
-class _Equation:
+class Equation:
     """An equation as it is asked, and the lines that solve it."""
 
     def __init__(self, rng: random.Random) -> None:
@@ -210,10 +210,7 @@ class _Equation:
                 self.steps.insert(0, f"Swap the sides: {self.key.replace('x', self.v)}")
 
 
-def _one_sided(rng: random.Random) -> _Equation:
-    """Return `ax + b = c`."""
-    equation = _Equation(rng)
-    v = equation.v
+def _draw_one_sided(rng: random.Random) -> Equation:
     a = _coefficient(rng)
     b = _constant(rng)
     if a != 1 and rng.random() < 0.06:
@@ -221,6 +218,13 @@ def _one_sided(rng: random.Random) -> _Equation:
     c = a * _solution(rng) + b
     if abs(c) > 300 or rng.random() < 0.1:
         c = _constant(rng)
+    return one_sided(rng, a, b, c)
+
+
+def one_sided(rng: random.Random, a: int, b: int, c: int) -> Equation:
+    """Return `ax + b = c` in a random variable and style."""
+    equation = Equation(rng)
+    v = equation.v
     equation.value = Fraction(c - b, a)
     equation.key = f"{side((a, 'x'), (b, ''))} = {c}"
     equation.steps = linear_steps(v, a, b, c)
@@ -228,9 +232,9 @@ def _one_sided(rng: random.Random) -> _Equation:
     return equation
 
 
-def _two_sided(rng: random.Random) -> _Equation:
+def _two_sided(rng: random.Random) -> Equation:
     """Return `ax + b = cx + d`."""
-    equation = _Equation(rng)
+    equation = Equation(rng)
     v = equation.v
     a = _coefficient(rng)
     c = _coefficient(rng)
@@ -250,15 +254,15 @@ def _two_sided(rng: random.Random) -> _Equation:
     return equation
 
 
-def _bracketed(equation: _Equation, a: int, b: int) -> str:
+def _bracketed(equation: Equation, a: int, b: int) -> str:
     """Return `a(x + b)` in the equation's style."""
     inner = f"({equation.shuffled((1, equation.v), (b, ''))})"
     return equation.style.side([(a, inner)])
 
 
-def _product_form(rng: random.Random) -> _Equation:
+def _product_form(rng: random.Random) -> Equation:
     """Return `a(x + b) = c`."""
-    equation = _Equation(rng)
+    equation = Equation(rng)
     v = equation.v
     a = _coefficient(rng, limit=12)
     while a in (1, -1):
@@ -275,9 +279,9 @@ def _product_form(rng: random.Random) -> _Equation:
     return equation
 
 
-def _two_products(rng: random.Random) -> _Equation:
+def _two_products(rng: random.Random) -> Equation:
     """Return `a(x + b) + c = d(x + e)`."""
-    equation = _Equation(rng)
+    equation = Equation(rng)
     v = equation.v
     a = int(rng.random() * 8) + 2
     b = rng.choice((-1, 1)) * (int(rng.random() * 9) + 1)
@@ -308,9 +312,9 @@ def _two_products(rng: random.Random) -> _Equation:
     return equation
 
 
-def _quotient_form(rng: random.Random) -> _Equation:
+def _quotient_form(rng: random.Random) -> Equation:
     """Return `x/a + b = c`."""
-    equation = _Equation(rng)
+    equation = Equation(rng)
     v = equation.v
     a = int(rng.random() * 11) + 2
     b = _constant(rng)
@@ -327,15 +331,13 @@ def _quotient_form(rng: random.Random) -> _Equation:
         f"{v} = {quotient * a}",
     ]
     slash = "/" if rng.random() < 0.8 else " / "
-    equation.swap(
-        equation.shuffled((1, f"{v}{slash}{a}"), (b, "")), str(c), solve_swapped=True
-    )
+    equation.swap(equation.shuffled((1, f"{v}{slash}{a}"), (b, "")), str(c), solve_swapped=True)
     return equation
 
 
-def _sum_over_number(rng: random.Random) -> _Equation:
+def _sum_over_number(rng: random.Random) -> Equation:
     """Return `(x + b)/a = c`."""
-    equation = _Equation(rng)
+    equation = Equation(rng)
     v = equation.v
     a = int(rng.random() * 11) + 2
     b = _constant(rng)
@@ -358,7 +360,7 @@ def _sum_over_number(rng: random.Random) -> _Equation:
 
 
 _FORMS = (
-    (_one_sided,) * 9
+    (_draw_one_sided,) * 9
     + (_two_sided,) * 4
     + (_product_form,) * 3
     + (_two_products,) * 2
@@ -367,11 +369,16 @@ _FORMS = (
 
 
 def make_equation(rng: random.Random) -> Problem:
-    """Return a linear equation with one solution.
+    """Return a linear equation with one solution."""
+    make = _FORMS[int(rng.random() * len(_FORMS))]
+    return equation_problem(rng, make(rng))
+
+
+def equation_problem(rng: random.Random, equation: Equation) -> Problem:
+    """Return the question for the solution in a random wording.
 
     The key is the equation in x, with its sides and terms in the usual order.
     """
-    equation = _FORMS[int(rng.random() * len(_FORMS))](rng)
     shown = equation.style.equation(equation.left, equation.right)
     prompt = pick(rng, _WORDINGS).format(e=shown, v=equation.v)
     answer = fraction_text(equation.value)

@@ -4,6 +4,7 @@ import math
 import random
 
 from scripts.train.problems.calculation import (
+    TIMES_SIGN,
     calculation,
     hundredths,
     percent_steps,
@@ -37,7 +38,7 @@ _SIMPLIFY_WORDINGS = (
     "Cancel {} as far as possible.",
 )
 _WORDS = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
-_SIGNS = {"*": ("*", "*", "×", "x"), "/": ("/", "÷", ":")}
+_SIGNS = {"*": ("*", "*", TIMES_SIGN, "x"), "/": ("/", "÷", ":")}
 
 
 def _text(top: int, bottom: int) -> str:
@@ -200,9 +201,8 @@ _CHANGE_WORDINGS = {
         "Take {p}% off {n}.",
     ),
 }
-_PERCENTS = (1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10, 10, 12, 15, 15, 20, 20, 25, 25, 30, 30, 35) + (
-    (40, 40, 45, 50, 50, 55, 60, 60, 65, 70, 75, 75, 80, 80, 85, 90, 95)
-)
+# Multiples of 10 are drawn twice as often as the others.
+_PERCENTS = (*range(1, 10), *range(10, 100, 5), *range(10, 100, 10), 12, 25, 75)
 
 
 def make_percentage(rng: random.Random) -> Problem:

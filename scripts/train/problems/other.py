@@ -83,7 +83,7 @@ def _quadratic(rng: random.Random) -> str:
     right = 0 if rng.random() < 0.6 else rng.randint(1, 60)
     equation = f"{_coefficient(rng)}x{power}{middle}{_signed(rng, 60)} = {right}"
     if rng.random() < 0.2:
-        return _pick(rng, words.FACTOR).format(equation.split(" = ")[0])
+        return _pick(rng, words.FACTOR).format(equation.split(" = ", maxsplit=1)[0])
     return _pick(rng, _SOLVE).format(equation)
 
 

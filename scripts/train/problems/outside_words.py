@@ -392,24 +392,23 @@ LISTS = {
         "camera", "bicycle", "television", "boat", "clock", "heater", "plane", "microscope", "drone",
     ),
 }  # fmt: skip
-SALAD = tuple(
-    """
-    a an the this that my your his her our their some any no every and or but if when while because
-    so as in on at to from with without about over under between through after before once again
-    never always often seldom soon is are was were be been has have had do does did can could will
-    would should may might must go come see look find think know want need make take give tell ask
-    write read speak sing dance run walk sleep eat drink buy open close begin end love hate hope
-    dream play work help learn explain describe translate summarize show draw paint build answer
-    who what where why how which me you him us them it one two three people man woman child friend
-    teacher doctor king queen house door window garden street city country river sea mountain sky
-    sun moon star night day morning winter summer water fire wind stone tree flower leaf bird fish
-    cat dog horse book letter story poem song picture word sentence language music food bread
-    money time life death war peace truth beauty colour red blue green black white old new young
-    small large long short good bad fast slow warm cold happy sad quiet loud strange simple please
-    thanks hello yes not very too also only maybe really here there now then today tomorrow
-    number sum half twice more less many few equal function return list string python code data
-    """.split()
-)
+_SALAD_TEXT = """
+a an the this that my your his her our their some any no every and or but if when while because
+so as in on at to from with without about over under between through after before once again
+never always often seldom soon is are was were be been has have had do does did can could will
+would should may might must go come see look find think know want need make take give tell ask
+write read speak sing dance run walk sleep eat drink buy open close begin end love hate hope
+dream play work help learn explain describe translate summarize show draw paint build answer
+who what where why how which me you him us them it one two three people man woman child friend
+teacher doctor king queen house door window garden street city country river sea mountain sky
+sun moon star night day morning winter summer water fire wind stone tree flower leaf bird fish
+cat dog horse book letter story poem song picture word sentence language music food bread
+money time life death war peace truth beauty colour red blue green black white old new young
+small large long short good bad fast slow warm cold happy sad quiet loud strange simple please
+thanks hello yes not very too also only maybe really here there now then today tomorrow
+number sum half twice more less many few equal function return list string python code data
+"""
+SALAD = tuple(_SALAD_TEXT.split())
 ABOUT_TEXT = (
     'What does this mean: "{}"',
     "Summarize: {}",
@@ -444,7 +443,7 @@ DOCUMENTED_MODULES = (
     "os", "pathlib", "pdb", "pickle", "pkgutil", "platform", "pprint", "profile", "queue", "random", "re",
     "reprlib", "sched", "secrets", "selectors", "shelve", "shlex", "shutil", "signal", "smtplib", "socket",
     "socketserver", "ssl", "statistics", "string", "struct", "subprocess", "symtable", "tarfile", "tempfile",
-    "textwrap", "threading", "time", "timeit", "tokenize", "trace", "traceback", "types", "typing",
+    "textwrap", "threading", "time", "timeit", "tokenize", "trace", "traceback", "types",
     "unittest.case", "unittest.mock", "urllib.parse", "urllib.request", "uuid", "warnings", "wave", "weakref",
     "xml.dom.minidom", "xml.etree.ElementTree", "zipfile", "zoneinfo",
 )  # fmt: skip

@@ -41,9 +41,9 @@ def typed_loosely(rng: random.Random, prompt: str) -> str:
     if draw < 0.08:
         return prompt[0].lower() + prompt[1:]
     if draw < 0.16 and prompt[-1] in "?.":
-        return prompt[:-1]
+        return prompt[:-1].rstrip()
     if draw < 0.2:
-        return (prompt[0].lower() + prompt[1:]).rstrip("?.")
+        return (prompt[0].lower() + prompt[1:]).rstrip("?. ")
     return prompt
 
 

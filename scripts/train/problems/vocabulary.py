@@ -1,6 +1,11 @@
 """Names and nouns for the texts of word problems."""
 
-WOMEN = """
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+WOMEN = _words("""
 Aaliyah Abena Aiko Aisha Alice Amara Amelie Amina Ana Anna Aoife Asha Astrid Ayumi Beatriz Bianca
 Camila Carmen Chiara Chloe Clara Daria Deepa Diana Ece Elena Elif Ella Emily Emma Esra Esther Eva
 Fatima Fatou Freya Gabriela Giulia Grace Greta Hana Hannah Helga Ines Ingrid Irina Isabel Ivana
@@ -9,8 +14,8 @@ Lila Lin Linh Lucia Maja Malia Maria Marta Maya Mei Mia Mina Miriam Nadia Naomi 
 Nina Noor Nora Olga Olivia Paula Petra Priya Rania Rosa Ruth Sakura Sana Sara Shirin Sita Sofia
 Sophie Sunita Svetlana Tanya Thandi Tuyet Valentina Vera Wanjiru Xiu Yara Yasmin Yuki Zahra Zainab
 Zoe Zofia
-""".split()
-MEN = """
+""")
+MEN = _words("""
 Aarav Abdul Adam Ahmed Akira Alejandro Alex Ali Amir Anders Andre Anton Arjun Arthur Ben Bilal
 Boris Bruno Carlos Chen Chidi Dan Daniel David Deniz Diego Dmitri Eduardo Elias Emeka Emil Emre
 Enzo Erik Ethan Farid Felix Fernando Finn Francois Gabriel George Giorgi Hamid Hans Haruki Hassan
@@ -19,7 +24,7 @@ Jonas Jose Juan Kai Karim Kenji Khalid Kofi Kwame Lars Leo Liam Luca Luis Lukas 
 Mateo Max Mehmet Michal Miguel Mikhail Minh Mohammed Nathan Nikhil Nikolai Noah Oleg Oliver Omar
 Oscar Pablo Pavel Pedro Peter Pierre Rafael Raj Ravi Rohan Sam Samir Sanjay Santiago Sergei Sipho
 Stefan Sven Takeshi Tariq Thabo Theo Thomas Tom Tomas Viktor Vikram Wei William Yusuf Zhang
-""".split()
+""")
 
 # Things that one can own, buy, share and put into boxes. An irregular plural follows a slash.
 _THINGS = """
@@ -37,9 +42,12 @@ _BOXES = """
 box/boxes, bag, basket, crate, jar, drawer, tin, packet, case, bucket, carton, tray, sack, chest
 """
 _ANIMALS = """
-cow, goat, horse, sheep/sheep, pig, dog, cat, donkey, rabbit, camel, llama, pony/ponies, lamb, calf/calves
+cow, goat, horse, sheep/sheep, pig, dog, cat, donkey, rabbit, camel, llama, pony/ponies, lamb,
+calf/calves
 """
-_VEHICLES = "car, bus/buses, van, taxi, motorbike, coach/coaches, jeep, scooter, lorry/lorries, tractor"
+_VEHICLES = """
+car, bus/buses, van, taxi, motorbike, coach/coaches, jeep, scooter, lorry/lorries, tractor
+"""
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:
@@ -55,16 +63,12 @@ THINGS = _pairs(_THINGS)
 BOXES = _pairs(_BOXES)
 ANIMALS = _pairs(_ANIMALS)
 VEHICLES = _pairs(_VEHICLES)
-PLACES = """
-shop,market,library,museum,kitchen,school,garden,store,attic,cellar,classroom,office,garage,shed
-""".strip().split(",")
-INGREDIENTS = """
-flour,sugar,rice,butter,salt,oats,honey,milk,cocoa,cream,cheese,beans,lentils,pasta,corn,nuts
-""".strip().split(",")
-CITIES = """
-Paris,Cairo,Lima,Oslo,Delhi,Tokyo,Lagos,Rome,Berlin,Madrid,Hanoi,Seoul,Quito,Dublin,Vienna,Ankara,
-Nairobi,Boston,Chicago,Toronto,Sydney,Warsaw,Prague,Athens,Lisbon,Dakar,Accra,Kyoto,Mumbai,Bogota
-""".replace("\n", "").split(",")
-NUMBER_WORDS = """
-zero one two three four five six seven eight nine ten eleven twelve
-""".split()
+PLACES = _words("shop market library museum kitchen school garden store attic cellar office shed")
+INGREDIENTS = _words(
+    "flour sugar rice butter salt oats honey milk cocoa cream cheese beans lentils pasta corn nuts"
+)
+CITIES = _words("""
+Paris Cairo Lima Oslo Delhi Tokyo Lagos Rome Berlin Madrid Hanoi Seoul Quito Dublin Vienna Ankara
+Nairobi Boston Chicago Toronto Sydney Warsaw Prague Athens Lisbon Dakar Accra Kyoto Mumbai Bogota
+""")
+NUMBER_WORDS = _words("zero one two three four five six seven eight nine ten eleven twelve")

@@ -13,7 +13,14 @@ from scripts.train.problems.step_engine import Step, parse_steps, solve
 
 _T = TypeVar("_T")
 
-_PREFIXES = ("Solve: ", "Question: ", "Problem: ", "Word problem: ", "Please help: ", "Solve this: ")
+_PREFIXES = (
+    "Solve: ",
+    "Question: ",
+    "Problem: ",
+    "Word problem: ",
+    "Please help: ",
+    "Solve this: ",
+)
 # Nouns by field: the singular's, the plural's, and the list.
 _NOUNS = (
     ("box", "boxes", vocabulary.BOXES),
