@@ -46,6 +46,16 @@ _WORDINGS = (
     "{} equals what?",
     "Give the result of {}.",
     "Give me the answer to {}.",
+    "Compute step by step: {}",
+    "Please calculate: {}",
+    "Answer: {}",
+    "Do the sum: {}",
+    "Result of {}?",
+    "{} is how much?",
+    "What's {}?",
+    "how much is {}",
+    "Quick: {}",
+    "Show me how to compute {}.",
 )
 _SUM_WORDINGS = (
     "Add {a} and {b}.",

@@ -36,6 +36,17 @@ _WORDINGS = (
     "What does {v} equal if {e}?",
     "Work out {v} when {e}.",
     "Which number {v} makes {e} true?",
+    "{e}. Find {v}.",
+    "{e}. What is {v}?",
+    "{e}, find {v}",
+    "Solve for {v} in {e}.",
+    "Solve for {v}. {e}",
+    "Solve step by step: {e}",
+    "Isolate {v}: {e}",
+    "Please find {v}: {e}",
+    "Let {e}. What is {v}?",
+    "Equation: {e}",
+    "I need {v} from {e}.",
 )
 # x is drawn in more than half of the cases.
 _VARIABLES = "x" * 26 + "yyynnnttaabckmpqrsuwz"
@@ -295,10 +306,9 @@ def _two_products(rng: random.Random) -> Equation:
         equation.value = Fraction(d * e - a * b - c, a - d)
         if equation.value.denominator == 1:
             break
-    equation.key = (
-        f"{a}({side((1, 'x'), (b, ''))}) {side((1, ''), (c, ''))[2:]} = "
-        f"{d}({side((1, 'x'), (e, ''))})"
-    )
+    left_bracket = f"({side((1, 'x'), (b, ''))})"
+    right_bracket = f"({side((1, 'x'), (e, ''))})"
+    equation.key = f"{side((a, left_bracket), (c, ''))} = {side((d, right_bracket))}"
     constant = a * b + c
     right = side((d, v), (d * e, ""))
     equation.steps = [

@@ -26,6 +26,11 @@ _WORDINGS = (
     "Compute {} and reduce the result.",
     "What is {} as a reduced fraction?",
     "Give {} as a fraction.",
+    "What's {}?",
+    "How much is {}?",
+    "Please compute {}.",
+    "Solve: {}",
+    "Compute step by step: {}",
 )
 _SIMPLIFY_WORDINGS = (
     "Simplify {}.",

@@ -55,8 +55,7 @@ def _pick(rng: random.Random, items: Sequence[str]) -> str:
 
 def _signed(rng: random.Random, limit: int) -> str:
     """Return a term that follows another: ` + 5` or ` - 5`."""
-    sign = "+" if rng.random() < 0.5 else "-"
-    return f" {sign} {rng.randint(1, limit)}"
+    return f" {_pick(rng, '+-')} {rng.randint(2, limit)}"
 
 
 def _coefficient(rng: random.Random) -> str:
@@ -173,13 +172,26 @@ def _about_mathematics(rng: random.Random) -> str:
 def _story_without_question(rng: random.Random) -> str:
     """Return a word problem without its question, or with one that it does not answer."""
     while True:
-        story, separator, _ = make_word_problem(rng).prompt.rpartition(". ")
+        prompt = make_word_problem(rng).prompt
+        story, separator, _ = prompt.rpartition(". ")
         if separator and len(story) > 20:
             break
     draw = rng.random()
-    if draw < 0.4:
+    if draw < 0.3:
+        return _without_a_number(prompt)
+    if draw < 0.6:
         return f"{story}."
     return f"{story}. {_pick(rng, words.UNRELATED)}"
+
+
+def _without_a_number(prompt: str) -> str:
+    """Return a word problem that says "some" for its first number."""
+    before = prompt.split(" ")
+    for index, word in enumerate(before):
+        if word.isdigit():
+            before[index] = "some"
+            return " ".join(before)
+    return "How many are there?"
 
 
 def _other_code(rng: random.Random) -> str:

@@ -38,12 +38,12 @@ def boxed(steps: Sequence[str], answer: str) -> str:
 def typed_loosely(rng: random.Random, prompt: str) -> str:
     """Return a prompt as people type it: now and then without the capital or the final mark."""
     draw = rng.random()
-    if draw < 0.08:
-        return prompt[0].lower() + prompt[1:]
-    if draw < 0.16 and prompt[-1] in "?.":
-        return prompt[:-1].rstrip()
-    if draw < 0.2:
-        return (prompt[0].lower() + prompt[1:]).rstrip("?. ")
+    if draw > 0.2 or len(prompt) < 4:
+        return prompt
+    if draw < 0.12:
+        prompt = prompt[0].lower() + prompt[1:]
+    if draw > 0.08:
+        prompt = prompt.removesuffix("?").removesuffix(".").rstrip()
     return prompt
 
 

@@ -72,3 +72,49 @@ Paris Cairo Lima Oslo Delhi Tokyo Lagos Rome Berlin Madrid Hanoi Seoul Quito Dub
 Nairobi Boston Chicago Toronto Sydney Warsaw Prague Athens Lisbon Dakar Accra Kyoto Mumbai Bogota
 """)
 NUMBER_WORDS = _words("zero one two three four five six seven eight nine ten eleven twelve")
+
+# Phrases in the wordings of word problems, and others that mean the same.
+SYNONYMS = (
+    (" does {A} have?", " has {A}?"),
+    (" are left?", " remain?"),
+    (" is left?", " remains?"),
+    (" buys ", " purchases "),
+    (" bought ", " purchased "),
+    (" in all?", " in total?"),
+    (" in all?", " altogether?"),
+    (" together?", " in total?"),
+    ("How much does {she} pay?", "What does {she} pay?"),
+    ("How much does {she} pay?", "How much is that?"),
+    ("How much do ", "What do "),
+    ("How much does one ", "What does one "),
+    ("What does it cost", "How much does it cost"),
+    (" gives ", " hands "),
+    (" children ", " kids "),
+    (" a week", " per week"),
+    (" a day", " per day"),
+    (" an hour", " per hour"),
+    (" a minute", " per minute"),
+    (" every ", " each "),
+    (" km per hour", " km/h"),
+    ("} kilometres", "} km"),
+    ("} metres", "} m"),
+    (" have now?", " have then?"),
+    ("There are ", "We have "),
+    ("What is the number?", "Find the number."),
+    ("What is the number?", "Which number is it?"),
+    (" costs {p} dollars", " is {p} dollars"),
+    (" travels ", " drives "),
+)
+CURRENCIES = ("euros", "pounds", "francs")
+ASIDES = (
+    "It is a sunny day.",
+    "It is Monday.",
+    "{name} watches.",
+    "{name} is {n} years old.",
+    "{name} has {n} cousins.",
+    "{name} counts to {n}.",
+    "{name} has a question.",
+    "Here is a problem.",
+    "The bus comes in {n} minutes.",
+    "{name} lives at number {n}.",
+)

@@ -12,6 +12,7 @@ from scripts.train.problems.problem import Maker, Problem, boxed, typed_loosely
 from scripts.train.problems.step_engine import Step, parse_steps, solve
 
 _T = TypeVar("_T")
+_MAX_VARIANTS = 8
 
 _PREFIXES = (
     "Solve: ",
@@ -45,9 +46,12 @@ class _Range:
 
 @dataclass(frozen=True)
 class _Wording:
-    """A text with its fields: those of numbers, and all."""
+    """A text and its variants, all of which have the same fields.
 
-    text: str
+    Its small numbers may be spelled out if `can_spell` says so.
+    """
+
+    texts: tuple[str, ...]
     fields: frozenset[str]
     can_spell: bool
 
@@ -80,7 +84,19 @@ def _parse_wording(text: str) -> _Wording:
     fields = frozenset(field for _, field, _, _ in Formatter().parse(text) if field)
     # A number next to a sign stays in digits.
     can_spell = not any(sign in text for sign in ("%", "$", ":", "°", "-{", "}0"))
-    return _Wording(text, fields, can_spell)
+    return _Wording(_variants(text), fields, can_spell)
+
+
+def _variants(text: str) -> tuple[str, ...]:
+    """Return a text, and what synonyms make of it."""
+    texts = [text]
+    for phrase, synonym in vocabulary.SYNONYMS:
+        if phrase in text and len(texts) < _MAX_VARIANTS:
+            texts += [variant.replace(phrase, synonym) for variant in texts]
+    if not any(sign in text for sign in ("$", "dollar ", "-dollar", "cent")):
+        for currency in vocabulary.CURRENCIES:
+            texts.append(text.replace("dollars", currency))
+    return tuple(dict.fromkeys(texts))
 
 
 def _parse_template(block: str) -> Template:
@@ -171,6 +187,14 @@ def _article(text: str) -> str:
     return text
 
 
+def _aside(rng: random.Random, fields: dict[str, object]) -> str:
+    """Return a sentence that has nothing to do with the problem."""
+    name = _choose(rng, vocabulary.WOMEN)
+    while name in fields.values():
+        name = _choose(rng, vocabulary.WOMEN)
+    return _choose(rng, vocabulary.ASIDES).format(name=name, n=int(rng.random() * 18) + 2)
+
+
 def _prompt(rng: random.Random, template: Template, values: dict[str, int]) -> str:
     wording = _choose(rng, template.wordings)
     fields: dict[str, object] = dict(values)
@@ -183,12 +207,15 @@ def _prompt(rng: random.Random, template: Template, values: dict[str, int]) -> s
     if "A" in wording.fields:
         _draw_names(rng, fields)
     _draw_nouns(rng, fields, wording.fields)
-    text = wording.text.format(**fields)
-    if "{thing}" in wording.text or "{other}" in wording.text or "{vehicle}" in wording.text:
+    text = _choose(rng, wording.texts).format(**fields)
+    if not wording.fields.isdisjoint(("thing", "other", "vehicle")):
         text = _article(text)
     text = text[0].upper() + text[1:]
-    if rng.random() < 0.06:
+    draw = rng.random()
+    if draw < 0.06:
         return _choose(rng, _PREFIXES) + text
+    if draw < 0.1:
+        return f"{_aside(rng, fields)} {text}"
     return typed_loosely(rng, text)
 
 
