@@ -17,6 +17,7 @@ from scripts.train.problems.derivatives import derivative_problem
 from scripts.train.problems.equations import equation_problem, one_sided
 from scripts.train.problems.other import REFUSAL
 from scripts.train.problems.problem import Maker, Problem, is_held_out
+from scripts.train.problems.step_engine import Step
 from scripts.train.problems.streams import MAKERS, WEIGHTS, held_out, training_stream
 
 MATHS_KINDS = (
@@ -208,7 +209,7 @@ def test_fractions_are_computed_and_reduced() -> None:
     for problem in drawn("fraction"):
         body = problem.key.removeprefix("simplify ")
         # Without brackets, a/b / c/d would be computed from left to right.
-        expected = value_of(re.sub(r"(\d+/\d+)", r"(\1)", body))
+        expected = value_of(re.sub(r"(\d+/\d+)", r"(\1)", body).replace(" of ", " * "))
         assert str(expected) == problem.answer, problem
 
 
@@ -267,8 +268,6 @@ def test_every_template_makes_true_problems_in_each_wording() -> None:
     rng = random.Random(1)
     for template in word_problems.TEMPLATES:
         assert len(template.wordings) >= 2
-        for wording in template.wordings:
-            assert set(template.shown) <= wording.fields, template.name
         for _ in range(30):
             problem = word_problems.word_problem(rng, template)
             assert "{" not in problem.prompt
@@ -276,6 +275,28 @@ def test_every_template_makes_true_problems_in_each_wording() -> None:
             assert len(problem.response) <= 320, problem
             for statement in statements(problem.response):
                 assert is_true(statement), problem
+
+
+def test_every_wording_names_the_numbers_that_the_steps_need() -> None:
+    for template in word_problems.TEMPLATES:
+        shown = set(template.shown)
+        drawn_numbers = set()
+        for draw in template.draws:
+            drawn_numbers.add(draw.target if isinstance(draw, Step) else draw.name)
+        for wording in template.wordings:
+            assert wording.fields & drawn_numbers == shown, template.name
+
+        known = set(shown)
+        for step in template.steps:
+            for number in (step.left, step.right):
+                assert isinstance(number, int) or number in known, template.name
+            known.add(step.target)
+
+
+def test_only_temperatures_are_negative() -> None:
+    for problem in drawn("word_problem"):
+        if "-" in problem.answer:
+            assert problem.key.startswith("temperature_fall")
 
 
 def test_word_problems_are_diverse() -> None:

@@ -7,6 +7,7 @@ from scripts.train.problems.calculation import (
     TIMES_SIGN,
     bracket,
     calculation,
+    compute,
     difference_columns,
     division_steps,
     long_product,
@@ -180,14 +181,14 @@ def _signed_steps(text: str, a: int, b: int) -> list[str]:
 
 def _chain(rng: random.Random, kind: str) -> Problem:
     """Return a problem of three terms. Its kind is that of the first operator."""
-    max_digits = 2 if rng.random() < 0.7 else 3
+    max_digits = rng.choice((2, 2, 3))
     a = abs(_number(rng, max_digits=max_digits))
     b = abs(_number(rng, max_digits=max_digits))
     c = abs(_number(rng, max_digits=max_digits))
     first = "+" if kind == "sum" else "-"
-    second = "+" if rng.random() < 0.5 else "-"
-    subtotal = a + b if first == "+" else a - b
-    value = subtotal + c if second == "+" else subtotal - c
+    second = rng.choice("+-")
+    subtotal = compute(a, first, b)
+    value = compute(subtotal, second, c)
 
     key = f"{a} {first} {b} {second} {c}"
     text = key
@@ -266,7 +267,7 @@ def make_product(rng: random.Random) -> Problem:
         a = rng.randint(10, 99)
         b = rng.randint(10, 99)
     else:
-        a = rng.randint(100, 9999 if draw < 0.9 else 999)
+        a = rng.randint(100, rng.choice((999, 9999)))
         b = rng.randint(2, 9)
     if rng.random() < 0.3:
         a, b = b, a
@@ -294,8 +295,8 @@ def make_quotient(rng: random.Random) -> Problem:
     divisor = rng.randint(1, 12)
     is_exact = rng.random() < 0.65
     if is_exact:
-        most = rng.choice((12, 99, 999, 999)) if divisor > 1 else 99
-        dividend = divisor * rng.randint(1, min(most, 9999 // divisor))
+        most = min(rng.choice((12, 99, 999, 999)), 9999 // divisor)
+        dividend = divisor * rng.randint(1, most)
     else:
         divisor = max(divisor, 2)
         dividend = rng.randint(divisor, rng.choice((99, 999, 999, 9999)))

@@ -51,6 +51,8 @@ _WORDINGS = (
 # x is drawn in more than half of the cases.
 _VARIABLES = "x" * 26 + "yyynnnttaabckmpqrsuwz"
 
+_SLASHES = ("/", "/", "/", " / ")
+
 # The signed terms of one side: a coefficient, and a variable or "" for the constant.
 Terms = list[tuple[int, str]]
 
@@ -58,11 +60,11 @@ Terms = list[tuple[int, str]]
 class _Style:
     """How an equation is typed: with or without spaces and signs of multiplication."""
 
-    def __init__(self, *, times: str = "", spaces: bool = True) -> None:
+    def __init__(self, *, times: str = "", space: str = " ") -> None:
         self._times = times
-        self._plus = " + " if spaces else "+"
-        self._minus = " - " if spaces else "-"
-        self._equals = " = " if spaces else "="
+        self._plus = f"{space}+{space}"
+        self._minus = f"{space}-{space}"
+        self._equals = f"{space}={space}"
 
     def term(self, coefficient: int, symbol: str) -> str:
         """Return a term without its sign: `3`, `x`, `3x` or `3 * x`."""
@@ -78,11 +80,10 @@ class _Style:
         for coefficient, symbol in terms:
             if coefficient == 0:
                 continue
-            if text:
-                text += self._minus if coefficient < 0 else self._plus
-            elif coefficient < 0:
-                text = "-"
-            text += self.term(coefficient, symbol)
+            sign = self._minus if coefficient < 0 else self._plus
+            if not text:
+                sign = sign.strip().removeprefix("+")
+            text += sign + self.term(coefficient, symbol)
         return text or "0"
 
     def equation(self, left: str, right: str) -> str:
@@ -92,8 +93,8 @@ class _Style:
 _PLAIN = _Style()
 _STYLES = (
     (_PLAIN,) * 12
-    + (_Style(spaces=False),) * 4
-    + (_Style(times=" * "), _Style(times="*"), _Style(times="*"), _Style(times="*", spaces=False))
+    + (_Style(space=""),) * 4
+    + (_Style(times=" * "), _Style(times="*"), _Style(times="*"), _Style(times="*", space=""))
 )
 
 
@@ -201,24 +202,24 @@ class Equation:
         self._rng = rng
 
     def shuffled(self, *terms: tuple[int, str]) -> str:
-        """Return the terms of a side in the equation's style, now and then in another order."""
-        parts = list(terms)
-        if len(parts) == 2 and self._rng.random() < 0.25:
+        """Return the terms of a side in the equation's style, now and then in another order.
+
+        A side that begins with a minus is turned more often: `9 - 2x`.
+        """
+        parts = [term for term in terms if term[0]]
+        chance = 0.6 if parts[0][0] < 0 else 0.25
+        if self._rng.random() < chance:
             parts.reverse()
         return self.style.side(parts)
 
-    def swap(self, left: str, right: str, *, solve_swapped: bool) -> None:
-        """Set the sides as asked, one time in five the other way round.
-
-        `left` and `right` are the sides as asked. If the steps begin by a swap, they show it.
-        """
+    def ask(self, left: str, right: int) -> None:
+        """Set the sides, one time in five the other way round. The steps then swap them first."""
         self.left = left
-        self.right = right
+        self.right = str(right)
         if self._rng.random() < 0.2:
-            self.left = right
+            self.left = str(right)
             self.right = left
-            if solve_swapped:
-                self.steps.insert(0, f"Swap the sides: {self.key.replace('x', self.v)}")
+            self.steps.insert(0, f"Swap the sides: {self.key.replace('x', self.v)}")
 
 
 def _draw_one_sided(rng: random.Random) -> Equation:
@@ -239,7 +240,7 @@ def one_sided(rng: random.Random, a: int, b: int, c: int) -> Equation:
     equation.value = Fraction(c - b, a)
     equation.key = f"{side((a, 'x'), (b, ''))} = {c}"
     equation.steps = linear_steps(v, a, b, c)
-    equation.swap(equation.shuffled((a, v), (b, "")), str(c), solve_swapped=True)
+    equation.ask(equation.shuffled((a, v), (b, "")), c)
     return equation
 
 
@@ -258,11 +259,14 @@ def _two_sided(rng: random.Random) -> Equation:
     equation.value = Fraction(d - b, a - c)
     equation.key = f"{side((a, 'x'), (b, ''))} = {side((c, 'x'), (d, ''))}"
     equation.steps = two_sided_steps(v, a, b, c, d)
-    left = equation.shuffled((a, v), (b, ""))
-    right = equation.shuffled((c, v), (d, ""))
-    equation.left = left
-    equation.right = right
+    equation.left = equation.shuffled((a, v), (b, ""))
+    equation.right = equation.shuffled((c, v), (d, ""))
     return equation
+
+
+def _sum_text(b: int) -> str:
+    """Return the bracket of a key: `(x + b)`."""
+    return f"({side((1, 'x'), (b, ''))})"
 
 
 def _bracketed(equation: Equation, a: int, b: int) -> str:
@@ -283,10 +287,57 @@ def _product_form(rng: random.Random) -> Equation:
     if abs(c) > 200 or rng.random() < 0.1:
         c = _constant(rng)
     equation.value = Fraction(c, a) - b
-    equation.key = f"{a}({side((1, 'x'), (b, ''))}) = {c}"
+    equation.key = f"{a}{_sum_text(b)} = {c}"
     expanded = f"{side((a, v), (a * b, ''))} = {c}"
     equation.steps = [f"Expand: {expanded}", *linear_steps(v, a, a * b, c)]
-    equation.swap(_bracketed(equation, a, b), str(c), solve_swapped=True)
+    equation.ask(_bracketed(equation, a, b), c)
+    return equation
+
+
+def _product_and_number(rng: random.Random) -> Equation:
+    """Return `a(x + b) + c = d`."""
+    equation = Equation(rng)
+    v = equation.v
+    a = int(rng.random() * 11) + 2
+    b = rng.choice((-1, 1)) * (int(rng.random() * 9) + 1)
+    c = _constant(rng)
+    d = a * (_solution(rng) + b) + c
+    if abs(d) > 200:
+        d = _constant(rng)
+    constant = a * b + c
+    equation.value = Fraction(d - constant, a)
+    equation.key = f"{side((a, _sum_text(b)), (c, ''))} = {d}"
+    equation.steps = [
+        f"Expand: {side((a, v), (a * b, ''), (c, ''))} = {d}",
+        f"{side((a, v), (constant, ''))} = {d}",
+        *linear_steps(v, a, constant, d),
+    ]
+    inner = f"({equation.shuffled((1, v), (b, ''))})"
+    equation.ask(equation.shuffled((a, inner), (c, "")), d)
+    return equation
+
+
+def _two_terms(rng: random.Random) -> Equation:
+    """Return `ax + bx + c = d`."""
+    equation = Equation(rng)
+    v = equation.v
+    a = int(rng.random() * 12) + 1
+    b = _coefficient(rng, limit=12)
+    while a + b == 0:
+        b = _coefficient(rng, limit=12)
+    c = _constant(rng)
+    if rng.random() < 0.3:
+        c = 0
+    d = (a + b) * _solution(rng) + c
+    if abs(d) > 200:
+        d = _constant(rng)
+    equation.value = Fraction(d - c, a + b)
+    equation.key = f"{side((a, 'x'), (b, 'x'), (c, ''))} = {d}"
+    equation.steps = [
+        f"Collect: {side((a + b, v), (c, ''))} = {d}",
+        *linear_steps(v, a + b, c, d),
+    ]
+    equation.ask(equation.style.side([(a, v), (b, v), (c, "")]), d)
     return equation
 
 
@@ -306,9 +357,7 @@ def _two_products(rng: random.Random) -> Equation:
         equation.value = Fraction(d * e - a * b - c, a - d)
         if equation.value.denominator == 1:
             break
-    left_bracket = f"({side((1, 'x'), (b, ''))})"
-    right_bracket = f"({side((1, 'x'), (e, ''))})"
-    equation.key = f"{side((a, left_bracket), (c, ''))} = {side((d, right_bracket))}"
+    equation.key = f"{side((a, _sum_text(b)), (c, ''))} = {side((d, _sum_text(e)))}"
     constant = a * b + c
     right = side((d, v), (d * e, ""))
     equation.steps = [
@@ -331,17 +380,19 @@ def _quotient_form(rng: random.Random) -> Equation:
     quotient = _solution(rng)
     if abs(quotient * a) > 120:
         quotient = int(rng.random() * 10)
+    if rng.random() < 0.15:
+        b = 0
     c = quotient + b
     equation.value = Fraction(quotient * a)
     equation.key = f"{side((1, f'x/{a}'), (b, ''))} = {c}"
     equation.steps = [
-        *_move(f"{v}/{a}", 1, b, c),
+        *linear_steps(f"{v}/{a}", 1, b, c),
         f"Multiply both sides by {a}: {v} = {quotient} * {a}",
         *working(quotient, "*", a),
         f"{v} = {quotient * a}",
     ]
-    slash = "/" if rng.random() < 0.8 else " / "
-    equation.swap(equation.shuffled((1, f"{v}{slash}{a}"), (b, "")), str(c), solve_swapped=True)
+    slash = rng.choice(_SLASHES)
+    equation.ask(equation.shuffled((1, f"{v}{slash}{a}"), (b, "")), c)
     return equation
 
 
@@ -355,7 +406,7 @@ def _sum_over_number(rng: random.Random) -> Equation:
     if rng.random() < 0.2:
         c = -c
     equation.value = Fraction(a * c - b)
-    equation.key = f"({side((1, 'x'), (b, ''))})/{a} = {c}"
+    equation.key = f"{_sum_text(b)}/{a} = {c}"
     inner = side((1, v), (b, ""))
     equation.steps = [
         f"Multiply both sides by {a}: {inner} = {c} * {a}",
@@ -363,9 +414,9 @@ def _sum_over_number(rng: random.Random) -> Equation:
         f"{inner} = {a * c}",
         *linear_steps(v, 1, b, a * c),
     ]
-    slash = "/" if rng.random() < 0.8 else " / "
+    slash = rng.choice(_SLASHES)
     left = f"({equation.shuffled((1, v), (b, ''))}){slash}{a}"
-    equation.swap(left, str(c), solve_swapped=True)
+    equation.ask(left, c)
     return equation
 
 
@@ -374,7 +425,8 @@ _FORMS = (
     + (_two_sided,) * 4
     + (_product_form,) * 3
     + (_two_products,) * 2
-    + (_quotient_form, _sum_over_number)
+    + (_quotient_form, _quotient_form, _sum_over_number)
+    + (_product_and_number, _two_terms)
 )
 
 

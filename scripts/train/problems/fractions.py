@@ -6,6 +6,7 @@ import random
 from scripts.train.problems.calculation import (
     TIMES_SIGN,
     calculation,
+    compute,
     hundredths,
     percent_steps,
     working,
@@ -90,7 +91,7 @@ def _added(a: int, b: int, operator: str, c: int, d: int) -> tuple[list[str], st
                     f"{common} / {bottom} = {common // bottom}, "
                     f"{top} * {common // bottom} = {scaled}, {top}/{bottom} = {scaled}/{common}"
                 )
-    top = left + right if operator == "+" else left - right
+    top = compute(left, operator, right)
     lines += calculation(left, operator, right)
     if top == 0:
         lines.append(f"0/{common} = 0")
@@ -111,11 +112,13 @@ def _multiplied(a: int, b: int, c: int, d: int) -> tuple[list[str], str]:
 def make_fraction(rng: random.Random) -> Problem:
     """Return two fractions that are added, subtracted, multiplied or divided, or one to reduce."""
     draw = rng.random()
-    if draw < 0.2:
+    if draw < 0.18:
         return _simplification(rng)
+    if draw < 0.26:
+        return _part_of_number(rng)
     if draw < 0.65:
-        operator = "+" if draw < 0.45 else "-"
-        limit = 12 if rng.random() < 0.7 else 20
+        operator = rng.choice("+-")
+        limit = rng.choice((12, 12, 20))
         a, b = _proper(rng, limit)
         c, d = _proper(rng, limit)
         if rng.random() < 0.2:
@@ -126,7 +129,7 @@ def make_fraction(rng: random.Random) -> Problem:
             c, d = _proper(rng, 12)
         lines, answer = _added(a, b, operator, c, d)
     else:
-        operator = "*" if draw < 0.83 else "/"
+        operator = rng.choice("*/")
         a, b = _proper(rng, 12)
         c, d = _proper(rng, 12)
         while max(a, b) * max(c, d) > 150:
@@ -165,6 +168,19 @@ def _simplification(rng: random.Random) -> Problem:
         lines.append(f"{a} and {b} have no common factor")
     prompt = typed_loosely(rng, pick(rng, _SIMPLIFY_WORDINGS).format(f"{a}/{b}"))
     return Problem("fraction", f"simplify {a}/{b}", prompt, boxed(lines, answer), answer)
+
+
+def _part_of_number(rng: random.Random) -> Problem:
+    """Return a fraction of a number that its denominator divides."""
+    a, b = _proper(rng, 12)
+    n = b * (int(rng.random() * 12) + 1)
+    part = n // b
+    key = f"{a}/{b} of {n}"
+    lines = calculation(n, "/", b) + calculation(part, "*", a)
+    answer = str(part * a)
+    lines.append(f"{key} = {answer}")
+    prompt = typed_loosely(rng, pick(rng, _WORDINGS[:9]).format(key))
+    return Problem("fraction", key, prompt, boxed(lines, answer), answer)
 
 
 _PART_WORDINGS = (
@@ -237,7 +253,7 @@ def make_percentage(rng: random.Random) -> Problem:
         prompt = pick(rng, _CHANGE_WORDINGS[verb]).format(p=p, n=n)
         operator = "+" if verb == "increase" else "-"
         lines = percent_steps(p, n) + calculation(n, operator, part)
-        answer = str(n + part if verb == "increase" else n - part)
+        answer = str(compute(n, operator, part))
     return Problem("percentage", key, typed_loosely(rng, prompt), boxed(lines, answer), answer)
 
 

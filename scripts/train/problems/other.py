@@ -78,8 +78,8 @@ def _integral(rng: random.Random) -> str:
 
 def _quadratic(rng: random.Random) -> str:
     power = _pick(rng, ("^2", "^2", "^2", "²", "^3", "**2"))
-    middle = _signed(rng, 20) + "x" if rng.random() < 0.75 else ""
-    right = 0 if rng.random() < 0.6 else rng.randint(1, 60)
+    middle = _pick(rng, ("", _signed(rng, 20) + "x", _signed(rng, 12) + "x"))
+    right = rng.choice((0, 0, rng.randint(1, 60)))
     equation = f"{_coefficient(rng)}x{power}{middle}{_signed(rng, 60)} = {right}"
     if rng.random() < 0.2:
         return _pick(rng, words.FACTOR).format(equation.split(" = ", maxsplit=1)[0])

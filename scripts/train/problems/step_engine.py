@@ -35,11 +35,12 @@ def parse_steps(text: str) -> tuple[Step, ...]:
     for part in text.split(";"):
         target, _, formula = part.partition("=")
         left, operator, right = formula.split()
-        steps.append(Step(target.strip(), _operand(left), operator, _operand(right)))
+        steps.append(Step(target.strip(), operand(left), operator, operand(right)))
     return tuple(steps)
 
 
-def _operand(text: str) -> str | int:
+def operand(text: str) -> str | int:
+    """Return a number, or the name of one."""
     return int(text) if text.isdigit() else text
 
 

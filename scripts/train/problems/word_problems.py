@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from scripts.train.problems import vocabulary
 from scripts.train.problems.problem import Maker, Problem, boxed, typed_loosely
-from scripts.train.problems.step_engine import Step, parse_steps, solve
+from scripts.train.problems.step_engine import Step, operand, parse_steps, solve
 
 _T = TypeVar("_T")
 _MAX_VARIANTS = 8
@@ -42,6 +42,11 @@ class _Range:
     low: int
     high: int | str
     step: int
+
+    def draw(self, rng: random.Random, values: dict[str, int]) -> int:
+        high = values[self.high] if isinstance(self.high, str) else self.high
+        count = (high - self.low) // self.step + 1
+        return self.low + self.step * int(rng.random() * count)
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ def _parse_draw(text: str) -> _Range | Step:
     name, _, bounds = text.partition(" ")
     bounds, _, step = bounds.partition(":")
     low, _, high = bounds.partition("-")
-    return _Range(name, int(low), int(high) if high.isdigit() else high, int(step or 1))
+    return _Range(name, int(low), operand(high), int(step or 1))
 
 
 def _parse_wording(text: str) -> _Wording:
@@ -128,10 +133,8 @@ def _draw_numbers(rng: random.Random, template: Template) -> dict[str, int]:
     for draw in template.draws:
         if isinstance(draw, Step):
             values[draw.target] = draw.value(values)
-            continue
-        high = draw.high if isinstance(draw.high, int) else values[draw.high]
-        count = (high - draw.low) // draw.step + 1
-        values[draw.name] = draw.low + draw.step * int(rng.random() * count)
+        else:
+            values[draw.name] = draw.draw(rng, values)
     return values
 
 
