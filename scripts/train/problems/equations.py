@@ -58,7 +58,7 @@ Terms = list[tuple[int, str]]
 
 
 class _Style:
-    """How an equation is typed: with or without spaces and signs of multiplication."""
+    """A way to type equations: with or without spaces and signs of multiplication."""
 
     def __init__(self, *, times: str = "", space: str = " ") -> None:
         self._times = times

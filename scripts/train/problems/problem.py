@@ -1,4 +1,4 @@
-"""What every family of problems makes, and which problems are held out of training."""
+"""The problem that every family makes, and the choice of those held out of training."""
 
 import random
 import zlib
