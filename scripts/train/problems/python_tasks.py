@@ -33,7 +33,10 @@ Pick = Callable[[Sequence[str]], str]
 Arguments = tuple[Any, ...]
 Case = tuple[Arguments, Any]
 
-NUM_CASES = 12
+# A task is tested with so many arguments, which are chosen among more to have different results.
+NUM_CASES = 16
+NUM_CANDIDATES = 48
+MAX_PARAMETER = 20
 # The longest response, in characters. Only one task in some thousands needs more.
 MAX_RESPONSE = 420
 
@@ -206,6 +209,9 @@ class Source:
     has_pairs: bool = False
     # The wording for filtered elements, if they are not named by the filter's own phrase.
     around: str = ""
+    # Names of the argument, and the places of the elements in it, for "takes a list and returns".
+    givens: tuple[str, ...] = ()
+    insides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -540,6 +546,14 @@ def _character_filters() -> list[Filter]:
             removes="letter {k}",
         ),
         Filter(
+            "occurrence",
+            ("occurrences of {k}", "occurrences of the letter {k}"),
+            "{x} == {k}",
+            lambda x, k: x in (k,),
+            draw=_letter,
+            label="occurrences",
+        ),
+        Filter(
             "before",
             ("characters before {k} in the alphabet", "characters that come before {k}"),
             "{x} < {k}",
@@ -679,8 +693,8 @@ def _number_maps() -> list[Map]:
             "distance",
             "distances",
             ("distances from {k} of {of}", "absolute differences from {k} of {of}"),
-            ("the distance of {of} from {k}",),
-            ("take{s} the distance of {it} from {k}",),
+            ("the distance from {k} of {of}",),
+            ("take{s} the distance from {k} of {it}",),
             "abs({x} - {k})",
             lambda x, k: max(x, k) - min(x, k),
             draw=_number(1, 20),
@@ -1345,6 +1359,8 @@ _LENGTH_REDUCTIONS = _words_of(
 def _near(rng: random.Random, parameters: Sequence[Parameter]) -> list[int]:
     """Return numbers that are on both sides of the conditions with these parameters."""
     numbers = [0, 1, 2, -1]
+    integers = [value for value in parameters if isinstance(value, int)]
+    numbers += [first * second for first in integers for second in integers]
     for value in parameters:
         number = value
         if isinstance(value, tuple):
@@ -1358,11 +1374,13 @@ def _near(rng: random.Random, parameters: Sequence[Parameter]) -> list[int]:
 def _some_numbers(rng: random.Random, parameters: Sequence[Parameter]) -> list[int]:
     near = _near(rng, parameters)
     numbers: list[int] = []
-    for _ in range(rng.choice((0, 1, 2, 4, 6, 9, 12, 12, 16))):
+    for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4, 6, 9, 12, 16))):
         kind = rng.random()
         if kind < 0.45:
             numbers.append(rng.choice(near))
-        elif kind < 0.55 and numbers:
+        elif kind < 0.55:
+            numbers.append(-rng.choice(near))
+        elif kind < 0.65 and numbers:
             numbers.append(rng.choice(numbers))
         else:
             numbers.append(rng.randrange(-40, 100))
@@ -1523,6 +1541,8 @@ def _sources() -> list[Source]:
             _ALL_NUMBER_FILTERS,
             _ALL_NUMBER_MAPS,
             _LIST_REDUCTIONS,
+            givens=("a list of numbers", "a list of integers", "a list", "an array of integers"),
+            insides=("", "in it", "in the list"),
             weight=30,
             is_list=True,
         ),
@@ -1538,6 +1558,8 @@ def _sources() -> list[Source]:
             _RANGE_FILTERS,
             _RANGE_MAPS,
             _RANGE_REDUCTIONS,
+            givens=("a number @0", "an integer @0"),
+            insides=("from 1 to @0",),
             weight=8,
         ),
         Source(
@@ -1552,6 +1574,8 @@ def _sources() -> list[Source]:
             _RANGE_FILTERS,
             _RANGE_MAPS,
             _RANGE_REDUCTIONS,
+            givens=("a number @0", "an integer @0"),
+            insides=("below @0",),
             weight=5,
         ),
         Source(
@@ -1566,6 +1590,8 @@ def _sources() -> list[Source]:
             _RANGE_FILTERS,
             _RANGE_MAPS,
             _RANGE_REDUCTIONS,
+            givens=("two numbers @0 and @1", "two integers @0 and @1"),
+            insides=("from @0 to @1",),
             weight=5,
         ),
         Source(
@@ -1580,6 +1606,8 @@ def _sources() -> list[Source]:
             _DIGIT_FILTERS,
             _DIGIT_MAPS,
             _DIGIT_REDUCTIONS,
+            givens=("a number", "an integer @0", "a positive integer"),
+            insides=("of it", "of the number"),
             weight=6,
             setup="digits = [int(d) for d in str(abs(@0))]",
             is_list=True,
@@ -1596,6 +1624,8 @@ def _sources() -> list[Source]:
             (*_RANGE_FILTERS, "greater", "less"),
             _DIVISOR_MAPS,
             _DIVISOR_REDUCTIONS,
+            givens=("a number", "an integer @0"),
+            insides=("of it", "of the number"),
             weight=4,
             condition="@0 % x == 0",
         ),
@@ -1611,6 +1641,8 @@ def _sources() -> list[Source]:
             _ALL_NUMBER_FILTERS,
             _ALL_NUMBER_MAPS,
             _VALUE_REDUCTIONS,
+            givens=("a dictionary", "a dict"),
+            insides=("of it",),
             weight=5,
         ),
         Source(
@@ -1625,6 +1657,8 @@ def _sources() -> list[Source]:
             _PREDICATES,
             _WORD_MAPS,
             _WORD_REDUCTIONS,
+            givens=("a dictionary", "a dict"),
+            insides=("of it",),
             weight=4,
             loop="key, x",
             mapped="key",
@@ -1679,6 +1713,8 @@ def _sources() -> list[Source]:
             _ALL_NUMBER_FILTERS,
             _ALL_NUMBER_MAPS,
             _COMMON + _NUMBERS,
+            givens=("two lists", "two lists of numbers"),
+            insides=("in both together",),
             weight=3,
             max_filters=1,
             max_maps=1,
@@ -1700,6 +1736,8 @@ def _sources() -> list[Source]:
             _ALL_WORD_FILTERS,
             _WORD_MAPS,
             _WORD_REDUCTIONS,
+            givens=("a text", "a string", "a sentence"),
+            insides=("in it", "of it", ""),
             weight=10,
             is_list=True,
             loop="word",
@@ -1719,6 +1757,8 @@ def _sources() -> list[Source]:
             _ALL_WORD_FILTERS,
             _WORD_MAPS,
             _WORD_REDUCTIONS,
+            givens=("a list of words", "a list of strings"),
+            insides=("", "in it"),
             weight=8,
             is_list=True,
             loop="word",
@@ -1738,6 +1778,8 @@ def _sources() -> list[Source]:
             _ALL_NUMBER_FILTERS,
             (),
             _POSITION_REDUCTIONS,
+            givens=("a list of numbers", "a list of integers", "a list", "an array of integers"),
+            insides=("", "in it"),
             weight=5,
             loop="i, x",
             mapped="i",
@@ -1756,6 +1798,8 @@ def _sources() -> list[Source]:
             _ALL_WORD_FILTERS,
             (),
             _POSITION_REDUCTIONS,
+            givens=("a list of words", "a list of strings"),
+            insides=("", "in it"),
             weight=3,
             loop="i, word",
             tested="word",
@@ -1775,6 +1819,8 @@ def _sources() -> list[Source]:
             _ALL_CHARACTER_FILTERS,
             (),
             _POSITION_REDUCTIONS,
+            givens=("a text", "a string"),
+            insides=("in it", ""),
             weight=3,
             loop="i, c",
             tested="c",
@@ -1795,6 +1841,8 @@ def _sources() -> list[Source]:
             _ALL_CHARACTER_FILTERS,
             ("upper", "lower", "twice"),
             _CHARACTER_REDUCTIONS,
+            givens=("a text", "a string"),
+            insides=("in it", "of it", ""),
             weight=9,
             loop="c",
             tested="c",
@@ -1868,11 +1916,18 @@ def _apply_maps(value: Any, maps: Sequence[Map], parameters: Sequence[Parameter]
     return value
 
 
-def _draws(parts: Sequence[Filter | Map | Reduction], rng: random.Random) -> list[Parameter]:
-    """Draw the parameters of parts, None for a part without one."""
+def _draw_parameters(
+    parts: Sequence[Filter | Map | Reduction], rng: random.Random, limit: int
+) -> list[Parameter]:
+    """Draw the parameters of parts, None for a part without one. No number exceeds `limit`."""
     values: list[Parameter] = []
     for part in parts:
-        values.append(None if part.draw is None else part.draw(rng))
+        value = None
+        if part.draw is not None:
+            value = part.draw(rng)
+            while isinstance(value, int) and value > limit:
+                value = part.draw(rng)
+        values.append(value)
     return values
 
 
@@ -1967,14 +2022,28 @@ class _Chain:
         return "_".join(labels)
 
     def describe(self, pick: Pick) -> str:
-        place = pick(self.source.places)
+        if self.source.givens and pick(("place", "place", "place", "given")) == "given":
+            given = pick(self.source.givens)
+            description = self._describe_at(pick, pick(self.source.insides))
+            joint = " and "
+            if description.count("{s}") > 1:
+                joint = ", "
+            return (
+                f"{pick(('take{s}', 'take{s}', 'get{s}', 'accept{s}'))} {given}{joint}{description}"
+            )
+        return self._describe_at(pick, pick(self.source.places))
+
+    def _describe_at(self, pick: Pick, place: str) -> str:
         these = self.elements(pick, place)
         removed = self._removed(pick)
-        if removed and pick(("removed", "kept")) == "removed":
+        if removed and " " in place and pick(("removed", "kept")) == "removed":
             return f"remove{{s}} the {removed} from {place.split(' ', 1)[1]}"
 
-        determined = f"{pick(('the', 'the', 'all'))} {these}"
         phrase = pick(self.reduction.phrases)
+        determined = f"the {these}"
+        # "Each of all numbers" would be odd.
+        if "each of" not in phrase and self.reduction.takes_maps:
+            determined = f"{pick(('the', 'the', 'all'))} {these}"
         if self.maps and "{these}" in phrase:
             phrase = self.reduction.phrases[0]
         if self.maps and self._says_steps(pick, phrase):
@@ -2026,7 +2095,7 @@ class _Chain:
         if "{position}" in around:
             position = pick(("positions", "indexes", "indices"))
             noun = around.format(position=position, phrase=noun)
-        return f"{noun} {place}"
+        return f"{noun} {place}".rstrip()
 
     def _removed(self, pick: Pick) -> str:
         """Return what the code removes from a text, empty if that is not all that it does."""
@@ -2046,8 +2115,12 @@ def _filters_fit(names: Sequence[str]) -> bool:
         return second not in _LEADING_FILTERS
     if second in _LEADING_FILTERS:
         return first in _PARITIES and second in _SIGNS
-    if first in _SIGNS:
+    if first == "positive":
         return second not in ("nonzero", "greater", "at_least", "between")
+    if first == "negative":
+        return second in ("divisible", "not_divisible", "ending")
+    if first == "odd":
+        return second not in ("nonzero", "divisible")
     return second != "nonzero"
 
 
@@ -2682,6 +2755,7 @@ def _number_functions() -> list[_KnownFunction]:
             (
                 "return{s} the first @0 numbers of the Fibonacci sequence",
                 "calculate{s} the Fibonacci sequence",
+                "calculate{s} the Fibonacci sequence",
                 "compute{s} the Fibonacci sequence",
                 "generate{s} the Fibonacci sequence",
                 "generate{s} the first @0 Fibonacci numbers",
@@ -2927,8 +3001,8 @@ def _number_functions() -> list[_KnownFunction]:
                 "compute{s} the prime factorization of a number",
                 "find{s} the prime factors of @0",
             ),
-            "result = []\nd = 2\nwhile @0 > 1:\n    if @0 % d == 0:\n        result.append(d)\n"
-            "        @0 //= d\n    else:\n        d += 1\nreturn result",
+            "result = []\nfor d in range(2, @0 + 1):\n    while @0 % d == 0:\n"
+            "        result.append(d)\n        @0 //= d\nreturn result",
             _prime_factors,
             _positive_input,
         ),
@@ -3529,9 +3603,10 @@ def _other_functions() -> list[_KnownFunction]:
                 "count{s} the frequency of each character in a string",
                 "return{s} a dictionary with the count of each character",
             ),
-            "counts = {}\nfor c in @0:\n    counts[c] = counts.get(c, 0) + 1\nreturn counts",
-            lambda text: dict(Counter(text)),
+            "return dict(Counter(@0))",
+            lambda text: {c: text.count(c) for c in text},
             _plain_text_input,
+            imports="from collections import Counter",
         ),
         _KnownFunction(
             "count_items",
@@ -3541,9 +3616,10 @@ def _other_functions() -> list[_KnownFunction]:
                 "return{s} a dictionary with the count of each item of a list",
                 "count{s} the occurrences of each element in a list",
             ),
-            "counts = {}\nfor x in @0:\n    counts[x] = counts.get(x, 0) + 1\nreturn counts",
-            lambda items: dict(Counter(items)),
+            "return dict(Counter(@0))",
+            lambda items: {item: items.count(item) for item in items},
             _word_list_input,
+            imports="from collections import Counter",
         ),
         _KnownFunction(
             "invert",
@@ -3912,6 +3988,36 @@ def _binary_search_input(rng: random.Random) -> Arguments:
 # Families of tasks
 
 _COMPOSED_PREFIX = ": "
+# Combinations that are well-known functions. The families leave them out.
+_COVERED = {
+    "absolute_value": "formula: number | absolute",
+    "square": "formula: number | square",
+    "cube": "formula: number | cube",
+    "double": "formula: number | double",
+    "count_digits": "each: digits | - | - | count",
+    "sum_digits": "each: digits | - | - | sum",
+    "reverse_text": "text: reverse",
+    "count_vowels": "each: characters | vowel | - | count",
+    "count_words": "each: text_words | - | - | count",
+    "letter_counts": "each: characters | - | - | tally",
+    "dot_product": "each: products | - | - | sum",
+    "add_lists": "each: sums | - | - | list",
+    "concatenate": "each: both | - | - | list",
+    "common_elements": "each: common | - | - | list",
+    "merge_unique": "each: both | - | - | distinct",
+    "sort_numbers": "each: list | - | - | ascending",
+    "reverse_list": "each: list | - | - | reversed",
+    "find_maximum": "each: list | - | - | maximum",
+    "find_minimum": "each: list | - | - | minimum",
+    "sum_list": "each: list | - | - | sum",
+    "count_items": "each: words | - | - | tally",
+}
+_COVERED_KEYS = frozenset(_COVERED.values())
+# These are asked for more often than the others.
+_POPULAR = _words_of(
+    "fibonacci_sequence fibonacci add factorial is_prime is_even is_palindrome reverse_text "
+    "find_maximum sum_list count_vowels sort_numbers gcd maximum multiply celsius_to_fahrenheit"
+)
 
 
 @dataclass(frozen=True)
@@ -3926,10 +4032,16 @@ class _Family:
 
 
 def _known_task(function: _KnownFunction) -> Task:
+    def describe(pick: Pick) -> str:
+        covered = _COVERED.get(function.name)
+        if covered and pick(("known", "composed")) == "composed":
+            return _composed_task(covered).describe(pick)
+        return pick(function.phrases)
+
     return Task(
         function.name,
         function.arguments,
-        lambda pick: pick(function.phrases),
+        describe,
         function.body,
         function.reference,
         function.inputs,
@@ -3937,9 +4049,13 @@ def _known_task(function: _KnownFunction) -> Task:
     )
 
 
+def _key(family: str, parts: Sequence[str]) -> str:
+    return f"{family}{_COMPOSED_PREFIX}{' | '.join(parts)}"
+
+
 def _known_key(function: _KnownFunction) -> str:
     """Return a key that is not held out. Dots are added until that is so."""
-    key = f"known{_COMPOSED_PREFIX}{function.name}"
+    key = _key("known", [function.name])
     while is_held_out(key):
         key += "."
     return key
@@ -3976,14 +4092,19 @@ _FAMILY_NAMES = [*_FAMILIES, "known"]
 _FAMILY_WEIGHTS: list[int] = []
 for _weight in [*(family.weight for family in _FAMILIES.values()), _KNOWN_WEIGHT]:
     _FAMILY_WEIGHTS.append(_weight + sum(_FAMILY_WEIGHTS[-1:]))
-_KNOWN_KEYS = list(_KNOWN_TASKS)
+_DRAWABLE_KNOWN = list(_KNOWN_TASKS)
+for _function in _KNOWN_FUNCTIONS:
+    if _function.name in _POPULAR:
+        _DRAWABLE_KNOWN += 4 * [_known_key(_function)]
 
 
 def composed_keys() -> Iterator[str]:
     """Yield the keys of all composed tasks. Only these can be held out."""
     for family in _FAMILIES.values():
         for parts in family.combinations():
-            yield f"{family.name}{_COMPOSED_PREFIX}{' | '.join(parts)}"
+            key = _key(family.name, parts)
+            if key not in _COVERED_KEYS:
+                yield key
 
 
 def parts_of(key: str) -> list[str]:
@@ -4003,8 +4124,17 @@ def _task(key: str, parameters: Sequence[Parameter]) -> Task:
     known = _KNOWN_TASKS.get(key)
     if known is not None:
         return known
-    family, _, rest = key.partition(_COMPOSED_PREFIX)
-    return _FAMILIES[family].compose(rest.split(" | "), parameters)
+    return _composed_task(key, parameters)
+
+
+def _composed_task(key: str, parameters: Sequence[Parameter] | None = None) -> Task:
+    """Return a task of a family. Without parameters its parts must need none."""
+    family_name, _, rest = key.partition(_COMPOSED_PREFIX)
+    family = _FAMILIES[family_name]
+    parts = rest.split(" | ")
+    if parameters is None:
+        parameters = [None] * len(family.parts(parts))
+    return family.compose(parts, parameters)
 
 
 # Requests
@@ -4037,7 +4167,9 @@ _OTHER_ARGUMENTS = {
 _WORDINGS = (
     "Write a function that {does}",
     "Write a function that {does}",
+    "Write a function that {does}",
     "Write a Python function that {does}",
+    "Write a function to {do}",
     "Write a function to {do}",
     "Write a function to {do}",
     "Write a Python function to {do}",
@@ -4090,14 +4222,19 @@ def _draw_key(rng: random.Random) -> tuple[str, list[Parameter]]:
     """Draw a key, and the parameters of its parts."""
     family_name = rng.choices(_FAMILY_NAMES, cum_weights=_FAMILY_WEIGHTS)[0]
     if family_name == "known":
-        return rng.choice(_KNOWN_KEYS), []
-    if family_name == "each":
-        parts = _draw_chain(rng)
-    else:
-        parts = rng.choice(_DRAWABLE[family_name])
+        return rng.choice(_DRAWABLE_KNOWN), []
     family = _FAMILIES[family_name]
-    key = f"{family_name}{_COMPOSED_PREFIX}{' | '.join(parts)}"
-    return key, _draws(family.parts(parts), rng)
+    while True:
+        if family_name == "each":
+            parts = _draw_chain(rng)
+        else:
+            parts = rng.choice(_DRAWABLE[family_name])
+        key = _key(family_name, parts)
+        if key not in _COVERED_KEYS:
+            limit = MAX_PARAMETER
+            if parts[0] == "digits":
+                limit = 9
+            return key, _draw_parameters(family.parts(parts), rng, limit)
 
 
 def _python_problem(rng: random.Random) -> Problem:
@@ -4177,13 +4314,18 @@ def cases(problem: PythonProblem) -> list[Case]:
     """
     task = _task(problem.key, problem.parameters)
     rng = random.Random(f"{problem.key}/{problem.parameters}")
-    found = []
-    for _ in range(NUM_CASES):
+    by_result: dict[str, list[Case]] = {}
+    for _ in range(NUM_CANDIDATES):
         arguments = task.inputs(rng)
-        # The reference gets a copy, since it might return its argument.
-        copy = ast.literal_eval(repr(arguments))
-        found.append((arguments, task.reference(*copy)))
-    return found
+        result = task.reference(*arguments)
+        by_result.setdefault(repr(result), []).append((arguments, result))
+
+    found: list[Case] = []
+    while len(found) < NUM_CASES:
+        for group in by_result.values():
+            if group:
+                found.append(group.pop())
+    return found[:NUM_CASES]
 
 
 _CODE_BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
@@ -4200,11 +4342,10 @@ def code_of(response: str) -> str:
 # Each code runs in a process of its own, with limits on time, memory and files. These limits stop
 # accidents of a model. They are no sandbox against an attacker.
 _RUNNER = r"""
-import ast, builtins, collections, functools, heapq, itertools, math, operator, os, re
-import resource, select, signal, statistics, string, sys, time, types
+import ast, builtins, collections, functools, itertools, math, operator, os, re
+import resource, select, signal, string, sys, time, types
 
-ALLOWED = {"math", "itertools", "functools", "collections", "operator", "string", "re",
-           "statistics", "heapq", "typing"}
+ALLOWED = {"math", "itertools", "functools", "collections", "operator", "string", "re"}
 REFUSED = {"open", "input", "exec", "eval", "compile", "breakpoint", "help", "exit", "quit",
            "memoryview", "globals", "locals", "vars"}
 MEMORY = 512 * 2**20
