@@ -4,6 +4,7 @@ import itertools
 import random
 import time
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -30,15 +31,6 @@ def _draw(rng: random.Random) -> PythonProblem:
 def _problems(count: int, seed: int) -> list[PythonProblem]:
     rng = random.Random(seed)
     return [_draw(rng) for _ in range(count)]
-
-
-def _problem_of(key: str) -> PythonProblem:
-    """Return some problem with this key."""
-    rng = random.Random(key)
-    while True:
-        problem = _draw(rng)
-        if problem.key == key:
-            return problem
 
 
 @pytest.fixture(scope="module")
@@ -77,15 +69,17 @@ def test_the_code_of_another_task_fails() -> None:
 
 
 @pytest.mark.process
-def test_a_changed_solution_fails() -> None:
-    problem = _problem_of("each: list | even | square | sum")
+def test_a_changed_solution_fails(many: list[PythonProblem]) -> None:
+    key = "each: list | even | - | sum"
+    problem = next(problem for problem in many if problem.key == key)
     changes = {
         "x % 2 == 0": "x % 2 == 1",
         "sum(": "max(",
-        "x ** 2": "x ** 3",
+        "x for": "x ** 2 for",
         "return": "print",
         "for x in": "for y in",
         "(numbers)": "()",
+        "in numbers": "in numbers[1:]",
     }
     solutions = [(problem.answer, problem)]
     for old, new in changes.items():
@@ -134,8 +128,9 @@ HOSTILE_BODIES = (
 
 
 @pytest.mark.process
-def test_hostile_code_is_a_failure_and_no_more() -> None:
-    problem = _problem_of("known: sum_list")
+def test_hostile_code_is_a_failure_and_no_more(many: list[PythonProblem]) -> None:
+    problem = next(problem for problem in many if problem.key == "known: is_sorted")
+    problem = replace(problem, function_name="")
     good = problem.answer
     solutions = [(good, problem)]
     for body in HOSTILE_BODIES:

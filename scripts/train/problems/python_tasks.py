@@ -1543,7 +1543,7 @@ def _sources() -> list[Source]:
             _LIST_REDUCTIONS,
             givens=("a list of numbers", "a list of integers", "a list", "an array of integers"),
             insides=("", "in it", "in the list"),
-            weight=30,
+            weight=45,
             is_list=True,
         ),
         Source(
@@ -2152,6 +2152,25 @@ def _reduction_fits(source: Source, filters: Sequence[str], maps: Sequence[str],
     return name != "list" or source.name not in ("list", "words", "characters", "keys")
 
 
+# These parts are asked for more often than the others.
+_POPULAR_PARTS = frozenset(
+    _words_of(
+        "even odd positive negative greater less divisible longer starting containing vowel "
+        "square double cube absolute add multiply upper length reverse first_letter "
+        "sum count list maximum minimum average product ascending text joined longest"
+    )
+)
+
+
+def _with_popular(names: Sequence[str]) -> list[str]:
+    """Return names to draw from, with the popular ones repeated."""
+    repeated = list(names)
+    for name in names:
+        if name in _POPULAR_PARTS:
+            repeated += 5 * [name]
+    return repeated
+
+
 @dataclass(frozen=True)
 class _SourceChoices:
     """The combinations of filters, of maps and of reductions that fit a source."""
@@ -2160,16 +2179,19 @@ class _SourceChoices:
     # Sorted by how many filters or maps they have: none, one or two.
     filters: list[list[tuple[str, ...]]]
     maps: list[list[tuple[str, ...]]]
+    own_reductions: list[str]
+    length_reductions: list[str]
 
-    def reductions(self, maps: Sequence[str]) -> tuple[str, ...]:
+    def reductions(self, maps: Sequence[str]) -> list[str]:
+        """Return the reductions of what the maps give, the popular ones repeatedly."""
         if maps and self.source.type == "text" and _gives_number(maps[-1]):
-            return _LENGTH_REDUCTIONS
-        return self.source.reductions
+            return self.length_reductions
+        return self.own_reductions
 
 
 def _source_choices(source: Source) -> _SourceChoices:
     filters: list[list[tuple[str, ...]]] = [[()]]
-    filters.append([(name,) for name in source.filters])
+    filters.append([(name,) for name in _with_popular(source.filters)])
     filter_pairs = []
     for first in source.filters:
         for second in source.filters:
@@ -2178,7 +2200,7 @@ def _source_choices(source: Source) -> _SourceChoices:
     filters.append(list(filter_pairs))
 
     maps: list[list[tuple[str, ...]]] = [[()]]
-    maps.append([(name,) for name in source.maps])
+    maps.append([(name,) for name in _with_popular(source.maps)])
     later = source.maps
     if source.type == "text":
         later = source.maps + _LENGTH_MAPS
@@ -2188,7 +2210,13 @@ def _source_choices(source: Source) -> _SourceChoices:
             if _maps_fit((first, second)):
                 map_pairs.append((first, second))
     maps.append(list(map_pairs))
-    return _SourceChoices(source, filters[: source.max_filters + 1], maps[: source.max_maps + 1])
+    return _SourceChoices(
+        source,
+        filters[: source.max_filters + 1],
+        maps[: source.max_maps + 1],
+        own_reductions=_with_popular(source.reductions),
+        length_reductions=_with_popular(_LENGTH_REDUCTIONS),
+    )
 
 
 _CHOICES = [_source_choices(source) for source in _SOURCES.values()]
@@ -2226,9 +2254,9 @@ def _draw_chain(rng: random.Random) -> tuple[str, ...]:
 
 def _all_chains() -> Iterator[tuple[str, ...]]:
     for choices in _CHOICES:
-        all_filters = list(itertools.chain(*choices.filters))
-        for maps in itertools.chain(*choices.maps):
-            for reduction in choices.reductions(maps):
+        all_filters = list(dict.fromkeys(itertools.chain(*choices.filters)))
+        for maps in dict.fromkeys(itertools.chain(*choices.maps)):
+            for reduction in dict.fromkeys(choices.reductions(maps)):
                 for filters in all_filters:
                     if _reduction_fits(choices.source, filters, maps, reduction):
                         yield choices.source.name, _joined(filters), _joined(maps), reduction
@@ -2525,7 +2553,7 @@ def _compose_selective(parts: Sequence[str], values: Sequence[Parameter]) -> Tas
 
 def _all_selective() -> Iterator[tuple[str, ...]]:
     choices = _CHOICES[0]
-    for filters in choices.filters[1] + choices.filters[2]:
+    for filters in dict.fromkeys(choices.filters[1] + choices.filters[2]):
         for change in _ALL_NUMBER_MAPS:
             yield _joined(filters), change
 
@@ -4337,8 +4365,9 @@ def code_of(response: str) -> str:
     return match[1] if match else response
 
 
-# Runs on its own under `python -I -c`. It reads a list of (code, function name, arguments of each
-# call), and prints the list of results of the calls for each code, None if the code failed.
+# Runs on its own under `python -I -c`. It reads the seconds for each code, and then a line for each
+# code: (code, function name, arguments of each call). It answers with a line for each code: the
+# list of the results of its calls, or None if it failed.
 # Each code runs in a process of its own, with limits on time, memory and files. These limits stop
 # accidents of a model. They are no sandbox against an attacker.
 _RUNNER = r"""
@@ -4382,7 +4411,8 @@ def results_of(code, name, calls):
     return [plain(found(*arguments)) for arguments in calls]
 
 
-def run_child(job, end, seconds):
+def run_child(line, end, seconds):
+    job = ast.literal_eval(line)
     limit = int(seconds) + 1
     signal.setitimer(signal.ITIMER_REAL, seconds)
     resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
@@ -4397,13 +4427,13 @@ def run_child(job, end, seconds):
         output = output[os.write(end, output):]
 
 
-def run(job, seconds):
+def run(line, seconds):
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             os.close(reader)
-            run_child(job, writer, seconds)
+            run_child(line, writer, seconds)
         finally:
             os._exit(0)
     os.close(writer)
@@ -4426,9 +4456,9 @@ def run(job, seconds):
 sys.setrecursionlimit(2000)
 devnull = os.open(os.devnull, os.O_WRONLY)
 os.dup2(devnull, 2)
-seconds, jobs = ast.literal_eval(sys.stdin.read())
-for job in jobs:
-    print(ascii(run(job, seconds)), flush=True)
+seconds = float(sys.stdin.readline())
+for line in sys.stdin:
+    print(ascii(run(line, seconds)), flush=True)
 """
 
 
@@ -4442,11 +4472,12 @@ def check_all(solutions: Sequence[tuple[str, PythonProblem]], seconds: float = 1
     for code, problem in solutions:
         tests = cases(problem)
         expected.append([result for _, result in tests])
-        jobs.append((code, problem.function_name, [arguments for arguments, _ in tests]))
+        job = (code, problem.function_name, [arguments for arguments, _ in tests])
+        jobs.append(ascii(job))
     with tempfile.TemporaryDirectory() as folder:
         process = subprocess.run(
             [sys.executable, "-I", "-c", _RUNNER],
-            input=repr((seconds, jobs)),
+            input="\n".join([str(seconds), *jobs]),
             capture_output=True,
             text=True,
             cwd=folder,
