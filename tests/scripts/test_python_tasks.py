@@ -144,6 +144,24 @@ def test_hostile_code_is_a_failure_and_no_more(many: list[PythonProblem]) -> Non
     assert time.monotonic() - start < 8
 
 
+@pytest.mark.process
+def test_numbers_are_compared_by_value(many: list[PythonProblem]) -> None:
+    problem = next(problem for problem in many if problem.key == "known: celsius_to_fahrenheit")
+    problem = replace(problem, function_name="")
+    codes = {
+        "def f(c):\n    return c * 1.8 + 32": True,
+        "def f(c):\n    return c * 1.8 + 31.9": False,
+        "def f(c):\n    return 10 ** 400": False,
+        "def f(c):\n    return float('nan')": False,
+        "def f(c):\n    return str(c * 1.8 + 32)": False,
+        "def f(c):\n    return [c * 1.8 + 32]": False,
+    }
+
+    outcomes = check_all([(code, problem) for code in codes])
+
+    assert outcomes == list(codes.values())
+
+
 def test_held_out_combinations_are_left_out_but_not_their_parts(many: list[PythonProblem]) -> None:
     training = [problem for problem in many if not is_held_out(problem.key)]
     held_out = [problem for problem in many if is_held_out(problem.key)]

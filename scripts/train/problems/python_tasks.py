@@ -53,6 +53,10 @@ class PythonProblem(Problem):
     function_name: str
 
 
+def _words_of(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 # Parameters
 
 
@@ -94,6 +98,20 @@ _SEPARATOR_NAMES = {
 }
 
 
+_NUMBER_WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen twenty"
+)
+
+
+def _number_wordings(number: int, word: str) -> tuple[str, ...]:
+    """Return digits and a word for a number, the digits much more often."""
+    return 12 * (str(number),) + (word,)
+
+
+_NUMBER_WORDINGS = list(map(_number_wordings, itertools.count(), _words_of(_NUMBER_WORDS)))
+
+
 def _shown(value: Parameter, pick: Pick) -> Any:
     """Return a parameter as a prompt shows it."""
     if isinstance(value, str):
@@ -102,7 +120,9 @@ def _shown(value: Parameter, pick: Pick) -> Any:
         return pick((f"'{value}'", f'"{value}"'))
     if isinstance(value, tuple):
         return [_shown(item, pick) for item in value]
-    return value
+    if value is not None:
+        return pick(_NUMBER_WORDINGS[value])
+    return None
 
 
 def _literal(value: Parameter) -> Any:
@@ -330,7 +350,7 @@ def _number_filters() -> list[Filter]:
     filters.append(
         _comparison(
             "between",
-            ("between {k[0]} and {k[1]}", "from {k[0]} to {k[1]}"),
+            ("between {k[0]} and {k[1]}", "in the range from {k[0]} to {k[1]}"),
             "{k[0]} <= {x} <= {k[1]}",
             lambda x, k: k[0] <= x <= k[1],
             _interval,
@@ -1291,10 +1311,6 @@ def _text_reductions() -> list[Reduction]:
     ]
 
 
-def _words_of(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
-
 # The tables of all parts. A name is used once among the filters, once among the maps and so on.
 _NUMBER_FILTERS = _number_filters()
 _WORD_FILTERS = _word_filters()
@@ -1432,7 +1448,8 @@ def _digits_input(rng: random.Random, parameters: Sequence[Parameter]) -> Argume
 _TEST_WORDS = _words_of(
     "level Anna apple banana cat dog Eve echo fig grape house Ivy jungle kayak lemon mouse noon "
     "orange Peter queen river stone tree umbrella violet water Yak zebra a an the to stats civic "
-    "wow Otto radar code python bee all eye ocean island yellow idea up it"
+    "wow Otto radar code python bee all eye ocean island yellow idea up it "
+    "strawberry programming watermelons Elizabeth noon deed"
 )
 
 
@@ -2112,7 +2129,7 @@ def _filters_fit(names: Sequence[str]) -> bool:
     if first == second or first not in _LEADING_FILTERS:
         return False
     if first in ("capitalized", "palindrome"):
-        return second not in _LEADING_FILTERS
+        return second not in (*_LEADING_FILTERS, "starting")
     if second in _LEADING_FILTERS:
         return first in _PARITIES and second in _SIGNS
     if first == "positive":
@@ -2120,8 +2137,8 @@ def _filters_fit(names: Sequence[str]) -> bool:
     if first == "negative":
         return second in ("divisible", "not_divisible", "ending")
     if first == "odd":
-        return second not in ("nonzero", "divisible")
-    return second != "nonzero"
+        return second not in ("nonzero", "ending", "divisible")
+    return second not in ("nonzero", "ending")
 
 
 def _maps_fit(names: Sequence[str]) -> bool:
@@ -2139,11 +2156,19 @@ def _gives_number(name: str) -> bool:
     return name in _ALL_NUMBER_MAPS or _MAPS[name].to == "number"
 
 
+def _are_independent(first: str, second: str) -> bool:
+    """Return whether a filter may be of use after the other."""
+    for related in (_PARITIES, (*_SIGNS, "nonzero")):
+        if first in related and second in related:
+            return False
+    return first != second
+
+
 def _reduction_fits(source: Source, filters: Sequence[str], maps: Sequence[str], name: str) -> bool:
     if maps and not _REDUCTIONS[name].takes_maps:
         return False
     if name.startswith(("any_", "all_")):
-        return name[4:] not in filters and len(filters) < 2
+        return len(filters) == 0 or (len(filters) == 1 and _are_independent(filters[0], name[4:]))
     if source.name.endswith("positions"):
         return bool(filters)
     if filters or maps or source.condition or source.loop == "x, y":
@@ -2380,7 +2405,7 @@ def _all_checks() -> Iterator[tuple[str, ...]]:
     for operator in ("and", "or"):
         for first in _PREDICATES:
             for second in _PREDICATES:
-                if first != second:
+                if "nonzero" not in (first, second) and _are_independent(first, second):
                     yield operator, first, second
 
 
@@ -3607,7 +3632,7 @@ def _other_functions() -> list[_KnownFunction]:
         _KnownFunction(
             "hello_world",
             (),
-            ("return{s} the text Hello, world!", 'return{s} "Hello, world!"'),
+            ('return{s} the text "Hello, world!"', 'return{s} "Hello, world!"'),
             'return "Hello, world!"',
             lambda: "Hello, world!",
             lambda rng: (),
@@ -4300,6 +4325,8 @@ def _draw_problem(rng: random.Random) -> PythonProblem:
     )
     if not prompt.endswith("?") and rng.random() < 0.75:
         prompt += "."
+    if rng.random() < 0.04:
+        prompt = prompt[0].lower() + prompt[1:]
 
     sentence = f"This function {_third_person(task.describe(_first_wording))}."
     code = _code(task, signature)
@@ -4511,7 +4538,10 @@ def _are_equal(actual: Any, expected: Any) -> bool:
     if isinstance(expected, int | float) and isinstance(actual, int | float):
         if isinstance(expected, int) and isinstance(actual, int):
             return actual == expected
-        return math.isclose(actual, expected, rel_tol=1e-9, abs_tol=1e-9)
+        try:
+            return math.isclose(actual, expected, rel_tol=1e-9, abs_tol=1e-9)
+        except OverflowError:
+            return False
     if isinstance(expected, list | tuple) and isinstance(actual, list | tuple):
         if len(actual) != len(expected):
             return False
