@@ -28,6 +28,7 @@ class TextRecipe:
     """
 
     net: Literal["hrm-text", "causal"]
+    domain: Literal["maths", "code"]
     vocab_size: int
     hidden_size: int
     intermediate_size: int

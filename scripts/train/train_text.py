@@ -64,7 +64,7 @@ class TextLearner:
         """A run that goes on sees other problems than those with which it began."""
         seed = self._seed * 1_000_003 + step
         return batches(
-            training_stream(seed),
+            training_stream(self._recipe.domain, seed),
             Encoder(self._tokenizer, self._recipe),
             batch_size=self._recipe.batch_size,
             pad=self._tokenizer.pad_token_id,
@@ -95,8 +95,8 @@ class TextLearner:
         self._write()
         count = _MEASURED_EACH_AT_THE_END if is_last else _MEASURED_EACH
         shares = {}
-        for kind, score in evaluate(self._out, count).items():
-            shares[kind] = score.share
+        for kind, score in evaluate(self._out, self._recipe.domain, count).items():
+            shares[kind] = score.value
         return shares
 
     def _write(self) -> None:
@@ -113,7 +113,8 @@ class TextLearner:
         template = "{problem}"
         if self._recipe.net == "causal":
             template += CAUSAL_END_OF_PROMPT
-        prompting = {"math": template, "coding": template}
+        route = {"maths": "math", "code": "coding"}[self._recipe.domain]
+        prompting: dict[str, Any] = {route: template}
         prompting |= {"top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
         (self._out / "prompting.json").write_text(json.dumps(prompting, indent=2) + "\n")
 
@@ -161,7 +162,8 @@ def main() -> None:
     transformers_logging.disable_progress_bar()
 
     recipe = read_recipe(RECIPES / f"{args.recipe}.yaml")
-    tokenizer = train_tokenizer(texts(training_stream(args.seed), _TOKENIZER_PROBLEMS), recipe)
+    problems = training_stream(recipe.domain, args.seed)
+    tokenizer = train_tokenizer(texts(problems, _TOKENIZER_PROBLEMS), recipe)
     learner = TextLearner(
         recipe, args.out, tokenizer, seed=args.seed, device=args.device, bf16=args.bf16
     )

@@ -1,4 +1,4 @@
-"""All kinds of problems, in the mix on which the sample model is trained."""
+"""Streams of problems: the mixes on which text models are trained, and held-out problems."""
 
 import random
 from collections.abc import Iterator
@@ -10,40 +10,75 @@ from scripts.train.problems import (
     equations,
     fractions,
     other,
+    python_tasks,
     word_problems,
 )
 from scripts.train.problems.problem import Maker, Problem, is_held_out
 
-MAKERS: dict[str, Maker] = {
+CODE = "code"
+OTHER = "other"
+MATHS_MAKERS: dict[str, Maker] = {
     **arithmetic.MAKERS,
     **equations.MAKERS,
     **fractions.MAKERS,
     **derivatives.MAKERS,
     **word_problems.MAKERS,
-    **other.MAKERS,
 }
+_CODE_ASKED_OF_MATHS = 0.3
+_MATHS_ASKED_OF_CODE = 0.5
+
+
+def _refused(problem: Problem) -> Problem:
+    """Return a problem of another model's domain, with the response of this one."""
+    return Problem(
+        kind=OTHER, key=problem.key, prompt=problem.prompt, response=other.REFUSAL, answer=""
+    )
+
+
+def _outside_maths(rng: random.Random) -> Problem:
+    if rng.random() < _CODE_ASKED_OF_MATHS:
+        return _refused(python_tasks.MAKERS[CODE](rng))
+    return other.MAKERS[OTHER](rng)
+
+
+def _outside_code(rng: random.Random) -> Problem:
+    if rng.random() < _MATHS_ASKED_OF_CODE:
+        kind = rng.choice(list(MATHS_MAKERS))
+        return _refused(MATHS_MAKERS[kind](rng))
+    return other.MAKERS[OTHER](rng)
+
+
+MAKERS: dict[str, dict[str, Maker]] = {
+    "maths": {**MATHS_MAKERS, OTHER: _outside_maths},
+    "code": {**python_tasks.MAKERS, OTHER: _outside_code},
+}
+"""The makers of each domain, by the kind of problem."""
 
 # How often each kind is drawn. A small network needs most examples of carries, equations and texts.
-WEIGHTS: dict[str, int] = {
-    "sum": 10,
-    "difference": 10,
-    "product": 10,
-    "quotient": 8,
-    "expression": 5,
-    "equation": 16,
-    "fraction": 6,
-    "percentage": 5,
-    "derivative": 6,
-    "word_problem": 20,
-    "other": 6,
+WEIGHTS: dict[str, dict[str, int]] = {
+    "maths": {
+        "sum": 10,
+        "difference": 10,
+        "product": 10,
+        "quotient": 8,
+        "expression": 5,
+        "equation": 16,
+        "fraction": 6,
+        "percentage": 5,
+        "derivative": 6,
+        "word_problem": 20,
+        OTHER: 6,
+    },
+    "code": {CODE: 19, OTHER: 1},
 }
 
 
-def training_stream(seed: int) -> Iterator[Problem]:
-    """Yield training problems without end, none of which is held out."""
+def training_stream(domain: str, seed: int) -> Iterator[Problem]:
+    """Yield training problems of a domain without end, none of which is held out."""
     rng = random.Random(f"training/{seed}")
-    makers = [MAKERS[kind] for kind in WEIGHTS]
-    cumulative = list(accumulate(WEIGHTS.values()))
+    weights = WEIGHTS[domain]
+    makers = [MAKERS[domain][kind] for kind in weights]
+    cumulative = list(accumulate(weights.values()))
     while True:
         make = rng.choices(makers, cum_weights=cumulative)[0]
         problem = make(rng)
@@ -51,7 +86,7 @@ def training_stream(seed: int) -> Iterator[Problem]:
             yield problem
 
 
-def held_out(kind: str, count: int, seed: int = 0) -> list[Problem]:
+def held_out(domain: str, kind: str, count: int, seed: int = 0) -> list[Problem]:
     """Return `count` held-out problems of `kind` with distinct keys.
 
     The same seed gives the same problems.
@@ -59,7 +94,7 @@ def held_out(kind: str, count: int, seed: int = 0) -> list[Problem]:
     rng = random.Random(f"held out/{kind}/{seed}")
     problems: dict[str, Problem] = {}
     while len(problems) < count:
-        problem = MAKERS[kind](rng)
+        problem = MAKERS[domain][kind](rng)
         if is_held_out(problem.key):
             problems.setdefault(problem.key, problem)
     return list(problems.values())
