@@ -11,7 +11,7 @@ from tests.fixtures.e2e.serving import serving
 QUESTIONS = [
     Question("Solve for y: y * y = x"),
     Question("Compute: 99999 * 88888"),
-    Question("7 7 7 7"),
+    Question("7 7 7 7", reference="= 7"),
     Question("zzz qqq"),
 ]
 
@@ -29,6 +29,11 @@ async def test_equal_seeds_give_equal_texts_in_every_dialect() -> None:
             sampling = Sampling(32, temperature=2.0, seed=seed)
             found = await ask_sides(sides, QUESTIONS, sampling, concurrency=4)
             texts.append([[answer.text for answer in side.answers] for side in found])
+
+    likelihoods = [side.likelihoods for side in found]
+    assert [likelihood is None for likelihood in likelihoods[0]] == [True, True, False, True]
+    # A PrefixLM has no log-probabilities inside its prompt, and TGI no such request.
+    assert likelihoods[1:] == [[None] * 4] * 2
 
     first, *others = texts[0]
     assert others == [first, first]

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from scripts.cli.ab.asking import Answer, Likelihood, SideAnswers, ask_sides
+from scripts.cli.ab.asking import Answer, Likelihood, SideAnswers, ask_sides, likelihood
 from scripts.cli.ab.command import main
 from scripts.cli.ab.comparison import Comparison, compare
 from scripts.cli.ab.figures import paired_test, percentile, share_of
@@ -23,7 +23,7 @@ from scripts.cli.fleet_tool import ToolError
 from tests.fixtures.api.echo_worker import EchoWorker
 from tests.fixtures.api.fronts import live
 
-QUESTIONS = [Question("a b c d", "a b c"), Question("one two", "two"), Question("x", "x", "yz")]
+QUESTIONS = [Question("a b c d", "a b c"), Question("one two", "two"), Question("x", "x")]
 
 
 def compared(sides: Sequence[SideAnswers], questions: Sequence[Question] = QUESTIONS) -> Comparison:
@@ -52,8 +52,7 @@ async def test_a_fleet_agrees_with_itself_in_every_dialect(
         assert side.first_token_ms is not None
         assert side.answer_ms is not None
         assert side.first_token_ms.p95 <= side.answer_ms.p95
-    assert comparison.rows[0].texts == ["a b c"] * 3
-    assert found[0].likelihoods == [None, None, Likelihood(-2.0, 2)]
+    assert comparison.rows[0].texts == ["a b c "] * 3
     texts = [job for job in worker.jobs if hasattr(job.task, "sampling")]
     assert len(texts) == 12
     for job in texts:
@@ -110,6 +109,20 @@ def test_the_first_difference_is_shown_where_it_begins() -> None:
     assert first.answer_ms is not None
     assert first.answer_ms.p50 == 2000
     assert (second.bits_per_token, second.cost_per_million_tokens) == (None, None)
+
+
+async def test_the_likelihood_of_a_reference_is_read_from_what_a_server_repeats() -> None:
+    """It is the sum over the tokens that begin behind the prompt."""
+
+    def answered(request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content)
+        assert (body["prompt"], body["max_tokens"], body["echo"]) == ("say abc de", 0, True)
+        logprobs = {"text_offset": [0, 4, 7, 8], "token_logprobs": [None, -9.0, -1.0, -0.5]}
+        return httpx.Response(200, json={"choices": [{"text": "", "logprobs": logprobs}]})
+
+    side = Side("a", "openai", "http://a/v1", template="say {problem}")
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answered)) as client:
+        assert await likelihood(client, side, "abc", " de") == Likelihood(-1.5, 2)
 
 
 def test_tgi_is_not_given_what_it_refuses() -> None:
@@ -202,7 +215,7 @@ async def test_the_command_writes_reports(
     """Markdown is printed; JSON and HTML hold every answer, and what is no HTML is escaped."""
     lines = [
         json.dumps({"prompt": "a <b>", "answer": "a <b>", "kind": "one"}),
-        json.dumps({"prompt": "c d", "answer": "c", "kind": "two", "reference": "e"}),
+        json.dumps({"prompt": "c d", "answer": "c", "kind": "two"}),
     ]
     (tmp_path / "q.jsonl").write_text("\n".join(lines))
     files = ["--json", str(tmp_path / "r.json"), "--html", str(tmp_path / "r.html")]

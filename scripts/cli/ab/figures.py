@@ -29,7 +29,10 @@ def share_of(count: int, total: int) -> Share:
     scale = 1 + _Z**2 / total
     center = (share + _Z**2 / (2 * total)) / scale
     half = _Z / scale * math.sqrt(share * (1 - share) / total + _Z**2 / (4 * total**2))
-    return Share(count, total, max(0.0, center - half), min(1.0, center + half))
+    # At 0 and 1 a bound is the share itself, but for rounding.
+    return Share(
+        count, total, min(share, max(0.0, center - half)), max(share, min(1.0, center + half))
+    )
 
 
 @dataclass(frozen=True)
