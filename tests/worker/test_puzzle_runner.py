@@ -522,7 +522,7 @@ def truth_of(weights: Weights, net: Net) -> list[Step]:
 def test_layers_are_packed_or_rounded(
     path: Path, weights: Weights, quantize: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(linear, "MIN_PACKED_WEIGHTS", 0)
+    monkeypatch.setattr(linear, "MIN_PANEL_WEIGHTS", 0)
     monkeypatch.setattr(linear, "MIN_INT8_WEIGHTS", 0)
     runner = load_runner("hrm-puzzle", RunnerOptions(path=str(path), quantize=quantize))
     assert isinstance(runner, PuzzleRunner)

@@ -43,11 +43,15 @@ Better = Callable[[nn.Module, bool], "ReplacedLinear | None"]
 Its arguments are the layer, and whether another layer shares its weight.
 """
 
-MIN_PACKED_WEIGHTS = 1 << 18
-"""The number of weights from which our panels and oneDNN's layout are faster than `F.linear`.
+MIN_PANEL_WEIGHTS = 1 << 17
+"""The number of weights from which our panels are faster than `F.linear`.
 
-It is a megabyte of fp32, which no core's cache keeps between two steps. With fewer, calling our
-kernel takes longer than a product with one row.
+With far fewer, calling our kernel takes longer than a product with one row.
+"""
+MIN_PACKED_WEIGHTS = 1 << 18
+"""The number of weights from which oneDNN's layout is faster than `F.linear`.
+
+It is a megabyte of fp32, which no core's cache keeps between two steps.
 """
 MIN_INT8_WEIGHTS = 1 << 17
 """The number of weights from which int8 is no slower than fp32 at 16 rows.
@@ -166,7 +170,7 @@ def pack_linears(model: nn.Module, options: RunnerOptions | None = None) -> int:
     Results differ only by the order of summation. Only fp32 and bf16 layers on a CPU are replaced.
     Where keys and values are rounded, small layers are put into panels, too.
     """
-    least_weights = 0 if _needs_panels(options) else MIN_PACKED_WEIGHTS
+    least_weights = 0 if _needs_panels(options) else MIN_PANEL_WEIGHTS
 
     def packed_layer(layer: nn.Module, is_tied: bool) -> ReplacedLinear | None:
         return _in_panels(layer, is_tied, least_weights) or _packed(layer, is_tied)
