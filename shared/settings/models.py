@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from shared.settings.types import Count, Dtype, Quantize, Text
+from shared.settings.types import Count, Dtype, ModelId, Quantize, Text
 from shared.tasks import runner_table
 from shared.tasks.runner_table import AUTO, WITHOUT_FILES
 
@@ -78,7 +78,7 @@ class ModelEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$")]
+    id: ModelId
     path: Text
     runner: RunnerName = AUTO
     dtype: Dtype | None = None

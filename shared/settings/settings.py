@@ -20,6 +20,8 @@ from typing import Any, Literal
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from shared.settings.experiments import FORM, check_names, entries_of
+from shared.settings.experiments import Experiment as Experiment
 from shared.settings.layers import Layer, LayerSource, cli_layer, env_layer, env_name, yaml_layer
 from shared.settings.layers import SettingsError as SettingsError
 from shared.settings.models import GivenOption
@@ -105,6 +107,10 @@ class Settings(BaseSettings):
     )
     default_model: Text | None = Field(
         default=None, description="id used when a request names no model"
+    )
+    ab: tuple[Experiment, ...] = Field(
+        default=(),
+        description="names that split their requests among models, as {name: {model: weight}}",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         default="auto", description="device; cuda also means ROCm"
@@ -421,6 +427,24 @@ class Settings(BaseSettings):
             form = "id=path" if info.field_name == "models" else "name=value"
             raise ValueError(f"expected a JSON list or {form},{form} ({error})") from error
 
+    @field_validator("ab", mode="before")
+    @classmethod
+    def _read_experiments(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.lower() != "none":
+            try:
+                value = json.loads(value)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"expected {FORM} as JSON ({error})") from error
+        if isinstance(value, Mapping):
+            return entries_of(value)
+        return value
+
+    @field_validator("ab")
+    @classmethod
+    def _distinct_experiments(cls, value: tuple[Experiment, ...]) -> tuple[Experiment, ...]:
+        check_names(value)
+        return value
+
     @field_validator("models")
     @classmethod
     def _distinct(cls, value: tuple[ModelEntry, ...]) -> tuple[ModelEntry, ...]:
@@ -632,6 +656,12 @@ def _check_models(settings: Settings, origins: Mapping[str, str]) -> None:
             f"default_model: expected one of {known}, got {settings.default_model!r} (from "
             f"{origin})"
         )
+    for experiment in settings.ab:
+        if experiment.name in ids:
+            raise SettingsError(
+                f"ab: expected another name than that of a model, got {experiment.name!r} (from "
+                f"{origins['ab']})"
+            )
 
 
 _WEIGHT_SUFFIXES = {".pt", ".pth", ".bin", ".safetensors"}

@@ -211,6 +211,15 @@ def test_an_empty_variable_is_not_set() -> None:
         ("models", [{"id": "a", "path": "x", "runner": "magic"}], "hrm-act"),
         ("models", [{"id": "a", "path": "x", "weights": "y"}], "weights"),
         ("default_model", "other", "sample-hrm-text"),
+        ("ab", "a=b", "as JSON"),
+        ("ab", {"x": 1}, "{name: {model: weight, model: weight}}"),
+        ("ab", {"x": {"a": 1}}, "at least two models"),
+        ("ab", {"x": {"a": 1, "b": 0}}, "greater than 0"),
+        ("ab", {"x": {"a": 1, "b": float("inf")}}, "finite"),
+        ("ab", {"x": {"a": 1, "b c": 1}}, "pattern"),
+        ("ab", {"x y": {"a": 1, "b": 1}}, "pattern"),
+        ("ab", {"x": {"a": 1, "b": 1}, "y": {"a": 1, "x": 1}}, "the experiment 'x'"),
+        ("ab", {"sample-hrm-text": {"a": 1, "b": 1}}, "another name than that of a model"),
         ("redis_url", "http://localhost", "redis://"),
     ],
 )
@@ -511,6 +520,11 @@ entries = st.builds(
     dtype=st.sampled_from([None, "float16"]),
     quantize=st.none() | quantizations,
 )
+splits = st.dictionaries(
+    names.map("split-{}".format),
+    st.dictionaries(names, st.floats(1e-9, 1e9), min_size=2, max_size=3),
+    max_size=2,
+)
 overrides = st.fixed_dictionaries(
     {},
     optional={
@@ -519,6 +533,7 @@ overrides = st.fixed_dictionaries(
         "model_path": st.none() | names,
         "tokenizer_path": st.none() | paths,
         "models": st.lists(entries, max_size=3, unique_by=lambda entry: entry.id).map(tuple),
+        "ab": splits,
         "device": st.sampled_from(["auto", "cpu", "cuda", "mps"]),
         "quantize": quantizations,
         "lease_s": st.floats(min_value=1e-9, max_value=1e9),
