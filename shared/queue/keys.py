@@ -117,6 +117,21 @@ def repeat(shard: str, tenant: str, digest: str) -> str:
     return f"{prefix(shard)}repeat:{tenant}:{digest}"
 
 
+def assigned(request_id: str) -> str:
+    """Key of the hash with the experiment of a request, its arm, and its tenant."""
+    return f"{prefix(shard_of(request_id))}assigned:{request_id}"
+
+
+def outcomes(shard: str, experiment: str) -> str:
+    """Key of the stream of the jobs of an experiment that have ended."""
+    return f"{prefix(shard)}outcomes:{experiment}"
+
+
+def feedback(shard: str, experiment: str) -> str:
+    """Key of the stream of what callers say of an experiment's requests."""
+    return f"{prefix(shard)}feedback:{experiment}"
+
+
 def bell(shard: str, model: str) -> str:
     """Key of the list that is rung when there is something to take."""
     return f"{prefix(shard)}bell:{model}"

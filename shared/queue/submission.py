@@ -93,6 +93,7 @@ class SubmitRequest:
     if that one settles their question; None is for a task that does not wait. Without `leaders` no
     task waits. A request that `is_urgent` is refused when the work before it would take longer than
     its deadline. `follower_id` is a follower from the start; "" is none. `trace` is as in `Job`.
+    `experiment` is the one of which the model is an arm, "" for none.
     """
 
     model: str
@@ -109,6 +110,7 @@ class SubmitRequest:
     follower_id: str = ""
     trace: Trace = NO_TRACE
     leaders: tuple[int | None, ...] = ()
+    experiment: str = ""
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,7 @@ class Submissions:
                 "key_ttl_ms": self._key_ttl_ms,
                 "record": raw(submit_request.record),
                 "follower_id": submit_request.follower_id,
+                "experiment": submit_request.experiment,
             },
             jobs=entries,
             queue_ms=int(submit_request.queue_timeout_s * 1000),

@@ -8,6 +8,7 @@
 --                     fingerprint started (last epoch that logged a start) advanced (last epoch that sampled a token or
 --                     progressed) deaths taken_ms (first take) first_ms (first token) ended_ms readers (who hears of its
 --                     events) leader (the job behind which it is parked) led (jobs that are parked behind it)
+--                     experiment (of which its model is an arm)
 -- log:ID      stream  the events; event index i is the entry `i-0`, so an append lands once or not at all
 -- line:M:C:T  stream  jobs of one model, class and tenant that wait
 -- parked:M    set     jobs that are in no line until another one has ended
@@ -25,6 +26,9 @@
 -- key:T:K     hash    the request that came with idempotency key K, and its body's hash
 -- repeat:T:D  string  the tenant's last request whose contents have digest D
 -- rate:W:N    zset    the calls of a key W against its limit N, by when they came
+-- assigned:ID hash    the tenant, experiment and arm of a request, and the entry of its feedback
+-- outcomes:E  stream  the jobs of an experiment that have ended, and how
+-- feedback:E  stream  what callers say of its requests: one entry for each request
 -- isolating:M string  the worker that empties itself for a job that is suspected
 -- dead        stream  jobs that were convicted
 -- unsettled   stream  where there are several shards: jobs that wait no more, or have ended, and are not settled yet
@@ -64,6 +68,9 @@ local BUCKET_MS = 10000
 local MOST_RINGS = 64
 -- Virtual times, `busy` and `settled` are forgotten so long after their last change.
 local SERVED_TTL_MS = 3600000
+-- Outcomes and feedback of an experiment are kept so long after the last of them, and about so many of each.
+local EXPERIMENT_TTL_MS = 30 * 24 * 3600000
+local MOST_NOTED = 100000
 
 local time = call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
@@ -76,7 +83,7 @@ local function ended_key(model, at) return P .. 'ended:' .. model .. ':' .. math
 
 local FIELDS = { 'state', 'epoch', 'last', 'model', 'class', 'tenant', 'cost', 'bytes', 'entry', 'expires_ms',
   'deadline_ms', 'worker', 'fingerprint', 'started', 'advanced', 'first_ms', 'deaths', 'request', 'readers', 'leader',
-  'led', 'queued_ms' }
+  'led', 'queued_ms', 'experiment' }
 
 -- Returns these fields of a job, by default all that scripts need. The first must be `state`. Returns nil for a job
 -- that is not there.
@@ -188,6 +195,20 @@ local function leave_parking(job)
   call('HINCRBY', depth, 'bytes', -tonumber(job.bytes))
 end
 
+-- Adds an entry to a stream of an experiment. Returns the id of the entry.
+local function note_of(stream, ...)
+  local entry = call('XADD', stream, 'MAXLEN', '~', MOST_NOTED, '*', ...)
+  call('PEXPIRE', stream, EXPERIMENT_TTL_MS)
+  return entry
+end
+
+-- Notes how a job of an experiment ends. `cost` is what its tenant is charged.
+local function note_outcome(job, state, cost)
+  local first_ms = job.first_ms and tonumber(job.first_ms) - tonumber(job.queued_ms)
+  note_of(P .. 'outcomes:' .. job.experiment, 'job', job.id, 'request', job.request, 'arm', job.model, 'state', state,
+    'first_ms', first_ms or '', 'total_ms', now - tonumber(job.queued_ms), 'cost', cost)
+end
+
 local finish
 
 -- Ends the jobs that a job has made needless: those parked behind it or, where it was one of those, the ones after it.
@@ -200,6 +221,8 @@ local function skip_needless(job)
       append(other, { a.skipped })
       call('HINCRBY', job_key(id), 'epoch', 1)
       if other.worker then call(a.publish, P .. 'worker:' .. other.worker, id) end
+      -- A job that never ran says nothing of its model.
+      if other.state ~= 'running' then other.experiment = false end
       finish(other, 'done')
     end
     is_behind = is_behind or id == job.id
@@ -216,6 +239,7 @@ end
 -- Ends a job, whose terminal event is appended already. `cost` is the job's real cost, where that is known. A job that
 -- `settles` its question makes those behind it needless; else the jobs that were parked behind it go into their lines.
 finish = function(job, state, cost, settles)
+  if job.experiment then note_outcome(job, state, job.state == 'running' and (cost or job.cost) or 0) end
   if job.state == 'parked' then
     leave_parking(job)
     note_left('job', job.id, 'tenant', job.tenant)

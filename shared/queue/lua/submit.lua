@@ -1,9 +1,12 @@
--- Behind `limits.lua`. a: request {id, key, key_ttl_ms, body, record, follower_id}, model, class, tenant, classes (best
+-- Behind `limits.lua`. a: request {id, key, key_ttl_ms, body, record, follower_id, experiment ('' for none)}, model, class, tenant, classes (best
 --    first), jobs [{id, slots, cost, spec, leader (the job behind which it is parked, '' for none)}], queue_ms, deadline_ms (both from now), ttl_ms, is_reserved (`reserve` has
 --    let the request in, so no limit is looked at), and else the limits.
 -- Queues all jobs of a request, or none. Returns {'queued'} (now or by an earlier try), {'known', request id} for an
 -- idempotency key that came before with the same body, {'conflict'} for one with another body, {'void'} when the
 -- reservation was given up meanwhile, or {'refused', reason, retry_ms, number, limit, requested} as in `reserve`.
+
+-- Feedback on a request is taken so long after it came.
+local FEEDBACK_MS = 24 * 3600000
 
 if call('EXISTS', P .. 'request:' .. a.request.id) == 1 then return { 'queued' } end
 local known = a.request.key ~= '' and P .. 'key:' .. a.tenant .. ':' .. a.request.key
@@ -49,6 +52,7 @@ for i, new_job in ipairs(a.jobs) do
     'state', state, 'epoch', 0, 'last', 0, 'cost', new_job.cost, 'slots', new_job.slots, 'bytes', #new_job.spec,
     'entry', entry, 'deaths', 0, 'queued_ms', now, 'expires_ms', now + a.queue_ms,
     'deadline_ms', now + a.deadline_ms, 'request', a.request.id)
+  if a.request.experiment ~= '' then call('HSET', job_key(new_job.id), 'experiment', a.request.experiment) end
   call('ZADD', held, now, new_job.id)
 end
 for leader, behind in pairs(led) do call('HSET', job_key(leader), 'led', table.concat(behind, ' ')) end
@@ -56,6 +60,12 @@ local request, follower_id = P .. 'request:' .. a.request.id, a.request.follower
 call('HSET', request, 'tenant', a.tenant, 'jobs', table.concat(ids, ' '), 'record', a.request.record)
 if follower_id ~= '' then call('HSET', request, 'follower:' .. follower_id, now) end
 call('PEXPIRE', request, a.deadline_ms + a.ttl_ms)
+if a.request.experiment ~= '' then
+  -- This outlives the request: people may take hours to say what they think of an answer.
+  local assigned = P .. 'assigned:' .. a.request.id
+  call('HSET', assigned, 'tenant', a.tenant, 'experiment', a.request.experiment, 'arm', a.model)
+  call('PEXPIRE', assigned, FEEDBACK_MS)
+end
 ring(a.model, math.min(count, MOST_RINGS))
 -- Full workers hear no bell, and have room for these all the same.
 if a.class == a.classes[1] then call(a.publish, P .. 'urgent:' .. a.model, count) end
