@@ -27,6 +27,7 @@ from shared.events.subscriptions import Subscriptions
 from shared.fleet.presence import Presence
 from shared.queue import keys
 from shared.queue.broker import Broker
+from shared.queue.experiment_log import ExperimentLog
 from shared.queue.queue_stats import QueueStats
 from shared.queue.rate_limiter import RateLimiter
 from shared.queue.repeats import Repeats
@@ -55,6 +56,7 @@ class Front:
     dispatcher: Dispatcher
     submissions: Submissions
     requests: Requests
+    experiment_log: ExperimentLog
     reader: LogReader
     cache: AnswerCache | None
     endpoints: Endpoints
@@ -124,10 +126,12 @@ def build_front(settings: Settings, broker: Broker, endpoints: Endpoints) -> Fro
             draining=draining,
             limits=_limits(settings),
             default_model=settings.default_model,
+            experiments={experiment.name: experiment for experiment in settings.ab},
         ),
         dispatcher=dispatcher,
         submissions=submissions,
         requests=requests,
+        experiment_log=ExperimentLog(broker),
         reader=reader,
         cache=cache,
         endpoints=endpoints,

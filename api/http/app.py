@@ -20,12 +20,22 @@ from api.http import document
 from api.http.errors import HANDLERS
 from api.http.headers import JOB_ID
 from api.http.home import NAME
-from api.http.middleware import REQUEST_ID, AccessLog, BodyLimit, CrashGuard, DefaultSeed, RequestId
+from api.http.middleware import (
+    ARM,
+    EXPERIMENT,
+    REQUEST_ID,
+    AccessLog,
+    BodyLimit,
+    CrashGuard,
+    DefaultSeed,
+    RequestId,
+)
 from api.http.paths import Methods, Paths
 from api.http.tracing_middleware import TracingMiddleware
 from api.routes import (
     artifacts,
     catalogue,
+    feedback,
     files,
     fleet,
     health,
@@ -51,6 +61,7 @@ PARTS = (
     inference.HEALTH,
     submit.DIALECT,
     jobs.DIALECT,
+    feedback.DIALECT,
     unload.DIALECT,
     catalogue.DIALECT,
     plugins.DIALECT,
@@ -67,6 +78,8 @@ _KEYS = [
 _EXPOSED_HEADERS = (
     REQUEST_ID,
     JOB_ID,
+    EXPERIMENT,
+    ARM,
     "Location",
     "Preference-Applied",
     "Retry-After",

@@ -29,6 +29,8 @@ from shared.telemetry.metrics import Metrics
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 """Methods that metrics and traces name; a caller may invent any number of others."""
 REQUEST_ID = "X-Request-Id"
+EXPERIMENT = "X-AB-Experiment"
+ARM = "X-AB-Arm"
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _SHOWN_BODY = 1000
 
@@ -39,7 +41,8 @@ error_log = logging.getLogger("aios.api")
 class RequestId:
     """Gives each request its state, and each answer an X-Request-Id.
 
-    The id is the caller's own if that is sane, else a new one.
+    The id is the caller's own if that is sane, else a new one. The answer to a request of an
+    experiment, which may be an error, tells the experiment and the arm too.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -57,7 +60,12 @@ class RequestId:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[REQUEST_ID] = request_state.request_id
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID] = request_state.request_id
+                assignment = request_state.assignment
+                if assignment is not None:
+                    headers[EXPERIMENT] = assignment.experiment
+                    headers[ARM] = assignment.arm
             await send(message)
 
         await self._app(scope, receive, send_with_id)
@@ -357,6 +365,7 @@ def log_fields_of(request_state: RequestState) -> dict[str, Any]:
         "tenant": request_state.tenant or None,
         "key": request_state.key or None,
         "model": request_state.model,
+        "experiment": _experiment_of(request_state),
         "x_job_id": request_state.x_job_id,
         "job_id": request_state.job_ids[0] if request_state.job_ids else None,
         "num_jobs": len(request_state.job_ids) or None,
@@ -371,6 +380,12 @@ def log_fields_of(request_state: RequestState) -> dict[str, Any]:
         line["attempts"] = watch.attempts or None
         line |= _times(watch.timings(request_state.usage.completion_tokens))
     return line
+
+
+def _experiment_of(request_state: RequestState) -> str | None:
+    if request_state.assignment is None:
+        return None
+    return request_state.assignment.experiment
 
 
 def _times(timings: Timings) -> dict[str, float | None]:

@@ -11,6 +11,7 @@ from typing import Any
 from api.http.error_format import PLAIN, ErrorFormat
 from api.stream.stopwatch import Stopwatch
 from shared.messages import Depth
+from shared.queue.experiment_log import Assignment
 from shared.telemetry.tracing import NO_SPAN, Span
 
 
@@ -51,7 +52,8 @@ class RequestState:
     key, "" without one. `x_job_id` is the id by which the caller knows its jobs, `job_ids` are those
     of the jobs themselves. `watch` times the jobs, if this front took them. `trace_id` is None where
     nothing is traced; `span` is the server's. `errors` is the format of errors for this caller.
-    One with `is_admitted` has been counted by its caller's rates.
+    One with `is_admitted` has been counted by its caller's rates. `assignment` tells the experiment
+    that the request is of, and its arm.
     """
 
     request_id: str
@@ -72,6 +74,7 @@ class RequestState:
     span: Span = NO_SPAN
     errors: ErrorFormat = PLAIN
     is_admitted: bool = False
+    assignment: Assignment | None = None
 
 
 def request_state_of(scope: MutableMapping[str, Any]) -> RequestState:

@@ -46,6 +46,8 @@ async def add(body: CatalogueEntry, front: FrontDep) -> CatalogueChange:
         check_options([body], {})
     except SettingsError as error:
         raise InvalidRequest(str(error), field="options") from None
+    if body.id in front.admission.experiments:
+        raise InvalidRequest(f"id: {body.id!r} is the name of an experiment.", field="id")
     is_new = await _catalogue(front).add(body)
     front.fleet.invalidate()
     return CatalogueChange(model_id=body.id, done="added" if is_new else "changed")

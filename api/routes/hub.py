@@ -237,7 +237,7 @@ class HubRoute(APIRoute):
                 _check_takes_bytes(task)
                 media_type = media_type_of(content_type, field="Content-Type")
                 body = {"inputs": await _stored(request, media_type)}
-            data = json.dumps(body | {"model_id": model.id, "task": task}).encode()
+            data = json.dumps(body | {"model_id": name, "task": task}).encode()
             request_state_of(request.scope).body = data
             return await handle(with_body(request, data))
 

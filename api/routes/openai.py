@@ -21,6 +21,7 @@ from api.schemas.openai import (
     Model,
     ModelList,
     completion,
+    experiment_body,
     model_body,
 )
 from api.stream.request_events import Outcome
@@ -33,17 +34,31 @@ router = APIRouter(prefix="/v1", tags=["openai"], responses=errors_of(OpenAIErro
 
 @router.get("/models")
 async def models(front: FrontDep, caller: CallerDep) -> ModelList:
-    """List the models that a ready worker serves and the caller may use."""
+    """List the models that a ready worker serves and the caller may use.
+
+    Experiments follow, if that holds for all their arms.
+    """
     fleet = await front.fleet.now()
     bodies = []
     for name in sorted(fleet.models):
-        if fleet.serves(name) and caller.may_use(name):
+        is_hidden = name in front.admission.experiments
+        if fleet.serves(name) and caller.may_use(name) and not is_hidden:
             bodies.append(model_body(fleet.models[name]))
+    for experiment in front.admission.experiments.values():
+        models = [arm.model for arm in experiment.arms]
+        if all(fleet.serves(name) and caller.may_use(name) for name in models):
+            bodies.append(experiment_body(experiment))
     return ModelList(data=bodies)
 
 
 @router.get("/models/{id:path}")
 async def model(id: str, front: FrontDep, caller: CallerDep) -> Model:
+    experiment = front.admission.experiments.get(id)
+    if experiment is not None:
+        for arm in experiment.arms:
+            await front.admission.find(arm.model)
+            caller.check_model(arm.model)
+        return experiment_body(experiment)
     info = await front.admission.find(id)
     caller.check_model(info.id)
     return model_body(info)

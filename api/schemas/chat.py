@@ -22,6 +22,7 @@ from api.schemas.fields import (
     MaxTokens,
     RequestBody,
     SampledRequest,
+    User,
     is_unicode,
     refuse,
     refuse_unsupported,
@@ -204,6 +205,7 @@ class ChatRequest(SampledRequest):
     )
     logprobs: Annotated[bool, Field(strict=True)] = False
     top_logprobs: Annotated[int, Field(strict=True, ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    user: User | None = None
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
-from api.schemas.fields import RequestBody, shown
+from api.schemas.fields import RequestBody, User, shown
 from api.schemas.openai import PROMPT_SCHEMA, as_texts
 from api.stream.request_events import Outcome
 from shared.messages import Embed, Embedded, Text
@@ -25,6 +25,7 @@ class EmbeddingsRequest(RequestBody):
         Annotated[int, Field(strict=True, ge=1, description="Those of the model, if it is given.")]
         | None
     ) = None
+    user: User | None = None
 
     def tasks(self) -> list[Embed]:
         """Return a task for each text.

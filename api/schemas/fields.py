@@ -61,6 +61,9 @@ ByteInput = Annotated[
     Field(min_length=1, description="Base64, a data URL, or the id of an artifact."),
     BYTES,
 ]
+User = Annotated[
+    str, Field(description="With an experiment as the model: equal users get the same arm.")
+]
 Condition = Annotated[
     str, Field(min_length=1, max_length=64, description="HRM-Text: names joined by commas.")
 ]

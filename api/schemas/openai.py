@@ -19,6 +19,7 @@ from api.schemas.fields import (
     MAX_TOKEN_ID,
     RequestBody,
     SampledRequest,
+    User,
     refuse,
     refuse_unsupported,
     shown,
@@ -28,6 +29,7 @@ from api.schemas.q_values import QValues, is_absent, q_values_body
 from api.schemas.usage import USAGE, DetailedUsageBody, detailed_usage_body
 from api.stream.request_events import Choice, Outcome, total_usage
 from shared.messages import Generate, ModelInfo, Prompt, Sampling, Text
+from shared.settings.experiments import Experiment
 
 DEFAULT_MAX_TOKENS = 16
 MAX_LOGPROBS = 5
@@ -137,6 +139,7 @@ class CompletionRequest(SampledRequest):
     best_of: Annotated[int, Field(strict=True, description="Like n, if it is given.")] | None = None
     logprobs: Annotated[int, Field(strict=True, ge=0, le=MAX_LOGPROBS)] | None = None
     truncate_prompt_tokens: TruncateTo | None = None
+    user: User | None = None
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
 
@@ -241,6 +244,12 @@ class ModelList(BaseModel):
 
 def model_body(model: ModelInfo) -> Model:
     return Model(id=model.id, description=model.found)
+
+
+def experiment_body(experiment: Experiment) -> Model:
+    """Return an experiment as a model, which clients ask as any other."""
+    arms = ", ".join(map(str, experiment.arms))
+    return Model(id=experiment.name, description=f"an experiment with {arms}")
 
 
 def completion(heading: Heading, outcomes: Sequence[Outcome]) -> Completion:

@@ -80,6 +80,7 @@ class RequestFollower:
         request_state.x_job_id = self.work.id
         request_state.job_ids = self.work.request.job_ids
         request_state.model = self.work.record.model
+        request_state.assignment = self.work.assignment
         request_state.watch = self.watch
 
 

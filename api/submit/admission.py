@@ -4,11 +4,12 @@ This module knows no HTTP and no dialect. It refuses by FleetErrors alone.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from api.fleet import FleetView
 from api.redis_timeout import redis_answers_in_time
 from api.stream.cancellation import CancellationQueue
+from api.submit.experiments import arm_for
 from api.submit.limits import Limits
 from shared.errors import (
     BrokerUnavailable,
@@ -22,8 +23,10 @@ from shared.errors import (
 )
 from shared.messages import Cancelled, Job, ModelInfo, TaskName
 from shared.queue.broker import UNAVAILABLE
+from shared.queue.experiment_log import Assignment
 from shared.queue.requests import Request
 from shared.queue.submission import Quota, Submissions, SubmitRequest
+from shared.settings.experiments import Experiment
 
 LOCAL_MODEL = "local"
 _RETRY_AFTER_S = 2
@@ -41,13 +44,22 @@ class Admission:
         draining: asyncio.Event,
         limits: Limits,
         default_model: str | None,
+        experiments: Mapping[str, Experiment],
     ) -> None:
         self._fleet = fleet
         self._submissions = submissions
         self._cancellations = cancellations
         self._draining = draining
         self.limits = limits
+        self.experiments = experiments
         self._default_model = default_model
+
+    def assign(self, name: str | None, tenant: str, key: str) -> Assignment | None:
+        """Return the arm for a key of a tenant, None if `name` is not that of an experiment."""
+        experiment = self.experiments.get(name or "")
+        if experiment is None:
+            return None
+        return Assignment(experiment.name, arm_for(experiment, tenant, key))
 
     async def resolve(self, name: str | None, task: TaskName) -> ModelInfo:
         """Return the model for new work.
@@ -71,10 +83,14 @@ class Admission:
     async def find(self, name: str | None) -> ModelInfo:
         """Return the model that `name` stands for, which is served or awaited.
 
-        None and "local" stand for the default model. Raise DeviceUnavailable, ModelNotFound,
+        None and "local" stand for the default model, and an experiment for its first arm, where
+        nothing but a description is asked for. Raise DeviceUnavailable, ModelNotFound,
         NoWorker and BrokerUnavailable.
         """
         fleet = await self._fleet.now()
+        experiment = self.experiments.get(name or "")
+        if experiment is not None:
+            name = experiment.arms[0].model
         if name is None or (name == LOCAL_MODEL and name not in fleet.models):
             name = self._default_model or fleet.default_model
         if name is None:

@@ -12,6 +12,7 @@ from shared.errors import InvalidRequest
 from shared.messages import PRIORITIES, Priority
 
 _MOST_KEY = 255
+_MOST_AB_KEY = 256
 _Choice = TypeVar("_Choice", bound=str)
 CacheDirective = Literal["no-store", "no-cache"]
 """`no-store` neither looks for an earlier answer nor keeps the new one. `no-cache` keeps it."""
@@ -38,6 +39,7 @@ class RequestOptions:
 
     `wait_s` is None to wait until the answer is there, 0 not to wait. `preferences` are those of
     `Prefer` that are honoured. `last_event_id` names the frame behind which a stream is to go on.
+    `ab_key` is sticky: requests of an experiment with equal keys get the same arm.
     """
 
     priority: Priority = "default"
@@ -50,6 +52,7 @@ class RequestOptions:
     with_timings: bool = False
     cache: CacheDirective | None = None
     accept: str = ""
+    ab_key: str = ""
 
 
 async def request_options_of(
@@ -80,6 +83,11 @@ async def request_options_of(
     cache_control: Annotated[
         str | None, Header(description="no-store, or no-cache for a new answer"), _shown()
     ] = None,
+    x_ab_key: Annotated[
+        str | None,
+        Header(description="With an experiment as the model: equal keys get the same arm."),
+        _shown(minLength=1, maxLength=_MOST_AB_KEY),
+    ] = None,
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> RequestOptions:
     """Return the options that the headers ask for. Raise InvalidRequest, which names a header."""
@@ -87,7 +95,7 @@ async def request_options_of(
     return RequestOptions(
         priority=_one_of("X-Priority", x_priority, PRIORITIES) or "default",
         deadline_s=_deadline_s(x_deadline_ms),
-        key=_key(idempotency_key),
+        key=_key("Idempotency-Key", idempotency_key, _MOST_KEY),
         wait_s=wait_s,
         preferences=preferences,
         on_disconnect=_one_of("X-On-Disconnect", x_on_disconnect, get_args(OnDisconnect)),
@@ -95,6 +103,7 @@ async def request_options_of(
         with_timings=_one_of("X-Timings", x_timings, _FLAGS) in ("1", "true"),
         cache=_cache_directive(cache_control or ""),
         accept=(accept or "").lower(),
+        ab_key=_key("X-AB-Key", x_ab_key, _MOST_AB_KEY),
     )
 
 
@@ -103,7 +112,7 @@ RequestOptionsDep = Annotated[RequestOptions, Depends(request_options_of)]
 
 async def key_of(idempotency_key: KeyHeader = None) -> str:
     """Return the idempotency key alone, "" if there is none. Raise InvalidRequest."""
-    return _key(idempotency_key)
+    return _key("Idempotency-Key", idempotency_key, _MOST_KEY)
 
 
 KeyDep = Annotated[str, Depends(key_of)]
@@ -126,11 +135,11 @@ def _deadline_s(value: str | None) -> float | None:
     return int(value) / 1000
 
 
-def _key(value: str | None) -> str:
+def _key(header: str, value: str | None, most: int) -> str:
     if value is None:
         return ""
-    if not 1 <= len(value) <= _MOST_KEY or not value.isprintable():
-        raise _refusal("Idempotency-Key", f"1 to {_MOST_KEY} printable characters")
+    if not 1 <= len(value) <= most or not value.isprintable():
+        raise _refusal(header, f"1 to {most} printable characters")
     return value
 
 

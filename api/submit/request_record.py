@@ -10,6 +10,7 @@ import msgspec
 
 from api.stream.timings import Timings
 from shared.errors import JobNotFound
+from shared.queue.experiment_log import Assignment
 from shared.queue.requests import Request
 
 OnDisconnect = Literal["cancel", "continue", "grace"]
@@ -21,7 +22,8 @@ class RequestRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `endpoint` names the endpoint that it came to and that renders its answer. `created` is in
     seconds since 1970. Each job has `n` choices. Where the server's cap allows them fewer tokens
-    than the caller asked for, it is `capped_at`. `notes` are the endpoint's own.
+    than the caller asked for, it is `capped_at`. `notes` are the endpoint's own. `experiment` is the one of
+    which the model is an arm, "" for none.
     """
 
     endpoint: str = msgspec.field(name="kind")
@@ -31,6 +33,7 @@ class RequestRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     capped_at: int | None = None
     on_disconnect: OnDisconnect = "cancel"
     notes: dict[str, Any] = {}
+    experiment: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,13 @@ class SubmittedWork:
     @property
     def id(self) -> str:
         return self.request.id
+
+    @property
+    def assignment(self) -> Assignment | None:
+        """The experiment that the request is of, and its arm; None for none."""
+        if not self.record.experiment:
+            return None
+        return Assignment(self.record.experiment, self.record.model)
 
 
 _encoder = msgspec.msgpack.Encoder()

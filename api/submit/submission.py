@@ -39,7 +39,8 @@ async def submit(
     """
     front = context.front
     try:
-        model = await front.admission.resolve(endpoint.model_of(body), endpoint.task)
+        name = _model_name(context, endpoint, body)
+        model = await front.admission.resolve(name, endpoint.task)
         body = await with_stored_inputs(context, body)
         plan = endpoint.plan(body, model, front.admission.limits)
     except (DeviceUnavailable, Draining, InvalidRequest, ModelFailed, ModelNotFound, NoWorker):
@@ -49,6 +50,23 @@ async def submit(
             raise
         return await attached(front, known, context.caller, stays=context.stays)
     return await _submit(context, endpoint, model, plan, is_streamed=is_streamed)
+
+
+def _model_name(context: RequestContext, endpoint: Endpoint, body: Any) -> str | None:
+    """Return the model that a body asks for: of an experiment, the arm for this caller's key.
+
+    A request without a key of its own is spread by its idempotency key, so that it gets the same
+    arm when it comes again, else at random.
+    """
+    name = endpoint.model_of(body)
+    options = context.options
+    request_state = context.request_state
+    key = options.ab_key or getattr(body, "user", None) or options.key or request_state.request_id
+    assignment = context.front.admission.assign(name, context.caller.tenant, key)
+    if assignment is None:
+        return name
+    request_state.assignment = assignment
+    return assignment.arm
 
 
 async def _submit(
@@ -62,6 +80,9 @@ async def _submit(
     front = context.front
     caller = context.caller
     caller.check_model(model.id)
+    experiment = ""
+    if context.request_state.assignment is not None:
+        experiment = context.request_state.assignment.experiment
     record = RequestRecord(
         endpoint=endpoint.name,
         model=model.id,
@@ -70,6 +91,7 @@ async def _submit(
         capped_at=plan.capped_at,
         on_disconnect=context.on_disconnect,
         notes=dict(plan.notes),
+        experiment=experiment,
     )
     submit_request = _submit_request(context, record, plan, is_streamed=is_streamed)
 
@@ -84,6 +106,7 @@ async def _submit(
         "aios.model": model.id,
         "aios.num_jobs": len(submit_request.tasks),
         "aios.class": submit_request.priority,
+        "aios.experiment": experiment or None,
     }
     with context.request_state.span.child("submit", "producer", attributes) as span:
         submit_request = replace(submit_request, trace=span.trace)
@@ -94,6 +117,8 @@ async def _submit(
         # The request has not been answered yet: `AnswerCache.find` looks whether it has.
         await cache.note(caller.tenant, digest, request)
     front.metrics.admissions.labels(model.id, submit_request.priority).inc()
+    if experiment:
+        front.metrics.ab_requests.labels(experiment, model.id).inc()
     return RequestFollower(
         SubmittedWork(request, record),
         queue_s=submit_request.queue_timeout_s,
@@ -129,6 +154,7 @@ def _submit_request(
         key=context.key,
         record=encode_record(record),
         follower_id=follower_id,
+        experiment=record.experiment,
     )
 
 

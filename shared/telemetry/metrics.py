@@ -163,6 +163,12 @@ class Metrics:
         self.admissions = sheet.counter(
             "aios_admissions_total", "Requests that became work.", "model", "class"
         )
+        self.ab_requests = sheet.counter(
+            "aios_ab_requests_total",
+            "Requests of experiments that became work.",
+            "experiment",
+            "arm",
+        )
         self.rejections = sheet.counter(
             "aios_rejections_total",
             "Requests for work that were refused before they became any.",
@@ -266,6 +272,12 @@ class Metrics:
             "latency_seconds",
             self.latency,
             "Another name of aios_http_request_seconds, all together.",
+        )
+        sheet.alias(
+            "ab_requests_total",
+            self.ab_requests,
+            "Another name of aios_ab_requests_total.",
+            {"experiment": "experiment", "arm": "arm"},
         )
         sheet.alias(
             "errors_total",

@@ -132,5 +132,5 @@ def test_padding_of_chunks_may_only_be_turned_off() -> None:
 
 def test_what_has_no_effect_is_taken() -> None:
     bare = ChatRequest.model_validate(CHAT)
-    assert {"user", "metadata", "safety_identifier", "prompt_cache_key"} <= WITHOUT_EFFECT
+    assert {"metadata", "safety_identifier", "prompt_cache_key"} <= WITHOUT_EFFECT
     assert ChatRequest.model_validate(CHAT | dict.fromkeys(WITHOUT_EFFECT, "x")) == bare

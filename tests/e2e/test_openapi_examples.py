@@ -14,7 +14,7 @@ import pytest
 from api.http.app import create_app
 from shared.queue.broker import Broker, connect
 from shared.settings.settings import Settings
-from tests.fixtures.e2e.example_fleet import serving_examples
+from tests.fixtures.e2e.example_fleet import EXPERIMENT, serving_examples
 
 VOLATILE = {"id", "created", "generation_time", "cached_tokens"}
 """Fields that differ from one answer to the next."""
@@ -138,7 +138,12 @@ def test_examples_are_accepted_and_answered_as_shown(
     client: httpx.Client, operation: Operation
 ) -> None:
     bodies = []
-    for body in operation.requests:
+    for example in operation.requests:
+        body = example
+        if operation.path == "/v1/feedback":
+            # Only an answer of an experiment may be rated, and none has the id of the example.
+            rated = client.post("/v1/completions", json={"model": EXPERIMENT, "prompt": "a"})
+            body = example | {"id": rated.json()["id"]}
         answer = client.post(operation.path, json=body)
         assert answer.status_code == operation.status, (body, answer.text)
         if answer.headers["content-type"] == JSON:
