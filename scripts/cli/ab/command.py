@@ -1,10 +1,14 @@
-"""`aios ab run`: ask two or more models or servers the same questions, and compare them.
+"""`aios ab`: compare models, by questions of one's own or by the traffic of a fleet.
+
+`run` asks two or more models or servers the same questions:
 
     aios ab run --models hrm-text-math,baseline-math --questions questions.jsonl --html report.html
     aios ab run aios:http://localhost:8000#hrm vllm=openai:http://localhost:8001/v1 --prompts p.txt
 
 A side is [NAME=]DIALECT:URL[#MODEL]. With `--models` the sides are models of one fleet, by default
 of the one that runs on this machine.
+
+`report NAME` tells how the arms of an experiment (the setting `ab`) have done in live traffic.
 """
 
 import argparse
@@ -15,12 +19,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from scripts.cli.ab import report
+from scripts.cli.ab import report, traffic_report
 from scripts.cli.ab.asking import ask_sides
 from scripts.cli.ab.comparison import Comparison, compare
 from scripts.cli.ab.questions import graders, read_questions
 from scripts.cli.ab.sides import Sampling, Side, side_of
-from scripts.cli.fleet_tool import EXIT_FAILED, ToolError
+from scripts.cli.fleet_tool import EXIT_FAILED, ToolError, flags, run_tool
 from scripts.cli.local_fleet import PORT_HELP, choose_fleet
 from shared.settings.command_line import EXIT_BAD_SETTINGS, EXIT_OK
 from shared.settings.settings import SettingsError
@@ -38,13 +42,18 @@ def main(argv: Sequence[str]) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     try:
-        return _run(args)
+        status: int = args.run(args)
+        return status
     except SettingsError as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return EXIT_BAD_SETTINGS
     except ToolError as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return EXIT_FAILED
+
+
+def _report(args: argparse.Namespace) -> int:
+    return run_tool(PROG, args, traffic_report.answer)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -165,4 +174,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--json", type=Path, metavar="FILE")
     run.add_argument("--markdown", type=Path, metavar="FILE")
     run.add_argument("--html", type=Path, metavar="FILE")
+    run.set_defaults(run=_run)
+
+    live = commands.add_parser(
+        "report", help="the arms of an experiment in live traffic", parents=[flags()]
+    )
+    live.add_argument("name", metavar="NAME", help="of the experiment")
+    live.set_defaults(run=_report, redis_url=None, redis_shards=None, port=None, json=False)
     return parser

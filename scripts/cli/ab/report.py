@@ -37,12 +37,12 @@ def as_json(comparison: Comparison) -> str:
 def as_markdown(comparison: Comparison) -> str:
     """Return the tables and the sentences of a comparison, without the single answers."""
     lines = [_asked(comparison), ""]
-    lines += _markdown_table(_COLUMNS, [_cells(side) for side in comparison.sides])
+    lines += markdown_table(_COLUMNS, [_cells(side) for side in comparison.sides])
     kinds = _kinds(comparison)
     if kinds:
         lines.append("")
         names = [side.name for side in comparison.sides]
-        lines += _markdown_table(["right", *names], [_kind_cells(comparison, k) for k in kinds])
+        lines += markdown_table(["right", *names], [_kind_cells(comparison, k) for k in kinds])
     for pair in comparison.pairs:
         lines.append("")
         lines += [f"- {sentence}" for sentence in _sentences(pair)]
@@ -81,9 +81,9 @@ def _asked(comparison: Comparison) -> str:
 def _cells(side: SideFigures) -> list[str]:
     return [
         side.name,
-        _share(side.accuracy),
-        _timing(side.first_token_ms),
-        _timing(side.answer_ms),
+        share_cell(side.accuracy),
+        timing_cell(side.first_token_ms),
+        timing_cell(side.answer_ms),
         f"{side.tokens_per_s:.0f}",
         _number(side.cost_per_million_tokens, digits=4),
         _number(side.bits_per_token, digits=3),
@@ -92,14 +92,14 @@ def _cells(side: SideFigures) -> list[str]:
     ]
 
 
-def _share(share: Share | None) -> str:
+def share_cell(share: Share | None) -> str:
     if share is None:
         return "-"
     interval = f"{100 * share.low:.1f} to {100 * share.high:.1f}"
     return f"{100 * share.value:.1f} % ({interval}), {share.count} of {share.total}"
 
 
-def _timing(timing: Timing | None) -> str:
+def timing_cell(timing: Timing | None) -> str:
     return "-" if timing is None else f"{timing.p50:.0f} / {timing.p95:.0f}"
 
 
@@ -115,7 +115,7 @@ def _kinds(comparison: Comparison) -> list[str]:
 
 def _kind_cells(comparison: Comparison, kind: str) -> list[str]:
     shares = [side.accuracy_by_kind.get(kind) for side in comparison.sides]
-    return [kind or "(none)", *[_share(share) for share in shares]]
+    return [kind or "(none)", *[share_cell(share) for share in shares]]
 
 
 def _sentences(pair: PairFigures) -> list[str]:
@@ -147,7 +147,7 @@ def _paired_sentence(first: str, second: str, test: PairedTest) -> str:
     )
 
 
-def _markdown_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
     for row in rows:
         cells = [cell.replace("|", "\\|") for cell in row]
