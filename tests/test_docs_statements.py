@@ -172,7 +172,9 @@ def subcommand_sources(arguments: str) -> list[Path]:
     for word in arguments.split():
         if re.fullmatch(r"[a-z]+", word):
             script = ROOT / "scripts" / "cli" / f"{word}.py"
-            return [script] if script.is_file() else []
+            # A command of several files has a folder, and its flags are in `command.py`.
+            in_folder = ROOT / "scripts" / "cli" / word / "command.py"
+            return [path for path in (script, in_folder) if path.is_file()]
     return []
 
 

@@ -70,8 +70,8 @@ usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers, janitor
                                 the same questions to several models or servers, compared
        aios ab report NAME      how the arms of an experiment do in live traffic
        aios --version
-Without --redis-url (--server-url of puzzles) the last seven, and aios jobs, find the fleet that `aios serve hrm` runs on
-this machine; where several run, --port chooses one.
+Without --redis-url (--server-url of puzzles) the last seven, and aios jobs, find the fleet that `aios serve hrm` runs
+on this machine; where several run, --port chooses one.
 Each command lists its flags with --help."""
 EXIT_USAGE = 2
 EXTRAS = {
