@@ -167,6 +167,16 @@ async def test_every_dialect_tells_the_arm(
     assert arms == {"left", "right"}
 
 
+async def test_the_hub_splits_too(front: httpx.AsyncClient) -> None:
+    """There the model is a part of the path."""
+    split = experiment(left=0.5, right=0.5)
+    for key in ("user-1", "user-2", "user-3"):
+        body = {"inputs": "a b", "parameters": {"temperature": 0.5}}
+        answer = await front.post("/hub/split", json=body, headers={"X-AB-Key": key})
+        assert answer.status_code == 200, answer.text
+        assert arm_in(answer) == arm_for(split, "public", key)
+
+
 async def test_requests_of_no_experiment_have_no_labels(
     front: httpx.AsyncClient, redis: Redis
 ) -> None:

@@ -23,6 +23,8 @@ BAD = [
     ("Idempotency-Key", ""),
     ("Idempotency-Key", "k" * 256),
     ("Idempotency-Key", "a\tb"),
+    ("X-AB-Key", ""),
+    ("X-AB-Key", "k" * 257),
     ("Prefer", "wait=-1"),
     ("Prefer", "wait=x"),
     ("X-On-Disconnect", "panic"),
