@@ -39,7 +39,9 @@ async def submit(
     """
     front = context.front
     try:
-        model = await front.admission.resolve(endpoint.model_of(body), endpoint.task)
+        model = await front.admission.resolve(
+            endpoint.model_of(body), endpoint.task, endpoint.problems
+        )
         body = await with_stored_inputs(context, body)
         plan = endpoint.plan(body, model, front.admission.limits)
     except (DeviceUnavailable, Draining, InvalidRequest, ModelFailed, ModelNotFound, NoWorker):

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Never, Protocol
 
 import torch
 from tqdm import tqdm
@@ -159,7 +159,7 @@ class TrainingLoop:
         draw(self._history, self._history.with_suffix(".png"))
         return measured
 
-    def _tell(self, bar: "tqdm[None]", figures: Mapping[str, float]) -> None:
+    def _tell(self, bar: "tqdm[Never]", figures: Mapping[str, float]) -> None:
         """Print figures above the bar, and keep them in the history."""
         line = {"step": self._learner.step, "minutes": round(self.minutes, 2)}
         for name, value in figures.items():

@@ -53,7 +53,8 @@ class TextLearner:
         self._device = torch.device(device)
         self._bf16 = bf16
         self._seed = seed
-        self._net: Any = network(recipe, tokenizer).to(device)
+        net: Any = network(recipe, tokenizer)
+        self._net = net.to(self._device)
         self._average: Any = copy.deepcopy(self._net).requires_grad_(False)
         self._optimizer = torch.optim.AdamW(
             self._net.parameters(), betas=(0.9, 0.95), weight_decay=recipe.weight_decay, fused=True
