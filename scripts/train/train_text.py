@@ -46,7 +46,7 @@ class TextLearner:
         bf16: bool = False,
     ) -> None:
         torch.manual_seed(seed)
-        self.step = 0
+        self._step = 0
         self._recipe = recipe
         self._out = out
         self._tokenizer = tokenizer
@@ -72,6 +72,10 @@ class TextLearner:
             seed=seed,
         )
 
+    @property
+    def step(self) -> int:
+        return self._step
+
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self._net.parameters())
 
@@ -88,11 +92,11 @@ class TextLearner:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._net.parameters(), 1.0)
         self._optimizer.step()
-        self.step += 1
-        update_average(self._average, self._net, step=self.step, rate=self._recipe.ema_rate)
+        self._step += 1
+        update_average(self._average, self._net, step=self._step, rate=self._recipe.ema_rate)
         return {"loss": loss.item(), "tokens": float(batch["input_ids"].numel())}
 
-    def measure(self, *, is_last: bool) -> Mapping[str, float]:
+    def measure(self, minutes: float, *, is_last: bool) -> Mapping[str, float]:
         self._write()
         count = _MEASURED_EACH_AT_THE_END if is_last else _MEASURED_EACH
         shares = {}
@@ -121,21 +125,21 @@ class TextLearner:
 
     def state(self) -> dict[str, Any]:
         return {
-            "step": self.step,
+            "step": self._step,
             "net": self._net.state_dict(),
             "average": self._average.state_dict(),
             "optimizer": self._optimizer.state_dict(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.step = state["step"]
+        self._step = state["step"]
         try:
             self._net.load_state_dict(state["net"])
         except RuntimeError as error:
             raise ValueError(f"the saved network is another: {error}") from error
         self._average.load_state_dict(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._batches = self._batches_from(self.step)
+        self._batches = self._batches_from(self._step)
 
 
 def texts(problems: Iterator[Problem], count: int) -> Iterator[str]:
