@@ -1,7 +1,7 @@
 """Problems as tokens: the tokenizer of a text model, its prompts, and batches for training.
 
 A prompt of an HRM-Text is BOQ, condition tokens, the problem and EOQ; one of a causal model is the
-problem and a line break. A response ends with EOA.
+problem and `Answer:` on a line of its own. A response ends with EOA.
 """
 
 import itertools
@@ -16,7 +16,8 @@ from scripts.train.text_recipe import CONTEXT_WINDOW, TextRecipe
 from scripts.train.train_sample import BOQ, CONDITION_TOKENS, EOA, EOQ, PAD
 
 TRAINED_CONDITIONS = (("direct",), ("cot",), ("synth", "cot"))
-CAUSAL_END_OF_PROMPT = "\n"
+CAUSAL_END_OF_PROMPT = "\nAnswer:"
+"""Ends the prompt of a causal model. White space at the end would be scored with the answer."""
 _SORTED_BATCHES = 8
 _WIDTH_MULTIPLE = 8
 
