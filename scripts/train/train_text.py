@@ -44,6 +44,7 @@ class TextLearner:
         seed: int = 0,
         device: str = "cpu",
         bf16: bool = False,
+        compiles: bool = False,
     ) -> None:
         torch.manual_seed(seed)
         self._step = 0
@@ -56,6 +57,11 @@ class TextLearner:
         net: Any = network(recipe, tokenizer)
         self._net = net.to(self._device)
         self._average: Any = copy.deepcopy(self._net).requires_grad_(False)
+        if self._device.type == "cpu":
+            # The backward of torch's fused attention takes several times as long in bfloat16.
+            self._net.set_attn_implementation("eager")
+        if compiles:
+            _compile_layers(self._net)
         self._optimizer = torch.optim.AdamW(
             self._net.parameters(), betas=(0.9, 0.95), weight_decay=recipe.weight_decay, fused=True
         )
@@ -142,6 +148,14 @@ class TextLearner:
         self._batches = self._batches_from(self._step)
 
 
+def _compile_layers(net: torch.nn.Module) -> None:
+    """Compile each block once, for batches of any width."""
+    for module in net.modules():
+        if isinstance(module, torch.nn.ModuleList):
+            for layer in module:
+                layer.compile(dynamic=True)
+
+
 def texts(problems: Iterator[Problem], count: int) -> Iterator[str]:
     """Yield the prompts and the responses of some problems."""
     for problem in itertools.islice(problems, count):
@@ -159,6 +173,9 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path(".train"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bf16", action="store_true", help="products in bfloat16, where fast")
+    parser.add_argument(
+        "--compile", action="store_true", help="a minute first, then 1.6 times as fast on a CPU"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--measure-minutes", type=float, default=15)
@@ -170,7 +187,13 @@ def main() -> None:
     problems = training_stream(recipe.domain, args.seed)
     tokenizer = train_tokenizer(texts(problems, _TOKENIZER_PROBLEMS), recipe)
     learner = TextLearner(
-        recipe, args.out, tokenizer, seed=args.seed, device=args.device, bf16=args.bf16
+        recipe,
+        args.out,
+        tokenizer,
+        seed=args.seed,
+        device=args.device,
+        bf16=args.bf16,
+        compiles=args.compile,
     )
     print(f"{learner.num_parameters():,} parameters, {len(tokenizer):,} tokens", flush=True)
     schedule = Schedule(
