@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from scripts.train.evaluate_text import domain_and_template
+from scripts.train.evaluate_text import domain_of, template_of
 from scripts.train.problems.other import REFUSAL
 from scripts.train.problems.streams import MAKERS, OTHER, held_out
 from worker.llm import LLM
@@ -72,7 +72,7 @@ def curve_of(own: Sequence[float], others: Sequence[float]) -> Curve:
 
 def refusals(path: Path, prompts: Sequence[str]) -> list[float]:
     """Return a model's probability of declining each prompt."""
-    _, template = domain_and_template(path)
+    template = template_of(path)
     contexts = [template.replace("{problem}", prompt) for prompt in prompts]
     with LLM(path, max_batch_size=64, threads=1) as llm:
         scores = llm.score(contexts, [REFUSAL] * len(contexts))
@@ -89,7 +89,7 @@ def main() -> None:
     )
     parser.add_argument("--most-mistakes", type=float, default=0.005, choices=_MISTAKES)
     args = parser.parse_args()
-    domain, _ = domain_and_template(args.path)
+    domain = domain_of(args.path)
     kinds = [kind for kind in MAKERS[domain] if kind != OTHER]
     own = []
     for kind in kinds:

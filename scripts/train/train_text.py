@@ -13,11 +13,12 @@ import copy
 import itertools
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from scripts.train.evaluate_text import evaluate
@@ -57,7 +58,7 @@ class TextLearner:
         net: Any = network(recipe, tokenizer)
         self._net = net.to(self._device)
         self._average: Any = copy.deepcopy(self._net).requires_grad_(False)
-        if self._device.type == "cpu":
+        if self._device.type == "cpu" and isinstance(net, PreTrainedModel):
             # The backward of torch's fused attention takes several times as long in bfloat16.
             self._net.set_attn_implementation("eager")
         if compiles:
@@ -87,7 +88,7 @@ class TextLearner:
 
     def train_step(self, lr: float) -> Mapping[str, float]:
         batch = {name: value.to(self._device) for name, value in next(self._batches).items()}
-        if self._recipe.net == "causal":
+        if self._recipe.net != "hrm-text":
             del batch["token_type_ids"]
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
             loss = self._net(**batch, use_cache=False).loss
@@ -103,31 +104,34 @@ class TextLearner:
         return {"loss": loss.item(), "tokens": float(batch["input_ids"].numel())}
 
     def measure(self, minutes: float, *, is_last: bool) -> Mapping[str, float]:
-        self._write()
+        self._write(minutes)
         count = _MEASURED_EACH_AT_THE_END if is_last else _MEASURED_EACH
         shares = {}
         for kind, score in evaluate(self._out, self._recipe.domain, count).items():
             shares[kind] = score.value
         return shares
 
-    def _write(self) -> None:
-        """Write the average in float32, its tokenizer, and how it is to be asked."""
+    def _write(self, minutes: float) -> None:
+        """Write the average in float32, its tokenizer, its recipe, and how it is to be asked."""
         tokenizer = self._tokenizer
         model = copy.deepcopy(self._average).to("cpu")
-        model.generation_config = GenerationConfig(
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        if isinstance(model, PreTrainedModel):
+            model.generation_config = GenerationConfig(
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
         model.save_pretrained(self._out)
         tokenizer.save_pretrained(self._out)
         template = "{problem}"
-        if self._recipe.net == "causal":
+        if self._recipe.net != "hrm-text":
             template += CAUSAL_END_OF_PROMPT
-        route = {"maths": "math", "code": "coding"}[self._recipe.domain]
+        route = "coding" if self._recipe.domain == "code" else "math"
         prompting: dict[str, Any] = {route: template}
         prompting |= {"top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
         (self._out / "prompting.json").write_text(json.dumps(prompting, indent=2) + "\n")
+        training = asdict(self._recipe) | {"step": self._step, "minutes": round(minutes, 1)}
+        (self._out / "training.json").write_text(json.dumps(training, indent=2) + "\n")
 
     def state(self) -> dict[str, Any]:
         return {
