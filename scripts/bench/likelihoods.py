@@ -13,9 +13,10 @@ table has each side's mean, and how far it is from ours at most.
 import argparse
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import httpx
@@ -81,27 +82,36 @@ def of_transformers(path: Path, pairs: Sequence[Pair], *, is_prefix: bool) -> li
     return values
 
 
-async def of_server(url: str, pairs: Sequence[Pair], prefix: str, suffix: str) -> list[float]:
+async def of_server(
+    url: str, pairs: Sequence[Pair], prefix: str, suffix: str
+) -> list[float | None]:
     """Return the scores of a server, None where it tells none."""
     side = Side("server", "openai", url, template=f"{prefix}{{problem}}{suffix}")
-    values = []
+    values: list[float | None] = []
     async with httpx.AsyncClient(timeout=120) as client:
         for pair in pairs:
             found = await likelihood(client, side, pair.prompt, pair.answer)
-            values.append(float("nan") if found is None else found.log_likelihood)
+            values.append(None if found is None else found.log_likelihood)
     return values
 
 
-def table(sides: dict[str, list[float]]) -> str:
-    """Return the rows in Markdown. The first side is ours."""
+def table(sides: Mapping[str, Sequence[float | None]]) -> str:
+    """Return the rows in Markdown. The first side is ours, which tells all scores."""
     reference = next(iter(sides.values()))
     lines = ["| side | mean, nats | furthest from ours | equal to 0.01 |", "|---|---|---|---|"]
     for name, values in sides.items():
-        gaps = [abs(one - two) for one, two in zip(values, reference, strict=True)]
+        told = []
+        gaps = []
+        for value, own in zip(values, reference, strict=True):
+            if value is not None and own is not None:
+                told.append(value)
+                gaps.append(abs(value - own))
+        if not told:
+            lines.append(f"| {name} | tells none | | |")
+            continue
         num_equal = sum(gap < 0.01 for gap in gaps)
         lines.append(
-            f"| {name} | {sum(values) / len(values):.3f} | {max(gaps):.2g} "
-            f"| {num_equal} of {len(values)} |"
+            f"| {name} | {fmean(told):.3f} | {max(gaps):.2g} | {num_equal} of {len(values)} |"
         )
     return "\n".join(lines)
 
@@ -117,7 +127,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     pairs = pairs_of(args.path, args.questions, args.limit)
-    sides = {"this fleet": ours(args.path, pairs)}
+    sides: dict[str, Sequence[float | None]] = {"this fleet": ours(args.path, pairs)}
     sides["transformers, prompt marked"] = of_transformers(args.path, pairs, is_prefix=True)
     sides["transformers, unmarked"] = of_transformers(args.path, pairs, is_prefix=False)
     for server in args.server:
