@@ -79,6 +79,30 @@ def refusals(path: Path, prompts: Sequence[str]) -> list[float]:
     return [math.exp(min(0.0, score.log_likelihood)) for score in scores]
 
 
+def calibrate(path: Path, count: int, most_mistakes: float) -> Curve:
+    """Measure a model on so many problems of its domain and as many others. Write what was chosen."""
+    domain = domain_of(path)
+    kinds = [kind for kind in MAKERS[domain] if kind != OTHER]
+    own = []
+    for kind in kinds:
+        for problem in held_out(domain, kind, count // len(kinds), seed=1):
+            own.append(problem.prompt)
+    others = [problem.prompt for problem in held_out(domain, OTHER, count, seed=1)]
+
+    scores = refusals(path, own + others)
+    curve = curve_of(scores[: len(own)], scores[len(own) :])
+    (path / "domain.json").write_text(json.dumps(asdict(curve), indent=2) + "\n")
+    threshold = 1.0
+    for point in curve.points:
+        if point.mistakes <= most_mistakes:
+            threshold = point.threshold
+    file = path / "prompting.json"
+    prompting = json.loads(file.read_text())
+    prompting |= {"refusal": REFUSAL, "most_refusal": float(f"{threshold:.{_DIGITS}g}")}
+    file.write_text(json.dumps(prompting, indent=2) + "\n")
+    return curve
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -89,31 +113,13 @@ def main() -> None:
     )
     parser.add_argument("--most-mistakes", type=float, default=0.005, choices=_MISTAKES)
     args = parser.parse_args()
-    domain = domain_of(args.path)
-    kinds = [kind for kind in MAKERS[domain] if kind != OTHER]
-    own = []
-    for kind in kinds:
-        for problem in held_out(domain, kind, args.count // len(kinds), seed=1):
-            own.append(problem.prompt)
-    others = [problem.prompt for problem in held_out(domain, OTHER, args.count, seed=1)]
-
-    scores = refusals(args.path, own + others)
-    curve = curve_of(scores[: len(own)], scores[len(own) :])
-    (args.path / "domain.json").write_text(json.dumps(asdict(curve), indent=2) + "\n")
-    threshold = 1.0
+    curve = calibrate(args.path, args.count, args.most_mistakes)
     for point in curve.points:
-        if point.mistakes <= args.most_mistakes:
-            threshold = point.threshold
         print(
             f"declined by mistake {point.mistakes:.4f}, told of the others {point.told:.4f}, "
             f"above {point.threshold:.{_DIGITS}g}"
         )
     print(f"area under the curve: {curve.area:.4f}")
-
-    file = args.path / "prompting.json"
-    prompting = json.loads(file.read_text())
-    prompting |= {"refusal": REFUSAL, "most_refusal": float(f"{threshold:.{_DIGITS}g}")}
-    file.write_text(json.dumps(prompting, indent=2) + "\n")
 
 
 if __name__ == "__main__":
