@@ -210,19 +210,35 @@ STATE_OF: dict[type[Done] | type[Failed] | type[Cancelled], str] = {
 """The job state that each terminal event leaves behind."""
 
 
+ProblemKind = Literal["math", "coding"]
+"""A kind of problems, for which a model may declare its text."""
+
+
 class Prompting(msgspec.Struct, frozen=True, omit_defaults=True):
     """Defaults for asking a model: the texts around problems, and the sampling.
 
-    The texts have {problem} in them. None is the endpoint's own default.
+    The texts have {problem} in them. None is the endpoint's own default. A model that was trained
+    to decline problems outside its domain does so by the text `refusal`. A problem is taken for one
+    of its domain if the model's probability of that text is at most `most_refusal`.
     """
 
     math: str | None = None
     coding: str | None = None
+    refusal: str | None = None
+    most_refusal: float = 0.5
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+
+    def is_for(self, kind: ProblemKind) -> bool:
+        """Return whether a model takes problems of a kind: it declares its text, or no text at all."""
+        declares_none = self.math is None and self.coding is None
+        return self.template(kind) is not None or declares_none
+
+    def template(self, kind: ProblemKind) -> str | None:
+        return self.math if kind == "math" else self.coding
 
 
 NO_PROMPTING = Prompting()

@@ -168,13 +168,12 @@ def flags_of(command: str, arguments: str) -> set[str]:
 
 
 def subcommand_sources(arguments: str) -> list[Path]:
-    """Return the script of the subcommand, which is the first plain word, if it has one."""
+    """Return the scripts of the subcommand, which is the first plain word, if it has any."""
     for word in arguments.split():
         if re.fullmatch(r"[a-z]+", word):
-            script = ROOT / "scripts" / "cli" / f"{word}.py"
-            # A command of several files has a folder, and its flags are in `command.py`.
-            in_folder = ROOT / "scripts" / "cli" / word / "command.py"
-            return [path for path in (script, in_folder) if path.is_file()]
+            folder = ROOT / "scripts" / "cli"
+            scripts = (folder / f"{word}.py", folder / word / "command.py")
+            return [script for script in scripts if script.is_file()]
     return []
 
 

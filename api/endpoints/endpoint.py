@@ -21,7 +21,7 @@ from api.stream.timings import Timings
 from api.submit.limits import Limits, TokenBudget
 from api.submit.request_record import SubmittedWork
 from shared.errors import JobNotFound
-from shared.messages import ModelInfo, Progress, Task, TaskName
+from shared.messages import ModelInfo, ProblemKind, Progress, Task, TaskName
 
 
 class StreamRenderer(Protocol):
@@ -86,7 +86,8 @@ class Endpoint:
     `stream_format` for callers who ask for a stream and do not accept events. The answers of a
     timed endpoint tell how long they took. One that `sends_file` answers with the bytes of the file
     that its task has made; elsewhere its `answer` tells of that file. For one `with_file_bytes` the
-    files of a whole answer are read before it is rendered. `model_of` and `is_streamed` read a
+    files of a whole answer are read before it is rendered. Where no model is named, one for
+    `problems` does problems of that kind. `model_of` and `is_streamed` read a
     body: the model that it names, and whether it asks for a stream.
     """
 
@@ -103,6 +104,7 @@ class Endpoint:
     is_timed: bool = False
     sends_file: bool = False
     with_file_bytes: bool = False
+    problems: ProblemKind | None = None
     model_of: Callable[[Any], str | None] = _model_of
     is_streamed: Callable[[Any], bool] = _has_stream
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import exp
 from typing import Any
 
 from fastapi import APIRouter
@@ -34,7 +35,7 @@ from api.stream.stream_format import TEXT
 from api.stream.timings import Timings
 from api.submit.limits import Limits
 from api.submit.request_record import SubmittedWork
-from shared.messages import ModelInfo
+from shared.messages import ModelInfo, ProblemKind, Score, Scored
 from shared.settings.models import PLACEHOLDER
 
 router = APIRouter(tags=["simplefoundation"])
@@ -53,23 +54,27 @@ def _plan_prompt(body: PromptRequest, model: ModelInfo, limits: Limits) -> TaskP
 
 
 def _plan_math(body: MathRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
-    return _plan_problem(
-        body, model.prompting.math or MATH_TEMPLATE, MATH_MAX_TOKENS, model, limits
-    )
+    template = body.template or model.prompting.math or MATH_TEMPLATE
+    return _plan_problem(body, template, MATH_MAX_TOKENS, model, limits)
 
 
 def _plan_coding(body: CodingRequest, model: ModelInfo, limits: Limits) -> TaskPlan:
-    return _plan_problem(
-        body, model.prompting.coding or CODING_TEMPLATE, CODING_MAX_TOKENS, model, limits
-    )
+    template = body.template or model.prompting.coding or CODING_TEMPLATE
+    return _plan_problem(body, template, CODING_MAX_TOKENS, model, limits)
 
 
 def _plan_problem(
     body: ProblemRequest, template: str, max_tokens: int, model: ModelInfo, limits: Limits
 ) -> TaskPlan:
-    """Plan a solution. A template of the caller's own replaces `template`."""
-    prompt = (body.template or template).replace(PLACEHOLDER, body.problem)
-    return text_plan(body, [prompt], max_tokens, model, limits, notes={"problem": body.problem})
+    """Plan a solution, and the score of the text by which the model would decline the problem."""
+    prompt = template.replace(PLACEHOLDER, body.problem)
+    notes: dict[str, Any] = {"problem": body.problem}
+    plan = text_plan(body, [prompt], max_tokens, model, limits, notes=notes)
+    refusal = model.prompting.refusal
+    if refusal is None or "score" not in model.tasks:
+        return plan
+    notes["most_refusal"] = model.prompting.most_refusal
+    return replace(plan, tasks=[*plan.tasks, Score(prompt, (refusal,), body.condition)])
 
 
 def _prompt_response(work: SubmittedWork, outcomes: Sequence[Outcome]) -> PromptResponse:
@@ -86,18 +91,34 @@ def _prompt_response(work: SubmittedWork, outcomes: Sequence[Outcome]) -> Prompt
 
 def _math_response(work: SubmittedWork, outcomes: Sequence[Outcome]) -> MathResponse:
     solution = outcomes[0].choices[0].text
-    problem = work.record.notes["problem"]
     return MathResponse(
-        problem=problem, solution=solution, answer=answer_in(solution), **_counts(work, outcomes)
+        problem=work.record.notes["problem"],
+        solution=solution,
+        answer=answer_in(solution),
+        **_counts(work, outcomes[:1]),
+        **_domain(work, outcomes),
     )
 
 
 def _coding_response(work: SubmittedWork, outcomes: Sequence[Outcome]) -> CodingResponse:
     solution = outcomes[0].choices[0].text
-    problem = work.record.notes["problem"]
     return CodingResponse(
-        problem=problem, solution=solution, code=code_in(solution), **_counts(work, outcomes)
+        problem=work.record.notes["problem"],
+        solution=solution,
+        code=code_in(solution),
+        **_counts(work, outcomes[:1]),
+        **_domain(work, outcomes),
     )
+
+
+def _domain(work: SubmittedWork, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Return whether the problem is of the model's domain, where the model can tell."""
+    most_refusal = work.record.notes.get("most_refusal")
+    if most_refusal is None:
+        return {}
+    [score] = outcomes[1].as_a(Scored).scores
+    refusal = exp(min(0.0, score.log_likelihood))
+    return {"in_domain": refusal <= most_refusal, "domain_score": 1.0 - refusal}
 
 
 def _counts(work: SubmittedWork, outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -119,6 +140,8 @@ def _endpoint(
     answer: type[BaseModel],
     plan: Callable[[Any, ModelInfo, Limits], TaskPlan],
     render: Callable[[SubmittedWork, Sequence[Outcome]], BaseModel],
+    *,
+    problems: ProblemKind | None = None,
 ) -> Endpoint:
     """Return an endpoint whose streams end with the whole answer."""
 
@@ -129,7 +152,7 @@ def _endpoint(
                 "result": render(replace(work, timings=timings), outcomes).model_dump(),
             }
 
-        return Texts(work.record.n, 1, end)
+        return Texts(work.record.n, 1, end, num_others=len(work.request.job_ids) - 1)
 
     return Endpoint(
         name=name,
@@ -141,12 +164,17 @@ def _endpoint(
         stream=stream,
         bare_stream_format=TEXT,
         is_timed=True,
+        problems=problems,
     )
 
 
 PROMPT = _endpoint("prompt", PromptRequest, PromptResponse, _plan_prompt, _prompt_response)
-MATH = _endpoint("solve_math", MathRequest, MathResponse, _plan_math, _math_response)
-CODING = _endpoint("solve_coding", CodingRequest, CodingResponse, _plan_coding, _coding_response)
+MATH = _endpoint(
+    "solve_math", MathRequest, MathResponse, _plan_math, _math_response, problems="math"
+)
+CODING = _endpoint(
+    "solve_coding", CodingRequest, CodingResponse, _plan_coding, _coding_response, problems="coding"
+)
 DIALECT = Dialect(
     (
         Post(

@@ -16,12 +16,14 @@ End = Callable[[Sequence[Outcome], Timings | None], dict[str, Any]]
 class Texts:
     """Renders bare text of `num_jobs` jobs with `n` completions each.
 
-    `end` makes the last payload from all outcomes and their timings.
+    `end` makes the last payload from all outcomes and their timings. Other jobs of the request,
+    behind those, are in its outcomes only.
     """
 
-    def __init__(self, n: int, num_jobs: int, end: End) -> None:
+    def __init__(self, n: int, num_jobs: int, end: End, *, num_others: int = 0) -> None:
+        self._num_jobs = num_jobs
         self._deltas = ChoiceDeltas(n)
-        self._builders = [OutcomeBuilder(n) for _ in range(num_jobs)]
+        self._builders = [OutcomeBuilder(n) for _ in range(num_jobs + num_others)]
         self._end = end
 
     def opening(self) -> dict[str, Any]:
@@ -29,6 +31,8 @@ class Texts:
 
     def of(self, job: int, event: JobEvent) -> Iterator[dict[str, Any]]:
         self._builders[job].add(event)
+        if job >= self._num_jobs:
+            return
         for delta in self._deltas.of(job, event):
             if delta.text or delta.finish_reason:
                 yield _payload(delta)

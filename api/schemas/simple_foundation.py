@@ -145,7 +145,11 @@ class PromptResponse(BaseModel):
 
 
 class MathResponse(BaseModel):
-    """A solution. `answer` is null where the solution states none."""
+    """A solution. `answer` is null where the solution states none.
+
+    A model that knows its limits says whether the problem is `in_domain`. `domain_score` is how sure
+    it is that it is: 1 less the probability of the text by which it declines problems.
+    """
 
     model_config = shown(
         {
@@ -164,12 +168,15 @@ class MathResponse(BaseModel):
     generation_time: float | None
     input_tokens: int
     output_tokens: int
+    in_domain: bool | None = Field(None, exclude_if=is_absent)
+    domain_score: float | None = Field(None, exclude_if=is_absent)
 
 
 class CodingResponse(BaseModel):
     """A solution.
 
     `code` is null where the solution has no fenced block, as with a model that writes no code.
+    `in_domain` and `domain_score` are as for maths.
     """
 
     model_config = shown(
@@ -189,6 +196,8 @@ class CodingResponse(BaseModel):
     generation_time: float | None
     input_tokens: int
     output_tokens: int
+    in_domain: bool | None = Field(None, exclude_if=is_absent)
+    domain_score: float | None = Field(None, exclude_if=is_absent)
 
 
 class ModelDescription(RequestBody):

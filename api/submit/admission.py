@@ -21,7 +21,8 @@ from shared.errors import (
     ModelNotFound,
     NoWorker,
 )
-from shared.messages import Cancelled, Job, ModelInfo, TaskName
+from shared.fleet.presence import Fleet
+from shared.messages import Cancelled, Job, ModelInfo, ProblemKind, TaskName
 from shared.queue.broker import UNAVAILABLE
 from shared.queue.experiment_log import Assignment
 from shared.queue.requests import Request
@@ -61,15 +62,17 @@ class Admission:
             return None
         return Assignment(experiment.name, arm_for(experiment, tenant, key))
 
-    async def resolve(self, name: str | None, task: TaskName) -> ModelInfo:
-        """Return the model for new work.
+    async def resolve(
+        self, name: str | None, task: TaskName, problems: ProblemKind | None = None
+    ) -> ModelInfo:
+        """Return the model for new work, which may be problems of a kind.
 
         Raise Draining, ModelFailed, InvalidRequest for a task that the model does not serve, and
         what `find` raises.
         """
         if self._draining.is_set():
             raise Draining("This server is shutting down.", retry_after_s=1)
-        model = await self.find(name)
+        model = await self.find(name, problems)
         failure = (await self._fleet.now()).failure(model.id)
         if failure is not None:
             problem = f"The model {model.id!r} cannot be loaded: {failure.reason}"
@@ -80,10 +83,11 @@ class Admission:
             raise InvalidRequest(problem, field="model")
         return model
 
-    async def find(self, name: str | None) -> ModelInfo:
+    async def find(self, name: str | None, problems: ProblemKind | None = None) -> ModelInfo:
         """Return the model that `name` stands for, which is served or awaited.
 
-        None and "local" stand for the default model, and an experiment for its first arm, where
+        None and "local" stand for the default model or, where that is not for such problems, for
+        the first one that declares a text for them. An experiment stands for its first arm, where
         nothing but a description is asked for. Raise DeviceUnavailable, ModelNotFound,
         NoWorker and BrokerUnavailable.
         """
@@ -92,7 +96,7 @@ class Admission:
         if experiment is not None:
             name = experiment.arms[0].model
         if name is None or (name == LOCAL_MODEL and name not in fleet.models):
-            name = self._default_model or fleet.default_model
+            name = _default_for(fleet, self._default_model or fleet.default_model, problems)
         if name is None:
             raise _no_model_yet()
         obstacle = fleet.obstacle(name)
@@ -162,6 +166,16 @@ class Admission:
 
 def _no_model_yet() -> NoWorker:
     return NoWorker("No worker has loaded a model yet.", retry_after_s=_RETRY_AFTER_S)
+
+
+def _default_for(fleet: Fleet, default: str | None, kind: ProblemKind | None) -> str | None:
+    """Return the id of the model for work that names none."""
+    if kind is None or default not in fleet.models or fleet.models[default].prompting.is_for(kind):
+        return default
+    for name in sorted(fleet.models):
+        if fleet.models[name].prompting.template(kind) is not None:
+            return name
+    return default
 
 
 def unseen(model_id: str, limits: Limits) -> ModelInfo:

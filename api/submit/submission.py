@@ -40,7 +40,7 @@ async def submit(
     front = context.front
     try:
         name = _model_name(context, endpoint, body)
-        model = await front.admission.resolve(name, endpoint.task)
+        model = await front.admission.resolve(name, endpoint.task, endpoint.problems)
         body = await with_stored_inputs(context, body)
         plan = endpoint.plan(body, model, front.admission.limits)
     except (DeviceUnavailable, Draining, InvalidRequest, ModelFailed, ModelNotFound, NoWorker):

@@ -23,7 +23,7 @@ from worker.llm import LLM, SamplingParams
 
 MAX_TOKENS = 320
 _SECONDS_OF_A_PROGRAM = 0.5
-_DOMAIN_OF_TEMPLATE = {"math": "maths", "coding": "code"}
+_TEMPLATES = ("math", "coding")
 
 
 def solved_by(problems: Sequence[Problem], responses: Sequence[str]) -> list[bool]:
@@ -66,7 +66,7 @@ def evaluate(
     for kind in kinds:
         problems += held_out(domain, kind, count, seed=seed)
     params = SamplingParams(temperature=temperature, seed=seed, max_tokens=MAX_TOKENS)
-    _, template = domain_and_template(path)
+    template = template_of(path)
     with LLM(path, max_batch_size=64, threads=1) as llm:
         outputs = llm.generate(
             [template.replace("{problem}", problem.prompt) for problem in problems], params
@@ -80,13 +80,18 @@ def evaluate(
     return shares
 
 
-def domain_and_template(path: Path) -> tuple[str, str]:
-    """Return the domain of a model and the template of its prompts, which holds `{problem}`."""
+def domain_of(path: Path) -> str:
+    """Return the domain on which a model was trained."""
+    domain: str = json.loads((path / "training.json").read_text())["domain"]
+    return domain
+
+
+def template_of(path: Path) -> str:
+    """Return the template of a model's prompts, which holds `{problem}`."""
     prompting = json.loads((path / "prompting.json").read_text())
-    for name, domain in _DOMAIN_OF_TEMPLATE.items():
-        if name in prompting:
-            return domain, prompting[name]
-    raise SystemExit(f"{path / 'prompting.json'} has no template")
+    [template] = [prompting[name] for name in _TEMPLATES if name in prompting]
+    assert isinstance(template, str)
+    return template
 
 
 def main() -> int:
@@ -101,7 +106,7 @@ def main() -> int:
     parser.add_argument("--bars", default="", help="least shares, as kind=share with commas")
     parser.add_argument("--json", type=Path, help="a file for the shares")
     args = parser.parse_args()
-    domain, _ = domain_and_template(args.path)
+    domain = domain_of(args.path)
     shares = evaluate(
         args.path,
         domain,

@@ -12,26 +12,31 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from statistics import fmean
+from typing import Any, Never, Protocol
 
 import torch
 from tqdm import tqdm
 
-FINAL_SHARE = 0.1
+_FINAL_SHARE = 0.1
 """The learning rate at the end, as a share of the peak."""
 
 
 class Learner(Protocol):
     """A network in training."""
 
-    step: int
-    """The number of steps so far."""
+    @property
+    def step(self) -> int:
+        """The number of steps so far."""
 
     def train_step(self, lr: float) -> Mapping[str, float]:
         """Make a step of the optimizer. Return its figures, such as the loss."""
 
-    def measure(self, *, is_last: bool) -> Mapping[str, float]:
-        """Write the network so that it can be served. Return what it solves of held-out data."""
+    def measure(self, minutes: float, *, is_last: bool) -> Mapping[str, float]:
+        """Write the network so that it can be served, after so many minutes of training.
+
+        Return the shares of held-out data that it solves.
+        """
 
     def state(self) -> dict[str, Any]:
         """Return tensors and numbers with which another run goes on."""
@@ -77,28 +82,23 @@ def learning_rate(step: int, progress: float, peak: float, warmup_steps: int) ->
     """
     warmth = min(1.0, (step + 1) / warmup_steps)
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    return peak * warmth * (FINAL_SHARE + (1 - FINAL_SHARE) * cosine)
+    return peak * warmth * (_FINAL_SHARE + (1 - _FINAL_SHARE) * cosine)
 
 
 class Mean:
-    """The means of figures over some steps."""
+    """The means of figures over some steps, each over the steps that have it."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._count = 0
+        self._values: dict[str, list[float]] = {}
 
     def add(self, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._count += 1
+            self._values.setdefault(name, []).append(value)
 
     def take(self) -> dict[str, float]:
         """Return the means, and begin anew."""
-        means = {}
-        for name, total in self._sums.items():
-            means[name] = total / self._count
-        self._sums = {}
-        self._count = 0
+        means = {name: fmean(values) for name, values in self._values.items()}
+        self._values = {}
         return means
 
 
@@ -116,6 +116,7 @@ class TrainingLoop:
             state = torch.load(self._state_file, map_location="cpu", weights_only=True)
             learner.load_state(state["learner"])
             self._minutes_before = state["minutes"]
+            print(f"goes on from step {learner.step}", flush=True)
         else:
             self._history.unlink(missing_ok=True)
         self._started_s = time.monotonic()
@@ -150,16 +151,16 @@ class TrainingLoop:
                     self._save()
                     saved_at = self.minutes
                 if self.minutes - measured_at >= schedule.measure_minutes:
-                    self._tell(bar, learner.measure(is_last=False))
+                    self._tell(bar, learner.measure(self.minutes, is_last=False))
                     measured_at = self.minutes
 
             self._save()
-            measured = dict(learner.measure(is_last=True))
+            measured = dict(learner.measure(self.minutes, is_last=True))
             self._tell(bar, measured)
         draw(self._history, self._history.with_suffix(".png"))
         return measured
 
-    def _tell(self, bar: "tqdm[None]", figures: Mapping[str, float]) -> None:
+    def _tell(self, bar: "tqdm[Never]", figures: Mapping[str, float]) -> None:
         """Print figures above the bar, and keep them in the history."""
         line = {"step": self._learner.step, "minutes": round(self.minutes, 2)}
         for name, value in figures.items():

@@ -1,7 +1,7 @@
 """Problems as tokens: the tokenizer of a text model, its prompts, and batches for training.
 
-A prompt of an HRM-Text is BOQ, condition tokens, the problem and EOQ; one of a causal model is the
-problem and a line break. A response ends with EOA.
+A prompt of an HRM-Text is BOQ, condition tokens, the problem and EOQ; one of another network is the
+problem and `Answer:` on a line of its own. A response ends with EOA.
 """
 
 import itertools
@@ -16,7 +16,8 @@ from scripts.train.text_recipe import CONTEXT_WINDOW, TextRecipe
 from scripts.train.train_sample import BOQ, CONDITION_TOKENS, EOA, EOQ, PAD
 
 TRAINED_CONDITIONS = (("direct",), ("cot",), ("synth", "cot"))
-CAUSAL_END_OF_PROMPT = "\n"
+CAUSAL_END_OF_PROMPT = "\nAnswer:"
+"""Ends the prompt of a causal model. White space at the end would be scored with the answer."""
 _SORTED_BATCHES = 8
 _WIDTH_MULTIPLE = 8
 
@@ -24,7 +25,7 @@ _WIDTH_MULTIPLE = 8
 def train_tokenizer(texts: Iterator[str], recipe: TextRecipe) -> PreTrainedTokenizerFast:
     """Return a byte-level BPE of `vocab_size` tokens, in which each digit is a token of its own.
 
-    One for a causal network puts BOQ before a text by itself.
+    One for another network than HRM-Text puts BOQ before a text by itself.
     """
     specials = [PAD, BOQ, EOQ, EOA, *CONDITION_TOKENS.values()]
     tokenizer = Tokenizer(models.BPE())
@@ -39,7 +40,7 @@ def train_tokenizer(texts: Iterator[str], recipe: TextRecipe) -> PreTrainedToken
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    if recipe.net == "causal":
+    if recipe.net != "hrm-text":
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{BOQ} $A",
             pair=f"{BOQ} $A $B",
@@ -60,7 +61,7 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, recipe: TextRecipe) -> None:
         self._tokenizer = tokenizer
-        self._is_causal = recipe.net == "causal"
+        self._is_causal = recipe.net != "hrm-text"
         self._conditions = itertools.cycle(TRAINED_CONDITIONS)
 
     def encode(self, problems: Sequence[Problem]) -> list[tuple[list[int], int]]:

@@ -14,6 +14,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from scripts.train.act_nets import ActNet, ActSizes
+
 RECIPES = Path(__file__).parent / "recipes"
 CONTEXT_WINDOW = 512
 
@@ -22,13 +24,13 @@ CONTEXT_WINDOW = 512
 class TextRecipe:
     """Sizes of a network and of its training.
 
-    `layers` are those of a causal network, or of each of the H and L stacks of an HRM-Text. The
-    gradient flows through the last `grad_cycles` L cycles of the last H cycle, and through the last
-    one of the others.
+    `layers` are those of a causal network, or of each of the H and L stacks of an HRM-Text or an
+    ACTv1. In an HRM-Text the gradient flows through the last `grad_cycles` L cycles of the last H
+    cycle, and through the last one of the others.
     """
 
-    net: Literal["hrm-text", "causal"]
-    domain: Literal["maths", "code"]
+    net: Literal["hrm-text", "causal", "actv1"]
+    domain: Literal["maths", "code", "short arithmetic"]
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -54,7 +56,7 @@ def read_recipe(file: Path) -> TextRecipe:
     return msgspec.convert(values, TextRecipe)
 
 
-def network(recipe: TextRecipe, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+def network(recipe: TextRecipe, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel | ActNet:
     """Return a network of random weights."""
     sizes = {
         "vocab_size": len(tokenizer),
@@ -68,6 +70,19 @@ def network(recipe: TextRecipe, tokenizer: PreTrainedTokenizerFast) -> PreTraine
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
+    if recipe.net == "actv1":
+        return ActNet(
+            ActSizes(
+                vocab_size=len(tokenizer),
+                hidden_size=recipe.hidden_size,
+                intermediate_size=recipe.intermediate_size,
+                num_heads=recipe.hidden_size // recipe.head_dim,
+                layers=recipe.layers,
+                h_cycles=recipe.h_cycles,
+                l_cycles=recipe.l_cycles,
+                max_positions=CONTEXT_WINDOW,
+            )
+        )
     if recipe.net == "causal":
         return LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=False))
     config = HrmTextConfig(

@@ -11,11 +11,11 @@ moving average. The pool of puzzles and the state for `--resume` are kept in the
 """
 
 import argparse
-import math
 import os
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scripts.train.loop import Length, Schedule, TrainingLoop, update_average
 from scripts.train.puzzle_directory import (
     BlanksShare,
     Measurement,
@@ -242,7 +243,7 @@ class Trainer:
         self.average.requires_grad_(False)
         self.optimizer = _optimizer(self.net)
         self.rows = self._halted_rows(batch)
-        self._source = source
+        self.source = source
 
     def _halted_rows(self, count: int) -> Rows:
         ids = torch.zeros(count, self.config.seq_len, dtype=torch.int64, device=self.device)
@@ -265,7 +266,7 @@ class Trainer:
     def _replace_halted_rows(self) -> None:
         rows = self.rows
         halted = rows.halted
-        ids, labels = self._source.draw(int(halted.sum()))
+        ids, labels = self.source.draw(int(halted.sum()))
         rows.ids[halted] = ids.to(self.device)
         rows.labels[halted] = labels.to(self.device)
         rows.steps[halted] = 0
@@ -294,9 +295,7 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
-        # A short average at first, so that the random weights of the start soon leave it.
-        keep = min(EMA_RATE, self.step / (self.step + 10))
-        _update_average(self.average, self.net, keep)
+        update_average(self.average, self.net, step=self.step, rate=EMA_RATE)
         return Outcome(loss.item(), q_loss.item(), _detached(segment), right_cells)
 
     def _segment(self, ids: Tensor, carry: Carry) -> Segment:
@@ -350,11 +349,6 @@ class Trainer:
         self.rows = self._halted_rows(len(self.rows.steps))
 
 
-@torch.no_grad()
-def _update_average(average: PuzzleNet, net: PuzzleNet, keep: float) -> None:
-    torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - keep)
-
-
 def _optimizer(net: PuzzleNet) -> torch.optim.Optimizer:
     """Return AdamW, without weight decay for the bias of the q head and the puzzle embedding."""
     kept = [net.q_head.bias, net.puzzle_emb.weights]
@@ -375,50 +369,6 @@ def _detached(segment: Segment) -> Segment:
         q_halt=segment.q_halt.detach(),
         q_continue=segment.q_continue.detach(),
     )
-
-
-def learning_rate(step: int, progress: float, peak: float) -> float:
-    """Return the learning rate of a step, at `progress` from 0 to 1 of the run's time.
-
-    It is a cosine from the peak to a tenth of it, after a linear warm-up.
-    """
-    warmth = min(1.0, (step + 1) / WARMUP_STEPS)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return peak * warmth * (0.1 + 0.9 * cosine)
-
-
-class Meter:
-    """Sums over the steps since the last line that was printed."""
-
-    def __init__(self) -> None:
-        self._started_s = time.monotonic()
-        self._steps = 0
-        self._loss = 0.0
-        self._q_loss = 0.0
-        self._cells = 0.0
-        self._finished = 0
-        self._solved = 0
-        self._segments = 0
-
-    def add(self, outcome: Outcome, rows: Rows) -> None:
-        """Count a step. `rows` are as the step left them."""
-        self._steps += 1
-        self._loss += outcome.loss
-        self._q_loss += outcome.q_loss
-        self._cells += outcome.right_cells.float().mean().item()
-        self._finished += int(rows.halted.sum())
-        self._solved += int(outcome.right_cells[rows.halted].all(-1).sum())
-        self._segments += int(rows.steps[rows.halted].sum())
-
-    def line(self) -> str:
-        finished = max(1, self._finished)
-        seconds = time.monotonic() - self._started_s
-        return (
-            f"loss {self._loss / self._steps:.4f} q {self._q_loss / self._steps:.4f} "
-            f"cells {self._cells / self._steps:.4f} "
-            f"exact {self._solved / finished:.4f} segments {self._segments / finished:.2f} "
-            f"{self._finished / seconds:,.0f} puzzles/s"
-        )
 
 
 @torch.no_grad()
@@ -477,106 +427,58 @@ def _by_blanks(blanks: Any, exact: Any, ends: Any) -> list[BlanksShare]:
     return shares
 
 
-def _print_measurement(measurement: Measurement) -> None:
-    after = [f"{n}: {share:.3f}" for n, share in measurement.exact_after.items()]
-    print(
-        f"held out, exact after segments {{{', '.join(after)}}}, halting "
-        f"{measurement.exact_halting:.3f} after {measurement.mean_segments:.2f}; "
-        f"{measurement.halted:.3f} halt, {measurement.right_of_halted:.3f} of them right",
-        flush=True,
-    )
+class PuzzleLearner:
+    """A puzzle network in training, as the loop sees it."""
 
-
-class Run:
-    """A training of some minutes, which is saved often and may go on after it was stopped."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace, recipe: Recipe, pool: Pool) -> None:
         self._args = args
-        self._recipe = _recipe(args)
-        self._state_file = args.cache / f"{args.out.name}.pt"
-        self._pool = self._load_pool()
-        config = net_config(args.net, args.size, self._recipe)
-        self._minutes_before = 0.0
-        state = None
-        if args.resume and self._state_file.exists():
-            state = torch.load(self._state_file, map_location="cpu", weights_only=True)
-            self._minutes_before = state["minutes"]
-
-        # A run that goes on shows other images than those with which it began.
-        first_step = state["step"] if state else 0
-        torch.manual_seed(args.seed + first_step)
-        rng = np.random.default_rng([args.seed, first_step])
-        source = PuzzleSource(self._pool.training, args.size, rng)
-        self._trainer = Trainer(
-            config, source, self._recipe.batch, device=args.device, bf16=args.bf16
-        )
-        if state:
-            self._trainer.load_state(state)
-        self._started_s = time.monotonic()
-        print(
-            f"{num_parameters(self._trainer.net):,} parameters, "
-            f"{flops_per_segment(config) / 1e6:.1f} MFLOP per segment, "
-            f"{len(self._pool.training):,} puzzles, from step {first_step}",
-            flush=True,
+        self._recipe = recipe
+        self._pool = pool
+        torch.manual_seed(args.seed)
+        self.trainer = Trainer(
+            net_config(args.net, args.size, recipe),
+            self._source(0),
+            recipe.batch,
+            device=args.device,
+            bf16=args.bf16,
         )
 
-    def _load_pool(self) -> Pool:
-        settings = PoolSettings(
-            size=self._args.size,
-            num_grids=self._recipe.num_grids,
-            num_held_out=NUM_HELD_OUT,
-            max_blanks=self._recipe.max_blanks,
-        )
-        started_s = time.monotonic()
-        pool = load_pool(settings, self._args.cache, self._args.threads)
-        print(f"{settings.file_name}: {time.monotonic() - started_s:.0f} s", flush=True)
-        return pool
+    def _source(self, step: int) -> PuzzleSource:
+        """A run that goes on shows other images than those with which it began."""
+        rng = np.random.default_rng([self._args.seed, step])
+        return PuzzleSource(self._pool.training, self._args.size, rng)
 
     @property
-    def _minutes(self) -> float:
-        return self._minutes_before + (time.monotonic() - self._started_s) / 60
+    def step(self) -> int:
+        return self.trainer.step
 
-    def train(self) -> None:
-        args = self._args
-        meter = Meter()
-        saved_at = self._minutes
-        measured_at = self._minutes
-        while self._minutes < args.minutes:
-            progress = self._minutes / args.minutes
-            lr = learning_rate(self._trainer.step, progress, self._recipe.lr)
-            outcome = self._trainer.train_step(lr)
-            meter.add(outcome, self._trainer.rows)
-            step = self._trainer.step
-            if step % args.print_every == 0:
-                print(f"step {step} {meter.line()} {self._minutes:.2f} min", flush=True)
-                meter = Meter()
-            if self._minutes - saved_at >= args.save_minutes:
-                self._save()
-                saved_at = self._minutes
-            if self._minutes - measured_at >= args.measure_minutes:
-                self._write(self._pool.held_out.first(500))
-                measured_at = self._minutes
+    def train_step(self, lr: float) -> Mapping[str, float]:
+        """Train one segment. `exact` is the share of the rows that were solved as they halted."""
+        outcome = self.trainer.train_step(lr)
+        rows = self.trainer.rows
+        figures = {
+            "loss": outcome.loss,
+            "q_loss": outcome.q_loss,
+            "cells": outcome.right_cells.float().mean().item(),
+            "halted": rows.halted.float().mean().item(),
+        }
+        if rows.halted.any():
+            figures["exact"] = outcome.right_cells[rows.halted].all(-1).float().mean().item()
+            figures["segments"] = rows.steps[rows.halted].float().mean().item()
+        return figures
 
-        self._save()
-        self._write(self._pool.held_out)
-
-    def _save(self) -> None:
-        """Save what `--resume` needs. The file is replaced at once, so it is always whole."""
-        unfinished = self._state_file.with_suffix(".unfinished")
-        torch.save(self._trainer.state() | {"minutes": self._minutes}, unfinished)
-        os.replace(unfinished, self._state_file)
-
-    def _write(self, puzzles: PuzzleArrays) -> None:
+    def measure(self, minutes: float, *, is_last: bool) -> Mapping[str, float]:
         """Measure the average, and write it as a directory that can be served."""
-        measurement = measure(self._trainer.average, puzzles)
-        _print_measurement(measurement)
         args = self._args
+        trainer = self.trainer
+        held_out = self._pool.held_out
+        measurement = measure(trainer.average, held_out if is_last else held_out.first(500))
         run = TrainingRun(
             command=f"python -m scripts.train.train_puzzles {shlex.join(sys.argv[1:])}",
             size=args.size,
-            step=self._trainer.step,
-            minutes=self._minutes,
-            machine=_machine(self._trainer.device, args.threads),
+            step=trainer.step,
+            minutes=minutes,
+            machine=_machine(trainer.device, args.threads),
             batch=self._recipe.batch,
             lr=self._recipe.lr,
             weight_decay=WEIGHT_DECAY,
@@ -588,7 +490,17 @@ class Run:
             num_training_grids=self._recipe.num_grids,
             num_training_puzzles=len(self._pool.training),
         )
-        write_directory(args.out, self._trainer.average, run, measurement)
+        write_directory(args.out, trainer.average, run, measurement)
+        figures = {f"exact after {n}": share for n, share in measurement.exact_after.items()}
+        return figures | {"exact halting": measurement.exact_halting}
+
+    def state(self) -> dict[str, Any]:
+        return self.trainer.state()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.trainer.load_state(state)
+        torch.manual_seed(self._args.seed + self.step)
+        self.trainer.source = self._source(self.step)
 
 
 def _machine(device: torch.device, threads: int) -> str:
@@ -608,6 +520,19 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     return replace(recipe, **changes)
 
 
+def _load_pool(args: argparse.Namespace, recipe: Recipe) -> Pool:
+    settings = PoolSettings(
+        size=args.size,
+        num_grids=recipe.num_grids,
+        num_held_out=NUM_HELD_OUT,
+        max_blanks=recipe.max_blanks,
+    )
+    started_s = time.monotonic()
+    pool = load_pool(settings, args.cache, args.threads)
+    print(f"{settings.file_name}: {time.monotonic() - started_s:.0f} s", flush=True)
+    return pool
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--net", choices=("trm", "hrm"), required=True)
@@ -623,22 +548,40 @@ def main() -> None:
     parser.add_argument("--print-every", type=int, default=100, help="steps")
     parser.add_argument("--save-minutes", type=float, default=3)
     parser.add_argument("--measure-minutes", type=float, default=15)
-    recipe = parser.add_argument_group("recipe", "by default that of the net and the size")
-    recipe.add_argument("--hidden", type=int)
-    recipe.add_argument("--layers", type=int)
-    recipe.add_argument("--expansion", type=float)
-    recipe.add_argument("--heads", type=int)
-    recipe.add_argument("--h-cycles", type=int)
-    recipe.add_argument("--l-cycles", type=int)
-    recipe.add_argument("--batch", type=int)
-    recipe.add_argument("--lr", type=float)
-    recipe.add_argument("--num-grids", type=int)
-    recipe.add_argument("--max-blanks", type=int)
-    recipe.add_argument("--halt-max-steps", type=int)
-    recipe.add_argument("--positions", choices=("rope", "learned"), help="of an HRM")
+    sizes = parser.add_argument_group("recipe", "by default that of the net and the size")
+    sizes.add_argument("--hidden", type=int)
+    sizes.add_argument("--layers", type=int)
+    sizes.add_argument("--expansion", type=float)
+    sizes.add_argument("--heads", type=int)
+    sizes.add_argument("--h-cycles", type=int)
+    sizes.add_argument("--l-cycles", type=int)
+    sizes.add_argument("--batch", type=int)
+    sizes.add_argument("--lr", type=float)
+    sizes.add_argument("--num-grids", type=int)
+    sizes.add_argument("--max-blanks", type=int)
+    sizes.add_argument("--halt-max-steps", type=int)
+    sizes.add_argument("--positions", choices=("rope", "learned"), help="of an HRM")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    Run(args).train()
+
+    recipe = _recipe(args)
+    learner = PuzzleLearner(args, recipe, _load_pool(args, recipe))
+    config = learner.trainer.config
+    print(
+        f"{num_parameters(learner.trainer.net):,} parameters, "
+        f"{flops_per_segment(config) / 1e6:.1f} MFLOP per segment",
+        flush=True,
+    )
+    schedule = Schedule(
+        length=Length(minutes=args.minutes),
+        peak_lr=recipe.lr,
+        folder=args.cache / args.out.name,
+        warmup_steps=WARMUP_STEPS,
+        print_steps=args.print_every,
+        save_minutes=args.save_minutes,
+        measure_minutes=args.measure_minutes,
+    )
+    TrainingLoop(learner, schedule, resume=args.resume).run()
 
 
 if __name__ == "__main__":

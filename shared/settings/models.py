@@ -60,6 +60,8 @@ class PromptingEntry(BaseModel):
 
     math: Template | None = None
     coding: Template | None = None
+    refusal: Text | None = None
+    most_refusal: Annotated[float, Field(ge=0, le=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None

@@ -4,6 +4,7 @@ A stream is bare text or a sequence of events."""
 
 import asyncio
 import json
+import math
 import threading
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,8 +13,9 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from shared.messages import Failed, Generate
-from tests.fixtures.api.echo_worker import EchoWorker
+from shared.fleet.presence import Presence
+from shared.messages import Failed, Generate, Prompting, Score, WorkerInfo
+from tests.fixtures.api.echo_worker import ALL_DAY_S, EchoWorker, model_info
 from tests.fixtures.api.frames import Frame, frames
 from tests.fixtures.api.fronts import in_memory, live, states
 from tests.fixtures.polling import until
@@ -112,6 +114,56 @@ async def test_c20_to_c21_coding(client: httpx.AsyncClient, worker: EchoWorker) 
 
     sampling = task_of(worker).sampling
     assert (sampling.max_tokens, sampling.temperature) == (1024, 0.8)
+
+
+@pytest.mark.parametrize(("most_refusal", "in_domain"), [(0.5, True), (0.1, False)])
+async def test_a_model_that_knows_its_limits_tells_them(
+    redis: Redis, redis_url: str, most_refusal: float, in_domain: bool
+) -> None:
+    """The worker's score of a text is -1 for each character, so it declines with a chance of e^-2.
+
+    The score is a job of its own, and adds no tokens to the answer's.
+    """
+    prompting = Prompting(math="M {problem}", refusal="no", most_refusal=most_refusal)
+    async with (
+        EchoWorker(redis_url, model_info(prompting=prompting)) as worker,
+        in_memory(redis) as client,
+    ):
+        answer = untimed(await client.post("/solve/math", json={"problem": "1 + 1"}))
+        assert answer["domain_score"] == pytest.approx(1 - math.exp(-2))
+        assert answer["in_domain"] is in_domain
+        assert (answer["solution"], answer["output_tokens"]) == ("M 1 + 1", 4)
+        score = next(job.task for job in worker.jobs if isinstance(job.task, Score))
+        assert (score.context, score.continuations) == ("M 1 + 1", ("no",))
+
+        body = {"problem": "1 + 1", "stream": True}
+        stream = await client.post("/solve/math", json=body, headers=EVENTS)
+        *pieces, last, done = frames(stream)
+        assert {frame.json["index"] for frame in pieces} == {0}
+        result = last.json["result"]
+        assert result.pop("generation_time") is not None
+        assert result == answer
+        assert done.data == "[DONE]"
+
+
+async def test_problems_go_to_the_model_that_declares_them(redis: Redis, redis_url: str) -> None:
+    """Where no model is named, and the default declares texts for other problems only."""
+    maths = model_info("maths", is_default=True, prompting=Prompting(math="M {problem}"))
+    code = model_info("code", prompting=Prompting(coding="C {problem}"))
+    plain = model_info("another")
+    idle = WorkerInfo("idle", "ready", (plain, maths))
+    await Presence(redis, ttl_s=ALL_DAY_S).announce(idle)
+    async with EchoWorker(redis_url, code), in_memory(redis) as client:
+        answer = await client.post("/solve/coding", json={"problem": "add"})
+        assert answer.json()["solution"] == "C add"
+        for body in ({"problem": "1", "model": "maths"}, {"problem": "1", "model": "local"}):
+            for path in ("/solve/math", "/solve/coding"):
+                later = await client.post(path, json=body, headers={"Prefer": "respond-async"})
+                assert later.status_code == 202
+    keys = [key.decode() for key in await redis.keys("aios:*:job:*")]
+    models = [(await redis.hget(key, "model")).decode() for key in keys]  # type: ignore[misc]
+    # By "local" coding goes to its own model, too.
+    assert sorted(models) == ["code", "code", "maths", "maths", "maths"]
 
 
 async def test_a_callers_own_template(client: httpx.AsyncClient, worker: EchoWorker) -> None:

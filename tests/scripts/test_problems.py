@@ -15,10 +15,14 @@ from scripts.train.problems import vocabulary, word_problems
 from scripts.train.problems.arithmetic import sum_problem
 from scripts.train.problems.derivatives import derivative_problem
 from scripts.train.problems.equations import equation_problem, one_sided
+from scripts.train.problems.other import MAKERS as OTHER_MAKERS
 from scripts.train.problems.other import REFUSAL
 from scripts.train.problems.problem import Maker, Problem, is_held_out
 from scripts.train.problems.step_engine import Step
-from scripts.train.problems.streams import MAKERS, WEIGHTS, held_out, training_stream
+from scripts.train.problems.streams import MAKERS as ALL_MAKERS
+from scripts.train.problems.streams import MATHS_MAKERS, WEIGHTS, held_out, training_stream
+
+MAKERS = MATHS_MAKERS | OTHER_MAKERS
 
 MATHS_KINDS = (
     "sum",
@@ -110,7 +114,8 @@ def numbers_in(text: str) -> list[str]:
 
 
 def test_every_kind_has_a_weight() -> None:
-    assert set(WEIGHTS) == set(MAKERS)
+    for domain, makers in ALL_MAKERS.items():
+        assert set(WEIGHTS[domain]) == set(makers)
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -135,7 +140,7 @@ def test_a_seed_gives_the_same_problems(kind: str) -> None:
     second = random.Random(7)
     for _ in range(100):
         assert MAKERS[kind](first) == MAKERS[kind](second)
-    assert held_out(kind, 20, seed=3) == held_out(kind, 20, seed=3)
+    assert held_out("maths", kind, 20, seed=3) == held_out("maths", kind, 20, seed=3)
 
 
 @pytest.mark.parametrize("kind", MATHS_KINDS)
@@ -324,7 +329,7 @@ def test_no_question_is_both_solved_and_declined() -> None:
 @pytest.mark.parametrize("seed", (0, 1))
 def test_training_never_shows_what_is_held_out(seed: int) -> None:
     kinds = set()
-    for problem in islice(training_stream(seed), 50_000):
+    for problem in islice(training_stream("maths", seed), 50_000):
         assert not is_held_out(problem.key)
         kinds.add(problem.kind)
     assert kinds == set(MAKERS)
@@ -332,7 +337,7 @@ def test_training_never_shows_what_is_held_out(seed: int) -> None:
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_held_out_problems_are_distinct(kind: str) -> None:
-    problems = held_out(kind, 100)
+    problems = held_out("maths", kind, 100)
     assert len({problem.key for problem in problems}) == 100
     for problem in problems:
         assert is_held_out(problem.key)
@@ -340,9 +345,9 @@ def test_held_out_problems_are_distinct(kind: str) -> None:
 
 
 def test_the_stream_depends_on_its_seed_only() -> None:
-    first = list(islice(training_stream(5), 200))
-    assert first == list(islice(training_stream(5), 200))
-    assert first != list(islice(training_stream(6), 200))
+    first = list(islice(training_stream("maths", 5), 200))
+    assert first == list(islice(training_stream("maths", 5), 200))
+    assert first != list(islice(training_stream("maths", 6), 200))
 
 
 def test_documented_prompts_are_drawn() -> None:

@@ -390,7 +390,7 @@ def test_a_command_trains_stops_and_goes_on(
     monkeypatch.setattr("scripts.train.train_puzzles.NUM_HELD_OUT", 20)
     first = run("0.01", "--print-every", "1")
     assert first > 0
-    assert "step 1 loss " in capsys.readouterr().out
+    assert "step 1 minutes 0.0 loss " in capsys.readouterr().out
     second = run("0.02", "--resume")
     assert second > first
     assert f"from step {first}" in capsys.readouterr().out

@@ -11,6 +11,7 @@ from scripts.train.problems import (
     fractions,
     other,
     python_tasks,
+    short_arithmetic,
     word_problems,
 )
 from scripts.train.problems.problem import Maker, Problem, is_held_out
@@ -51,6 +52,7 @@ def _outside_code(rng: random.Random) -> Problem:
 MAKERS: dict[str, dict[str, Maker]] = {
     "maths": {**MATHS_MAKERS, OTHER: _outside_maths},
     "code": {**python_tasks.MAKERS, OTHER: _outside_code},
+    "short arithmetic": short_arithmetic.MAKERS,
 }
 """The makers of each domain, by the kind of problem."""
 
@@ -70,6 +72,7 @@ WEIGHTS: dict[str, dict[str, int]] = {
         OTHER: 6,
     },
     "code": {CODE: 19, OTHER: 1},
+    "short arithmetic": {"short_sum": 2, "short_difference": 2, "short_product": 3},
 }
 
 
