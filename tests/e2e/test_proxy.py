@@ -42,6 +42,8 @@ SAMPLE = str(REPO_ROOT / "models" / "sample-hrm-text")
 PROMPT = "Solve for x: 2x + 3 = 9"
 DIALOGUE = [{"role": "user", "content": PROMPT}]
 SAMPLED = {"temperature": 1.5, "top_p": 0.9, "top_k": 20, "seed": 7, "max_tokens": 16}
+WILD = {"temperature": 2, "repetition_penalty": 4, "seed": 7, "max_tokens": 24, "min_tokens": 24}
+"""So wild that hardly any two tokens are drafted at once, and each seed has an answer of its own."""
 GREEDY = {"temperature": 0, "max_tokens": 40}
 PENALTIES = {"repetition_penalty": 1.5, "min_tokens": 4, "presence_penalty": 0.5}
 
@@ -57,6 +59,7 @@ SAME = [
     ("/v1/completions", {"prompt": PROMPT, "logit_bias": {"9": -5}, **GREEDY}),
     ("/v1/completions", {"prompt": PROMPT, "echo": True, "logprobs": 1, "max_tokens": 0}),
     ("/v1/completions", {"prompt": PROMPT, "stream": True, "logprobs": 1, **GREEDY}),
+    ("/v1/completions", {"prompt": PROMPT, "stream": True, "logprobs": 1, **WILD}),
     ("/v1/chat/completions", {"messages": DIALOGUE, **GREEDY}),
     ("/v1/chat/completions", {"messages": DIALOGUE, "n": 2, **SAMPLED}),
     (
@@ -243,18 +246,24 @@ async def streamed(client: httpx.AsyncClient, body: dict[str, Any], texts: list[
     return None
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    ("sampling", "num_steps"), [(GREEDY, 2), (WILD, 8)], ids=["greedy", "sampled"]
+)
 async def test_the_answer_of_a_killed_worker_goes_on(
-    redis: Redis, second_redis: Redis, own_redis: RedisServer, sampling: dict[str, Any]
+    redis: Redis,
+    second_redis: Redis,
+    own_redis: RedisServer,
+    sampling: dict[str, Any],
+    num_steps: int,
 ) -> None:
     """Neither a word is lost nor one said twice: the engine repeats what the log holds."""
     upstream = sample()
-    body = {"prompt": PROMPT, "min_tokens": 16, **sampling}
+    body = {"prompt": PROMPT, **sampling}
     texts: list[str] = []
     async with fleet_inside(redis, {"m": upstream}), live(redis) as (direct, _):
         expected = (await direct.post("/v1/completions", json=body)).json()["choices"][0]["text"]
         async with two_workers(own_redis, second_redis, str(direct.base_url)) as workers:
-            gate = Gate(upstream, after=8)
+            gate = Gate(upstream, num_steps)
             try:
                 reading = asyncio.create_task(streamed(workers.client, body, texts))
                 await until(lambda: gate.is_reached and bool(texts), "the stream has begun")
