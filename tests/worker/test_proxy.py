@@ -183,13 +183,20 @@ async def test_log_probabilities_of_tokens_that_are_known_by_their_texts(
 async def test_ids_that_the_engine_tells(upstream: StandIn, desk: Desk) -> None:
     async def respond(exchange: Exchange) -> None:
         await exchange.begin_stream()
-        await exchange.word("a", reason="stop", token_ids=[11, 12])
+        logprobs = {
+            "tokens": ["a", "b"],
+            "token_logprobs": [-0.5, -2.0],
+            "top_logprobs": [{"a": -0.5}, {"c": -0.1, "b": -2.0}],
+        }
+        await exchange.word("ab", reason="stop", token_ids=[11, 12], logprobs=logprobs)
         await exchange.end(2)
 
     upstream.script.append(respond)
-    desk.ask()
+    desk.ask(Generate("Count", Sampling(9, 3, logprobs=1)))
     await desk.end()
     assert desk.emissions[0].ids == (11, 12)
+    tops = [entry.top for entry in desk.emissions[0].logprobs]
+    assert tops == [((11, "a", -0.5),), ((UNKNOWN_ID, "c", -0.1),)]
 
 
 def refuse(status: int, message: str = "not so", **headers: str) -> Respond:

@@ -6,6 +6,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import msgspec
+
 from shared.errors import FleetError, InvalidRequest, UpstreamFailed
 from shared.messages import (
     UNKNOWN_ID,
@@ -414,7 +416,17 @@ def _piece_of(choice: CompletionChoice | ChatChoice, num_top: int | None) -> Pie
         logprobs = tuple(logprob for _, logprob in tokens)
     if logprobs and len(ids) != len(logprobs):
         ids = tuple(token for token, _ in tokens)
+    logprobs = tuple(map(_with_id, ids, logprobs))
     return Piece(choice.index, text, ids, logprobs, choice.finish_reason)
+
+
+def _with_id(token: int, logprob: TokenLogprob) -> TokenLogprob:
+    """Return the log-probability of a token whose id stands among the likeliest, too."""
+    top: list[tuple[int, str, float]] = []
+    for other, text, value in logprob.top:
+        is_chosen = other == UNKNOWN_ID and text == logprob.token
+        top.append((token if is_chosen else other, text, value))
+    return msgspec.structs.replace(logprob, top=tuple(top))
 
 
 def _completion_tokens(
