@@ -239,6 +239,11 @@ async def fail_in_stream(exchange: Exchange) -> None:
     ("fault", "code", "message"),
     [
         (refuse(400, "a bad number"), "invalid_request", "a bad number"),
+        (
+            refuse(400, "This model's maximum context length is 9 tokens."),
+            "context_length_exceeded",
+            "9 tokens",
+        ),
         (refuse(404, "no such model"), "invalid_request", "no such model"),
         (refuse(422, "no such field"), "invalid_request", "no such field"),
         (refuse(401, "sk-secret"), "worker_failed", "refuses the fleet's key"),

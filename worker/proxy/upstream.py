@@ -20,6 +20,8 @@ Answer = TypeVar("Answer", bound=msgspec.Struct)
 _BUSY = frozenset({408, 425, 429, 502, 503, 504})
 """The statuses of an engine that may answer later."""
 _REFUSED_KEY = frozenset({401, 403})
+_TOO_LONG = (b"context_length_exceeded", b"maximum context length")
+"""OpenAI's code, and its words, which vLLM uses without the code."""
 _LONGEST_MESSAGE = 500
 _DATA = "data:"
 _END = "[DONE]"
@@ -127,7 +129,7 @@ def refusal_of(status: int, content: bytes, retry_after_s: float = 0.0) -> Fleet
     if status in _BUSY:
         return Unanswered(f"status {status}: {message}", retry_after_s=retry_after_s)
     if 400 <= status < 500:
-        if b"context_length_exceeded" in content:
+        if any(sign in content for sign in _TOO_LONG):
             return ContextExceeded(message)
         return InvalidRequest(message)
     return UpstreamFailed(f"The engine elsewhere failed: {message}")
