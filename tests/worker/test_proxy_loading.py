@@ -51,6 +51,12 @@ async def test_a_model_is_loaded_when_its_engine_answers() -> None:
     assert [exchange.body["max_tokens"] for exchange in upstream.asked] == [1, 1]
 
 
+async def test_the_trial_of_an_engine_that_has_chats_alone_is_a_chat() -> None:
+    async with stand_in(missing=("/v1/completions",)) as upstream:
+        await asyncio.to_thread(load_models, settings_of(upstream.url))
+        assert [exchange.path for exchange in upstream.asked] == ["/v1/chat/completions"]
+
+
 async def test_a_model_of_an_engine_that_is_away_is_left_unloaded() -> None:
     async with stand_in() as upstream:
         url = upstream.url
@@ -73,7 +79,13 @@ async def test_a_worker_waits_for_an_engine_that_starts_later(redis: Redis, redi
     try:
 
         async def is_failed() -> bool:
-            return (await Presence(redis).fleet()).failure("m") is not None
+            failure = (await Presence(redis).fleet()).failure("m")
+            if failure is None:
+                return False
+            # The address is not told to callers.
+            assert failure.reason.startswith("No engine answers at its URL: no connection")
+            assert "127.0.0.1" not in failure.reason
+            return True
 
         async def is_served() -> bool:
             return not await is_failed()

@@ -8,7 +8,8 @@ from typing import Any, Literal, Protocol
 from shared.messages import Done, Generate, Sampling, Task, TaskName, TokenLogprob
 from worker.engine.weights import UNKNOWN_SIZE, WeightSize
 
-_ONE_TOKEN = Generate("1", Sampling(max_tokens=1, seed=0, temperature=0.0))
+ONE_TOKEN = Generate("1", Sampling(max_tokens=1, seed=0, temperature=0.0))
+"""The trial of an engine that continues texts."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class RemoteRunnerSpec:
     max_batch: int
     tasks: tuple[TaskName, ...]
     retries: int
-    trial: Task = _ONE_TOKEN
+    trial: Task = ONE_TOKEN
     weights: WeightSize = UNKNOWN_SIZE
     mechanism: Literal["remote"] = "remote"
 

@@ -89,8 +89,12 @@ FLAVOURS = {
     ),
     "sglang": Flavour(_OF_VLLM),
     "library": Flavour(num_seeds=2**31),
+    "tgi": Flavour(),
 }
-"""The flavours by what `/v1/models` says of who owns a model; `library` is Ollama's word."""
+"""The flavours by what `/v1/models` says of who owns a model; `library` is Ollama's word.
+
+The chats of TGI are asked with `tgi`.
+"""
 OTHER_FLAVOUR = Flavour(_OF_VLLM)
 """A server that is not known is asked in vLLM's words, and may refuse them."""
 
@@ -458,7 +462,7 @@ def _chat_tokens(
     tokens: list[tuple[int, TokenLogprob]] = []
     for entry in entries:
         top: list[tuple[int, str, float]] = []
-        for other in entry.top_logprobs[: num_top or 0]:
+        for other in (entry.top_logprobs or [])[: num_top or 0]:
             token, text = _named(other.token, other.id)
             if other.logprob is not None:
                 top.append((token, text, other.logprob))

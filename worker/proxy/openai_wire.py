@@ -39,7 +39,7 @@ class RankedToken(msgspec.Struct):
 
 
 class ChatLogprob(RankedToken):
-    top_logprobs: list[RankedToken] = []
+    top_logprobs: list[RankedToken] | None = None
 
 
 class ChatLogprobs(msgspec.Struct):

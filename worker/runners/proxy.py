@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from msgspec.structs import replace
+
 from shared.errors import FleetError, InvalidRequest
-from shared.messages import Task, TaskName
+from shared.messages import Chat, Task, TaskName, Turn
 from shared.settings.text import reason
 from shared.tasks.runner_options import ProxyOptions
 from shared.tasks.runner_table import is_url
-from worker.engine.remote_runner import Connection, RemoteRunnerSpec, Unanswered
+from worker.engine.remote_runner import ONE_TOKEN, Connection, RemoteRunnerSpec, Unanswered
 from worker.engine.runner import RunnerOptions
 from worker.models.errors import ModelAway, ModelFormatError
 from worker.proxy.openai_dialect import OpenAIConnection, OpenAIFacts, ask_facts, question_of
@@ -71,8 +73,11 @@ def load(options: RunnerOptions) -> Proxy:
         raise ModelAway(error.message) from error
 
     tasks: list[TaskName] = ["generate"]
+    trial = ONE_TOKEN
     dialect = "tgi"
     if isinstance(facts, OpenAIFacts):
+        if not facts.completes:
+            trial = replace(ONE_TOKEN, prompt=Chat((Turn("user", "1"),)))
         dialect = facts.owner or "openai"
         if facts.scoring is not None:
             tasks.append("score")
@@ -86,6 +91,7 @@ def load(options: RunnerOptions) -> Proxy:
         max_batch=own.concurrency,
         tasks=tuple(tasks),
         retries=own.retries,
+        trial=trial,
     )
     return Proxy(spec, address, facts)
 
