@@ -29,6 +29,8 @@ _NEAR = 0.02
 _TIMEOUT_S = 120.0
 _READY = re.compile(r"ready at (http://\S+)")
 _RUNNING = re.compile(r"^vllm:num_requests_running\S* (\S+)$", re.MULTILINE)
+_WITH_DEFAULTS = ("vllm", "llamacpp")
+"""Servers that cut the choice of tokens by themselves, unless they are told not to."""
 _LOOK_S = 0.1
 _MOST_LOOKS = 100
 
@@ -39,6 +41,7 @@ class Side:
 
     http: httpx.AsyncClient
     model: str
+    owner: str = ""
 
     async def ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """Return an answer. Raise httpx.HTTPError."""
@@ -103,17 +106,36 @@ def _facts(answer: dict[str, Any]) -> tuple[list[Any], list[int]]:
 
 async def _logprobs(direct: Side, proxied: Side) -> Finding:
     body = _greedy(_PROMPTS[0], logprobs=2)
-    one = (await direct.ask("/v1/completions", body))["choices"][0]["logprobs"]
-    two = (await proxied.ask("/v1/completions", body))["choices"][0]["logprobs"]
-    if two is None or one["tokens"] != two["tokens"]:
+    one = _tokens_of(await direct.ask("/v1/completions", body))
+    two = _tokens_of(await proxied.ask("/v1/completions", body))
+    if not one:
+        return Finding("logprobs", None, "the engine tells none")
+    if [token.name for token in one] != [token.name for token in two]:
         return Finding("logprobs", False, f"{one} is {two}")
     apart = 0.0
-    for left, right in zip(one["token_logprobs"], two["token_logprobs"], strict=True):
-        apart = max(apart, abs(left - right))
-    have_all = [len(top) for top in one["top_logprobs"]] == [
-        len(top) for top in two["top_logprobs"]
-    ]
+    for left, right in zip(one, two, strict=True):
+        apart = max(apart, abs(left.logprob - right.logprob))
+    have_all = [token.num_top for token in one] == [token.num_top for token in two]
     return Finding("logprobs", apart <= _NEAR and have_all, f"at most {apart:.2g} apart")
+
+
+@dataclass(frozen=True)
+class _Token:
+    name: str
+    logprob: float
+    num_top: int
+
+
+def _tokens_of(answer: dict[str, Any]) -> list[_Token]:
+    """Return the tokens of a completion. llama.cpp tells them in the form of a chat."""
+    logprobs = answer["choices"][0]["logprobs"] or {}
+    tokens: list[_Token] = []
+    for entry in logprobs.get("content") or ():
+        tokens.append(_Token(entry["token"], entry["logprob"], len(entry["top_logprobs"])))
+    for index, name in enumerate(logprobs.get("tokens") or ()):
+        value = logprobs["token_logprobs"][index]
+        tokens.append(_Token(name, value, len(logprobs["top_logprobs"][index])))
+    return tokens
 
 
 async def _streams(direct: Side, proxied: Side) -> Finding:
@@ -165,8 +187,8 @@ async def _scores(direct: Side, proxied: Side) -> Finding:
 
 
 async def _cancels(direct: Side, proxied: Side) -> Finding:
-    """Leave a stream, and see by vLLM's own metric that the engine has stopped."""
-    if not _RUNNING.search((await direct.http.get("/metrics")).text):
+    """Leave a stream, and see by the engine's own numbers that it has stopped."""
+    if await _num_running(direct) is None:
         return Finding("a closed stream", None, "the engine does not tell how many it runs")
     body = _greedy(_PROMPTS[0], ignore_eos=True) | {"max_tokens": 200}
     async for _ in proxied.pieces(body):
@@ -178,9 +200,15 @@ async def _cancels(direct: Side, proxied: Side) -> Finding:
     return Finding("a closed stream", False, f"still runs after {_MOST_LOOKS * _LOOK_S:g} s")
 
 
-async def _num_running(side: Side) -> float:
+async def _num_running(side: Side) -> int | None:
+    """Return how many requests vLLM or llama.cpp computes, None for any other server."""
     found = _RUNNING.search((await side.http.get("/metrics")).text)
-    return float(found[1]) if found else 0.0
+    if found is not None:
+        return int(float(found[1]))
+    slots = await side.http.get("/slots")
+    if slots.status_code != 200:
+        return None
+    return sum(bool(slot["is_processing"]) for slot in slots.json())
 
 
 async def check(direct: Side, proxied: Side) -> list[Finding]:
@@ -188,6 +216,8 @@ async def check(direct: Side, proxied: Side) -> list[Finding]:
     plain = [_greedy(prompt) for prompt in _PROMPTS]
     stopped = [_greedy(prompt, stop=["e", "n"]) for prompt in _PROMPTS[:2]]
     sampled = [{**_greedy(_PROMPTS[0]), "temperature": 1, "seed": 7, "top_p": 0.9}]
+    if direct.owner in _WITH_DEFAULTS:
+        sampled[0] |= {"top_k": 0, "min_p": 0}
     return [
         await _same("greedy texts", direct, proxied, plain),
         await _same("stop strings", direct, proxied, stopped),
@@ -231,7 +261,7 @@ def _fleet(url: str) -> Iterator[str]:
 async def _side(url: str, model: str | None) -> AsyncIterator[Side]:
     async with httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_S) as client:
         listed = (await client.get("/v1/models")).json()["data"]
-        yield Side(client, model or listed[0]["id"])
+        yield Side(client, model or listed[0]["id"], listed[0].get("owned_by", ""))
 
 
 async def _compare(url: str, model: str | None, fleet: str, fleet_model: str) -> list[Finding]:

@@ -133,7 +133,7 @@ async def test_only_what_differs_from_a_default_is_sent(upstream: StandIn, desk:
 @pytest.mark.parametrize(
     ("owner", "sampling", "sent"),
     [
-        ("llamacpp", {"repetition_penalty": 2.0}, {"repeat_penalty": 2.0}),
+        ("llamacpp", {"repetition_penalty": 2.0}, {"repeat_penalty": 2.0, "top_k": 0, "min_p": 0}),
         ("vllm", {"stop_ids": (5,)}, {"stop_token_ids": [5], "return_token_ids": True}),
         ("llamacpp", {"seed": 2**32 + 4}, {"seed": 5}),
     ],
@@ -373,6 +373,12 @@ async def test_the_engine_says_what_it_is() -> None:
         spec = (await proxy(upstream.url + "/v1")).spec
     assert (spec.context_window, spec.tasks, spec.max_batch) == (99, ("generate",), 32)
     assert spec.found == "proxy: big of an engine elsewhere (vllm)"
+
+
+async def test_llama_cpp_tells_its_window_in_its_own_way() -> None:
+    listed = {"id": "m", "owned_by": "llamacpp", "meta": {"n_ctx": 88, "n_vocab": 7}}
+    async with stand_in(models=[listed]) as upstream:
+        assert (await proxy(upstream.url)).spec.context_window == 88
 
 
 async def test_which_of_several_models() -> None:

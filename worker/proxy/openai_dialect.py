@@ -55,6 +55,8 @@ _OF_VLLM = {
     "repetition_penalty": "repetition_penalty",
 }
 """Parameters that OpenAI does not have, by the names of vLLM and this fleet."""
+_WITH_DEFAULTS = frozenset({"top_k", "min_p", "repetition_penalty"})
+"""Those for which vLLM takes the checkpoint's `generation_config.json`, and llama.cpp its own."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,14 @@ class Flavour:
     """What one kind of server knows beyond OpenAI's dialect.
 
     `spellings` are its names of our parameters. Those that are not among them are refused here,
-    since most servers pass over what they do not know. `extra` stands in every request. A server
-    that `cuts_prompts` obeys `truncate_prompt_tokens`; one that `fits_prompts` keeps what fits for
-    -1. Seeds are taken modulo `num_seeds`.
+    since most servers pass over what they do not know. Those that are `always_sent` are sent even
+    if they are neutral, since the server's own default, or the checkpoint's, is not. `extra` stands
+    in every request. A server that `cuts_prompts` obeys `truncate_prompt_tokens`; one that
+    `fits_prompts` keeps what fits for -1. Seeds are taken modulo `num_seeds`.
     """
 
     spellings: Mapping[str, str] = field(default_factory=dict)
+    always_sent: frozenset[str] = frozenset()
     extra: Mapping[str, Any] = field(default_factory=dict)
     cuts_prompts: bool = False
     fits_prompts: bool = False
@@ -76,7 +80,7 @@ class Flavour:
 
 FLAVOURS = {
     "aios": Flavour(_OF_VLLM, cuts_prompts=True, fits_prompts=True),
-    "vllm": Flavour(_OF_VLLM, extra={"return_token_ids": True}, cuts_prompts=True),
+    "vllm": Flavour(_OF_VLLM, _WITH_DEFAULTS, extra={"return_token_ids": True}, cuts_prompts=True),
     "llamacpp": Flavour(
         {
             "top_k": "top_k",
@@ -84,10 +88,11 @@ FLAVOURS = {
             "ignore_eos": "ignore_eos",
             "repetition_penalty": "repeat_penalty",
         },
+        _WITH_DEFAULTS,
         # 2**32 - 1 stands for a seed drawn there.
         num_seeds=2**32 - 1,
     ),
-    "sglang": Flavour(_OF_VLLM),
+    "sglang": Flavour(_OF_VLLM, _WITH_DEFAULTS),
     "library": Flavour(num_seeds=2**31),
     "tgi": Flavour(),
 }
@@ -141,7 +146,7 @@ async def ask_facts(upstream: Upstream, model: str | None) -> OpenAIFacts:
     facts = OpenAIFacts(
         chosen.id,
         chosen.owned_by,
-        window=chosen.max_model_len,
+        window=chosen.window,
         completes=await upstream.is_there(_COMPLETIONS),
         chats=await upstream.is_there(_CHAT),
     )
@@ -272,7 +277,8 @@ def _sampling_fields(sampling: Sampling, flavour: Flavour) -> dict[str, Any]:
             sent[name] = value
     for name in _OF_VLLM:
         value = getattr(sampling, name)
-        if value == getattr(_NEUTRAL, name):
+        is_neutral = value == getattr(_NEUTRAL, name)
+        if is_neutral and name not in flavour.always_sent:
             continue
         if name not in flavour.spellings:
             raise InvalidRequest(f"{name}: the engine elsewhere does not have it.", field=name)

@@ -6,12 +6,25 @@ Fields that are not read here are ignored, and those that a server leaves out ha
 import msgspec
 
 
+class ListedMeta(msgspec.Struct):
+    """More facts of a model at llama.cpp: `n_ctx` is the window of a request."""
+
+    n_ctx: int | None = None
+
+
 class ListedModel(msgspec.Struct):
     """A model of `/v1/models`. vLLM and this fleet tell its window as `max_model_len`."""
 
     id: str
     owned_by: str = ""
     max_model_len: int | None = None
+    meta: ListedMeta | None = None
+
+    @property
+    def window(self) -> int | None:
+        if self.max_model_len is None and self.meta is not None:
+            return self.meta.n_ctx
+        return self.max_model_len
 
 
 class ModelList(msgspec.Struct):
