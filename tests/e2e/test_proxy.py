@@ -17,6 +17,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
+from scripts.tools.check_proxy import Side, check
 from shared.errors import FleetError
 from shared.fleet.presence import Presence
 from shared.queue.broker import connect
@@ -80,7 +81,6 @@ class Fleets:
 
     direct: httpx.AsyncClient
     proxied: httpx.AsyncClient
-    url: str
 
 
 @pytest.fixture
@@ -95,11 +95,17 @@ def sample() -> AnyRunner:
 
 
 @pytest.fixture
-async def fleets(redis: Redis, second_redis: Redis) -> AsyncIterator[Fleets]:
-    async with fleet_inside(redis, {"m": sample()}), live(redis) as (direct, _):
-        url = str(direct.base_url)
-        async with fleet_inside(second_redis, {"m": await proxy(url)}) as proxied:
-            yield Fleets(direct, proxied, url)
+async def direct(redis: Redis) -> AsyncIterator[httpx.AsyncClient]:
+    """A fleet that serves the sample model, by a client of its front."""
+    async with fleet_inside(redis, {"m": sample()}), live(redis) as (client, _):
+        yield client
+
+
+@pytest.fixture
+async def fleets(direct: httpx.AsyncClient, second_redis: Redis) -> AsyncIterator[Fleets]:
+    runner = await proxy(str(direct.base_url))
+    async with fleet_inside(second_redis, {"m": runner}) as proxied:
+        yield Fleets(direct, proxied)
 
 
 async def body_of(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> Any:
@@ -153,16 +159,36 @@ async def test_answers_are_those_of_asking_the_engine_itself(fleets: Fleets) -> 
     assert not different
 
 
-async def test_tgi_tells_ids_too(fleets: Fleets, second_redis: Redis) -> None:
+async def test_the_tool_that_compares_an_engine_finds_both_equal(fleets: Fleets) -> None:
+    findings = await check(Side(fleets.direct, "m"), Side(fleets.proxied, "m"))
+    assert [str(finding) for finding in findings if finding.is_right is False] == []
+    assert [finding.name for finding in findings if finding.is_right is None] == [
+        "scores",
+        "a closed stream",
+    ]
+
+
+async def test_the_tool_that_compares_an_engine_finds_a_difference(fleets: Fleets) -> None:
+    class Other(Side):
+        async def ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+            answer = await super().ask(path, body)
+            answer["usage"]["prompt_tokens"] += 1
+            return answer
+
+    findings = await check(Side(fleets.direct, "m"), Other(fleets.proxied, "m"))
+    wrong = [finding.name for finding in findings if finding.is_right is False]
+    assert wrong == ["greedy texts", "stop strings", "seeded texts"]
+
+
+async def test_tgi_tells_ids_too(direct: httpx.AsyncClient, second_redis: Redis) -> None:
     """The dialect of TGI, as our own front speaks it."""
     spec = RemoteRunnerSpec("proxy", "m", "", 512, max_batch=4, tasks=("generate",), retries=0)
-    runner = Proxy(spec, Address(fleets.url), TgiFacts(window=512))
-    for details in (False, True):
-        body = {**TGI, "parameters": {**TGI["parameters"], "details": details}}
-        direct = (await fleets.direct.post("/generate", json=body)).json()
-        await second_redis.flushdb()
-        async with fleet_inside(second_redis, {"m": runner}) as proxied:
-            assert (await proxied.post("/generate", json=body)).json() == direct
+    runner = Proxy(spec, Address(str(direct.base_url)), TgiFacts(window=512))
+    async with fleet_inside(second_redis, {"m": runner}) as proxied:
+        for details in (False, True):
+            body = {**TGI, "parameters": {**TGI["parameters"], "details": details}}
+            expected = (await direct.post("/generate", json=body)).json()
+            assert (await proxied.post("/generate", json=body)).json() == expected
 
 
 async def test_errors_are_those_of_the_engine(fleets: Fleets) -> None:

@@ -45,7 +45,8 @@ async def test_a_model_is_loaded_when_its_engine_answers() -> None:
     ) as upstream:
         [model] = await asyncio.to_thread(load_models, settings_of(upstream.url))
         again = await asyncio.to_thread(model.again)
-    assert (model.info.runner, model.info.context_window) == ("proxy", 99)
+    info = model.info
+    assert (info.runner, info.context_window, info.device, info.dtype) == ("proxy", 99, "", "")
     assert model.info.fingerprint == again.info.fingerprint != ""
     # Its trial was a request.
     assert [exchange.body["max_tokens"] for exchange in upstream.asked] == [1, 1]

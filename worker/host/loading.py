@@ -390,6 +390,9 @@ def runner_options(entry: ModelEntry, settings: Settings, kind: str) -> RunnerOp
         step_tokens=settings.step_tokens or _CPU_STEP_TOKENS,
         own=own_options,
     )
+    if kind == PROXY:
+        # It computes on no device of this machine.
+        return replace(options, device="", dtype="")
     if kind in WITHOUT_FILES:
         return options
     return replace(options, **_placement(entry, settings, own_options))
