@@ -366,6 +366,16 @@ async def test_an_engine_that_is_away_gets_no_new_work_until_it_is_back() -> Non
     assert desk.text == TEXT
 
 
+async def test_an_engine_that_hangs_is_seen_to_be_away(
+    upstream: StandIn, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_engine, "PROBE_TIMEOUT_S", 0.05)
+    upstream.hangs = True
+    await until(lambda: not desk.engine.accepts, "the engine is seen to hang")
+    upstream.hangs = False
+    await until(lambda: desk.engine.accepts, "the engine is seen to be back")
+
+
 async def test_the_engine_says_what_it_is() -> None:
     async with stand_in(
         models=[{"id": "big", "owned_by": "vllm", "max_model_len": 99}]

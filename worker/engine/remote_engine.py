@@ -30,6 +30,7 @@ logger = logging.getLogger("aios.engine")
 PROBE_IDLE_S = 5.0
 PROBE_AWAY_S = 1.0
 """The times between two probes of an engine: while nobody asks it, and while it is away."""
+PROBE_TIMEOUT_S = 10.0
 FIRST_RETRY_S = 0.25
 LONGEST_RETRY_S = 5.0
 """A request is repeated after 0.25, 0.5, 1 ... seconds, up to this, or when the engine says."""
@@ -220,7 +221,7 @@ class RemoteEngine:
             try:
                 return await self._read(work, answer)
             except Unanswered as error:
-                self._note(is_up=not error.is_away)
+                self._note(is_up=not error.is_away, reason=str(error))
                 if answer.has_begun:
                     raise UpstreamFailed(
                         f"The engine elsewhere broke off in the middle of its answer: {error}. "
@@ -265,9 +266,10 @@ class RemoteEngine:
             if self._is_up and self._requests:
                 continue
             try:
-                await self._connection.check()
-            except Unanswered as error:
-                self._note(is_up=False, reason=str(error))
+                async with asyncio.timeout(PROBE_TIMEOUT_S):
+                    await self._connection.check()
+            except (Unanswered, FleetError, TimeoutError) as error:
+                self._note(is_up=False, reason=str(error) or "it is silent")
             else:
                 self._note(is_up=True)
 
@@ -347,7 +349,14 @@ class Answer:
         result = None
         if len(reasons) > 1:
             result = Generated(reasons)
-        return Done(reasons[0], 0, num_completion_tokens=self.num_tokens, result=result)
+        # After a takeover less may have come again than is logged.
+        num_logged = sum(len(choice.logged_ids) for choice in self._choices)
+        return Done(
+            reasons[0],
+            0,
+            num_completion_tokens=max(self.num_tokens, num_logged),
+            result=result,
+        )
 
 
 @dataclass
