@@ -12,7 +12,7 @@ FleetError
 ├── Unauthorized      401   ├── Forbidden          403   ├── ProhibitedContent 400
 ├── DeviceUnavailable 400   ├── ShutDown           503   ├── UnsupportedEncoding 415
 ├── ArtifactNotFound  404   ├── StorageUnavailable 503   ├── OverStorageQuota  413
-└── ModelFailed       503
+└── ModelFailed       503   └── UpstreamFailed    503
 """
 
 from shared.messages import Failed
@@ -160,6 +160,16 @@ class ModelFailed(FleetError):
     """Every worker that serves the model failed to load it again; they go on trying."""
 
     code = "model_failed"
+    status = 503
+
+
+class UpstreamFailed(FleetError):
+    """The engine elsewhere that serves the model did not answer, or broke off its answer.
+
+    Asking again may help.
+    """
+
+    code = "upstream_failed"
     status = 503
 
 

@@ -103,6 +103,10 @@ class Started(msgspec.Struct, frozen=True, omit_defaults=True, tag="started"):
     trace: Trace = NO_TRACE
 
 
+UNKNOWN_ID = -1
+"""The id of a token of which an engine elsewhere tells the text alone."""
+
+
 class TokenLogprob(msgspec.Struct, frozen=True, omit_defaults=True):
     """The log-probability (nats) of a token under the model itself, and the likeliest tokens.
 
@@ -119,8 +123,9 @@ class TokenLogprob(msgspec.Struct, frozen=True, omit_defaults=True):
 class Tokens(msgspec.Struct, frozen=True, omit_defaults=True, tag="tokens"):
     """Newly sampled ids of one choice, and the text that became certain with them.
 
-    Either may be empty. `logprobs` has one entry for each id, if the request asks for them.
-    `finish_reason` is set in a choice's last event, which may have nothing else.
+    Either may be empty: an engine elsewhere may tell a text without its tokens. `logprobs` has one
+    entry for each id, if the request asks for them. `finish_reason` is set in a choice's last
+    event, which may have nothing else.
     """
 
     ids: tuple[int, ...]

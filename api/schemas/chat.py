@@ -28,6 +28,7 @@ from api.schemas.fields import (
     refuse_unsupported,
     shown,
 )
+from api.schemas.logprobs import token_name
 from api.schemas.openai import Heading, StreamOptions
 from api.schemas.q_values import QValues, is_absent, q_values_body
 from api.schemas.usage import USAGE, DetailedUsageBody, detailed_usage_body
@@ -329,7 +330,7 @@ def _token_body(token: int, logprob: TokenLogprob) -> ChatTokenLogprob:
 
 def _named(token: int, text: str, logprob: float) -> TopLogprob:
     return TopLogprob(
-        token=text or f"token_id:{token}",
+        token=token_name(token, text),
         logprob=logprob,
         bytes=list(text.encode()) if text else None,
     )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel
 
-from shared.messages import TokenLogprob
+from shared.messages import UNKNOWN_ID, TokenLogprob
 
 
 class Logprobs(BaseModel):
@@ -36,7 +36,7 @@ def logprobs_body(
         return None
     body = Logprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
     for token, logprob in zip(ids, logprobs, strict=True):
-        body.tokens.append(_name(token, logprob.token))
+        body.tokens.append(token_name(token, logprob.token))
         body.token_logprobs.append(logprob.logprob)
         body.top_logprobs.append(_top(token, logprob))
         body.text_offset.append(offset)
@@ -51,16 +51,20 @@ def _top(chosen: int, logprob: TokenLogprob) -> dict[str, float] | None:
     """
     if logprob.logprob is None:
         return None
-    named = {_name(chosen, logprob.token): logprob.logprob}
+    named = {token_name(chosen, logprob.token): logprob.logprob}
     for token, text, value in logprob.top:
-        if token == chosen:
+        # By their texts, too, as ids may be unknown.
+        if (token, text) == (chosen, logprob.token):
             continue
-        name = _name(token, text)
+        name = token_name(token, text)
         if name in named:
             name = f"token_id:{token}"
         named[name] = value
     return named
 
 
-def _name(token: int, text: str) -> str:
+def token_name(token: int, text: str) -> str:
+    """Return a token's text, or its id where it has no text of its own."""
+    if token == UNKNOWN_ID:
+        return text
     return text or f"token_id:{token}"

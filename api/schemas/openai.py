@@ -228,13 +228,17 @@ class Completion(BaseModel):
 
 
 class Model(BaseModel):
-    """An OpenAI model object; `description` says what was loaded."""
+    """An OpenAI model object.
+
+    `description` says what was loaded, and `max_model_len`, as at vLLM, is the context window.
+    """
 
     id: str
     object: Literal["model"] = "model"
     created: int = 0
     owned_by: str = "aios"
     description: str
+    max_model_len: int
 
 
 class ModelList(BaseModel):
@@ -243,7 +247,7 @@ class ModelList(BaseModel):
 
 
 def model_body(model: ModelInfo) -> Model:
-    return Model(id=model.id, description=model.found)
+    return Model(id=model.id, description=model.found, max_model_len=model.context_window)
 
 
 def experiment_body(experiment: Experiment) -> Model:

@@ -39,7 +39,6 @@ from shared.settings.models import ModelEntry
 from shared.settings.settings import Settings, settings_of
 from shared.tasks.task_table import TASKS
 from shared.telemetry.memory import resident_bytes
-from worker.engine.runner import RunnerSpec
 from worker.engine.task_runner import TaskRunnerSpec
 from worker.host.budget import Budget
 from worker.host.loading import load_models, survey
@@ -116,7 +115,7 @@ class UseWatch(logging.Handler):
 def trial_of(entry: ModelEntry, settings: Settings) -> Trial:
     """Load a model, and return its trial task. Raise SettingsError."""
     [model] = load_models(settings.model_copy(update={"models": (entry,)}))
-    spec: RunnerSpec | TaskRunnerSpec = model.runner.spec
+    spec = model.runner.spec
     files: Mapping[str, bytes] = {}
     if isinstance(spec, TaskRunnerSpec):
         files = spec.trial_files

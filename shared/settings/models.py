@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from shared.settings.types import Count, Dtype, ModelId, Quantize, Text
 from shared.tasks import runner_table
-from shared.tasks.runner_table import AUTO, WITHOUT_FILES
+from shared.tasks.runner_table import AUTO, PROXY, WITHOUT_FILES, is_url
 
 PLACEHOLDER = "{problem}"
 """The text that stands for the problem in a template."""
@@ -107,6 +107,13 @@ class ModelEntry(BaseModel):
         # A runner that needs no model is named in place of the path.
         if isinstance(value, Mapping) and value.get("path") in WITHOUT_FILES:
             value = {**value, "runner": value["path"]}
+        # So that nobody looks for files there.
+        if (
+            isinstance(value, Mapping)
+            and value.get("runner", AUTO) == AUTO
+            and is_url(str(value.get("path")))
+        ):
+            value = {**value, "runner": PROXY}
         return value
 
 

@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -60,7 +61,7 @@ from shared.tasks.runner_options import (
     TextOptions,
     setting_of,
 )
-from shared.tasks.runner_table import WITHOUT_FILES
+from shared.tasks.runner_table import WITHOUT_FILES, is_url
 from shared.tasks.specs import Modality
 
 SAMPLE_MODEL = shipped("models/sample-hrm-text")
@@ -672,6 +673,8 @@ def _entry_of_path(settings: Settings) -> ModelEntry:
     path = settings.model_path or str(SAMPLE_MODEL)
     if path in WITHOUT_FILES:
         return ModelEntry(id=path, path=path)
+    if is_url(path):
+        return ModelEntry(id=urlsplit(path).hostname or "model", path=path)
     try:
         # Path.expanduser would raise for a user that does not exist.
         location = Path(os.path.expanduser(path)).absolute()

@@ -49,6 +49,7 @@ OneShotTask = Literal[
     "time-series-forecasting",
 ]
 KVDtype = Literal["auto", "bfloat16", "int8"]
+Dialect = Literal["openai", "tgi"]
 CYCLES = r"[1-9]\d?x[1-9]\d?"
 """The pattern of numbers of H and L cycles, such as 2x3."""
 
@@ -347,6 +348,61 @@ class DiffusionOptions(Options):
     batch_invariant: bool = Field(
         default=True,
         description="compute each picture by itself, so that its batch does not change it",
+    )
+
+
+class ProxyOptions(Options):
+    """Options of engines elsewhere, which are asked over HTTP.
+
+    A key is named by its file or by its variable, so that it stands in no settings, log or record.
+    """
+
+    harmless: ClassVar[tuple[str, ...]] = (
+        "api_key_file",
+        "api_key_env",
+        "concurrency",
+        "connect_timeout_s",
+        "silence_timeout_s",
+        "retries",
+    )
+
+    dialect: Dialect | None = Field(
+        default=None,
+        description="what the engine at the URL speaks (none: it is asked)",
+    )
+    upstream_model: Text | None = Field(
+        default=None,
+        description="the engine's own name of the model (none: the only one that it lists)",
+    )
+    api_key_file: Text | None = Field(
+        default=None,
+        description="file that holds the key for the engine",
+    )
+    api_key_env: Text | None = Field(
+        default=None,
+        description="environment variable that holds the key for the engine",
+    )
+    concurrency: int = Field(
+        default=32,
+        ge=1,
+        description="most requests that the engine is asked at once",
+    )
+    connect_timeout_s: float = Field(
+        default=5.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="seconds for a connection to the engine",
+    )
+    silence_timeout_s: float = Field(
+        default=120.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="longest silence of the engine, before the first token and between two",
+    )
+    retries: int = Field(
+        default=5,
+        ge=0,
+        description="most repetitions of a request of which no token has come yet",
     )
 
 

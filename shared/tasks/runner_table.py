@@ -4,6 +4,7 @@ A new runner is a file and a row here. A package adds rows by the entry points `
 for options, `aios.runner_options` (docs/plugins.md).
 """
 
+import re
 from dataclasses import dataclass
 from typing import get_args
 
@@ -19,6 +20,7 @@ from shared.tasks.runner_options import (
     OneShotTask,
     Options,
     PagedOptions,
+    ProxyOptions,
     PuzzleOptions,
     TextOptions,
 )
@@ -26,6 +28,9 @@ from shared.tasks.specs import TaskName
 
 AUTO = "auto"
 """The name that stands for the runner that a model's files ask for."""
+PROXY = "proxy"
+"""The runner of models that an engine elsewhere serves, at a URL in place of a path."""
+_URL = re.compile(r"https?://", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class RunnerInfo:
     """One runner. `target` names the function (module:attribute) that loads a model.
 
     Workers import the function when a model needs it. A runner without `has_files` needs no model:
-    its name stands in place of a path.
+    its name stands in place of a path, or a URL where the model is served elsewhere.
 
     `tasks` and `keeps_kv` (keys and values) hold for its models before one is loaded; a loaded
     model declares its own. Some of its models do `tasks_of_some` as well. Nothing is known
@@ -130,10 +135,22 @@ RUNNERS = {
         tasks=("echo_task",),
         has_files=False,
     ),
+    PROXY: RunnerInfo(
+        "worker.runners.proxy:load",
+        ProxyOptions,
+        tasks=("generate",),
+        tasks_of_some=("score", "read"),
+        has_files=False,
+    ),
 }
 
 WITHOUT_FILES = tuple(name for name, info in RUNNERS.items() if not info.has_files)
 """The runners that need no model."""
+
+
+def is_url(path: str) -> bool:
+    """Return whether a model's path is the URL of an engine elsewhere."""
+    return _URL.match(path) is not None
 
 
 def names() -> tuple[str, ...]:

@@ -40,6 +40,7 @@ async def test_models(client: httpx.AsyncClient, worker: EchoWorker) -> None:
         "created": 0,
         "owned_by": "aios",
         "description": "echo for tests",
+        "max_model_len": worker.model.context_window,
     }
     assert (await client.get("/v1/models")).json() == {"object": "list", "data": [model]}
     for name in ("echo", "local"):

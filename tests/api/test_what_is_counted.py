@@ -31,6 +31,7 @@ OURS = {
     "shut_down",
     "broker_unavailable",
     "out_of_memory",
+    "upstream_failed",
     "deadline_exceeded",
     "model_failed",
     "storage_unavailable",

@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel
 
 from shared.messages import Generate, Sampling, Solve
 from shared.settings.settings import ModelEntry, Settings
-from shared.tasks.runner_table import RUNNERS, WITHOUT_FILES
+from shared.tasks.runner_table import PROXY, RUNNERS, WITHOUT_FILES
 from tests.fixtures.one_shots import write_one_shot
 from tests.fixtures.onnx_models import write_onnx
 from tests.fixtures.tiny_diffusion import write_pipeline
@@ -46,11 +46,14 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return paths
 
 
-@pytest.mark.parametrize("kind", RUNNERS)
+@pytest.mark.parametrize("kind", [kind for kind in RUNNERS if kind != PROXY])
 def test_one_step_is_done_while_loading(
     kind: str, paths: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Loading a model of any kind does one step over one request, and measures it."""
+    """Loading a model of any kind does one step over one request, and measures it.
+
+    An engine elsewhere is asked: `tests/worker/test_proxy_loading.py`.
+    """
     batch_sizes: list[int] = []
 
     def load_watched(name: str, options: RunnerOptions) -> AnyRunner:

@@ -111,6 +111,9 @@ class Engine:
         """Return 0 for an engine with work, None for one without."""
         return 0.0 if self.has_work else None
 
+    def close(self) -> None:
+        """Do nothing: this engine holds nothing but memory."""
+
     @property
     def load(self) -> Load:
         """Return the present numbers. May be called from any thread."""

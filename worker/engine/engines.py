@@ -5,6 +5,8 @@ from typing import Any, Protocol
 
 from worker.engine.engine import Engine
 from worker.engine.engine_stats import EngineStats
+from worker.engine.remote_engine import RemoteEngine
+from worker.engine.remote_runner import RemoteRunner
 from worker.engine.request import Emission
 from worker.engine.runner import Runner
 from worker.engine.scheduler import Load
@@ -12,12 +14,12 @@ from worker.engine.take import Prepared, Take
 from worker.engine.task_engine import TaskEngine
 from worker.engine.task_runner import Files, TaskRunner
 
-AnyRunner = Runner | TaskRunner
-"""A loaded model of either mechanism, which `spec.mechanism` names."""
+AnyRunner = Runner | TaskRunner | RemoteRunner
+"""A model of any mechanism, which `spec.mechanism` names."""
 
 
 class AnyEngine(Protocol):
-    """An engine of either mechanism.
+    """An engine of any mechanism.
 
     `prepare`, `submit` and `abort` may be called from any thread, `step` from one.
     """
@@ -32,6 +34,9 @@ class AnyEngine(Protocol):
 
     def abort(self, key: str) -> None:
         """Drop the work of this key, whatever its phase."""
+
+    def close(self) -> None:
+        """Free what is not memory, such as connections. No step may follow."""
 
     @property
     def load(self) -> Load:
@@ -67,4 +72,6 @@ def engine_for(
     """
     if runner.spec.mechanism == "task":
         return TaskEngine(runner, emit, wake, batch_wait_s=batch_wait_s, files_of=files_of)
+    if runner.spec.mechanism == "remote":
+        return RemoteEngine(runner, emit, wake)
     return Engine(runner, emit, wake, files_of=files_of)

@@ -1,4 +1,4 @@
-"""A job on its way to an engine of either mechanism.
+"""A job on its way to an engine of any mechanism.
 
 A `Take` is the job as it was taken from the queue, a `Prepared` the job as the engine has read it.
 """
@@ -15,7 +15,8 @@ class Take:
     """A job that was taken. `key` names this take: two takes of one job have different keys.
 
     `deadline_s` is a moment of the engine's clock. `replayed_ids` holds for each choice the tokens
-    that are in the log already. Takes of different `tenant`s share no computed prompt.
+    that are in the log already, and `replayed_texts` their text. Takes of different `tenant`s share
+    no computed prompt.
     """
 
     key: str
@@ -24,6 +25,7 @@ class Take:
     deadline_s: float = math.inf
     priority: Priority = "default"
     replayed_ids: tuple[tuple[int, ...], ...] = ()
+    replayed_texts: tuple[str, ...] = ()
 
     @property
     def rank(self) -> int:

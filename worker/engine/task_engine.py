@@ -112,6 +112,9 @@ class TaskEngine:
         self._inbox.put(key)
         self._wake()
 
+    def close(self) -> None:
+        """Do nothing: this engine holds nothing but memory."""
+
     def _trial_files(self, tenant: str) -> Files:
         return FilesAtHand(self.runner.spec.trial_files)
 

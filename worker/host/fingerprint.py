@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.tasks.runner_options import Options
+from shared.tasks.runner_table import is_url
 from worker.engine.runner import RunnerOptions
 
 SAMPLER_VERSION = 2
@@ -43,6 +44,9 @@ def fingerprint(runner: str, options: RunnerOptions) -> str:
     for name, value in vars(options).items():
         if name not in _IRRELEVANT:
             facts[name] = value
+    # An engine elsewhere has no files that could be read here.
+    if is_url(options.path):
+        facts["path"] = options.path
     if options.is_lossy:
         facts["arithmetic"] = arithmetic()
     # Files that options name count by their contents, not by their paths.

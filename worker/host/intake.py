@@ -11,6 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 from redis.exceptions import RedisError
@@ -36,6 +37,14 @@ _WAIT_S = 0.5
 _URGENT_WAIT_S = 0.05
 """The time that an urgent job is left to workers with free slots, who hear a bell at once."""
 _URGENT = PRIORITIES[:1]
+
+
+@dataclass
+class _Logged:
+    """The part of a choice that is in the log."""
+
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
 
 
 class Intake:
@@ -224,17 +233,18 @@ class Intake:
         ledger.
         """
         job = claim.job
-        replayed_ids: tuple[tuple[int, ...], ...] = ()
+        replayed: list[_Logged] = []
         try:
             if claim.last_index:
-                replayed_ids = await self._replay(claim, job_span)
+                replayed = await self._replay(claim, job_span)
             take = Take(
                 claim.key,
                 job.task,
                 tenant=job.tenant,
                 deadline_s=deadline_s,
                 priority=job.priority,
-                replayed_ids=replayed_ids,
+                replayed_ids=tuple(tuple(choice.ids) for choice in replayed),
+                replayed_texts=tuple(choice.text for choice in replayed),
             )
             # In a thread, because a long prompt must not delay the renewal of leases.
             work = await asyncio.to_thread(self._engine.prepare, take)
@@ -253,26 +263,27 @@ class Intake:
             self._outbox.add(claim, failure.as_event())
             return None
 
-        num_replayed = sum(len(ids) for ids in replayed_ids)
+        num_replayed = sum(len(choice.ids) for choice in replayed)
         job_span.encoded(work.num_prompt_tokens, num_replayed)
         return work
 
-    async def _replay(self, claim: Claim, job_span: JobSpan) -> tuple[tuple[int, ...], ...]:
-        """Return the logged tokens of each choice.
+    async def _replay(self, claim: Claim, job_span: JobSpan) -> list[_Logged]:
+        """Return the logged tokens and texts of each choice.
 
         Link `job_span` to the attempts that logged them.
         """
-        replayed: list[list[int]] = []
+        replayed: list[_Logged] = []
         for _, event in await self._reader.read(claim.job.id):
             if isinstance(event, Started):
                 job_span.follows(event.trace)
             elif isinstance(event, Tokens):
                 while len(replayed) <= event.choice:
-                    replayed.append([])
-                replayed[event.choice] += event.ids
+                    replayed.append(_Logged())
+                replayed[event.choice].ids += event.ids
+                replayed[event.choice].text += event.text
             elif isinstance(event, Progress):
                 self._ledger.note_progress(claim, event)
-        return tuple(tuple(ids) for ids in replayed)
+        return replayed
 
 
 class Doorbells:

@@ -55,6 +55,8 @@ _REFUSED_AT_ONCE = 64
 
 _ABSOLUTE_PATH = re.compile(r"(?<![\w.])/(?:[^\s/:,;'\"()]+/)+(?=[^\s/:,;'\"()])")
 """The directories before a file's name, which callers should not see."""
+_URL = re.compile(r"https?://[^\s'\"()]*[^\s'\"().:,;]")
+"""The address of an engine elsewhere, which they should not see either."""
 
 
 @dataclass(eq=False)
@@ -106,7 +108,8 @@ class KnownModel:
             return None
         left_s = math.ceil(self.retry_at_s - time.monotonic())
         reason = self.reason.removeprefix(f"model {self.info.id!r}: ")
-        return LoadFailure(_ABSOLUTE_PATH.sub("", reason), max(1, left_s))
+        reason = _ABSOLUTE_PATH.sub("", _URL.sub("its URL", reason))
+        return LoadFailure(reason, max(1, left_s))
 
     def note_failure(self, reason: str) -> None:
         """Note why the model could not be loaded. The next try comes after twice the last wait."""

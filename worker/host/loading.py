@@ -6,6 +6,7 @@ A model that cannot be loaded becomes a sentence for the operator.
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from shared.settings.models import PromptingEntry
 from shared.settings.settings import ModelEntry, Settings, SettingsError, completed, model_entries
 from shared.tasks.model_options import options_of
 from shared.tasks.runner_options import Options, PagedOptions
-from shared.tasks.runner_table import AUTO, WITHOUT_FILES
+from shared.tasks.runner_table import AUTO, PROXY, WITHOUT_FILES, is_url
 from shared.tasks.specs import Modality
 from shared.tasks.vectors import unpack
 from shared.telemetry.logging_setup import fields
@@ -32,7 +33,7 @@ from worker.hardware import device
 from worker.hardware.shapes import DEFAULT_KV_BYTES
 from worker.host.facts import facts_of, modality_of, modality_of_tasks
 from worker.host.fingerprint import fingerprint
-from worker.models.errors import ModelFormatError, is_out_of_memory
+from worker.models.errors import ModelAway, ModelFormatError, is_out_of_memory
 from worker.models.reading import reason_of, unusable
 from worker.runners.registry import detect, load_runner
 from worker.text.encoding import SMALLEST_WINDOW
@@ -60,6 +61,10 @@ _DEFAULT_KV_FRACTION = 0.9
 
 The rest is for activations.
 """
+
+
+class ModelAwayError(SettingsError):
+    """Error of a model whose engine elsewhere does not answer. It may do later."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,9 @@ def load_models(settings: Settings) -> list[LoadedModel]:
 
     Raise SettingsError for a model that cannot be loaded, which it names, or if no model is left.
     """
-    models, _ = load_known_models(settings, {})
+    models, unloaded = load_known_models(settings, {})
+    for model in unloaded:
+        raise ModelAwayError(model.reason)
     return models
 
 
@@ -110,9 +117,9 @@ def load_known_models(
     """Load and warm the models of the settings but those with `obstacles`, at most `most` of them.
 
     The default model comes first. `known` are the models that the fleet has served before. They may
-    fail as long as another model loads. Return the loaded and the unloaded models, none if none is
-    of a modality that is served. Raise SettingsError for an unknown model that cannot be loaded,
-    which it names, or if no model is left.
+    fail as long as another model loads, and a model of an engine elsewhere while that is away.
+    Return the loaded and the unloaded models, none if none is of a modality that is served. Raise
+    SettingsError for an unknown model that cannot be loaded, which it names, or if no model is left.
     """
     all_entries = model_entries(settings)
     default = settings.default_model or all_entries[0].id
@@ -141,13 +148,18 @@ def load_known_models(
         load = partial(_load, entry, settings, is_default=is_default)
         try:
             models.append(load())
+        except ModelAwayError as error:
+            # It is loaded when its engine is there.
+            away = survey(entry, settings, is_default=is_default)
+            unloaded.append(replace(away, reason=str(error)))
         except SettingsError as error:
             # Damaged files of one model must not keep a worker that starts again from serving the
             # others.
             if entry.id not in known:
                 raise
             unloaded.append(UnloadedModel(known[entry.id], load, str(error)))
-    if unloaded and not models:
+    are_away = any(model.info.runner == PROXY for model in unloaded)
+    if unloaded and not models and not are_away:
         raise SettingsError(unloaded[0].reason)
     device.give_back_memory()
     return models, unloaded
@@ -216,6 +228,8 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
         warm_up(runner)
     except FleetError as error:
         problem = f"model {entry.id!r} loads but does not work: {error.message}"
+        if is_url(entry.path):
+            raise ModelAwayError(problem) from None
         raise SettingsError(
             f"{problem} Its files in {entry.path} are broken; copy them again."
         ) from None
@@ -269,6 +283,8 @@ def _load_checked(entry: ModelEntry, settings: Settings) -> tuple[AnyRunner, Run
         kind = detect(entry.path) if entry.runner == AUTO else entry.runner
         options = runner_options(entry, settings, kind)
         runner = _load_runner(kind, options)
+    except ModelAway as error:
+        raise ModelAwayError(_sentence(entry, str(error))) from error
     except ModelFormatError as error:
         raise SettingsError(_sentence(entry, str(error))) from error
     except (MemoryError, RuntimeError) as error:
@@ -374,6 +390,9 @@ def runner_options(entry: ModelEntry, settings: Settings, kind: str) -> RunnerOp
         step_tokens=settings.step_tokens or _CPU_STEP_TOKENS,
         own=own_options,
     )
+    if kind == PROXY:
+        # It computes on no device of this machine.
+        return replace(options, device="", dtype="")
     if kind in WITHOUT_FILES:
         return options
     return replace(options, **_placement(entry, settings, own_options))
@@ -422,13 +441,13 @@ def warm_up(runner: AnyRunner) -> str:
     """
     trial = runner.spec.trial
     emissions: list[Emission] = []
-    engine = engine_for(runner, emissions.extend)
-    work = engine.prepare(Take("warm-up", trial))
-    if work.answer is not None:
-        return f"answered a {name_of(trial)} task"
-    engine.submit(work)
-    while engine.has_work:
-        engine.step()
+    with closing(engine_for(runner, emissions.extend)) as engine:
+        work = engine.prepare(Take("warm-up", trial))
+        if work.answer is not None:
+            return f"answered a {name_of(trial)} task"
+        engine.submit(work)
+        while engine.has_work:
+            engine.step()
     ended = emissions[-1].ended
     if isinstance(ended, Failed):
         raise from_event(ended)

@@ -123,6 +123,7 @@ class ModelHost:
         removed = asyncio.Event()
         self.thread.remove(self.engine, partial(loop.call_soon_threadsafe, removed.set))
         await removed.wait()
+        self.engine.close()
         # These are the last references to the engine, and with it to the weights.
         del self.engine, self.intake
         await asyncio.to_thread(give_back_memory)

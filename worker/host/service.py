@@ -198,7 +198,11 @@ class WorkerService:
     def _make_threads(self) -> dict[str, EngineThread]:
         """Return a thread for each mechanism, so that tasks that are done whole delay no token."""
         died = partial(asyncio.get_running_loop().call_soon_threadsafe, self._is_broken.set)
-        return {"sequence": EngineThread(died, "engine"), "task": EngineThread(died, "tasks")}
+        return {
+            "sequence": EngineThread(died, "engine"),
+            "task": EngineThread(died, "tasks"),
+            "remote": EngineThread(died, "remote"),
+        }
 
     @property
     def models(self) -> dict[str, KnownModel]:
@@ -389,6 +393,9 @@ class WorkerService:
         for task in taking:
             task.cancel()
         await self._hand_over(self.models.values())
+        for model in self.models.values():
+            if model.host is not None:
+                model.host.engine.close()
 
     async def _drain_thread(self, thread: EngineThread) -> None:
         """Hand over the jobs of a thread when its current step has ended, or the time is up."""

@@ -18,6 +18,10 @@ class ModelFormatError(ValueError):
     """
 
 
+class ModelAway(ModelFormatError):
+    """Error of a model that an engine elsewhere serves, which does not answer now."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an allocator found no memory."""
     if isinstance(error, MemoryError):

@@ -14,7 +14,7 @@ import msgspec
 
 from shared.plugins import import_target
 from shared.tasks import runner_table
-from shared.tasks.runner_table import AUTO, WITHOUT_FILES
+from shared.tasks.runner_table import AUTO, PROXY, WITHOUT_FILES, is_url
 from shared.tasks.task_table import TASKS
 from worker.engine.engines import AnyRunner
 from worker.engine.runner import Runner, RunnerOptions
@@ -70,11 +70,13 @@ def load_sequence_runner(kind: str, options: RunnerOptions) -> Runner:
 def detect(path: str) -> str:
     """Return the name of the runner for the model at `path`.
 
-    In place of a path, the name of a runner without files may be given. Raise ModelFormatError for
-    a path that is no model.
+    In place of a path, the name of a runner without files may be given, or the URL of an engine
+    elsewhere. Raise ModelFormatError for a path that is no model.
     """
     if path in WITHOUT_FILES:
         return path
+    if is_url(path):
+        return PROXY
     directory = _directory(Path(path))
     try:
         names = {entry.name for entry in directory.iterdir()}
