@@ -45,9 +45,10 @@ async def models(front: FrontDep, caller: CallerDep) -> ModelList:
         if fleet.serves(name) and caller.may_use(name) and not is_hidden:
             bodies.append(model_body(fleet.models[name]))
     for experiment in front.admission.experiments.values():
-        models = [arm.model for arm in experiment.arms]
-        if all(fleet.serves(name) and caller.may_use(name) for name in models):
-            bodies.append(experiment_body(experiment))
+        names = [arm.model for arm in experiment.arms]
+        if all(fleet.serves(name) and caller.may_use(name) for name in names):
+            infos = [fleet.models[name] for name in names]
+            bodies.append(experiment_body(experiment, infos))
     return ModelList(data=bodies)
 
 
@@ -55,10 +56,11 @@ async def models(front: FrontDep, caller: CallerDep) -> ModelList:
 async def model(id: str, front: FrontDep, caller: CallerDep) -> Model:
     experiment = front.admission.experiments.get(id)
     if experiment is not None:
+        infos = []
         for arm in experiment.arms:
-            await front.admission.find(arm.model)
+            infos.append(await front.admission.find(arm.model))
             caller.check_model(arm.model)
-        return experiment_body(experiment)
+        return experiment_body(experiment, infos)
     info = await front.admission.find(id)
     caller.check_model(info.id)
     return model_body(info)

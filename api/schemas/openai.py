@@ -250,10 +250,17 @@ def model_body(model: ModelInfo) -> Model:
     return Model(id=model.id, description=model.found, max_model_len=model.context_window)
 
 
-def experiment_body(experiment: Experiment) -> Model:
-    """Return an experiment as a model, which clients ask as any other."""
+def experiment_body(experiment: Experiment, models: Sequence[ModelInfo]) -> Model:
+    """Return an experiment as a model, which clients ask as any other.
+
+    `models` are those of its arms. What fits the smallest context window fits all of them.
+    """
     arms = ", ".join(map(str, experiment.arms))
-    return Model(id=experiment.name, description=f"an experiment with {arms}")
+    return Model(
+        id=experiment.name,
+        description=f"an experiment with {arms}",
+        max_model_len=min(model.context_window for model in models),
+    )
 
 
 def completion(heading: Heading, outcomes: Sequence[Outcome]) -> Completion:

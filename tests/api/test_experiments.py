@@ -288,6 +288,7 @@ async def test_clients_find_experiments_among_the_models(front: httpx.AsyncClien
     listed = (await front.get("/v1/models")).json()["data"]
     assert [model["id"] for model in listed] == ["left", "right", "split"]
     assert (await front.get("/v1/models/split")).json() == listed[-1]
+    assert listed[-1]["max_model_len"] == 2048
     assert listed[-1]["description"] == "an experiment with left: 0.5, right: 0.5"
     described = await front.get("/model/info", params={"model": "split"})
     assert described.status_code == 200
