@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument(
         "--count", type=int, default=2000, help="problems of the domain, and others"
     )
-    parser.add_argument("--most-mistakes", type=float, default=0.005, choices=_MISTAKES)
+    parser.add_argument("--most-mistakes", type=float, default=0.001, choices=_MISTAKES)
     args = parser.parse_args()
     curve = calibrate(args.path, args.count, args.most_mistakes)
     for point in curve.points:

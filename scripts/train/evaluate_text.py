@@ -62,21 +62,16 @@ def evaluate(
     Without `kinds` it is asked those of its domain.
     """
     kinds = kinds or tuple(MAKERS[domain])
-    problems = []
-    for kind in kinds:
-        problems += held_out(domain, kind, count, seed=seed)
     params = SamplingParams(temperature=temperature, seed=seed, max_tokens=MAX_TOKENS)
     template = template_of(path)
-    with LLM(path, max_batch_size=64, threads=1) as llm:
-        outputs = llm.generate(
-            [template.replace("{problem}", problem.prompt) for problem in problems], params
-        )
-
-    solved = solved_by(problems, [output.outputs[0].text for output in outputs])
     shares = {}
-    for number, kind in enumerate(kinds):
-        of_kind = solved[number * count : (number + 1) * count]
-        shares[kind] = share_of(sum(of_kind), count)
+    with LLM(path, max_batch_size=64, threads=1) as llm:
+        for kind in kinds:
+            problems = held_out(domain, kind, count, seed=seed)
+            prompts = [template.replace("{problem}", problem.prompt) for problem in problems]
+            outputs = llm.generate(prompts, params)
+            solved = solved_by(problems, [output.outputs[0].text for output in outputs])
+            shares[kind] = share_of(sum(solved), count)
     return shares
 
 

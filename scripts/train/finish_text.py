@@ -146,7 +146,7 @@ def main() -> None:
     num_bytes = round_weights(path)
     curve = None
     if OTHER in MAKERS[domain]:
-        curve = calibrate(path, 2000, most_mistakes=0.005)
+        curve = calibrate(path, 2000, most_mistakes=0.001)
     greedy = evaluate(path, domain, args.count)
     sampled = evaluate(path, domain, args.count, temperature=_SAMPLED_TEMPERATURE)
     values = {
