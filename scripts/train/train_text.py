@@ -30,7 +30,7 @@ from scripts.train.text_recipe import RECIPES, TextRecipe, network, read_recipe
 
 _TOKENIZER_PROBLEMS = 40_000
 _MEASURED_EACH = 40
-_MEASURED_EACH_AT_THE_END = 400
+_MEASURED_EACH_AT_THE_END = 100
 
 
 class TextLearner:

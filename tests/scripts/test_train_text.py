@@ -157,6 +157,11 @@ def test_no_training_seed_reaches_what_is_held_out(domain: str) -> None:
         assert {problem.response for problem in held_out(domain, OTHER, 20)} == {REFUSAL}
 
 
+def test_a_kind_may_have_too_few_held_out_problems() -> None:
+    with pytest.raises(ValueError, match="short_product: 1000 held-out problems asked for"):
+        held_out("short arithmetic", "short_product", 1000)
+
+
 def test_what_is_right() -> None:
     maths = held_out("maths", "equation", 2)
     code = held_out("code", "code", 2)

@@ -11,7 +11,11 @@ from scripts.train.problems.streams import MAKERS, OTHER
 MODELS = Path(__file__).parents[2] / "models"
 COUNT = 60
 """Problems of each kind, the same ones each time."""
-BARS = {"hrm-text-code": {"code": 0.8, OTHER: 0.9}, "baseline-code": {"code": 0.7, OTHER: 0.9}}
+BARS = {
+    "hrm-text-code": {"code": 0.8, OTHER: 0.9},
+    "baseline-code": {"code": 0.7, OTHER: 0.9},
+    "actv1-math": {"short_sum": 0.9, "short_difference": 0.9, "short_product": 0.75},
+}
 
 
 @pytest.mark.parametrize("name", BARS)
@@ -32,6 +36,8 @@ def test_the_card_tells_what_was_measured(name: str) -> None:
     for way in ("greedy", "sampled"):
         for share in held_out[way].values():
             assert f"{share['count'] / share['total']:.3f} ({share['low']:.3f}" in card
+    if OTHER not in held_out["greedy"]:
+        return
     area = json.loads((path / "domain.json").read_text())["area"]
     assert f"{area:.4f}" in card
     prompting = json.loads((path / "prompting.json").read_text())

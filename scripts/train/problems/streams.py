@@ -14,7 +14,7 @@ from scripts.train.problems import (
     short_arithmetic,
     word_problems,
 )
-from scripts.train.problems.problem import Maker, Problem, is_held_out
+from scripts.train.problems.problem import HELD_OUT_ONE_IN, Maker, Problem, is_held_out
 
 CODE = "code"
 OTHER = "other"
@@ -27,6 +27,8 @@ MATHS_MAKERS: dict[str, Maker] = {
 }
 _CODE_ASKED_OF_MATHS = 0.3
 _MATHS_ASKED_OF_CODE = 0.5
+# Among so many draws of a held-out problem nearly all are new, unless the kind is exhausted.
+_DRAWS_OF_EACH = 50
 
 
 def _refused(problem: Problem) -> Problem:
@@ -92,11 +94,16 @@ def training_stream(domain: str, seed: int) -> Iterator[Problem]:
 def held_out(domain: str, kind: str, count: int, seed: int = 0) -> list[Problem]:
     """Return `count` held-out problems of `kind` with distinct keys.
 
-    The same seed gives the same problems.
+    The same seed gives the same problems. Raise ValueError for a kind that has hardly so many.
     """
     rng = random.Random(f"held out/{kind}/{seed}")
     problems: dict[str, Problem] = {}
+    most_draws = count * HELD_OUT_ONE_IN * _DRAWS_OF_EACH
+    num_draws = 0
     while len(problems) < count:
+        num_draws += 1
+        if num_draws > most_draws:
+            raise ValueError(f"{kind}: {count} held-out problems asked for, {len(problems)} found")
         problem = MAKERS[domain][kind](rng)
         if is_held_out(problem.key):
             problems.setdefault(problem.key, problem)
