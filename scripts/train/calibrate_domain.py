@@ -35,7 +35,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """How well a score tells other problems from those of the domain.
+    """The quality of a score that tells other problems from those of the domain.
 
     `area` under the curve is the chance that one of the others has the higher score, where equal
     scores count half.

@@ -64,7 +64,10 @@ class Length:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a run does when. `folder` is where its state and its history are kept."""
+    """The length, the learning rate and the intervals of a run.
+
+    Its state and its history are kept in `folder`.
+    """
 
     length: Length
     peak_lr: float

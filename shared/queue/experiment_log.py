@@ -20,7 +20,7 @@ _Entry = TypeVar("_Entry")
 
 @dataclass(frozen=True)
 class JobOutcome:
-    """How a job ended. `state` is done, failed or cancelled.
+    """The end of a job. `state` is done, failed or cancelled.
 
     `first_ms` is the time from the queue to the first token, None without one. `total_ms` is that
     to the end. `cost` is what its tenant was charged, in tokens.
@@ -37,7 +37,7 @@ class JobOutcome:
 
 @dataclass(frozen=True)
 class Feedback:
-    """What a caller says of the answer to a request. `score` is from -1 to 1."""
+    """A caller's judgement of the answer to a request. `score` is from -1 to 1."""
 
     request_id: str
     arm: str

@@ -144,7 +144,7 @@ def test_a_recipe_with_an_unknown_key_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("domain", MAKERS)
 def test_no_training_seed_reaches_what_is_held_out(domain: str) -> None:
-    """What one domain declines of the other may be held out there, but is the refusal here."""
+    """Problems that one domain declines are answered by the refusal, held out there or not."""
     for seed in (0, 1):
         for problem in itertools.islice(training_stream(domain, seed), 3000):
             assert not is_held_out(problem.key)
@@ -190,7 +190,7 @@ def test_the_learning_rate_rises_and_falls_to_a_tenth() -> None:
 
 
 def test_the_curve_of_a_score() -> None:
-    """Of ten problems one has a higher score than half of the others."""
+    """One of ten problems has a higher score than half of the others."""
     own = [0.0] * 5 + [0.1] * 4 + [0.5]
     curve = curve_of(own, [0.4, 0.6, 0.1, 0.0])
     shares = {point.mistakes: (point.threshold, point.told) for point in curve.points}

@@ -61,7 +61,7 @@ _WITH_DEFAULTS = frozenset({"top_k", "min_p", "repetition_penalty"})
 
 @dataclass(frozen=True)
 class Flavour:
-    """What one kind of server knows beyond OpenAI's dialect.
+    """The additions of one kind of server to OpenAI's dialect.
 
     `spellings` are its names of our parameters. Those that are not among them are refused here,
     since most servers pass over what they do not know. Those that are `always_sent` are sent even
@@ -109,7 +109,7 @@ Scoring = Literal["echo", "loglikelihood"]
 
 @dataclass(frozen=True)
 class OpenAIFacts:
-    """What a server said of itself and of its `model` when it was asked at load.
+    """The facts that a server told of itself and of its `model` when it was asked at load.
 
     `echo_tokens` is the least `max_tokens` of a request that repeats its prompt. It is None where
     the server tells no log-probabilities of prompts. `scoring` is None where it gives no scores.

@@ -64,7 +64,7 @@ class TgiFrame(msgspec.Struct):
 
 @dataclass(frozen=True)
 class TgiFacts:
-    """What a server said of itself when it was asked at load."""
+    """The facts that a server told of itself when it was asked at load."""
 
     model: str = ""
     window: int | None = None

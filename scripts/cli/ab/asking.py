@@ -41,7 +41,7 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class SideAnswers:
-    """What one side said, in the order of the questions, and the seconds that all took together.
+    """The answers of one side, in the order of the questions, and the seconds that all took together.
 
     `likelihoods` has None for questions without a reference.
     """

@@ -1,4 +1,4 @@
-"""What the answers of several sides to the same questions say: a plain structure for reports."""
+"""The comparison of several sides on the same questions: a plain structure for reports."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -103,7 +103,7 @@ def _tgi_parameters(sampling: Sampling) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Piece:
-    """What a frame of a stream adds to an answer. `num_tokens` is that of the whole answer, if the
+    """The part of an answer that a frame of a stream adds. `num_tokens` is that of the whole answer, if the
     frame tells it."""
 
     text: str = ""

@@ -1,4 +1,4 @@
-"""What the log of an experiment says of its arms: the figures of `aios ab report`."""
+"""Figures of the arms of an experiment, read from its log, for `aios ab report`."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
