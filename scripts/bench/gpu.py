@@ -199,7 +199,8 @@ def random_model(shape: HrmTextShape, torch_device: torch.device) -> HrmTextMode
         model = HrmTextModel(shape)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=1.0 / shape.embedding_scale)
-    return model.to(torch.bfloat16).requires_grad_(False).eval()
+    # The tables of positions were made on the CPU.
+    return model.to(torch_device, torch.bfloat16).requires_grad_(False).eval()
 
 
 def runner_for(

@@ -311,7 +311,10 @@ def test_full_precision_gathers_and_equals_the_cpu(model: tuple[str, Path]) -> N
 
 @torch.inference_mode()
 def test_compiled_layers_equal_plain_ones(model: tuple[str, Path]) -> None:
-    """Compiled layers compute the states of plain ones."""
+    """Compiled layers compute the states of plain ones, but for what bfloat16 rounds.
+
+    They are as far from full precision as plain ones.
+    """
     if model[0] != "hrm-text":
         pytest.skip("only HRM-Text compiles its layers")
     plain = load(model)
@@ -321,10 +324,15 @@ def test_compiled_layers_equal_plain_ones(model: tuple[str, Path]) -> None:
     assert compiled_net.halves != plain_net.halves, "it fell back to plain layers"
 
     slices = rows(compiled, (300, 2, 513))
-    # Both read the same stored keys and values.
-    plain.store.keys.copy_(compiled.store.keys)
-    plain.store.values.copy_(compiled.store.values)
+    exact = load(model, dtype="float32")
+    # All read the same stored keys and values.
+    for runner in (plain, exact):
+        runner.store.keys.copy_(compiled.store.keys)
+        runner.store.values.copy_(compiled.store.values)
 
-    states = answer_of(compiled, slices)
-    expected = answer_of(plain, slices)
-    torch.testing.assert_close(states, expected, atol=0.06, rtol=0.03)
+    batch = BatchBuilder(256, CUDA, is_prefix=True, kernel=exact.kernel).build(slices)
+    expected = exact.net.hidden(batch.ids, batch.plan, exact.store)
+    error = (answer_of(compiled, slices).float() - expected).norm()
+    plain_error = (answer_of(plain, slices).float() - expected).norm()
+    assert plain_error < 0.02 * expected.norm()
+    assert error < 1.25 * plain_error
