@@ -18,6 +18,8 @@ from typing import Any, Never, Protocol
 import torch
 from tqdm import tqdm
 
+Figure = float | torch.Tensor
+"""A number. One that a device still computes is a tensor of no dimension."""
 _FINAL_SHARE = 0.1
 """The learning rate at the end, as a share of the peak."""
 
@@ -29,7 +31,7 @@ class Learner(Protocol):
     def step(self) -> int:
         """The number of steps so far."""
 
-    def train_step(self, lr: float) -> Mapping[str, float]:
+    def train_step(self, lr: float) -> Mapping[str, Figure]:
         """Make a step of the optimizer. Return its figures, such as the loss."""
 
     def measure(self, minutes: float, *, is_last: bool) -> Mapping[str, float]:
@@ -92,15 +94,15 @@ class Mean:
     """The means of figures over some steps, each over the steps that have it."""
 
     def __init__(self) -> None:
-        self._values: dict[str, list[float]] = {}
+        self._values: dict[str, list[Figure]] = {}
 
-    def add(self, figures: Mapping[str, float]) -> None:
+    def add(self, figures: Mapping[str, Figure]) -> None:
         for name, value in figures.items():
             self._values.setdefault(name, []).append(value)
 
     def take(self) -> dict[str, float]:
         """Return the means, and begin anew."""
-        means = {name: fmean(values) for name, values in self._values.items()}
+        means = {name: fmean(map(float, values)) for name, values in self._values.items()}
         self._values = {}
         return means
 

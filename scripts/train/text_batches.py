@@ -9,9 +9,11 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerFast
 
 from scripts.train.problems.problem import Problem
+from scripts.train.problems.streams import training_stream
 from scripts.train.text_recipe import CONTEXT_WINDOW, TextRecipe
 from scripts.train.train_sample import BOQ, CONDITION_TOKENS, EOA, EOQ, PAD
 
@@ -104,6 +106,40 @@ def batches(
         for number in torch.randperm(len(starts), generator=shuffle).tolist():
             start = starts[number]
             yield collate(rows[start : start + batch_size], pad)
+
+
+class Batches(IterableDataset[dict[str, torch.Tensor]]):
+    """The batches of a recipe without end. Each process of a DataLoader draws other problems."""
+
+    def __init__(self, recipe: TextRecipe, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+        self._recipe = recipe
+        self._tokenizer = tokenizer
+        self._seed = seed
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        worker = get_worker_info()
+        seed = self._seed * 1_009 + (0 if worker is None else worker.id)
+        return batches(
+            training_stream(self._recipe.domain, seed),
+            Encoder(self._tokenizer, self._recipe),
+            batch_size=self._recipe.batch_size,
+            pad=self._tokenizer.pad_token_id,
+            seed=seed,
+        )
+
+
+def batch_loader(
+    recipe: TextRecipe, tokenizer: PreTrainedTokenizerFast, seed: int, *, workers: int, pinned: bool
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Return the batches of a recipe, drawn by so many processes, or in this one without any."""
+    loader = DataLoader(
+        Batches(recipe, tokenizer, seed),
+        batch_size=None,  # the dataset makes whole batches
+        num_workers=workers,
+        pin_memory=pinned,
+        prefetch_factor=8 if workers else None,
+    )
+    return iter(loader)
 
 
 def collate(rows: Sequence[tuple[list[int], int]], pad: int) -> dict[str, torch.Tensor]:

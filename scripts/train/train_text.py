@@ -22,10 +22,10 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 from transformers.utils import logging as transformers_logging
 
 from scripts.train.evaluate_text import evaluate
-from scripts.train.loop import Length, Schedule, TrainingLoop, update_average
+from scripts.train.loop import Figure, Length, Schedule, TrainingLoop, update_average
 from scripts.train.problems.problem import Problem
 from scripts.train.problems.streams import training_stream
-from scripts.train.text_batches import CAUSAL_END_OF_PROMPT, Encoder, batches, train_tokenizer
+from scripts.train.text_batches import CAUSAL_END_OF_PROMPT, batch_loader, train_tokenizer
 from scripts.train.text_recipe import RECIPES, TextRecipe, network, read_recipe
 
 _TOKENIZER_PROBLEMS = 40_000
@@ -46,6 +46,7 @@ class TextLearner:
         device: str = "cpu",
         bf16: bool = False,
         compiles: bool = False,
+        workers: int = 0,
     ) -> None:
         torch.manual_seed(seed)
         self._step = 0
@@ -55,6 +56,7 @@ class TextLearner:
         self._device = torch.device(device)
         self._bf16 = bf16
         self._seed = seed
+        self._workers = workers
         net: Any = network(recipe, tokenizer)
         self._net = net.to(self._device)
         self._average: Any = copy.deepcopy(self._net).requires_grad_(False)
@@ -70,13 +72,12 @@ class TextLearner:
 
     def _batches_from(self, step: int) -> Iterator[dict[str, torch.Tensor]]:
         """A run that goes on sees other problems than those with which it began."""
-        seed = self._seed * 1_000_003 + step
-        return batches(
-            training_stream(self._recipe.domain, seed),
-            Encoder(self._tokenizer, self._recipe),
-            batch_size=self._recipe.batch_size,
-            pad=self._tokenizer.pad_token_id,
-            seed=seed,
+        return batch_loader(
+            self._recipe,
+            self._tokenizer,
+            self._seed * 1_000_003 + step,
+            workers=self._workers,
+            pinned=self._device.type == "cuda",
         )
 
     @property
@@ -86,8 +87,10 @@ class TextLearner:
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self._net.parameters())
 
-    def train_step(self, lr: float) -> Mapping[str, float]:
-        batch = {name: value.to(self._device) for name, value in next(self._batches).items()}
+    def train_step(self, lr: float) -> Mapping[str, Figure]:
+        batch = {}
+        for name, value in next(self._batches).items():
+            batch[name] = value.to(self._device, non_blocking=True)
         if self._recipe.net != "hrm-text":
             del batch["token_type_ids"]
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
@@ -101,7 +104,7 @@ class TextLearner:
         self._optimizer.step()
         self._step += 1
         update_average(self._average, self._net, step=self._step, rate=self._recipe.ema_rate)
-        return {"loss": loss.item(), "tokens": float(batch["input_ids"].numel())}
+        return {"loss": loss.detach(), "tokens": float(batch["input_ids"].numel())}
 
     def measure(self, minutes: float, *, is_last: bool) -> Mapping[str, float]:
         self._write(minutes)
@@ -172,7 +175,10 @@ def main() -> None:
     parser.add_argument("recipe", choices=sorted(file.stem for file in RECIPES.glob("*.yaml")))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, help="instead of the recipe's")
-    parser.add_argument("--batch-size", type=int, help="instead of the recipe's")
+    parser.add_argument("--minutes", type=float, help="end by then, instead of the recipe's steps")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes that draw problems, for a fast device"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the saved state")
     parser.add_argument("--cache", type=Path, default=Path(".train"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -198,10 +204,14 @@ def main() -> None:
         device=args.device,
         bf16=args.bf16,
         compiles=args.compile,
+        workers=args.workers,
     )
     print(f"{learner.num_parameters():,} parameters, {len(tokenizer):,} tokens", flush=True)
+    length = Length(steps=args.steps or recipe.steps)
+    if args.minutes:
+        length = Length(steps=args.steps, minutes=args.minutes)
     schedule = Schedule(
-        length=Length(steps=args.steps or recipe.steps),
+        length=length,
         peak_lr=recipe.lr,
         folder=args.cache / args.out.name,
         measure_minutes=args.measure_minutes,
