@@ -31,7 +31,8 @@ SomeResult = TypeVar("SomeResult", bound=Result)
 JobEvent = Started | Tokens | Progress | Done
 """An event of a job that has not failed."""
 
-_FIRST_TOKEN_S = 2.0
+FIRST_TOKEN_S = 2.0
+"""A stream that has no token by then begins without one, so that its caller sees it live."""
 
 
 @dataclass
@@ -171,7 +172,7 @@ class RequestEvents:
         """
         silence = None
         if quiet_s is not None:
-            silence = _Silence(lambda: self._inbox.put_nowait(None), min(quiet_s, _FIRST_TOKEN_S))
+            silence = _Silence(lambda: self._inbox.put_nowait(None), min(quiet_s, FIRST_TOKEN_S))
         try:
             while self.unfinished:
                 arrived = await self._inbox.get()
