@@ -112,9 +112,12 @@ def _coding_response(work: SubmittedWork, outcomes: Sequence[Outcome]) -> Coding
 
 
 def _domain(work: SubmittedWork, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Return whether the problem is of the model's domain, where the model can tell."""
+    """Return whether the problem is of the model's domain, where the model can tell.
+
+    A request that was cut short may have no score.
+    """
     most_refusal = work.record.notes.get("most_refusal")
-    if most_refusal is None:
+    if most_refusal is None or outcomes[1].result is None:
         return {}
     [score] = outcomes[1].as_a(Scored).scores
     refusal = exp(min(0.0, score.log_likelihood))

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 
 from shared.fleet.presence import Presence
 from shared.messages import Failed, Generate, Prompting, Score, WorkerInfo
-from tests.fixtures.api.echo_worker import ALL_DAY_S, EchoWorker, model_info
+from tests.fixtures.api.echo_worker import ALL_DAY_S, EchoWorker, announce, model_info
 from tests.fixtures.api.frames import Frame, frames
 from tests.fixtures.api.fronts import in_memory, live, states
 from tests.fixtures.polling import until
@@ -144,6 +144,28 @@ async def test_a_model_that_knows_its_limits_tells_them(
         assert result.pop("generation_time") is not None
         assert result == answer
         assert done.data == "[DONE]"
+
+
+async def test_who_cancels_before_the_score_learns_nothing_of_the_domain(redis: Redis) -> None:
+    """The announced worker takes no jobs, so neither the answer nor the score has begun."""
+    await announce(redis, "echo", prompting=Prompting(math="M {problem}", refusal="no"))
+    async with in_memory(redis) as client:
+        headers = {"Prefer": "respond-async"}
+        accepted = await client.post("/solve/math", json={"problem": "1 + 1"}, headers=headers)
+        path = f"/v1/jobs/{accepted.json()['id']}"
+        await client.delete(path)
+        job = await client.get(path)
+    assert job.status_code == 200, job.text
+    assert job.json()["state"] == "cancelled"
+    partial = job.json()["partial"]
+    del partial["generation_time"]
+    assert partial == {
+        "problem": "1 + 1",
+        "solution": "",
+        "answer": None,
+        "input_tokens": 0,
+        "output_tokens": 0,
+    }
 
 
 async def test_problems_go_to_the_model_that_declares_them(redis: Redis, redis_url: str) -> None:
