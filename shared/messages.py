@@ -138,10 +138,13 @@ class Tokens(msgspec.Struct, frozen=True, omit_defaults=True, tag="tokens"):
 class Progress(msgspec.Struct, frozen=True, omit_defaults=True, tag="progress"):
     """Progress of a task that yields nothing before its end: `done` of `total` steps.
 
-    `total` is None where the number is not known, and `note` is for people. A log holds growing
-    numbers only: a worker that takes a job over, and begins again, is silent until it has come
-    further than the one before. `preview` is a small picture of what there is so far, a JPEG.
+    `total` is None where the number is not known, and `note` is for people. A log holds progress
+    that grows (`reached`): a worker that takes a job over, and begins again, is silent until it has
+    come further than the one before. `preview` is a small picture of what there is so far, a JPEG.
     `segment` is the state of a puzzle after `done` ACT segments.
+
+    A note that is a text so far may be the end of it: then `num_left_out` characters stand before
+    it. The first `num_settled` characters of the whole text are final.
     """
 
     done: int
@@ -149,6 +152,13 @@ class Progress(msgspec.Struct, frozen=True, omit_defaults=True, tag="progress"):
     note: str = ""
     preview: bytes = b""
     segment: Segment | None = None
+    num_left_out: int = 0
+    num_settled: int = 0
+
+    @property
+    def reached(self) -> tuple[int, int]:
+        """The steps that are done, and the length of the text so far."""
+        return self.done, self.num_left_out + len(self.note)
 
 
 class Done(msgspec.Struct, Generic[SomeResult], frozen=True, omit_defaults=True, tag="done"):

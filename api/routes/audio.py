@@ -40,12 +40,17 @@ def _whole(work: SubmittedWork, outcomes: Sequence[Outcome]) -> Answer:
     return transcription(outcomes[0].as_a(Transcript), dict(work.record.notes))
 
 
+def _delta(text: str) -> dict[str, str]:
+    return {"type": "transcript.text.delta", "delta": text}
+
+
 class TranscriptEvents:
-    """OpenAI's events of a transcript. A network gives it whole, so there is one delta."""
+    """OpenAI's events of a transcript. A delta is what has become final of a text so far."""
 
     def __init__(self, work: SubmittedWork) -> None:
         self._work = work
         self._builder = OutcomeBuilder(work.record.n)
+        self._num_sent = 0
 
     def opening(self) -> Any:
         return None
@@ -54,10 +59,16 @@ class TranscriptEvents:
         self._builder.add(event)
         if isinstance(event, Progress):
             yield progress_payload(self._work.id, job, event)
+            # A note that begins behind the last delta leaves a gap, which the last delta fills.
+            if event.num_left_out <= self._num_sent < event.num_settled:
+                start = self._num_sent - event.num_left_out
+                yield _delta(event.note[start : event.num_settled - event.num_left_out])
+                self._num_sent = event.num_settled
 
     def closing(self, usage: Usage, timings: Timings | None) -> Iterable[Any]:
         text = self._builder.outcome().as_a(Transcript).text
-        yield {"type": "transcript.text.delta", "delta": text}
+        if self._num_sent == 0 or self._num_sent < len(text):
+            yield _delta(text[self._num_sent :])
         yield {"type": "transcript.text.done", "text": text}
 
     def failed(self, problem: Problem) -> Any:

@@ -83,6 +83,11 @@ GOLDEN: list[tuple[Event, str]] = [
         Progress(3, 7, preview=b"x"),
         "84a474797065a870726f6772657373a4646f6e6503a5746f74616c07a770726576696577c40178",
     ),
+    (
+        Progress(3, 7, "x", num_left_out=2, num_settled=1),
+        "86a474797065a870726f6772657373a4646f6e6503a5746f74616c07a46e6f7465a178ac6e756d5f"
+        "6c6566745f6f757402ab6e756d5f736574746c656401",
+    ),
     (Cancelled(), "81a474797065a963616e63656c6c6564"),
     (
         Done("stop", 5, 2),

@@ -4,22 +4,28 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import openai
 import pytest
 from redis.asyncio import Redis
 
+from api.http.request_state import Usage
+from api.routes.audio import TranscriptEvents
 from api.schemas.audio import transcription
 from api.schemas.plain_text import PlainText
+from shared.messages import Done, Progress
 from shared.tasks.sound import Speak, SpokenPart, Timestamps, Transcribe, Transcript
-from tests.fixtures.one_shots import write_one_shot
+from tests.fixtures.one_shots import WHISPER_S, write_one_shot, write_whisper
 from tests.fixtures.sounds import tones, wav
 from tests.fixtures.worker.fleets import fleet
+from worker.engine import task_engine
 from worker.engine.runner import RunnerOptions
 from worker.engine.task_runner import NO_FILES, FilesAtHand, TaskOutput, Unwatched
 from worker.media.sound import decode_sound
 from worker.runners.one_shot import OneShotRunner, load
+from worker.tasks import watch
 
 SOUND = wav(tones(440.0, 1320.0, seconds=0.5))
 
@@ -79,6 +85,68 @@ async def test_openais_client_transcribes(redis: Redis, runner: OneShotRunner) -
     assert_subtitles(vtt, expected, mark=".")
     assert [event.type for event in events] == ["transcript.text.delta", "transcript.text.done"]
     assert {events[0].delta, events[1].text} == {expected.text}
+
+
+async def test_a_long_transcript_is_streamed_in_deltas(
+    redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beams may still change the words of a window, which come when it has ended."""
+    monkeypatch.setattr(watch, "_REPORT_EVERY_S", 0.0)
+    monkeypatch.setattr(task_engine, "REPORT_EVERY_S", 0.0)
+    write_whisper(tmp_path, is_multilingual=False)
+    whisper = load(RunnerOptions(str(tmp_path), name="t"))
+    file = ("a.wav", wav(tones(440.0, seconds=3.5 * WHISPER_S)))
+
+    async with client_of(redis, whisper) as client:
+        create: Any = client.audio.transcriptions.create
+        expected = (await create(file=file, model="t")).text
+        cache = {"Cache-Control": "no-cache"}
+        stream = await create(file=file, model="t", stream=True, extra_headers=cache)
+        events = [event async for event in stream]
+
+    deltas = []
+    notes = []
+    for event in events[:-1]:
+        if event.type == "transcript.text.delta":
+            deltas.append(event.delta)
+        else:
+            notes.append(event.note)
+    assert len(deltas) > 1
+    assert "".join(deltas) == expected
+    assert (events[-1].type, events[-1].text) == ("transcript.text.done", expected)
+    assert len(set(notes)) > 10
+
+
+def deltas_of(steps: list[Progress], text: str) -> list[str]:
+    """Return the deltas of a transcript with this progress."""
+    work: Any = SimpleNamespace(id="x", record=SimpleNamespace(n=1))
+    events = TranscriptEvents(work)
+    payloads: list[Any] = []
+    for step in steps:
+        payloads += events.of(0, step)
+    done: Done = Done("automatic-speech-recognition", 0, 0, result=Transcript(text, 60.0))
+    payloads += events.of(0, done)
+    payloads += events.closing(Usage(), None)
+    assert payloads[-1] == {"type": "transcript.text.done", "text": text}
+    return [one["delta"] for one in payloads if one.get("type") == "transcript.text.delta"]
+
+
+def test_deltas_are_what_is_new_of_the_settled_words() -> None:
+    steps = [
+        Progress(0, 60, "one too"),
+        Progress(30, 60, "one two", num_settled=3),
+        Progress(30, 60, " two three", num_left_out=3, num_settled=8),
+        Progress(30, 60, "o three", num_left_out=6, num_settled=8),
+    ]
+    assert deltas_of(steps, "one two three") == ["one", " two ", "three"]
+    gap = [
+        Progress(0, 60, "one", num_settled=3),
+        Progress(9, 60, "three", num_left_out=8, num_settled=13),
+    ]
+    assert deltas_of(gap, "one two three four") == ["one", " two three four"]
+    assert deltas_of([], "one") == ["one"]
+    assert deltas_of([], "") == [""]
+    assert deltas_of([Progress(60, 60, "one", num_settled=3)], "one") == ["one"]
 
 
 def assert_subtitles(text: str, expected: Transcript, *, mark: str) -> None:

@@ -105,6 +105,24 @@ async def test_a_preview_is_kept_until_it_is_logged(redis: Redis) -> None:
         assert newest == Progress(5, 9)
 
 
+async def test_progress_is_further_steps_or_a_longer_text(redis: Redis) -> None:
+    desk = Desk(redis)
+    claim = await claim_of(desk, is_streamed=True)
+    async with outbox_of(desk) as (ledger, outbox):
+        ledger.open(claim)
+        ledger.note_progress(claim, Progress(1, 9, "as far"))
+        begun_again = [Progress(0, 9, "not so far"), Progress(1, 9, "as"), Progress(1, 9, "as far")]
+        outbox.put([Emission(claim.key, progress=step) for step in begun_again])
+        further = [
+            Progress(1, 9, "as far as"),
+            Progress(1, 9, "far as I", num_left_out=3),
+            Progress(2, 9, "far"),
+        ]
+        for number, step in enumerate(further):
+            outbox.put([Emission(claim.key, progress=step)])
+            assert await events_when(desk, claim.job, number + 1) == further[: number + 1]
+
+
 async def test_what_is_gathered_is_said_after_half_a_second(redis: Redis) -> None:
     """Gathered tokens are appended after `GATHERED_S` seconds at the latest."""
     desk = Desk(redis)

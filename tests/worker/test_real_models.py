@@ -38,12 +38,14 @@ from shared.tasks.vision import (
 from shared.tasks.writing import Translate, Written
 from tests.fixtures.samples import PICTURES, SERIES, SPEECH, sample
 from tests.fixtures.sounds import tones, wav
+from worker.engine import task_engine
 from worker.engine.engines import AnyRunner, engine_for
 from worker.engine.request import Emission
 from worker.engine.runner import RunnerOptions
 from worker.engine.take import Take
 from worker.engine.task_runner import NO_FILES, FilesAtHand, TaskOutput, Unwatched
 from worker.runners.registry import load_runner
+from worker.tasks import watch
 
 PLUGINS = {"cn2en": cn2en, "fracast": fracast, "hibari": hibari}
 """The functions that load a model whose runner is one of `plugins/`."""
@@ -51,14 +53,23 @@ PLUGINS = {"cn2en": cn2en, "fracast": fracast, "hibari": hibari}
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
-def answers(name: str, tasks: list[Task], files: Mapping[str, bytes] | None = None) -> list[Any]:
-    """Return the results of tasks that a fetched model does; of a text that is written, the text."""
+def answers(
+    name: str,
+    tasks: list[Task],
+    files: Mapping[str, bytes] | None = None,
+    emissions: list[Emission] | None = None,
+) -> list[Any]:
+    """Return the results of tasks that a fetched model does; of a text that is written, the text.
+
+    All that the engine emits is added to `emissions`.
+    """
     path = Path(fetched_models_folder()) / name
     if not path.exists():
         pytest.skip(f"`aios models fetch {name}` was not run")
     options = RunnerOptions(str(path), name=name)
     runner: AnyRunner = PLUGINS[name](options) if name in PLUGINS else load_runner("auto", options)
-    emissions: list[Emission] = []
+    if emissions is None:
+        emissions = []
     at_hand = FilesAtHand(files or {})
     engine = engine_for(runner, emissions.extend, files_of=lambda tenant: at_hand)
     for number, task in enumerate(tasks):
@@ -112,12 +123,17 @@ def test_praise_and_blame_are_told_apart() -> None:
     assert [result.labels[0].name for result in found] == list(texts.values())
 
 
-def spoken(name: str, sentences: list[str], timestamps: Timestamps = "none") -> list[Transcript]:
+def spoken(
+    name: str,
+    sentences: list[str],
+    timestamps: Timestamps = "none",
+    emissions: list[Emission] | None = None,
+) -> list[Transcript]:
     files = {}
     for sentence in sentences:
         files[sentence] = sample(SPEECH, f"pytest_audioeval/samples/audio/{sentence}.wav")
     tasks: list[Task] = [Transcribe(sentence, timestamps) for sentence in sentences]
-    return answers(name, tasks, files)
+    return answers(name, tasks, files, emissions)
 
 
 @pytest.mark.parametrize("name", ["whisper-tiny-en", "whisper-base"])
@@ -130,6 +146,23 @@ def test_a_spoken_sentence_comes_back_word_for_word(name: str) -> None:
     starts = [part.start for part in timed.parts]
     assert starts == sorted(starts)
     assert 0 <= starts[0] < starts[-1] < timed.seconds
+
+
+@pytest.mark.parametrize("name", ["whisper-tiny-en", "whisper-base"])
+def test_words_are_shown_in_their_order_while_they_are_heard(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "_REPORT_EVERY_S", 0.0)
+    monkeypatch.setattr(task_engine, "REPORT_EVERY_S", 0.0)
+    emissions: list[Emission] = []
+    [found] = spoken(name, ["en/quick_brown_fox"], emissions=emissions)
+    notes = [emission.progress.note for emission in emissions if emission.progress]
+    assert notes[-1] == found.text
+    words = found.text.split()
+    assert len(words) == 9
+    for number in range(2, len(words)):
+        assert " ".join(words[:number]) in notes
+    assert notes == sorted(notes, key=len)
 
 
 def test_each_sound_of_a_batch_has_its_own_language() -> None:

@@ -37,7 +37,9 @@ class Unwatched:
     def heartbeat(self) -> None:
         return
 
-    def report(self, index: int, done: int, total: int | None = None, note: str = "") -> None:
+    def report(
+        self, index: int, done: int, total: int | None = None, note: str = "", **more: Any
+    ) -> None:
         return
 
     def is_wanted(self, index: int) -> bool:

@@ -361,11 +361,20 @@ class _Progress:
         note: str = "",
         *,
         preview: bytes = b"",
+        num_left_out: int = 0,
+        num_settled: int = 0,
     ) -> None:
         # Plain numbers: those of numpy, which a foreign runner may count in, cannot be sent.
         if total is not None:
             total = int(total)
-        progress = Progress(int(done), total, note, preview)
+        progress = Progress(
+            int(done),
+            total,
+            note,
+            preview,
+            num_left_out=num_left_out,
+            num_settled=num_settled,
+        )
         self._engine.report(self._batch[index], progress)
 
     def is_wanted(self, index: int) -> bool:

@@ -96,10 +96,13 @@ class BatchProgress(Protocol):
         note: str = "",
         *,
         preview: bytes = b"",
+        num_left_out: int = 0,
+        num_settled: int = 0,
     ) -> None:
         """Report to the task's caller that `done` of `total` steps are done.
 
-        `note` is for people, and so is `preview`, a JPEG of a few kilobytes.
+        `note` is for people, and so is `preview`, a JPEG of a few kilobytes. The last two numbers
+        are those of `Progress`, for a note that is a text so far.
         """
 
     def is_wanted(self, index: int) -> bool:
@@ -121,7 +124,10 @@ class Unwatched:
         done: int,
         total: int | None = None,
         note: str = "",
+        *,
         preview: bytes = b"",
+        num_left_out: int = 0,
+        num_settled: int = 0,
     ) -> None:
         return
 

@@ -19,7 +19,7 @@ class Entry:
     """A job in hand: the last index of its log, and the news that the outbox will append.
 
     `since_s` is the time of the oldest news. `on_logged` is called once all of them are in the log.
-    `num_done` is the farthest progress that was logged or is among the news. A job whose end is on
+    `reached` is the farthest progress that was logged or is among the news. A job whose end is on
     its way to the log `is_ending`.
     """
 
@@ -29,7 +29,7 @@ class Entry:
     news: list[Event] = field(default_factory=list)
     since_s: float = 0.0
     on_logged: Callable[[], None] | None = None
-    num_done: int = 0
+    reached: tuple[int, int] = (0, 0)
     is_ending: bool = False
 
     def note_progress(self, progress: Progress) -> None:
@@ -38,9 +38,9 @@ class Entry:
         The segments of a puzzle are told one by one.
         """
         # A run that begins again after a takeover at first repeats known progress.
-        if progress.done <= self.num_done:
+        if progress.reached <= self.reached:
             return
-        self.num_done = progress.done
+        self.reached = progress.reached
         if self.news and isinstance(self.news[-1], Progress) and progress.segment is None:
             older = self.news.pop()
             if isinstance(older, Progress) and not progress.preview:
@@ -106,7 +106,7 @@ class Ledger:
         """Note the progress that a job had made on another worker."""
         entry = self._entries.get(claim.key)
         if entry is not None:
-            entry.num_done = max(entry.num_done, progress.done)
+            entry.reached = max(entry.reached, progress.reached)
 
     def finish(self, entry: Entry) -> None:
         """Forget a job whose end is in the log."""

@@ -2,12 +2,12 @@
 
 import io
 import wave
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutomaticSpeechRecognitionPipeline
+from transformers import AutomaticSpeechRecognitionPipeline, StoppingCriteriaList
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from shared.errors import InvalidRequest
@@ -59,15 +59,37 @@ class SpeechPipeline(_Library):  # type: ignore[misc]
     watch: Watch | None = None
 
     def _forward(self, model_inputs: dict[str, Any], **params: Any) -> dict[str, Any]:
-        if self.watch is not None and self.type == _WHISPER:
-            params["monitor_progress"] = self.watch.over_listening()
         config = self.model.config
         attention = config._attn_implementation
         try:
-            return self._with_languages(model_inputs, params)
+            if self.watch is None or self.type != _WHISPER:
+                return self._with_languages(model_inputs, params)
+            return self._watched(self.watch, model_inputs, params)
         finally:
             # For times of words the library changes it, and would leave it so.
             config._attn_implementation = attention
+
+    def _watched(
+        self, watch: Watch, model_inputs: dict[str, Any], params: dict[str, Any]
+    ) -> dict[str, Any]:
+        num_frames = model_inputs["attention_mask"].sum(dim=-1).tolist()
+        listening = watch.over_listening(_WhisperSpeech(self), num_frames)
+        params["monitor_progress"] = listening.begin_window
+        params["stopping_criteria"] = StoppingCriteriaList([listening])
+        write = self.model.generate_with_fallback
+
+        def write_window(*args: Any, **kwargs: Any) -> Any:
+            written = write(*args, **kwargs)
+            sequences, _, is_skipped, *_ = written
+            listening.end_window(sequences, is_skipped)
+            return written
+
+        # Only here the library tells which beam it has chosen.
+        self.model.generate_with_fallback = write_window
+        try:
+            return self._with_languages(model_inputs, params)
+        finally:
+            del self.model.generate_with_fallback
 
     def _with_languages(
         self, model_inputs: dict[str, Any], params: dict[str, Any]
@@ -106,6 +128,40 @@ class SpeechPipeline(_Library):  # type: ignore[misc]
             names = {number: token for token, number in _languages_of(self).items()}
             found["language"] = _code_of(names[int(number)])
         return found
+
+
+class _WhisperSpeech:
+    """The texts of Whisper's tokens."""
+
+    def __init__(self, pipe: SpeechPipeline) -> None:
+        self._pipe = pipe
+        self._specials = set(pipe.tokenizer.all_special_ids)
+        self.first_time = pipe.tokenizer.convert_tokens_to_ids("<|notimestamps|>") + 1
+
+    def read(self, tokens: Sequence[int]) -> tuple[str, str]:
+        output = {"tokens": torch.tensor([tokens])}
+        found = self._pipe.postprocess([output], return_timestamps=True)
+        settled = ""
+        rest = ""
+        # Only the last part may lack an end: what comes is added to it, and may change it.
+        for part in found["chunks"]:
+            if part["timestamp"][1] is None:
+                rest = part["text"]
+            else:
+                settled += part["text"]
+        return settled, rest
+
+    def guess(self, tokens: Sequence[int]) -> str:
+        words = []
+        for token in tokens:
+            if token < self.first_time and token not in self._specials:
+                words.append(token)
+        text: str = self._pipe.tokenizer.decode(words)
+        # The last letter may lack some of its bytes.
+        return text.rstrip("\ufffd")
+
+    def is_end(self, token: int) -> bool:
+        return token in self._specials
 
 
 def _languages_of(pipe: Any) -> Mapping[str, int]:
