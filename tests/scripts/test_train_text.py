@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import torch
 
-from scripts.train import evaluate_text, train_text
+from scripts.train import evaluate_text, text_batches, train_text
 from scripts.train.act_nets import ActNet, ActSizes
 from scripts.train.calibrate_domain import curve_of
 from scripts.train.calibrate_domain import main as calibrate
@@ -68,7 +68,7 @@ def test_a_prompt_in_training_is_the_prompt_when_it_is_served(
     """
     recipe = tiny(net, domain)
     problem = Problem("one", "1 + 1", "What is 1 + 1?", "1 + 1 = 2\n\\boxed{2}", "2")
-    monkeypatch.setattr(train_text, "training_stream", lambda *_: itertools.repeat(problem))
+    monkeypatch.setattr(text_batches, "training_stream", lambda *_: itertools.repeat(problem))
     monkeypatch.setattr(train_text, "evaluate", lambda *_: {})
     learner = learner_of(recipe, tmp_path)
     for _ in range(150):
