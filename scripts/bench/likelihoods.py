@@ -11,7 +11,8 @@ the prompt marked by `token_type_ids`, as the model was trained; with nothing ma
 network; and with prompt and answer marked, where each token is seen before it is predicted. A
 server is asked to repeat prompt and answer with log-probabilities. Own answers are also written
 again, with the log-probabilities of the tokens that are chosen. The table has each side's mean, how
-far it is from ours at most, and the first side above that has the same scores.
+far it is from ours at most, and the first side above that has the same scores. Only answers that
+the side wrote likewise are counted.
 """
 
 import argparse
@@ -201,15 +202,22 @@ async def server_written(url: str, pairs: Sequence[Pair]) -> list[float | None]:
             response.raise_for_status()
             [choice] = response.json()["choices"]
             is_same = choice["text"] == pair.answer
-            values.append(sum(choice["logprobs"]["token_logprobs"]) if is_same else None)
+            values.append(_sum_of(choice["logprobs"]) if is_same else None)
     return values
+
+
+def _sum_of(logprobs: Mapping[str, Any]) -> float:
+    """Return the log-likelihood of a completion. llama.cpp tells it in the form of a chat."""
+    if "content" in logprobs:
+        return float(sum(entry["logprob"] for entry in logprobs["content"]))
+    return float(sum(logprobs["token_logprobs"]))
 
 
 def table(sides: Mapping[str, Sequence[float | None]]) -> str:
     """Return the rows in Markdown. The first side is ours, which tells all scores."""
     reference = next(iter(sides.values()))
     lines = [
-        "| side | mean, nats | furthest from ours | equal to 0.001 | all as |",
+        "| side | mean, nats | furthest from ours | equal to 0.001 | the same as |",
         "|---|---|---|---|---|",
     ]
     for name, values in sides.items():
@@ -220,7 +228,7 @@ def table(sides: Mapping[str, Sequence[float | None]]) -> str:
         gaps = gaps_of(values, reference)
         num_equal = sum(gap < _EQUAL for gap in gaps)
         lines.append(
-            f"| {name} | {fmean(told):.3f} | {max(gaps):.2g} | {num_equal} of {len(values)} "
+            f"| {name} | {fmean(told):.3f} | {max(gaps):.2g} | {num_equal} of {len(told)} "
             f"| {_same_side(name, sides)} |"
         )
     return "\n".join(lines)
@@ -236,12 +244,12 @@ def gaps_of(values: Sequence[float | None], others: Sequence[float | None]) -> l
 
 
 def _same_side(name: str, sides: Mapping[str, Sequence[float | None]]) -> str:
-    """Return the first side above `name` all of whose scores it has, empty if there is none."""
+    """Return the first side above `name` whose scores are its own, empty if there is none."""
     for other, values in sides.items():
         if other == name:
             break
         gaps = gaps_of(sides[name], values)
-        if len(gaps) == len(values) and max(gaps) < _EQUAL:
+        if gaps and max(gaps) < _EQUAL:
             return other
     return ""
 

@@ -29,7 +29,7 @@ def test_a_server_that_tells_none_is_none() -> None:
     sides["last"] = [-2.0, -4.0]
     assert table(sides).splitlines()[2:] == [
         "| this fleet | -3.000 | 0 | 2 of 2 |  |",
-        "| one | -2.500 | 0.5 | 0 of 2 |  |",
+        "| one | -2.500 | 0.5 | 0 of 1 |  |",
         "| other | tells none | | | |",
         "| last | -3.000 | 0 | 2 of 2 | this fleet |",
     ]
