@@ -128,7 +128,7 @@ async def ready(redis: Redis, ports: Sequence[int]) -> None:
         if not fleet.is_ready:
             return False
         for port in ports:
-            if not await _listens(port):
+            if not await listens(port):
                 return False
         return True
 
@@ -139,7 +139,7 @@ async def ready(redis: Redis, ports: Sequence[int]) -> None:
         await asyncio.sleep(0.05)
 
 
-async def _listens(port: int) -> bool:
+async def listens(port: int) -> bool:
     try:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
     except OSError:

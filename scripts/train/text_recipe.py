@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import msgspec
 from transformers import (
     HrmTextConfig,
     HrmTextForCausalLM,
@@ -15,6 +14,7 @@ from transformers import (
 )
 
 from scripts.train.act_nets import ActNet, ActSizes
+from scripts.train.recipe_file import read_recipe_file
 
 RECIPES = Path(__file__).parent / "recipes"
 CONTEXT_WINDOW = 512
@@ -48,12 +48,7 @@ class TextRecipe:
 
 def read_recipe(file: Path) -> TextRecipe:
     """Return the recipe in a YAML file. Raise msgspec.ValidationError for what is no recipe."""
-    values: dict[str, Any] = msgspec.yaml.decode(file.read_bytes())
-    names = set(TextRecipe.__dataclass_fields__)
-    unknown = sorted(values.keys() - names)
-    if unknown:
-        raise msgspec.ValidationError(f"{file.name}: a recipe has no {', '.join(unknown)}")
-    return msgspec.convert(values, TextRecipe)
+    return read_recipe_file(file, TextRecipe)
 
 
 def network(recipe: TextRecipe, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel | ActNet:

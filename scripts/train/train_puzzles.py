@@ -6,8 +6,8 @@
 Training is deep supervision with ACT. A batch holds rows at different segments of their puzzles.
 One step is one segment of all rows, with a loss on the cells and on the q head; rows that halt are
 replaced by new puzzles, and the others keep their carry. The saved weights are an exponential
-moving average. The pool of puzzles and the state for `--resume` are kept in the directory of
-`--cache`.
+moving average. The sizes are those of the recipe in `scripts/train/recipes/puzzles`. The pool of puzzles
+and the state for `--resume` are kept in the directory of `--cache`.
 """
 
 import argparse
@@ -36,13 +36,13 @@ from scripts.train.puzzle_nets import (
     Carry,
     Kind,
     NetConfig,
-    Positions,
     PuzzleNet,
     Segment,
     flops_per_segment,
     num_parameters,
 )
 from scripts.train.puzzle_pool import Pool, PoolSettings, PuzzleArrays, images, load_pool
+from scripts.train.puzzle_recipe import PuzzleRecipe, net_config, puzzle_recipe
 from scripts.train.sudoku_puzzles import SIZES
 
 WARMUP_STEPS = 200
@@ -53,122 +53,6 @@ NUM_HELD_OUT = 1000
 _MEASURED_SEGMENTS = (1, 2, 4, 8, 16)
 _MEASURED_AT_ONCE = 250
 _BLANK = 1
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Sizes of a network and of its training."""
-
-    hidden: int
-    layers: int
-    expansion: float
-    heads: int
-    h_cycles: int
-    l_cycles: int
-    batch: int
-    lr: float
-    num_grids: int
-    max_blanks: int | None = None
-    halt_max_steps: int = 16
-    positions: Positions = "none"
-
-
-# Small nets, so that a core trains hundreds to thousands of rows a second. Inner widths are
-# multiples of 256, so an expansion that asks for less costs as much. A step costs H * (L + 1)
-# passes forward and 2 * (L + 1) backward: with short cycles there are more steps, and hard puzzles
-# need several segments. A TRM of hidden 64 and 2 layers with cycles 2 x 3 solves nearly all of size
-# 4 at once. An HRM finds rows, columns and boxes far sooner with learned positions, as in the
-# published recipe for Sudoku: after 48 seconds of size 4 it solved 0.99 of the puzzles, with rotary
-# ones 0.08.
-RECIPES: dict[tuple[Kind, int], Recipe] = {
-    ("trm", 4): Recipe(
-        hidden=32,
-        layers=1,
-        expansion=4,
-        heads=2,
-        h_cycles=2,
-        l_cycles=1,
-        batch=64,
-        lr=2e-3,
-        num_grids=20_000,
-    ),
-    ("trm", 6): Recipe(
-        hidden=64,
-        layers=1,
-        expansion=4,
-        heads=2,
-        h_cycles=2,
-        l_cycles=1,
-        batch=64,
-        lr=2e-3,
-        num_grids=40_000,
-    ),
-    ("trm", 9): Recipe(
-        hidden=128,
-        layers=1,
-        expansion=3,
-        heads=4,
-        h_cycles=2,
-        l_cycles=2,
-        batch=64,
-        lr=2e-3,
-        num_grids=10_000,
-        max_blanks=45,
-    ),
-    ("hrm", 4): Recipe(
-        hidden=64,
-        layers=1,
-        expansion=4,
-        heads=2,
-        h_cycles=2,
-        l_cycles=2,
-        batch=64,
-        lr=2e-3,
-        num_grids=20_000,
-        positions="learned",
-    ),
-    ("hrm", 6): Recipe(
-        hidden=96,
-        layers=1,
-        expansion=4,
-        heads=3,
-        h_cycles=2,
-        l_cycles=2,
-        batch=64,
-        lr=2e-3,
-        num_grids=40_000,
-        positions="learned",
-    ),
-    ("hrm", 9): Recipe(
-        hidden=96,
-        layers=1,
-        expansion=4,
-        heads=3,
-        h_cycles=2,
-        l_cycles=2,
-        batch=64,
-        lr=1e-3,
-        num_grids=10_000,
-        max_blanks=45,
-        positions="learned",
-    ),
-}
-
-
-def net_config(kind: Kind, size: int, recipe: Recipe) -> NetConfig:
-    return NetConfig(
-        kind=kind,
-        vocab_size=size + 2,
-        seq_len=size**2,
-        hidden_size=recipe.hidden,
-        expansion=recipe.expansion,
-        num_heads=recipe.heads,
-        num_layers=recipe.layers,
-        h_cycles=recipe.h_cycles,
-        l_cycles=recipe.l_cycles,
-        halt_max_steps=recipe.halt_max_steps,
-        positions=recipe.positions,
-    )
 
 
 class PuzzleSource:
@@ -430,13 +314,13 @@ def _by_blanks(blanks: Any, exact: Any, ends: Any) -> list[BlanksShare]:
 class PuzzleLearner:
     """A puzzle network in training, as the loop sees it."""
 
-    def __init__(self, args: argparse.Namespace, recipe: Recipe, pool: Pool) -> None:
+    def __init__(self, args: argparse.Namespace, recipe: PuzzleRecipe, pool: Pool) -> None:
         self._args = args
         self._recipe = recipe
         self._pool = pool
         torch.manual_seed(args.seed)
         self.trainer = Trainer(
-            net_config(args.net, args.size, recipe),
+            net_config(recipe),
             self._source(0),
             recipe.batch,
             device=args.device,
@@ -509,9 +393,9 @@ def _machine(device: torch.device, threads: int) -> str:
     return f"{threads} of {os.cpu_count()} CPU cores"
 
 
-def _recipe(args: argparse.Namespace) -> Recipe:
-    """Return the recipe of a size, with what the command says otherwise."""
-    recipe = RECIPES[args.net, args.size]
+def _recipe(args: argparse.Namespace) -> PuzzleRecipe:
+    """Return the recipe of a net and a size, with what the command says otherwise."""
+    recipe = puzzle_recipe(args.net, args.size)
     changes = {}
     for name in asdict(recipe):
         value = getattr(args, name)
@@ -520,7 +404,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     return replace(recipe, **changes)
 
 
-def _load_pool(args: argparse.Namespace, recipe: Recipe) -> Pool:
+def _load_pool(args: argparse.Namespace, recipe: PuzzleRecipe) -> Pool:
     settings = PoolSettings(
         size=args.size,
         num_grids=recipe.num_grids,

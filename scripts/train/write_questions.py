@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from scripts.train.problems.python_tasks import PythonProblem
+from scripts.train.problems.python_tasks.maker import PythonProblem
 from scripts.train.problems.streams import MAKERS, OTHER, held_out
 
 

@@ -9,14 +9,14 @@ import torch
 
 from scripts.bench.puzzles import Share, main
 from scripts.train.puzzle_nets import PuzzleNet
-from scripts.train.train_puzzles import RECIPES, net_config
+from scripts.train.puzzle_recipe import net_config, puzzle_recipe
 from tests.fixtures.trained_puzzles import written
 
 
 def write_net(out: Path) -> None:
     torch.manual_seed(0)
-    recipe = replace(RECIPES["trm", 4], hidden=32, heads=2, halt_max_steps=4)
-    written(out, PuzzleNet(net_config("trm", 4, recipe)).requires_grad_(False), size=4)
+    recipe = replace(puzzle_recipe("trm", 4), hidden=32, heads=2, halt_max_steps=4)
+    written(out, PuzzleNet(net_config(recipe)).requires_grad_(False), size=4)
 
 
 def test_each_part_prints_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,17 +9,9 @@ from dataclasses import replace
 import pytest
 
 from scripts.train.problems.problem import is_held_out
-from scripts.train.problems.python_tasks import (
-    MAKERS,
-    MAX_RESPONSE,
-    PythonProblem,
-    cases,
-    check,
-    check_all,
-    code_of,
-    composed_keys,
-    parts_of,
-)
+from scripts.train.problems.python_tasks.checker import cases, check, check_all, code_of
+from scripts.train.problems.python_tasks.maker import MAKERS, MAX_RESPONSE, PythonProblem
+from scripts.train.problems.python_tasks.tasks import composed_keys, parts_of
 
 
 def _draw(rng: random.Random) -> PythonProblem:

@@ -7,6 +7,7 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -26,15 +27,15 @@ from scripts.train.puzzle_nets import (
     num_parameters,
 )
 from scripts.train.puzzle_pool import PuzzleArrays, arrays_of
-from scripts.train.sudoku_puzzles import held_out
+from scripts.train.puzzle_recipe import PUZZLE_RECIPES, PuzzleRecipe, net_config, puzzle_recipe
+from scripts.train.recipe_file import read_recipe_file
+from scripts.train.sudoku_puzzles import SIZES, held_out
 from scripts.train.train_puzzles import (
-    RECIPES,
     PuzzleSource,
     Trainer,
     is_halting,
     main,
     measure,
-    net_config,
 )
 from tests.fixtures.trained_puzzles import written
 from worker.models.puzzle_checkpoint import load_puzzle_checkpoint
@@ -45,8 +46,8 @@ Array = NDArray[np.float64]
 
 
 def tiny(kind: Kind, size: int = 4, **changes: Any) -> NetConfig:
-    recipe = replace(RECIPES[kind, size], hidden=32, heads=2, layers=2, l_cycles=2)
-    return net_config(kind, size, replace(recipe, **changes))
+    recipe = replace(puzzle_recipe(kind, size), hidden=32, heads=2, layers=2, l_cycles=2)
+    return net_config(replace(recipe, **changes))
 
 
 def tiny_trainer(kind: Kind, rows: int = 8, *, bf16: bool = False, **changes: Any) -> Trainer:
@@ -282,13 +283,50 @@ def test_the_configuration_has_the_published_keys(tmp_path: Path) -> None:
 
 
 def test_the_published_trm_for_sudoku_has_its_number_of_parameters() -> None:
-    recipe = replace(RECIPES["trm", 9], hidden=512, layers=2, expansion=4)
+    recipe = replace(puzzle_recipe("trm", 9), hidden=512, layers=2, expansion=4)
     recipe = replace(recipe, h_cycles=3, l_cycles=6)
     # The published prefix is 15 positions longer than ours, so they are cells here.
-    config = replace(net_config("trm", 9, recipe), seq_len=96)
+    config = replace(net_config(recipe), seq_len=96)
     embedding_of_the_puzzle = 512
     assert num_parameters(PuzzleNet(config)) == 5_028_866 + embedding_of_the_puzzle
     assert flops_per_segment(config) == pytest.approx(25.6e9, rel=0.01)
+
+
+@pytest.mark.parametrize("net", KINDS)
+@pytest.mark.parametrize("size", SIZES)
+def test_a_net_and_a_size_name_their_recipe(net: Kind, size: int) -> None:
+    recipe = puzzle_recipe(net, size)
+    assert (recipe.net, recipe.size) == (net, size)
+
+
+def test_every_recipe_belongs_to_a_net_and_a_size() -> None:
+    assert len(list(PUZZLE_RECIPES.iterdir())) == len(KINDS) * len(SIZES)
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("dropout: 0.1\nwarmup: 3\n", r"mine\.yaml: a recipe has no dropout, warmup"),
+        (
+            "max_blanks: many\n",
+            r"mine\.yaml: Expected `int \| null`, got `str` - at `\$.max_blanks`",
+        ),
+    ],
+)
+def test_what_is_no_recipe_is_refused(tmp_path: Path, line: str, error: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text((PUZZLE_RECIPES / "trm-sudoku-4x4.yaml").read_text() + line)
+    with pytest.raises(msgspec.ValidationError, match=error):
+        read_recipe_file(file, PuzzleRecipe)
+
+
+def test_a_recipe_without_a_size_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("net: trm\n")
+    with pytest.raises(
+        msgspec.ValidationError, match=r"mine\.yaml: .*missing required field `size`"
+    ):
+        read_recipe_file(file, PuzzleRecipe)
 
 
 # A TRM's segment written from the equations once more, in numpy.

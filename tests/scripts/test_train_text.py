@@ -138,7 +138,7 @@ def test_a_baseline_has_the_size_the_problems_and_the_steps_of_its_hrm(name: str
 def test_a_recipe_with_an_unknown_key_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text((RECIPES / "hrm-text-math.yaml").read_text() + "dropout: 0.1\n")
-    with pytest.raises(msgspec.ValidationError, match="no dropout"):
+    with pytest.raises(msgspec.ValidationError, match=r"mine\.yaml: a recipe has no dropout"):
         read_recipe(file)
 
 

@@ -54,16 +54,18 @@ class Desk:
     def __init__(self, runner: RemoteRunner) -> None:
         loop = asyncio.get_running_loop()
         self.emissions: list[Emission] = []
+        self.num_steps = 0
         self.engine = RemoteEngine(
             runner, self.emissions.extend, lambda: loop.call_soon_threadsafe(self._step)
         )
 
     def _step(self) -> None:
         if self.engine.due_in_s == 0:
+            self.num_steps += 1
             self.engine.step()
 
-    def ask(self, task: Task = ASKED, **take: Any) -> None:
-        self.engine.submit(self.engine.prepare(Take("key", task, **take)))
+    def ask(self, task: Task = ASKED, key: str = "key", **take: Any) -> None:
+        self.engine.submit(self.engine.prepare(Take(key, task, **take)))
 
     @property
     def text(self) -> str:
@@ -93,6 +95,23 @@ async def upstream() -> AsyncIterator[StandIn]:
 async def desk(upstream: StandIn) -> AsyncIterator[Desk]:
     async with desk_of(upstream) as desk:
         yield desk
+
+
+async def test_news_of_several_requests_is_emitted_together(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request alone waits for no other."""
+    monkeypatch.setattr(remote_engine, "GATHER_S", 0.2)
+    for key in ("a", "b", "c"):
+        desk.ask(key=key)
+    await until(lambda: not desk.engine.has_work, "three ends")
+    assert len(desk.emissions) == 3 * (len(WORDS) + 1)
+    assert desk.num_steps < len(desk.emissions) / 2
+
+    monkeypatch.setattr(remote_engine, "GATHER_S", 60.0)
+    desk.emissions.clear()
+    desk.ask()
+    await desk.end()
 
 
 async def test_an_answer_comes_in_pieces_with_the_usage_of_the_engine(

@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 from redis.asyncio import Redis
@@ -13,7 +14,7 @@ from shared.shipped import REPO_ROOT
 from tests.fixtures.api.fronts import in_memory
 from tests.fixtures.e2e.fleet import start_worker
 from tests.fixtures.polling import until
-from tests.fixtures.worker.upstreams import WORDS, stand_in
+from tests.fixtures.worker.upstreams import WORDS, proxy, stand_in
 from worker.host.loading import load_known_models, load_models
 from worker.runners.registry import detect
 
@@ -50,6 +51,36 @@ async def test_a_model_is_loaded_when_its_engine_answers() -> None:
     assert model.info.fingerprint == again.info.fingerprint != ""
     # Its trial was a request.
     assert [exchange.body["max_tokens"] for exchange in upstream.asked] == [1, 1]
+
+
+def causal(tokens: list[str]) -> list[float | None]:
+    return [None, *(-0.1 * place for place in range(1, len(tokens)))]
+
+
+def bidirectional(tokens: list[str]) -> list[float | None]:
+    """Return values that depend on how much comes later, as vLLM's do for an HRM-Text."""
+    return [None, *(-1.0 * len(tokens) for _ in tokens[1:])]
+
+
+def prefix_lm(tokens: list[str]) -> list[float | None]:
+    return [None for _ in tokens]
+
+
+@pytest.mark.parametrize(
+    ("echo", "tasks"),
+    [
+        (None, ("generate",)),
+        (prefix_lm, ("generate", "read")),
+        (bidirectional, ("generate", "read")),
+        (causal, ("generate", "score", "read")),
+    ],
+)
+async def test_scores_are_offered_where_later_tokens_change_none(
+    echo: Callable[[list[str]], list[float | None]] | None, tasks: tuple[str, ...]
+) -> None:
+    async with stand_in(echo=echo) as upstream:
+        runner = await proxy(upstream.url)
+    assert runner.spec.tasks == tasks
 
 
 async def test_the_trial_of_an_engine_that_has_chats_alone_is_a_chat() -> None:

@@ -34,6 +34,12 @@ PROBE_TIMEOUT_S = 10.0
 FIRST_RETRY_S = 0.25
 LONGEST_RETRY_S = 5.0
 """A request is repeated after 0.25, 0.5, 1 ... seconds, up to this, or when the engine says."""
+GATHER_S = 0.001
+"""The time in which news of several requests is gathered.
+
+An engine with continuous batching answers all of its requests in one moment, each in a packet of
+its own. One message for all of them costs less than one for each.
+"""
 _STEP_WAIT_S = 0.05
 """The longest wait of a step for news, where one is made before there are any."""
 
@@ -65,7 +71,7 @@ class RemoteEngine:
         self,
         runner: RemoteRunner,
         emit: Callable[[list[Emission]], None],
-        wake: Callable[[], None] = lambda: None,
+        wake: Callable[[], object] = lambda: None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.runner = runner
@@ -73,12 +79,13 @@ class RemoteEngine:
         self._emit = emit
         self._wake = wake
         self._now = now
-        self._news: queue.SimpleQueue[Emission] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[list[Emission]] = queue.SimpleQueue()
         self._in_hand: dict[str, RemoteWork] = {}
         self._busy_since_s = 0.0
         self._is_up = True
         self._is_broken = False
         # What follows belongs to the loop.
+        self._gathered: list[Emission] = []
         self._requests: dict[str, asyncio.Task[None]] = {}
         self._closing = asyncio.Event()
         self._loop = asyncio.new_event_loop()
@@ -119,7 +126,7 @@ class RemoteEngine:
     @property
     def has_work(self) -> bool:
         """Return whether any request is open, or any news waits to be emitted."""
-        return bool(self._in_hand) or not self._news.empty()
+        return bool(self._in_hand) or bool(self._gathered) or not self._news.empty()
 
     @property
     def due_in_s(self) -> float | None:
@@ -134,9 +141,9 @@ class RemoteEngine:
             raise RuntimeError("the requests to the engine elsewhere broke")
         emissions: list[Emission] = []
         with contextlib.suppress(queue.Empty):
-            emissions.append(self._news.get(timeout=_STEP_WAIT_S))
+            emissions += self._news.get(timeout=_STEP_WAIT_S)
             while True:
-                emissions.append(self._news.get_nowait())
+                emissions += self._news.get_nowait()
         if not emissions:
             return
         # Work is measured by the time in which any request was open.
@@ -256,7 +263,21 @@ class RemoteEngine:
         raise Unanswered("its answer has no end")
 
     def _put(self, emission: Emission) -> None:
-        self._news.put(emission)
+        """Let the next step emit this, together with what other requests bring meanwhile."""
+        self._gathered.append(emission)
+        if len(self._in_hand) == 1:
+            self._tell()
+        elif len(self._gathered) == 1:
+            self._loop.call_later(GATHER_S, self._tell)
+
+    def _tell(self) -> None:
+        """Hand over the news to the next step."""
+        if not self._gathered:  # told meanwhile, with the news of the last request
+            return
+        gathered = self._gathered
+        self._news.put(gathered)
+        # Only now, so that `has_work` is true all the time.
+        self._gathered = []
         self._wake()
 
     async def _probe(self) -> None:

@@ -170,12 +170,36 @@ async def _with_echo(upstream: Upstream, facts: OpenAIFacts) -> OpenAIFacts:
         if len(echoed.ids) < 2 or not echoed.text.startswith(_TRIAL):
             continue
         # The first token has none anywhere, and a prefix-LM predicts no token of a prompt.
-        are_predicted = [entry.logprob is not None for entry in echoed.logprobs[1:]]
-        return replace(trial, scoring="echo" if all(are_predicted) else None)
+        are_predicted = all(entry.logprob is not None for entry in echoed.logprobs[1:])
+        if are_predicted and await _reads_forwards(upstream, trial, echoed):
+            return replace(trial, scoring="echo")
+        return trial
     return facts
 
 
+async def _reads_forwards(upstream: Upstream, facts: OpenAIFacts, echoed: "Echoed") -> bool:
+    """Return whether what comes later changes nothing in the log-probabilities of the trial.
+
+    vLLM reads a whole prompt of a prefix-LM bidirectionally, and tells values of tokens that were
+    seen before they were predicted. Those are no scores.
+    """
+    longer = await _echo(upstream, facts, _LONGER_TRIAL, num_top=1)
+    tokens = list(zip(echoed.ids, echoed.logprobs, strict=True))
+    others = list(zip(longer.ids, longer.logprobs, strict=True))
+    for (token, entry), (other, later) in zip(tokens, others, strict=False):
+        if (token, entry.token) != (other, later.token):
+            break
+        if entry.logprob is None or later.logprob is None:
+            continue
+        if abs(entry.logprob - later.logprob) > _ROUNDING:
+            return False
+    return True
+
+
 _TRIAL = "1 + 2 = 3"
+_LONGER_TRIAL = f"{_TRIAL} and 3 + 4 = 7"
+_ROUNDING = 0.5
+"""The most that rounding in another batch changes a log-probability, with room for few bits."""
 
 
 @dataclass(frozen=True)

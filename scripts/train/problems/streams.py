@@ -10,11 +10,11 @@ from scripts.train.problems import (
     equations,
     fractions,
     other,
-    python_tasks,
     short_arithmetic,
     word_problems,
 )
 from scripts.train.problems.problem import HELD_OUT_ONE_IN, Maker, Problem, is_held_out
+from scripts.train.problems.python_tasks.maker import MAKERS as PYTHON_MAKERS
 
 CODE = "code"
 OTHER = "other"
@@ -40,7 +40,7 @@ def _refused(problem: Problem) -> Problem:
 
 def _outside_maths(rng: random.Random) -> Problem:
     if rng.random() < _CODE_ASKED_OF_MATHS:
-        return _refused(python_tasks.MAKERS[CODE](rng))
+        return _refused(PYTHON_MAKERS[CODE](rng))
     return other.MAKERS[OTHER](rng)
 
 
@@ -53,7 +53,7 @@ def _outside_code(rng: random.Random) -> Problem:
 
 MAKERS: dict[str, dict[str, Maker]] = {
     "maths": {**MATHS_MAKERS, OTHER: _outside_maths},
-    "code": {**python_tasks.MAKERS, OTHER: _outside_code},
+    "code": {**PYTHON_MAKERS, OTHER: _outside_code},
     "short arithmetic": short_arithmetic.MAKERS,
 }
 """The makers of each domain, by the kind of problem."""
