@@ -195,7 +195,11 @@ def main() -> None:
 
     recipe = read_recipe(RECIPES / f"{args.recipe}.yaml")
     problems = training_stream(recipe.domain, args.seed)
-    tokenizer = train_tokenizer(texts(problems, _TOKENIZER_PROBLEMS), recipe)
+    if args.resume and (args.out / "tokenizer.json").exists():
+        # Its tokens are those of the network, whatever the problems are made of now.
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.out)
+    else:
+        tokenizer = train_tokenizer(texts(problems, _TOKENIZER_PROBLEMS), recipe)
     learner = TextLearner(
         recipe,
         args.out,

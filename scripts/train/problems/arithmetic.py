@@ -311,12 +311,20 @@ def make_quotient(rng: random.Random) -> Problem:
     lines = []
     if quotient > TABLE and divisor > 1:
         for part, digit, rest in division_steps(dividend, divisor):
-            lines.append(f"{part} / {divisor} = {digit} remainder {rest}")
+            lines.append(_division_line(part, divisor, digit, rest))
+    elif divisor > 1:
+        lines.append(_division_line(dividend, divisor, quotient, remainder))
     answer = str(quotient)
     if not is_exact:
         answer += f" remainder {remainder}"
     lines.append(f"{key} = {answer}")
     return Problem("quotient", key, prompt, boxed(lines, answer), answer)
+
+
+def _division_line(part: int, divisor: int, digit: int, rest: int) -> str:
+    """Return a step of a division, in which the product comes before the remainder."""
+    product = divisor * digit
+    return f"{part} / {divisor}: {divisor} * {digit} = {product}, {part} - {product} = {rest}"
 
 
 # A form of expression, and the steps that compute it.

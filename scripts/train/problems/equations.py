@@ -4,7 +4,7 @@ import math
 import random
 from fractions import Fraction
 
-from scripts.train.problems.calculation import bracket, working
+from scripts.train.problems.calculation import bracket, calculation, working
 from scripts.train.problems.problem import Maker, Problem, boxed, pick, typed_loosely
 
 _WORDINGS = (
@@ -294,6 +294,13 @@ def _product_form(rng: random.Random) -> Equation:
     return equation
 
 
+def _combined(product: int, number: int) -> list[str]:
+    """Return the lines that add up the two constants of an expanded side."""
+    if number < 0:
+        return calculation(product, "-", -number)
+    return calculation(product, "+", number)
+
+
 def _product_and_number(rng: random.Random) -> Equation:
     """Return `a(x + b) + c = d`."""
     equation = Equation(rng)
@@ -309,6 +316,7 @@ def _product_and_number(rng: random.Random) -> Equation:
     equation.key = f"{side((a, _sum_text(b)), (c, ''))} = {d}"
     equation.steps = [
         f"Expand: {side((a, v), (a * b, ''), (c, ''))} = {d}",
+        *_combined(a * b, c),
         f"{side((a, v), (constant, ''))} = {d}",
         *linear_steps(v, a, constant, d),
     ]
@@ -362,6 +370,7 @@ def _two_products(rng: random.Random) -> Equation:
     right = side((d, v), (d * e, ""))
     equation.steps = [
         f"Expand: {side((a, v), (a * b, ''), (c, ''))} = {right}",
+        *_combined(a * b, c),
         f"{side((a, v), (constant, ''))} = {right}",
         *two_sided_steps(v, a, constant, d, d * e),
     ]

@@ -53,18 +53,28 @@ def _text(top: int, bottom: int) -> str:
 
 
 def _reduction(top: int, bottom: int) -> tuple[list[str], str]:
-    """Return the lines that reduce a fraction, and what it is then."""
+    """Return the lines that reduce a fraction, and what it is then.
+
+    Each step divides by the smallest common factor, which is easier to see than the greatest.
+    """
+    lines = []
     common = math.gcd(top, bottom)
-    if common == 1:
-        return [], _text(top, bottom)
-    size = abs(top)
-    reduced = _text(top // common, bottom // common)
-    lines = [
-        f"Divide by {common}: {size} / {common} = {size // common}, "
-        f"{bottom} / {common} = {bottom // common}",
-        f"{top}/{bottom} = {reduced}",
-    ]
-    return lines, reduced
+    factor = 2
+    while common > 1:
+        if common % factor:
+            factor += 1
+            continue
+        size = abs(top)
+        reduced = _text(top // factor, bottom // factor)
+        lines.append(
+            f"Divide by {factor}: {size} / {factor} = {size // factor}, "
+            f"{bottom} / {factor} = {bottom // factor}"
+        )
+        lines.append(f"{top}/{bottom} = {reduced}")
+        common //= factor
+        top //= factor
+        bottom //= factor
+    return lines, _text(top, bottom)
 
 
 def _proper(rng: random.Random, limit: int) -> tuple[int, int]:
