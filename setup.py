@@ -1,4 +1,4 @@
-"""Compile the kernels, and put them, the sample model and the default settings into the wheel.
+"""Compile the kernels, and put them, the models that ship and the default settings into the wheel.
 
 The kernels need a C compiler where the wheel is built, none where it is installed. Without a
 compiler the wheel is for every platform, and workers compute by torch alone. `build_kernels`

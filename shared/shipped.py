@@ -1,4 +1,4 @@
-"""Files that come with this project and are no modules: the sample model, the default settings."""
+"""Files that come with this project and are no modules: models, the default settings."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -8,7 +8,7 @@ REPO_ROOT = Path(__file__).resolve().parents[1]
 
 
 def shipped(name: str) -> Path:
-    """Return the path of a shipped file or directory, such as `models/sample-hrm-text`.
+    """Return the path of a shipped file or directory, such as `models/hrm-text-math`.
 
     In a checkout it lies beside our packages, in an installed wheel inside this one (setup.py).
     """

@@ -19,7 +19,7 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     ROOT / "SECURITY.md",
     ROOT / "deploy/README.md",
-    ROOT / "models/sample-hrm-text/README.md",
+    ROOT / "models/hrm-text-math/README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 TREES = ("api", "worker", "shared", "scripts", "tests", "docs", "config", "deploy", "models", ".ci")

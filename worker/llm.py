@@ -2,7 +2,7 @@
 
     from worker.llm import LLM, SamplingParams
 
-    with LLM("models/sample-hrm-text") as llm:
+    with LLM("models/hrm-text-math") as llm:
         params = SamplingParams(temperature=0, max_tokens=100)
         (output,) = llm.generate("Compute: 347 + 285", params)
         print(output.outputs[0].text)
@@ -56,7 +56,7 @@ from shared.messages import (
     Tokenized,
     Turn,
 )
-from shared.settings.settings import SAMPLE_MODEL, Settings, SettingsError, settings_of
+from shared.settings.settings import DEFAULT_MODEL, Settings, SettingsError, settings_of
 from shared.settings.types import Quantize
 from shared.tasks.runner_options import Attention, KVDtype, Scoring, Segments
 from shared.tasks.runner_table import WITHOUT_FILES
@@ -138,7 +138,9 @@ class LLM:
     that is freed. `close` returns this memory to the system.
     """
 
-    def __init__(self, model: str | Path = SAMPLE_MODEL, **settings: Unpack[ModelSettings]) -> None:
+    def __init__(
+        self, model: str | Path = DEFAULT_MODEL, **settings: Unpack[ModelSettings]
+    ) -> None:
         chosen = _settings(model, settings)
         _prepare_process(chosen)
         (loaded,) = load_models(chosen)

@@ -72,7 +72,14 @@ _NEUTRAL_IN_MESSAGES: dict[str, Sequence[Any]] = {
     "refusal": (),
 }
 _QUESTION = {"role": "user", "content": "Compute: 347 + 285"}
-_ANSWER = {"role": "assistant", "content": "+(347+285) 12 13 06\n= 632", "refusal": None}
+_ANSWER = {
+    "role": "assistant",
+    "content": (
+        "ones: 7 + 5 = 12, write 2, carry 1\ntens: 4 + 8 + 1 = 13, write 3, carry 1\n"
+        "hundreds: 3 + 2 + 1 = 6\n347 + 285 = 632\n\\boxed{632}"
+    ),
+    "refusal": None,
+}
 
 
 class TextPartBody(BaseModel):
@@ -275,7 +282,7 @@ class ChatCompletion(BaseModel):
             "id": "chatcmpl-00cf843ff02a3ad39ce6240fd1e6d73494",
             "object": "chat.completion",
             "created": 1795252550,
-            "model": "sample-hrm-text",
+            "model": "hrm-text-math",
             "choices": [
                 {"index": 0, "message": _ANSWER, "logprobs": None, "finish_reason": "stop"}
             ],

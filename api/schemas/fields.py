@@ -161,7 +161,7 @@ Stops = Annotated[
 def shown(*examples: Any) -> ConfigDict:
     """Return the `model_config` of a body that the OpenAPI document shows by examples.
 
-    The examples are of the sample model, unless they name another. The test
+    The examples are of the default model, unless they name another. The test
     `tests/e2e/test_openapi_examples.py` sends all of them, and compares the answers.
     """
     return ConfigDict(json_schema_extra={"examples": list(examples)})

@@ -52,10 +52,16 @@ class GenerateResponse(BaseModel):
     model_config = shown(
         {
             "completions": [
-                "2x = 9 - 3\n+(009-003) 06 00 00\n2x = 6\nx = 6 / 2\nx = 3",
-                "+(347+285) 12 13 06\n= 632",
+                (
+                    "Subtract 3 from both sides: 2x = 9 - 3\n2x = 6\n"
+                    "Divide both sides by 2: x = 6 / 2\nx = 3\n\\boxed{3}"
+                ),
+                (
+                    "ones: 7 + 5 = 12, write 2, carry 1\ntens: 4 + 8 + 1 = 13, write 3, carry 1\n"
+                    "hundreds: 3 + 2 + 1 = 6\n347 + 285 = 632\n\\boxed{632}"
+                ),
             ],
-            "usage": {"prompt_tokens": 47, "completion_tokens": 80, "total_tokens": 127},
+            "usage": {"prompt_tokens": 30, "completion_tokens": 128, "total_tokens": 158},
         }
     )
 
@@ -96,7 +102,7 @@ class LoglikelihoodResponse(BaseModel):
     continuation, `num_tokens` are lengths in tokens.
     """
 
-    model_config = shown({"ll": [-106.5], "is_greedy": [False], "num_tokens": [6]})
+    model_config = shown({"ll": [-46.25], "is_greedy": [False], "num_tokens": [2]})
 
     ll: list[float]
     is_greedy: list[bool]
@@ -112,7 +118,7 @@ class RollingRequest(ScoringRequest):
 class RollingResponse(BaseModel):
     """The log-likelihood of each text in nats, over all its tokens, and their number."""
 
-    model_config = shown({"ll": [-182.7], "num_tokens": [11]})
+    model_config = shown({"ll": [-91.65], "num_tokens": [5]})
 
     ll: list[float]
     num_tokens: list[int]

@@ -206,11 +206,14 @@ class Completion(BaseModel):
             "id": "cmpl-00cf843ff02a3ad39ce6240fd1e6d73494",
             "object": "text_completion",
             "created": 1795252550,
-            "model": "sample-hrm-text",
+            "model": "hrm-text-math",
             "choices": [
                 {
                     "index": 0,
-                    "text": "+(347+285) 12 13 06\n= 632",
+                    "text": (
+                        "ones: 7 + 5 = 12, write 2, carry 1\ntens: 4 + 8 + 1 = 13, write 3, carry 1\n"
+                        "hundreds: 3 + 2 + 1 = 6\n347 + 285 = 632\n\\boxed{632}"
+                    ),
                     "logprobs": None,
                     "finish_reason": "stop",
                 }

@@ -127,11 +127,14 @@ class PromptResponse(BaseModel):
     model_config = shown(
         {
             "prompt": "Solve for x: 2x + 3 = 9",
-            "generated_text": "2x = 9 - 3\n+(009-003) 06 00 00\n2x = 6\nx = 6 / 2\nx = 3",
-            "tokens_generated": 54,
+            "generated_text": (
+                "Subtract 3 from both sides: 2x = 9 - 3\n2x = 6\n"
+                "Divide both sides by 2: x = 6 / 2\nx = 3\n\\boxed{3}"
+            ),
+            "tokens_generated": 49,
             "generation_time": 0.2,
-            "input_tokens": 26,
-            "output_tokens": 54,
+            "input_tokens": 16,
+            "output_tokens": 49,
         }
     )
 
@@ -154,11 +157,16 @@ class MathResponse(BaseModel):
     model_config = shown(
         {
             "problem": "Solve for x: 2x + 3 = 9",
-            "solution": "2x = 9 - 3\n+(009-003) 06 00 00\n2x = 6\nx = 6 / 2\nx = 3",
+            "solution": (
+                "Subtract 3 from both sides: 2x = 9 - 3\n2x = 6\n"
+                "Divide both sides by 2: x = 6 / 2\nx = 3\n\\boxed{3}"
+            ),
             "answer": "3",
             "generation_time": 0.2,
-            "input_tokens": 26,
-            "output_tokens": 54,
+            "input_tokens": 16,
+            "output_tokens": 49,
+            "in_domain": True,
+            "domain_score": 0.9999,
         }
     )
 
@@ -182,11 +190,16 @@ class CodingResponse(BaseModel):
     model_config = shown(
         {
             "problem": "Write a function that adds two numbers.",
-            "solution": "I solve linear equations and integer arithmetic.",
-            "code": None,
+            "solution": (
+                "This function adds two numbers.\n\n"
+                "```python\ndef add(a, b):\n    return a + b\n```"
+            ),
+            "code": "def add(a, b):\n    return a + b",
             "generation_time": 0.2,
-            "input_tokens": 42,
-            "output_tokens": 49,
+            "input_tokens": 11,
+            "output_tokens": 26,
+            "in_domain": True,
+            "domain_score": 0.9999,
         }
     )
 

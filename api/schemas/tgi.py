@@ -133,7 +133,12 @@ class TgiDetails(BaseModel):
 
 class TgiResponse(BaseModel):
     model_config = shown(
-        {"generated_text": "2x = 9 - 3\n+(009-003) 06 00 00\n2x = 6\nx = 6 / 2\nx = 3"}
+        {
+            "generated_text": (
+                "Subtract 3 from both sides: 2x = 9 - 3\n2x = 6\n"
+                "Divide both sides by 2: x = 6 / 2\nx = 3\n\\boxed{3}"
+            )
+        }
     )
 
     generated_text: str
@@ -144,7 +149,14 @@ class TgiResponses(RootModel[list[TgiResponse]]):
     """The answer of `POST /`."""
 
     model_config = shown(
-        [{"generated_text": "2x = 9 - 3\n+(009-003) 06 00 00\n2x = 6\nx = 6 / 2\nx = 3"}]
+        [
+            {
+                "generated_text": (
+                    "Subtract 3 from both sides: 2x = 9 - 3\n2x = 6\n"
+                    "Divide both sides by 2: x = 6 / 2\nx = 3\n\\boxed{3}"
+                )
+            }
+        ]
     )
 
 

@@ -38,9 +38,9 @@ class TokenizeResponse(BaseModel):
 
     model_config = shown(
         {
-            "count": 8,
+            "count": 7,
             "max_model_len": 512,
-            "tokens": [1, 4, 26, 228, 18, 228, 27, 2],
+            "tokens": [1, 4, 26, 266, 228, 27, 2],
             "token_strs": None,
         }
     )
@@ -52,7 +52,7 @@ class TokenizeResponse(BaseModel):
 
 
 class DetokenizeRequest(RequestBody):
-    model_config = shown({"tokens": [26, 228, 18, 228, 27]})
+    model_config = shown({"tokens": [26, 266, 228, 27]})
 
     tokens: list[TokenId]
     model: str | None = None

@@ -7,9 +7,9 @@ from api.schemas.q_values import is_absent
 from shared.messages import Depth
 
 USAGE = {
-    "prompt_tokens": 21,
-    "completion_tokens": 26,
-    "total_tokens": 47,
+    "prompt_tokens": 14,
+    "completion_tokens": 79,
+    "total_tokens": 93,
     "prompt_tokens_details": {"cached_tokens": 0},
 }
 """The usage in the examples of whole answers."""

@@ -1,6 +1,6 @@
 """Compare the greedy tokens of every path through the engine with an unbatched reference.
 
-    python -m scripts.bench.agreement --model models/sample-hrm-text --prompts 100 --tokens 48
+    python -m scripts.bench.agreement --model models/hrm-text-math --prompts 100 --tokens 48
 
 Each prompt is answered alone, in batches, staggered, in chunks, after preemption, over a cached
 prefix, resumed from a log, as one of several choices, and with as many drafts as there can be. The

@@ -18,7 +18,7 @@ import torch
 
 from shared.errors import FleetError
 from shared.messages import Generate, Sampling, Task
-from shared.settings.settings import SAMPLE_MODEL
+from shared.settings.settings import DEFAULT_MODEL
 from shared.tasks.echo_task import EchoedTask, EchoTask
 from worker.engine.engine import Engine
 from worker.engine.engine_thread import EngineThread
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=float, default=30.0, help="of each half of a round")
-    parser.add_argument("--model", default=str(SAMPLE_MODEL), help="the model that decodes")
+    parser.add_argument("--model", default=str(DEFAULT_MODEL), help="the model that decodes")
     parser.add_argument(
         "--keeps-priority",
         action="store_true",

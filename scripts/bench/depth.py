@@ -1,11 +1,11 @@
 """Measure what a recurrent model loses, and gains in speed, at other depths.
 
-python -m scripts.bench.depth --depths 2x3 2x2 2x1 1x3
+python -m scripts.bench.depth --depths 2x2 2x1 1x2
 python -m scripts.bench.depth --model checkpoints/sudoku --problems sudoku.jsonl --depths 16 8 4 1
 
 Depths are H and L cycles for HRM-Text, and ACT segments for brains and puzzles. Problems are those
-of the sample model's domain that its training never saw, or the lines of a file: JSON with `prompt`
-and `answer`, or with `puzzle` and `solution`. A text is right if its last line is that of the
+of maths that no training sees, or the lines of a file: JSON with `prompt` and `answer`, or with
+`puzzle` and `solution`. A text is right if its last line is that of the
 answer; decoding is greedy. A puzzle is right if all its cells are.
 """
 
@@ -18,10 +18,10 @@ from pathlib import Path
 from time import perf_counter as now
 from typing import Any
 
+from scripts.bench.maths import KINDS, problems_of
 from scripts.bench.measure import header
-from scripts.train.sample_problems import KINDS, held_out
 from shared.messages import Solution
-from shared.settings.settings import SAMPLE_MODEL
+from shared.settings.settings import DEFAULT_MODEL
 from worker.llm import LLM, PuzzleInput, SamplingParams
 
 
@@ -119,7 +119,7 @@ def _problems(args: argparse.Namespace) -> tuple[list[TextProblem], list[PuzzleP
     puzzles: list[PuzzleProblem] = []
     if args.problems is None:
         for kind in KINDS:
-            for problem in held_out(kind, args.count):
+            for problem in problems_of(kind, args.count):
                 texts.append(TextProblem(problem.prompt, problem.response))
         return texts, puzzles
 
@@ -136,8 +136,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default=str(SAMPLE_MODEL), help="directory of a model")
-    parser.add_argument("--depths", nargs="+", default=["2x3", "2x2", "2x1", "1x3", "1x2", "1x1"])
+    parser.add_argument("--model", default=str(DEFAULT_MODEL), help="directory of a model")
+    parser.add_argument("--depths", nargs="+", default=["2x2", "2x1", "1x2", "1x1"])
     parser.add_argument("--problems", type=Path, help="file with a problem a line, all of one kind")
     parser.add_argument("--count", type=int, default=45, help="problems of each of four kinds")
     parser.add_argument("--alone", type=int, default=20, help="problems that are timed one by one")

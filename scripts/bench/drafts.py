@@ -1,8 +1,8 @@
 """Time a model's answers with drafts and without, turn by turn.
 
-python -m scripts.bench.drafts --model models/sample-hrm-text --threads 1 --rounds 5
+python -m scripts.bench.drafts --model models/hrm-text-math --threads 1 --rounds 5
 
-Prompts are held-out problems of the sample model's domain, or the lines of a file. As many as
+Prompts are held-out maths problems, or the lines of a file. As many as
 `--concurrent` names are answered at a time. It prints tokens a second, their ratio, and what share
 of drafts was right. All answers of both sides must be equal.
 """
@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter as now
 
+from scripts.bench.maths import KINDS, problems_of
 from scripts.bench.measure import Comparison, header
-from scripts.train.sample_problems import KINDS, held_out
 from shared.messages import Done, Generate, Sampling
-from shared.settings.settings import SAMPLE_MODEL
+from shared.settings.settings import DEFAULT_MODEL
 from shared.tasks.runner_options import HrmTextOptions
 from worker.engine.engine import Engine
 from worker.engine.engine_stats import EngineStats
@@ -102,7 +102,7 @@ def _tasks(args: argparse.Namespace) -> list[Generate]:
         texts = args.prompts.read_text().splitlines()
     else:
         for kind in KINDS:
-            texts += [problem.prompt for problem in held_out(kind, args.count)]
+            texts += [problem.prompt for problem in problems_of(kind, args.count)]
     tasks: list[Generate] = []
     for number, text in enumerate(texts):
         sampling = Sampling(args.tokens, seed=number, temperature=args.temperature)
@@ -114,7 +114,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default=str(SAMPLE_MODEL), help="directory of an HRM-Text")
+    parser.add_argument("--model", default=str(DEFAULT_MODEL), help="directory of an HRM-Text")
     parser.add_argument("--prompts", type=Path, help="file with a prompt a line")
     parser.add_argument("--count", type=int, default=10, help="problems of each of four kinds")
     parser.add_argument("--tokens", type=int, default=96, help="most tokens of an answer")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import HrmTextConfig, HrmTextForCausalLM
 
-from scripts.train.train_sample import byte_tokenizer
+from scripts.train.special_tokens import byte_tokenizer
 from shared.messages import Generate, Sampling
 from worker.engine.engine import Engine
 from worker.engine.request import Emission, SequenceWork

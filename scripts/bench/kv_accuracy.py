@@ -1,12 +1,12 @@
 """Measure what keys and values in fewer bits save, and how much they change a model's answers.
 
-    python -m scripts.bench.kv_accuracy --model-path models/sample-hrm-text --problems 200
+    python -m scripts.bench.kv_accuracy --model-path models/hrm-text-math --problems 200
 
-The prompts are held-out problems of the sample model, which other models can read, too. The model
+The prompts are held-out maths problems, which any model can read. The model
 answers each of them with up to 64 tokens, with keys and values in its own dtype. Along these tokens
 the log-probabilities of the five likeliest tokens are compared at each position (teacher-forced).
 Then each prompt is answered in each dtype (free-running). With `--problems` the right answers are
-counted, which only the sample model can give.
+counted, which only a model for maths can give.
 """
 
 import argparse
@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from scripts.bench.maths import KINDS, problems_of, share_solved
 from scripts.bench.measure import header
 from scripts.bench.options import own_options
 from scripts.bench.quantize import Ids, answers, common
-from scripts.train.eval_sample import exact_share
-from scripts.train.sample_problems import KINDS, held_out
 from shared.messages import Generate, Read, Sampling, TokenLogprob
-from shared.settings.settings import SAMPLE_MODEL
+from shared.settings.settings import DEFAULT_MODEL
 from shared.tasks.runner_options import KVDtype
 from worker.engine.engine import Engine
 from worker.engine.request import Emission, SequenceWork
@@ -137,20 +136,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model-path", type=Path, default=SAMPLE_MODEL)
+    parser.add_argument("--model-path", type=Path, default=DEFAULT_MODEL)
     parser.add_argument("--prompts", type=int, default=128)
     parser.add_argument("--quantize", default="none", help="weights")
     parser.add_argument(
         "--problems",
         type=int,
         default=0,
-        help="of each kind, to be answered exactly: sample model only",
+        help="of each kind, to be solved, by a model for maths",
     )
     args = parser.parse_args(argv)
     use_threads(1)
     prompts = []
     for kind in KINDS:
-        for problem in held_out(kind, -(-args.prompts // len(KINDS))):
+        for problem in problems_of(kind, -(-args.prompts // len(KINDS))):
             prompts.append(problem.prompt)
 
     print(header(model=args.model_path.name, quantize=args.quantize))
@@ -171,9 +170,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         shares = []
         for kv_dtype in get_args(KVDtype):
             runner = load(args.model_path, kv_dtype, args.quantize)
-            share = exact_share(runner, held_out(kind, args.problems))
+            share = share_solved(runner, problems_of(kind, args.problems))
             shares.append(f"{kv_dtype} {share:.3f}")
-        print(f"  {kind:10} exact: {', '.join(shares)}", flush=True)
+        print(f"  {kind:10} solved: {', '.join(shares)}", flush=True)
 
 
 if __name__ == "__main__":

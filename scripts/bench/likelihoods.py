@@ -1,6 +1,6 @@
 """Compare log-likelihoods of answers of an HRM-Text: ours, transformers', and those of servers.
 
-    python -m scripts.bench.likelihoods models/sample-hrm-text \
+    python -m scripts.bench.likelihoods models/hrm-text-math \
         --questions assets/eval/maths.jsonl --server vllm=http://localhost:8001/v1
     python -m scripts.bench.likelihoods models/hrm-text-code --problems code
 

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from scripts.train.train_sample import BOQ, CONDITION_TOKENS, EOA, EOQ, PAD
+from scripts.train.special_tokens import BOQ, CONDITION_TOKENS, EOA, EOQ, PAD
 
 
 @dataclass(frozen=True)

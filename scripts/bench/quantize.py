@@ -1,12 +1,12 @@
 """Measure the effect of int8 linear layers on a model's logits, greedy texts and answers.
 
-    python -m scripts.bench.quantize --model-path models/sample-hrm-text --problems 200 \\
+    python -m scripts.bench.quantize --model-path models/hrm-text-math --problems 200 \\
         --least-weights 1
 
-The prompts are held-out problems of the sample model. The fp32 model answers each of them with up
+The prompts are held-out maths problems. The fp32 model answers each of them with up
 to 64 tokens. Along these tokens the logits of both models are compared at each position
 (teacher-forced). Then the int8 model answers the same prompts by itself (free-running). With
-`--problems` the right answers of both models are counted, which only the sample model can give.
+`--problems` the right answers of both models are counted, which only a model for maths can give.
 """
 
 import argparse
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from scripts.train.eval_sample import exact_share
-from scripts.train.sample_problems import KINDS, Problem, held_out
+from scripts.bench.maths import KINDS, problems_of, share_solved
+from scripts.train.problems.problem import Problem
 from shared.messages import Generate, Sampling
-from shared.settings.settings import SAMPLE_MODEL
+from shared.settings.settings import DEFAULT_MODEL
 from worker.engine.engine import Engine
 from worker.engine.request import Emission, SequenceWork
 from worker.engine.runner import Runner, RunnerOptions
@@ -111,7 +111,7 @@ def compare(path: Path, count: int, runners: Sequence[Runner]) -> None:
     """
     problems: list[Problem] = []
     for kind in KINDS:
-        problems += held_out(kind, math.ceil(count / len(KINDS)))
+        problems += problems_of(kind, math.ceil(count / len(KINDS)))
     prompts = [problem.prompt for problem in problems[:count]]
     fp32_answers = answers(runners[0], prompts)
     int8_answers = answers(runners[1], prompts)
@@ -155,13 +155,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model-path", default=str(SAMPLE_MODEL))
+    parser.add_argument("--model-path", default=str(DEFAULT_MODEL))
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument(
         "--problems",
         type=int,
         default=0,
-        help="of each kind, to be answered exactly: sample model only",
+        help="of each kind, to be solved, by a model for maths",
     )
     parser.add_argument(
         "--least-weights", type=int, help="round layers of this size too, though they gain no speed"
@@ -181,10 +181,10 @@ def main() -> None:
     if not args.problems:
         return
     for kind in KINDS:
-        problems = held_out(kind, args.problems)
-        fp32 = exact_share(runners[0], problems)
-        int8 = exact_share(runners[1], problems)
-        print(f"  {kind:10} exact: fp32 {fp32:.3f}, int8 {int8:.3f}", flush=True)
+        problems = problems_of(kind, args.problems)
+        fp32 = share_solved(runners[0], problems)
+        int8 = share_solved(runners[1], problems)
+        print(f"  {kind:10} solved: fp32 {fp32:.3f}, int8 {int8:.3f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from scripts.chaos.faults import Fault, Toll, every
 from scripts.chaos.processes import Fleet, fleet
 from scripts.chaos.requests import ClientRequest, Mode
 from scripts.chaos.rigged import POISON, STEP_ENV
-from shared.settings.settings import SAMPLE_MODEL
+from shared.settings.settings import DEFAULT_MODEL
 
 _DISTINCT = 40
 _LATE_S = (0.02, 0.1)
@@ -48,7 +48,7 @@ def fleet_of(
         flags += ["--model", "echo=echo"]
         options = {"worker": "scripts.chaos.worker", "env": {STEP_ENV: str(plan.step_s)}, **options}
     else:
-        flags += ["--model", f"sample={SAMPLE_MODEL}"]
+        flags += ["--model", f"sample={DEFAULT_MODEL}"]
         flags += ["--threads", "1", "--device", "cpu", "--dtype", "float32"]
     return fleet(
         plan.workers,

@@ -39,9 +39,9 @@ from shared.settings.command_line import (
 from shared.settings.layers import env_name
 from shared.settings.paths import check_model_paths, read_text
 from shared.settings.settings import (
+    DEFAULT_MODEL,
     FINISH_S,
     HAND_OVER_S,
-    SAMPLE_MODEL,
     Settings,
     SettingsError,
     model_entries,
@@ -406,7 +406,7 @@ def _example(url: str, key: str, model: ModelInfo | None) -> str:
     """Return a command for a shell, with a request that the default model can answer."""
     if model is None or "generate" not in model.tasks:
         return f"curl -s {url}/v1/models{key}"
-    prompt = "Solve for x: 3x + 5 = 20" if model.id == SAMPLE_MODEL.name else "Hello"
+    prompt = "Solve for x: 3x + 5 = 20" if model.id == DEFAULT_MODEL.name else "Hello"
     body = json.dumps({"prompts": [prompt], "max_tokens": 128})
     return f"curl -s {url}/generate{key} -H 'Content-Type: application/json' -d '{body}'"
 

@@ -1,6 +1,6 @@
 """Complete a file of prompts in one batch, without a server and without Redis.
 
-    python -m scripts.cli.offline prompts.jsonl answers.jsonl --model-path models/sample-hrm-text
+    python -m scripts.cli.offline prompts.jsonl answers.jsonl --model-path models/hrm-text-math
 
 Each line of the input is a JSON string, or an object with `prompt` (a text or token ids) and any
 parameter of `worker.llm.SamplingParams`, such as `max_tokens`, `temperature`, `seed`, `stop`, `n`
@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from shared.accelerators import ACCELERATORS
 from shared.errors import FleetError
-from shared.settings.settings import SAMPLE_MODEL
+from shared.settings.settings import DEFAULT_MODEL
 from worker.llm import LLM, PromptInput, RequestOutput, SamplingParams
 
 _DEFAULTS = {"max_tokens": 128, "seed": 0, "temperature": 0.0}
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("prompts", type=Path)
     parser.add_argument("answers", type=Path)
-    parser.add_argument("--model-path", default=str(SAMPLE_MODEL))
+    parser.add_argument("--model-path", default=str(DEFAULT_MODEL))
     parser.add_argument("--max-batch-size", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quantize", choices=list(ACCELERATORS), default="none")

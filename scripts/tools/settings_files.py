@@ -111,7 +111,7 @@ serve:
 """
 _ENTRIES = f"""\
     #   each entry is id=path or a mapping; runner is {" | ".join((AUTO, *RUNNERS))}:
-    #   [sample=models/sample-hrm-text, {{id: brain, path: brains/actv1, runner: hrm-act, dtype: float32,
+    #   [sample=models/hrm-text-math, {{id: brain, path: brains/actv1, runner: hrm-act, dtype: float32,
     #    quantize: int8, context_window: 256, tokenizer_path: tokenizers/base, options: {{segments: q_halt}}}},
     #    {{id: maths, path: xl, condition: "synth,cot", gpu_required: true}}]
 """

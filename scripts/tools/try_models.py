@@ -22,7 +22,7 @@ from scripts.bench.measure import header
 from scripts.bench.serve import fleet
 from scripts.tools.generated_pages import code, table_of
 from shared.settings.paths import fetched_models_folder
-from shared.settings.settings import SAMPLE_MODEL
+from shared.settings.settings import DEFAULT_MODEL
 
 _SUM = "Compute: 347 + 285"
 _QUESTION = "What is the capital of France?"
@@ -46,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the machine and the table."""
     args = _arguments(argv)
     questions = _questions(args.picture, args.page, args.sound)
-    models = [f"{SAMPLE_MODEL.name}={SAMPLE_MODEL}"]
+    models = [f"{DEFAULT_MODEL.name}={DEFAULT_MODEL}"]
     for name in dict.fromkeys(question.model for question in questions):
-        if name != SAMPLE_MODEL.name:
+        if name != DEFAULT_MODEL.name:
             models.append(f"{name}={Path(fetched_models_folder()) / name}")
     flags = ["--workers", "1", "--threads", "1"]
     for model in models:
@@ -79,9 +79,9 @@ def _questions(picture: Path, page: Path, sound: Path) -> list[Question]:
     return [
         Question(
             "generate",
-            SAMPLE_MODEL.name,
+            DEFAULT_MODEL.name,
             "/v1/completions",
-            {"prompt": _SUM, "max_tokens": 60, "temperature": 0},
+            {"prompt": _SUM, "max_tokens": 100, "temperature": 0},
             _SUM,
             lambda answer: " / ".join(answer["choices"][0]["text"].split("\n")),
         ),

@@ -1,1 +1,1 @@
-"""Programs that train the sample models and measure how many problems they solve."""
+"""Programs that train the models that ship and measure how many problems they solve."""

@@ -14,8 +14,16 @@ from transformers import PreTrainedTokenizerFast
 
 from scripts.train.problems.problem import Problem
 from scripts.train.problems.streams import training_stream
-from scripts.train.text_recipe import CONTEXT_WINDOW, TextRecipe
-from scripts.train.train_sample import BOQ, CONDITION_TOKENS, EOA, EOQ, PAD
+from scripts.train.special_tokens import (
+    BOQ,
+    CONDITION_TOKENS,
+    CONTEXT_WINDOW,
+    EOA,
+    EOQ,
+    SPECIAL_TOKENS,
+    as_transformers,
+)
+from scripts.train.text_recipe import TextRecipe
 
 TRAINED_CONDITIONS = (("direct",), ("cot",), ("synth", "cot"))
 CAUSAL_END_OF_PROMPT = "\nAnswer:"
@@ -29,7 +37,6 @@ def train_tokenizer(texts: Iterator[str], recipe: TextRecipe) -> PreTrainedToken
 
     One for another network than HRM-Text puts BOQ before a text by itself.
     """
-    specials = [PAD, BOQ, EOQ, EOA, *CONDITION_TOKENS.values()]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
@@ -37,7 +44,7 @@ def train_tokenizer(texts: Iterator[str], recipe: TextRecipe) -> PreTrainedToken
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=recipe.vocab_size,
-        special_tokens=specials,
+        special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -48,14 +55,7 @@ def train_tokenizer(texts: Iterator[str], recipe: TextRecipe) -> PreTrainedToken
             pair=f"{BOQ} $A $B",
             special_tokens=[(BOQ, tokenizer.token_to_id(BOQ))],
         )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=BOQ,
-        eos_token=EOA,
-        pad_token=PAD,
-        additional_special_tokens=[EOQ, *CONDITION_TOKENS.values()],
-        model_max_length=CONTEXT_WINDOW,
-    )
+    return as_transformers(tokenizer)
 
 
 class Encoder:

@@ -15,9 +15,9 @@ from transformers import (
 
 from scripts.train.act_nets import ActNet, ActSizes
 from scripts.train.recipe_file import read_recipe_file
+from scripts.train.special_tokens import CONTEXT_WINDOW
 
 RECIPES = Path(__file__).parent / "recipes"
-CONTEXT_WINDOW = 512
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,7 +64,9 @@ from shared.tasks.runner_options import (
 from shared.tasks.runner_table import WITHOUT_FILES, is_url
 from shared.tasks.specs import Modality
 
-SAMPLE_MODEL = shipped("models/sample-hrm-text")
+DEFAULT_MODEL = shipped("models/hrm-text-math")
+_SHIPPED_MODELS = (DEFAULT_MODEL, shipped("models/hrm-text-code"))
+"""What is served where no model is named. The first is the default model."""
 
 # How long a process that stops waits for work in flight, where other processes go on with it.
 HAND_OVER_S = 1.0
@@ -98,7 +100,7 @@ class Settings(BaseSettings):
         default=100.0, description="seconds before the api closes an idle connection"
     )
     model_path: Text | None = Field(
-        default=None, description="model directory or file, or 'echo' (none: the sample)"
+        default=None, description="model directory or file, or 'echo' (none: those that ship)"
     )
     tokenizer_path: Text | None = Field(
         default=None, description="tokenizer directory or file (none: the model's own)"
@@ -581,16 +583,23 @@ def _without_outranked_models(layers: Sequence[Layer]) -> list[Layer]:
     return kept
 
 
+def names_models(settings: Settings) -> bool:
+    """Return whether the settings name a model. Without one those that ship are served."""
+    return bool(settings.models) or settings.model_path is not None
+
+
 def model_entries(settings: Settings) -> tuple[ModelEntry, ...]:
     """Return the models to load, completed from fleet-wide settings.
 
-    Without `models` it is one entry for `model_path`, named after its directory. Raise
-    SettingsError if the name of that directory cannot serve as a model id, and for an option that
-    is for no model.
+    Without `models` it is one entry for `model_path`, named after its directory, and without that
+    the models that ship. Raise SettingsError if the name of that directory cannot serve as a model
+    id, and for an option that is for no model.
     """
     entries = settings.models
+    if not entries and settings.model_path is not None:
+        entries = (_entry_of_path(settings, settings.model_path),)
     if not entries:
-        entries = (_entry_of_path(settings),)
+        entries = tuple(ModelEntry(id=path.name, path=str(path)) for path in _SHIPPED_MODELS)
     entries = with_options(entries, settings.options)
     return tuple(completed(entry, settings) for entry in entries)
 
@@ -668,9 +677,8 @@ def _check_models(settings: Settings, origins: Mapping[str, str]) -> None:
 _WEIGHT_SUFFIXES = {".pt", ".pth", ".bin", ".safetensors"}
 
 
-def _entry_of_path(settings: Settings) -> ModelEntry:
+def _entry_of_path(settings: Settings, path: str) -> ModelEntry:
     """Return the entry of `model_path`, named after its directory, whether that exists or not."""
-    path = settings.model_path or str(SAMPLE_MODEL)
     if path in WITHOUT_FILES:
         return ModelEntry(id=path, path=path)
     if is_url(path):

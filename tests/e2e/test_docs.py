@@ -47,7 +47,7 @@ EXEMPT = {
     'aios serve hrm --model-path "$(aios models fetch': "downloads; tests/scripts/test_fetch.py does not",
     "aios serve hrm --config config/models.yaml": "the same, once they are there",
     "aios models fetch": "the same, and tests/worker/test_real_models.py asks the models",
-    "aios serve hrm --model math=models/sample-hrm-text --model base=http": (
+    "aios serve hrm --model math=models/hrm-text-math --model base=http": (
         "stays, and asks a server of the reader; test_proxy.py asks others"
     ),
     "AIOS_API_KEYS=": "stays; tests/api/test_keys.py knows keys of the environment",

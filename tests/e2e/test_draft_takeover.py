@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from shared.fleet.presence import Presence
 from shared.messages import WorkerInfo
-from shared.settings.settings import SAMPLE_MODEL
+from shared.settings.settings import DEFAULT_MODEL
 from tests.fixtures.e2e.fleet import WorkerProcess, front, start_worker
 from tests.fixtures.polling import until
 from worker.llm import LLM, SamplingParams
@@ -18,12 +18,12 @@ from worker.native.library import library
 PROMPT = "Solve for x: 3x + 8 = 29"
 SAMPLING = {"max_tokens": 250, "seed": 11, "temperature": 0.9, "ignore_eos": True}
 CYCLES = "4x12"
-"""So many cycles make a token of the sample model take long enough to be killed in the middle."""
+"""So many cycles make a token of the default model take long enough to be killed in the middle."""
 
 
 @pytest.mark.skipif(library() is None, reason="drafts need the kernels in C")
 async def test_a_worker_dies_while_it_drafts(redis_url: str, redis: Redis) -> None:
-    model = f"sample={SAMPLE_MODEL}"
+    model = f"sample={DEFAULT_MODEL}"
     flags = ["--option", f"sample:cycles={CYCLES}", "--lease-s", "1"]
     workers = [
         await start_worker(redis_url, redis, *flags, model=model),
@@ -54,7 +54,7 @@ async def test_a_worker_dies_while_it_drafts(redis_url: str, redis: Redis) -> No
         for worker in workers:
             await worker.end()
 
-    with LLM(str(SAMPLE_MODEL), options={"cycles": CYCLES, "draft_tokens": 0}) as llm:
+    with LLM(str(DEFAULT_MODEL), options={"cycles": CYCLES, "draft_tokens": 0}) as llm:
         [output] = llm.generate(PROMPT, SamplingParams(**SAMPLING))
     assert text == output.outputs[0].text
 

@@ -8,7 +8,7 @@ from tests.fixtures.worker.broken_models import sick_all, write_model
 
 
 def test_it_loads_decodes_and_says_what_it_found() -> None:
-    models = ["--model", "sample=models/sample-hrm-text", "--model", "parrot=echo"]
+    models = ["--model", "sample=models/hrm-text-math", "--model", "parrot=echo"]
     done = dry_run(*models, "--default-model", "parrot")
     assert done.returncode == 0, done.stderr
     assert "sample: HRM-Text" in done.stdout

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from api.routes.submit import TASKS
-from shared.settings.settings import SAMPLE_MODEL
+from shared.settings.settings import DEFAULT_MODEL
 from tests.fixtures.api.frames import frames
 from tests.fixtures.e2e.asked import (
     EVENTS,
@@ -42,7 +42,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     )
     arc = tmp_path_factory.mktemp("arc")
     write_arc(arc)
-    flags = ["--model", f"sample={SAMPLE_MODEL}", "--model", f"sudoku={sudoku}"]
+    flags = ["--model", f"sample={DEFAULT_MODEL}", "--model", f"sudoku={sudoku}"]
     flags += ["--model", f"arc={arc}"]
     flags += ["--model", "tasks=echo-task", "--default-model", "sample"]
     flags += ["--max-batch-size", "1", "--max-new-tokens", "400"]

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
 from api.routes.hub import ENDPOINTS
-from shared.settings.settings import SAMPLE_MODEL
+from shared.settings.settings import DEFAULT_MODEL
 from tests.fixtures.e2e.example_fleet import ONE_SHOTS, serving_examples
 from tests.fixtures.e2e.serving import Serving
 from tests.fixtures.pictures import encoded, picture
@@ -22,7 +22,7 @@ from tests.fixtures.sounds import tones, wav
 PICTURE = encoded(picture(60, 40))
 SOUND = wav(tones(440.0, 1320.0, seconds=0.5))
 MODELS = {task: name for name, task in ONE_SHOTS.items()}
-SAMPLE = SAMPLE_MODEL.name
+SAMPLE = DEFAULT_MODEL.name
 KEY = {"X-API-Key": "boss"}
 
 

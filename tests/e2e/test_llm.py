@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from shared.queue.broker import Broker
 from shared.queue.leases import QueuePolicy
-from shared.settings.settings import SAMPLE_MODEL, ModelEntry, Settings
+from shared.settings.settings import DEFAULT_MODEL, ModelEntry, Settings
 from shared.tasks.results import ContinuationScore
 from tests.fixtures.api.frames import frames
 from tests.fixtures.api.fronts import in_memory
@@ -199,7 +199,7 @@ async def check_solution(client: httpx.AsyncClient, llm: LLM) -> None:
 
 @pytest.mark.timeout(240)
 async def test_answers_are_those_over_http(redis: Redis, tmp_path: Path) -> None:
-    paths = {"sample": SAMPLE_MODEL, "llama": tmp_path / "llama", "sudoku": tmp_path / "sudoku"}
+    paths = {"sample": DEFAULT_MODEL, "llama": tmp_path / "llama", "sudoku": tmp_path / "sudoku"}
     write(llama, paths["llama"])
     paths["sudoku"].mkdir()
     write_checkpoint(

@@ -14,7 +14,7 @@ import pytest
 
 from scripts.bench.model import causal
 from shared.messages import Chat, Generate, Prompt, Sampling, Score, Turn
-from shared.settings.settings import SAMPLE_MODEL
+from shared.settings.settings import DEFAULT_MODEL
 from tests.fixtures.e2e.serving import serving
 from tests.fixtures.worker.stepping import generate_all, score_all
 from worker.engine.runner import Runner, RunnerOptions
@@ -22,7 +22,7 @@ from worker.runners.registry import load_runner
 
 FOLDER = Path(__file__).parent / "lm_eval"
 PROBLEMS = [json.loads(line) for line in (FOLDER / "problems.jsonl").read_text().splitlines()]
-MAX_TOKENS = 80
+MAX_TOKENS = 128
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +34,11 @@ def causal_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results(causal_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Return the harness's results, by evaluation and task."""
     folder = tmp_path_factory.mktemp("lm-eval")
-    flags = ["--model", f"hrm={SAMPLE_MODEL}", "--model", f"causal={causal_path}"]
+    flags = ["--model", f"hrm={DEFAULT_MODEL}", "--model", f"causal={causal_path}"]
     flags += ["--default-model", "hrm", "--threads", "1"]
     with serving(*flags) as fleet:
         evaluations = {
-            "hrm": completions(fleet.url, "hrm", SAMPLE_MODEL, ["solve_hrm", "choose_hrm"]),
+            "hrm": completions(fleet.url, "hrm", DEFAULT_MODEL, ["solve_hrm", "choose_hrm"]),
             "causal": completions(fleet.url, "causal", causal_path, ["solve", "choose"]),
             "hrm-chat": chat(fleet.url, "hrm"),
             "causal-chat": chat(fleet.url, "causal"),
@@ -126,7 +126,7 @@ def check_solutions(results: Any, runner: Runner, prompts: list[Prompt]) -> None
 
 def test_hrm_text(results: dict[str, Any]) -> None:
     """The tasks write the model's special tokens; the engine writes them itself."""
-    engine = runner(SAMPLE_MODEL)
+    engine = runner(DEFAULT_MODEL)
 
     check_solutions(results["hrm"]["solve_hrm"], engine, questions())
     check_choices(results["hrm"]["choose_hrm"], engine, "")

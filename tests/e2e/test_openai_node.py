@@ -1,4 +1,4 @@
-"""OpenAI's own Node client against a running fleet with the sample model.
+"""OpenAI's own Node client against a running fleet with the default model.
 
 `scripts/test.sh` installs the client.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from shared.settings.settings import SAMPLE_MODEL
+from shared.settings.settings import DEFAULT_MODEL
 from tests.fixtures.e2e.serving import serving
 from tests.fixtures.polling import wait_until
 
@@ -23,7 +23,7 @@ USAGE = ("prompt_tokens", "completion_tokens", "total_tokens")
     not (FOLDER / "node_modules").exists(), reason="needs `npm ci` in tests/e2e/node, and Node 20"
 )
 def test_models_completions_chats_streams_and_errors() -> None:
-    flags = ["--model", f"sample={SAMPLE_MODEL}", "--model", "echo=echo"]
+    flags = ["--model", f"sample={DEFAULT_MODEL}", "--model", "echo=echo"]
     flags += ["--default-model", "sample", "--threads", "1", "--max-new-tokens", "400"]
     with serving(*flags) as fleet:
         command = ["node", str(FOLDER / "openai_sdk.mjs"), fleet.url]

@@ -94,7 +94,7 @@ OPERATIONS = list(operations())
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """Serve the sample model and the models that examples name."""
+    """Serve the default model and the models that examples name."""
     with serving_examples(tmp_path_factory.mktemp("examples")) as fleet:
         headers = {"X-API-Key": "boss"}
         with httpx.Client(base_url=fleet.url, timeout=60, headers=headers) as http:

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from shared.settings.settings import SAMPLE_MODEL
+from shared.settings.settings import DEFAULT_MODEL
 from tests.fixtures.api.fronts import live
 from tests.fixtures.e2e.fleet import start_worker
 from tests.fixtures.polling import until
@@ -59,7 +59,7 @@ async def client(tmp_path: Path, redis_url: str, redis: Redis) -> AsyncIterator[
         redis,
         *("--model", f"painter={painter}"),
         *("--threads", "1", "--device", "cpu", "--dtype", "float32"),
-        model=f"sample={SAMPLE_MODEL}",
+        model=f"sample={DEFAULT_MODEL}",
     )
     try:
         async with live(redis) as (front, _):

@@ -1,6 +1,6 @@
 """A fleet whose model is another fleet's: its answers are those of asking the other one itself.
 
-The other fleet serves the sample model, and so speaks OpenAI's dialect, and TGI's, as a proxy
+The other fleet serves the default model, and so speaks OpenAI's dialect, and TGI's, as a proxy
 finds them.
 """
 
@@ -39,7 +39,7 @@ from worker.proxy.upstream import Address
 from worker.runners.proxy import Proxy
 from worker.runners.registry import load_runner
 
-SAMPLE = str(REPO_ROOT / "models" / "sample-hrm-text")
+SAMPLE = str(REPO_ROOT / "models" / "hrm-text-math")
 PROMPT = "Solve for x: 2x + 3 = 9"
 DIALOGUE = [{"role": "user", "content": PROMPT}]
 SAMPLED = {"temperature": 1.5, "top_p": 0.9, "top_k": 20, "seed": 7, "max_tokens": 16}
@@ -51,7 +51,7 @@ PENALTIES = {"repetition_penalty": 1.5, "min_tokens": 4, "presence_penalty": 0.5
 SAME = [
     ("/generate", {"prompts": [PROMPT, "Compute: 3 + 4"], **GREEDY}),
     ("/generate", {"prompts": [PROMPT], "n": 3, **SAMPLED, **PENALTIES}),
-    ("/generate", {"prompts": ["long " * 300], **GREEDY, "max_tokens": 4}),
+    ("/generate", {"prompts": ["long " * 600], **GREEDY, "max_tokens": 4}),
     ("/v1/completions", {"prompt": PROMPT, **GREEDY}),
     ("/v1/completions", {"prompt": PROMPT, "logprobs": 3, **GREEDY, "max_tokens": 8}),
     ("/v1/completions", {"prompt": PROMPT, "logprobs": 2, "n": 2, **SAMPLED}),
@@ -96,7 +96,7 @@ def sample() -> AnyRunner:
 
 @pytest.fixture
 async def direct(redis: Redis) -> AsyncIterator[httpx.AsyncClient]:
-    """A fleet that serves the sample model, by a client of its front."""
+    """A fleet that serves the default model, by a client of its front."""
     async with fleet_inside(redis, {"m": sample()}), live(redis) as (client, _):
         yield client
 
@@ -192,7 +192,7 @@ async def test_tgi_tells_ids_too(direct: httpx.AsyncClient, second_redis: Redis)
 
 
 async def test_errors_are_those_of_the_engine(fleets: Fleets) -> None:
-    body = {"prompt": "long " * 300, "max_tokens": 8}
+    body = {"prompt": "long " * 600, "max_tokens": 8}
     refused = await fleets.proxied.post("/v1/completions", json=body)
     assert refused.status_code == 400
     assert refused.json()["error"]["code"] == "context_length_exceeded"

@@ -17,7 +17,7 @@ from tests.fixtures.polling import DEADLINE_S
 from tests.fixtures.redis_server import free_port
 
 PAGE = (REPO_ROOT / "docs" / "operations.md").read_text()
-SAMPLE = "sample=models/sample-hrm-text"
+SAMPLE = "sample=models/hrm-text-math"
 ADMIN = "admin-key"
 STAYS = ("aios api", "aios worker --worker-port", "aios worker --model", "aios jobs")
 """Commands that start a role."""

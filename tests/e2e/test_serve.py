@@ -1,4 +1,4 @@
-"""The first five minutes of a user, on the shipped sample model.
+"""The first five minutes of a user, on the models that ship.
 
 One command starts the fleet; the quick tests of the README follow.
 """
@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, HrmTextForCausalLM
 
 from scripts.cli.aios import main
 from scripts.cli.local_fleet import running_fleets
-from shared.settings.settings import SAMPLE_MODEL
+from shared.settings.settings import DEFAULT_MODEL
 from tests.fixtures.e2e.serving import Serving, serving
 from tests.fixtures.polling import is_running, wait_until
 from tests.fixtures.slowness import within
@@ -66,8 +66,8 @@ def test_a102_loglikelihood_is_transformers_own(client: httpx.Client) -> None:
 
 def expected_log_likelihood() -> float:
     """Return the log-likelihood of " world" after "Hello", from Transformers' own model."""
-    tokenizer = AutoTokenizer.from_pretrained(SAMPLE_MODEL)
-    model = HrmTextForCausalLM.from_pretrained(SAMPLE_MODEL).eval()
+    tokenizer = AutoTokenizer.from_pretrained(DEFAULT_MODEL)
+    model = HrmTextForCausalLM.from_pretrained(DEFAULT_MODEL, dtype=torch.float32).eval()
     template = "<|im_start|><|object_ref_start|>Hello<|im_end|>"
     prompt = tokenizer(template, add_special_tokens=False)["input_ids"]
     continuation = tokenizer(" world", add_special_tokens=False)["input_ids"]
@@ -88,8 +88,8 @@ def test_equations_are_solved_over_http(client: httpx.Client) -> None:
     """The model solves equations, and a seed has one answer in every batch (T5)."""
     equations = ["Solve for x: 2x + 3 = 9", "Compute: 347 + 285"]
     first, second = generate(client, prompts=equations, temperature=0)["completions"]
-    assert first.rsplit("\n")[-1] == "x = 3"
-    assert second.rsplit("\n")[-1] == "= 632"
+    assert first.endswith("\nx = 3\n\\boxed{3}")
+    assert second.endswith("\n347 + 285 = 632\n\\boxed{632}")
 
     sampling = {"temperature": 1.5, "seed": 11, "max_tokens": 40}
     alone = generate(client, prompts=["Once upon"], **sampling)
@@ -106,9 +106,9 @@ def test_machines_get_json_lines_and_people_one_that_says_it_is_ready(fleet: Ser
             assert json.loads(line)["message"]
 
     url = fleet.url
-    model = SAMPLE_MODEL.name
+    models = f"{DEFAULT_MODEL.name} (default), hrm-text-code"
     assert others[0].startswith(
-        f"ready at {url}  model: {model}  docs: {url}/docs  try: curl -s {url}/generate"
+        f"ready at {url}  model: {models}  docs: {url}/docs  try: curl -s {url}/generate"
     )
     assert httpx.get(f"{url}/docs", timeout=180).status_code == 200
 
@@ -116,7 +116,7 @@ def test_machines_get_json_lines_and_people_one_that_says_it_is_ready(fleet: Ser
     done = subprocess.run(
         shlex.split(command), capture_output=True, text=True, timeout=180, check=True
     )
-    assert json.loads(done.stdout)["completions"][0].endswith("x = 5")
+    assert json.loads(done.stdout)["completions"][0].endswith("\\boxed{5}")
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_16_prompts_five_times_with_stable_memory(fleet: Serving, client: httpx.
 def test_openai_client_streams_and_models_are_listed(fleet: Serving) -> None:
     """B18, B19, B22, B43: OpenAI's own client lists models and streams."""
     sdk = openai.OpenAI(base_url=f"{fleet.url}/v1", api_key="none", max_retries=0)
-    assert [model.id for model in sdk.models.list()] == [SAMPLE_MODEL.name]
+    assert [model.id for model in sdk.models.list()] == ["hrm-text-code", "hrm-text-math"]
 
     request = {
         "model": "local",
@@ -172,7 +172,7 @@ def test_openai_client_streams_and_models_are_listed(fleet: Serving) -> None:
     chunks = list(sdk.completions.create(**request, stream=True))  # type: ignore[call-overload]
 
     assert "".join(chunk.choices[0].text for chunk in chunks) == whole.text
-    assert whole.text.endswith("x = 3")
+    assert whole.text.endswith("\\boxed{3}")
     assert whole.finish_reason == "stop"
     assert chunks[-1].choices[0].finish_reason == "stop"
 

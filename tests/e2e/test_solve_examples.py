@@ -12,9 +12,9 @@ from api.schemas.simple_foundation import CodingRequest, MathRequest
 from scripts.train.eval_solve import EXAMPLES, Example, body_of, is_right
 from shared.messages import Prompting, Sampling
 from shared.settings.models import ModelEntry, PromptingEntry
-from shared.settings.settings import SAMPLE_MODEL, SettingsError
+from shared.settings.settings import Settings, SettingsError, model_entries
 from tests.fixtures.e2e.inside import fleet_inside
-from worker.engine.runner import RunnerOptions
+from worker.engine.runner import Runner, RunnerOptions
 from worker.host.loading import prompting_of
 from worker.runners.echo import Echo
 from worker.runners.registry import load_runner
@@ -30,13 +30,18 @@ SOURCES = (
     "scripts/examples/solve_math_problem.py",
 )
 _BODY = re.compile(r'/solve/\w+.*?"problem": "([^"]+)"')
+_ROW = re.compile(r"^\| `/solve/\w+` \| (\D[^|]*) \| \d+ \|$", re.MULTILINE)
 _CLIENT = re.compile(r'solve_math_problem [^"\n]*"([^"\n]+)"\n')
 
 
 async def test_they_are_right_whatever_the_seed(redis: Redis) -> None:
-    runner = load_runner("auto", RunnerOptions(path=str(SAMPLE_MODEL), name="sample", max_batch=16))
-    prompting = prompting_of(ModelEntry(id="sample", path=str(SAMPLE_MODEL)))
-    async with fleet_inside(redis, {"sample": runner}, prompting) as client:
+    runners: dict[str, Runner] = {}
+    prompting: dict[str, Prompting] = {}
+    for model in model_entries(Settings()):
+        options = RunnerOptions(path=model.path, name=model.id, max_batch=16)
+        runners[model.id] = load_runner("auto", options)
+        prompting[model.id] = prompting_of(model)
+    async with fleet_inside(redis, runners, prompting) as client:
 
         async def ask(example: Example, seed: int) -> bool:
             answer = await client.post(example.path, json=body_of(example, seed))
@@ -61,6 +66,7 @@ def test_every_documented_problem_is_measured() -> None:
         text = (ROOT / name).read_text(encoding="utf-8")
         documented.update(_BODY.findall(text))
         documented.update(_CLIENT.findall(text))
+        documented.update(_ROW.findall(text))
     for body in (MathRequest, CodingRequest):
         schema: Any = body.model_config["json_schema_extra"]
         for example in schema["examples"]:
@@ -74,7 +80,7 @@ async def test_the_caller_outranks_the_model_and_the_model_the_endpoint(redis: R
         math="M {problem} M", coding="C {problem} C", repetition_penalty=1.0, temperature=0.0
     )
     echo = Echo(RunnerOptions("echo", name="echo"))
-    async with fleet_inside(redis, {"echo": echo}, declared) as client:
+    async with fleet_inside(redis, {"echo": echo}, {"echo": declared}) as client:
 
         async def solution(path: str, **body: object) -> str:
             answer = await client.post(path, json={"problem": "1 + 1", "max_tokens": 9} | body)

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 
 from shared.errors import FleetError
 from shared.fleet.presence import Presence
-from shared.settings.settings import SAMPLE_MODEL
+from shared.settings.settings import DEFAULT_MODEL
 from tests.fixtures.api.fronts import in_memory, live
 from tests.fixtures.logged import fields_of
 from tests.fixtures.polling import DEADLINE_S, until
@@ -276,13 +276,13 @@ async def test_a_failure_is_told_by_all_spans_and_lines(
 
 async def test_a_real_model(redis: Redis, tmp_path: Path) -> None:
     kept = Kept()
-    runner = load_runner("auto", RunnerOptions(path=str(SAMPLE_MODEL), max_batch=2))
+    runner = load_runner("auto", RunnerOptions(path=str(DEFAULT_MODEL), max_batch=2))
     async with fleet(redis, kept, runner) as client:
         ask = {"model": "m", "prompt": "Solve for x: 2x + 3 = 9", "max_tokens": 64}
         answer = await client.post(
             "/v1/completions", json=ask, headers={"traceparent": PARENT}, timeout=60
         )
-        assert answer.json()["choices"][0]["text"].endswith("x = 3")
+        assert answer.json()["choices"][0]["text"].endswith("x = 3\n\\boxed{3}")
         await until(lambda: len(kept.spans) == 8, "all spans have ended")
     attempt = kept.one("text_completion m")
     usage = answer.json()["usage"]

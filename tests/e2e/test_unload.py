@@ -12,7 +12,7 @@ import torch
 from redis.asyncio import Redis
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from scripts.train.train_sample import byte_tokenizer
+from scripts.train.special_tokens import byte_tokenizer
 from tests.fixtures.api.fronts import in_memory
 from tests.fixtures.e2e.fleet import start_worker
 from tests.fixtures.polling import DEADLINE_S, until

@@ -35,7 +35,7 @@ def two_cores() -> Iterator[list[list[int]]]:
 
 
 def test_auto_gives_each_core_a_worker_of_its_own(two_cores: list[list[int]]) -> None:
-    """The sample model is small, so each core has a worker of one thread."""
+    """The default model is small, so each core has a worker of one thread."""
     if len(two_cores) < 2:
         pytest.skip("one core: nothing to share")
     with serving("--workers", "auto") as fleet:
@@ -49,7 +49,7 @@ def test_auto_gives_each_core_a_worker_of_its_own(two_cores: list[list[int]]) ->
 
         body = {"prompts": ["Solve for x: 2x + 3 = 9"], "temperature": 0}
         answer = httpx.post(f"{fleet.url}/generate", json=body, timeout=60)
-        assert answer.json()["completions"][0].endswith("x = 3")
+        assert answer.json()["completions"][0].endswith("\\boxed{3}")
 
         victim = workers[0]
         core = victim.cpu_affinity()

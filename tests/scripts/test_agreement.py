@@ -1,4 +1,4 @@
-"""All paths agree on few prompts, for tiny nets of random weights and the sample model in int8."""
+"""All paths agree on few prompts, for tiny nets of random weights and the default model in int8."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +9,7 @@ import pytest
 from scripts.bench import agreement
 from scripts.bench.model import causal, hrm_text
 from scripts.bench.options import own_options
-from shared.settings.settings import SAMPLE_MODEL
+from shared.settings.settings import DEFAULT_MODEL
 from shared.tasks.runner_options import KVDtype
 from worker.engine.runner import RunnerOptions
 from worker.models import linear
@@ -41,9 +41,9 @@ def test_every_path_says_what_rounded_keys_say(
 
 def test_int8_says_what_int8_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "MIN_INT8_WEIGHTS", 1)
-    options = RunnerOptions(path=str(SAMPLE_MODEL), quantize="int8")
+    options = RunnerOptions(path=str(DEFAULT_MODEL), quantize="int8")
     assert agreement.agrees(options, num_prompts=17, num_tokens=10, longest=60)
-    options = replace(options, own=own_options(SAMPLE_MODEL, "int8"))
+    options = replace(options, own=own_options(DEFAULT_MODEL, "int8"))
     assert agreement.agrees(options, num_prompts=17, num_tokens=10, longest=60)
 
 

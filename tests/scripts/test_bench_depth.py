@@ -15,13 +15,14 @@ def rows_of(capsys: pytest.CaptureFixture[str]) -> dict[str, list[str]]:
     return {line.split()[0]: line.split() for line in lines if " of " in line}
 
 
-def test_the_sample_model_solves_less_with_fewer_cycles(
+def test_the_default_model_solves_less_with_fewer_cycles(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert depth.main(["--count", "3", "--alone", "1", "--depths", "2x3", "1x1"]) == 0
+    assert depth.main(["--count", "3", "--alone", "1", "--depths", "2x2", "1x1"]) == 0
     rows = rows_of(capsys)
-    assert rows["2x3"][1:4] == ["12", "of", "12"]
-    assert rows["1x1"][1:4] == ["0", "of", "12"]
+    assert rows["2x2"][2:4] == rows["1x1"][2:4] == ["of", "12"]
+    assert int(rows["2x2"][1]) >= 10
+    assert int(rows["1x1"][1]) <= 2
 
 
 def test_puzzles_are_right_where_all_cells_are(

@@ -1,4 +1,4 @@
-"""The Python tasks of the sample model: requests, solutions and the tests of answers."""
+"""The Python tasks of the shipped models: requests, solutions and the tests of answers."""
 
 import itertools
 import random

@@ -210,7 +210,7 @@ def test_an_empty_variable_is_not_set() -> None:
         ("models", "[{", "JSON"),
         ("models", [{"id": "a", "path": "x", "runner": "magic"}], "hrm-act"),
         ("models", [{"id": "a", "path": "x", "weights": "y"}], "weights"),
-        ("default_model", "other", "sample-hrm-text"),
+        ("default_model", "other", "hrm-text-math"),
         ("ab", "a=b", "as JSON"),
         ("ab", {"x": 1}, "{name: {model: weight, model: weight}}"),
         ("ab", {"x": {"a": 1}}, "at least two models"),
@@ -219,7 +219,7 @@ def test_an_empty_variable_is_not_set() -> None:
         ("ab", {"x": {"a": 1, "b c": 1}}, "pattern"),
         ("ab", {"x y": {"a": 1, "b": 1}}, "pattern"),
         ("ab", {"x": {"a": 1, "b": 1}, "y": {"a": 1, "x": 1}}, "the experiment 'x'"),
-        ("ab", {"sample-hrm-text": {"a": 1, "b": 1}}, "another name than that of a model"),
+        ("ab", {"hrm-text-math": {"a": 1, "b": 1}}, "another name than that of a model"),
         ("redis_url", "http://localhost", "redis://"),
     ],
 )
@@ -314,19 +314,24 @@ def test_a_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("model_path", "expected"),
     [
-        (None, ("sample-hrm-text", "auto")),
         ("artifacts/brains/actv1/actv1_student.pt", ("actv1", "auto")),
         ("/models/brain.v2", ("brain.v2", "auto")),
         ("echo", ("echo", "echo")),
     ],
 )
-def test_one_entry_is_named_after_its_directory(
-    model_path: str | None, expected: tuple[str, str]
-) -> None:
+def test_one_entry_is_named_after_its_directory(model_path: str, expected: tuple[str, str]) -> None:
     (entry,) = model_entries(Settings(model_path=model_path, tokenizer_path="/t", dtype="bfloat16"))
     assert (entry.id, entry.runner) == expected
     assert entry.tokenizer_path == "/t"
     assert entry.dtype == "bfloat16"
+
+
+def test_the_models_that_ship_are_served_where_none_is_named() -> None:
+    entries = model_entries(Settings(dtype="bfloat16"))
+    assert [entry.id for entry in entries] == ["hrm-text-math", "hrm-text-code"]
+    for entry in entries:
+        assert (Path(entry.path) / "model.safetensors").exists()
+        assert entry.dtype == "bfloat16"
     assert entry.context_window == 2048
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.train.train_sample import byte_tokenizer
+from scripts.train.special_tokens import byte_tokenizer
 from shared.messages import Generate, Sampling, Score
 from tests.fixtures.worker.act_fixtures import Net, write_bundle
 from tests.fixtures.worker.options import options_for

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from scripts.train.train_sample import byte_tokenizer
+from scripts.train.special_tokens import byte_tokenizer
 from shared.messages import Generate, Sampling, Score, Scored
 from tests.fixtures.worker.stepping import Serving, end_of, generate_all, run, score_all
 from tests.fixtures.worker.tiny_causal import (

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from scripts.train.train_sample import byte_tokenizer
+from scripts.train.special_tokens import byte_tokenizer
 from shared.errors import ContextExceeded, InvalidRequest
 from shared.messages import (
     Chat,

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 import torch
 
-from scripts.train.train_sample import byte_tokenizer
+from scripts.train.special_tokens import byte_tokenizer
 from shared.errors import InvalidRequest
 from shared.messages import Depth, Generate, Read, Sampling, Score, Task
 from shared.tasks.runner_options import HrmTextOptions, OptionError, PuzzleOptions, validated

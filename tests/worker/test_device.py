@@ -108,11 +108,11 @@ def test_the_device_is_logged_at_start_with_what_it_is(
 ) -> None:
     """The chosen device is logged with its capabilities (D5).
 
-    On the CPU the sample model is served in float32 by default.
+    On the CPU the default model is served in float32 by default.
     """
     offer(monkeypatch)
     with caplog.at_level(logging.INFO):
-        [model] = load_models(Settings())
+        model, _ = load_models(Settings())
 
     [fields] = fields_of(caplog, "device chosen")
     assert fields["device"] == "cpu"

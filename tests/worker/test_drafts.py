@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from scripts.train.sample_problems import held_out
+from scripts.train.problems.streams import held_out
 from shared.errors import FleetError
 from shared.messages import Done, Failed, Generate, Sampling
-from shared.settings.settings import SAMPLE_MODEL
+from shared.settings.settings import DEFAULT_MODEL
 from tests.fixtures.tiny_hrm_text import PROMPTS, write_tiny
 from tests.fixtures.worker.ghost import Ghost, answer
 from tests.fixtures.worker.options import options_for
@@ -298,23 +298,23 @@ def test_a_draft_computes_the_last_passes_of_a_cycle(
     assert found == passes
 
 
-def test_the_sample_model_drafts_well() -> None:
-    """Of the drafts of a trained network nine of ten are right, by three of its eight passes."""
+def test_the_shipped_model_drafts_well() -> None:
+    """Of the drafts of a trained network four of five are right, by half of its passes."""
     if library() is None:
         pytest.skip("drafts need the kernels in C")
-    runner = hrm_text.load(options_for(SAMPLE_MODEL, max_batch=1))
+    runner = hrm_text.load(options_for(DEFAULT_MODEL, max_batch=1))
     engine = Engine(runner, lambda emissions: None)
     sampling = Sampling(96, seed=0, temperature=0.0)
     works = []
-    for number, problem in enumerate(held_out("equation", 4)):
+    for number, problem in enumerate(held_out("maths", "equation", 4)):
         encoded = runner.encode(Generate(problem.prompt, sampling))
         works.append(SequenceWork(str(number), encoded, sampling))
 
     run_all(engine, works)
 
-    assert runner.spec.draft_cost == 3 / 8
+    assert runner.spec.draft_cost == 3 / 6
     assert engine.stats.num_drafted > engine.stats.num_tokens / 2
-    assert engine.stats.num_accepted > 0.85 * engine.stats.num_drafted
+    assert engine.stats.num_accepted > 0.75 * engine.stats.num_drafted
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import HrmTextForCausalLM, PreTrainedModel
 
-from scripts.train.train_sample import byte_tokenizer
+from scripts.train.special_tokens import byte_tokenizer
 from shared.errors import ContextExceeded, InvalidRequest
 from shared.messages import Embed, Embedded, Failed, Generate, Sampling, Score
 from shared.tasks.vectors import unpack

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scripts.train.train_sample import byte_tokenizer
+from scripts.train.special_tokens import byte_tokenizer
 from shared.messages import Generate, Sampling, Score
 from shared.settings.settings import ModelEntry, Settings
 from shared.tasks.runner_options import PagedOptions

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.train.train_sample import byte_tokenizer
+from scripts.train.special_tokens import byte_tokenizer
 from shared.messages import Generate, Sampling, Score
 from shared.settings.settings import ModelEntry, Settings, SettingsError
 from tests.fixtures.tiny_hrm_text import write_tiny

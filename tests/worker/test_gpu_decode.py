@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from scripts.train.train_sample import byte_tokenizer
+from scripts.train.special_tokens import byte_tokenizer
 from shared.messages import Generate, Sampling, Score
 from tests.fixtures.worker.options import options_for
 from tests.fixtures.worker.stepping import generate_all, score_all

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import HrmTextForCausalLM
 
-from scripts.train.train_sample import byte_tokenizer
+from scripts.train.special_tokens import byte_tokenizer
 from shared.errors import FleetError, InvalidRequest
 from shared.messages import Failed, Generate, Sampling, Score
 from shared.settings.settings import ModelEntry, Settings, SettingsError

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import HrmTextForCausalLM, PreTrainedTokenizerFast
 
-from scripts.train.train_sample import BOQ, CONDITION_TOKENS, EOA, EOQ, PAD
+from scripts.train.special_tokens import BOQ, CONDITION_TOKENS, EOA, EOQ, PAD
 from shared.errors import InvalidRequest
 from shared.messages import Chat, Embed, Generate, Sampling, Score, Tokenize, Turn
 from shared.settings.settings import ModelEntry, Settings, SettingsError

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import HrmTextForCausalLM
 
-from scripts.train.train_sample import byte_tokenizer
+from scripts.train.special_tokens import byte_tokenizer
 from shared.messages import Generate, Sampling
 from tests.fixtures.worker.hrm_text_raw import (
     HIDDEN,

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from scripts.bench.model import causal, hrm_text
-from scripts.train.train_sample import byte_tokenizer
+from scripts.train.special_tokens import byte_tokenizer
 from shared.messages import Generate, Sampling, Score, TokenLogprob
 from shared.settings.settings import ModelEntry, Settings, SettingsError, resolve
 from shared.settings.types import Dtype

@@ -122,7 +122,7 @@ def test_threads_hold_in_every_thread_whatever_the_environment_said() -> None:
 def test_a_worker_runs_on_the_cores_it_is_given_unless_told_otherwise() -> None:
     """A worker runs on the cores of `AIOS_WORKER_CORES` unless `pin_cores` is false.
 
-    `auto` is one thread for the sample model, which fits any cache.
+    `auto` is one thread for the default model, which fits any cache.
     """
     last = available_processors()[-1]
     env = {"AIOS_WORKER_CORES": str(last), "OMP_NUM_THREADS": "7"}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from scripts.train.train_sample import byte_tokenizer
+from scripts.train.special_tokens import byte_tokenizer
 from shared.messages import Done, Generate, Sampling
 from tests.fixtures.worker.stepping import generate_all, run
 from worker.engine.runner import RunnerOptions

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, HrmTextConfig, HrmTextForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from scripts.train.train_sample import byte_tokenizer
+from scripts.train.special_tokens import byte_tokenizer
 from shared.messages import Generate, Sampling, Score
 from shared.settings.settings import Settings, SettingsError, model_entries
 from tests.fixtures.worker.act_fixtures import Net, write_bundle

@@ -11,7 +11,7 @@ import torch
 from redis.asyncio import Redis
 from torch import Tensor
 
-from scripts.train.train_sample import byte_tokenizer
+from scripts.train.special_tokens import byte_tokenizer
 from shared.errors import ContextExceeded
 from shared.messages import Done, Read, Score, TokenLogprob, Tokens
 from tests.fixtures.e2e.inside import fleet_inside

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2LMHeadModel, HrmTextForCausalLM
 
-from scripts.train.train_sample import byte_tokenizer
+from scripts.train.special_tokens import byte_tokenizer
 from shared.errors import InvalidRequest
 from shared.messages import ContinuationScore, Done, Generate, Sampling, Score, Scored
 from tests.fixtures.scored_models import WINDOW, ids, write_causal

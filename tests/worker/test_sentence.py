@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from scripts.train.train_sample import byte_tokenizer
+from scripts.train.special_tokens import byte_tokenizer
 from shared.messages import Classify, Embed
 from shared.settings.settings import ModelEntry, Settings, SettingsError
 from shared.tasks.vectors import unpack

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from shared.settings.settings import SAMPLE_MODEL, ModelEntry, Settings
+from shared.settings.settings import DEFAULT_MODEL, ModelEntry, Settings
 from worker.hardware.machine import Machine
 from worker.hardware.shapes import Shape, plan_workers, shape_of, shapes_to_measure
 from worker.models.model_files import num_parameters, stored_bytes, weight_bytes
@@ -150,7 +150,7 @@ def test_auto_never_oversubscribes_cores_or_memory(
 def test_settings_become_a_shape(tmp_path: Path) -> None:
     """A shape depends on the sizes of all models of the settings, in the dtype of the settings.
 
-    The sample model is small, a large file is not, half precision halves it, and echo weighs
+    The default model is small, a large file is not, half precision halves it, and echo weighs
     nothing.
     """
     sample = Settings(workers="auto")
@@ -173,11 +173,11 @@ def test_settings_become_a_shape(tmp_path: Path) -> None:
 
 def test_kv_memory_counts_for_every_model() -> None:
     """Each model of a worker has its own memory for keys and values."""
-    first = ModelEntry(id="a", path=str(SAMPLE_MODEL))
-    second = ModelEntry(id="b", path=str(SAMPLE_MODEL))
+    first = ModelEntry(id="a", path=str(DEFAULT_MODEL))
+    second = ModelEntry(id="b", path=str(DEFAULT_MODEL))
     settings = Settings(workers="auto", models=(first, second), kv_memory_mib=1024)
 
-    assert shape_of(settings, machine(free=8 * GIB)) == Shape(3, 1)
+    assert shape_of(settings, machine(free=8 * GIB)) == Shape(3, 2)
 
 
 def test_a_small_model_has_two_workers_unless_more_are_asked_for() -> None:
@@ -189,7 +189,8 @@ def test_a_small_model_has_two_workers_unless_more_are_asked_for() -> None:
     assert shape_of(Settings(), machine(16, free=3 * GIB // 2)) == Shape(1, 1)
     assert "2, for a small model; threads: one" in shape_of(Settings(), machine(16)).why
     # Without a cache that is known no model is small.
-    assert shape_of(Settings(), machine(16, cache=0)).workers == 16
+    named = Settings(model_path=str(DEFAULT_MODEL))
+    assert shape_of(named, machine(16, cache=0)).workers == 16
 
 
 def test_one_worker_is_the_default_on_gpus_alone() -> None:

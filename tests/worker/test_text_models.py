@@ -12,6 +12,16 @@ MODELS = Path(__file__).parents[2] / "models"
 COUNT = 60
 """Problems of each kind, the same ones each time."""
 BARS = {
+    "hrm-text-math": {
+        "sum": 0.95,
+        "difference": 0.93,
+        "product": 0.95,
+        "quotient": 0.8,
+        "equation": 0.8,
+        "derivative": 0.95,
+        "word_problem": 0.93,
+        OTHER: 0.9,
+    },
     "hrm-text-code": {"code": 0.8, OTHER: 0.9},
     "baseline-code": {"code": 0.7, OTHER: 0.9},
     "actv1-math": {"short_sum": 0.9, "short_difference": 0.9, "short_product": 0.75},

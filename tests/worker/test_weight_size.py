@@ -8,7 +8,7 @@ import torch
 from redis.asyncio import Redis
 from torch import nn
 
-from shared.settings.settings import SAMPLE_MODEL
+from shared.settings.settings import DEFAULT_MODEL
 from shared.telemetry.metrics import WorkerMetrics
 from tests.fixtures.polling import until
 from tests.fixtures.worker.services import service, serving
@@ -112,7 +112,7 @@ async def test_a_worker_tells_the_size_of_the_weights_of_its_models(
 ) -> None:
     # All matrices of the sample are small, and would stay exact.
     monkeypatch.setattr(linear, "MIN_INT8_WEIGHTS", 0)
-    options = RunnerOptions(str(SAMPLE_MODEL), name="m", kv_bytes=16 << 20)
+    options = RunnerOptions(str(DEFAULT_MODEL), name="m", kv_bytes=16 << 20)
     exact = load_runner("auto", options)
     rounded = load_runner("auto", replace(options, quantize="int8"))
     # Panels are filled up with zeros.

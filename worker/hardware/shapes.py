@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shared.accelerators import ACCELERATORS
-from shared.settings.settings import ModelEntry, Settings, model_entries
+from shared.settings.settings import ModelEntry, Settings, model_entries, names_models
 from shared.tasks.runner_table import WITHOUT_FILES
 from worker.hardware.machine import Machine
 from worker.models.model_files import stored_bytes, weight_bytes
@@ -133,7 +133,7 @@ def shapes_to_measure(settings: Settings, machine: Machine) -> list[Shape]:
 
     There are none where the rule decides alone. A number of workers or threads that is set leaves
     at most a choice that the rule knows. Weights that fit a core's share of the cache are not worth
-    the wait: the rule is right there, and the sample model starts without it.
+    the wait: the rule is right there.
     """
     workers = _workers_asked(settings, machine)
     if machine.num_gpus or workers is not None or settings.threads != "auto":
@@ -154,7 +154,11 @@ def shapes_to_measure(settings: Settings, machine: Machine) -> list[Shape]:
 
 
 def _bytes_of_worker(settings: Settings) -> tuple[int, int]:
-    """Return the bytes of the weights, and of the keys and values, of one worker's models."""
+    """Return the bytes of the weights, and of the keys and values, of one worker's models.
+
+    The weights of the models that ship count for nothing. They are small on any machine, and a
+    first start should not take longer because of a measurement.
+    """
     kv_bytes_of_model = DEFAULT_KV_BYTES
     if settings.kv_memory_mib != "auto":
         kv_bytes_of_model = settings.kv_memory_mib * 2**20
@@ -163,7 +167,8 @@ def _bytes_of_worker(settings: Settings) -> tuple[int, int]:
     for entry in model_entries(settings):
         if entry.runner in WITHOUT_FILES:
             continue
-        num_bytes += bytes_of_weights(entry)
+        if names_models(settings):
+            num_bytes += bytes_of_weights(entry)
         kv_bytes += kv_bytes_of_model
     return num_bytes, kv_bytes
 

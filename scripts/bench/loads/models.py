@@ -2,7 +2,7 @@
 
     python -m scripts.bench.loads.models --models 100 --budget 3 --clients 8
 
-The catalogue has `--models` models, which are all copies of the sample model, and a damaged one.
+The catalogue has `--models` models, which are all copies of the default model, and a damaged one.
 One worker holds at most `--budget` of them. First each model gets one request. Then the clients
 send requests to a working set of five models for a while, and some to the damaged one. The exit
 status is 1 if a request to a sound model failed, if one to the damaged model did not, if more
@@ -28,7 +28,7 @@ from shared.fleet.catalogue import Catalogue
 from shared.fleet.presence import Presence
 from shared.messages import WorkerInfo
 from shared.settings.models import ModelEntry
-from shared.settings.settings import SAMPLE_MODEL
+from shared.settings.settings import DEFAULT_MODEL
 
 _WORKING_SET = 5
 _MIB = 2**20
@@ -65,7 +65,7 @@ async def main(argv: Sequence[str] | None = None) -> int:
     flags += ["--kv-memory-mib", "16", "--queue-timeout-s", "120"]
     with tempfile.TemporaryDirectory() as directory:
         damaged = Path(directory) / "damaged"
-        shutil.copytree(SAMPLE_MODEL, damaged)
+        shutil.copytree(DEFAULT_MODEL, damaged)
         (damaged / "model.safetensors").write_bytes(b"no weights")
         front_flags = ("--queue-timeout-s", "120")
         async with fleet(1, 1, worker_flags=flags, front_flags=front_flags) as running:
@@ -77,7 +77,7 @@ async def _run(running: Fleet, args: argparse.Namespace, damaged: Path) -> int:
     catalogue = Catalogue(running.redis)
     names = [f"m{number}" for number in range(args.models)]
     for name in names:
-        await catalogue.add(ModelEntry(id=name, path=str(SAMPLE_MODEL)))
+        await catalogue.add(ModelEntry(id=name, path=str(DEFAULT_MODEL)))
     await catalogue.add(ModelEntry(id="damaged", path=str(damaged)))
     await came_true(lambda: _knows(running, len(names) + 2), 60.0)
 

@@ -2,7 +2,7 @@
 
     python -m scripts.bench.loads.soak --minutes 15
 
-The fleet has two workers of the sample model, two fronts and the janitor. Its load is `--share` of
+The fleet has two workers of the default model, two fronts and the janitor. Its load is `--share` of
 its peak rate, with mixed lengths and classes, and one caller in twenty disconnects in the middle.
 Results live for 30 seconds and requests for 60, so the data in Redis is constant after two minutes.
 The exit status is 1 if memory grew by more than `--most-growth` from the second fifth of the time
@@ -71,7 +71,7 @@ async def main(argv: Sequence[str] | None = None) -> int:
         "--every", type=float, default=30.0, help="seconds between two looks at memory"
     )
     parser.add_argument("--most-growth", type=float, default=0.03)
-    parser.add_argument("--model", help="as for `aios worker` (default: the sample model)")
+    parser.add_argument("--model", help="as for `aios worker` (default: the models that ship)")
     args = parser.parse_args(argv)
 
     print(header(minutes=args.minutes, share=args.share), flush=True)

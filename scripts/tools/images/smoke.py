@@ -15,7 +15,7 @@ from typing import Any
 from scripts.cli.embedded_redis import EmbeddedRedis, free_port
 from scripts.tools.images.build import image_name
 from scripts.tools.images.engine import Container, Engine, Image, running
-from shared.settings.settings import SAMPLE_MODEL
+from shared.settings.settings import DEFAULT_MODEL
 
 API_LIMIT_BYTES = 250_000_000
 STOP_LIMIT_S = 10.0
@@ -98,7 +98,7 @@ def try_api(engine: Engine, report: Report, tag: str) -> None:
 
 
 def try_worker(engine: Engine, report: Report, tag: str) -> None:
-    """Serve the sample model with a front and a worker, each in its container.
+    """Serve the default model with a front and a worker, each in its container.
 
     Their Redis runs outside of both, on this machine.
     """
@@ -120,16 +120,16 @@ def try_worker(engine: Engine, report: Report, tag: str) -> None:
             check_generate(port, solves=True)
             report.stop_s = stop(worker)
             stop(front)
-    report.trial = "sample model with an api container"
+    report.trial = "default model with an api container"
 
 
 def try_hrm_serve(engine: Engine, report: Report, tag: str) -> None:
-    """Run `--dry-run`, then serve the echo model, then the sample model of the image."""
+    """Run `--dry-run`, then serve the echo model, then the models of the image."""
     output = engine.run(report.image.name, "serve", "hrm", "--dry-run")
     assert "decoded one token" in output, output
     _serve(engine, report, {"AIOS_MODEL_PATH": "echo"}, solves=False)
     _serve(engine, report, {}, solves=True)
-    report.trial = "--dry-run, echo, sample model"
+    report.trial = "--dry-run, echo, shipped models"
 
 
 def try_simplefoundation(engine: Engine, report: Report, tag: str) -> None:
@@ -139,7 +139,7 @@ def try_simplefoundation(engine: Engine, report: Report, tag: str) -> None:
         report,
         {"MODEL_PATH": "/app/model"},
         solves=True,
-        mounts={str(SAMPLE_MODEL): "/app/model"},
+        mounts={str(DEFAULT_MODEL): "/app/model"},
     )
     report.trial = "a model mounted at /app/model"
 
