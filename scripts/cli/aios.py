@@ -53,7 +53,7 @@ USAGE = """\
 usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers, janitor
        aios api [flags]         one front (needs --redis-url)
        aios worker [flags]      one worker (needs --redis-url)
-       aios jobs [flags]        the background role, which tidies up (--once, --dry-run)
+       aios jobs [flags]        the background role, which tidies up and advances batches (--once, --dry-run)
        aios status [--json]     the fleet now; exits with 0 if a worker is ready
        aios top [--front URL]   the fleet as it works, in place
        aios dead list | show ID | retry ID | drop ID
