@@ -10,6 +10,7 @@ from api.batches.hold import Hold
 from api.batches.line_answers import fault_answer
 from api.batches.line_work import LATER, LineWork
 from api.batches.lines import BatchLine, LineFault, RawLine, duplicate, read_line
+from api.batches.room import Room
 from api.deps import Front
 from api.endpoints.endpoint import Post
 from shared.queue.batches import Batch, Batches, LineAnswer, LineOutcome
@@ -23,10 +24,8 @@ _MOST_AHEAD_BYTES = 16 << 20
 """The most bytes of answers that wait for those of earlier lines."""
 _MOST_NOTED = 100
 """The most answers that are noted together."""
-_LEAST_WAITING = 2
-_MOST_WAITING = 64
 _MOST_OPEN = 256
-_LOOK_S = 0.25
+_LOOK_S = 0.1
 _RETRIES_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 
 log = logging.getLogger("aios.batches")
@@ -35,8 +34,8 @@ log = logging.getLogger("aios.batches")
 class LineRun:
     """A run over the lines of a batch that have no answers yet.
 
-    Few lines wait in the queue at any time: a quarter of the fleet's slots. So they fill idle
-    slots, yield to whatever better is queued, and hardly age. Without `may_begin` lines that were
+    A line begins where a slot is idle (`Room`), so lines hardly wait in the queue, where they would
+    age and go before others. Without `may_begin` lines that were
     begun before are ended, and no others are run.
     """
 
@@ -67,6 +66,8 @@ class LineRun:
         if caller.quota.concurrency:
             # The tenant's other requests have room beside its batches.
             self._most_open = max(1, caller.quota.concurrency // 2)
+        self._room = Room(front, batches)
+        self._next: RawLine | None = None
         self._work = LineWork(front, caller, post, batch.id, seed, self._stopping)
         self._url = post.path
         self._duplicates: set[int] = set()
@@ -78,8 +79,7 @@ class LineRun:
         self._open_line = batch.next_line
         self._ready_bytes = 0
         self._ahead_bytes = 0
-        self._tasks: dict[asyncio.Task[LineAnswer | None], int] = {}
-        self._waiting: set[int] = set()
+        self._tasks: set[asyncio.Task[LineAnswer | None]] = set()
         self._changed = asyncio.Event()
         self._answers: list[LineAnswer] = []
         self._input: AsyncGenerator[RawLine, None] | None = None
@@ -122,11 +122,13 @@ class LineRun:
             await self._input.aclose()
 
     async def _begin_lines(self) -> None:
-        """Begin as many lines as may be under way."""
-        most_waiting = await self._most_waiting()
+        """Begin as many lines as there is room for."""
         assert self._input is not None
-        while self._has_room(most_waiting):
-            raw = await anext(self._input, None)
+        while self._may_begin():
+            raw = self._next
+            self._next = None
+            if raw is None:
+                raw = await anext(self._input, None)
             if raw is None or (self._stopping.is_set() and self._is_beyond(raw)):
                 self._is_read = True
                 return
@@ -137,17 +139,11 @@ class LineRun:
             if raw.is_blank:
                 self._results[raw.number] = None
                 continue
-            self._begin(raw)
+            if not await self._begin(raw):
+                self._next = raw
+                return
 
-    async def _most_waiting(self) -> int:
-        """Return how many lines may wait in the queue."""
-        fleet = await self._front.fleet.now()
-        num_slots = 0
-        for worker in fleet.workers:
-            num_slots += max((model.max_batch for model in worker.models), default=0)
-        return min(max(_LEAST_WAITING, num_slots // 4), _MOST_WAITING)
-
-    def _has_room(self, most_waiting: int) -> bool:
+    def _may_begin(self) -> bool:
         if self._is_read or len(self._answers) >= _MOST_NOTED:
             return False
         if self._stopping.is_set():
@@ -156,7 +152,7 @@ class LineRun:
         if not self._tasks:
             # The first open line always has room.
             return True
-        if len(self._tasks) >= self._most_open or len(self._waiting) >= most_waiting:
+        if len(self._tasks) >= self._most_open:
             return False
         if self._last_line + 1 - self._open_line >= _MOST_AHEAD:
             return False
@@ -166,31 +162,35 @@ class LineRun:
         """Return whether no process can have begun a line."""
         return raw.number > self._open_line + _MOST_AHEAD
 
-    def _begin(self, raw: RawLine) -> None:
-        """Begin a line, or note its fault."""
+    async def _begin(self, raw: RawLine) -> bool:
+        """Begin a line, or note its fault. Return False where there is no room for it."""
         line = read_line(raw, url=self._url, max_bytes=self._files.max_line_bytes(self._url))
         if isinstance(line, BatchLine) and raw.number in self._duplicates:
             line = duplicate(line)
         if isinstance(line, LineFault):
             if not self._stopping.is_set():
                 self._answers.append(fault_answer(self._batch.id, line))
-            return
-        self._waiting.add(line.number)
+            return True
+        if not self._stopping.is_set() and not await self._room.has_room(line, len(self._tasks)):
+            return False
         task = asyncio.create_task(self._answer(line), name="batch-line")
-        self._tasks[task] = line.number
+        self._tasks.add(task)
         task.add_done_callback(lambda task: self._changed.set())
+        return True
 
     async def _answer(self, line: BatchLine) -> LineAnswer | None:
-        """Return the answer of a line, which is tried again for as long as it may pass."""
+        """Return the answer of a line, and make room for another one."""
+        try:
+            return await self._answer_at_last(line)
+        finally:
+            self._room.note_end(line)
 
-        def on_started() -> None:
-            self._waiting.discard(line.number)
-            self._changed.set()
-
+    async def _answer_at_last(self, line: BatchLine) -> LineAnswer | None:
+        """Return the answer of a line, which is tried again while it is refused for a time."""
         num_tries = 0
         while True:
             try:
-                return await self._work.answer(line, on_started)
+                return await self._work.answer(line)
             except LATER as error:
                 delay_s = _RETRIES_S[min(num_tries, len(_RETRIES_S) - 1)]
                 num_tries += 1
@@ -211,8 +211,7 @@ class LineRun:
         self._changed.clear()
         ended = [task for task in self._tasks if task.done()]
         for task in ended:
-            number = self._tasks.pop(task)
-            self._waiting.discard(number)
+            self._tasks.remove(task)
             answer = task.result()
             if answer is not None:
                 self._answers.append(answer)
@@ -266,7 +265,7 @@ class LineRun:
         self._ready_bytes = 0
 
     async def _wait(self) -> None:
-        """Wait until a line has started or ended, or a moment."""
+        """Wait until a line has ended, or a moment."""
         if self._answers:
             return
         try:

@@ -6,7 +6,7 @@ process or by another one, finds the request that was queued before.
 
 import asyncio
 import json
-from collections.abc import Callable, MutableMapping
+from collections.abc import MutableMapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,7 +27,7 @@ from api.redis_timeout import redis_answers
 from api.schemas.fields import fleets_seed
 from api.stream.answers import attached, timings_at_end, with_file_bytes
 from api.stream.dispatch import RequestFollower
-from api.stream.request_events import Outcome, OutcomeBuilder, total_usage
+from api.stream.request_events import total_usage
 from api.submit.request_options import RequestOptions
 from api.submit.submission import submit
 from shared.errors import (
@@ -70,7 +70,7 @@ class LineWork:
     """What the lines of a batch have in common.
 
     `caller` made the batch. `stopping` is set when no line is to be begun any more: lines that
-    have been begun are ended. `on_started` is called when a line waits no more.
+    have been begun are ended.
     """
 
     front: Front
@@ -80,9 +80,7 @@ class LineWork:
     seed: int | None
     stopping: asyncio.Event
 
-    async def answer(
-        self, line: BatchLine, on_started: Callable[[], object] = lambda: None
-    ) -> LineAnswer | None:
+    async def answer(self, line: BatchLine) -> LineAnswer | None:
         """Return the answer of a line, None for one that is not to be run.
 
         Raise one of LATER where the line has to be tried again.
@@ -115,7 +113,7 @@ class LineWork:
             return self._refused(line, request_id, error, errors)
 
         try:
-            return await self._followed(line, endpoint, follower, on_started)
+            return await self._followed(line, endpoint, follower)
         except ClientGone as error:
             # A line that the stop has ended is not run; one that its caller has ended failed.
             if self.stopping.is_set():
@@ -190,7 +188,6 @@ class LineWork:
         line: BatchLine,
         endpoint: Endpoint,
         follower: RequestFollower,
-        on_started: Callable[[], object],
     ) -> LineAnswer:
         """Return the answer of a line once its jobs have ended. Raise the FleetErrors of these."""
         work = follower.work
@@ -201,13 +198,7 @@ class LineWork:
             unattended = replace(follower, caller=None)
             follow = self.front.dispatcher.follow(unattended, None)
             events = await stack.enter_async_context(follow)
-            builders = [OutcomeBuilder(work.record.n) for _ in work.request.job_ids]
-            async for arrived in events.progress():
-                assert arrived is not None
-                builders[arrived.job].add(arrived.event)
-                if not events.unstarted:
-                    on_started()
-        outcomes: list[Outcome] = [builder.outcome() for builder in builders]
+            outcomes = await events.outcomes()
 
         usage = total_usage(outcomes)
         if endpoint.with_file_bytes:

@@ -369,6 +369,10 @@ class Batches:
             claim.batch_id, claim.epoch, OPEN_STATUSES, ending, fields, kept_s=_KEPT_S
         )
 
+    async def count_open(self) -> int:
+        """Return how many batches have not ended."""
+        return await cast(Awaitable[int], self._redis.zcard(keys.ACTIVE_BATCHES))
+
     async def open_by_status(self) -> dict[str, int]:
         """Return how many batches have not ended, by their statuses."""
         ids = await self._redis.zrange(keys.ACTIVE_BATCHES, 0, -1)

@@ -293,7 +293,7 @@ async def test_a_completed_batch_cannot_be_cancelled(desk: Desk) -> None:
 async def test_a_batch_expires_with_what_is_done(
     desk: Desk, redis: Redis, able: EchoWorker
 ) -> None:
-    made = await desk.create(lines(6), window="1h")
+    made = await desk.create(lines(20), window="1h")
     able.gate.clear()
     turn = begin_turn(desk)
 
@@ -307,9 +307,9 @@ async def test_a_batch_expires_with_what_is_done(
     assert batch["status"] == "expired"
     counts = batch["request_counts"]
     # What was begun is done and kept, and nothing was begun after the end.
-    assert counts["completed"] == len(able.jobs) < 6
+    assert counts["completed"] == len(able.jobs) < 20
     errors = await desk.file(batch["error_file_id"])
-    assert len(errors) == 6 - counts["completed"]
+    assert len(errors) == 20 - counts["completed"]
     assert set(codes(errors).values()) == {"batch_expired"}
 
 
@@ -421,25 +421,39 @@ def redis_url_of(redis: Redis) -> str:
     return f"redis://{options['host']}:{options['port']}/0"
 
 
-async def test_few_lines_wait_at_any_time(desk: Desk, able: EchoWorker, redis: Redis) -> None:
-    """A batch leaves the queue to others: of its lines only a few wait there."""
-    await redis.sadd(keys.WORKERS, "w1")
-    made = await desk.create(lines(50))
-    able._loop.cancel()
+async def test_lines_leave_slots_free(desk: Desk, able: EchoWorker, redis: Redis) -> None:
+    """Of eight slots two stay free, and two batches share the others."""
+    able.gate.clear()
+    first = await desk.create(lines(50))
     turn = begin_turn(desk)
+    await until(lambda: len(able.jobs) == 6, "six lines run")
+    await asyncio.sleep(0.4)
+    assert len(able.jobs) == 6
+    second = await desk.create(lines(50))
+    other_turn = begin_turn(desk)
+    await until(lambda: len(able.jobs) == 7, "one line of the other batch runs")
+    able.gate.set()
+    await asyncio.gather(turn, other_turn)
+    for made in (first, second):
+        assert (await desk.ended(made["id"]))["request_counts"]["completed"] == 50
 
-    async def depth() -> int:
-        count = await redis.hget(keys.depth("00", "echo"), "jobs:bulk")  # type: ignore[misc]
-        return int(count or 0)
 
-    async def has_some() -> bool:
-        return await depth() >= 2
-
-    await until(has_some, "lines wait")
-    await asyncio.sleep(0.6)
-    assert await depth() == 2
-    await abandon(turn)
-    assert (await desk.batch(made["id"]))["status"] == "in_progress"
+async def test_a_busy_fleet_gets_one_line_at_a_time(
+    desk: Desk, able: EchoWorker, redis: Redis
+) -> None:
+    """Where all slots are taken by others, one line waits, so that no batch is starved."""
+    able.gate.clear()
+    body = {"task": "generate", "prompts": ["a b"] * 8}
+    assert (await desk.client.post("/v1/jobs", json=body)).status_code == 202
+    await until(lambda: len(able.jobs) == 8, "others run")
+    made = await desk.create(lines(20))
+    turn = begin_turn(desk)
+    await until(lambda: len(able.jobs) == 9, "one line runs")
+    await asyncio.sleep(0.4)
+    assert len(able.jobs) == 9
+    able.gate.set()
+    await turn
+    assert (await desk.ended(made["id"]))["request_counts"]["completed"] == 20
 
 
 async def test_many_answers_lie_in_parts(desk: Desk, redis: Redis, able: EchoWorker) -> None:
