@@ -221,11 +221,16 @@ class LineRun:
         if noted is None:
             self._hold.lose()
             self._hold.check()
+        retired = []
         for answer in self._answers:
+            if answer.line in self._work.begun:
+                retired.append(self._work.begun.pop(answer.line))
             self._results[answer.line] = (answer.outcome, answer.text)
             self._ahead_bytes += len(answer.text)
             self._metrics.lines.labels(answer.outcome).inc()
         self._answers.clear()
+        # A process that is held up may look for these once more, but not for long.
+        await self._front.submissions.forget_soon(retired)
 
     async def _keep_parts(self) -> None:
         """Move answers into parts once all lines before them have answers."""

@@ -8,7 +8,7 @@ import asyncio
 import json
 from collections.abc import MutableMapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -48,6 +48,8 @@ from shared.errors import (
 from shared.messages import Cancelled
 from shared.queue.batches import LineAnswer, LineTokens
 from shared.queue.broker import UNAVAILABLE
+from shared.queue.requests import Request
+from shared.queue.submission import Key
 
 LATER = (
     BrokerUnavailable,
@@ -70,7 +72,8 @@ class LineWork:
     """What the lines of a batch have in common.
 
     `caller` made the batch. `stopping` is set when no line is to be begun any more: lines that
-    have been begun are ended.
+    have been begun are ended. The requests of lines that
+    were `begun` are noted by their lines.
     """
 
     front: Front
@@ -79,6 +82,7 @@ class LineWork:
     batch_id: str
     seed: int | None
     stopping: asyncio.Event
+    begun: dict[int, tuple[Key, Request]] = field(default_factory=dict)
 
     async def answer(self, line: BatchLine) -> LineAnswer | None:
         """Return the answer of a line, None for one that is not to be run.
@@ -158,12 +162,16 @@ class LineWork:
             context = self._context(line, run)
             try:
                 if not self.stopping.is_set():
-                    return await submit(context, endpoint, body, is_streamed=False)
-                async with redis_answers():
-                    known = await self.front.submissions.known(self.caller.tenant, context.key)
-                if known is None:
-                    return None
-                return await attached(self.front, known, self.caller, stays=False)
+                    follower = await submit(context, endpoint, body, is_streamed=False)
+                else:
+                    async with redis_answers():
+                        known = await self.front.submissions.known(self.caller.tenant, context.key)
+                    if known is None:
+                        return None
+                    follower = await attached(self.front, known, self.caller, stays=False)
+                assert context.key is not None
+                self.begun[line.number] = (context.key, follower.work.request)
+                return follower
             except (JobNotFound, IdempotencyConflict):
                 # The request was queued and done, and its result has expired.
                 continue

@@ -277,6 +277,20 @@ class Submissions:
             raise _conflict("This key came before with another body.")
         return await self._known(request_id.decode(), tenant)
 
+    async def forget_soon(self, requests: Sequence[tuple[Key, Request]]) -> None:
+        """Let requests with these keys, whose answers are kept elsewhere, expire as results do."""
+        by_shard: dict[str, list[tuple[Key, Request]]] = {}
+        for key, request in requests:
+            by_shard.setdefault(keys.shard_of(request.id), []).append((key, request))
+        for shards in await self._broker.by_server(list(by_shard)):
+            pipe = self._broker.client(shards[0]).pipeline(transaction=False)
+            for shard in shards:
+                for key, request in by_shard[shard]:
+                    pipe.pexpire(keys.request(request.id), self._ttl_ms)
+                    name = keys.idempotency(shard, request.tenant, key.name)
+                    pipe.pexpire(name, self._ttl_ms)
+            await pipe.execute()
+
     async def _known(self, request_id: str, tenant: str) -> Request:
         """Return the request that a key stands for. Raise IdempotencyConflict if it has expired."""
         try:

@@ -41,7 +41,9 @@ def codes(rows: list[dict[str, Any]]) -> dict[int, str]:
     return {row["line"]: row["error"]["code"] for row in rows}
 
 
-async def test_lines_are_answered_in_their_order(desk: Desk, able: EchoWorker) -> None:
+async def test_lines_are_answered_in_their_order(
+    desk: Desk, able: EchoWorker, redis: Redis
+) -> None:
     made = await desk.create(lines(40))
     assert made["status"] == "validating"
     assert made["request_counts"] == {"total": 0, "completed": 0, "failed": 0}
@@ -66,6 +68,11 @@ async def test_lines_are_answered_in_their_order(desk: Desk, able: EchoWorker) -
     assert body["choices"][0]["text"] == "line-7 and more"
     assert {job.priority for job in able.jobs} == {"bulk"}
     assert len(able.jobs) == 40
+
+    # What Redis knows of the lines expires soon.
+    async for name in redis.scan_iter("aios:{00}:*"):
+        if name.startswith((b"aios:{00}:request:", b"aios:{00}:key:")):
+            assert await redis.ttl(name) <= 600
 
     file = (await desk.client.get(f"/v1/files/{batch['output_file_id']}")).json()
     assert file["purpose"] == "batch_output"

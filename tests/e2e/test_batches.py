@@ -15,10 +15,12 @@ import pytest
 from openai.types import Batch
 from redis.asyncio import Redis
 
-from shared.queue.broker import connect
+from shared.queue import keys
+from shared.queue.broker import connect, open_broker
 from tests.fixtures.api.batching import ENDED, line
 from tests.fixtures.e2e.fleet import front, start_worker
 from tests.fixtures.polling import DEADLINE_S
+from tests.fixtures.redis_cluster import redis_cluster
 from tests.fixtures.redis_server import RedisServer, patient, start_redis
 
 NUM_LINES = 1000
@@ -37,9 +39,11 @@ def lasting_redis(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 @asynccontextmanager
-async def jobs_role(url: str, folder: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+async def jobs_role(
+    url: str, folder: Path, *flags: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
     command = [sys.executable, "-m", "scripts.cli.jobs", "--redis-url", url]
-    command += ["--artifact-url", str(folder), "--log-level", "warning"]
+    command += ["--artifact-url", str(folder), "--log-level", "warning", *flags]
     process = await asyncio.create_subprocess_exec(*command, env=dict(os.environ))
     try:
         yield process
@@ -56,14 +60,22 @@ async def count_jobs(redis: Redis) -> int:
     return count
 
 
+def _sdk(url: str) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=20)
+
+
 class Caller:
     """A caller with OpenAI's client, which asks again while a front or Redis is away."""
 
     def __init__(self, url: str) -> None:
-        self.turn_to(url)
+        self._sdk = _sdk(url)
 
-    def turn_to(self, url: str) -> None:
-        self._sdk = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=20)
+    async def turn_to(self, url: str) -> None:
+        await self._sdk.close()
+        self._sdk = _sdk(url)
+
+    async def close(self) -> None:
+        await self._sdk.close()
 
     async def begin(self, data: bytes) -> str:
         file = await self._sdk.files.create(file=("lines.jsonl", data), purpose="batch")
@@ -119,7 +131,7 @@ async def test_kills_change_nothing_but_time(lasting_redis: RedisServer, tmp_pat
                 victim.signal(signal.SIGKILL)
                 await caller.at(batch_id, 500)
                 first.process.kill()
-                caller.turn_to(second.url)
+                await caller.turn_to(second.url)
                 before = await caller.at(batch_id, 700)
                 assert before.status == "in_progress"
                 lasting_redis.stop()
@@ -131,12 +143,42 @@ async def test_kills_change_nothing_but_time(lasting_redis: RedisServer, tmp_pat
         assert batch.request_counts.completed == NUM_LINES
         assert batch.usage == calm.usage
         async with front(url, *place) as third:
-            caller.turn_to(third.url)
+            await caller.turn_to(third.url)
             answers = await caller.answers(batch)
             assert [name for name, *_ in answers] == [f"line-{n}" for n in range(NUM_LINES)]
             assert answers == await caller.answers(calm)
+            await caller.close()
         assert await count_jobs(redis) == 2 * NUM_LINES
     finally:
         await victim.end()
         await other.end()
         await redis.aclose()
+
+
+async def test_a_batch_on_a_cluster(tmp_path: Path) -> None:
+    """Lines are spread over the shards, and the records of batches lie in one slot."""
+    shards = ("--redis-shards", "4")
+    files = tmp_path / "artifacts"
+    data = b"\n".join(line(f"line-{number}", max_tokens=9) for number in range(60))
+    with redis_cluster(tmp_path) as cluster:
+        async with (
+            front(cluster.url, "--artifact-url", str(files), *shards) as door,
+            open_broker(cluster.url, 4) as broker,
+            jobs_role(cluster.url, files, *shards),
+        ):
+            worker = await start_worker(cluster.url, broker.client(keys.PRESENCE), *shards)
+            try:
+                await door.ready()
+                caller = Caller(door.url)
+                batch = await caller.at(await caller.begin(data))
+                assert batch.status == "completed"
+                names = [name for name, *_ in await caller.answers(batch)]
+                await caller.close()
+                assert names == [f"line-{number}" for number in range(60)]
+                at_work = set()
+                for node in await broker.nodes():
+                    async for name in node.scan_iter(keys.pattern("job")):
+                        at_work.add(keys.parts(name.decode(), "job")[0])
+                assert at_work == set(broker.shards)
+            finally:
+                await worker.end()
