@@ -8,6 +8,7 @@ that the next one goes on from there, whatever has become of the one before:
 - Files are made anew from the same answers, and the same bytes are the same artifact.
 """
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from contextlib import aclosing
@@ -66,28 +67,39 @@ class Advancer:
         self._max_lines = max_lines
         self._seed = seed
         self._most_at_once = most_at_once
-        self._num_running = 0
+        self._turns: set[asyncio.Task[None]] = set()
 
     async def advance_one(self, for_s: float) -> bool:
         """Advance the batch that has waited longest, for about `for_s`. Return whether one waited.
 
         Nothing is done while this process advances as many batches as it may, or Redis is away.
         """
-        if self._num_running >= self._most_at_once:
-            return False
-        self._num_running += 1
         try:
-            claim = await self._batches.claim()
-            if claim is not None:
-                await self._advance(claim, for_s)
-            return claim is not None
+            await self._count()
+            claim = None
+            if len(self._turns) < self._most_at_once:
+                claim = await self._batches.claim()
         except UNAVAILABLE as error:
             log.warning("batches not advanced", extra=fields(error=str(error)))
             return False
+        if claim is None:
+            return False
+        turn = asyncio.create_task(self._advance(claim, for_s), name="advance-batch")
+        self._turns.add(turn)
+        try:
+            await turn
         finally:
-            self._num_running -= 1
+            turn.cancel()
+            self._turns.discard(turn)
+        return True
 
-    async def count(self) -> None:
+    async def close(self) -> None:
+        """End the turns. Others take the batches over at once."""
+        for turn in self._turns:
+            turn.cancel()
+        await asyncio.gather(*self._turns, return_exceptions=True)
+
+    async def _count(self) -> None:
         """Count the open batches of the fleet for the metrics."""
         counts = await self._batches.open_by_status()
         for status in OPEN_STATUSES:

@@ -47,7 +47,7 @@ async def open_advancer(
         return settings.max_body_bytes
 
     files = BatchFiles(store, ttl_s=settings.artifact_ttl_s, max_line_bytes=max_line_bytes)
-    yield Advancer(
+    advancer = Advancer(
         front,
         front.batches,
         files,
@@ -56,4 +56,6 @@ async def open_advancer(
         max_lines=settings.batch_max_lines,
         seed=settings.seed,
     )
+    yield advancer
+    await advancer.close()
     await front.close()

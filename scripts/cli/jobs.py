@@ -239,7 +239,6 @@ def _turns(advancer: "Advancer") -> CronJob:
     """Return arq's cron job that takes a turn at a batch, once a second."""
 
     async def take_turn(ctx: dict[Any, Any], *args: Any, **kwargs: Any) -> None:
-        await advancer.count()
         await advancer.advance_one(TURN_S)
 
     return cron(

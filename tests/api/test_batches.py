@@ -291,6 +291,20 @@ async def test_cancelling_keeps_what_is_done(desk: Desk, able: EchoWorker) -> No
     assert late.json()["status"] == "cancelled"
 
 
+async def test_a_batch_that_is_cancelled_before_it_begins_runs_nothing(
+    desk: Desk, able: EchoWorker
+) -> None:
+    made = await desk.create(lines(3))
+    await desk.client.post(f"/v1/batches/{made['id']}/cancel")
+    batch = await desk.ended(made["id"])
+    assert batch["status"] == "cancelled"
+    assert batch["output_file_id"] is None
+    rows = await desk.file(batch["error_file_id"])
+    assert codes(rows) == dict.fromkeys((1, 2, 3), "batch_cancelled")
+    assert names(rows) == ["line-0", "line-1", "line-2"]
+    assert not able.jobs
+
+
 async def test_a_completed_batch_cannot_be_cancelled(desk: Desk) -> None:
     batch = await desk.ended((await desk.create(lines(1)))["id"])
     answer = await desk.client.post(f"/v1/batches/{batch['id']}/cancel")
