@@ -371,6 +371,9 @@ class BatchMetrics:
         self.lines = sheet.counter(
             "aios_batch_lines_total", "Lines of batches that were answered.", "outcome"
         )
+        # Shown from the start, so that the first one is an increase.
+        for outcome in ("completed", "failed"):
+            self.lines.labels(outcome)
 
 
 class JanitorMetrics:
