@@ -10,7 +10,7 @@ from shared.errors import ArtifactNotFound, StorageUnavailable
 from shared.queue.batches import Batch, BatchEnding, LineOutcome
 
 Results = Mapping[int, tuple[LineOutcome, bytes]]
-"""Answers by their lines: to which file each goes, and its JSON."""
+"""Answers by their lines: the file that each belongs to, and its JSON."""
 
 JSONL = "application/jsonl"
 _PARTS_TENANT = "/batches"

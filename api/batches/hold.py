@@ -9,7 +9,7 @@ from shared.queue.batches import BatchClaim, Batches
 from shared.queue.broker import UNAVAILABLE
 
 _RENEWALS = 5
-"""How often a claim is renewed in the time of its lease."""
+"""The number of renewals of a claim in the time of its lease."""
 
 
 class ClaimLost(Exception):

@@ -19,7 +19,7 @@ from shared.telemetry.metrics import BatchMetrics
 
 _PART_BYTES = 1 << 20
 _MOST_AHEAD = 1000
-"""How many lines behind the first one without an answer may be begun."""
+"""The most lines behind the first one without an answer that may be begun."""
 _MOST_AHEAD_BYTES = 16 << 20
 """The most bytes of answers that wait for those of earlier lines."""
 _MOST_NOTED = 100

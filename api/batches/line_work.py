@@ -63,17 +63,17 @@ LATER = (
     *UNAVAILABLE,
 )
 """Refusals that pass by themselves: the line is tried again."""
+_REDIS_AWAY_S = 0.5
 _MOST_RUNS = 3
-"""How often a line is run whose results have expired before anybody has noted them."""
+"""The most runs of a line whose results expire before anybody has noted them."""
 
 
 @dataclass(frozen=True)
 class LineWork:
     """What the lines of a batch have in common.
 
-    `caller` made the batch. `stopping` is set when no line is to be begun any more: lines that
-    have been begun are ended. The requests of lines that
-    were `begun` are noted by their lines.
+    `caller` made the batch. `stopping` is set when no line is to be begun any more: lines that have
+    been begun are ended. `begun` holds the requests of lines, with their keys, until they are noted.
     """
 
     front: Front
@@ -112,14 +112,25 @@ class LineWork:
             raise
         except _InvalidBody as error:
             status = error.errors.invalid_body
-            return self._refused(line, request_id, error.refusal, error.errors, status=status)
+            answer = self._refused(line, request_id, error.refusal, error.errors, status=status)
         except FleetError as error:
-            return self._refused(line, request_id, error, errors)
+            answer = self._refused(line, request_id, error, errors)
+        else:
+            return await self._ended(line, endpoint, follower)
+        if self.stopping.is_set():
+            # Nobody has refused a line that was begun: this one was not.
+            return None
+        return answer
 
+    async def _ended(
+        self, line: BatchLine, endpoint: Endpoint, follower: RequestFollower
+    ) -> LineAnswer | None:
+        """Return the answer of a line that was begun, None if the stop has ended it."""
+        errors = endpoint.errors
         try:
             return await self._followed(line, endpoint, follower)
         except ClientGone as error:
-            # A line that the stop has ended is not run; one that its caller has ended failed.
+            # If nothing stops, the line's caller has ended it.
             if self.stopping.is_set():
                 return None
             return self._refused(line, follower.work.id, error, errors)
@@ -222,7 +233,12 @@ class LineWork:
     async def _end_when_stopping(self, job_ids: tuple[str, ...]) -> None:
         """End the jobs of a line as soon as no line is to be run any more."""
         await self.stopping.wait()
-        await self.front.submissions.end(job_ids, Cancelled("client"))
+        while True:
+            try:
+                await self.front.submissions.end(job_ids, Cancelled("client"))
+                return
+            except UNAVAILABLE:
+                await asyncio.sleep(_REDIS_AWAY_S)
 
     def _completed(
         self, line: BatchLine, request_id: str, whole: BaseModel, tokens: LineTokens
