@@ -25,6 +25,11 @@ _MOST_AHEAD_BYTES = 16 << 20
 _MOST_NOTED = 100
 """The most answers that are noted together."""
 _MOST_OPEN = 256
+_FORGOTTEN_S = 60.0
+"""The time for which Redis keeps the request of a line whose answer is noted.
+
+A process that was held up, and has not noticed that another one goes on, finds it meanwhile.
+"""
 _LOOK_S = 0.1
 _RETRIES_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -221,16 +226,16 @@ class LineRun:
         if noted is None:
             self._hold.lose()
             self._hold.check()
-        retired = []
+        done = []
         for answer in self._answers:
-            if answer.line in self._work.begun:
-                retired.append(self._work.begun.pop(answer.line))
+            begun = self._work.begun.pop(answer.line, None)
+            if begun is not None and answer.outcome == "completed":
+                done.append(begun)
             self._results[answer.line] = (answer.outcome, answer.text)
             self._ahead_bytes += len(answer.text)
             self._metrics.lines.labels(answer.outcome).inc()
         self._answers.clear()
-        # A process that is held up may look for these once more, but not for long.
-        await self._front.submissions.forget_soon(retired)
+        await self._front.submissions.forget_soon(done, lives_s=_FORGOTTEN_S)
 
     async def _keep_parts(self) -> None:
         """Move answers into parts once all lines before them have answers."""

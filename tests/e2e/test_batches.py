@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from openai.types import Batch
 from redis.asyncio import Redis
 
 from shared.queue import keys
-from shared.queue.broker import connect, open_broker
+from shared.queue.broker import UNAVAILABLE, connect, open_broker
 from tests.fixtures.api.batching import ENDED, line
 from tests.fixtures.e2e.fleet import front, start_worker
 from tests.fixtures.polling import DEADLINE_S
@@ -53,11 +53,13 @@ async def jobs_role(
         await process.wait()
 
 
-async def count_jobs(redis: Redis) -> int:
-    count = 0
-    async for _ in redis.scan_iter("aios:{00}:job:*", count=1000):
-        count += 1
-    return count
+async def note_jobs(redis: Redis, seen: set[bytes]) -> None:
+    """Note all jobs as they come. One that is done is there for a minute."""
+    while True:
+        with suppress(*UNAVAILABLE):
+            async for name in redis.scan_iter("aios:{00}:job:*", count=1000):
+                seen.add(name)
+        await asyncio.sleep(1)
 
 
 def _sdk(url: str) -> openai.AsyncOpenAI:
@@ -115,6 +117,8 @@ async def test_kills_change_nothing_but_time(lasting_redis: RedisServer, tmp_pat
     place = ("--artifact-url", str(files))
     data = b"\n".join(line(f"line-{number}", max_tokens=9) for number in range(NUM_LINES))
     redis = patient(connect(url))
+    seen: set[bytes] = set()
+    noting = asyncio.create_task(note_jobs(redis, seen))
     victim = await start_worker(url, redis)
     other = await start_worker(url, redis)
     try:
@@ -148,8 +152,10 @@ async def test_kills_change_nothing_but_time(lasting_redis: RedisServer, tmp_pat
             assert [name for name, *_ in answers] == [f"line-{n}" for n in range(NUM_LINES)]
             assert answers == await caller.answers(calm)
             await caller.close()
-        assert await count_jobs(redis) == 2 * NUM_LINES
+        assert len(seen) == 2 * NUM_LINES
     finally:
+        noting.cancel()
+        await asyncio.gather(noting, return_exceptions=True)
         await victim.end()
         await other.end()
         await redis.aclose()
