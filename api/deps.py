@@ -26,6 +26,7 @@ from shared.events.log import LogReader
 from shared.events.subscriptions import Subscriptions
 from shared.fleet.presence import Presence
 from shared.queue import keys
+from shared.queue.batches import Batches
 from shared.queue.broker import Broker
 from shared.queue.experiment_log import ExperimentLog
 from shared.queue.queue_stats import QueueStats
@@ -41,6 +42,14 @@ from shared.telemetry.process import LoopLag, measure_process
 _CLOSE_S = 0.4
 
 log = logging.getLogger("aios.api")
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """The most bytes of a batch's input, and its longest completion window."""
+
+    max_bytes: int
+    max_window_s: float
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,8 @@ class Front:
     rate_limiter: RateLimiter
     prohibited: Prohibited
     artifacts: ArtifactStore
+    batches: Batches
+    batch_limits: BatchLimits
     max_body_bytes: int
     metrics: Metrics
     exporter: MetricsExporter
@@ -139,6 +150,8 @@ def build_front(settings: Settings, broker: Broker, endpoints: Endpoints) -> Fro
         rate_limiter=RateLimiter(broker),
         prohibited=Prohibited(read_terms(settings)),
         artifacts=open_artifacts(settings, broker, timeout_s=REDIS_TIMEOUT_S),
+        batches=Batches(broker, most_open=settings.batch_max_open),
+        batch_limits=BatchLimits(settings.batch_max_bytes, settings.batch_max_window_s),
         max_body_bytes=settings.max_body_bytes,
         metrics=metrics,
         exporter=MetricsExporter(fleet, QueueStats(broker), metrics),

@@ -12,7 +12,8 @@ FleetError
 ├── Unauthorized      401   ├── Forbidden          403   ├── ProhibitedContent 400
 ├── DeviceUnavailable 400   ├── ShutDown           503   ├── UnsupportedEncoding 415
 ├── ArtifactNotFound  404   ├── StorageUnavailable 503   ├── OverStorageQuota  413
-└── ModelFailed       503   └── UpstreamFailed    503
+├── ModelFailed       503   ├── UpstreamFailed     503
+└── BatchNotFound     404   └── BatchEnded         409
 """
 
 from shared.messages import Failed
@@ -103,6 +104,18 @@ class JobNotFound(FleetError):
 class ArtifactNotFound(FleetError):
     code = "artifact_not_found"
     status = 404
+
+
+class BatchNotFound(FleetError):
+    code = "batch_not_found"
+    status = 404
+
+
+class BatchEnded(FleetError):
+    """The batch has ended, or is about to, and cannot be cancelled any more."""
+
+    code = "batch_ended"
+    status = 409
 
 
 class IdempotencyConflict(FleetError):

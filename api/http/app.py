@@ -34,6 +34,7 @@ from api.http.paths import Methods, Paths
 from api.http.tracing_middleware import TracingMiddleware
 from api.routes import (
     artifacts,
+    batches,
     catalogue,
     feedback,
     files,
@@ -68,6 +69,7 @@ PARTS = (
     fleet.DIALECT,
     files.DIALECT,
     artifacts.DIALECT,
+    batches.DIALECT,
 )
 TABLE = RouteTable(PARTS)
 # For the OpenAPI document alone: AuthMiddleware reads the headers itself.

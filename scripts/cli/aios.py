@@ -53,7 +53,7 @@ USAGE = """\
 usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers, janitor
        aios api [flags]         one front (needs --redis-url)
        aios worker [flags]      one worker (needs --redis-url)
-       aios jobs [flags]        the background role, which tidies up (--once, --dry-run)
+       aios jobs [flags]        the background role, which tidies up and advances batches (--once, --dry-run)
        aios status [--json]     the fleet now; exits with 0 if a worker is ready
        aios top [--front URL]   the fleet as it works, in place
        aios dead list | show ID | retry ID | drop ID
@@ -236,7 +236,7 @@ def fleet_roles(
 ) -> list[Role]:
     """Return the roles of a fleet in the order in which they stop.
 
-    The front stops first, as it needs the workers to finish its requests. There is a worker for
+    The front stops before the workers, as it needs them to finish its requests. There is a worker for
     each of `worker_envs`, which is added to its environment. Only the front gets the keys of
     callers. `redis_ends` is true if Redis ends with the fleet.
     """
@@ -264,14 +264,15 @@ def fleet_roles(
 
     # -P: a folder `api` in the current directory must not be imported.
     python = (sys.executable, "-P", "-m")
-    roles = [
-        Role("api", (*python, "api"), env, grace_s=grace_s),
-        Role("worker", (*python, "worker"), keyless, copies, grace_s=others_grace_s),
-        Role("jobs", (*python, "scripts.cli.jobs"), keyless, grace_s=others_grace_s),
-    ]
+    api = Role("api", (*python, "api"), env, grace_s=grace_s)
+    worker = Role("worker", (*python, "worker"), keyless, copies, grace_s=others_grace_s)
+    jobs = Role("jobs", (*python, "scripts.cli.jobs"), keyless, grace_s=others_grace_s)
     if FRONT_ELSEWHERE_ENV in os.environ:
-        return roles[1:]
-    return roles
+        return [worker, jobs]
+    if redis_ends:
+        # The front waits for all that is in flight, to which batches must add nothing.
+        return [jobs, api, worker]
+    return [api, worker, jobs]
 
 
 def bindable_port(settings: Settings, workers: int = 1) -> int:

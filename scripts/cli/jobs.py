@@ -1,8 +1,11 @@
-"""`aios jobs`: the background role, which runs the janitor's sweeps as cron jobs of arq.
+"""`aios jobs`: the background role, whose sweeps and turns at batches are cron jobs of arq.
 
 Only this module knows arq. Its values in Redis are JSON, never pickle. Any number of processes may
 have this role: arq runs each sweep in one of them. All keys of arq carry one hash tag, so that it
 also works on a Redis cluster. The role may be stopped at any time.
+
+Once a second one process takes a turn at the batch that has waited longest. A turn is short, and
+what it has reached lies in Redis, so that any process takes the next one.
 """
 
 import argparse
@@ -13,7 +16,8 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from arq import cron
 from arq.connections import ArqRedis
@@ -33,6 +37,9 @@ from shared.supervised import report_ready
 from shared.telemetry.logging_setup import configure_logging, fields
 from shared.telemetry.metrics import CONTENT_TYPE, JanitorMetrics
 
+if TYPE_CHECKING:
+    from api.batches.advance import Advancer
+
 PROG = "aios jobs"
 EXIT_FAILED = 1
 # The name of this key of arq is fixed and has no hash tag. With the name as the hash tag of the
@@ -42,6 +49,11 @@ QUEUE = f"aios:{{{TAG}}}:queue"
 EVERY_S = {"jobs": 10}
 """The intervals of sweeps that are more frequent than once a minute."""
 TIMEOUT_S = 30
+TURN_S = 20.0
+"""The time for which a batch is advanced before others have their turns."""
+MOST_TURN_S = 1800
+"""The time in which a turn must end. Writing the files of a large batch takes long."""
+_MOST_AT_ONCE = 32
 RETRY_DELAY_S = 1.0
 
 log = logging.getLogger("aios.jobs")
@@ -85,8 +97,27 @@ async def _run(args: argparse.Namespace, settings: Settings) -> int:
         )
         if args.once:
             return await _once(janitor)
-        async with _serving_metrics(settings, metrics):
-            return await _sweep_until_stopped(broker, janitor, metrics)
+        async with (
+            _serving_metrics(settings, metrics),
+            _advancer(settings, broker, metrics) as advancer,
+        ):
+            return await _sweep_until_stopped(broker, janitor, metrics, advancer)
+
+
+@asynccontextmanager
+async def _advancer(
+    settings: Settings, broker: Broker, metrics: JanitorMetrics
+) -> AsyncIterator["Advancer | None"]:
+    """Return what advances batches, None where that cannot be done here."""
+    # Lines go the way of a front's requests, and files need a place.
+    if find_spec("fastapi") is None or settings.artifact_url is None:
+        log.info("batches not advanced here")
+        yield None
+        return
+    from api.batches.open_advancer import open_advancer
+
+    async with open_advancer(settings, broker, metrics.batches) as advancer:
+        yield advancer
 
 
 @asynccontextmanager
@@ -103,12 +134,14 @@ async def _serving_metrics(settings: Settings, metrics: JanitorMetrics) -> Async
         yield
 
 
-async def _sweep_until_stopped(broker: Broker, janitor: Janitor, metrics: JanitorMetrics) -> int:
+async def _sweep_until_stopped(
+    broker: Broker, janitor: Janitor, metrics: JanitorMetrics, advancer: "Advancer | None"
+) -> int:
     """Sweep until a signal or a failure, and return the exit status."""
     stop = asyncio.Event()
     with signals_call({"SIGTERM": stop.set, "SIGINT": stop.set}):
         report_ready()
-        working = asyncio.create_task(_work(broker, janitor, metrics))
+        working = asyncio.create_task(_work(broker, janitor, metrics, advancer))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
@@ -134,20 +167,26 @@ async def _once(janitor: Janitor) -> int:
     return EXIT_OK
 
 
-async def _work(broker: Broker, janitor: Janitor, metrics: JanitorMetrics) -> None:
+async def _work(
+    broker: Broker, janitor: Janitor, metrics: JanitorMetrics, advancer: "Advancer | None"
+) -> None:
     """Run arq's worker for ever; while Redis is unavailable, try again every second."""
     while True:
         try:
-            await make_worker(broker, janitor, metrics).async_run()
+            await make_worker(broker, janitor, metrics, advancer).async_run()
         except UNAVAILABLE as error:
             log.warning("redis trouble", extra=fields(error=str(error)))
             await asyncio.sleep(RETRY_DELAY_S)
 
 
 def make_worker(
-    broker: Broker, janitor: Janitor, metrics: JanitorMetrics, **options: Any
+    broker: Broker,
+    janitor: Janitor,
+    metrics: JanitorMetrics,
+    advancer: "Advancer | None" = None,
+    **options: Any,
 ) -> Worker:
-    """Return arq's worker for the sweeps.
+    """Return arq's worker for the sweeps and, with an `advancer`, for batches.
 
     It uses the broker's connections and never closes them.
     """
@@ -158,6 +197,8 @@ def make_worker(
     cron_jobs = []
     for second, (name, sweep) in enumerate(janitor.sweeps.items()):
         cron_jobs.append(_cron(name, second, sweep, metrics))
+    if advancer is not None:
+        cron_jobs.append(_turns(advancer))
     return Worker(
         redis_pool=redis,
         queue_name=QUEUE,
@@ -166,6 +207,8 @@ def make_worker(
         cron_jobs=cron_jobs,
         handle_signals=False,
         job_timeout=TIMEOUT_S,
+        # Turns, which are bounded by the advancer, hold up no sweep.
+        max_jobs=_MOST_AT_ONCE,
         keep_result=0,
         log_results=False,
         **options,
@@ -190,6 +233,21 @@ def _cron(name: str, second: int, sweep: Sweep, metrics: JanitorMetrics) -> Cron
 
     seconds = set(range(second, 60, EVERY_S.get(name, 60)))
     return cron(run_sweep, name=f"{{{TAG}}}:{name}", second=seconds, max_tries=1)
+
+
+def _turns(advancer: "Advancer") -> CronJob:
+    """Return arq's cron job that takes a turn at a batch, once a second."""
+
+    async def take_turn(ctx: dict[Any, Any], *args: Any, **kwargs: Any) -> None:
+        await advancer.advance_one(TURN_S)
+
+    return cron(
+        take_turn,
+        name=f"{{{TAG}}}:batches",
+        second=set(range(60)),
+        max_tries=1,
+        timeout=MOST_TURN_S,
+    )
 
 
 if __name__ == "__main__":

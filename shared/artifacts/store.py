@@ -125,6 +125,7 @@ class ArtifactStore:
         self._redis: Redis = broker.client(keys.ARTIFACTS)
         self._store = Script(broker, "store", needs=("artifacts",))
         self._discard = Script(broker, "discard", needs=("artifacts",))
+        self._prolong = Script(broker, "prolong", needs=("artifacts",))
         self._ttl_s = ttl_s
         self._quota_bytes = quota_bytes
         self._key_ttl_ms = int(key_ttl_s * 1000)
@@ -254,6 +255,18 @@ class ArtifactStore:
             # A file that cannot be removed now stays loose: the janitor will try again.
             with suppress(StorageUnavailable):
                 await self._remove_file(artifact.id)
+
+    async def prolong(self, tenant: str, artifact_id: str, lives_s: float) -> Artifact:
+        """Let a tenant's artifact live for at least `lives_s` from now, and return it.
+
+        Raise ArtifactNotFound as `find` does.
+        """
+        artifact = await self.find(tenant, artifact_id)
+        lives_ms = int(lives_s * 1000)
+        call = self._prolong.call(keys.ARTIFACTS, id=artifact_id, lives_ms=lives_ms)
+        if not await self._reply(call):
+            raise _not_found(artifact_id)
+        return artifact
 
     async def used_bytes(self, tenant: str) -> int:
         """Return how much of its quota the tenant has taken."""

@@ -37,6 +37,10 @@ EXPIRING = f"aios:{{{ARTIFACTS}}}:expiring"
 LOOSE = f"aios:{{{ARTIFACTS}}}:loose"
 USED = f"aios:{{{ARTIFACTS}}}:used"
 _ARTIFACT_PREFIX = "file-"
+BATCHES = "batches"
+"""The hash tag of all that Redis knows of batches."""
+ACTIVE_BATCHES = f"aios:{{{BATCHES}}}:active"
+_BATCH_PREFIX = "batch_"
 
 
 def new_id(shard: str) -> str:
@@ -222,3 +226,40 @@ def artifact_bytes(artifact_id: str) -> str:
 def artifacts_of(tenant: str) -> str:
     """Key of the sorted set of a tenant's artifacts, by when they came."""
     return f"{prefix(ARTIFACTS)}owned:{tenant}"
+
+
+def new_batch_id() -> str:
+    """Return a fresh id of a batch: a prefix, 128 random bits."""
+    return f"{_BATCH_PREFIX}{secrets.token_hex(16)}"
+
+
+def batch_id_for(tenant: str, key: str) -> str:
+    """Return the id of the batch of a tenant that has this idempotency key."""
+    digest = hashlib.sha256(f"{tenant}/{key}".encode()).hexdigest()
+    return f"{_BATCH_PREFIX}{digest[:32]}"
+
+
+def is_batch_id(text: str) -> bool:
+    """Return whether `text` could be a batch's id; only such text may name a key."""
+    digits = text.removeprefix(_BATCH_PREFIX)
+    return text != digits and len(digits) == 32 and not digits.strip("0123456789abcdef")
+
+
+def batch(batch_id: str) -> str:
+    """Key of the hash with the record of a batch."""
+    return f"{prefix(BATCHES)}batch:{batch_id}"
+
+
+def batch_results(batch_id: str) -> str:
+    """Key of the hash with the answers of lines that are in no part yet, by their numbers."""
+    return f"{prefix(BATCHES)}results:{batch_id}"
+
+
+def batch_duplicates(batch_id: str) -> str:
+    """Key of the set of lines whose `custom_id` an earlier line has."""
+    return f"{prefix(BATCHES)}duplicates:{batch_id}"
+
+
+def batches_of(tenant: str) -> str:
+    """Key of the sorted set of a tenant's batches, by when they came."""
+    return f"{prefix(BATCHES)}owned:{tenant}"

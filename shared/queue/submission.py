@@ -277,6 +277,24 @@ class Submissions:
             raise _conflict("This key came before with another body.")
         return await self._known(request_id.decode(), tenant)
 
+    async def forget_soon(self, requests: Sequence[tuple[Key, Request]], *, lives_s: float) -> None:
+        """Let requests that are done, and whose answers are kept elsewhere, expire with their keys."""
+        lives_ms = int(lives_s * 1000)
+        by_shard: dict[str, list[str]] = {}
+        for key, request in requests:
+            shard = keys.shard_of(request.id)
+            names = by_shard.setdefault(shard, [])
+            names.append(keys.request(request.id))
+            names.append(keys.idempotency(shard, request.tenant, key.name))
+            for job_id in request.job_ids:
+                names += [keys.job(job_id), keys.log(job_id)]
+        for shards in await self._broker.by_server(list(by_shard)):
+            pipe = self._broker.client(shards[0]).pipeline(transaction=False)
+            for shard in shards:
+                for name in by_shard[shard]:
+                    pipe.pexpire(name, lives_ms)
+            await pipe.execute()
+
     async def _known(self, request_id: str, tenant: str) -> Request:
         """Return the request that a key stands for. Raise IdempotencyConflict if it has expired."""
         try:

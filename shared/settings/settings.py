@@ -260,6 +260,16 @@ class Settings(BaseSettings):
         ge=0,
         description="bytes of artifacts that one tenant may keep (0: any number)",
     )
+    batch_max_lines: Count = Field(default=50_000, description="most lines of a batch")
+    batch_max_bytes: Count = Field(
+        default=200 * 1000**2, description="largest file of requests for a batch"
+    )
+    batch_max_window_s: Seconds = Field(
+        default=86_400.0, description="longest completion window of a batch"
+    )
+    batch_max_open: Count = Field(
+        default=100, description="batches of one tenant that may be under way at once"
+    )
     queue_timeout_s: Seconds = Field(default=60.0, description="longest wait in the queue")
     request_timeout_s: Seconds = Field(default=300.0, description="longest life of a request")
     absent_grace_s: float = Field(

@@ -360,8 +360,24 @@ class WorkerMetrics:
         )
 
 
+class BatchMetrics:
+    """What becomes of batches and their lines, in the process that advances them."""
+
+    def __init__(self, sheet: MetricSheet) -> None:
+        self.open = sheet.gauge(
+            "aios_batches_open", "Batches of the fleet that have not ended.", "status"
+        )
+        self.ended = sheet.counter("aios_batches_total", "Batches ended, by how.", "status")
+        self.lines = sheet.counter(
+            "aios_batch_lines_total", "Lines of batches that were answered.", "outcome"
+        )
+        # Shown from the start, so that the first one is an increase.
+        for outcome in ("completed", "failed"):
+            self.lines.labels(outcome)
+
+
 class JanitorMetrics:
-    """The metrics of the janitor."""
+    """The metrics of the background role."""
 
     def __init__(self) -> None:
         self.sheet = sheet = MetricSheet()
@@ -370,4 +386,5 @@ class JanitorMetrics:
             "aios_janitor_found_total", "Things the janitor put right, by what they were.", "what"
         )
         self.sweeps = sheet.counter("aios_janitor_sweeps_total", "Sweeps done.", "sweep")
+        self.batches = BatchMetrics(sheet)
         self.render = sheet.render

@@ -34,6 +34,7 @@ async def test_every_question_is_answered(own_redis: RedisServer) -> None:
             "files": {"file": ("a.txt", b"a")},
             "data": {"purpose": "batch"},
         }
+        batch = {"input_file_id": keys.new_artifact_id(), "endpoint": "/generate"}
         requests: list[tuple[str, str, dict[str, Any]]] = [
             ("GET", f"/v1/jobs/{id}", {}),
             ("GET", f"/v1/jobs/{id}/events", {}),
@@ -47,6 +48,10 @@ async def test_every_question_is_answered(own_redis: RedisServer) -> None:
             ("GET", "/v1/files", {}),
             ("GET", f"/v1/artifacts/{keys.new_artifact_id()}", {}),
             ("POST", "/v1/files", upload),
+            ("GET", "/v1/batches", {}),
+            ("GET", f"/v1/batches/{keys.new_batch_id()}", {}),
+            ("POST", f"/v1/batches/{keys.new_batch_id()}/cancel", {}),
+            ("POST", "/v1/batches", {"json": batch}),
             ("GET", "/readyz", {}),
         ]
 

@@ -115,7 +115,7 @@ async def test_a_fleet_works_with_a_user_for_each_role(
             await use_commands(operator)
             swept = await aios("jobs", "--once", "--redis-url", url_of(guarded, "jobs"))
             assert json.loads(swept)
-            await use_jobs_role(tester, url_of(guarded, "jobs"))
+            await use_jobs_role(tester, url_of(guarded, "jobs"), http, tmp_path)
 
             survivor.signal(signal.SIGTERM)
             assert await survivor.wait() == 0
@@ -207,14 +207,28 @@ async def use_commands(operator: tuple[str, str]) -> None:
     assert "ready" in await aios("top", "--once", *operator)
 
 
-async def use_jobs_role(tester: AsyncRedis, jobs_url: str) -> None:
-    """Run the jobs role until arq has its keys, and end it."""
+async def use_jobs_role(
+    tester: AsyncRedis, jobs_url: str, http: httpx.AsyncClient, folder: Path
+) -> None:
+    """Run the jobs role until arq has its keys and a batch is done, and end it."""
+    line = {"custom_id": "a", "url": "/generate", "body": {"prompts": ["abc"]}}
+    input_file = {"file": ("a", json.dumps(line).encode())}
+    uploaded = await http.post("/v1/files", files=input_file, data={"purpose": "batch"})
+    body = {"input_file_id": uploaded.json()["id"], "endpoint": "/generate"}
+    path = f"/v1/batches/{(await http.post('/v1/batches', json=body)).json()['id']}"
+
     command = [sys.executable, "-m", "scripts.cli.jobs", "--redis-url", jobs_url]
+    command += ["--artifact-url", str(folder)]
     role = await asyncio.create_subprocess_exec(*command, "--log-level", "warning")
     try:
         while not await has_key(tester, "arq:*"):
             assert role.returncode is None
             await asyncio.sleep(0.05)
+        while (batch := (await http.get(path)).json())["status"] != "completed":
+            assert role.returncode is None
+            await asyncio.sleep(0.05)
+        assert batch["request_counts"]["completed"] == 1
+        assert (await http.get("/v1/batches")).json()["data"] == [batch]
         role.send_signal(signal.SIGTERM)
         assert await role.wait() == 0
     finally:

@@ -20,6 +20,7 @@ PAGES = {
     "README.md": "sample",
     "docs/api.md": "sample",
     "docs/artifacts.md": "sample",
+    "docs/batches.md": "sample",
     "docs/clients.md": "sample",
     "docs/access.md": "trial",
     "docs/delivery.md": "trial",

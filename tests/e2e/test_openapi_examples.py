@@ -144,6 +144,12 @@ def test_examples_are_accepted_and_answered_as_shown(
             # Only an answer of an experiment may be rated, and none has the id of the example.
             rated = client.post("/v1/completions", json={"model": EXPERIMENT, "prompt": "a"})
             body = example | {"id": rated.json()["id"]}
+        if operation.path == "/v1/batches":
+            # The file of the example is not there.
+            line = {"custom_id": "a", "url": "/v1/completions", "body": {"prompt": "a"}}
+            file = {"file": ("a.jsonl", json.dumps(line).encode())}
+            uploaded = client.post("/v1/files", files=file, data={"purpose": "batch"})
+            body = example | {"input_file_id": uploaded.json()["id"]}
         answer = client.post(operation.path, json=body)
         assert answer.status_code == operation.status, (body, answer.text)
         if answer.headers["content-type"] == JSON:

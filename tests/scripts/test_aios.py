@@ -187,7 +187,8 @@ async def test_a_key_is_needed_once_one_was_made_in_a_redis_that_is_not_the_flee
 def test_only_a_front_whose_redis_ends_with_it_finishes_what_is_in_flight() -> None:
     settings = Settings(drain_timeout_s=30)
 
-    api, worker, jobs = fleet_roles(settings, [{}], redis_ends=True)
+    # Batches add nothing to what is in flight.
+    jobs, api, worker = fleet_roles(settings, [{}], redis_ends=True)
     assert api.env["AIOS_REDIS_ENDS_WITH_FLEET"] == "1"
     assert api.env["AIOS_DRAIN_TIMEOUT_S"] == "30.0"
     assert api.grace_s == 40

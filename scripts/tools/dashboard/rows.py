@@ -367,6 +367,12 @@ JANITOR = (
         "Repairs in an hour, by kind. A fleet without crashes needs none.",
         {"{{what}}": "sum by (what) (increase(aios_janitor_found_total[1h]))"},
     ),
+    Panel(
+        "Lines of batches",
+        "short",
+        "Lines answered in a minute, by outcome.",
+        {"{{outcome}}": per_minute("aios_batch_lines_total", "outcome")},
+    ),
 )
 
 ROWS = {

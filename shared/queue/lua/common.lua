@@ -58,6 +58,17 @@
 -- in_redis     string bytes of all artifacts that lie in Redis
 -- loose        zset   files without a record: until when they may get one, and are not to be removed
 -- key:T:K      string the digest of the contents that came with idempotency key K
+--
+-- Under the hash tag `{batches}`:
+-- batch:ID      hash  tenant spec status ending (the status that it is to end in) epoch (how often it was claimed)
+--                     created_ms expires_ms at:STATUS total completed failed prompt_tokens completion_tokens
+--                     cached_tokens next_line next_offset (the first line that is in no part, and where it begins)
+--                     output_parts error_parts output_file error_file errors
+-- results:ID    hash  the answers of lines that are in no part yet
+-- duplicates:ID set   lines whose custom_id an earlier line has
+-- active        zset  batches that have not ended, by when somebody may claim them
+-- owned:T       zset  a tenant's batches, by when they came
+-- open:T        set   those of them that have not ended
 
 local P = KEYS[1]
 local a = cmsgpack.unpack(ARGV[1])
