@@ -155,6 +155,7 @@ def _submit_request(
         record=encode_record(record),
         follower_id=follower_id,
         experiment=record.experiment,
+        api_key=caller.id,
     )
 
 

@@ -132,6 +132,16 @@ def feedback(shard: str, experiment: str) -> str:
     return f"{prefix(shard)}feedback:{experiment}"
 
 
+def usage(shard: str, day: int, tenant: str) -> str:
+    """Key of the hash with what a tenant's jobs have used that ended on a day since 1970."""
+    return f"{prefix(shard)}usage:{day}:{tenant}"
+
+
+def used_by(shard: str, day: int) -> str:
+    """Key of the set of tenants with usage on a day since 1970."""
+    return f"{prefix(shard)}used_by:{day}"
+
+
 def bell(shard: str, model: str) -> str:
     """Key of the list that is rung when there is something to take."""
     return f"{prefix(shard)}bell:{model}"

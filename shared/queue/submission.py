@@ -93,7 +93,8 @@ class SubmitRequest:
     if that one settles their question; None is for a task that does not wait. Without `leaders` no
     task waits. A request that `is_urgent` is refused when the work before it would take longer than
     its deadline. `follower_id` is a follower from the start; "" is none. `trace` is as in `Job`.
-    `experiment` is the one of which the model is an arm, "" for none.
+    `experiment` is the one of which the model is an arm, "" for none. `api_key` is the id of the key
+    that the request came with, "" for none.
     """
 
     model: str
@@ -111,6 +112,7 @@ class SubmitRequest:
     trace: Trace = NO_TRACE
     leaders: tuple[int | None, ...] = ()
     experiment: str = ""
+    api_key: str = ""
 
 
 @dataclass(frozen=True)
@@ -225,6 +227,7 @@ class Submissions:
                 "record": raw(submit_request.record),
                 "follower_id": submit_request.follower_id,
                 "experiment": submit_request.experiment,
+                "api_key": submit_request.api_key,
             },
             jobs=entries,
             queue_ms=int(submit_request.queue_timeout_s * 1000),

@@ -8,7 +8,9 @@
 --                     fingerprint started (last epoch that logged a start) advanced (last epoch that sampled a token or
 --                     progressed) deaths taken_ms (first take) first_ms (first token) ended_ms readers (who hears of its
 --                     events) leader (the job behind which it is parked) led (jobs that are parked behind it)
---                     experiment (of which its model is an arm)
+--                     experiment (of which its model is an arm) prompt (tokens of its prompt, once it has started)
+--                     sampled (tokens in its log) api_key (id of the key that it came with) is_first (of its request's
+--                     jobs)
 -- log:ID      stream  the events; event index i is the entry `i-0`, so an append lands once or not at all
 -- line:M:C:T  stream  jobs of one model, class and tenant that wait
 -- parked:M    set     jobs that are in no line until another one has ended
@@ -29,6 +31,9 @@
 -- assigned:ID hash    the tenant, experiment and arm of a request, and the entry of its feedback
 -- outcomes:E  stream  the jobs of an experiment that have ended, and how
 -- feedback:E  stream  what callers say of its requests: one entry for each request
+-- usage:D:T   hash    what the jobs of a tenant that ended on day D (since 1970) have used: `COUNTER:K:M` for API key K
+--                     and model M
+-- used_by:D   set     the tenants that have such a hash
 -- isolating:M string  the worker that empties itself for a job that is suspected
 -- dead        stream  jobs that were convicted
 -- unsettled   stream  where there are several shards: jobs that wait no more, or have ended, and are not settled yet
@@ -71,6 +76,7 @@ local SERVED_TTL_MS = 3600000
 -- Outcomes and feedback of an experiment are kept so long after the last of them, and about so many of each.
 local EXPERIMENT_TTL_MS = 30 * 24 * 3600000
 local MOST_NOTED = 100000
+local DAY_MS = 86400000
 
 local time = call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
@@ -83,7 +89,7 @@ local function ended_key(model, at) return P .. 'ended:' .. model .. ':' .. math
 
 local FIELDS = { 'state', 'epoch', 'last', 'model', 'class', 'tenant', 'cost', 'bytes', 'entry', 'expires_ms',
   'deadline_ms', 'worker', 'fingerprint', 'started', 'advanced', 'first_ms', 'deaths', 'request', 'readers', 'leader',
-  'led', 'queued_ms', 'experiment' }
+  'led', 'queued_ms', 'experiment', 'taken_ms', 'prompt', 'sampled', 'api_key', 'is_first' }
 
 -- Returns these fields of a job, by default all that scripts need. The first must be `state`. Returns nil for a job
 -- that is not there.
@@ -209,6 +215,37 @@ local function note_outcome(job, state, cost)
     'first_ms', first_ms or '', 'total_ms', now - tonumber(job.queued_ms), 'cost', cost)
 end
 
+-- Counts what a job has used, on the day on which it ends. `used` is what its worker tells: tokens of its prompt, those
+-- of them that were cached, tokens of its answer, ACT segments, bytes of artifacts. It is nil for a job that was not done:
+-- that one has used what its log has. A request is counted with the first of its jobs. Returns its tokens.
+local function count_usage(job, state, used)
+  local prompt, cached, completion, segments, bytes = unpack(used or { tonumber(job.prompt or 0), 0, tonumber(job.sampled or 0), 0, 0 })
+  if a.usage_days > 0 then
+    local day = math.floor(now / DAY_MS)
+    local usage, row = P .. 'usage:' .. day .. ':' .. job.tenant, ':' .. (job.api_key or '') .. ':' .. job.model
+    local function add(counter, number)
+      if number > 0 then return call('HINCRBY', usage, counter .. row, number) end
+    end
+
+    -- What is noted for a day expires with it. So that is set once, with the first job of a row.
+    if add('jobs', 1) == 1 then
+      local ttl_ms = (day + 1 + a.usage_days) * DAY_MS - now
+      call('PEXPIRE', usage, ttl_ms)
+      call('SADD', P .. 'used_by:' .. day, job.tenant)
+      call('PEXPIRE', P .. 'used_by:' .. day, ttl_ms)
+    end
+    if state ~= 'done' then add(state .. '_jobs', 1) end
+    add('requests', job.is_first and 1 or 0)
+    add('prompt_tokens', prompt)
+    add('cached_tokens', cached)
+    add('completion_tokens', completion)
+    add('act_segments', segments)
+    add('artifact_bytes', bytes)
+    if job.taken_ms then add('compute_ms', now - tonumber(job.taken_ms)) end
+  end
+  return prompt + completion
+end
+
 local finish
 
 -- Ends the jobs that a job has made needless: those parked behind it or, where it was one of those, the ones after it.
@@ -236,9 +273,11 @@ local function unpark_led(job)
   end
 end
 
--- Ends a job, whose terminal event is appended already. `cost` is the job's real cost, where that is known. A job that
--- `settles` its question makes those behind it needless; else the jobs that were parked behind it go into their lines.
-finish = function(job, state, cost, settles)
+-- Ends a job, whose terminal event is appended already. `used` is as in `count_usage`. A job that `settles` its question
+-- makes those behind it needless; else the jobs that were parked behind it go into their lines.
+finish = function(job, state, used, settles)
+  local tokens = count_usage(job, state, used)
+  local cost = used and tokens -- its real cost, where that is known
   if job.experiment then note_outcome(job, state, job.state == 'running' and (cost or job.cost) or 0) end
   if job.state == 'parked' then
     leave_parking(job)

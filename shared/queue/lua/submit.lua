@@ -1,5 +1,5 @@
--- Behind `limits.lua`. a: request {id, key, key_ttl_ms, body, record, follower_id, experiment ('' for none)}, model,
---    class, tenant, classes (best first), jobs [{id, slots, cost, spec, leader (the job behind which it is parked, ''
+-- Behind `limits.lua`. a: request {id, key, key_ttl_ms, body, record, follower_id, experiment ('' for none),
+--    api_key (id of the key that it came with, '' for none)}, model, class, tenant, classes (best first), jobs [{id, slots, cost, spec, leader (the job behind which it is parked, ''
 --    for none)}], queue_ms, deadline_ms (both from now), ttl_ms, is_reserved (`reserve` has let the request in, so no
 --    limit is looked at), and else the limits.
 -- Queues all jobs of a request, or none. Returns {'queued'} (now or by an earlier try), {'known', request id} for an
@@ -54,6 +54,8 @@ for i, new_job in ipairs(a.jobs) do
     'entry', entry, 'deaths', 0, 'queued_ms', now, 'expires_ms', now + a.queue_ms,
     'deadline_ms', now + a.deadline_ms, 'request', a.request.id)
   if a.request.experiment ~= '' then call('HSET', job_key(new_job.id), 'experiment', a.request.experiment) end
+  if a.request.api_key ~= '' then call('HSET', job_key(new_job.id), 'api_key', a.request.api_key) end
+  if i == 1 then call('HSET', job_key(new_job.id), 'is_first', 1) end
   call('ZADD', held, now, new_job.id)
 end
 for leader, behind in pairs(led) do call('HSET', job_key(leader), 'led', table.concat(behind, ' ')) end

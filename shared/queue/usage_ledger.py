@@ -1,0 +1,196 @@
+"""The usage of API keys: what the jobs of each key have used, by model and day.
+
+The script that ends a job counts what the job has used, so each job is counted once, whatever
+becomes of its workers and fronts. A job counts on the day, in UTC, on which it ends.
+"""
+
+import asyncio
+import csv
+import io
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass, fields
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Literal, Self, cast, get_args
+
+from shared.queue import keys
+from shared.queue.broker import Broker
+
+UsageField = Literal["day", "tenant", "key", "model"]
+"""A field by which usage may be grouped."""
+
+USAGE_FIELDS: tuple[UsageField, ...] = get_args(UsageField)
+
+_EPOCH = date(1970, 1, 1)
+_MS_A_SECOND = 1000
+# So many hashes are read at once: a server answers others in between.
+_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Usage:
+    """The sums over jobs that have ended, by the names of the counters in Redis.
+
+    A request of several jobs, one for each prompt, counts once. `jobs` includes those that failed
+    or were cancelled. `cached_tokens` are among `prompt_tokens`. `act_segments` are those of
+    puzzles. `compute_ms` is the time from the first take of a job to its end.
+    """
+
+    requests: int = 0
+    jobs: int = 0
+    failed_jobs: int = 0
+    cancelled_jobs: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    act_segments: int = 0
+    compute_ms: int = 0
+    artifact_bytes: int = 0
+
+    def __add__(self, other: Self) -> "Usage":
+        return Usage(*map(sum, zip(astuple(self), astuple(other), strict=True)))
+
+    def as_json(self) -> dict[str, int | float]:
+        """Return the sums by their names for people, with the time in seconds."""
+        values: dict[str, int | float] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "compute_ms":
+                values["compute_seconds"] = value / _MS_A_SECOND
+            else:
+                values[field.name] = value
+        return values
+
+
+USAGE_COLUMNS = tuple(Usage().as_json())
+
+
+@dataclass(frozen=True)
+class UsageRow:
+    """The usage of one model by one key on one day. `key` is the id of the key, "" without one."""
+
+    day: date
+    tenant: str
+    key: str
+    model: str
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class UsageGroup:
+    """The usage of all rows that have these `values` of the fields by which they are grouped."""
+
+    values: tuple[str, ...]
+    usage: Usage
+
+
+class UsageLedger:
+    """Reads the usage. Its methods raise redis-py's errors."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    async def today(self) -> date:
+        """Return the day by Redis's clock, in UTC."""
+        seconds, _ = await self._broker.client(self._broker.shards[0]).time()
+        return datetime.fromtimestamp(int(seconds), UTC).date()
+
+    async def read(
+        self, first: date, last: date, *, tenant: str | None = None, key: str | None = None
+    ) -> list[UsageRow]:
+        """Return the usage from the `first` day to the `last`, in the order of the rows' fields.
+
+        That of one tenant, or of one of its keys, or of all (None).
+        """
+        days = range((first - _EPOCH).days, (last - _EPOCH).days + 1)
+        parts = await self._broker.by_server(self._broker.shards)
+        sums: dict[tuple[date, str, str, str], Usage] = {}
+        for rows in await asyncio.gather(*[self._of_server(part, days, tenant) for part in parts]):
+            for row in rows:
+                if key is not None and row.key != key:
+                    continue
+                name = (row.day, row.tenant, row.key, row.model)
+                sums[name] = sums.get(name, Usage()) + row.usage
+        return [UsageRow(*name, usage=sums[name]) for name in sorted(sums)]
+
+    async def _of_server(
+        self, shards: Sequence[str], days: Sequence[int], tenant: str | None
+    ) -> list[UsageRow]:
+        hashes: list[tuple[str, int, str]] = []
+        for shard in shards:
+            for day in days:
+                if tenant is not None:
+                    hashes.append((shard, day, tenant))
+        if tenant is None:
+            hashes = await self._all_hashes(shards, days)
+
+        rows: list[UsageRow] = []
+        for batch in _batches(hashes):
+            pipe = self._broker.client(shards[0]).pipeline(transaction=False)
+            for shard, day, owner in batch:
+                pipe.hgetall(keys.usage(shard, day, owner))
+            for (_, day, owner), counters in zip(batch, await pipe.execute(), strict=True):
+                rows += _rows(_EPOCH + timedelta(days=day), owner, counters)
+        return rows
+
+    async def _all_hashes(
+        self, shards: Sequence[str], days: Sequence[int]
+    ) -> list[tuple[str, int, str]]:
+        """Return shard, day and tenant of every hash of these days."""
+        found: list[tuple[str, int, str]] = []
+        for batch in _batches([(shard, day) for shard in shards for day in days]):
+            pipe = self._broker.client(shards[0]).pipeline(transaction=False)
+            for shard, day in batch:
+                pipe.smembers(keys.used_by(shard, day))
+            tenants_of = await cast(Awaitable[list[set[bytes]]], pipe.execute())
+            for (shard, day), tenants in zip(batch, tenants_of, strict=True):
+                for tenant in tenants:
+                    found.append((shard, day, tenant.decode()))
+        return found
+
+
+def _batches(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(values), _BATCH):
+        yield values[start : start + _BATCH]
+
+
+def _rows(day: date, tenant: str, counters: dict[bytes, bytes]) -> list[UsageRow]:
+    """Return the rows of a hash. Its fields are `COUNTER:KEY:MODEL`."""
+    counts: dict[tuple[str, str], dict[str, int]] = {}
+    for field, value in counters.items():
+        # A model may have a colon in its name; a key's id has none.
+        counter, key, model = field.decode().split(":", 2)
+        counts.setdefault((key, model), {})[counter] = int(value)
+    rows = []
+    known = {field.name for field in fields(Usage)}
+    for (key, model), by_name in counts.items():
+        # A newer version may count more.
+        usage = Usage(**{name: count for name, count in by_name.items() if name in known})
+        rows.append(UsageRow(day, tenant, key, model, usage))
+    return rows
+
+
+def total(rows: Iterable[UsageRow]) -> Usage:
+    """Return the sum of all rows."""
+    usage = Usage()
+    for row in rows:
+        usage += row.usage
+    return usage
+
+
+def grouped(rows: Iterable[UsageRow], by: Sequence[UsageField]) -> list[UsageGroup]:
+    """Return the sums of the rows that have equal values of the fields `by`, in their order."""
+    sums: dict[tuple[str, ...], Usage] = {}
+    for row in rows:
+        values = tuple(str(getattr(row, field)) for field in by)
+        sums[values] = sums.get(values, Usage()) + row.usage
+    return [UsageGroup(values, sums[values]) for values in sorted(sums)]
+
+
+def as_csv(groups: Iterable[UsageGroup], by: Sequence[UsageField]) -> str:
+    """Return the groups as CSV (RFC 4180), with a line of the columns' names first."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow([*by, *USAGE_COLUMNS])
+    for group in groups:
+        writer.writerow([*group.values, *group.usage.as_json().values()])
+    return text.getvalue()
