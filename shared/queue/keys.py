@@ -142,6 +142,19 @@ def used_by(shard: str, day: int) -> str:
     return f"{prefix(shard)}used_by:{day}"
 
 
+def budget(shard: str, api_key: str, start_ms: int) -> str:
+    """Key of the hash with the tokens of an API key in a period: those used, those reserved.
+
+    The shard is the only one, or ADMISSION.
+    """
+    return f"{prefix(shard)}budget:{api_key}:{start_ms}"
+
+
+def budgeted(shard: str) -> str:
+    """Key of the hash of open jobs that count against a budget. The shard is as for `budget`."""
+    return f"{prefix(shard)}budgeted"
+
+
 def bell(shard: str, model: str) -> str:
     """Key of the list that is rung when there is something to take."""
     return f"{prefix(shard)}bell:{model}"

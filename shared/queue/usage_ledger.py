@@ -12,6 +12,7 @@ from dataclasses import astuple, dataclass, fields
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal, Self, cast, get_args
 
+from shared.access import Budget
 from shared.queue import keys
 from shared.queue.broker import Broker
 
@@ -83,8 +84,21 @@ class UsageGroup:
     usage: Usage
 
 
+@dataclass(frozen=True)
+class BudgetStanding:
+    """The tokens of a budget in the present period: those used, and those reserved for open jobs.
+
+    The next period begins at `resets_at`.
+    """
+
+    used: int
+    reserved: int
+    left: int
+    resets_at: datetime
+
+
 class UsageLedger:
-    """Reads the usage. Its methods raise redis-py's errors."""
+    """Reads the usage, and how budgets stand. Its methods raise redis-py's errors."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -93,6 +107,28 @@ class UsageLedger:
         """Return the day by Redis's clock, in UTC."""
         seconds, _ = await self._broker.client(self._broker.shards[0]).time()
         return datetime.fromtimestamp(int(seconds), UTC).date()
+
+    async def standing(self, key: str, budget: Budget) -> BudgetStanding:
+        """Return how the budget of a key stands.
+
+        With several shards, jobs that have just ended may count as open for a second.
+        """
+        shards = self._broker.shards
+        home = shards[0] if len(shards) == 1 else keys.ADMISSION
+        client = self._broker.client(home)
+        seconds, _ = await client.time()
+        _, start_ms, end_ms, _ = budget.starts_ms(datetime.fromtimestamp(int(seconds), UTC))
+        name = keys.budget(home, key, start_ms)
+        reading = client.hmget(name, ["used", "reserved"])
+        used, reserved = [
+            int(value or 0) for value in await cast(Awaitable[list[bytes | None]], reading)
+        ]
+        return BudgetStanding(
+            used=used,
+            reserved=reserved,
+            left=max(0, budget.tokens - used - reserved),
+            resets_at=datetime.fromtimestamp(end_ms / _MS_A_SECOND, UTC),
+        )
 
     async def read(
         self, first: date, last: date, *, tenant: str | None = None, key: str | None = None

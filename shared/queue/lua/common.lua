@@ -10,7 +10,7 @@
 --                     events) leader (the job behind which it is parked) led (jobs that are parked behind it)
 --                     experiment (of which its model is an arm) prompt (tokens of its prompt, once it has started)
 --                     sampled (tokens in its log) api_key (id of the key that it came with) is_first (of its request's
---                     jobs)
+--                     jobs) has_budget (its key has one)
 -- log:ID      stream  the events; event index i is the entry `i-0`, so an append lands once or not at all
 -- line:M:C:T  stream  jobs of one model, class and tenant that wait
 -- parked:M    set     jobs that are in no line until another one has ended
@@ -34,6 +34,8 @@
 -- usage:D:T   hash    what the jobs of a tenant that ended on day D (since 1970) have used: `COUNTER:K:M` for API key K
 --                     and model M
 -- used_by:D   set     the tenants that have such a hash
+-- budget:K:S  hash    `used` and `reserved` tokens of API key K in the period that begins at S
+-- budgeted    hash    open jobs that count against a budget: what is reserved for each, and in which budget
 -- isolating:M string  the worker that empties itself for a job that is suspected
 -- dead        stream  jobs that were convicted
 -- unsettled   stream  where there are several shards: jobs that wait no more, or have ended, and are not settled yet
@@ -42,7 +44,7 @@
 -- they are queued, and `aios:mail:R` with events of all jobs that R reads, as they are logged
 --
 -- Several shards share one more hash tag, `{admission}`. The limits of the whole fleet are counted under it: depth,
--- busy, ended, open and bucket as above, and
+-- busy, ended, open, bucket, budget and budgeted as above, and
 -- reserved     hash   jobs that were let in and are not known to have left their line, and what each takes there
 -- waiting:M    zset   the same jobs of one model, by when they were let in
 -- settled:M    string when jobs of one model were settled last
@@ -89,7 +91,8 @@ local function ended_key(model, at) return P .. 'ended:' .. model .. ':' .. math
 
 local FIELDS = { 'state', 'epoch', 'last', 'model', 'class', 'tenant', 'cost', 'bytes', 'entry', 'expires_ms',
   'deadline_ms', 'worker', 'fingerprint', 'started', 'advanced', 'first_ms', 'deaths', 'request', 'readers', 'leader',
-  'led', 'queued_ms', 'experiment', 'taken_ms', 'prompt', 'sampled', 'api_key', 'is_first' }
+  'led', 'queued_ms', 'experiment', 'taken_ms', 'prompt', 'sampled', 'api_key', 'is_first',
+  'has_budget' }
 
 -- Returns these fields of a job, by default all that scripts need. The first must be `state`. Returns nil for a job
 -- that is not there.
@@ -246,6 +249,21 @@ local function count_usage(job, state, used)
   return prompt + completion
 end
 
+-- Gives back what is reserved of a budget for a job, and counts the tokens that it used. Without `tokens` nobody knows
+-- its use any more: it may have used all. Returns whether anything was reserved: a job is settled once.
+local function settle_budget(id, tokens)
+  local packed = call('HGET', P .. 'budgeted', id)
+  if not packed then return false end
+  call('HDEL', P .. 'budgeted', id)
+  local reservation = cmsgpack.unpack(packed)
+  -- Once its period is long over the budget has expired.
+  if call('EXISTS', reservation.budget) == 1 then
+    call('HINCRBY', reservation.budget, 'reserved', 0 - reservation.tokens)
+    call('HINCRBY', reservation.budget, 'used', tokens or reservation.tokens)
+  end
+  return true
+end
+
 local finish
 
 -- Ends the jobs that a job has made needless: those parked behind it or, where it was one of those, the ones after it.
@@ -281,12 +299,12 @@ finish = function(job, state, used, settles)
   if job.experiment then note_outcome(job, state, job.state == 'running' and (cost or job.cost) or 0) end
   if job.state == 'parked' then
     leave_parking(job)
-    note_left('job', job.id, 'tenant', job.tenant)
+    note_left('job', job.id, 'tenant', job.tenant, 'tokens', tokens)
   elseif job.state == 'queued' then
     leave_line(job)
-    note_left('job', job.id, 'tenant', job.tenant)
+    note_left('job', job.id, 'tenant', job.tenant, 'tokens', tokens)
   else
-    note_left('job', job.id, 'tenant', job.tenant, 'model', job.model, 'cost', job.cost)
+    note_left('job', job.id, 'tenant', job.tenant, 'model', job.model, 'cost', job.cost, 'tokens', tokens)
     call('ZREM', P .. 'leases:' .. job.model, job.id)
     if cost then charge(job, cost - tonumber(job.cost)) end
     local ended = ended_key(job.model, now)
@@ -294,6 +312,8 @@ finish = function(job, state, used, settles)
     call('HINCRBY', ended, 'cost', job.cost) -- as expected, which is also how waiting work is counted
     call('PEXPIRE', ended, 3 * BUCKET_MS)
   end
+  -- Where there are several shards, the budget is settled with the note.
+  if job.has_budget and not a.has_many_shards then settle_budget(job.id, tokens) end
   call('ZREM', P .. 'open:' .. job.tenant, job.id)
   job.state = state
   call('HSET', job_key(job.id), 'state', state, 'ended_ms', now)
