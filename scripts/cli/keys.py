@@ -8,12 +8,14 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from scripts.cli.fleet_tool import ToolError, flags, parser_of, run_tool
 from shared.access import (
     ID_LENGTH,
     KEY_PREFIX,
+    Budget,
+    BudgetPeriod,
     Grant,
     Keyring,
     check_name,
@@ -62,6 +64,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     create.add_argument(
         "--concurrency", type=_checked(_count), default=0, help="open jobs of its tenant before 429"
+    )
+    create.add_argument(
+        "--budget",
+        type=_checked(_tokens),
+        metavar="TOKENS",
+        help="tokens of prompts and answers in a period before 429",
+    )
+    create.add_argument(
+        "--budget-period",
+        choices=get_args(BudgetPeriod),
+        default="month",
+        help="the period of the budget, in UTC (default: month)",
     )
     create.add_argument(
         "--models",
@@ -133,6 +147,9 @@ async def _find(keyring: Keyring, id_or_key: str) -> str:
 
 
 def _grant(args: argparse.Namespace) -> Grant:
+    budget = None
+    if args.budget is not None:
+        budget = Budget(args.budget, args.budget_period)
     return Grant(
         name=args.name,
         tenant=args.tenant or args.name,
@@ -141,6 +158,7 @@ def _grant(args: argparse.Namespace) -> Grant:
         concurrency=args.concurrency,
         models=args.models,
         is_admin=args.admin,
+        budget=budget,
     )
 
 
@@ -151,6 +169,8 @@ def _as_json(key_id: str, grant: Grant) -> dict[str, Any]:
         values[name] = getattr(grant, name)
     if grant.rate:
         values["rate"] = str(grant.rate)
+    if grant.budget:
+        values["budget"] = {"tokens": grant.budget.tokens, "period": grant.budget.period}
     values["created_at"] = _time(grant.created_at)
     if grant.expires_at:
         values["expires_at"] = _time(grant.expires_at)
@@ -163,6 +183,8 @@ def _line(key_id: str, grant: Grant) -> str:
         parts.append(f"rate {grant.rate}")
     if grant.concurrency:
         parts.append(f"concurrency {grant.concurrency}")
+    if grant.budget:
+        parts.append(f"budget {grant.budget}")
     if grant.models:
         parts.append(f"models {','.join(grant.models)}")
     if grant.is_admin:
@@ -195,6 +217,12 @@ def _checked(check: Callable[[str], _T]) -> Callable[[str], _T]:
 def _count(text: str) -> int:
     if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
         raise ValueError(f"expected a number, at least 1, got {text!r}")
+    return int(text)
+
+
+def _tokens(text: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,14}", text):
+        raise ValueError(f"expected a number of tokens, at least 1, got {text!r}")
     return int(text)
 
 
