@@ -25,6 +25,7 @@ from shared.access import (
     rate_of,
 )
 from shared.queue.broker import open_broker
+from shared.queue.usage_ledger import BudgetStanding, UsageLedger
 from shared.settings.command_line import redis_url
 from shared.settings.settings import Settings
 
@@ -115,8 +116,11 @@ async def _answer(args: argparse.Namespace, settings: Settings) -> list[str]:
                     key_id = id_of(digest)
                     if args.json:
                         lines.append(json.dumps(_as_json(key_id, grant)))
-                    else:
-                        lines.append(_line(key_id, grant))
+                        continue
+                    standing = None
+                    if grant.budget is not None:
+                        standing = await UsageLedger(broker).standing(key_id, grant.budget)
+                    lines.append(_line(key_id, grant, standing))
                 return lines
             case _:
                 digest = await _find(keyring, args.id)
@@ -177,14 +181,14 @@ def _as_json(key_id: str, grant: Grant) -> dict[str, Any]:
     return values
 
 
-def _line(key_id: str, grant: Grant) -> str:
+def _line(key_id: str, grant: Grant, standing: BudgetStanding | None) -> str:
     parts = [key_id, grant.name, f"tenant {grant.tenant}", f"best class {grant.best_priority}"]
     if grant.rate:
         parts.append(f"rate {grant.rate}")
     if grant.concurrency:
         parts.append(f"concurrency {grant.concurrency}")
-    if grant.budget:
-        parts.append(f"budget {grant.budget}")
+    if standing is not None:
+        parts.append(f"budget {grant.budget}: {standing.used} used, {standing.reserved} reserved")
     if grant.models:
         parts.append(f"models {','.join(grant.models)}")
     if grant.is_admin:

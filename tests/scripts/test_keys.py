@@ -63,7 +63,7 @@ async def test_a_key_is_made_listed_and_revoked(redis: Redis, aios: Aios) -> Non
     assert lines[0].startswith(ann["id"])
     assert "until" in lines[1]
     assert "rate 10/60" in lines[1]
-    assert "budget 100000 a day" in lines[1]
+    assert "budget 100000 a day: 0 used, 0 reserved" in lines[1]
     assert "budget" not in lines[0]
 
     assert await aios("revoke", ann["id"]) == (0, "")
