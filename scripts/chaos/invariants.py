@@ -22,6 +22,7 @@ _EXPIRING = (
     "outcomes",
     "feedback",
     "usage",
+    "used",
     "used_by",
     "budget",
 )

@@ -132,9 +132,17 @@ def feedback(shard: str, experiment: str) -> str:
     return f"{prefix(shard)}feedback:{experiment}"
 
 
-def usage(shard: str, day: int, tenant: str) -> str:
-    """Key of the hash with what a tenant's jobs have used that ended on a day since 1970."""
-    return f"{prefix(shard)}usage:{day}:{tenant}"
+def usage(shard: str, day: int, tenant: str, row: str) -> str:
+    """Key of the hash with what jobs of a tenant have used that ended on a day since 1970.
+
+    The `row` is `KEY:MODEL`, for an API key's id and a model.
+    """
+    return f"{prefix(shard)}usage:{day}:{tenant}:{row}"
+
+
+def used(shard: str, day: int, tenant: str) -> str:
+    """Key of the set of rows of a tenant with usage on a day since 1970."""
+    return f"{prefix(shard)}used:{day}:{tenant}"
 
 
 def used_by(shard: str, day: int) -> str:

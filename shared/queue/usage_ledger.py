@@ -7,10 +7,12 @@ becomes of its workers and fronts. A job counts on the day, in UTC, on which it 
 import asyncio
 import csv
 import io
-from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal, Self, cast, get_args
+
+from redis.asyncio import Redis
 
 from shared.access import Budget
 from shared.queue import keys
@@ -23,7 +25,7 @@ USAGE_FIELDS: tuple[UsageField, ...] = get_args(UsageField)
 
 _EPOCH = date(1970, 1, 1)
 _MS_A_SECOND = 1000
-# So many hashes are read at once: a server answers others in between.
+# So many keys are read at once: a server answers others in between.
 _BATCH = 500
 
 
@@ -151,58 +153,52 @@ class UsageLedger:
     async def _of_server(
         self, shards: Sequence[str], days: Sequence[int], tenant: str | None
     ) -> list[UsageRow]:
-        hashes: list[tuple[str, int, str]] = []
-        for shard in shards:
-            for day in days:
-                if tenant is not None:
-                    hashes.append((shard, day, tenant))
-        if tenant is None:
-            hashes = await self._all_hashes(shards, days)
+        """Return the rows of the shards of one server, those of each shard by themselves."""
+        client = self._broker.client(shards[0])
+        all_days = [(shard, day) for shard in shards for day in days]
+        owned: list[tuple[str, int, str]] = []
+        if tenant is not None:
+            owned = [(shard, day, tenant) for shard, day in all_days]
+        else:
+            names = [keys.used_by(shard, day) for shard, day in all_days]
+            tenants_of = await _read_all(client, "smembers", names)
+            for (shard, day), tenants in zip(all_days, tenants_of, strict=True):
+                owned += [(shard, day, owner.decode()) for owner in tenants]
 
-        rows: list[UsageRow] = []
-        for batch in _batches(hashes):
-            pipe = self._broker.client(shards[0]).pipeline(transaction=False)
-            for shard, day, owner in batch:
-                pipe.hgetall(keys.usage(shard, day, owner))
-            for (_, day, owner), counters in zip(batch, await pipe.execute(), strict=True):
-                rows += _rows(_EPOCH + timedelta(days=day), owner, counters)
-        return rows
+        hashes: list[tuple[str, int, str, str]] = []
+        rows_of = await _read_all(client, "smembers", [keys.used(*name) for name in owned])
+        for (shard, day, owner), names_of_rows in zip(owned, rows_of, strict=True):
+            hashes += [(shard, day, owner, row.decode()) for row in names_of_rows]
 
-    async def _all_hashes(
-        self, shards: Sequence[str], days: Sequence[int]
-    ) -> list[tuple[str, int, str]]:
-        """Return shard, day and tenant of every hash of these days."""
-        found: list[tuple[str, int, str]] = []
-        for batch in _batches([(shard, day) for shard in shards for day in days]):
-            pipe = self._broker.client(shards[0]).pipeline(transaction=False)
-            for shard, day in batch:
-                pipe.smembers(keys.used_by(shard, day))
-            tenants_of = await cast(Awaitable[list[set[bytes]]], pipe.execute())
-            for (shard, day), tenants in zip(batch, tenants_of, strict=True):
-                for tenant in tenants:
-                    found.append((shard, day, tenant.decode()))
+        found = []
+        counters_of = await _read_all(client, "hgetall", [keys.usage(*name) for name in hashes])
+        for (_, day, owner, row), counters in zip(hashes, counters_of, strict=True):
+            # A model may have a colon in its name; a key's id has none.
+            key, _, model = row.partition(":")
+            on_day = _EPOCH + timedelta(days=day)
+            found.append(UsageRow(on_day, owner, key, model, _usage(counters)))
         return found
 
 
-def _batches(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(values), _BATCH):
-        yield values[start : start + _BATCH]
+async def _read_all(client: Redis, command: str, names: Sequence[str]) -> list[Any]:
+    """Return what the command answers for each name."""
+    answers: list[Any] = []
+    for start in range(0, len(names), _BATCH):
+        pipe = client.pipeline(transaction=False)
+        for name in names[start : start + _BATCH]:
+            getattr(pipe, command)(name)
+        answers += await pipe.execute()
+    return answers
 
 
-def _rows(day: date, tenant: str, counters: dict[bytes, bytes]) -> list[UsageRow]:
-    """Return the rows of a hash. Its fields are `COUNTER:KEY:MODEL`."""
-    counts: dict[tuple[str, str], dict[str, int]] = {}
-    for field, value in counters.items():
-        # A model may have a colon in its name; a key's id has none.
-        counter, key, model = field.decode().split(":", 2)
-        counts.setdefault((key, model), {})[counter] = int(value)
-    rows = []
+def _usage(counters: dict[bytes, bytes]) -> Usage:
     known = {field.name for field in fields(Usage)}
-    for (key, model), by_name in counts.items():
+    counts = {}
+    for name, count in counters.items():
         # A newer version may count more.
-        usage = Usage(**{name: count for name, count in by_name.items() if name in known})
-        rows.append(UsageRow(day, tenant, key, model, usage))
-    return rows
+        if name.decode() in known:
+            counts[name.decode()] = int(count)
+    return Usage(**counts)
 
 
 def total(rows: Iterable[UsageRow]) -> Usage:

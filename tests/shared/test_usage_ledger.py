@@ -72,7 +72,11 @@ async def test_a_job_that_is_done(redis: Redis, shards: int) -> None:
     }
     shard = keys.shard_of(job.id)
     day = (row.day - date(1970, 1, 1)).days
-    for name in (keys.usage(shard, day, "ann"), keys.used_by(shard, day)):
+    for name in (
+        keys.usage(shard, day, "ann", "0a:m"),
+        keys.used(shard, day, "ann"),
+        keys.used_by(shard, day),
+    ):
         assert 400 * 86_400_000 < await redis.pttl(name) <= 401 * 86_400_000
 
 

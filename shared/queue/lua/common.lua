@@ -31,9 +31,10 @@
 -- assigned:ID hash    the tenant, experiment and arm of a request, and the entry of its feedback
 -- outcomes:E  stream  the jobs of an experiment that have ended, and how
 -- feedback:E  stream  what callers say of its requests: one entry for each request
--- usage:D:T   hash    what the jobs of a tenant that ended on day D (since 1970) have used: `COUNTER:K:M` for API key K
---                     and model M
--- used_by:D   set     the tenants that have such a hash
+-- usage:D:T:K:M hash  what jobs that ended on day D (since 1970) have used: those of model M that came with API key K of
+--                     tenant T
+-- used:D:T    set     `K:M` of each such hash of a tenant
+-- used_by:D   set     the tenants that have such a set
 -- budget:K:S  hash    `used` and `reserved` tokens of API key K in the period that begins at S
 -- budgeted    hash    open jobs that count against a budget: what is reserved for each, and in which budget
 -- isolating:M string  the worker that empties itself for a job that is suspected
@@ -225,17 +226,19 @@ local function count_usage(job, state, used)
   local prompt, cached, completion, segments, bytes = unpack(used or { tonumber(job.prompt or 0), 0, tonumber(job.sampled or 0), 0, 0 })
   if a.usage_days > 0 then
     local day = math.floor(now / DAY_MS)
-    local usage, row = P .. 'usage:' .. day .. ':' .. job.tenant, ':' .. (job.api_key or '') .. ':' .. job.model
+    local of_tenant, row = day .. ':' .. job.tenant, (job.api_key or '') .. ':' .. job.model
+    local usage = P .. 'usage:' .. of_tenant .. ':' .. row
     local function add(counter, number)
-      if number > 0 then return call('HINCRBY', usage, counter .. row, number) end
+      if number > 0 then return call('HINCRBY', usage, counter, number) end
     end
 
     -- What is noted for a day expires with it. So that is set once, with the first job of a row.
     if add('jobs', 1) == 1 then
       local ttl_ms = (day + 1 + a.usage_days) * DAY_MS - now
-      call('PEXPIRE', usage, ttl_ms)
-      call('SADD', P .. 'used_by:' .. day, job.tenant)
-      call('PEXPIRE', P .. 'used_by:' .. day, ttl_ms)
+      local used, used_by = P .. 'used:' .. of_tenant, P .. 'used_by:' .. day
+      call('SADD', used, row)
+      call('SADD', used_by, job.tenant)
+      for _, name in ipairs({ usage, used, used_by }) do call('PEXPIRE', name, ttl_ms) end
     end
     if state ~= 'done' then add(state .. '_jobs', 1) end
     add('requests', job.is_first and 1 or 0)
