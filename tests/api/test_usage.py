@@ -7,6 +7,7 @@ import asyncio
 import csv
 import io
 from collections import Counter
+from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx
@@ -16,9 +17,9 @@ from redis.asyncio import Redis
 from shared.access import Budget, Grant, Keyring, digest_of, id_of
 from shared.messages import Done, Failed, Started, Tokens
 from shared.queue.broker import Broker, connect
-from tests.api.test_quotas import several_fronts
+from tests.api.test_quotas import NUM_FRONTS, several_fronts
 from tests.fixtures.api.echo_worker import ALL_TASKS, EchoWorker, announce, model_info
-from tests.fixtures.api.fronts import in_memory, states
+from tests.fixtures.api.fronts import in_memory, process, states
 from tests.fixtures.desk import Desk
 from tests.fixtures.jobs import LATER
 from tests.fixtures.polling import until
@@ -275,50 +276,65 @@ async def test_a_budget_that_is_exceeded_is_a_429(redis: Redis, worker: EchoWork
         assert (await client.post("/generate", json=last, headers=headers)).status_code == 200
 
 
-async def test_a_budget_with_four_fronts(redis: Redis, redis_url: str) -> None:
-    """Requests race through four fronts: the budget is never exceeded, and used to the last one."""
+async def race(redis: Redis, redis_url: str, fronts: list[httpx.AsyncClient]) -> None:
+    """Send requests through all fronts at once until no more fit into a budget.
+
+    Check that it is never exceeded, and is used up to the last request.
+    """
     most = 5 + 8 + 20
     num_fitting = 23
     budget = Budget(num_fitting * most + most - 1, "month")
     _, headers = await create_key(redis, "cy", budget=budget)
-    await announce(redis, "echo")
     ask = {"prompts": ["a b c"], "max_tokens": 20, "temperature": 0}
     seen: list[int] = []
-    async with several_fronts(redis_url, max_queue_depth=500) as fronts:
 
-        async def watch() -> None:
-            while True:
-                standing = (await report(fronts[0], headers))["budget"]
-                seen.append(standing["used"] + standing["reserved"])
-                await asyncio.sleep(0.005)
+    async def watch() -> None:
+        while True:
+            standing = (await report(fronts[0], headers))["budget"]
+            seen.append(standing["used"] + standing["reserved"])
+            await asyncio.sleep(0.005)
 
-        watching = asyncio.create_task(watch())
+    async def post(number: int) -> int:
+        front = fronts[number % len(fronts)]
+        answer = await front.post("/generate", json=ask, headers={**headers, **LATER})
+        return answer.status_code
 
-        async def post(number: int) -> int:
-            front = fronts[number % len(fronts)]
-            answer = await front.post("/generate", json=ask, headers={**headers, **LATER})
-            return answer.status_code
+    watching = asyncio.create_task(watch())
+    codes = Counter(await asyncio.gather(*[post(number) for number in range(80)]))
+    assert codes == {202: num_fitting, 429: 80 - num_fitting}
 
-        codes = Counter(await asyncio.gather(*[post(number) for number in range(80)]))
-        assert codes == {202: num_fitting, 429: 80 - num_fitting}
-
-        # As answers are shorter than was reserved for them, others fit.
-        async with EchoWorker(redis_url):
-            while True:
-                await until_all_done(redis)
-                codes = Counter(await asyncio.gather(*[post(number) for number in range(40)]))
-                if not codes[202]:
-                    break
+    # As answers are shorter than was reserved for them, others fit.
+    async with EchoWorker(redis_url):
+        while codes[202]:
             await until_all_done(redis)
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
-        found = await report(fronts[1], headers)
+            codes = Counter(await asyncio.gather(*[post(number) for number in range(40)]))
+    watching.cancel()
+    [ending] = await asyncio.gather(watching, return_exceptions=True)
+    assert isinstance(ending, asyncio.CancelledError), ending
+    found = await report(fronts[1], headers)
 
     used = found["budget"]["used"]
     assert found["budget"]["reserved"] == 0
     assert max(seen) <= budget.tokens
     assert budget.tokens - most < used <= budget.tokens
     assert used == found["totals"]["prompt_tokens"] + found["totals"]["completion_tokens"]
+
+
+async def test_a_budget_with_four_fronts(redis: Redis, redis_url: str) -> None:
+    await announce(redis, "echo")
+    async with several_fronts(redis_url, max_queue_depth=500) as fronts:
+        await race(redis, redis_url, fronts)
+
+
+async def test_a_budget_with_four_processes(redis: Redis, redis_url: str) -> None:
+    """Fronts that share nothing but Redis keep it as well."""
+    await announce(redis, "echo")
+    async with AsyncExitStack() as stack:
+        starting = []
+        for _ in range(NUM_FRONTS):
+            starting.append(stack.enter_async_context(process(redis_url, max_queue_depth=500)))
+        fronts = [client for _, client in await asyncio.gather(*starting)]
+        await race(redis, redis_url, fronts)
 
 
 async def until_all_done(redis: Redis) -> None:

@@ -181,7 +181,7 @@ class Kept:
 @SHARDS
 async def test_each_decision_is_right(redis: Redis, shards: int, seed: int) -> None:
     """Each decision agrees with plain counting, as requests come and jobs end in all ways."""
-    budgets = {"0a": Budget(400, "day"), "0b": Budget(900, "month"), "0c": Budget(2_000, "month")}
+    budgets = {"0a": Budget(250, "day"), "0b": Budget(500, "month"), "0c": Budget(900, "month")}
     kept = Kept([Desk(redis, shards=shards) for _ in range(4)], budgets, seed)
     for number in range(200):
         step = kept.rng.choice((kept.submit, kept.submit, kept.take, kept.go_on, kept.end))
@@ -190,7 +190,7 @@ async def test_each_decision_is_right(redis: Redis, shards: int, seed: int) -> N
             await kept.check()
     await kept.end_all()
     await kept.check()
-    assert kept.num_refused > 10
+    assert kept.num_refused > 5
     desk = kept.desks[0]
     assert await desk.broker.client(home(desk)).hlen(keys.budgeted(home(desk))) == 0  # type: ignore[misc]
 

@@ -220,10 +220,11 @@ local function note_outcome(job, state, cost)
 end
 
 -- Counts what a job has used, on the day on which it ends. `used` is what its worker tells: tokens of its prompt, those
--- of them that were cached, tokens of its answer, ACT segments, bytes of artifacts. It is nil for a job that was not done:
--- that one has used what its log has. A request is counted with the first of its jobs. Returns its tokens.
+-- of them that were cached, tokens of its answer, ACT segments, bytes of artifacts. It is nil for a job that was not
+-- done: that one has used what its log has. A request is counted with the first of its jobs. Returns its tokens.
 local function count_usage(job, state, used)
-  local prompt, cached, completion, segments, bytes = unpack(used or { tonumber(job.prompt or 0), 0, tonumber(job.sampled or 0), 0, 0 })
+  used = used or { tonumber(job.prompt or 0), 0, tonumber(job.sampled or 0), 0, 0 }
+  local prompt, cached, completion, segments, bytes = unpack(used)
   if a.usage_days > 0 then
     local day = math.floor(now / DAY_MS)
     local of_tenant, row = day .. ':' .. job.tenant, (job.api_key or '') .. ':' .. job.model
@@ -235,10 +236,10 @@ local function count_usage(job, state, used)
     -- What is noted for a day expires with it. So that is set once, with the first job of a row.
     if add('jobs', 1) == 1 then
       local ttl_ms = (day + 1 + a.usage_days) * DAY_MS - now
-      local used, used_by = P .. 'used:' .. of_tenant, P .. 'used_by:' .. day
-      call('SADD', used, row)
-      call('SADD', used_by, job.tenant)
-      for _, name in ipairs({ usage, used, used_by }) do call('PEXPIRE', name, ttl_ms) end
+      local rows, tenants = P .. 'used:' .. of_tenant, P .. 'used_by:' .. day
+      call('SADD', rows, row)
+      call('SADD', tenants, job.tenant)
+      for _, name in ipairs({ usage, rows, tenants }) do call('PEXPIRE', name, ttl_ms) end
     end
     if state ~= 'done' then add(state .. '_jobs', 1) end
     add('requests', job.is_first and 1 or 0)

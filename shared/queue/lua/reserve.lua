@@ -1,5 +1,5 @@
--- Behind `limits.lua`, with the prefix of all shards' admission. a: request (its id), jobs [{id, cost, tokens, bytes}], model,
---    class, tenant, classes, deadline_ms, is_urgent, limits, and confirmed (requests that are queued by now).
+-- Behind `limits.lua`, with the prefix of all shards' admission. a: request (its id), jobs [{id, cost, tokens, bytes}],
+--    model, class, tenant, classes, deadline_ms, is_urgent, limits, and confirmed (requests that are queued by now).
 -- Lets a request in, before its jobs are queued on their shard. Returns {'reserved'} (now or by an earlier try), or
 -- {'refused', reason, retry_ms, number, limit, requested}: `number` of `limit` are taken, and this takes `requested`.
 

@@ -1,9 +1,9 @@
 -- With the prefix of all shards' admission. a: left [{id, tenant, model, cost, tokens, at_ms}], confirmed, voided
 --    [request id], unconfirmed_ms
 -- Gives back the reservations of jobs that have left their lines (`tenant` is not '' for those that have ended, and
--- `tokens` are what they used; `model` is not '' for those that ran before), and of requests that never came. A reservation is given back once, however
--- often it is reported. Returns the requests that have been unconfirmed for so long that their fronts may be dead, 100
--- at most.
+-- `tokens` are what they used; `model` is not '' for those that ran before), and of requests that never came. A
+-- reservation is given back once, however often it is reported. Returns the requests that have been unconfirmed for so
+-- long that their fronts may be dead, 100 at most.
 
 local MOST_UNCONFIRMED = 100
 

@@ -1,6 +1,7 @@
--- Behind `limits.lua`. a: request {id, key, key_ttl_ms, body, record, follower_id, experiment ('' for none),
---    api_key (id of the key that it came with, '' for none)}, model, class, tenant, classes (best first), jobs [{id, slots, cost, tokens (the most that it may use, where its key
---    has a budget), spec, leader (the job behind which it is parked, '' for none)}], has_budget, queue_ms, deadline_ms (both from now), ttl_ms, is_reserved (`reserve` has let the request in, so no
+-- Behind `limits.lua`. a: request {id, key, key_ttl_ms, body, record, follower_id, experiment ('' for none), api_key (id
+--    of the key that it came with, '' for none)}, model, class, tenant, classes (best first), jobs [{id, slots, cost,
+--    tokens (the most that it may use), spec, leader (the job behind which it is parked, '' for none)}], has_budget (the
+--    key has one), queue_ms, deadline_ms (both from now), ttl_ms, is_reserved (`reserve` has let the request in, so no
 --    limit is looked at), and else the limits.
 -- Queues all jobs of a request, or none. Returns {'queued'} (now or by an earlier try), {'known', request id} for an
 -- idempotency key that came before with the same body, {'conflict'} for one with another body, {'void'} when the
