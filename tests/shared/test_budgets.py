@@ -6,8 +6,9 @@ At the end of each job what it used is counted, and the rest of what was reserve
 import asyncio
 import random
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -16,12 +17,13 @@ from shared.access import Budget
 from shared.errors import BudgetExceeded, InvalidRequest
 from shared.messages import Cancelled, Done, Failed, Generate, Job, Sampling, Started, Tokens
 from shared.queue import keys, reservations
-from shared.queue.broker import Broker
+from shared.queue.broker import Broker, open_broker
 from shared.queue.janitor import Janitor
 from shared.queue.leases import Claim
 from shared.queue.submission import Key, QueueLimits, Quota, SubmitRequest
 from shared.queue.usage_ledger import UsageLedger, total
 from tests.fixtures.desk import DONE, Desk
+from tests.fixtures.redis_cluster import redis_cluster
 
 SHARDS = pytest.mark.parametrize("shards", [1, 4])
 MARKS = 8
@@ -180,9 +182,23 @@ class Kept:
 @pytest.mark.parametrize("seed", range(3))
 @SHARDS
 async def test_each_decision_is_right(redis: Redis, shards: int, seed: int) -> None:
-    """Each decision agrees with plain counting, as requests come and jobs end in all ways."""
+    await check_decisions([Desk(redis, shards=shards) for _ in range(4)], seed)
+
+
+async def test_each_decision_is_right_on_a_cluster(tmp_path: Path) -> None:
+    with redis_cluster(tmp_path) as cluster:
+        async with AsyncExitStack() as stack:
+            desks = []
+            for _ in range(4):
+                broker = await stack.enter_async_context(open_broker(cluster.url, 8))
+                desks.append(Desk(broker))
+            await check_decisions(desks, seed=5)
+
+
+async def check_decisions(desks: list[Desk], seed: int) -> None:
+    """Check that each decision agrees with plain counting, as jobs end in all ways."""
     budgets = {"0a": Budget(250, "day"), "0b": Budget(500, "month"), "0c": Budget(900, "month")}
-    kept = Kept([Desk(redis, shards=shards) for _ in range(4)], budgets, seed)
+    kept = Kept(desks, budgets, seed)
     for number in range(200):
         step = kept.rng.choice((kept.submit, kept.submit, kept.take, kept.go_on, kept.end))
         await step()
