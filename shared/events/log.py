@@ -290,19 +290,21 @@ def _packed(append: Append, now_s: float) -> tuple[object, ...]:
 
     The last values are the state that it ends in ("": none), what the job has used in all, the
     milliseconds since the first event happened, whether other jobs are needless now, and the number
-    of tokens in the events.
+    of tokens in the events, less that of the events that are not terminal.
     """
     num_prompt_tokens = None
-    num_sampled = 0
+    surplus = 0
     advance = 0
     for event in append.events:
         if isinstance(event, Tokens):
             advance = _SAMPLED
-            num_sampled += len(event.ids)
+            surplus += len(event.ids)
         elif isinstance(event, Progress):
             advance = max(advance, _PROGRESSED)
         elif isinstance(event, Started):
             num_prompt_tokens = event.num_prompt_tokens
+        if not isinstance(event, Terminal):
+            surplus -= 1
 
     last = append.events[-1]
     state = ""
@@ -327,7 +329,7 @@ def _packed(append: Append, now_s: float) -> tuple[object, ...]:
         used,
         age_ms,
         _settles(append),
-        num_sampled,
+        surplus,
     )
 
 

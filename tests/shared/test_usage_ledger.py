@@ -1,5 +1,6 @@
 """Usage on a real Redis: each job that ends is counted once, with what it has used."""
 
+import random
 from datetime import date, timedelta
 
 import pytest
@@ -9,7 +10,9 @@ from shared.messages import (
     ArtifactRef,
     Cancelled,
     Done,
+    Event,
     Failed,
+    Progress,
     Solution,
     Started,
     Tokens,
@@ -289,3 +292,40 @@ def test_rows_are_grouped_and_written_as_csv() -> None:
         "2026-11-29,m,2,4,0,0,0,0,0,0,3.0,0",
     ]
     assert grouped(found, []) == [UsageGroup((), one + one + one)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_the_tokens_of_a_log_are_those_of_its_events(redis: Redis, seed: int) -> None:
+    """Whatever events a job that is called off has logged, by however many workers."""
+    rng = random.Random(seed)
+    desk = Desk(redis)
+    num_tokens = 0
+    num_jobs = 12
+    for _ in range(num_jobs):
+        [job] = await desk.submit(is_streamed=rng.random() < 0.5)
+        num_takes = rng.randint(1, 3)
+        for epoch in range(1, num_takes + 1):
+            [claim] = await desk.take(1, f"w{epoch}")
+            index = claim.last_index
+            events: list[Event] = [Started(epoch, f"w{epoch}", 7)]
+            for _ in range(rng.randint(0, 4)):
+                ids = tuple(range(rng.choice((0, 1, 1, 1, 5))))
+                events.append(rng.choice((Tokens(ids, "x"), Progress(index))))
+            while events:
+                part = events[: rng.randint(1, 3)]
+                del events[: len(part)]
+                assert await desk.say(claim, *part, after=index)
+                assert await desk.say(claim, *part, after=index), "the same append again"
+                index += len(part)
+            if epoch < num_takes:
+                await desk.queue().give_back([claim])
+        if rng.random() < 0.5:
+            await desk.say(claim, Failed("worker_failed", "no"), after=index)
+        else:
+            await desk.submissions.end([job], Cancelled("client"))
+        for event in await desk.events(job):
+            if isinstance(event, Tokens):
+                num_tokens += len(event.ids)
+    found = await counted(desk)
+    assert found.pop("completion_tokens") == num_tokens > 0
+    assert found.pop("prompt_tokens") == 7 * num_jobs

@@ -9,8 +9,8 @@
 --                     progressed) deaths taken_ms (first take) first_ms (first token) ended_ms readers (who hears of its
 --                     events) leader (the job behind which it is parked) led (jobs that are parked behind it)
 --                     experiment (of which its model is an arm) prompt (tokens of its prompt, once it has started)
---                     sampled (tokens in its log) api_key (id of the key that it came with) is_first (of its request's
---                     jobs) has_budget (its key has one)
+--                     surplus (tokens in its log, less its events but for the last) api_key (id of the key that it came
+--                     with) is_first (of its request's jobs) has_budget (its key has one)
 -- log:ID      stream  the events; event index i is the entry `i-0`, so an append lands once or not at all
 -- line:M:C:T  stream  jobs of one model, class and tenant that wait
 -- parked:M    set     jobs that are in no line until another one has ended
@@ -92,7 +92,7 @@ local function ended_key(model, at) return P .. 'ended:' .. model .. ':' .. math
 
 local FIELDS = { 'state', 'epoch', 'last', 'model', 'class', 'tenant', 'cost', 'bytes', 'entry', 'expires_ms',
   'deadline_ms', 'worker', 'fingerprint', 'started', 'advanced', 'first_ms', 'deaths', 'request', 'readers', 'leader',
-  'led', 'queued_ms', 'experiment', 'taken_ms', 'prompt', 'sampled', 'api_key', 'is_first',
+  'led', 'queued_ms', 'experiment', 'taken_ms', 'prompt', 'surplus', 'api_key', 'is_first',
   'has_budget' }
 
 -- Returns these fields of a job, by default all that scripts need. The first must be `state`. Returns nil for a job
@@ -223,7 +223,10 @@ end
 -- of them that were cached, tokens of its answer, ACT segments, bytes of artifacts. It is nil for a job that was not
 -- done: that one has used what its log has. A request is counted with the first of its jobs. Returns its tokens.
 local function count_usage(job, state, used)
-  used = used or { tonumber(job.prompt or 0), 0, tonumber(job.sampled or 0), 0, 0 }
+  if not used then
+    local sampled = tonumber(job.last) - 1 + tonumber(job.surplus or 0)
+    used = { tonumber(job.prompt or 0), 0, math.max(0, sampled), 0, 0 }
+  end
   local prompt, cached, completion, segments, bytes = unpack(used)
   if a.usage_days > 0 then
     local day = math.floor(now / DAY_MS)
@@ -295,8 +298,8 @@ local function unpark_led(job)
   end
 end
 
--- Ends a job, whose terminal event is appended already. `used` is as in `count_usage`. A job that `settles` its question
--- makes those behind it needless; else the jobs that were parked behind it go into their lines.
+-- Ends a job, whose terminal event is appended already. `used` is as in `count_usage`. A job that `settles` its
+-- question makes those behind it needless; else the jobs that were parked behind it go into their lines.
 finish = function(job, state, used, settles)
   local tokens = count_usage(job, state, used)
   local cost = used and tokens -- its real cost, where that is known

@@ -52,8 +52,8 @@ local function budget_now()
   return P .. 'budget:' .. a.budget.key .. ':' .. starts_ms[i], starts_ms[i + 1]
 end
 
--- Returns the answer that refuses a request; nil where there is room for `count` jobs of so many bytes, which may use so
--- many tokens.
+-- Returns the answer that refuses a request; nil where there is room for `count` jobs of so many bytes, which may use
+-- so many tokens.
 local function refusal(count, bytes, tokens)
   if a.budget then
     local budget, ends_ms = budget_now()
