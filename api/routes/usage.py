@@ -12,7 +12,15 @@ from api.endpoints.dialect import Dialect
 from api.redis_timeout import redis_answers
 from api.schemas.usage_report import BudgetStanding, UsageReport, UsageRow, UsageSums
 from shared.errors import Forbidden, InvalidRequest
-from shared.queue.usage_ledger import USAGE_FIELDS, UsageField, UsageGroup, as_csv, grouped, total
+from shared.queue.usage_ledger import (
+    USAGE_FIELDS,
+    UsageField,
+    UsageGroup,
+    as_csv,
+    grouped,
+    total,
+    usage_fields,
+)
 
 PATH = "/v1/usage"
 
@@ -65,7 +73,10 @@ async def usage(
 
     Without days it is that of the last 30.
     """
-    fields = _fields(group_by)
+    try:
+        fields = usage_fields(group_by)
+    except ValueError as error:
+        raise InvalidRequest(f"group_by: {error}.", field="group_by") from None
     form = _form(format, accept)
     first, last = await _days(front, start, end)
     key = None
@@ -108,19 +119,6 @@ async def _standing(front: Front, caller: Caller) -> BudgetStanding | None:
         left=standing.left,
         resets_at=standing.resets_at,
     )
-
-
-def _fields(group_by: str) -> list[UsageField]:
-    """Return the fields to group by. Raise InvalidRequest for an unknown one."""
-    names = [name.strip() for name in group_by.split(",") if name.strip()]
-    fields = [field for name in names for field in USAGE_FIELDS if field == name]
-    if len(fields) < len(names) or len(set(fields)) < len(fields):
-        raise InvalidRequest(
-            f"group_by: expected some of {', '.join(USAGE_FIELDS)}, comma-separated and each once, "
-            f"got {group_by!r}.",
-            field="group_by",
-        )
-    return fields
 
 
 def _form(format: str | None, accept: str) -> Literal["json", "csv"]:

@@ -4,27 +4,26 @@ import argparse
 import json
 from collections.abc import Sequence
 from datetime import date, timedelta
-from typing import get_args
 
 from scripts.cli.fleet_tool import ToolError, parser_of, run_tool
 from shared.access import check_name
 from shared.queue.broker import open_unsettled
 from shared.queue.usage_ledger import (
     USAGE_COLUMNS,
-    USAGE_FIELDS,
     Usage,
     UsageField,
     UsageLedger,
     as_csv,
     grouped,
     total,
+    usage_fields,
 )
 from shared.settings.command_line import redis_url
 from shared.settings.settings import Settings
 
 PROG = "aios usage"
 _DAYS = 30
-_DEFAULT_FIELDS: tuple[UsageField, ...] = ("day", "tenant", "key", "model")
+_DEFAULT_FIELDS = "day,tenant,key,model"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,21 +45,17 @@ def _parser() -> argparse.ArgumentParser:
         type=_fields,
         default=_DEFAULT_FIELDS,
         metavar="FIELD,FIELD",
-        help=f"default: {','.join(_DEFAULT_FIELDS)}",
+        help=f"default: {_DEFAULT_FIELDS}",
     )
     parser.add_argument("--csv", action="store_true", help="print CSV")
     return parser
 
 
-def _fields(text: str) -> tuple[UsageField, ...]:
-    fields = []
-    for name in text.split(","):
-        if name not in get_args(UsageField) or name in fields:
-            raise argparse.ArgumentTypeError(
-                f"expected some of {','.join(USAGE_FIELDS)}, got {text!r}"
-            )
-        fields.append(name)
-    return tuple(field for name in fields for field in USAGE_FIELDS if field == name)
+def _fields(text: str) -> list[UsageField]:
+    try:
+        return usage_fields(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 async def _answer(args: argparse.Namespace, settings: Settings) -> list[str]:

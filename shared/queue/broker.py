@@ -70,6 +70,13 @@ class Broker:
             return self._redis.client(tag)
         return self._redis
 
+    @property
+    def admission(self) -> str:
+        """The hash tag under which the limits of the fleet are counted."""
+        if len(self.shards) == 1:
+            return self.shards[0]
+        return keys.ADMISSION
+
     def together(self, shards: Sequence[str]) -> list[list[str]]:
         """Return the shards in parts. One command may name keys of a whole part.
 

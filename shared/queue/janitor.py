@@ -127,9 +127,7 @@ class Janitor:
         What such a job has used is not known, so all that was reserved counts as used.
         """
         counts: SweepCounts = Counter()
-        tag = self._broker.shards[0]
-        if self._reservations.are_needed:
-            tag = keys.ADMISSION
+        tag = self._broker.admission
         before_ms = await self._now_ms() - self._grace_ms
         async for reservations in _pages(partial(self._client(tag).hscan, keys.budgeted(tag))):
             job_ids = []

@@ -153,7 +153,7 @@ def used_by(shard: str, day: int) -> str:
 def budget(shard: str, api_key: str, start_ms: int) -> str:
     """Key of the hash with the tokens of an API key in a period: those used, those reserved.
 
-    The shard is the only one, or ADMISSION.
+    The shard is `Broker.admission`.
     """
     return f"{prefix(shard)}budget:{api_key}:{start_ms}"
 

@@ -23,6 +23,7 @@ UsageField = Literal["day", "tenant", "key", "model"]
 
 USAGE_FIELDS: tuple[UsageField, ...] = get_args(UsageField)
 
+_FIELD_OF: dict[str, UsageField] = {field: field for field in USAGE_FIELDS}
 _EPOCH = date(1970, 1, 1)
 _MS_A_SECOND = 1000
 # So many keys are read at once: a server answers others in between.
@@ -115,20 +116,19 @@ class UsageLedger:
 
         With several shards, jobs that have just ended may count as open for a second.
         """
-        shards = self._broker.shards
-        home = shards[0] if len(shards) == 1 else keys.ADMISSION
+        home = self._broker.admission
         client = self._broker.client(home)
         seconds, _ = await client.time()
         _, start_ms, end_ms, _ = budget.starts_ms(datetime.fromtimestamp(int(seconds), UTC))
         name = keys.budget(home, key, start_ms)
         reading = client.hmget(name, ["used", "reserved"])
-        used, reserved = [
-            int(value or 0) for value in await cast(Awaitable[list[bytes | None]], reading)
-        ]
+        used, reserved = await cast(Awaitable[list[bytes | None]], reading)
+        num_used = int(used or 0)
+        num_reserved = int(reserved or 0)
         return BudgetStanding(
-            used=used,
-            reserved=reserved,
-            left=max(0, budget.tokens - used - reserved),
+            used=num_used,
+            reserved=num_reserved,
+            left=max(0, budget.tokens - num_used - num_reserved),
             resets_at=datetime.fromtimestamp(end_ms / _MS_A_SECOND, UTC),
         )
 
@@ -199,6 +199,21 @@ def _usage(counters: dict[bytes, bytes]) -> Usage:
         if name.decode() in known:
             counts[name.decode()] = int(count)
     return Usage(**counts)
+
+
+def usage_fields(text: str) -> list[UsageField]:
+    """Return the fields that a text such as `day,model` names.
+
+    Raise ValueError for another text.
+    """
+    found: list[UsageField] = []
+    for name in text.split(","):
+        field = _FIELD_OF.get(name.strip())
+        if field is None or field in found:
+            known = ", ".join(USAGE_FIELDS)
+            raise ValueError(f"expected some of {known}, comma-separated, got {text!r}")
+        found.append(field)
+    return found
 
 
 def total(rows: Iterable[UsageRow]) -> Usage:

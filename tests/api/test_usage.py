@@ -288,8 +288,10 @@ async def race(redis: Redis, redis_url: str, fronts: list[httpx.AsyncClient]) ->
     ask = {"prompts": ["a b c"], "max_tokens": 20, "temperature": 0}
     seen: list[int] = []
 
+    is_over = asyncio.Event()
+
     async def watch() -> None:
-        while True:
+        while not is_over.is_set():
             standing = (await report(fronts[0], headers))["budget"]
             seen.append(standing["used"] + standing["reserved"])
             await asyncio.sleep(0.005)
@@ -308,9 +310,8 @@ async def race(redis: Redis, redis_url: str, fronts: list[httpx.AsyncClient]) ->
         while codes[202]:
             await until_all_done(redis)
             codes = Counter(await asyncio.gather(*[post(number) for number in range(40)]))
-    watching.cancel()
-    [ending] = await asyncio.gather(watching, return_exceptions=True)
-    assert isinstance(ending, asyncio.CancelledError), ending
+    is_over.set()
+    await watching
     found = await report(fronts[1], headers)
 
     used = found["budget"]["used"]

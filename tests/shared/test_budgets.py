@@ -23,6 +23,7 @@ from shared.queue.leases import Claim
 from shared.queue.submission import Key, QueueLimits, Quota, SubmitRequest
 from shared.queue.usage_ledger import UsageLedger, total
 from tests.fixtures.desk import DONE, Desk
+from tests.fixtures.queue_clients import now_ms
 from tests.fixtures.redis_cluster import redis_cluster
 
 SHARDS = pytest.mark.parametrize("shards", [1, 4])
@@ -40,17 +41,14 @@ def ask(prompt: str, max_tokens: int, n: int = 1) -> Generate:
     return Generate(prompt, Sampling(max_tokens, seed=0, n=n))
 
 
-def home(desk: Desk) -> str:
-    shards = desk.broker.shards
-    return shards[0] if len(shards) == 1 else keys.ADMISSION
-
-
 async def standing(desk: Desk, key: str, budget: Budget) -> tuple[int, int]:
     """Return the tokens used and reserved in the present period."""
     await desk.submissions.reservations.settle_all()
     start_ms = budget.starts_ms(datetime.now(UTC))[1]
-    name = keys.budget(home(desk), key, start_ms)
-    used, reserved = await desk.broker.client(home(desk)).hmget(name, ["used", "reserved"])  # type: ignore[misc]
+    name = keys.budget(desk.broker.admission, key, start_ms)
+    used, reserved = await desk.broker.client(desk.broker.admission).hmget(
+        name, ["used", "reserved"]
+    )  # type: ignore[misc]
     return int(used or 0), int(reserved or 0)
 
 
@@ -208,7 +206,10 @@ async def check_decisions(desks: list[Desk], seed: int) -> None:
     await kept.check()
     assert kept.num_refused > 5
     desk = kept.desks[0]
-    assert await desk.broker.client(home(desk)).hlen(keys.budgeted(home(desk))) == 0  # type: ignore[misc]
+    assert (
+        await desk.broker.client(desk.broker.admission).hlen(keys.budgeted(desk.broker.admission))
+        == 0
+    )  # type: ignore[misc]
 
     # The ledger knows the same sums by another way.
     ledger = UsageLedger(desk.broker)
@@ -313,6 +314,31 @@ async def test_the_next_period_begins_afresh(
     # A job counts in the period in which it came.
     await desk.say(claim, DONE)
     assert await standing(desk, "0a", budget) == (2, 0)
+
+
+@pytest.mark.parametrize("present", [0, 1, 2])
+@SHARDS
+async def test_the_period_is_that_of_redis_whatever_a_front_thinks(
+    redis: Redis, shards: int, present: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock of a front is a period ahead, right, or a period behind."""
+    desk = Desk(redis, shards=shards)
+    hour_ms = 3_600_000
+    start_ms = await now_ms(desk) - hour_ms // 2
+    starts_ms = [start_ms + hour_ms * (number - present) for number in range(4)]
+    monkeypatch.setattr(Budget, "starts_ms", lambda self, now: starts_ms)
+    budget = Budget(20, "day")
+    await desk.submit(ask("abc", 9), api_key="0a", budget=budget)
+    client = desk.broker.client(desk.broker.admission)
+    name = keys.budget(desk.broker.admission, "0a", start_ms)
+    assert await client.hget(name, "reserved") == b"20"  # type: ignore[misc]
+    # It stays a week longer than its period.
+    left_ms = await client.pttl(name)
+    assert 0 < left_ms - 7 * 24 * hour_ms <= hour_ms // 2
+    with pytest.raises(BudgetExceeded) as caught:
+        await desk.submit(ask("a", 1), api_key="0a", budget=budget)
+    assert caught.value.retry_after_s is not None
+    assert 1_700 < caught.value.retry_after_s <= 1_800
 
 
 @SHARDS

@@ -1,6 +1,8 @@
 """Usage on a real Redis: each job that ends is counted once, with what it has used."""
 
+import asyncio
 import random
+import time
 from datetime import date, timedelta
 
 import pytest
@@ -81,6 +83,24 @@ async def test_a_job_that_is_done(redis: Redis, shards: int) -> None:
         keys.used_by(shard, day),
     ):
         assert 400 * 86_400_000 < await redis.pttl(name) <= 401 * 86_400_000
+
+
+async def test_the_time_is_that_in_the_hands_of_workers(redis: Redis) -> None:
+    """From the first take to the end, also where another worker goes on."""
+    desk = Desk(redis)
+    await desk.submit()
+    await asyncio.sleep(0.3)
+    begun_s = time.monotonic()
+    [claim] = await desk.take()
+    await asyncio.sleep(0.05)
+    await desk.queue().give_back([claim])
+    [claim] = await desk.take()
+    await asyncio.sleep(0.05)
+    await desk.say(claim, DONE)
+    most_ms = 1000 * (time.monotonic() - begun_s)
+    usage = total(await rows(desk))
+    assert 95 <= usage.compute_ms <= most_ms + 2
+    assert usage.as_json()["compute_seconds"] == usage.compute_ms / 1000
 
 
 async def test_segments_and_artifacts(redis: Redis) -> None:
