@@ -22,8 +22,8 @@ _EXPIRING = (
     "outcomes",
     "feedback",
     "usage",
-    "used",
-    "used_by",
+    "usage_rows",
+    "usage_tenants",
     "budget",
 )
 _GONE = ("line", "leases", "open", "parked", "turns", "budgeted")

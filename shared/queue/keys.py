@@ -140,14 +140,14 @@ def usage(shard: str, day: int, tenant: str, row: str) -> str:
     return f"{prefix(shard)}usage:{day}:{tenant}:{row}"
 
 
-def used(shard: str, day: int, tenant: str) -> str:
+def usage_rows(shard: str, day: int, tenant: str) -> str:
     """Key of the set of rows of a tenant with usage on a day since 1970."""
-    return f"{prefix(shard)}used:{day}:{tenant}"
+    return f"{prefix(shard)}usage_rows:{day}:{tenant}"
 
 
-def used_by(shard: str, day: int) -> str:
+def usage_tenants(shard: str, day: int) -> str:
     """Key of the set of tenants with usage on a day since 1970."""
-    return f"{prefix(shard)}used_by:{day}"
+    return f"{prefix(shard)}usage_tenants:{day}"
 
 
 def budget(shard: str, api_key: str, start_ms: int) -> str:

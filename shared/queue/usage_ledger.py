@@ -160,13 +160,13 @@ class UsageLedger:
         if tenant is not None:
             owned = [(shard, day, tenant) for shard, day in all_days]
         else:
-            names = [keys.used_by(shard, day) for shard, day in all_days]
+            names = [keys.usage_tenants(shard, day) for shard, day in all_days]
             tenants_of = await _read_all(client, "smembers", names)
             for (shard, day), tenants in zip(all_days, tenants_of, strict=True):
                 owned += [(shard, day, owner.decode()) for owner in tenants]
 
         hashes: list[tuple[str, int, str, str]] = []
-        rows_of = await _read_all(client, "smembers", [keys.used(*name) for name in owned])
+        rows_of = await _read_all(client, "smembers", [keys.usage_rows(*name) for name in owned])
         for (shard, day, owner), names_of_rows in zip(owned, rows_of, strict=True):
             hashes += [(shard, day, owner, row.decode()) for row in names_of_rows]
 

@@ -79,8 +79,8 @@ async def test_a_job_that_is_done(redis: Redis, shards: int) -> None:
     day = (row.day - date(1970, 1, 1)).days
     for name in (
         keys.usage(shard, day, "ann", "0a:m"),
-        keys.used(shard, day, "ann"),
-        keys.used_by(shard, day),
+        keys.usage_rows(shard, day, "ann"),
+        keys.usage_tenants(shard, day),
     ):
         assert 400 * 86_400_000 < await redis.pttl(name) <= 401 * 86_400_000
 

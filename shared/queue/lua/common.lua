@@ -33,8 +33,8 @@
 -- feedback:E  stream  what callers say of its requests: one entry for each request
 -- usage:D:T:K:M hash  what jobs that ended on day D (since 1970) have used: those of model M that came with API key K of
 --                     tenant T
--- used:D:T    set     `K:M` of each such hash of a tenant
--- used_by:D   set     the tenants that have such a set
+-- usage_rows:D:T set  `K:M` of each such hash of a tenant
+-- usage_tenants:D set the tenants that have such a set
 -- budget:K:S  hash    `used` and `reserved` tokens of API key K in the period that begins at S
 -- budgeted    hash    open jobs that count against a budget: what is reserved for each, and in which budget
 -- isolating:M string  the worker that empties itself for a job that is suspected
@@ -239,7 +239,7 @@ local function count_usage(job, state, used)
     -- What is noted for a day expires with it. So that is set once, with the first job of a row.
     if add('jobs', 1) == 1 then
       local ttl_ms = (day + 1 + a.usage_days) * DAY_MS - now
-      local rows, tenants = P .. 'used:' .. of_tenant, P .. 'used_by:' .. day
+      local rows, tenants = P .. 'usage_rows:' .. of_tenant, P .. 'usage_tenants:' .. day
       call('SADD', rows, row)
       call('SADD', tenants, job.tenant)
       for _, name in ipairs({ usage, rows, tenants }) do call('PEXPIRE', name, ttl_ms) end
