@@ -62,7 +62,9 @@ class Server(uvicorn.Server):
 async def serve(settings: Settings) -> None:
     """Serve until a signal comes, then drain."""
     tracing = open_tracing(settings.otlp_endpoint, "api")
-    async with open_broker(redis_url(settings), settings.redis_shards) as broker:
+    async with open_broker(
+        redis_url(settings), settings.redis_shards, usage_days=settings.usage_days
+    ) as broker:
         await _serve(settings, broker, tracing)
     tracing.close()
 

@@ -34,6 +34,7 @@ from shared.queue.rate_limiter import RateLimiter
 from shared.queue.repeats import Repeats
 from shared.queue.requests import Requests
 from shared.queue.submission import QueueLimits, Submissions
+from shared.queue.usage_ledger import UsageLedger
 from shared.settings.settings import Settings
 from shared.telemetry.metrics import Metrics
 from shared.telemetry.process import LoopLag, measure_process
@@ -66,6 +67,7 @@ class Front:
     submissions: Submissions
     requests: Requests
     experiment_log: ExperimentLog
+    usage_ledger: UsageLedger
     reader: LogReader
     cache: AnswerCache | None
     endpoints: Endpoints
@@ -143,6 +145,7 @@ def build_front(settings: Settings, broker: Broker, endpoints: Endpoints) -> Fro
         submissions=submissions,
         requests=requests,
         experiment_log=ExperimentLog(broker),
+        usage_ledger=UsageLedger(broker),
         reader=reader,
         cache=cache,
         endpoints=endpoints,

@@ -9,7 +9,8 @@ import hashlib
 import re
 import secrets
 from collections.abc import Awaitable, Sequence
-from typing import cast
+from datetime import UTC, date, datetime, timedelta
+from typing import Literal, cast
 
 import msgspec
 
@@ -32,11 +33,40 @@ class Rate(msgspec.Struct, frozen=True):
         return f"{self.times}/{self.seconds}"
 
 
+BudgetPeriod = Literal["day", "month"]
+
+
+class Budget(msgspec.Struct, frozen=True):
+    """At most so many `tokens`, of prompts and answers, in each day or month of UTC."""
+
+    tokens: int
+    period: BudgetPeriod
+
+    def __str__(self) -> str:
+        return f"{self.tokens} a {self.period}"
+
+    def starts_ms(self, now: datetime) -> list[int]:
+        """Return when the periods around `now` begin: the one before, its own and the next two.
+
+        In milliseconds since 1970. The clock of Redis may be a little ahead of this one, or behind.
+        """
+        day = now.astimezone(UTC).date()
+        starts = []
+        for distance in (-1, 0, 1, 2):
+            if self.period == "day":
+                start = day + timedelta(days=distance)
+            else:
+                months = day.year * 12 + day.month - 1 + distance
+                start = date(months // 12, months % 12 + 1, 1)
+            starts.append(int(datetime(start.year, start.month, start.day, tzinfo=UTC).timestamp()))
+        return [1000 * start for start in starts]
+
+
 class Grant(msgspec.Struct, frozen=True, omit_defaults=True):
     """The rights of a key. `name` is for people; keys of one `tenant` see each other's jobs.
 
     With `concurrency` 0 and `rate` None the fleet's own limits hold. Without `models` all models
-    may be used.
+    may be used. Without a `budget` any number of tokens may be used.
     `created_at` and `expires_at` are in seconds since 1970.
     """
 
@@ -49,6 +79,7 @@ class Grant(msgspec.Struct, frozen=True, omit_defaults=True):
     is_admin: bool = False
     created_at: int = 0
     expires_at: int | None = None
+    budget: Budget | None = None
 
 
 def rate_of(text: str) -> Rate:

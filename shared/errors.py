@@ -12,7 +12,7 @@ FleetError
 ├── Unauthorized      401   ├── Forbidden          403   ├── ProhibitedContent 400
 ├── DeviceUnavailable 400   ├── ShutDown           503   ├── UnsupportedEncoding 415
 ├── ArtifactNotFound  404   ├── StorageUnavailable 503   ├── OverStorageQuota  413
-├── ModelFailed       503   ├── UpstreamFailed     503
+├── ModelFailed       503   ├── UpstreamFailed     503   ├── BudgetExceeded    429
 └── BatchNotFound     404   └── BatchEnded         409
 """
 
@@ -154,6 +154,13 @@ class OverQuota(FleetError):
     """The tenant has as much open, or asks as often, as it may."""
 
     code = "rate_limited"
+    status = 429
+
+
+class BudgetExceeded(FleetError):
+    """The request might use more tokens than the budget of its key has left for this period."""
+
+    code = "budget_exceeded"
     status = 429
 
 

@@ -75,7 +75,8 @@ class Job(msgspec.Struct, Generic[SomeTask], frozen=True, omit_defaults=True):
     """The unit that is queued, leased and logged.
 
     It is a prompt, a scoring context with its continuations, a puzzle, or a text. One that
-    `is_streamed` is followed token by token. `trace` is the trace of its request.
+    `is_streamed` is followed token by token. `trace` is the trace of its request. If its key has a
+    budget, tokens are reserved for a prompt of `most_prompt_tokens`, and a longer one is refused.
     """
 
     id: str
@@ -86,6 +87,7 @@ class Job(msgspec.Struct, Generic[SomeTask], frozen=True, omit_defaults=True):
     request_id: str = ""
     is_streamed: bool = False
     trace: Trace = NO_TRACE
+    most_prompt_tokens: int | None = None
 
 
 class Started(msgspec.Struct, frozen=True, omit_defaults=True, tag="started"):

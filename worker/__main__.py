@@ -124,7 +124,9 @@ async def _serve(settings: Settings) -> int:
     stop = asyncio.Event()
     policy = QueuePolicy(settings.lease_s, settings.ageing_s, result_ttl_s=settings.result_ttl_s)
     tracing = open_tracing(settings.otlp_endpoint, "worker")
-    async with open_broker(redis_url(settings), settings.redis_shards) as broker:
+    async with open_broker(
+        redis_url(settings), settings.redis_shards, usage_days=settings.usage_days
+    ) as broker:
         service = WorkerService(
             broker,
             policy,

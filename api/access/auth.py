@@ -54,6 +54,7 @@ class CallerDefaults:
             rates=rates,
             is_admin=grant.is_admin,
             digest=digest,
+            budget=grant.budget,
         )
 
 

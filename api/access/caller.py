@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from shared.access import Rate
+from shared.access import Budget, Rate
 from shared.errors import Forbidden
 from shared.messages import PRIORITIES, Priority
 from shared.queue.submission import Quota
@@ -23,8 +23,8 @@ class Caller:
 
     Only callers of a job's own tenant may read, follow and cancel it. `id` is that of the key, ""
     without one. An empty `models` allows all models. `rates` are by the path of an endpoint; the
-    one under "" is for all endpoints together. `digest` is that of a key which Redis holds and
-    which can be revoked, "" for any other.
+    one under "" is for all endpoints together. `budget` is the most tokens that the key may use.
+    `digest` is that of a key which Redis holds and which can be revoked, "" for any other.
     """
 
     tenant: str = "public"
@@ -35,6 +35,7 @@ class Caller:
     rates: Mapping[str, Rate] = field(default_factory=dict)
     is_admin: bool = False
     digest: str = ""
+    budget: Budget | None = None
 
     def clamped(self, requested: Priority) -> Priority:
         """Return the requested class, or the best that this caller may have if that is worse."""

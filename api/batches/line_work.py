@@ -32,6 +32,7 @@ from api.submit.request_options import RequestOptions
 from api.submit.submission import submit
 from shared.errors import (
     BrokerUnavailable,
+    BudgetExceeded,
     ClientGone,
     Draining,
     FleetError,
@@ -53,6 +54,7 @@ from shared.queue.submission import Key
 
 LATER = (
     BrokerUnavailable,
+    BudgetExceeded,
     Draining,
     ModelFailed,
     NoWorker,

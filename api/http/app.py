@@ -46,6 +46,7 @@ from api.routes import (
     plugins,
     submit,
     unload,
+    usage,
 )
 from api.schemas.errors import PlainErrorBody, errors_of
 from api.submit.cache import CACHE
@@ -63,6 +64,7 @@ PARTS = (
     submit.DIALECT,
     jobs.DIALECT,
     feedback.DIALECT,
+    usage.DIALECT,
     unload.DIALECT,
     catalogue.DIALECT,
     plugins.DIALECT,

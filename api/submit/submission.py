@@ -93,7 +93,7 @@ async def _submit(
         notes=dict(plan.notes),
         experiment=experiment,
     )
-    submit_request = _submit_request(context, record, plan, is_streamed=is_streamed)
+    submit_request = _submit_request(context, model, record, plan, is_streamed=is_streamed)
 
     cache = front.cache
     digest = _digest(context, model, record, plan.tasks)
@@ -131,7 +131,12 @@ async def _submit(
 
 
 def _submit_request(
-    context: RequestContext, record: RequestRecord, plan: TaskPlan, *, is_streamed: bool
+    context: RequestContext,
+    model: ModelInfo,
+    record: RequestRecord,
+    plan: TaskPlan,
+    *,
+    is_streamed: bool,
 ) -> SubmitRequest:
     """Return the request for the queue: the tasks, with all that the context says of them."""
     caller = context.caller
@@ -141,7 +146,7 @@ def _submit_request(
     if context.stays and record.on_disconnect != "continue":
         follower_id = new_follower_id()
     return SubmitRequest(
-        model=record.model,
+        model=model.id,
         tasks=tuple(plan.tasks),
         leaders=tuple(plan.leaders),
         tenant=caller.tenant,
@@ -155,6 +160,9 @@ def _submit_request(
         record=encode_record(record),
         follower_id=follower_id,
         experiment=record.experiment,
+        api_key=caller.id,
+        budget=caller.budget,
+        context_window=model.context_window,
     )
 
 

@@ -1,11 +1,12 @@
-"""Measure the cost of a token on its way from a worker to Redis.
+"""Measure the cost of a token on its way from a worker to Redis, and of the end of a job.
 
     python -m scripts.bench.broker [--jobs N] [--steps N]
 
 In every step each streamed job yields one token, and all events of the step are one append, as the
 outbox of a worker sends them. Redis is an embedded one, as that of `aios serve hrm`. Bytes are
 those of the appends on the wire, and the MEMORY USAGE of the logs. Commands include those that
-scripts call.
+scripts call. Afterwards jobs that have their tokens already are ended, as many in one append as have
+their steps in one.
 """
 
 import argparse
@@ -21,11 +22,13 @@ from redis.asyncio import Redis
 from scripts.bench.measure import commit
 from scripts.cli.embedded_redis import EmbeddedRedis
 from shared.events.log import Append, LogWriter
-from shared.messages import Generate, Sampling, Tokens
+from shared.messages import Done, Generate, Sampling, Started, Tokens
 from shared.queue import keys
 from shared.queue.broker import Broker, connect
 from shared.queue.leases import Claim, QueuePolicy, WorkQueue
 from shared.queue.submission import QueueLimits, Quota, Submissions, SubmitRequest
+
+_APPENDS_OF_ENDS = 100
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,30 @@ async def measure(redis: Redis, num_jobs: int, steps: int, warm_up: int = 20) ->
     return "\n".join(lines)
 
 
+async def measure_ends(redis: Redis, num_jobs: int, num_appends: int) -> str:
+    """End `num_jobs` jobs in each of some appends, and return a line for each figure."""
+    broker = Broker(redis)
+    claims = await take_jobs(broker, num_jobs * num_appends, num_tokens=4)
+    writer = LogWriter(broker)
+    begun = (Started(1, "bench", 5), Tokens((1, 2, 3), "abc"))
+    for start in range(0, len(claims), num_jobs):
+        part = claims[start : start + num_jobs]
+        await writer.append([Append(claim.job, claim.epoch, 0, begun) for claim in part])
+
+    before = await read_counters(redis)
+    for start in range(0, len(claims), num_jobs):
+        part = claims[start : start + num_jobs]
+        done = (Done("stop", 5, 3, num_cached_tokens=2),)
+        landed = await writer.append([Append(claim.job, claim.epoch, 2, done) for claim in part])
+        assert all(landed)
+    after = await read_counters(redis)
+    rows = {
+        "us of Redis per end": 1e6 * (after.redis_s - before.redis_s) / len(claims),
+        "commands per end": (after.commands - before.commands) / len(claims),
+    }
+    return "\n".join(f"{name:<30} {value:>12,.1f}" for name, value in rows.items())
+
+
 async def main(num_jobs: int, steps: int, rounds: int) -> None:
     with EmbeddedRedis() as server:
         redis = connect(server.url)
@@ -133,6 +160,8 @@ async def main(num_jobs: int, steps: int, rounds: int) -> None:
         for _ in range(rounds):
             await redis.flushall()
             print(await measure(redis, num_jobs, steps), flush=True)
+            await redis.flushall()
+            print(await measure_ends(redis, num_jobs, _APPENDS_OF_ENDS), flush=True)
         await redis.aclose()
 
 

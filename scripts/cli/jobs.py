@@ -90,7 +90,9 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 async def _run(args: argparse.Namespace, settings: Settings) -> int:
     metrics = JanitorMetrics()
-    async with open_broker(redis_url(settings), settings.redis_shards) as broker:
+    async with open_broker(
+        redis_url(settings), settings.redis_shards, usage_days=settings.usage_days
+    ) as broker:
         artifacts = open_artifacts(settings, broker)
         janitor = Janitor(
             broker, ttl_s=settings.result_ttl_s, dry_run=args.dry_run, artifacts=artifacts

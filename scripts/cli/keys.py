@@ -8,12 +8,14 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from scripts.cli.fleet_tool import ToolError, flags, parser_of, run_tool
 from shared.access import (
     ID_LENGTH,
     KEY_PREFIX,
+    Budget,
+    BudgetPeriod,
     Grant,
     Keyring,
     check_name,
@@ -23,6 +25,7 @@ from shared.access import (
     rate_of,
 )
 from shared.queue.broker import open_broker
+from shared.queue.usage_ledger import BudgetStanding, UsageLedger
 from shared.settings.command_line import redis_url
 from shared.settings.settings import Settings
 
@@ -64,6 +67,18 @@ def _parser() -> argparse.ArgumentParser:
         "--concurrency", type=_checked(_count), default=0, help="open jobs of its tenant before 429"
     )
     create.add_argument(
+        "--budget",
+        type=_checked(_tokens),
+        metavar="TOKENS",
+        help="tokens of prompts and answers in a period before 429",
+    )
+    create.add_argument(
+        "--budget-period",
+        choices=get_args(BudgetPeriod),
+        default="month",
+        help="the period of the budget, in UTC (default: month)",
+    )
+    create.add_argument(
         "--models",
         type=_checked(_models),
         default=(),
@@ -101,8 +116,11 @@ async def _answer(args: argparse.Namespace, settings: Settings) -> list[str]:
                     key_id = id_of(digest)
                     if args.json:
                         lines.append(json.dumps(_as_json(key_id, grant)))
-                    else:
-                        lines.append(_line(key_id, grant))
+                        continue
+                    standing = None
+                    if grant.budget is not None:
+                        standing = await UsageLedger(broker).standing(key_id, grant.budget)
+                    lines.append(_line(key_id, grant, standing))
                 return lines
             case _:
                 digest = await _find(keyring, args.id)
@@ -133,6 +151,9 @@ async def _find(keyring: Keyring, id_or_key: str) -> str:
 
 
 def _grant(args: argparse.Namespace) -> Grant:
+    budget = None
+    if args.budget is not None:
+        budget = Budget(args.budget, args.budget_period)
     return Grant(
         name=args.name,
         tenant=args.tenant or args.name,
@@ -141,6 +162,7 @@ def _grant(args: argparse.Namespace) -> Grant:
         concurrency=args.concurrency,
         models=args.models,
         is_admin=args.admin,
+        budget=budget,
     )
 
 
@@ -151,18 +173,22 @@ def _as_json(key_id: str, grant: Grant) -> dict[str, Any]:
         values[name] = getattr(grant, name)
     if grant.rate:
         values["rate"] = str(grant.rate)
+    if grant.budget:
+        values["budget"] = {"tokens": grant.budget.tokens, "period": grant.budget.period}
     values["created_at"] = _time(grant.created_at)
     if grant.expires_at:
         values["expires_at"] = _time(grant.expires_at)
     return values
 
 
-def _line(key_id: str, grant: Grant) -> str:
+def _line(key_id: str, grant: Grant, standing: BudgetStanding | None) -> str:
     parts = [key_id, grant.name, f"tenant {grant.tenant}", f"best class {grant.best_priority}"]
     if grant.rate:
         parts.append(f"rate {grant.rate}")
     if grant.concurrency:
         parts.append(f"concurrency {grant.concurrency}")
+    if standing is not None:
+        parts.append(f"budget {grant.budget}: {standing.used} used, {standing.reserved} reserved")
     if grant.models:
         parts.append(f"models {','.join(grant.models)}")
     if grant.is_admin:
@@ -195,6 +221,12 @@ def _checked(check: Callable[[str], _T]) -> Callable[[str], _T]:
 def _count(text: str) -> int:
     if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
         raise ValueError(f"expected a number, at least 1, got {text!r}")
+    return int(text)
+
+
+def _tokens(text: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,14}", text):
+        raise ValueError(f"expected a number of tokens, at least 1, got {text!r}")
     return int(text)
 
 

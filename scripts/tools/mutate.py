@@ -34,6 +34,7 @@ REPO_ROOT = Path(__file__).resolve().parents[2]
 
 _QUEUE = ("tests/shared/test_queue.py", "tests/shared/test_taking.py")
 _RESERVATIONS = ("tests/shared/test_reservations.py",)
+_USAGE = ("tests/shared/test_usage_ledger.py", "tests/shared/test_budgets.py")
 TESTS: dict[str, tuple[str, ...]] = {
     "worker/engine/scheduler.py": (
         "tests/worker/test_scheduler.py",
@@ -57,11 +58,13 @@ TESTS: dict[str, tuple[str, ...]] = {
         *_QUEUE,
         "tests/shared/test_position.py",
         "tests/shared/test_janitor.py",
+        *_USAGE,
     ),
     "shared/queue/lua/limits.lua": (
         "tests/shared/test_queue.py",
         "tests/shared/test_limits.py",
         *_RESERVATIONS,
+        *_USAGE,
     ),
     "shared/queue/lua/submit.lua": (
         *_QUEUE,
@@ -71,7 +74,8 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/api/test_followers.py",
     ),
     "shared/queue/lua/reserve.lua": _RESERVATIONS,
-    "shared/queue/lua/settle.lua": _RESERVATIONS,
+    "shared/queue/lua/settle.lua": (*_RESERVATIONS, *_USAGE),
+    "shared/queue/lua/settle_budgets.lua": _USAGE,
     "shared/queue/lua/void.lua": _RESERVATIONS,
     "shared/queue/lua/take.lua": ("tests/shared/test_taking.py", "tests/shared/test_queue.py"),
     "shared/queue/lua/append.lua": (*_QUEUE, "tests/shared/test_log.py"),

@@ -23,6 +23,7 @@ from shared.messages import (
     Event,
     Job,
     Progress,
+    Solution,
     Started,
     Terminal,
     Tokens,
@@ -287,26 +288,31 @@ def _settles(append: Append) -> bool:
 def _packed(append: Append, now_s: float) -> tuple[object, ...]:
     """Return an append as `append.lua` reads it.
 
-    The last values are the state that it ends in ("": none), the tokens that the job took in all,
-    the milliseconds since the first event happened, and whether other jobs are needless now.
+    The last values are the state that it ends in ("": none), what the job has used in all, the
+    milliseconds since the first event happened, whether other jobs are needless now, and the number
+    of tokens in the events, less that of the events that are not terminal.
     """
-    has_begun = False
+    num_prompt_tokens = None
+    surplus = 0
     advance = 0
     for event in append.events:
         if isinstance(event, Tokens):
             advance = _SAMPLED
+            surplus += len(event.ids)
         elif isinstance(event, Progress):
             advance = max(advance, _PROGRESSED)
         elif isinstance(event, Started):
-            has_begun = True
+            num_prompt_tokens = event.num_prompt_tokens
+        if not isinstance(event, Terminal):
+            surplus -= 1
 
     last = append.events[-1]
     state = ""
     if isinstance(last, Terminal):
         state = STATE_OF[type(last)]
-    num_tokens = None
+    used = None
     if isinstance(last, Done):
-        num_tokens = last.num_prompt_tokens + last.num_completion_tokens
+        used = _used(last)
 
     age_ms = 0
     if append.since_s is not None:
@@ -317,10 +323,25 @@ def _packed(append: Append, now_s: float) -> tuple[object, ...]:
         append.epoch,
         append.after,
         events,
-        has_begun,
+        num_prompt_tokens,
         advance,
         state,
-        num_tokens,
+        used,
         age_ms,
         _settles(append),
+        surplus,
+    )
+
+
+def _used(done: Done) -> tuple[int, ...]:
+    """Return what a job has used, in the order of `count_usage` in `common.lua`."""
+    num_segments = 0
+    if isinstance(done.result, Solution):
+        num_segments = done.result.steps
+    return (
+        done.num_prompt_tokens,
+        done.num_cached_tokens,
+        done.num_completion_tokens,
+        num_segments,
+        sum(artifact.num_bytes for artifact in done.artifacts),
     )

@@ -40,6 +40,8 @@ UNAVAILABLE = (RedisConnectionError, RedisTimeoutError, CannotWrite, *ELSEWHERE)
 """Errors that pass by themselves: the command may be tried again, if repeating it is safe."""
 
 CONNECT_TIMEOUT_S = 2.0
+USAGE_DAYS = 400
+"""The days for which usage can be read, unless settings say otherwise: a year, and a month to bill it."""
 # A connection that does not close in this time is abandoned.
 _CLOSE_S = 0.2
 _FILES_OF_TLS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
@@ -49,13 +51,17 @@ class Broker:
     """Redis as this process sees it, divided into `shards`.
 
     It knows the client for each hash tag. `calls` are the round trips of each script, in seconds.
+    What jobs have used can be read for `usage_days`; with 0 it is not counted.
     """
 
     publish = "PUBLISH"
 
-    def __init__(self, redis: Redis | Cluster, shards: int = 1) -> None:
+    def __init__(
+        self, redis: Redis | Cluster, shards: int = 1, *, usage_days: int = USAGE_DAYS
+    ) -> None:
         self._redis = redis
         self.shards = keys.shards(shards)
+        self.usage_days = usage_days
         self.calls: dict[str, BucketHistogram] = {}
 
     def client(self, tag: str) -> Redis:
@@ -63,6 +69,13 @@ class Broker:
         if isinstance(self._redis, Cluster):
             return self._redis.client(tag)
         return self._redis
+
+    @property
+    def admission(self) -> str:
+        """The hash tag under which the limits of the fleet are counted."""
+        if len(self.shards) == 1:
+            return self.shards[0]
+        return keys.ADMISSION
 
     def together(self, shards: Sequence[str]) -> list[list[str]]:
         """Return the shards in parts. One command may name keys of a whole part.
@@ -100,7 +113,7 @@ class Broker:
         layout = await cast(Awaitable[bytes | None], self.client(keys.PRESENCE).get(keys.LAYOUT))
         if not layout:
             return self
-        return Broker(self._redis, int(layout))
+        return Broker(self._redis, int(layout), usage_days=self.usage_days)
 
     async def settle(self) -> None:
         """Make sure that all processes of a fleet use the same keys and the same number of shards.
@@ -142,12 +155,14 @@ class Broker:
 
 
 @asynccontextmanager
-async def open_broker(url: str, shards: int = 1) -> AsyncIterator[Broker]:
+async def open_broker(
+    url: str, shards: int = 1, *, usage_days: int = USAGE_DAYS
+) -> AsyncIterator[Broker]:
     """Open the broker of a process, to a single server or a cluster, and close it at the end.
 
     Raise SettingsError as `Broker.settle` does. While Redis is away nothing is compared.
     """
-    async with open_unsettled(url, shards) as broker:
+    async with open_unsettled(url, shards, usage_days=usage_days) as broker:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await broker.settle()
@@ -158,12 +173,14 @@ async def open_broker(url: str, shards: int = 1) -> AsyncIterator[Broker]:
 
 
 @asynccontextmanager
-async def open_unsettled(url: str, shards: int = 1) -> AsyncIterator[Broker]:
+async def open_unsettled(
+    url: str, shards: int = 1, *, usage_days: int = USAGE_DAYS
+) -> AsyncIterator[Broker]:
     """Open a broker for those who only look: the number of shards is not compared or written."""
     redis = connect(url)
     source = redis if url.startswith("unix://") else Cluster(redis)
     try:
-        yield Broker(source, shards)
+        yield Broker(source, shards, usage_days=usage_days)
     finally:
         # Closing must not hold up the end of the process.
         with suppress(TimeoutError):

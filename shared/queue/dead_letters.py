@@ -71,6 +71,8 @@ class DeadLetters:
         """
         letter = await self._find(job_id)
         job = await self._job(job_id)
+        client = self._broker.client(keys.shard_of(job_id))
+        api_key = await cast(Awaitable[bytes | None], client.hget(keys.job(job_id), "api_key"))
         submit_request = SubmitRequest(
             model=job.model,
             tasks=(job.task,),
@@ -80,6 +82,7 @@ class DeadLetters:
             deadline_s=deadline_s,
             request_id=job.request_id,
             key=Key(f"dead/{job_id}"),
+            api_key=(api_key or b"").decode(),
         )
         request_id, jobs = self._submissions.jobs_of(submit_request)
         request = await self._submissions.submit(

@@ -58,6 +58,7 @@ class Janitor:
         self._recount = Script(broker, "recount")
         self._release = Script(broker, "release")
         self._prune = Script(broker, "prune")
+        self._settle_budgets = Script(broker, "settle_budgets")
         self._ttl_ms = int(ttl_s * 1000)
         self._grace_ms = int(grace_s * 1000)
         self._artifacts = artifacts or ArtifactStore(broker)
@@ -66,6 +67,7 @@ class Janitor:
             "jobs": self.jobs,
             "orphans": self.orphans,
             "quotas": self.quotas,
+            "budgets": self.budgets,
             "depths": self.depths,
             "tenants": self.tenants,
             "workers": self.workers,
@@ -117,6 +119,34 @@ class Janitor:
                     counts["leaked_holders"] += await self._release.call(
                         shard, tenant=tenant, jobs=ids, dry_run=self._dry_run
                     )
+        return +counts
+
+    async def budgets(self) -> SweepCounts:
+        """Settle the budgets of jobs that are gone, or have ended, and are not settled.
+
+        What such a job has used is not known, so all that was reserved counts as used.
+        """
+        counts: SweepCounts = Counter()
+        tag = self._broker.admission
+        before_ms = await self._now_ms() - self._grace_ms
+        async for reservations in _pages(partial(self._client(tag).hscan, keys.budgeted(tag))):
+            job_ids = []
+            for job_id, reservation in reservations.items():
+                if _reserved_ms(reservation) <= before_ms:
+                    job_ids.append(job_id.decode())
+            over = []
+            for job_id, state in (await self._states(job_ids)).items():
+                if state not in ("parked", "queued", "running"):
+                    over.append(job_id)
+            if over and self._reservations.are_needed:
+                # Most have left a note, which tells what they used, and is to be settled first.
+                noted = await self._noted()
+                over = [job_id for job_id in over if job_id not in noted]
+                if not self._dry_run:
+                    await self._reservations.settle_all()
+            counts["leaked_budgets"] += await self._settle_budgets.call(
+                tag, jobs=over, dry_run=self._dry_run
+            )
         return +counts
 
     async def depths(self) -> SweepCounts:
@@ -217,10 +247,7 @@ class Janitor:
 
         # The notes are read after the states. So a job that was gone by then, and left with a note,
         # is among the notes or has been settled.
-        noted: set[str] = set()
-        for entries in (await self._reservations.departures()).values():
-            for departure in entries.values():
-                noted.add(departure.job_id)
+        noted = await self._noted()
         if not self._dry_run:
             await self._reservations.settle_all()
 
@@ -235,6 +262,14 @@ class Janitor:
                 departures = [Departure(job_id, tenant, at_ms=now_ms) for job_id in stale]
                 await self._reservations.settle_departures(departures)
         return +Counter({"stale_reservations": num_stale})
+
+    async def _noted(self) -> set[str]:
+        """Return the jobs that have left, as their shards have noted, and are not settled."""
+        noted: set[str] = set()
+        for entries in (await self._reservations.departures()).values():
+            for departure in entries.values():
+                noted.add(departure.job_id)
+        return noted
 
     async def _counted(self) -> AsyncIterator[tuple[str, list[str]]]:
         """Yield pages of jobs that were let in at least `grace_s` ago and count against limits.

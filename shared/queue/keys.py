@@ -136,6 +136,37 @@ def feedback(shard: str, experiment: str) -> str:
     return f"{prefix(shard)}feedback:{experiment}"
 
 
+def usage(shard: str, day: int, tenant: str, row: str) -> str:
+    """Key of the hash with what jobs of a tenant have used that ended on a day since 1970.
+
+    The `row` is `KEY:MODEL`, for an API key's id and a model.
+    """
+    return f"{prefix(shard)}usage:{day}:{tenant}:{row}"
+
+
+def usage_rows(shard: str, day: int, tenant: str) -> str:
+    """Key of the set of rows of a tenant with usage on a day since 1970."""
+    return f"{prefix(shard)}usage_rows:{day}:{tenant}"
+
+
+def usage_tenants(shard: str, day: int) -> str:
+    """Key of the set of tenants with usage on a day since 1970."""
+    return f"{prefix(shard)}usage_tenants:{day}"
+
+
+def budget(shard: str, api_key: str, start_ms: int) -> str:
+    """Key of the hash with the tokens of an API key in a period: those used, those reserved.
+
+    The shard is `Broker.admission`.
+    """
+    return f"{prefix(shard)}budget:{api_key}:{start_ms}"
+
+
+def budgeted(shard: str) -> str:
+    """Key of the hash of open jobs that count against a budget. The shard is as for `budget`."""
+    return f"{prefix(shard)}budgeted"
+
+
 def bell(shard: str, model: str) -> str:
     """Key of the list that is rung when there is something to take."""
     return f"{prefix(shard)}bell:{model}"

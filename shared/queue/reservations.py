@@ -40,13 +40,15 @@ _VOID_MS = 600_000
 class Departure:
     """A job that has left its line.
 
-    `tenant` is "" unless the job has ended, and `model` "" unless it ran before.
+    `tenant` is "" unless the job has ended, and `model` "" unless it ran before. `tokens` are those
+    that it used in all, None where that is not known.
     """
 
     job_id: str
     tenant: str = ""
     model: str = ""
     cost: int = 0
+    tokens: int | None = None
     at_ms: int = 0
 
 
@@ -265,10 +267,14 @@ class Reservations:
 
 def _departure(entry: bytes, fields: dict[bytes, bytes]) -> Departure:
     values = {name.decode(): value.decode() for name, value in fields.items()}
+    tokens = None
+    if "tokens" in values:
+        tokens = int(values["tokens"])
     return Departure(
         job_id=values["job"],
         tenant=values.get("tenant", ""),
         model=values.get("model", ""),
         cost=int(values.get("cost", 0)),
+        tokens=tokens,
         at_ms=int(entry.partition(b"-")[0]),
     )

@@ -120,7 +120,11 @@ class Script:
 
     def _packed(self, args: Mapping[str, Any]) -> bytes:
         """Return the arguments of a call, with those that all scripts have."""
-        common = {"publish": self._broker.publish, "has_many_shards": len(self._broker.shards) > 1}
+        common = {
+            "publish": self._broker.publish,
+            "has_many_shards": len(self._broker.shards) > 1,
+            "usage_days": self._broker.usage_days,
+        }
         return _encoder.encode({**common, **args})
 
 

@@ -11,10 +11,13 @@ import math
 import secrets
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, cast
 
+from shared.access import Budget
 from shared.errors import (
     BrokerUnavailable,
+    BudgetExceeded,
     FleetError,
     IdempotencyConflict,
     InvalidRequest,
@@ -30,6 +33,7 @@ from shared.queue.requests import Request, Requests
 from shared.queue.reservations import Reservations
 from shared.queue.script import Script, raw
 from shared.tasks.task_table import cost_of, slots_of
+from shared.tasks.token_bounds import most_prompt_tokens, most_tokens
 from shared.telemetry.tracing import NO_TRACE, Trace
 
 _OPEN = (b"parked", b"queued", b"running")
@@ -37,6 +41,7 @@ _TOO_MUCH = {
     b"depth": "The request takes {requested} places in the queue, which has {limit}.",
     b"bytes": "The request has {requested} bytes for the queue, which holds {limit}.",
     b"concurrency": "The request opens {requested} jobs, and at most {limit} may be open.",
+    b"budget": "The request may use {requested} tokens, and the budget of the key is {limit}.",
 }
 """Messages for a request that exceeds a limit by itself, by the limit. Waiting does not help it."""
 # The number of keys that one call of SCAN looks at. Redis serves nobody else meanwhile.
@@ -93,7 +98,9 @@ class SubmitRequest:
     if that one settles their question; None is for a task that does not wait. Without `leaders` no
     task waits. A request that `is_urgent` is refused when the work before it would take longer than
     its deadline. `follower_id` is a follower from the start; "" is none. `trace` is as in `Job`.
-    `experiment` is the one of which the model is an arm, "" for none.
+    `experiment` is the one of which the model is an arm, "" for none. `api_key` is the id of the key
+    that the request came with, "" for none, and `budget` that of this key. It reserves tokens for
+    prompts that fill the model's `context_window` at most; 0 is not known.
     """
 
     model: str
@@ -111,6 +118,9 @@ class SubmitRequest:
     trace: Trace = NO_TRACE
     leaders: tuple[int | None, ...] = ()
     experiment: str = ""
+    api_key: str = ""
+    budget: Budget | None = None
+    context_window: int = 0
 
 
 @dataclass(frozen=True)
@@ -148,6 +158,9 @@ class Submissions:
         shard = self._shard(submit_request.tenant, submit_request.key)
         jobs = []
         for task in submit_request.tasks:
+            most_prompt = None
+            if submit_request.budget is not None:
+                most_prompt = most_prompt_tokens(task, submit_request.context_window)
             job = Job(
                 id=keys.new_id(shard),
                 model=submit_request.model,
@@ -157,6 +170,7 @@ class Submissions:
                 request_id=submit_request.request_id,
                 is_streamed=submit_request.is_streamed,
                 trace=submit_request.trace,
+                most_prompt_tokens=most_prompt,
             )
             jobs.append(job)
         return keys.new_id(shard), jobs
@@ -171,11 +185,11 @@ class Submissions:
     ) -> Request:
         """Queue all `jobs`, or find the request that came before with the same idempotency key.
 
-        Raise QueueFull, OverQuota or TooSlow, each with the time after which to try again,
-        IdempotencyConflict, InvalidRequest for a request that exceeds a limit by itself, and
+        Raise QueueFull, OverQuota, BudgetExceeded or TooSlow, each with the time after which to try
+        again, IdempotencyConflict, InvalidRequest for a request that exceeds a limit by itself, and
         BrokerUnavailable if Redis took too long.
         """
-        limits = {
+        limits: dict[str, Any] = {
             "max_jobs": queue_limits.max_jobs,
             "max_bytes": queue_limits.max_bytes,
             "concurrency": quota.concurrency,
@@ -183,6 +197,13 @@ class Submissions:
             "burst": quota.burst,
             "is_urgent": submit_request.is_urgent,
         }
+        budget = submit_request.budget
+        if budget is not None:
+            limits["budget"] = {
+                "key": submit_request.api_key,
+                "tokens": budget.tokens,
+                "starts_ms": budget.starts_ms(datetime.now(UTC)),
+            }
         about = {
             "model": submit_request.model,
             "class": submit_request.priority,
@@ -192,16 +213,20 @@ class Submissions:
         }
         specs = [encode(job) for job in jobs]
         costs = [cost_of(job.task) for job in jobs]
+        tokens = [most_tokens(job.task, job.most_prompt_tokens or 0) for job in jobs]
         leaders = _leaders(submit_request, jobs)
 
         # With several shards the limits are counted apart, before the request is queued.
         is_reserved = self.reservations.are_needed
         if is_reserved:
             needs = []
-            for job, cost, spec, leader in zip(jobs, costs, specs, leaders, strict=True):
+            for job, cost, most, spec, leader in zip(
+                jobs, costs, tokens, specs, leaders, strict=True
+            ):
                 # The cost of a job that is parked counts only once it is in line.
                 cost_now = 0 if leader else cost
-                needs.append({"id": job.id, "cost": cost_now, "bytes": len(spec)})
+                need = {"id": job.id, "cost": cost_now, "tokens": most, "bytes": len(spec)}
+                needs.append(need)
             refusal = await self.reservations.reserve(request_id, jobs=needs, **about, **limits)
             if refusal is not None:
                 # The same request may have come before: it is found although there is no room.
@@ -212,9 +237,16 @@ class Submissions:
 
         key = submit_request.key
         entries = []
-        for job, cost, spec, leader in zip(jobs, costs, specs, leaders, strict=True):
-            entry = {"id": job.id, "slots": slots_of(job.task), "cost": cost, "spec": raw(spec)}
-            entries.append({**entry, "leader": leader})
+        for job, cost, most, spec, leader in zip(jobs, costs, tokens, specs, leaders, strict=True):
+            entry = {
+                "id": job.id,
+                "slots": slots_of(job.task),
+                "cost": cost,
+                "tokens": most,
+                "spec": raw(spec),
+                "leader": leader,
+            }
+            entries.append(entry)
         answer = await self.submit_script.call(
             keys.shard_of(request_id),
             request={
@@ -225,11 +257,13 @@ class Submissions:
                 "record": raw(submit_request.record),
                 "follower_id": submit_request.follower_id,
                 "experiment": submit_request.experiment,
+                "api_key": submit_request.api_key,
             },
             jobs=entries,
             queue_ms=int(submit_request.queue_timeout_s * 1000),
             ttl_ms=self._ttl_ms,
             is_reserved=is_reserved,
+            has_budget=budget is not None,
             **about,
             # The script looks at no limits where they have been reserved.
             **({} if is_reserved else limits),
@@ -437,6 +471,14 @@ def _refusal(quota: Quota, values: Sequence[Any]) -> FleetError:
                 f"{requested} more."
             )
             return OverQuota(words, retry_after_s=retry_after_s)
+        case b"budget":
+            words = (
+                f"{number} of the {limit} tokens of the key's budget are used, or reserved for "
+                f"open requests, and the request may use {requested}."
+            )
+            # Not capped: a budget has room again when its period ends. It may be earlier, where
+            # open requests use less than is reserved for them.
+            return BudgetExceeded(words, retry_after_s=max(1, math.ceil(retry_ms / 1000)))
         case b"rate":
             return OverQuota(
                 f"More than {quota.rate_per_s:g} requests a second.", retry_after_s=retry_after_s

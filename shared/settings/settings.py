@@ -300,6 +300,12 @@ class Settings(BaseSettings):
         default=10.0, ge=0.01, description="time in the queue that lifts a job by one class"
     )
     result_ttl_s: Seconds = Field(default=600.0, description="how long finished results are kept")
+    usage_days: int = Field(
+        default=400,
+        ge=0,
+        le=36_500,
+        description="days for which the usage of keys can be read (0: it is not counted)",
+    )
     keepalive_s: Seconds = Field(
         default=10.0, description="seconds between SSE keep-alive comments"
     )

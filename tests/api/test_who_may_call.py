@@ -49,6 +49,7 @@ WHO_MAY_CALL = {
     ("GET", "/v1/models/{id:path}"): CALLER,
     ("POST", "/v1/jobs"): CALLER,
     ("POST", "/v1/feedback"): CALLER,
+    ("GET", "/v1/usage"): CALLER,
     ("GET", "/model/info"): CALLER,
     ("GET", "/api/models/status"): CALLER,
     ("GET", "/api/models/status/{model_id:path}"): CALLER,

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
@@ -15,11 +16,13 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import AuthenticationError, NoPermissionError
 
+from shared.access import Budget
 from shared.artifacts.store import IN_REDIS_BYTES, ArtifactStore
 from shared.errors import QueueFull
 from shared.queue import keys
 from shared.queue.broker import open_unsettled
 from shared.queue.janitor import Janitor
+from shared.queue.usage_ledger import UsageLedger, total
 from shared.shipped import REPO_ROOT
 from tests.fixtures.desk import DONE, SAY_HI, Desk
 from tests.fixtures.e2e.fleet import WorkerProcess, front, start_worker
@@ -250,7 +253,8 @@ async def test_so_it_does_on_several_shards(guarded: RedisServer, tmp_path: Path
     ):
         front_desk = Desk(front_broker, "acl")
         worker_desk = Desk(worker_broker, "acl", lease_s=60)
-        await front_desk.submit(SAY_HI, SAY_HI, max_jobs=2)
+        budget = Budget(100, "day")
+        await front_desk.submit(SAY_HI, SAY_HI, max_jobs=2, api_key="0a", budget=budget)
         with pytest.raises(QueueFull):
             await front_desk.submit(max_jobs=2)
         for claim in await worker_desk.take(1):
@@ -263,6 +267,12 @@ async def test_so_it_does_on_several_shards(guarded: RedisServer, tmp_path: Path
         with pytest.raises(QueueFull):
             await front_desk.submit(max_jobs=2)
         assert await Janitor(jobs_broker, grace_s=0).quotas() == {}
+        assert await Janitor(jobs_broker, grace_s=0).budgets() == {}
+        ledger = UsageLedger(front_broker)
+        today = await ledger.today()
+        rows = await ledger.read(today - timedelta(days=1), today, key="0a")
+        assert total(rows).jobs == 1
+        assert (await ledger.standing("0a", budget)).used == 2
 
         worker_store = ArtifactStore(worker_broker, str(tmp_path))
         for content in (b"small", bytes(IN_REDIS_BYTES + 1)):

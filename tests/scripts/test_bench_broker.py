@@ -4,7 +4,8 @@ import pytest
 from redis.asyncio import Redis
 
 from scripts.bench import submits
-from scripts.bench.broker import measure
+from scripts.bench.broker import measure, measure_ends
+from shared.queue import keys
 from shared.queue.broker import Broker
 from shared.queue.submission import Submissions
 
@@ -22,6 +23,14 @@ async def test_every_row_is_there(redis: Redis) -> None:
 
     lengths = [await redis.xlen(key) async for key in redis.scan_iter("aios:{00}:log:*")]
     assert lengths == [30] * 8
+
+
+async def test_ends_take_few_commands(redis: Redis) -> None:
+    report = await measure_ends(redis, num_jobs=8, num_appends=3)
+    [line] = [line for line in report.splitlines() if line.startswith("commands per end")]
+    # Five of them count the usage: a counter each, but for zeros.
+    assert 19.0 <= float(line[30:]) < 22.0
+    assert await redis.zcard(keys.open_jobs("00", "public")) == 0
 
 
 @pytest.mark.parametrize("shards", [1, 4])

@@ -49,6 +49,7 @@ async def test_once_tells_what_it_would_do_and_then_does_it(
         "jobs": {"late_jobs": 1},
         "orphans": {},
         "quotas": {},
+        "budgets": {},
         "depths": {},
         "tenants": {},
         "workers": {},

@@ -39,7 +39,7 @@ async def test_a_key_is_made_listed_and_revoked(redis: Redis, aios: Aios) -> Non
     assert status == 0
     assert len(out.splitlines()) == 1
     limits = ["--best-class", "bulk", "--rate", "10/60", "--concurrency", "4", "--models", "a,b"]
-    limits += ["--expires", "30d"]
+    limits += ["--expires", "30d", "--budget", "100000", "--budget-period", "day"]
     _, (created,) = await aios("create", "bob", "--tenant", "acme", *limits, "--admin", "--json")
 
     _, (ann, bob) = await aios("list", "--json")
@@ -55,12 +55,16 @@ async def test_a_key_is_made_listed_and_revoked(redis: Redis, aios: Aios) -> Non
     assert bob["rate"] == "10/60"
     assert bob["concurrency"] == 4
     assert bob["models"] == ["a", "b"]
+    assert bob["budget"] == {"tokens": 100_000, "period": "day"}
+    assert ann["budget"] is None
     assert bob["is_admin"] is True
 
     lines = (await aios("list"))[1].splitlines()
     assert lines[0].startswith(ann["id"])
     assert "until" in lines[1]
     assert "rate 10/60" in lines[1]
+    assert "budget 100000 a day: 0 used, 0 reserved" in lines[1]
+    assert "budget" not in lines[0]
 
     assert await aios("revoke", ann["id"]) == (0, "")
     assert await Keyring(Broker(redis)).find(digest_of(key)) is None
@@ -90,6 +94,8 @@ async def test_what_is_not_there_cannot_be_revoked(redis: Redis, aios: Aios, ask
         ["create", "a", "--concurrency", "0"],
         ["create", "a", "--models", ","],
         ["create", "a", "--expires", "30"],
+        ["create", "a", "--budget", "0"],
+        ["create", "a", "--budget", "1e6"],
         ["create", "a", "--best-class", "urgent"],
         ["revoke"],
         [],

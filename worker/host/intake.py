@@ -16,10 +16,16 @@ from functools import partial
 
 from redis.exceptions import RedisError
 
-from shared.errors import BrokerUnavailable, FleetError, StorageUnavailable, WorkerFailed
+from shared.errors import (
+    BrokerUnavailable,
+    BudgetExceeded,
+    FleetError,
+    StorageUnavailable,
+    WorkerFailed,
+)
 from shared.events.log import LogReader
 from shared.events.subscriptions import Subscriptions
-from shared.messages import PRIORITIES, Priority, Progress, Started, Tokens
+from shared.messages import PRIORITIES, Job, Priority, Progress, Started, Tokens
 from shared.queue import keys
 from shared.queue.leases import Claim, WorkQueue
 from shared.telemetry.logging_setup import job_fields
@@ -248,6 +254,7 @@ class Intake:
             )
             # In a thread, because a long prompt must not delay the renewal of leases.
             work = await asyncio.to_thread(self._engine.prepare, take)
+            _check_budget(job, work)
         except (RedisError, BrokerUnavailable, StorageUnavailable) as error:
             logger.warning("job not replayed", extra=job_fields(job, error=str(error)))
             # Its log or its files may be readable later. The lease lapses, and the job is taken again.
@@ -284,6 +291,16 @@ class Intake:
             elif isinstance(event, Progress):
                 self._ledger.note_progress(claim, event)
         return replayed
+
+
+def _check_budget(job: Job, work: Prepared) -> None:
+    """Raise BudgetExceeded for a prompt of more tokens than are reserved for it."""
+    most = job.most_prompt_tokens
+    if most is not None and work.num_prompt_tokens > most:
+        raise BudgetExceeded(
+            f"The prompt has {work.num_prompt_tokens} tokens, and {most} of the key's budget are "
+            "reserved for it."
+        )
 
 
 class Doorbells:

@@ -97,7 +97,9 @@ async def front(settings: Settings) -> AsyncIterator[ASGIApp]:
     """
     tracing = open_tracing(settings.otlp_endpoint, "api")
     try:
-        async with open_broker(redis_url(settings), settings.redis_shards) as broker:
+        async with open_broker(
+            redis_url(settings), settings.redis_shards, usage_days=settings.usage_days
+        ) as broker:
             app = create_app(settings, broker, tracing)
             async with app.router.lifespan_context(app), workers(settings):
                 yield app

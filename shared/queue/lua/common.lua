@@ -8,7 +8,9 @@
 --                     fingerprint started (last epoch that logged a start) advanced (last epoch that sampled a token or
 --                     progressed) deaths taken_ms (first take) first_ms (first token) ended_ms readers (who hears of its
 --                     events) leader (the job behind which it is parked) led (jobs that are parked behind it)
---                     experiment (of which its model is an arm)
+--                     experiment (of which its model is an arm) prompt (tokens of its prompt, once it has started)
+--                     surplus (tokens in its log, less its events but for the last) api_key (id of the key that it came
+--                     with) is_first (of its request's jobs) has_budget (its key has one)
 -- log:ID      stream  the events; event index i is the entry `i-0`, so an append lands once or not at all
 -- line:M:C:T  stream  jobs of one model, class and tenant that wait
 -- parked:M    set     jobs that are in no line until another one has ended
@@ -29,6 +31,12 @@
 -- assigned:ID hash    the tenant, experiment and arm of a request, and the entry of its feedback
 -- outcomes:E  stream  the jobs of an experiment that have ended, and how
 -- feedback:E  stream  what callers say of its requests: one entry for each request
+-- usage:D:T:K:M hash  what jobs that ended on day D (since 1970) have used: those of model M that came with API key K of
+--                     tenant T
+-- usage_rows:D:T set  `K:M` of each such hash of a tenant
+-- usage_tenants:D set the tenants that have such a set
+-- budget:K:S  hash    `used` and `reserved` tokens of API key K in the period that begins at S
+-- budgeted    hash    open jobs that count against a budget: what is reserved for each, and in which budget
 -- isolating:M string  the worker that empties itself for a job that is suspected
 -- dead        stream  jobs that were convicted
 -- unsettled   stream  where there are several shards: jobs that wait no more, or have ended, and are not settled yet
@@ -37,7 +45,7 @@
 -- they are queued, and `aios:mail:R` with events of all jobs that R reads, as they are logged
 --
 -- Several shards share one more hash tag, `{admission}`. The limits of the whole fleet are counted under it: depth,
--- busy, ended, open and bucket as above, and
+-- busy, ended, open, bucket, budget and budgeted as above, and
 -- reserved     hash   jobs that were let in and are not known to have left their line, and what each takes there
 -- waiting:M    zset   the same jobs of one model, by when they were let in
 -- settled:M    string when jobs of one model were settled last
@@ -82,6 +90,7 @@ local SERVED_TTL_MS = 3600000
 -- Outcomes and feedback of an experiment are kept so long after the last of them, and about so many of each.
 local EXPERIMENT_TTL_MS = 30 * 24 * 3600000
 local MOST_NOTED = 100000
+local DAY_MS = 86400000
 
 local time = call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
@@ -94,7 +103,8 @@ local function ended_key(model, at) return P .. 'ended:' .. model .. ':' .. math
 
 local FIELDS = { 'state', 'epoch', 'last', 'model', 'class', 'tenant', 'cost', 'bytes', 'entry', 'expires_ms',
   'deadline_ms', 'worker', 'fingerprint', 'started', 'advanced', 'first_ms', 'deaths', 'request', 'readers', 'leader',
-  'led', 'queued_ms', 'experiment' }
+  'led', 'queued_ms', 'experiment', 'taken_ms', 'prompt', 'surplus', 'api_key', 'is_first',
+  'has_budget' }
 
 -- Returns these fields of a job, by default all that scripts need. The first must be `state`. Returns nil for a job
 -- that is not there.
@@ -220,6 +230,58 @@ local function note_outcome(job, state, cost)
     'first_ms', first_ms or '', 'total_ms', now - tonumber(job.queued_ms), 'cost', cost)
 end
 
+-- Counts what a job has used, on the day on which it ends. `used` is what its worker tells: tokens of its prompt, those
+-- of them that were cached, tokens of its answer, ACT segments, bytes of artifacts. It is nil for a job that was not
+-- done: that one has used what its log has. A request is counted with the first of its jobs. Returns its tokens.
+local function count_usage(job, state, used)
+  if not used then
+    local sampled = tonumber(job.last) - 1 + tonumber(job.surplus or 0)
+    used = { tonumber(job.prompt or 0), 0, math.max(0, sampled), 0, 0 }
+  end
+  local prompt, cached, completion, segments, bytes = unpack(used)
+  if a.usage_days > 0 then
+    local day = math.floor(now / DAY_MS)
+    local of_tenant, row = day .. ':' .. job.tenant, (job.api_key or '') .. ':' .. job.model
+    local usage = P .. 'usage:' .. of_tenant .. ':' .. row
+    local function add(counter, number)
+      if number > 0 then return call('HINCRBY', usage, counter, number) end
+    end
+
+    -- What is noted for a day expires with it. So that is set once, with the first job of a row.
+    if add('jobs', 1) == 1 then
+      local ttl_ms = (day + 1 + a.usage_days) * DAY_MS - now
+      local rows, tenants = P .. 'usage_rows:' .. of_tenant, P .. 'usage_tenants:' .. day
+      call('SADD', rows, row)
+      call('SADD', tenants, job.tenant)
+      for _, name in ipairs({ usage, rows, tenants }) do call('PEXPIRE', name, ttl_ms) end
+    end
+    if state ~= 'done' then add(state .. '_jobs', 1) end
+    add('requests', job.is_first and 1 or 0)
+    add('prompt_tokens', prompt)
+    add('cached_tokens', cached)
+    add('completion_tokens', completion)
+    add('act_segments', segments)
+    add('artifact_bytes', bytes)
+    if job.taken_ms then add('compute_ms', now - tonumber(job.taken_ms)) end
+  end
+  return prompt + completion
+end
+
+-- Gives back what is reserved of a budget for a job, and counts the tokens that it used. Without `tokens` nobody knows
+-- its use any more: it may have used all. Returns whether anything was reserved: a job is settled once.
+local function settle_budget(id, tokens)
+  local packed = call('HGET', P .. 'budgeted', id)
+  if not packed then return false end
+  call('HDEL', P .. 'budgeted', id)
+  local reservation = cmsgpack.unpack(packed)
+  -- Once its period is long over the budget has expired.
+  if call('EXISTS', reservation.budget) == 1 then
+    call('HINCRBY', reservation.budget, 'reserved', 0 - reservation.tokens)
+    call('HINCRBY', reservation.budget, 'used', tokens or reservation.tokens)
+  end
+  return true
+end
+
 local finish
 
 -- Ends the jobs that a job has made needless: those parked behind it or, where it was one of those, the ones after it.
@@ -247,18 +309,20 @@ local function unpark_led(job)
   end
 end
 
--- Ends a job, whose terminal event is appended already. `cost` is the job's real cost, where that is known. A job that
--- `settles` its question makes those behind it needless; else the jobs that were parked behind it go into their lines.
-finish = function(job, state, cost, settles)
+-- Ends a job, whose terminal event is appended already. `used` is as in `count_usage`. A job that `settles` its
+-- question makes those behind it needless; else the jobs that were parked behind it go into their lines.
+finish = function(job, state, used, settles)
+  local tokens = count_usage(job, state, used)
+  local cost = used and tokens -- its real cost, where that is known
   if job.experiment then note_outcome(job, state, job.state == 'running' and (cost or job.cost) or 0) end
   if job.state == 'parked' then
     leave_parking(job)
-    note_left('job', job.id, 'tenant', job.tenant)
+    note_left('job', job.id, 'tenant', job.tenant, 'tokens', tokens)
   elseif job.state == 'queued' then
     leave_line(job)
-    note_left('job', job.id, 'tenant', job.tenant)
+    note_left('job', job.id, 'tenant', job.tenant, 'tokens', tokens)
   else
-    note_left('job', job.id, 'tenant', job.tenant, 'model', job.model, 'cost', job.cost)
+    note_left('job', job.id, 'tenant', job.tenant, 'model', job.model, 'cost', job.cost, 'tokens', tokens)
     call('ZREM', P .. 'leases:' .. job.model, job.id)
     if cost then charge(job, cost - tonumber(job.cost)) end
     local ended = ended_key(job.model, now)
@@ -266,6 +330,8 @@ finish = function(job, state, cost, settles)
     call('HINCRBY', ended, 'cost', job.cost) -- as expected, which is also how waiting work is counted
     call('PEXPIRE', ended, 3 * BUCKET_MS)
   end
+  -- Where there are several shards, the budget is settled with the note.
+  if job.has_budget and not a.has_many_shards then settle_budget(job.id, tokens) end
   call('ZREM', P .. 'open:' .. job.tenant, job.id)
   job.state = state
   call('HSET', job_key(job.id), 'state', state, 'ended_ms', now)

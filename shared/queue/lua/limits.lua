@@ -1,7 +1,11 @@
 -- Decides whether a request may come in. Put in front of `submit` and `reserve`, whose `a` has model, class, tenant,
 -- classes (best first), deadline_ms, is_urgent (refuse a request that could not begin before its deadline) and limits
--- where 0 is none: max_jobs and max_bytes that wait, concurrency, rate (requests per second) and burst of the tenant.
+-- where 0 is none: max_jobs and max_bytes that wait, concurrency, rate (requests per second) and burst of the tenant,
+-- and budget {key, tokens (the most in a period), starts_ms (when periods begin, some before and after now)}, or nil.
 -- Counts are those below the prefix that the script is run with: of the only shard, or of the whole fleet.
+
+-- A budget stays so long after its period: jobs that came in it may still run.
+local BUDGET_KEPT_MS = 7 * DAY_MS
 
 local depth, held, busy = P .. 'depth:' .. a.model, P .. 'open:' .. a.tenant, P .. 'busy:' .. a.model
 
@@ -40,8 +44,25 @@ local function cost_ahead()
   return sum
 end
 
--- Returns the answer that refuses a request; nil where there is room for `count` jobs of so many bytes.
-local function refusal(count, bytes)
+-- Returns the key of the budget of the period that is now, and when that period ends.
+local function budget_now()
+  local starts_ms = a.budget.starts_ms
+  local i = 1
+  while starts_ms[i + 2] and now >= starts_ms[i + 1] do i = i + 1 end
+  return P .. 'budget:' .. a.budget.key .. ':' .. starts_ms[i], starts_ms[i + 1]
+end
+
+-- Returns the answer that refuses a request; nil where there is room for `count` jobs of so many bytes, which may use
+-- so many tokens.
+local function refusal(count, bytes, tokens)
+  if a.budget then
+    local budget, ends_ms = budget_now()
+    local used, reserved = unpack(call('HMGET', budget, 'used', 'reserved'))
+    local taken = tonumber(used or 0) + tonumber(reserved or 0)
+    if taken + tokens > a.budget.tokens then
+      return { 'refused', 'budget', ends_ms - now, taken, a.budget.tokens, tokens }
+    end
+  end
   local cost_rate, job_rate = rates(a.model)
   if a.concurrency > 0 then
     local open = call('ZCARD', held)
@@ -73,8 +94,19 @@ local function add_depth(count, cost, bytes)
   call('HINCRBY', depth, 'bytes', bytes)
 end
 
+-- Reserves for each job the most tokens that it may use.
+local function reserve_budget()
+  local budget, ends_ms = budget_now()
+  for _, job in ipairs(a.jobs) do
+    call('HSET', P .. 'budgeted', job.id, cmsgpack.pack({ budget = budget, tokens = job.tokens, at_ms = now }))
+    call('HINCRBY', budget, 'reserved', job.tokens)
+  end
+  call('PEXPIRE', budget, ends_ms - now + BUDGET_KEPT_MS)
+end
+
 -- Lets a request in that was not refused.
 local function enter(count, cost, bytes)
+  if a.budget then reserve_budget() end
   if a.rate > 0 then
     local bucket, left = P .. 'bucket:' .. a.tenant, left_in_bucket()
     call('HSET', bucket, 'left', tostring(left), 'at_ms', now)

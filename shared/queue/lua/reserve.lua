@@ -1,5 +1,5 @@
--- Behind `limits.lua`, with the prefix of all shards' admission. a: request (its id), jobs [{id, cost, bytes}], model,
---    class, tenant, classes, deadline_ms, is_urgent, limits, and confirmed (requests that are queued by now).
+-- Behind `limits.lua`, with the prefix of all shards' admission. a: request (its id), jobs [{id, cost, tokens, bytes}],
+--    model, class, tenant, classes, deadline_ms, is_urgent, limits, and confirmed (requests that are queued by now).
 -- Lets a request in, before its jobs are queued on their shard. Returns {'reserved'} (now or by an earlier try), or
 -- {'refused', reason, retry_ms, number, limit, requested}: `number` of `limit` are taken, and this takes `requested`.
 
@@ -9,11 +9,11 @@ for _, id in ipairs(a.confirmed) do
 end
 if call('ZSCORE', held, a.jobs[1].id) then return { 'reserved' } end
 
-local count, cost, bytes = #a.jobs, 0, 0
+local count, cost, bytes, tokens = #a.jobs, 0, 0, 0
 for _, job in ipairs(a.jobs) do
-  cost, bytes = cost + job.cost, bytes + job.bytes
+  cost, bytes, tokens = cost + job.cost, bytes + job.bytes, tokens + job.tokens
 end
-local obstacle = refusal(count, bytes)
+local obstacle = refusal(count, bytes, tokens)
 if obstacle then return obstacle end
 enter(count, cost, bytes)
 local ids = {}

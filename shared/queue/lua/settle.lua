@@ -1,9 +1,9 @@
--- With the prefix of all shards' admission. a: left [{id, tenant, model, cost, at_ms}], confirmed, voided [request id],
---    unconfirmed_ms
--- Gives back the reservations of jobs that have left their lines (`tenant` is not '' for those that have ended; `model`
--- is not '' for those that ran before), and of requests that never came. A reservation is given back once, however
--- often it is reported. Returns the requests that have been unconfirmed for so long that their fronts may be dead, 100
--- at most.
+-- With the prefix of all shards' admission. a: left [{id, tenant, model, cost, tokens, at_ms}], confirmed, voided
+--    [request id], unconfirmed_ms
+-- Gives back the reservations of jobs that have left their lines (`tenant` is not '' for those that have ended, and
+-- `tokens` are what they used; `model` is not '' for those that ran before), and of requests that never came. A
+-- reservation is given back once, however often it is reported. Returns the requests that have been unconfirmed for so
+-- long that their fronts may be dead, 100 at most.
 
 local MOST_UNCONFIRMED = 100
 
@@ -57,6 +57,7 @@ local function void(request)
   entrant = cmsgpack.unpack(entrant)
   for _, id in ipairs(entrant.jobs) do
     give_back(id)
+    settle_budget(id, 0)
     call('ZREM', P .. 'open:' .. entrant.tenant, id)
   end
   local bucket = P .. 'bucket:' .. entrant.tenant
@@ -67,7 +68,7 @@ end
 
 local stays = {}
 for _, job in ipairs(a.left) do
-  local id, tenant, model, cost, at_ms = unpack(job)
+  local id, tenant, model, cost, tokens, at_ms = unpack(job, 1, 6)
   local reservation = give_back(id)
   if reservation then
     local model_stays = stays[reservation.model] or {}
@@ -75,6 +76,7 @@ for _, job in ipairs(a.left) do
     table.insert(model_stays, { from_ms = reservation.at_ms, to_ms = at_ms })
   end
   local has_ended = tenant ~= '' and call('ZREM', P .. 'open:' .. tenant, id) == 1
+  if has_ended then settle_budget(id, tokens) end
   if has_ended and model ~= '' then count_ended(model, cost, at_ms) end
 end
 for model, model_stays in pairs(stays) do restart_clock(model, model_stays) end

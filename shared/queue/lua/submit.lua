@@ -1,6 +1,7 @@
--- Behind `limits.lua`. a: request {id, key, key_ttl_ms, body, record, follower_id, experiment ('' for none)}, model,
---    class, tenant, classes (best first), jobs [{id, slots, cost, spec, leader (the job behind which it is parked, ''
---    for none)}], queue_ms, deadline_ms (both from now), ttl_ms, is_reserved (`reserve` has let the request in, so no
+-- Behind `limits.lua`. a: request {id, key, key_ttl_ms, body, record, follower_id, experiment ('' for none), api_key (id
+--    of the key that it came with, '' for none)}, model, class, tenant, classes (best first), jobs [{id, slots, cost,
+--    tokens (the most that it may use), spec, leader (the job behind which it is parked, '' for none)}], has_budget (the
+--    key has one), queue_ms, deadline_ms (both from now), ttl_ms, is_reserved (`reserve` has let the request in, so no
 --    limit is looked at), and else the limits.
 -- Queues all jobs of a request, or none. Returns {'queued'} (now or by an earlier try), {'known', request id} for an
 -- idempotency key that came before with the same body, {'conflict'} for one with another body, {'void'} when the
@@ -18,16 +19,16 @@ if known then
   end
 end
 
-local count, cost, bytes = #a.jobs, 0, 0
+local count, cost, bytes, tokens = #a.jobs, 0, 0, 0
 for _, job in ipairs(a.jobs) do
-  bytes = bytes + #job.spec
+  bytes, tokens = bytes + #job.spec, tokens + job.tokens
   if job.leader == '' then cost = cost + job.cost end
 end
 if a.is_reserved then
   if call('EXISTS', P .. 'void:' .. a.request.id) == 1 then return { 'void' } end
   add_depth(count, cost, bytes)
 else
-  local obstacle = refusal(count, bytes)
+  local obstacle = refusal(count, bytes, tokens)
   if obstacle then return obstacle end
   enter(count, cost, bytes)
 end
@@ -54,6 +55,9 @@ for i, new_job in ipairs(a.jobs) do
     'entry', entry, 'deaths', 0, 'queued_ms', now, 'expires_ms', now + a.queue_ms,
     'deadline_ms', now + a.deadline_ms, 'request', a.request.id)
   if a.request.experiment ~= '' then call('HSET', job_key(new_job.id), 'experiment', a.request.experiment) end
+  if a.request.api_key ~= '' then call('HSET', job_key(new_job.id), 'api_key', a.request.api_key) end
+  if a.has_budget then call('HSET', job_key(new_job.id), 'has_budget', 1) end
+  if i == 1 then call('HSET', job_key(new_job.id), 'is_first', 1) end
   call('ZADD', held, now, new_job.id)
 end
 for leader, behind in pairs(led) do call('HSET', job_key(leader), 'led', table.concat(behind, ' ')) end
