@@ -24,6 +24,7 @@ from arq.connections import ArqRedis
 from arq.constants import abort_jobs_ss
 from arq.cron import CronJob
 from arq.worker import Worker
+from redis.exceptions import WatchError
 
 from scripts.cli.local_fleet import with_local_fleet
 from shared.artifacts.store import open_artifacts
@@ -176,7 +177,8 @@ async def _work(
     while True:
         try:
             await make_worker(broker, janitor, metrics, advancer).async_run()
-        except UNAVAILABLE as error:
+        except (WatchError, *UNAVAILABLE) as error:
+            # A connection that breaks while arq watches a key is told as a WatchError.
             log.warning("redis trouble", extra=fields(error=str(error)))
             await asyncio.sleep(RETRY_DELAY_S)
 

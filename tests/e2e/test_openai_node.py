@@ -41,7 +41,7 @@ def test_models_completions_chats_streams_and_errors() -> None:
 def check(report: dict[str, Any]) -> None:
     assert report["models"] == ["echo", "sample"]
     [text, other] = report["texts"]
-    assert text.endswith("x = 3")
+    assert text.endswith("\\boxed{3}")
     assert other == text
     assert report["streamed"] == text
     assert report["chat"]["content"] == text

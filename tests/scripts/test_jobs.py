@@ -7,10 +7,14 @@ import pickle
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import WatchError
 
+from scripts.cli import jobs
 from scripts.cli.aios import main
 from scripts.cli.jobs import QUEUE, TAG, make_worker
 from shared.fleet.presence import Presence
@@ -102,6 +106,28 @@ async def has_jobs(redis: Redis) -> bool:
     if not await redis.exists(keys.depth("00", "m")):
         return False
     return await Desk(redis).counts() != (0, 0)
+
+
+@pytest.mark.parametrize("error", [WatchError("amid a WATCH"), RedisConnectionError("gone")])
+async def test_the_role_goes_on_when_a_connection_breaks(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Whatever arq was doing meanwhile. The next worker ends the test by being reached."""
+    runs: list[str] = []
+
+    class Stub:
+        async def async_run(self) -> None:
+            runs.append("run")
+            if len(runs) == 1:
+                raise error
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(jobs, "make_worker", lambda *_: Stub())
+    monkeypatch.setattr(jobs, "RETRY_DELAY_S", 0.0)
+    nothing: Any = None
+    with pytest.raises(asyncio.CancelledError):
+        await jobs._work(nothing, nothing, nothing, None)
+    assert runs == ["run", "run"]
 
 
 async def test_a_sweep_is_counted(redis: Redis) -> None:
