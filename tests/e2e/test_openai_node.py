@@ -53,7 +53,7 @@ def check(report: dict[str, Any]) -> None:
     for name in USAGE:
         assert report["usage"][name] > 0
 
-    assert report["dimensions"] == [128, 128]
+    assert report["dimensions"] == [192, 192]
     assert report["wrong"] == {
         "name": "BadRequestError",
         "status": 400,
