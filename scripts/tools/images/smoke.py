@@ -195,7 +195,7 @@ def check_generate(port: int, solves: bool) -> None:
     completion = response["completions"][0]
     assert completion, response
     if solves:
-        assert completion.endswith("x = 3"), response
+        assert completion.endswith("x = 3\n\\boxed{3}"), response
 
 
 def stop(container: Container) -> float:
