@@ -72,7 +72,7 @@ _MOST_RUNS = 3
 
 @dataclass(frozen=True)
 class LineWork:
-    """What the lines of a batch have in common.
+    """The shared parts of the work on a batch's lines.
 
     `caller` made the batch. `stopping` is set when no line is to be begun any more: lines that have
     been begun are ended. `begun` holds the requests of lines, with their keys, until they are noted.

@@ -11,7 +11,7 @@ _MetadataValue = Annotated[str, Field(max_length=512)]
 
 
 class OutputExpiresAfter(BaseModel):
-    """How long the files of answers are kept."""
+    """The time for which the files of answers are kept."""
 
     anchor: Literal["created_at"]
     seconds: StrictInt = Field(ge=1, le=2_592_000)

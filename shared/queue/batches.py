@@ -50,7 +50,7 @@ class BatchCaller(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class BatchSpec(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a caller asked for. `output_lives_s` is how long the files of answers are kept."""
+    """The request of a caller. `output_lives_s` is the time for which the files of answers are kept."""
 
     endpoint: str
     input_file_id: str
@@ -124,7 +124,7 @@ class BatchClaim:
 
 @dataclass(frozen=True)
 class Renewal:
-    """What a claim that still holds is told: the batch's status, and the seconds to its end."""
+    """The news for a claim that still holds: the batch's status, and the seconds to its end."""
 
     status: BatchStatus
     left_s: float

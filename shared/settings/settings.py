@@ -66,7 +66,7 @@ from shared.tasks.specs import Modality
 
 DEFAULT_MODEL = shipped("models/hrm-text-math")
 _SHIPPED_MODELS = (DEFAULT_MODEL, shipped("models/hrm-text-code"))
-"""What is served where no model is named. The first is the default model."""
+"""The models that are served where none is named. The first is the default model."""
 
 # How long a process that stops waits for work in flight, where other processes go on with it.
 HAND_OVER_S = 1.0

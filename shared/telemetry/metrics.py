@@ -361,7 +361,7 @@ class WorkerMetrics:
 
 
 class BatchMetrics:
-    """What becomes of batches and their lines, in the process that advances them."""
+    """Counters of batches and their lines, in the process that advances them."""
 
     def __init__(self, sheet: MetricSheet) -> None:
         self.open = sheet.gauge(

@@ -108,7 +108,7 @@ async def test_a_file_that_is_refused(data: bytes, code: str) -> None:
 
 
 async def test_a_large_file_is_validated_in_little_memory() -> None:
-    """Of 40 MB no more than some MB are in memory: a piece, and digests of the names."""
+    """Some MB of 40 are in memory: a piece, and digests of the names."""
     num_lines = 20_000
     padding = "x" * 2000
 

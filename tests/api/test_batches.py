@@ -12,7 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from api.batches.batch_posts import BATCH_POSTS
-from shared.access import Grant, Keyring, digest_of
+from shared.access import Budget, Grant, Keyring, digest_of
 from shared.messages import Failed
 from shared.queue import keys
 from shared.queue.batches import BatchClaim, Batches, BatchSpec, LineAnswer
@@ -443,7 +443,7 @@ def redis_url_of(redis: Redis) -> str:
 
 
 async def test_lines_leave_slots_free(desk: Desk, able: EchoWorker, redis: Redis) -> None:
-    """Of eight slots two stay free, and two batches share the others."""
+    """Two of eight slots stay free, and two batches share the others."""
     able.gate.clear()
     first = await desk.create(lines(50))
     turn = begin_turn(desk)
@@ -575,6 +575,31 @@ async def test_a_revoked_key_ends_its_batch(redis: Redis, able: EchoWorker, tmp_
     assert batch["errors"]["data"][0]["code"] == "invalid_api_key"
     assert codes(rows) == {1: "batch_failed", 2: "batch_failed"}
     assert not able.jobs
+
+
+async def test_lines_wait_for_a_budget(redis: Redis, able: EchoWorker, tmp_path: Path) -> None:
+    """A line that the key's budget has no tokens for begins when the budget has some again."""
+    keyring = Keyring(Broker(redis))
+    grant = Grant("ann", "ann", budget=Budget(tokens=28, period="month"))
+    key, _, _ = await keyring.create(grant)
+    headers = {"Authorization": f"Bearer {key}"}
+    async with batching(redis, tmp_path) as desk:
+        # Each line may use 15 tokens of its prompt, 8 marks and 4 tokens of the answer.
+        made = await desk.create(
+            [line("line-0", max_tokens=4), line("line-1", max_tokens=4)], **headers
+        )
+        assert await desk.advancer.advance_one(1.0)
+        waiting = await desk.batch(made["id"], **headers)
+        assert waiting["status"] == "in_progress"
+        assert waiting["request_counts"] == {"total": 2, "completed": 1, "failed": 0}
+        assert len(able.jobs) == 1
+
+        # As if the next month had begun.
+        async for name in redis.scan_iter("aios:*budget:*"):
+            await redis.delete(name)
+        batch = await desk.ended(made["id"], **headers)
+    assert batch["status"] == "completed"
+    assert batch["request_counts"] == {"total": 2, "completed": 2, "failed": 0}
 
 
 async def test_prohibited_terms_are_refused_line_by_line(

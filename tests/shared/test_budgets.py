@@ -241,7 +241,7 @@ async def test_what_fronts_that_died_have_reserved_comes_back(redis: Redis) -> N
 
 @SHARDS
 async def test_four_fronts_at_once_use_it_up_and_no_more(redis: Redis, shards: int) -> None:
-    """Of hundred requests at once exactly those get in that fit, whatever the order."""
+    """Those of a hundred requests at once get in that fit, whatever the order."""
     desks = [Desk(redis, shards=shards) for _ in range(4)]
     most = 3 + MARKS + 9
     budget = Budget(37 * most + most - 1, "month")

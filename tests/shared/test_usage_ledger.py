@@ -316,7 +316,7 @@ def test_rows_are_grouped_and_written_as_csv() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_the_tokens_of_a_log_are_those_of_its_events(redis: Redis, seed: int) -> None:
-    """Whatever events a job that is called off has logged, by however many workers."""
+    """The log of a job that is called off may have any events, by any number of workers."""
     rng = random.Random(seed)
     desk = Desk(redis)
     num_tokens = 0

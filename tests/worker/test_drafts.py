@@ -299,7 +299,7 @@ def test_a_draft_computes_the_last_passes_of_a_cycle(
 
 
 def test_the_shipped_model_drafts_well() -> None:
-    """Of the drafts of a trained network four of five are right, by half of its passes."""
+    """Four of five drafts of a trained network are right, by half of its passes."""
     if library() is None:
         pytest.skip("drafts need the kernels in C")
     runner = hrm_text.load(options_for(DEFAULT_MODEL, max_batch=1))

@@ -194,7 +194,7 @@ def transcripts_of(runner: OneShotRunner, items: list[Item], callers: Callers) -
 
 
 def test_the_words_so_far_of_each_sound_are_shown(tmp_path: Path) -> None:
-    """Of sounds that leave a batch at different times. Each shows the words that it has alone."""
+    """Sounds leave a batch at different times. Each shows the words that it has alone."""
     runner = hearing(tmp_path, num_beams=1, has_segments=False)
     sounds = sounds_of(runner)
     alone = [transcripts_of(runner, [sound], Callers())[0] for sound in sounds]
@@ -217,7 +217,7 @@ def test_the_words_so_far_of_each_sound_are_shown(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("num_beams", [1, 5])
 def test_settled_words_stay(tmp_path: Path, num_beams: int) -> None:
-    """What beams write of a window may still change, but not what was kept of windows before."""
+    """Words of the present window may still change, but not those of windows before."""
     runner = hearing(tmp_path, num_beams=num_beams)
     sounds = sounds_of(runner)
     alone = [transcripts_of(runner, [sound], Callers())[0] for sound in sounds]
