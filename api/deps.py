@@ -137,7 +137,7 @@ def build_front(settings: Settings, broker: Broker, endpoints: Endpoints) -> Fro
             submissions,
             cancellations,
             draining=draining,
-            limits=_limits(settings),
+            limits=limits_of(settings),
             default_model=settings.default_model,
             experiments={experiment.name: experiment for experiment in settings.ab},
         ),
@@ -167,7 +167,8 @@ def build_front(settings: Settings, broker: Broker, endpoints: Endpoints) -> Fro
     )
 
 
-def _limits(settings: Settings) -> Limits:
+def limits_of(settings: Settings) -> Limits:
+    """Return the limits of a request under these settings."""
     return Limits(
         max_new_tokens=settings.max_new_tokens,
         cap_policy=settings.cap_policy,

@@ -48,12 +48,29 @@ def refused_answer(
     errors: ErrorFormat,
 ) -> LineAnswer:
     """Return the answer of a line whose request was refused or failed."""
-    response = {
-        "status_code": problem.status,
-        "request_id": request_id,
-        "body": errors.body(problem),
-    }
-    error = {"code": problem.code, "message": problem.message}
+    return failed_answer(
+        batch_id,
+        line,
+        custom_id,
+        request_id=request_id,
+        status=problem.status,
+        body=errors.body(problem),
+        error={"code": problem.code, "message": problem.message},
+    )
+
+
+def failed_answer(
+    batch_id: str,
+    line: int,
+    custom_id: str,
+    *,
+    request_id: str,
+    status: int,
+    body: Any,
+    error: dict[str, str],
+) -> LineAnswer:
+    """Return the answer of a line that got this status and body. `error` has a code and a message."""
+    response = {"status_code": status, "request_id": request_id, "body": body}
     whole = {**_head(batch_id, line, custom_id), "response": response, "error": error}
     return LineAnswer(line, "failed", json.dumps(whole).encode())
 

@@ -5,22 +5,21 @@ process or by another one, finds the request that was queued before.
 """
 
 import asyncio
-import json
 from collections.abc import MutableMapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel
 
 from api.access.caller import Caller
 from api.batches.line_answers import completed_answer, refused_answer
+from api.batches.line_request import InvalidBody, read_body
 from api.batches.lines import BatchLine
 from api.deps import Front
 from api.endpoints.context import RequestContext
 from api.endpoints.endpoint import Endpoint, ImmediateEndpoint, Post
 from api.http.error_format import ErrorFormat
-from api.http.errors import invalid_request
 from api.http.problem import problem_of
 from api.http.request_state import RequestState
 from api.redis_timeout import redis_answers
@@ -97,7 +96,7 @@ class LineWork:
         fleets_seed.set(self.seed)
         try:
             self.front.prohibited.check(line.body)
-            errors, body = self._parsed(line)
+            body = read_body(self.post, line.body)
             endpoint = self.post.endpoint_of(body)
             errors = endpoint.errors
             if endpoint.is_streamed(body):
@@ -112,7 +111,7 @@ class LineWork:
                 return None
         except LATER:
             raise
-        except _InvalidBody as error:
+        except InvalidBody as error:
             status = error.errors.invalid_body
             answer = self._refused(line, request_id, error.refusal, error.errors, status=status)
         except FleetError as error:
@@ -146,23 +145,6 @@ class LineWork:
         request_id = f"{self.batch_id}-{line.number}"
         error = FleetError(f"Internal error; request id {request_id}.")
         return self._refused(line, request_id, error, self.post.errors)
-
-    def _parsed(self, line: BatchLine) -> tuple[ErrorFormat, Any]:
-        """Return the format of errors for a body, and the body as its endpoint reads it.
-
-        Raise _InvalidBody.
-        """
-        errors = self.post.errors
-        try:
-            fields = json.loads(line.body)
-            if isinstance(fields, dict):
-                errors = self.post.errors_of(fields)
-            return errors, _adapter(self.post).validate_python(fields)
-        except ValidationError as error:
-            raise _InvalidBody(invalid_request(error.errors()), errors) from None
-        except (ValueError, RecursionError) as error:
-            refusal = InvalidRequest("body: expected an object in JSON.", field="body")
-            raise _InvalidBody(refusal, errors) from error
 
     async def _begun(
         self, line: BatchLine, endpoint: Endpoint, body: BaseModel
@@ -275,25 +257,6 @@ class LineWork:
             problem=problem,
             errors=errors,
         )
-
-
-class _InvalidBody(Exception):
-    """A body that its endpoint cannot read. Its status is that of the dialect."""
-
-    def __init__(self, refusal: InvalidRequest, errors: ErrorFormat) -> None:
-        super().__init__(refusal.message)
-        self.refusal = refusal
-        self.errors = errors
-
-
-_adapters: dict[str, TypeAdapter[Any]] = {}
-
-
-def _adapter(post: Post) -> TypeAdapter[Any]:
-    """Return the reader of a path's bodies, which is slow to make."""
-    if post.path not in _adapters:
-        _adapters[post.path] = TypeAdapter(post.body_type)
-    return _adapters[post.path]
 
 
 async def _receive_nothing() -> MutableMapping[str, Any]:

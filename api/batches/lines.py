@@ -31,10 +31,11 @@ class RawLine:
 
 @dataclass(frozen=True)
 class BatchLine:
-    """A request of a batch. `body` is its JSON, byte by byte as it stands in the file."""
+    """A request of a batch, to the path `url`. `body` is its JSON, byte by byte as in the file."""
 
     number: int
     custom_id: str
+    url: str
     body: bytes
 
 
@@ -106,8 +107,11 @@ def _without_bom(data: bytes, number: int) -> bytes:
     return data
 
 
-def read_line(raw: RawLine, *, url: str, max_bytes: int) -> BatchLine | LineFault:
-    """Return the request in a line, which is for the endpoint at `url`, or why there is none."""
+def read_line(raw: RawLine, *, url: str | None, max_bytes: int) -> BatchLine | LineFault:
+    """Return the request in a line, or why there is none.
+
+    It must be for the endpoint at `url`, unless that is None.
+    """
     if raw.data is None:
         message = f"Expected at most {max_bytes} bytes; this line is longer."
         return LineFault(raw.number, None, "line_too_long", message)
@@ -130,10 +134,10 @@ def read_line(raw: RawLine, *, url: str, max_bytes: int) -> BatchLine | LineFaul
         return LineFault(raw.number, None, "invalid_line", message)
     if envelope.method != "POST":
         return fault("invalid_method", f"method: expected POST, got {envelope.method[:64]!r}.")
-    if envelope.url != url:
+    if url is not None and envelope.url != url:
         message = f"url: expected {url}, the endpoint of the batch, got {envelope.url[:256]!r}."
         return fault("mismatched_url", message)
-    return BatchLine(raw.number, custom_id, bytes(envelope.body))
+    return BatchLine(raw.number, custom_id, envelope.url, bytes(envelope.body))
 
 
 def duplicate(line: BatchLine) -> LineFault:

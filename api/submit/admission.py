@@ -21,7 +21,6 @@ from shared.errors import (
     ModelNotFound,
     NoWorker,
 )
-from shared.fleet.presence import Fleet
 from shared.messages import Cancelled, Job, ModelInfo, ProblemKind, TaskName
 from shared.queue.broker import UNAVAILABLE
 from shared.queue.experiment_log import Assignment
@@ -77,10 +76,7 @@ class Admission:
         if failure is not None:
             problem = f"The model {model.id!r} cannot be loaded: {failure.reason}"
             raise ModelFailed(problem, retry_after_s=failure.retry_in_s)
-        if model.tasks and task not in model.tasks:
-            known = ", ".join(map(repr, model.tasks))
-            problem = f"model: {model.id!r} does not serve the task {task!r}; it serves {known}."
-            raise InvalidRequest(problem, field="model")
+        check_serves(model, task)
         return model
 
     async def find(self, name: str | None, problems: ProblemKind | None = None) -> ModelInfo:
@@ -96,7 +92,8 @@ class Admission:
         if experiment is not None:
             name = experiment.arms[0].model
         if name is None or (name == LOCAL_MODEL and name not in fleet.models):
-            name = _default_for(fleet, self._default_model or fleet.default_model, problems)
+            default = self._default_model or fleet.default_model
+            name = default_for(fleet.models, default, problems)
         if name is None:
             raise _no_model_yet()
         obstacle = fleet.obstacle(name)
@@ -107,8 +104,7 @@ class Admission:
                 return unseen(name, self.limits)
             if not fleet.models or name == self._default_model:
                 raise _no_model_yet()
-            expected = "expected one of those that GET /v1/models lists"
-            raise ModelNotFound(f"model: {name!r} does not exist; {expected}.", field="model")
+            raise no_such_model(name, "expected one of those that GET /v1/models lists")
         if not fleet.may_serve(name, self.limits.absent_grace_s):
             raise NoWorker(
                 f"No worker that serves {name!r} is ready.", retry_after_s=_RETRY_AFTER_S
@@ -168,12 +164,32 @@ def _no_model_yet() -> NoWorker:
     return NoWorker("No worker has loaded a model yet.", retry_after_s=_RETRY_AFTER_S)
 
 
-def _default_for(fleet: Fleet, default: str | None, kind: ProblemKind | None) -> str | None:
-    """Return the id of the model for work that names none."""
-    if kind is None or default not in fleet.models or fleet.models[default].prompting.is_for(kind):
+def no_such_model(name: str, expected: str) -> ModelNotFound:
+    return ModelNotFound(f"model: {name!r} does not exist; {expected}.", field="model")
+
+
+def check_serves(model: ModelInfo, task: TaskName) -> None:
+    """Raise InvalidRequest for a task that the model does not serve."""
+    if model.tasks and task not in model.tasks:
+        known = ", ".join(map(repr, model.tasks))
+        problem = f"model: {model.id!r} does not serve the task {task!r}; it serves {known}."
+        raise InvalidRequest(problem, field="model")
+
+
+def default_for(
+    models: Mapping[str, ModelInfo], default: str | None, kind: ProblemKind | None
+) -> str | None:
+    """Return the id of the model for work that names none, which may be problems of a kind.
+
+    It is the `default` or, where that is not for such problems, the first that declares a text for
+    them.
+    """
+    if kind is None or default is None or default not in models:
         return default
-    for name in sorted(fleet.models):
-        if fleet.models[name].prompting.template(kind) is not None:
+    if models[default].prompting.is_for(kind):
+        return default
+    for name in sorted(models):
+        if models[name].prompting.template(kind) is not None:
             return name
     return default
 

@@ -32,8 +32,6 @@ async def with_stored_inputs(context: RequestContext, body: Body) -> Body:
     InvalidRequest for a field that holds no bytes, ArtifactNotFound, and what `ArtifactStore.put`
     raises.
     """
-    if not holds_bytes_anywhere(type(body)):
-        return body
     front = context.front
     tenant = context.caller.tenant
 
@@ -48,8 +46,14 @@ async def with_stored_inputs(context: RequestContext, body: Body) -> Body:
                 await ScannedUpload(front, upload).write(given.data, given.media_type)
                 return (await upload.keep(input_label(given.media_type))).id
 
-    stored = await _stored(body, "", store)
-    return typing.cast(Body, stored)
+    return await with_ids(body, store)
+
+
+async def with_ids(body: Body, store: Store) -> Body:
+    """Return the body with the id that `store` returns in each field that holds bytes."""
+    if not holds_bytes_anywhere(type(body)):
+        return body
+    return typing.cast(Body, await _stored(body, "", store))
 
 
 def input_label(media_type: str, name: str = "") -> Label:

@@ -58,7 +58,7 @@ async def test_lines_do_not_depend_on_pieces(data: list[bytes], cuts: list[int])
 def test_a_line_is_read_byte_by_byte() -> None:
     data = b' {"custom_id":"a", "url":"/v1/completions", "body": {"prompt" : "x"}, "more": 1} \r'
     read = read_line(RawLine(3, 0, data), url=URL, max_bytes=100)
-    assert read == BatchLine(3, "a", b'{"prompt" : "x"}')
+    assert read == BatchLine(3, "a", URL, b'{"prompt" : "x"}')
 
 
 @pytest.mark.parametrize(
