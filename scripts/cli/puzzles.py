@@ -7,7 +7,7 @@ the same command is given again.
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, closing
 from itertools import islice
 from pathlib import Path
@@ -15,12 +15,12 @@ from typing import Any, Protocol, get_args
 
 from scripts.cli.fleet_tool import EXIT_FAILED, ToolError
 from scripts.cli.local_fleet import PORT_HELP, choose_fleet
+from scripts.cli.runs.output import Output, RunHeader
+from scripts.cli.runs.progress import Progress
 from scripts.cli.solving.fleet_solver import FleetSolver
 from scripts.cli.solving.groups import Group, Solved, groups_of, line_of
-from scripts.cli.solving.output import Output, RunHeader
-from scripts.cli.solving.progress import Progress
 from scripts.cli.solving.puzzle_files import Id, open_puzzles
-from scripts.cli.solving.tally import summary
+from scripts.cli.solving.tally import PuzzleTally, summary
 from shared.messages import Halt, Select
 from shared.settings.command_line import EXIT_BAD_SETTINGS, EXIT_INTERRUPTED, EXIT_OK
 from shared.settings.settings import SettingsError
@@ -70,31 +70,36 @@ def _solve(args: argparse.Namespace) -> int:
     total = puzzles.count(args.limit)
 
     with ExitStack() as stack:
-        output = stack.enter_context(closing(Output(out, header, restarts=args.restart)))
+        tally = PuzzleTally()
+        opened = Output(out, header, tally, _id_of, restarts=args.restart)
+        output = stack.enter_context(closing(opened))
         progress = Progress(sys.stderr, total, is_shown=not args.no_progress)
         solver = _solver(args, output.header.id, progress, stack)
-        num_before = output.tally.num_puzzles
+        num_before = tally.num_done
         started_s = time.monotonic()
         groups = groups_of(islice(puzzles.records(), args.limit), args.batch)
-        progress.draw(output.tally, num_new=0)
+        progress.draw(tally, num_new=0)
         try:
             for group, answers in solver.solve_all(_open_groups(groups, output.done)):
                 pairs = zip(group, answers, strict=True)
                 output.write([line_of(record, answer) for record, answer in pairs])
-                progress.draw(output.tally, output.tally.num_puzzles - num_before)
+                progress.draw(tally, tally.num_done - num_before)
         except (KeyboardInterrupt, ToolError) as error:
             progress.clear()
-            done = f"{output.tally.num_puzzles} of {total} puzzles are in {out}"
+            done = f"{tally.num_done} of {total} puzzles are in {out}"
             print(f"{PROG}: {done}; the same command goes on from there", file=sys.stderr)
             if isinstance(error, KeyboardInterrupt):
                 return EXIT_INTERRUPTED
             raise
         progress.clear()
 
-    tally = output.tally
-    num_new = tally.num_puzzles - num_before
+    num_new = tally.num_done - num_before
     print(*summary(tally, num_new, time.monotonic() - started_s), out, sep="\n")
     return EXIT_FAILED if tally.num_errors else EXIT_OK
+
+
+def _id_of(line: Mapping[str, Any]) -> Id:
+    return line["id"]  # type: ignore[no-any-return]
 
 
 def _open_groups(groups: Iterator[Group], done: Set[Id]) -> Iterator[Group]:

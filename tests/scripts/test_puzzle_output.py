@@ -2,18 +2,20 @@
 
 import io
 import json
+from collections.abc import Callable, Mapping
 from contextlib import closing
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from scripts.cli.fleet_tool import ToolError
+from scripts.cli.runs.output import Output, RunHeader
+from scripts.cli.runs.progress import Progress, progress_line
 from scripts.cli.solving.groups import Answer, Group, Refused, answers_of, groups_of, line_of
-from scripts.cli.solving.output import Output, RunHeader
-from scripts.cli.solving.progress import Progress, progress_line
-from scripts.cli.solving.puzzle_files import PuzzleRecord
-from scripts.cli.solving.tally import Tally, summary
+from scripts.cli.solving.puzzle_files import Id, PuzzleRecord
+from scripts.cli.solving.tally import PuzzleTally, summary
 
 HEADER = RunHeader("abc", {"model": None, "max_steps": 4})
 
@@ -22,38 +24,47 @@ def line(id: int | str, **fields: object) -> dict[str, Any]:
     return {"id": id, "puzzle": "1...", **fields}
 
 
+def opened(
+    path: Path, header: RunHeader, tally: PuzzleTally | None = None, *, restarts: bool = False
+) -> Output[Id]:
+    """Return an output whose lines have ids, as those of `aios puzzles solve`."""
+    id_of: Callable[[Mapping[str, Any]], Id] = itemgetter("id")
+    return Output(path, header, tally or PuzzleTally(), id_of, restarts=restarts)
+
+
 def lines_in(path: Path) -> list[dict[str, Any]]:
     return [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_a_run_goes_on_from_its_output(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
-    with closing(Output(path, HEADER)) as output:
+    with closing(opened(path, HEADER)) as output:
         output.write([line(1, is_right=True, steps=2), line("x", error="é")])
         # The lines are there before the run ends.
         assert lines_in(path) == [line(1, is_right=True, steps=2), line("x", error="é")]
 
     same = RunHeader("abc", {"max_steps": 4})
-    with closing(Output(path, same)) as output:
+    tally = PuzzleTally()
+    with closing(opened(path, same, tally)) as output:
         assert output.header == HEADER, "its requests are named as before"
         assert output.done == {1, "x"}
         output.write([line(2, is_right=False, steps=3)])
         assert output.done == {1, "x", 2}
-        assert output.tally.num_puzzles == 3
-        assert (output.tally.num_right, output.tally.num_judged) == (1, 2)
-        assert output.tally.num_errors == 1
+        assert tally.num_done == 3
+        assert (tally.num_right, tally.num_judged) == (1, 2)
+        assert tally.num_errors == 1
     assert [one["id"] for one in lines_in(path)] == [1, "x", 2]
 
 
 @pytest.mark.parametrize("torn", [b'{"id": 2, "puz', b'{"id": 2, "puzzle": "\xc3', b"{"])
 def test_a_torn_last_line_is_removed(tmp_path: Path, torn: bytes) -> None:
     path = tmp_path / "out.jsonl"
-    with closing(Output(path, HEADER)) as output:
+    with closing(opened(path, HEADER)) as output:
         output.write([line(1)])
     with path.open("ab") as stream:
         stream.write(torn)
 
-    with closing(Output(path, HEADER)) as output:
+    with closing(opened(path, HEADER)) as output:
         assert output.done == {1}
         output.write([line(2)])
     assert lines_in(path) == [line(1), line(2)]
@@ -61,11 +72,11 @@ def test_a_torn_last_line_is_removed(tmp_path: Path, torn: bytes) -> None:
 
 def test_a_whole_last_line_without_its_end_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
-    with closing(Output(path, HEADER)) as output:
+    with closing(opened(path, HEADER)) as output:
         output.write([line(1), line(2)])
     path.write_bytes(path.read_bytes().removesuffix(b"\n"))
 
-    with closing(Output(path, HEADER)) as output:
+    with closing(opened(path, HEADER)) as output:
         assert output.done == {1, 2}
         output.write([line(3)])
     assert lines_in(path) == [line(1), line(2), line(3)]
@@ -80,24 +91,24 @@ def test_a_whole_last_line_without_its_end_is_kept(tmp_path: Path) -> None:
             RunHeader("abc", {"max_steps": 4, "halt": "max"}),
             "with no halt, and this one has halt max",
         ),
-        (RunHeader("def", HEADER.options), "another file of puzzles"),
+        (RunHeader("def", HEADER.options), "another input"),
     ],
 )
 def test_another_run_is_refused_unless_it_begins_anew(
     tmp_path: Path, header: RunHeader, problem: str
 ) -> None:
     path = tmp_path / "out.jsonl"
-    with closing(Output(path, HEADER)) as output:
+    with closing(opened(path, HEADER)) as output:
         output.write([line(1)])
     with pytest.raises(ToolError, match=problem):
-        Output(path, header)
+        opened(path, header)
     assert lines_in(path) == [line(1)]
 
-    with closing(Output(path, header, restarts=True)) as output:
+    with closing(opened(path, header, restarts=True)) as output:
         assert output.done == set()
         assert output.header == header
     assert lines_in(path) == []
-    with closing(Output(path, header)) as output:
+    with closing(opened(path, header)) as output:
         assert output.header == header
 
 
@@ -105,36 +116,36 @@ def test_a_file_that_is_no_output_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text("precious\n")
     with pytest.raises(ToolError, match=r"but not mine\.jsonl\.run with"):
-        Output(path, HEADER)
+        opened(path, HEADER)
     assert path.read_text() == "precious\n"
 
     other = tmp_path / "other.jsonl"
-    Output(other, HEADER).close()
+    opened(other, HEADER).close()
     other.write_text("[1]\nprecious\n")
-    with pytest.raises(ToolError, match="line 1: expected the line of a puzzle"):
-        Output(other, HEADER)
+    with pytest.raises(ToolError, match="line 1: expected a line of an answer"):
+        opened(other, HEADER)
     with pytest.raises(ToolError, match="Is a directory"):
-        Output(tmp_path, HEADER)
+        opened(tmp_path, HEADER)
 
 
 def test_a_run_that_was_killed_at_its_start_begins_again(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.touch()
-    with closing(Output(path, HEADER)) as output:
+    with closing(opened(path, HEADER)) as output:
         assert output.header == HEADER
 
     # Its output was removed, so the run that comes is a new one.
     path.unlink()
     other = RunHeader("def", {})
-    with closing(Output(path, other)) as output:
+    with closing(opened(path, other)) as output:
         assert output.header == other
 
 
 def test_two_runs_do_not_write_one_output(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
-    with closing(Output(path, HEADER)) as output:
+    with closing(opened(path, HEADER)) as output:
         with pytest.raises(ToolError, match="another run writes it now"):
-            Output(path, HEADER, restarts=True)
+            opened(path, HEADER, restarts=True)
         output.write([line(1)])
     assert lines_in(path) == [line(1)]
 
@@ -198,8 +209,8 @@ def test_a_line_has_all_that_is_known() -> None:
     assert line_of(PuzzleRecord(3, "1..."), {"grid": "1234"}) == line(3, grid="1234")
 
 
-def tally_of(*lines: dict[str, Any]) -> Tally:
-    tally = Tally()
+def tally_of(*lines: dict[str, Any]) -> PuzzleTally:
+    tally = PuzzleTally()
     for one in lines:
         tally.add(one)
     return tally
@@ -258,4 +269,4 @@ def test_the_line_of_progress() -> None:
     tally = tally_of(line(1, is_right=True), line(2, is_right=False))
     bar = "######" + "." * 18
     assert progress_line(tally, 8, 1, 2.0) == f"2/8 [{bar}]  1 right (50.0 %)  0.50/s  12s left"
-    assert progress_line(Tally(), 0, 0, 0.0) == f"0/0 [{'.' * 24}]"
+    assert progress_line(PuzzleTally(), 0, 0, 0.0) == f"0/0 [{'.' * 24}]"

@@ -12,14 +12,14 @@ _BAR_WIDTH = 30
 
 
 @dataclass
-class Tally:
-    """Sums over the lines of an output.
+class PuzzleTally:
+    """Sums over the lines of an output, one for each puzzle.
 
     `num_judged` are the puzzles whose solution is known, and `num_checked` those whose answer was
     checked by the rules of the puzzle.
     """
 
-    num_puzzles: int = 0
+    num_done: int = 0
     num_errors: int = 0
     num_judged: int = 0
     num_right: int = 0
@@ -29,7 +29,7 @@ class Tally:
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Count a line."""
-        self.num_puzzles += 1
+        self.num_done += 1
         if "error" in line:
             self.num_errors += 1
         if "is_right" in line:
@@ -42,30 +42,29 @@ class Tally:
         if "steps" in line:
             self.steps[line["steps"]] += 1
 
+    def parts(self, seconds: float = 0.0) -> list[str]:
+        """Return the shares of right, valid and refused puzzles, those that are known."""
+        parts = []
+        if self.num_judged:
+            percent = 100 * self.num_right / self.num_judged
+            parts.append(f"{self.num_right} right ({percent:.1f} %)")
+        if self.num_checked:
+            percent = 100 * self.num_valid / self.num_checked
+            parts.append(f"{self.num_valid} valid ({percent:.1f} %)")
+        if self.num_errors:
+            parts.append(f"{self.num_errors} failed")
+        return parts
 
-def shares(tally: Tally) -> list[str]:
-    """Return the shares of right, valid and refused puzzles, those that are known."""
-    parts = []
-    if tally.num_judged:
-        percent = 100 * tally.num_right / tally.num_judged
-        parts.append(f"{tally.num_right} right ({percent:.1f} %)")
-    if tally.num_checked:
-        percent = 100 * tally.num_valid / tally.num_checked
-        parts.append(f"{tally.num_valid} valid ({percent:.1f} %)")
-    if tally.num_errors:
-        parts.append(f"{tally.num_errors} failed")
-    return parts
 
-
-def summary(tally: Tally, num_new: int, seconds: float) -> list[str]:
+def summary(tally: PuzzleTally, num_new: int, seconds: float) -> list[str]:
     """Return lines for people. `num_new` puzzles took these seconds, the others were done before."""
-    lines = ["  ".join([f"{tally.num_puzzles} puzzles", *shares(tally)])]
+    lines = ["  ".join([f"{tally.num_done} puzzles", *tally.parts()])]
     if tally.steps:
         mean = sum(steps * count for steps, count in tally.steps.items()) / tally.steps.total()
         lines.append(f"steps: {mean:.2f} on average")
         lines += _histogram(tally.steps)
     rate = f"{num_new} in {_time(seconds)}, {amount(num_new / max(seconds, 1e-9))} puzzles/s"
-    num_before = tally.num_puzzles - num_new
+    num_before = tally.num_done - num_new
     if num_before:
         rate += f"; {num_before} were done before"
     lines.append(rate)

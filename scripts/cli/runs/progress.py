@@ -4,7 +4,7 @@ import time
 from shutil import get_terminal_size
 from typing import TextIO
 
-from scripts.cli.solving.tally import Tally, shares
+from scripts.cli.runs.tally import Tally
 from scripts.cli.watch.units import amount, span
 
 _BAR_WIDTH = 24
@@ -14,7 +14,7 @@ _CLEAR_LINE = "\r\x1b[K"
 
 
 class Progress:
-    """Draws on `stream` how many of `total` puzzles are done, if it is a terminal.
+    """Draws on `stream` how many of `total` lines are done, if it is a terminal.
 
     Notes are lines for people, on any stream. Times count from the first drawing.
     """
@@ -28,9 +28,9 @@ class Progress:
         self._last_note = ""
 
     def draw(self, tally: Tally, num_new: int) -> None:
-        """Draw the progress, of which `num_new` puzzles were solved in this run."""
+        """Draw the progress, of which `num_new` lines came in this run."""
         now_s = time.monotonic()
-        is_whole = tally.num_puzzles >= self._total
+        is_whole = tally.num_done >= self._total
         if not self._is_shown or (now_s - self._drawn_s < _LEAST_S and not is_whole):
             return
         if self._started_s is None:
@@ -57,11 +57,11 @@ class Progress:
 
 
 def progress_line(tally: Tally, total: int, num_new: int, seconds: float) -> str:
-    """Return the progress as text. `num_new` puzzles took these seconds."""
-    done = tally.num_puzzles
+    """Return the progress as text. `num_new` lines took these seconds."""
+    done = tally.num_done
     num_filled = min(_BAR_WIDTH, _BAR_WIDTH * done // max(1, total))
     bar = "#" * num_filled + "." * (_BAR_WIDTH - num_filled)
-    parts = [f"{done}/{total} [{bar}]", *shares(tally)]
+    parts = [f"{done}/{total} [{bar}]", *tally.parts(seconds)]
     if num_new:
         rate = num_new / max(seconds, 1e-9)
         parts.append(f"{amount(rate)}/s")

@@ -1,19 +1,19 @@
-"""The output of a run: a line of JSON for each puzzle, and beside it what the run began with.
+"""The output of a run: lines of JSON, and beside it what the run began with.
 
-A run that was ended, however that came, goes on from its output: puzzles that have a line there are
-not solved again.
+A run that was ended, however that came, goes on from its output: what has a line there is not
+computed again.
 """
 
 import json
+import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from scripts.cli.fleet_tool import ToolError
-from scripts.cli.solving.puzzle_files import Id
-from scripts.cli.solving.tally import Tally
+from scripts.cli.runs.tally import Tally
 
 try:
     import fcntl
@@ -25,15 +25,18 @@ SUFFIX = ".run"
 
 It is not `.json`, as the output may lie in a directory of ARC tasks.
 """
-_REMEDY = "give another --out, or --restart to begin anew"
+_REMEDY = "give another file for the output, or --restart to begin anew"
+
+Id = TypeVar("Id", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class RunHeader:
     """The beginning of a run.
 
-    `sha256` is that of the file of puzzles, and `options` decide the answers: a run that goes on
-    must have the same. Requests are named by `id`, so no other run gets the answers of this one.
+    `options` decide the answers, and `sha256` is that of the input, or "" for one that may grow: a
+    run that goes on must have the same. Requests are named by `id`, so no other run gets the
+    answers of this one.
     """
 
     sha256: str
@@ -41,18 +44,28 @@ class RunHeader:
     id: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
-class Output:
+class Output(Generic[Id]):
     """The output of a run, open for more lines.
 
-    `done` are the ids of puzzles that have a line, and `tally` sums up all lines. Raises ToolError
-    if the output is of a run with another header, or of one that writes it now.
+    `id_of` returns what a line answers, and `done` are these ids. `tally` sums up all lines; both
+    raise ValueError, TypeError or KeyError for a line of something else. Raises ToolError if the
+    output is of a run with another header, or of one that writes it now.
     """
 
-    def __init__(self, path: Path, header: RunHeader, *, restarts: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        header: RunHeader,
+        tally: Tally,
+        id_of: Callable[[Mapping[str, Any]], Id],
+        *,
+        restarts: bool = False,
+    ) -> None:
         self.path = path
         self.header = header
         self.done: set[Id] = set()
-        self.tally = Tally()
+        self._tally = tally
+        self._id_of = id_of
         self._header_path = path.with_name(path.name + SUFFIX)
         is_new = not path.exists()
         try:
@@ -81,6 +94,28 @@ class Output:
         for line in lines:
             self._count(line)
 
+    def arrange(self, place_of: Callable[[Mapping[str, Any]], int | None]) -> None:
+        """Put the lines in the order of their places, without those that have none.
+
+        The output is whole at any moment. No line can be written afterwards.
+        """
+        places: list[tuple[int, int, int]] = []
+        offset = 0
+        with self.path.open("rb") as lines:
+            for line in lines:
+                place = place_of(json.loads(line))
+                if place is not None:
+                    places.append((place, offset, len(line)))
+                offset += len(line)
+
+            arranged = self.path.with_name(self.path.name + ".arranged")
+            with arranged.open("wb") as out:
+                for _, offset, length in sorted(places):
+                    lines.seek(offset)
+                    out.write(lines.read(length))
+        self._stream.close()
+        os.replace(arranged, self.path)
+
     def close(self) -> None:
         self._stream.close()
 
@@ -101,7 +136,7 @@ class Output:
         """Take the run's own header, and count the lines that are there."""
         begun = self._read_header()
         if begun.sha256 != self.header.sha256:
-            raise ToolError(f"{self.path} is of another file of puzzles: {_REMEDY}")
+            raise ToolError(f"{self.path} is of another input: {_REMEDY}")
         for name in {**begun.options, **self.header.options}:
             before = begun.options.get(name)
             now = self.header.options.get(name)
@@ -137,15 +172,15 @@ class Output:
                     if is_torn:
                         self._stream.truncate(offset)
                         return
-                    problem = f"expected the line of a puzzle: {_REMEDY}"
+                    problem = f"expected a line of an answer: {_REMEDY}"
                     raise ToolError(f"{self.path}: line {number}: {problem}") from None
                 if is_torn:
                     self._stream.write(b"\n")
                 offset += len(line)
 
     def _count(self, line: Mapping[str, Any]) -> None:
-        self.done.add(line["id"])
-        self.tally.add(line)
+        self.done.add(self._id_of(line))
+        self._tally.add(line)
 
 
 def _shown(name: str, value: Any) -> str:

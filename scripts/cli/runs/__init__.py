@@ -1,0 +1,1 @@
+"""Runs over a file: an output that a run goes on from, and its progress."""
