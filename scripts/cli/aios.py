@@ -68,6 +68,8 @@ usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers, janitor
                                 what the keys have used, by day and model
        aios puzzles solve FILE [--path MODEL]
                                 a file of puzzles, by the fleet or a model that is loaded here
+       aios batch run IN.jsonl OUT.jsonl [--model MODEL] [--url URL]
+                                a file of requests, by models that are loaded here or a server
        aios ab run SIDE SIDE --questions FILE
                                 the same questions to several models or servers, compared
        aios ab report NAME      how the arms of an experiment do in live traffic
@@ -121,6 +123,10 @@ def run(argv: list[str]) -> int:
             *words,
         ]:
             return int(import_module(f"scripts.cli.{name}").main(words))
+        case ["batch", "run", *words]:
+            from scripts.cli.batch import command as batch_command
+
+            return batch_command.main(words)
         case ["ab", *words]:
             from scripts.cli.ab import command
 

@@ -4,20 +4,26 @@ Its answers are those that the document shows.
 """
 
 import json
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Set
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
 import pytest
 
+from api.batches.batch_posts import BATCH_POSTS
 from api.http.app import create_app
 from shared.queue.broker import Broker, connect
 from shared.settings.settings import Settings
-from tests.fixtures.e2e.example_fleet import EXPERIMENT, serving_examples
+from tests.fixtures.e2e.example_fleet import EXPERIMENT, example_flags, serving_examples
+from tests.fixtures.e2e.serving import AIOS
 
 VOLATILE = {"id", "created", "generation_time", "cached_tokens"}
 """Fields that differ from one answer to the next."""
+OF_THE_RUN = {"correlation_id", "metrics"}
+"""Fields that differ between two answers, though an example may show them."""
 JSON = "application/json"
 
 
@@ -93,26 +99,31 @@ OPERATIONS = list(operations())
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("examples")
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path) -> Iterator[httpx.Client]:
     """Serve the default model and the models that examples name."""
-    with serving_examples(tmp_path_factory.mktemp("examples")) as fleet:
+    with serving_examples(folder) as fleet:
         headers = {"X-API-Key": "boss"}
         with httpx.Client(base_url=fleet.url, timeout=60, headers=headers) as http:
             yield http
 
 
-def fits(answer: Any, example: Any) -> bool:
+def fits(answer: Any, example: Any, volatile: Set[str] = VOLATILE) -> bool:
     """Compare without the volatile fields; a field that is null may be left out."""
     if isinstance(example, dict):
-        for name in (answer.keys() | example.keys()) - VOLATILE:
-            if not fits(answer.get(name), example.get(name)):
+        for name in (answer.keys() | example.keys()) - volatile:
+            if not fits(answer.get(name), example.get(name), volatile):
                 return False
         return True
     if isinstance(example, list):
         if len(answer) != len(example):
             return False
         for answer_part, example_part in zip(answer, example, strict=True):
-            if not fits(answer_part, example_part):
+            if not fits(answer_part, example_part, volatile):
                 return False
         return True
     if isinstance(example, float):
@@ -170,3 +181,32 @@ def test_a_job_of_every_example_is_done(client: httpx.Client) -> None:
     for body in jobs.requests:
         answer = client.post(jobs.path, json=body, headers={"Prefer": "wait=30"})
         assert answer.status_code == 200, (body, answer.text)
+
+
+def test_batch_run_answers_as_the_fleet_does(client: httpx.Client, folder: Path) -> None:
+    """`aios batch run` has models in its own process, or sends every line to the fleet."""
+    lines = []
+    for operation in OPERATIONS:
+        if operation.path not in BATCH_POSTS:
+            continue
+        for number, body in enumerate(operation.requests):
+            if body.get("model") == EXPERIMENT or body.get("stream"):
+                continue
+            name = f"{operation.path} {number}"
+            lines.append({"custom_id": name, "url": operation.path, "body": body})
+    assert len({line["url"] for line in lines}) >= 20
+    (folder / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    answers = {}
+    fleet_flags = ["--url", str(client.base_url), "--api-key", "boss"]
+    sides = {"fleet": fleet_flags, "here": example_flags(folder)}
+    for name, flags in sides.items():
+        out = folder / f"{name}.jsonl"
+        command = [*AIOS, "batch", "run", str(folder / "in.jsonl"), str(out), *flags]
+        subprocess.run(command, timeout=120, check=True)
+        answers[name] = [json.loads(text) for text in out.read_text().splitlines()]
+    for line, here, fleet in zip(lines, answers["here"], answers["fleet"], strict=True):
+        assert here["custom_id"] == fleet["custom_id"] == line["custom_id"]
+        bodies = here["response"]["body"], fleet["response"]["body"]
+        assert here["response"]["status_code"] == 200
+        assert fits(*bodies, VOLATILE | OF_THE_RUN), bodies

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from scripts.cli.fleet_tool import ToolError
-from scripts.cli.solving import fleet_solver
+from scripts.cli.runs import replies
 from scripts.cli.solving.fleet_solver import FleetSolver
 from scripts.cli.solving.groups import Answer, Group
 from scripts.cli.solving.puzzle_files import PuzzleRecord
@@ -17,8 +17,8 @@ NOBODY = "http://127.0.0.1:1"
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet_solver, "_LEAST_PAUSE_S", 0.001)
-    monkeypatch.setattr(fleet_solver, "_MOST_PAUSE_S", 0.01)
+    monkeypatch.setattr(replies, "_LEAST_PAUSE_S", 0.001)
+    monkeypatch.setattr(replies, "_MOST_PAUSE_S", 0.01)
 
 
 def group(*puzzles: str) -> Group:

@@ -17,27 +17,15 @@ from http.client import HTTPException, HTTPMessage, HTTPResponse
 from typing import Any, Literal
 
 from scripts.cli.fleet_tool import ToolError
+from scripts.cli.runs.replies import SPENT, WAIT_S, pause_s
 from scripts.cli.solving.groups import PUZZLE_FIELDS, Answer, Group, Refused, Solved, answers_of
 
 _PATH = "/v1/puzzles/solve"
-_WAIT_S = 20
-"""The time after which the front answers that a group is still being solved."""
-_TIMEOUT_S = _WAIT_S + 40.0
+_TIMEOUT_S = WAIT_S + 40.0
 """A front that says nothing for so long is lost."""
-_LEAST_PAUSE_S = 0.2
-_MOST_PAUSE_S = 10.0
 _MOST_FAILURES = 3
 """So often a puzzle is tried that the server fails to solve."""
 
-_SPENT = (
-    "cancelled",
-    "idempotency_conflict",
-    "job_not_found",
-    "model_failed",
-    "queue_timeout",
-    "shut_down",
-)
-"""Codes of work that has ended without an answer, or whose answer has expired."""
 _FAILED = ("out_of_memory", "deadline_exceeded")
 """Codes of work that may be too much in one request, beside those with the status 500."""
 
@@ -54,7 +42,7 @@ class Reply:
     message: str = ""
     code: str = ""
     field: str = ""
-    retry_after_s: float = 0.0
+    retry_after: str = ""
     solutions: tuple[Answer, ...] = ()
 
     @property
@@ -64,7 +52,7 @@ class Reply:
             return "solved"
         if self.status == 202:
             return "running"
-        if self.code in _SPENT:
+        if self.code in SPENT:
             return "lost"
         if self.code in _FAILED or self.status == 500:
             return "failed"
@@ -104,7 +92,7 @@ class FleetSolver:
         self._note = note
         self._headers = {
             "Content-Type": "application/json",
-            "Prefer": f"wait={_WAIT_S}",
+            "Prefer": f"wait={WAIT_S}",
             "X-On-Disconnect": "continue",
             "X-Priority": "bulk",
         }
@@ -184,7 +172,7 @@ class FleetSolver:
             if time.monotonic() - taken_s > self._patience_s:
                 raise ToolError(f"{self._url}: {reply.message} Given up.")
             note(f"{self._url}: {reply.message} Trying again.")
-            self._pause(reply.retry_after_s, num_pauses)
+            self._pause(reply.retry_after, num_pauses)
             num_pauses += 1
 
     def _answers(self, reply: Reply, group: Group) -> list[Answer]:
@@ -218,13 +206,9 @@ class FleetSolver:
                 if reply.code != "model_not_found" or not self._has_served:
                     raise ToolError(f"{self._url}: {reply.message}")
 
-    def _pause(self, retry_after_s: float, num_before: int) -> None:
-        """Wait for as long as the front asks for, or twice as long as the last time.
-
-        Raise ToolError if the run has ended in the meantime.
-        """
-        pause_s = min(_LEAST_PAUSE_S * 2 ** min(num_before, 10), _MOST_PAUSE_S)
-        if self._stop.wait(retry_after_s or pause_s):
+    def _pause(self, retry_after: str, num_before: int) -> None:
+        """Wait before the same is asked again. Raise ToolError if the run has ended meanwhile."""
+        if self._stop.wait(pause_s(retry_after, num_before)):
             raise ToolError("The run has ended.")
 
     def _body(self, group: Group) -> bytes:
@@ -276,11 +260,10 @@ def _reply(status: int, headers: HTTPMessage, body: bytes) -> Reply:
     error = document.get("error")
     if not isinstance(error, dict):
         return Reply(status, f"answers {status}.")
-    retry_after = headers.get("Retry-After", "")
     return Reply(
         status,
         str(error.get("message") or f"answers {status}."),
         code=str(error.get("code") or ""),
         field=str(error.get("field") or ""),
-        retry_after_s=float(retry_after) if retry_after.isdecimal() else 0.0,
+        retry_after=headers.get("Retry-After", ""),
     )
