@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from tests.fixtures.e2e.serving import AIOS
 from tests.fixtures.polling import wait_until
@@ -27,7 +28,7 @@ def test_a_run_that_is_interrupted_and_killed_goes_on(tmp_path: Path) -> None:
         process = start(prompts, out)
         try:
 
-            def are_there(count: int = number) -> bool:
+            def are_there(process: Any = process, count: int = number) -> bool:
                 assert process.poll() is None, "the run ended before it could be disturbed"
                 return out.exists() and out.read_bytes().count(b"\n") >= count
 
