@@ -325,6 +325,36 @@ def test_decoding_goes_on_beside_a_long_prompt_and_short_prompts_pass_it() -> No
     assert max(steps_with("short", steps)) < 3
 
 
+def test_bulk_work_stands_back_for_a_prompt_but_not_for_ever() -> None:
+    """Beside a long interactive prompt a bulk sequence decodes in every fifth step.
+
+    The prompt has the whole budget of the other steps. A sequence of the class `default` decodes in
+    all steps.
+    """
+    ghost = Ghost(num_pages=400, step_tokens=64, reuse="none")
+    bulk = replace(generate("bulk", (1,), 60), priority="bulk")
+    watched = replace(generate("watched", (4,), 60), priority="default")
+    emissions: list[Emission] = []
+    engine = Engine(ghost, emissions.extend)
+    engine.submit(bulk)
+    engine.step()
+    engine.submit(replace(generate("long", (2,) * 640, 1), priority="interactive"))
+    while engine.has_work:
+        engine.step()
+
+    steps = [tokens_by_key(step) for step in ghost.steps]
+    long_steps = steps_with("long", steps)
+    assert [number for number in long_steps if "bulk" in steps[number]] == [5, 10]
+    assert [sum(steps[number].values()) for number in long_steps[:5]] == [64, 64, 64, 64, 17]
+    after = range(long_steps[-1] + 1, len(steps))
+    assert all("bulk" in steps[number] for number in after)
+
+    ghost = Ghost(num_pages=400, step_tokens=64, reuse="none")
+    run(ghost, [watched, replace(generate("long", (2,) * 320, 1), priority="interactive")])
+    steps = [tokens_by_key(step) for step in ghost.steps]
+    assert all("watched" in steps[number] for number in steps_with("long", steps)[1:])
+
+
 def test_a_prompt_that_is_seen_whole_is_cut_between_layers() -> None:
     """In a prefix-LM, too, every step decodes, and a short prompt passes a long one."""
     ghost = Ghost(num_pages=400, step_tokens=32, is_prefix_lm=True, reuse="none")

@@ -4,7 +4,8 @@ The scheduler knows no model and no tensor. Every step decodes all running seque
 token budget to prompts, so that neither starves the other. The budget is smaller while sequences
 decode. A prompt that exceeds it is cut: between tokens or, where the model sees all tokens of a
 prompt at once, between layers. Of the prompts the oldest gets at least half the budget, and the
-shortest get the rest. Better classes go first.
+shortest get the rest. Better classes go first: while one of them has a prompt to compute, sequences
+of the lowest class, which nobody watches, decode only in every few steps.
 
 Pages are taken as sequences grow. When pages run out, or a sequence of a better class waits for a
 row, the latest arrival of the lowest class gives its pages back and is computed again later. After
@@ -16,6 +17,7 @@ take no page from a sequence that runs or could start.
 
 from dataclasses import dataclass, replace
 
+from shared.messages import PRIORITIES
 from worker.engine.drafts import DraftPolicy
 from worker.engine.runner import RunnerSpec
 from worker.engine.sequence import Slice, Status, TokenSequence
@@ -25,6 +27,9 @@ _CALM_STEPS = 64
 """Steps without trouble after which a halved budget is doubled again."""
 _DECODING_DIVISOR = 4
 """The budget for prompts is so many times smaller while a sequence decodes."""
+_STAND_BACK_STEPS = 4
+"""The most steps in a row in which the lowest class stands back for prompts of better ones."""
+_LOWEST_RANK = len(PRIORITIES) - 1
 PATIENCE_STEPS = 256
 """Steps of waiting after which a sequence rises by one class, for good.
 
@@ -71,6 +76,7 @@ class Scheduler:
         self.waiting: list[TokenSequence] = []
         self.running: list[TokenSequence] = []
         self._arrivals = 0
+        self._steps_stood_back = 0
         self.budget = spec.step_tokens
         self._calm_steps = 0
         self._num_preempted = 0
@@ -127,7 +133,10 @@ class Scheduler:
         self._make_way()
 
         slices: list[Slice] = []
+        lowest_rank = self._lowest_rank()
         for sequence in sorted(self.running, key=_turn):
+            if sequence.rank > lowest_rank:
+                break
             # A sequence that grows may pause others, but only those behind it in turn. They no
             # longer decode when the loop comes to them.
             if self._is_decoding(sequence) and self._grow(sequence):
@@ -223,6 +232,16 @@ class Scheduler:
             sequence.num_waited += 1
             if sequence.num_waited % PATIENCE_STEPS == 0:
                 sequence.rank = max(0, sequence.rank - 1)
+
+    def _lowest_rank(self) -> int:
+        """Return the rank of the lowest class whose sequences decode in this step."""
+        has_lowest = any(sequence.rank == _LOWEST_RANK for sequence in self.running)
+        has_better_prompt = any(sequence.rank < _LOWEST_RANK for sequence in self._candidates())
+        if has_lowest and has_better_prompt and self._steps_stood_back < _STAND_BACK_STEPS:
+            self._steps_stood_back += 1
+            return _LOWEST_RANK - 1
+        self._steps_stood_back = 0
+        return _LOWEST_RANK
 
     def _make_way(self) -> None:
         """Start the waiting sequences that are of a better class than a running one.
