@@ -54,9 +54,12 @@ FOREIGN = {
     "--shm-size",
     "--target",
     "--tls-auth-clients",
+    "--use-cache",
     "--wait",
 }
-"""Flags of curl, docker, vLLM and TGI that stand alone in a sentence."""
+"""Flags of curl, docker, vLLM, TGI and lm-evaluation-harness that stand alone in a sentence."""
+HARNESS = {"--apply-chat-template", "--batch-size", "--include-path", "--model-args", "--tasks"}
+"""Flags of lm-evaluation-harness, which `aios lm-eval` passes on."""
 
 
 OTHERS = {
@@ -150,6 +153,8 @@ SETTINGS = setting_flags()
 
 def flags_of(command: str, arguments: str) -> set[str]:
     """Return the flags that a command of ours knows."""
+    if command == "aios" and arguments.split()[0] == "lm-eval":
+        return SETTINGS | HARNESS
     if command == "aios" or command.endswith(".sh"):
         return SETTINGS | literals(ROOT / "scripts/cli/aios.py", *subcommand_sources(arguments))
 
@@ -242,7 +247,7 @@ def test_commands_and_their_flags_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", pages())
 def test_flags_that_stand_alone_exist(page: Path) -> None:
     ours = literals(ROOT / "shared/settings/command_line.py", *(ROOT / "scripts").rglob("*.py"))
-    known = SETTINGS | FOREIGN | ours
+    known = SETTINGS | FOREIGN | HARNESS | ours
     for code in inline_code_of(page.read_text()):
         if code.startswith("--"):
             assert flags_in(code)[0] in known, code

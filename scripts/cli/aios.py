@@ -70,6 +70,8 @@ usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers, janitor
                                 a file of puzzles, by the fleet or a model that is loaded here
        aios batch run IN.jsonl OUT.jsonl [--model MODEL] [--url URL]
                                 a file of requests, by models that are loaded here or a server
+       aios lm-eval run --model hrm-fleet --model_args url=URL --tasks TASKS
+                                lm-evaluation-harness, with a fleet as its model
        aios ab run SIDE SIDE --questions FILE
                                 the same questions to several models or servers, compared
        aios ab report NAME      how the arms of an experiment do in live traffic
@@ -127,6 +129,10 @@ def run(argv: list[str]) -> int:
             from scripts.cli.batch import command as batch_command
 
             return batch_command.main(words)
+        case ["lm-eval", *words]:
+            from scripts.cli.lm_harness import command as lm_harness_command
+
+            return lm_harness_command.main(words)
         case ["ab", *words]:
             from scripts.cli.ab import command
 

@@ -4,6 +4,7 @@ It gets the texts and the scores of the engine itself.
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -42,6 +43,9 @@ def results(causal_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
             "causal": completions(fleet.url, "causal", causal_path, ["solve", "choose"]),
             "hrm-chat": chat(fleet.url, "hrm"),
             "causal-chat": chat(fleet.url, "causal"),
+            "ours": ours(fleet.url, "hrm", ["solve", "choose"]),
+            "ours-chat": ours(fleet.url, "hrm", ["solve"], is_chat=True),
+            "ours-causal": ours(fleet.url, "causal", ["solve", "choose", "perplexity"]),
         }
         offline = {"HF_HOME": str(folder), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
         subprocess.run(
@@ -71,7 +75,14 @@ def completions(url: str, model: str, path: Path, tasks: list[str]) -> dict[str,
 
 def chat(url: str, model: str) -> dict[str, Any]:
     arguments = {"base_url": f"{url}/v1/chat/completions", "model": model, "num_concurrent": 4}
-    return {"model": "local-chat-completions", "model_args": arguments, "tasks": ["solve"]}
+    model = "local-chat-completions"
+    return {"model": model, "model_args": arguments, "tasks": ["solve"], "is_chat": True}
+
+
+def ours(url: str, model: str, tasks: list[str], *, is_chat: bool = False) -> dict[str, Any]:
+    """Return an evaluation by `hrm-fleet`, whose requests hold fewer texts than the tasks have."""
+    arguments = {"url": url, "model": model, "batch_size": 3, "num_concurrent": 2}
+    return {"model": "hrm-fleet", "model_args": arguments, "tasks": tasks, "is_chat": is_chat}
 
 
 def runner(path: Path) -> Runner:
@@ -143,6 +154,27 @@ def test_a_causal_model(results: dict[str, Any], causal_path: Path) -> None:
     check_solutions(results["causal"]["solve"], engine, questions())
     check_choices(results["causal"]["choose"], engine, "\n")
     check_solutions(results["causal-chat"]["solve"], engine, dialogues())
+
+
+def test_a_fleet_as_the_harness_own_model(results: dict[str, Any], causal_path: Path) -> None:
+    """The texts go as they are: neither marks nor a tokenizer are needed."""
+    hrm = runner(DEFAULT_MODEL)
+    check_solutions(results["ours"]["solve"], hrm, questions())
+    check_choices(results["ours"]["choose"], hrm, "\n")
+    check_solutions(results["ours-chat"]["solve"], hrm, dialogues())
+
+    causal = runner(causal_path)
+    check_solutions(results["ours-causal"]["solve"], causal, questions())
+    check_choices(results["ours-causal"]["choose"], causal, "\n")
+    num_bytes = 0
+    total = 0.0
+    for problem in PROBLEMS:
+        text = problem["solutions"][0]
+        num_bytes += len(text.encode())
+        [[score]] = score_all(causal, [Score("", (text,), rolling=True)])
+        total += score.log_likelihood
+    bits = results["ours-causal"]["perplexity"]["results"]["bits_per_byte,none"]
+    assert bits == pytest.approx(-total / num_bytes / math.log(2), rel=1e-5)
 
 
 def questions() -> list[Prompt]:

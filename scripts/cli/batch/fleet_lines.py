@@ -59,7 +59,8 @@ class _Reply:
 class FleetLines:
     """Lines that the server at `url` answers, up to `most_at_once` at a time.
 
-    Lines that name no model go to `model`, or to the server's own choice.
+    Lines that name no model go to `model`, or to the server's own choice. Answers that are bytes
+    become `new_files`; None is for lines that have no such answers.
     `note` is called with lines for people. A server that takes no line for `patience_s` ends the
     run.
     """
@@ -68,7 +69,7 @@ class FleetLines:
         self,
         url: str,
         run_id: str,
-        new_files: NewFiles,
+        new_files: NewFiles | None,
         *,
         model: str | None,
         most_at_once: int,
@@ -150,7 +151,7 @@ class FleetLines:
         body = reply.body
         if reply.media_type.startswith("text/"):
             body = json.dumps(body.decode(errors="replace")).encode()
-        elif not reply.is_json:
+        elif not reply.is_json and self._new_files is not None:
             ref = await self._new_files.write(body, reply.media_type)
             body = made_file(ref).model_dump_json().encode()
         return completed_answer(

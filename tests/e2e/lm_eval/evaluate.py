@@ -1,8 +1,8 @@
 """Run several evaluations of lm-evaluation-harness in one process.
 
 Its import takes longer than a run. Standard input is a JSON object with the `model`, `model_args`
-and `tasks` of each evaluation. The file of the argument gets an object with the results and samples
-of each evaluation, by task.
+and `tasks` of each evaluation, and whether it `is_chat`. The file of the argument gets an object
+with the results and samples of each evaluation, by task.
 """
 
 import json
@@ -13,10 +13,13 @@ from typing import Any
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
+from scripts.cli.lm_harness.command import register
+
 HERE = Path(__file__).parent
 
 
 def main() -> None:
+    register()
     tasks = TaskManager(include_path=str(HERE), include_defaults=False)
     evaluations: dict[str, dict[str, Any]] = json.load(sys.stdin)
     results = {}
@@ -26,9 +29,13 @@ def main() -> None:
 
 
 def evaluated(
-    manager: TaskManager, *, model: str, model_args: dict[str, Any], tasks: list[str]
+    manager: TaskManager,
+    *,
+    model: str,
+    model_args: dict[str, Any],
+    tasks: list[str],
+    is_chat: bool = False,
 ) -> dict[str, Any]:
-    is_chat = model == "local-chat-completions"
     evaluation = simple_evaluate(
         model=model,
         model_args=model_args,

@@ -1,0 +1,1 @@
+"""`aios lm-eval`: lm-evaluation-harness with a fleet as its model."""
