@@ -355,7 +355,9 @@ class WorkerService:
             host.intake.drop()
             hearing.cancel()
             await asyncio.gather(hearing, return_exceptions=True)
-        del host  # the model is freed only if nothing else refers to its host
+        # The model is freed only if nothing else refers to its host. A task that was cancelled
+        # refers to it, too: by the traceback of its CancelledError.
+        del host, hearing
         await self._known.serve(model, self._is_over)
 
     def _is_over(self) -> bool:
