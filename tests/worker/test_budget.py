@@ -29,6 +29,7 @@ from tests.fixtures.slowness import slowness
 from tests.fixtures.worker.services import end_of, task
 from worker.engine.runner import RunnerOptions
 from worker.host.budget import TURN_S, Budget, Evict, Load, Memory, Refuse, Resident, Verdict, Wait
+from worker.host.known_models import turns_of
 from worker.host.loading import LoadedModel, UnloadedModel
 from worker.host.service import WorkerService
 from worker.runners.echo import Echo
@@ -256,6 +257,7 @@ async def serving(
     *,
     max_models: int,
     num_preloaded: int = 0,
+    bonus_s: float = 0.0,
 ) -> AsyncIterator[WorkerService]:
     """Run a worker that starts with one model loaded and loads the others for work that waits."""
     terms = QueuePolicy(lease_s=10, result_ttl_s=60)
@@ -266,6 +268,7 @@ async def serving(
         drain_timeout_s=1,
         budget=budget,
         num_preloaded=num_preloaded,
+        bonus_s=bonus_s,
     )
     worker.unloaded = [shelf.unloaded(name) for name in unloaded]
     stop = asyncio.Event()
@@ -404,6 +407,55 @@ async def test_the_models_asked_for_most_are_there_before_they_are_asked_for(
         assert shelf.loads["m2"] >= 1
         assert (shelf.loads["m0"], shelf.loads["m1"], shelf.loads["m3"]) == (1, 0, 1)
         assert num_evictions(worker) == 0
+
+
+WAITS_S = st.dictionaries(st.sampled_from("abcdef"), st.floats(0, 60), min_size=1)
+RATES = st.dictionaries(st.sampled_from("abcdefg"), st.floats(0, 1000))
+
+
+@given(WAITS_S, RATES, st.floats(0, 10))
+def test_popularity_is_worth_some_seconds_of_waiting_and_no_more(
+    waits_s: dict[str, float], rates: dict[str, float], bonus_s: float
+) -> None:
+    """D75: of two models the one whose work has waited longer is loaded first, if longer by more
+    than the bonus. Of two whose work has waited as long it is the one asked for more."""
+    turns = turns_of(waits_s, rates, bonus_s=bonus_s)
+    assert sorted(turns.values()) == list(range(len(waits_s)))
+    for one, one_s in waits_s.items():
+        for other, other_s in waits_s.items():
+            if one_s > other_s + bonus_s + 1e-9:
+                assert turns[one] < turns[other]
+            more = rates.get(one, 0.0) - rates.get(other, 0.0)
+            is_asked_for_more = more > 1e-6 * max(rates.values(), default=0.0)
+            if one_s == other_s and bonus_s > 0.1 and is_asked_for_more:
+                assert turns[one] < turns[other]
+
+
+@given(WAITS_S, RATES)
+def test_without_a_bonus_only_the_wait_counts(
+    waits_s: dict[str, float], rates: dict[str, float]
+) -> None:
+    turns = turns_of(waits_s, rates, bonus_s=0.0)
+    assert [waits_s[name] for name in sorted(turns, key=turns.__getitem__)] == sorted(
+        waits_s.values(), reverse=True
+    )
+
+
+@pytest.mark.parametrize(("bonus_s", "expected"), [(2.0, ["m2", "m1"]), (0.0, ["m1", "m2"])])
+async def test_of_two_models_with_work_the_one_asked_for_more_is_loaded_first(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch, bonus_s: float, expected: list[str]
+) -> None:
+    """D75: both jobs wait since before the worker came. All of them are answered."""
+    monkeypatch.setattr("worker.host.known_models.LOOK_S", 0.02)
+    await Popularity(Desk(redis).broker, 600.0).add({"m1": 1, "m2": 9})
+    jobs = []
+    for name in ("m1", "m2"):
+        jobs += await Desk(redis, name).submit(task("abc"))
+    shelf = Shelf()
+    async with serving(redis, shelf, "always", ["m1", "m2"], max_models=3, bonus_s=bonus_s):
+        for job in jobs:
+            assert isinstance(await end_of(redis, job), Done)
+    assert list(shelf.loads) == ["always", *expected]
 
 
 async def is_counted(redis: Redis, num_jobs: int) -> bool:

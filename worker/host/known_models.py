@@ -16,7 +16,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shared.errors import ModelFailed
@@ -133,7 +133,8 @@ class KnownModels:
     `num_loads` those that were loaded since the worker started.
 
     While the worker has nothing to do, the `num_preloaded` models that are asked for most are
-    loaded where there is room.
+    loaded where there is room. Where work waits for several models, the one asked for most is
+    loaded as if its work had waited `bonus_s` longer, and others by their shares of that.
     """
 
     def __init__(
@@ -143,6 +144,7 @@ class KnownModels:
         budget: Budget,
         *,
         num_preloaded: int,
+        bonus_s: float,
         survey: Callable[[ModelEntry], UnloadedModel],
         memory: Callable[[], Memory],
         on_loaded: Callable[[KnownModel], None],
@@ -150,6 +152,7 @@ class KnownModels:
         self._context = context
         self._budget = budget
         self._num_preloaded = num_preloaded
+        self._bonus_s = bonus_s
         self._survey = survey
         self._memory = memory
         self._on_loaded = on_loaded
@@ -203,8 +206,7 @@ class KnownModels:
                 await self._context.announce()
         waiting = await self._waiting.among([known.info.id for known in unloaded])
         _note_waits(unloaded, waiting)
-        # Room goes to the model that has waited longest, or others would have all the turns.
-        unloaded.sort(key=_order_of_loading)
+        await self._sort(unloaded)
         fleet: Fleet | None = None
         for known in unloaded:
             has_work = known.info.id in waiting
@@ -215,6 +217,20 @@ class KnownModels:
             await self._look_at(known, fleet, has_work=has_work)
         if self._num_preloaded and not waiting and not self._context.ledger.claims:
             await self._preload()
+
+    async def _sort(self, unloaded: list[KnownModel]) -> None:
+        """Sort models into the order in which they are loaded."""
+        waits_s: dict[str, float] = {}
+        now_s = time.monotonic()
+        for known in unloaded:
+            if known.waiting_since_s is not None:
+                waits_s[known.info.id] = now_s - known.waiting_since_s
+        popularity: dict[str, float] = {}
+        if len(waits_s) > 1 and self._bonus_s > 0:
+            popularity = await self._context.popularity.per_minute()
+        turns = turns_of(waits_s, popularity, bonus_s=self._bonus_s)
+        # Models without work come last. They may have been ordered, or could not be loaded before.
+        unloaded.sort(key=lambda known: turns.get(known.info.id, len(turns)))
 
     async def _preload(self) -> None:
         """Load the first of the models asked for most that is not in memory, where there is room.
@@ -533,8 +549,22 @@ def _note_waits(unloaded: Sequence[KnownModel], waiting: Collection[str]) -> Non
             known.waiting_since_s = now_s
 
 
-def _order_of_loading(known: KnownModel) -> float:
-    """Return the sort key of loading: models whose work has waited longest come first."""
-    if known.waiting_since_s is None:
-        return math.inf
-    return known.waiting_since_s
+def turns_of(
+    waits_s: Mapping[str, float], popularity: Mapping[str, float], *, bonus_s: float
+) -> dict[str, int]:
+    """Return the turn of each model with work to be loaded, 0 for the first.
+
+    `waits_s` are the seconds for which work has waited. Room goes to the model that has waited
+    longest, or others would have all the turns. The one asked for most counts as if it had waited
+    `bonus_s` longer, others by their shares of its `popularity`. So no model goes before one that
+    has waited `bonus_s` longer.
+    """
+    most = max((popularity.get(name, 0.0) for name in waits_s), default=0.0)
+
+    def priority(name: str) -> float:
+        if most <= 0:
+            return waits_s[name]
+        return waits_s[name] + bonus_s * popularity.get(name, 0.0) / most
+
+    ordered = sorted(waits_s, key=priority, reverse=True)
+    return {name: turn for turn, name in enumerate(ordered)}
