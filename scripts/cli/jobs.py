@@ -52,7 +52,7 @@ EVERY_S = {"jobs": 10, "files": 3600, "batch_records": 300, "popularity": 3600}
 """The intervals of sweeps that do not run once a minute."""
 TIMEOUT_S = 30
 LISTING_S = 900
-"""The time in which a sweep must end, and the one that lists all files of a bucket."""
+"""The times in which a sweep must end: any, and the one that lists all files of a bucket."""
 TURN_S = 20.0
 """The time for which a batch is advanced before others have their turns."""
 MOST_TURN_S = 1800
@@ -105,18 +105,18 @@ async def _run(args: argparse.Namespace, settings: Settings) -> int:
             return await _once(janitor)
         async with (
             _serving_metrics(settings, metrics),
-            _advancer(settings, broker, metrics) as advancer,
+            _advancer(settings, broker, metrics, dry_run=args.dry_run) as advancer,
         ):
             return await _sweep_until_stopped(broker, janitor, metrics, advancer)
 
 
 @asynccontextmanager
 async def _advancer(
-    settings: Settings, broker: Broker, metrics: JanitorMetrics
+    settings: Settings, broker: Broker, metrics: JanitorMetrics, *, dry_run: bool
 ) -> AsyncIterator["Advancer | None"]:
-    """Return what advances batches, None where that cannot be done here."""
+    """Return what advances batches, None where that cannot be done here, or is a `dry_run`."""
     # Lines go the way of a front's requests, and files need a place.
-    if find_spec("fastapi") is None or settings.artifact_url is None:
+    if dry_run or find_spec("fastapi") is None or settings.artifact_url is None:
         log.info("batches not advanced here")
         yield None
         return
