@@ -43,12 +43,12 @@ class BatchSweep:
 
     async def run(self) -> Counter[str]:
         """Sweep once. Return how many of each kind were found."""
-        num_gone = await self._prune_lists("owned", is_sorted=True)
-        await self._prune_lists("open", is_sorted=False)
+        num_stale = await self._prune_lists("owned", is_sorted=True)
+        num_stale += await self._prune_lists("open", is_sorted=False)
         return +Counter(
             {
                 "unattended_batches": await self._end_unattended(),
-                "gone_batches": num_gone,
+                "stale_batch_entries": num_stale,
                 "orphan_batch_keys": await self._drop_orphans(),
             }
         )

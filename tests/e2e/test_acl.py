@@ -295,7 +295,7 @@ async def test_so_it_does_on_several_shards(guarded: RedisServer, tmp_path: Path
             await tester.hset(keys.batch(batch.id), "expires_ms", 1)  # type: ignore[misc]
             await tester.zadd(keys.batches_of("acl"), {keys.new_batch_id(): 1})
             await tester.sadd(keys.batch_duplicates(keys.new_batch_id()), 1)  # type: ignore[misc]
-        assert await janitor.batch_records() == {"gone_batches": 1, "orphan_batch_keys": 1}
+        assert await janitor.batch_records() == {"stale_batch_entries": 1, "orphan_batch_keys": 1}
         await Popularity(worker_broker).add({"m": 1})
         assert await janitor.popularity() == {}
 

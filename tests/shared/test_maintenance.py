@@ -233,7 +233,7 @@ async def test_lists_and_answers_do_not_outlive_their_batches(
     await redis.delete(keys.batch(gone.id))
 
     before = await snapshot(redis)
-    expected = {"gone_batches": 1, "orphan_batch_keys": 1}
+    expected = {"stale_batch_entries": 1, "orphan_batch_keys": 1}
     assert await BatchSweep(Broker(redis), dry_run=True).run() == expected
     assert await snapshot(redis) == before
     assert await BatchSweep(Broker(redis)).run() == expected

@@ -21,6 +21,7 @@ from shared.fleet.popularity import Popularity
 from shared.fleet.presence import Presence
 from shared.messages import Done, Failed, ModelInfo
 from shared.queue.leases import QueuePolicy
+from shared.queue.queue_stats import WaitingModels
 from shared.settings.settings import SettingsError
 from shared.telemetry.metrics import WorkerMetrics
 from tests.fixtures.desk import Desk
@@ -29,7 +30,7 @@ from tests.fixtures.slowness import slowness
 from tests.fixtures.worker.services import end_of, task
 from worker.engine.runner import RunnerOptions
 from worker.host.budget import TURN_S, Budget, Evict, Load, Memory, Refuse, Resident, Verdict, Wait
-from worker.host.known_models import turns_of
+from worker.host.known_models import Demand, turns_of
 from worker.host.loading import LoadedModel, UnloadedModel
 from worker.host.service import WorkerService
 from worker.runners.echo import Echo
@@ -409,35 +410,49 @@ async def test_the_models_asked_for_most_are_there_before_they_are_asked_for(
         assert num_evictions(worker) == 0
 
 
-WAITS_S = st.dictionaries(st.sampled_from("abcdef"), st.floats(0, 60), min_size=1)
+DEMANDS = st.dictionaries(
+    st.sampled_from("abcdef"), st.tuples(st.floats(0, 60), st.integers(0, 2)), min_size=1
+)
 RATES = st.dictionaries(st.sampled_from("abcdefg"), st.floats(0, 1000))
 
 
-@given(WAITS_S, RATES, st.floats(0, 10))
-def test_popularity_is_worth_some_seconds_of_waiting_and_no_more(
-    waits_s: dict[str, float], rates: dict[str, float], bonus_s: float
+@given(DEMANDS, RATES, st.floats(0.1, 20), st.floats(0, 10))
+def test_class_and_popularity_are_worth_some_seconds_of_waiting_and_no_more(
+    given_demands: dict[str, tuple[float, int]],
+    rates: dict[str, float],
+    ageing_s: float,
+    bonus_s: float,
 ) -> None:
     """D75: of two models the one whose work has waited longer is loaded first, if longer by more
-    than the bonus. Of two whose work has waited as long it is the one asked for more."""
-    turns = turns_of(waits_s, rates, bonus_s=bonus_s)
-    assert sorted(turns.values()) == list(range(len(waits_s)))
-    for one, one_s in waits_s.items():
-        for other, other_s in waits_s.items():
-            if one_s > other_s + bonus_s + 1e-9:
-                assert turns[one] < turns[other]
-            more = rates.get(one, 0.0) - rates.get(other, 0.0)
-            is_asked_for_more = more > 1e-6 * max(rates.values(), default=0.0)
-            if one_s == other_s and bonus_s > 0.1 and is_asked_for_more:
-                assert turns[one] < turns[other]
+    than classes and bonus. Of two alike it is the one of the better class, or asked for more."""
+    demands = [Demand(name, waited_s, rank) for name, (waited_s, rank) in given_demands.items()]
+    turns = turns_of(demands, rates, ageing_s=ageing_s, bonus_s=bonus_s)
+    assert sorted(turns.values()) == list(range(len(demands)))
+    most = max((rates.get(demand.model, 0.0) for demand in demands), default=0.0)
+    for one in demands:
+        for other in demands:
+            one_is_first = turns[one.model] < turns[other.model]
+            headstart_s = one.waited_s - other.waited_s
+            if headstart_s > bonus_s + ageing_s * max(0, one.rank - other.rank) + 1e-9:
+                assert one_is_first
+            if headstart_s >= bonus_s + 1e-9 and one.rank <= other.rank:
+                assert one_is_first
+            is_asked_for_more = (
+                rates.get(one.model, 0.0) - rates.get(other.model, 0.0) > 1e-6 * most
+            )
+            if headstart_s == 0 and bonus_s > 0.1 and is_asked_for_more:
+                assert one_is_first or one.rank > other.rank
+            if headstart_s == 0 and one.rank < other.rank and ageing_s > bonus_s + 1e-9:
+                assert one_is_first
 
 
-@given(WAITS_S, RATES)
-def test_without_a_bonus_only_the_wait_counts(
-    waits_s: dict[str, float], rates: dict[str, float]
+@given(DEMANDS, RATES)
+def test_without_a_bonus_popularity_does_not_count(
+    given_demands: dict[str, tuple[float, int]], rates: dict[str, float]
 ) -> None:
-    turns = turns_of(waits_s, rates, bonus_s=0.0)
-    assert [waits_s[name] for name in sorted(turns, key=turns.__getitem__)] == sorted(
-        waits_s.values(), reverse=True
+    demands = [Demand(name, waited_s, rank) for name, (waited_s, rank) in given_demands.items()]
+    assert turns_of(demands, rates, ageing_s=10, bonus_s=0) == turns_of(
+        demands, {}, ageing_s=10, bonus_s=5
     )
 
 
@@ -456,6 +471,23 @@ async def test_of_two_models_with_work_the_one_asked_for_more_is_loaded_first(
         for job in jobs:
             assert isinstance(await end_of(redis, job), Done)
     assert list(shelf.loads) == ["always", *expected]
+
+
+async def test_of_two_models_with_work_the_one_of_the_better_class_is_loaded_first(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D75: however much the other is asked for. The classes are those of all shards."""
+    monkeypatch.setattr("worker.host.known_models.LOOK_S", 0.02)
+    await Popularity(Desk(redis).broker, 600.0).add({"m1": 9})
+    [bulk] = await Desk(redis, "m1").submit(task("abc"), priority="bulk")
+    [other] = await Desk(redis, "m2").submit(task("abc"), priority="bulk")
+    [urgent] = await Desk(redis, "m2").submit(task("abc"), priority="interactive")
+    assert await WaitingModels(Desk(redis).broker).among(["m0", "m1", "m2"]) == {"m1": 2, "m2": 0}
+    shelf = Shelf()
+    async with serving(redis, shelf, "always", ["m1", "m2"], max_models=3, bonus_s=2.0):
+        for job in (bulk, other, urgent):
+            assert isinstance(await end_of(redis, job), Done)
+    assert list(shelf.loads) == ["always", "m2", "m1"]
 
 
 async def is_counted(redis: Redis, num_jobs: int) -> bool:

@@ -124,6 +124,18 @@ class KnownModel:
         )
 
 
+@dataclass(frozen=True)
+class Demand:
+    """The work of a model that is not in memory: since when it has waited, and its best class.
+
+    `rank` is the index of that class in PRIORITIES.
+    """
+
+    model: str
+    waited_s: float
+    rank: int = 0
+
+
 class KnownModels:
     """The models of one worker, by id.
 
@@ -133,8 +145,8 @@ class KnownModels:
     `num_loads` those that were loaded since the worker started.
 
     While the worker has nothing to do, the `num_preloaded` models that are asked for most are
-    loaded where there is room. Where work waits for several models, the one asked for most is
-    loaded as if its work had waited `bonus_s` longer, and others by their shares of that.
+    loaded where there is room. Where work waits for several models, `turns_of` tells which is
+    loaded first. For that the popularity of a model is worth up to `bonus_s`.
     """
 
     def __init__(
@@ -206,7 +218,7 @@ class KnownModels:
                 await self._context.announce()
         waiting = await self._waiting.among([known.info.id for known in unloaded])
         _note_waits(unloaded, waiting)
-        await self._sort(unloaded)
+        await self._sort(unloaded, waiting)
         fleet: Fleet | None = None
         for known in unloaded:
             has_work = known.info.id in waiting
@@ -218,17 +230,23 @@ class KnownModels:
         if self._num_preloaded and not waiting and not self._context.ledger.claims:
             await self._preload()
 
-    async def _sort(self, unloaded: list[KnownModel]) -> None:
-        """Sort models into the order in which they are loaded."""
-        waits_s: dict[str, float] = {}
+    async def _sort(self, unloaded: list[KnownModel], waiting: Mapping[str, int]) -> None:
+        """Sort models into the order in which they are loaded.
+
+        `waiting` are the classes of their work, as `WaitingModels.among` returns them.
+        """
         now_s = time.monotonic()
+        demands: list[Demand] = []
         for known in unloaded:
+            name = known.info.id
             if known.waiting_since_s is not None:
-                waits_s[known.info.id] = now_s - known.waiting_since_s
+                demands.append(Demand(name, now_s - known.waiting_since_s, waiting[name]))
         popularity: dict[str, float] = {}
-        if len(waits_s) > 1 and self._bonus_s > 0:
+        if len(demands) > 1 and self._bonus_s > 0:
             popularity = await self._context.popularity.per_minute()
-        turns = turns_of(waits_s, popularity, bonus_s=self._bonus_s)
+        turns = turns_of(
+            demands, popularity, ageing_s=self._context.policy.ageing_s, bonus_s=self._bonus_s
+        )
         # Models without work come last. They may have been ordered, or could not be loaded before.
         unloaded.sort(key=lambda known: turns.get(known.info.id, len(turns)))
 
@@ -550,21 +568,26 @@ def _note_waits(unloaded: Sequence[KnownModel], waiting: Collection[str]) -> Non
 
 
 def turns_of(
-    waits_s: Mapping[str, float], popularity: Mapping[str, float], *, bonus_s: float
+    demands: Sequence[Demand],
+    popularity: Mapping[str, float],
+    *,
+    ageing_s: float,
+    bonus_s: float,
 ) -> dict[str, int]:
     """Return the turn of each model with work to be loaded, 0 for the first.
 
-    `waits_s` are the seconds for which work has waited. Room goes to the model that has waited
-    longest, or others would have all the turns. The one asked for most counts as if it had waited
-    `bonus_s` longer, others by their shares of its `popularity`. So no model goes before one that
-    has waited `bonus_s` longer.
+    Room goes to the model that has waited longest, or others would have all the turns. As between
+    jobs, a class is worth `ageing_s` of waiting. The model asked for most counts as if it had waited
+    `bonus_s` longer, others by their shares of its `popularity`. So none goes before one that has
+    waited longer by more than its class and the bonus are worth.
     """
-    most = max((popularity.get(name, 0.0) for name in waits_s), default=0.0)
+    most = max((popularity.get(demand.model, 0.0) for demand in demands), default=0.0)
 
-    def priority(name: str) -> float:
-        if most <= 0:
-            return waits_s[name]
-        return waits_s[name] + bonus_s * popularity.get(name, 0.0) / most
+    def priority(demand: Demand) -> float:
+        seconds = demand.waited_s - ageing_s * demand.rank
+        if most > 0:
+            seconds += bonus_s * popularity.get(demand.model, 0.0) / most
+        return seconds
 
-    ordered = sorted(waits_s, key=priority, reverse=True)
-    return {name: turn for turn, name in enumerate(ordered)}
+    ordered = sorted(demands, key=priority, reverse=True)
+    return {demand.model: turn for turn, demand in enumerate(ordered)}
