@@ -490,6 +490,38 @@ async def test_of_two_models_with_work_the_one_of_the_better_class_is_loaded_fir
     assert list(shelf.loads) == ["always", "m2", "m1"]
 
 
+async def test_a_model_that_nobody_asked_for_before_gets_its_turn_beside_a_popular_one(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D75: both cannot be in memory at once, and the popular one always has work."""
+    monkeypatch.setattr("worker.host.known_models.LOOK_S", 0.02)
+    monkeypatch.setattr("worker.host.budget.TURN_S", 0.05)
+    await Popularity(Desk(redis).broker, 600.0).add({"popular": 1000})
+    shelf = Shelf()
+    num_answered = 0
+    is_over = False
+
+    async def keep_busy() -> None:
+        nonlocal num_answered
+        while not is_over:
+            [job] = await Desk(redis, "popular").submit(task("abc"))
+            assert isinstance(await end_of(redis, job), Done)
+            num_answered += 1
+
+    async with serving(redis, shelf, "popular", ["rare"], max_models=1, bonus_s=0.3):
+        loads = asyncio.gather(keep_busy(), keep_busy())
+        await until(lambda: num_answered > 0, "the popular one is busy")
+        for _ in range(2):
+            [job] = await Desk(redis, "rare").submit(task("abc"))
+            assert isinstance(await end_of(redis, job), Done)
+            # Up to two answers may have been on their way while the rare one was in memory.
+            enough = num_answered + 3
+            await until(lambda enough=enough: num_answered >= enough, "the popular one goes on")
+        is_over = True
+        await loads
+    assert shelf.loads["rare"] == 2
+
+
 async def is_counted(redis: Redis, num_jobs: int) -> bool:
     """Return whether so many jobs were added to the popularity of models."""
     rates = await Popularity(Desk(redis).broker, 600.0).per_minute()
