@@ -136,6 +136,7 @@ async def _serve(settings: Settings) -> int:
             artifacts=open_artifacts(settings, broker),
             budget=Budget(settings.max_loaded_models, settings.memory_watermark),
             num_preloaded=settings.preload_models,
+            bonus_s=settings.popularity_bonus_s,
             half_life_s=settings.popularity_half_life_s,
             pool=settings.pool,
             memory_guard=MemoryGuard(settings.memory_high_water),

@@ -28,6 +28,7 @@ from redis.exceptions import WatchError
 
 from scripts.cli.local_fleet import with_local_fleet
 from shared.artifacts.store import open_artifacts
+from shared.errors import StorageUnavailable
 from shared.listener import Answer, listening
 from shared.queue.broker import UNAVAILABLE, Broker, open_broker
 from shared.queue.janitor import Janitor, Sweep
@@ -47,9 +48,11 @@ EXIT_FAILED = 1
 # other keys, all lie in one slot of a cluster.
 TAG = abort_jobs_ss
 QUEUE = f"aios:{{{TAG}}}:queue"
-EVERY_S = {"jobs": 10}
-"""The intervals of sweeps that are more frequent than once a minute."""
+EVERY_S = {"jobs": 10, "files": 3600, "batch_records": 300, "popularity": 3600}
+"""The intervals of sweeps that do not run once a minute."""
 TIMEOUT_S = 30
+LISTING_S = 900
+"""The times in which a sweep must end: any, and the one that lists all files of a bucket."""
 TURN_S = 20.0
 """The time for which a batch is advanced before others have their turns."""
 MOST_TURN_S = 1800
@@ -102,18 +105,18 @@ async def _run(args: argparse.Namespace, settings: Settings) -> int:
             return await _once(janitor)
         async with (
             _serving_metrics(settings, metrics),
-            _advancer(settings, broker, metrics) as advancer,
+            _advancer(settings, broker, metrics, dry_run=args.dry_run) as advancer,
         ):
             return await _sweep_until_stopped(broker, janitor, metrics, advancer)
 
 
 @asynccontextmanager
 async def _advancer(
-    settings: Settings, broker: Broker, metrics: JanitorMetrics
+    settings: Settings, broker: Broker, metrics: JanitorMetrics, *, dry_run: bool
 ) -> AsyncIterator["Advancer | None"]:
-    """Return what advances batches, None where that cannot be done here."""
+    """Return what advances batches, None where that cannot be done here, or is a `dry_run`."""
     # Lines go the way of a front's requests, and files need a place.
-    if find_spec("fastapi") is None or settings.artifact_url is None:
+    if dry_run or find_spec("fastapi") is None or settings.artifact_url is None:
         log.info("batches not advanced here")
         yield None
         return
@@ -163,7 +166,7 @@ async def _once(janitor: Janitor) -> int:
     try:
         for name, sweep in janitor.sweeps.items():
             repairs[name] = await sweep()
-    except UNAVAILABLE as error:
+    except (StorageUnavailable, *UNAVAILABLE) as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return EXIT_FAILED
     print(json.dumps(repairs))
@@ -225,18 +228,32 @@ def to_json(value: Any) -> bytes:
 
 
 def _cron(name: str, second: int, sweep: Sweep, metrics: JanitorMetrics) -> CronJob:
-    """Return arq's cron job of a sweep, which first runs at this second of every minute."""
+    """Return arq's cron job of a sweep, which first runs at this second of its minutes."""
 
     async def run_sweep(ctx: dict[Any, Any], *args: Any, **kwargs: Any) -> None:
-        repairs = await sweep()
+        try:
+            repairs = await sweep()
+        except StorageUnavailable as error:
+            log.warning("sweep failed", extra=fields(sweep=name, error=error.message))
+            return
         metrics.sweeps.labels(name).inc()
+        metrics.last_sweep.labels(name).set_to_current_time()
         for kind, count in repairs.items():
             metrics.found.labels(kind).inc(count)
         if repairs:
             log.warning("sweep put things right", extra=fields(sweep=name, found=repairs))
 
-    seconds = set(range(second, 60, EVERY_S.get(name, 60)))
-    return cron(run_sweep, name=f"{{{TAG}}}:{name}", second=seconds, max_tries=1)
+    # So a sweep that never succeeds is as long ago as this process, and can be alerted on.
+    metrics.last_sweep.labels(name).set_to_current_time()
+    every_s = EVERY_S.get(name, 60)
+    return cron(
+        run_sweep,
+        name=f"{{{TAG}}}:{name}",
+        minute=set(range(0, 60, max(1, every_s // 60))),
+        second=set(range(second, 60, min(60, every_s))),
+        max_tries=1,
+        timeout=LISTING_S if name == "files" else TIMEOUT_S,
+    )
 
 
 def _turns(advancer: "Advancer") -> CronJob:

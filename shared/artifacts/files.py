@@ -9,6 +9,7 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Any, BinaryIO, cast
 
+from shared.queue import keys
 from shared.settings.settings import Settings
 from shared.settings.text import reason
 
@@ -50,6 +51,23 @@ class ArtifactFiles:
             with suppress(FileNotFoundError):
                 if self._file_system.exists(path):
                     self._file_system.rm_file(path)
+
+    def ids(self) -> list[str]:
+        """Return the ids of all files that lie here, finished or not, in order."""
+        ids: set[str] = set()
+        for folder in (_UNFINISHED, _FINISHED):
+            try:
+                # An object store's listings may come from a cache, which would tell of the past.
+                paths = self._file_system.ls(f"{self._root}/{folder}", detail=False, refresh=True)
+            except FileNotFoundError:
+                # A folder of an object store is there as long as it has files.
+                continue
+            for path in paths:
+                name = str(path).rpartition("/")[2]
+                # Files of other names are not ours.
+                if keys.is_artifact_id(name):
+                    ids.add(name)
+        return sorted(ids)
 
     def _path(self, folder: str, artifact_id: str) -> str:
         return f"{self._root}/{folder}/{artifact_id}"

@@ -105,6 +105,7 @@ class ArtifactStore:
     An artifact lives for `ttl_s`, and an idempotency key for `key_ttl_s`. `quota_bytes` is the most
     for each tenant (0: no limit), `max_bytes` for one artifact, and `room_bytes` for all artifacts
     in Redis. Redis has `timeout_s` to answer (None: no limit), and a writer `upload_s` for a file.
+    With `removes_unknown` all files at `url` are this fleet's, and those without a record may go.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class ArtifactStore:
         timeout_s: float | None = None,
         room_bytes: int = _ROOM_BYTES,
         upload_s: float = _UPLOAD_S,
+        removes_unknown: bool = False,
     ) -> None:
         self.files = None if url is None else ArtifactFiles(url)
         self.max_bytes = max_bytes
@@ -126,12 +128,14 @@ class ArtifactStore:
         self._store = Script(broker, "store", needs=("artifacts",))
         self._discard = Script(broker, "discard", needs=("artifacts",))
         self._prolong = Script(broker, "prolong", needs=("artifacts",))
+        self._list_unknown = Script(broker, "list_unknown", needs=("artifacts",))
         self._ttl_s = ttl_s
         self._quota_bytes = quota_bytes
         self._key_ttl_ms = int(key_ttl_s * 1000)
         self._timeout_s = timeout_s
         self._room_bytes = room_bytes
         self._upload_ms = int(upload_s * 1000)
+        self._removes_unknown = removes_unknown
 
     def upload(self, tenant: str) -> "Upload":
         """Return an upload, which takes bytes as they come: `async with store.upload(...)`."""
@@ -294,6 +298,26 @@ class ArtifactStore:
             num_expired = await self._clear_expired(now_ms)
         # `+` leaves out counts of 0.
         return +Counter({"loose_files": num_loose, "expired_artifacts": num_expired})
+
+    async def list_unknown(self, *, dry_run: bool = False) -> Counter[str]:
+        """List files that Redis does not know as loose, as after it has lost its data.
+
+        Return how many there were, none unless the store `removes_unknown`. `clear` removes them
+        when the time of an upload has passed, so that a Redis that is restored until then finds
+        them. Raise StorageUnavailable, and redis-py's errors.
+        """
+        if self.files is None or not self._removes_unknown:
+            return Counter()
+        ids = await self.aside(self.files.ids)
+        num_unknown = 0
+        for start in range(0, len(ids), _PAGE):
+            num_unknown += await self._list_unknown.call(
+                keys.ARTIFACTS,
+                files=ids[start : start + _PAGE],
+                grace_ms=self._upload_ms,
+                dry_run=dry_run,
+            )
+        return +Counter({"unknown_files": num_unknown})
 
     async def _clear_expired(self, now_ms: int) -> int:
         num_gone = 0
@@ -646,6 +670,7 @@ def open_artifacts(
         max_bytes=settings.max_upload_bytes,
         key_ttl_s=settings.idempotency_ttl_s,
         timeout_s=timeout_s,
+        removes_unknown=settings.remove_unknown_files,
     )
 
 

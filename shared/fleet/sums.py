@@ -72,8 +72,10 @@ def of_workers(fleet: Fleet) -> dict[str, Values]:
         device_bytes += worker.device_bytes
 
     model_workers: Values = {}
+    popularity: Values = {}
     num_active = 0
     for model in fleet.models:
+        popularity[model,] = fleet.popularity.get(model, 0.0)
         ready = _ready(fleet, model)
         if ready:
             num_active += 1
@@ -84,6 +86,7 @@ def of_workers(fleet: Fleet) -> dict[str, Values]:
         "workers": workers,
         "model_workers": model_workers,
         "active_models": {(): num_active},
+        "popularity": popularity,
         "memory": {("host",): host_bytes, ("device",): device_bytes},
     }
     for name, number in NUMBERS.items():

@@ -16,9 +16,11 @@ from redis.asyncio import Redis
 
 from shared.artifacts.store import ArtifactStore
 from shared.errors import DeadlineExceeded, QueueTimeout
+from shared.fleet.popularity import Popularity
 from shared.fleet.presence import Presence
 from shared.messages import PRIORITIES, encode
 from shared.queue import keys
+from shared.queue.batch_sweep import BatchSweep
 from shared.queue.broker import Broker
 from shared.queue.reservations import Departure, Reservations
 from shared.queue.script import Script, raw
@@ -62,6 +64,8 @@ class Janitor:
         self._ttl_ms = int(ttl_s * 1000)
         self._grace_ms = int(grace_s * 1000)
         self._artifacts = artifacts or ArtifactStore(broker)
+        self._batch_sweep = BatchSweep(broker, dry_run=dry_run)
+        self._popularity = Popularity(broker)
         self._dry_run = dry_run
         self.sweeps: dict[str, Sweep] = {
             "jobs": self.jobs,
@@ -72,6 +76,9 @@ class Janitor:
             "tenants": self.tenants,
             "workers": self.workers,
             "artifacts": self.artifacts,
+            "files": self.files,
+            "batch_records": self.batch_records,
+            "popularity": self.popularity,
         }
 
     async def jobs(self) -> SweepCounts:
@@ -191,6 +198,19 @@ class Janitor:
     async def artifacts(self) -> SweepCounts:
         """Remove expired artifacts, with their bytes and share of quotas, and unfinished files."""
         return await self._artifacts.clear(dry_run=self._dry_run)
+
+    async def files(self) -> SweepCounts:
+        """Find the files of artifacts that Redis does not know, so that they are removed later."""
+        return await self._artifacts.list_unknown(dry_run=self._dry_run)
+
+    async def batch_records(self) -> SweepCounts:
+        """End batches that nobody advances, and remove what is left of others."""
+        return await self._batch_sweep.run()
+
+    async def popularity(self) -> SweepCounts:
+        """Forget how popular models were that nobody has asked for in a month."""
+        num_unwanted = await self._popularity.forget_unwanted(dry_run=self._dry_run)
+        return +Counter({"unwanted_models": num_unwanted})
 
     async def _let_expire(self, kind: str, shard: str, ids: list[str]) -> int:
         """Let logs or requests expire that have no time to live and no job. Return their number."""

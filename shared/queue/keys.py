@@ -40,6 +40,7 @@ _ARTIFACT_PREFIX = "file-"
 BATCHES = "batches"
 """The hash tag of all that Redis knows of batches."""
 ACTIVE_BATCHES = f"aios:{{{BATCHES}}}:active"
+UNATTENDED_BATCHES = f"aios:{{{BATCHES}}}:unattended"
 _BATCH_PREFIX = "batch_"
 
 

@@ -73,17 +73,22 @@ class WaitingModels:
         self._broker = broker
         self._waiting = Script(broker, "waiting")
 
-    async def among(self, models: Sequence[str]) -> set[str]:
-        """Return those of the models for which a job waits, or has a lapsed lease."""
-        waiting: set[str] = set()
+    async def among(self, models: Sequence[str]) -> dict[str, int]:
+        """Return those of the models for which a job waits, or has a lapsed lease.
+
+        They come with the best class of their work, as its index in PRIORITIES.
+        """
+        waiting: dict[str, int] = {}
         if not models:
             return waiting
         for part in self._broker.together(self._broker.shards):
             prefixes = [keys.prefix(shard) for shard in part]
-            indices = await self._waiting.call(
+            with_work = await self._waiting.call(
                 part[0], shards=prefixes, models=models, classes=PRIORITIES
             )
-            waiting.update(models[index] for index in indices)
+            for index, rank in with_work:
+                name = models[index]
+                waiting[name] = min(rank, waiting.get(name, rank))
         return waiting
 
 

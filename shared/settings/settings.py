@@ -255,6 +255,13 @@ class Settings(BaseSettings):
         ),
     )
     artifact_ttl_s: Seconds = Field(default=86_400.0, description="how long artifacts are kept")
+    remove_unknown_files: bool = Field(
+        default=False,
+        description=(
+            "remove files at artifact_url that Redis has no record of (not where other fleets "
+            "keep theirs there)"
+        ),
+    )
     artifact_quota_bytes: int = Field(
         default=1 << 30,
         ge=0,
@@ -360,6 +367,15 @@ class Settings(BaseSettings):
     )
     popularity_half_life_s: Seconds = Field(
         default=600.0, description="time after which a job counts half for how popular a model is"
+    )
+    popularity_bonus_s: float = Field(
+        default=2.0,
+        ge=0,
+        le=60,
+        description=(
+            "seconds by which work of the model asked for most seems to have waited longer, where "
+            "several models are to be loaded (0: only the wait counts)"
+        ),
     )
     page_size: Count | None = Field(
         default=None,

@@ -74,6 +74,9 @@ _FLEET = {
     "active_models": MetricInfo(
         "aios_active_models", "gauge", (), "Models that some worker is ready for."
     ),
+    "popularity": MetricInfo(
+        "aios_model_popularity", "gauge", ("model",), "Jobs a minute, an average that decays."
+    ),
     "memory": MetricInfo(
         "aios_workers_memory_bytes",
         "gauge",
@@ -386,5 +389,10 @@ class JanitorMetrics:
             "aios_janitor_found_total", "Things the janitor put right, by what they were.", "what"
         )
         self.sweeps = sheet.counter("aios_janitor_sweeps_total", "Sweeps done.", "sweep")
+        self.last_sweep = sheet.gauge(
+            "aios_janitor_last_sweep_timestamp_seconds",
+            "When a sweep was last done here, or else this process began, in Unix time.",
+            "sweep",
+        )
         self.batches = BatchMetrics(sheet)
         self.render = sheet.render

@@ -73,7 +73,7 @@ def test_our_roles_are_given_settings_that_hold(name: str, files: tuple[str, ...
 
 def test_without_a_file_of_variables_roles_have_the_fleet_s_defaults() -> None:
     """A role's environment changes only what a container needs: logs for machines, one thread a
-    worker, and the addresses of other services."""
+    worker, the addresses of other services, and a volume that is the fleet's alone."""
     changed_for_containers = {
         "redis_url",
         "log_format",
@@ -82,6 +82,7 @@ def test_without_a_file_of_variables_roles_have_the_fleet_s_defaults() -> None:
         "worker_port",
         "forwarded_allow_ips",
         "artifact_url",
+        "remove_unknown_files",
     }
     for name in OURS:
         settings = resolve({}, CPU[name]["environment"], None).settings

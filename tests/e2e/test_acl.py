@@ -19,7 +19,9 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 from shared.access import Budget
 from shared.artifacts.store import IN_REDIS_BYTES, ArtifactStore
 from shared.errors import QueueFull
+from shared.fleet.popularity import Popularity
 from shared.queue import keys
+from shared.queue.batches import Batches, BatchSpec
 from shared.queue.broker import open_unsettled
 from shared.queue.janitor import Janitor
 from shared.queue.usage_ledger import UsageLedger, total
@@ -280,9 +282,22 @@ async def test_so_it_does_on_several_shards(guarded: RedisServer, tmp_path: Path
             read = await worker_store.read_all("acl", artifact.id, max_bytes=1 << 20)
             assert read == content
             await expire_artifact(guarded, artifact.id)
-        jobs_store = ArtifactStore(jobs_broker, str(tmp_path))
-        expired = await Janitor(jobs_broker, artifacts=jobs_store).artifacts()
-        assert expired == {"expired_artifacts": 2}
+        jobs_store = ArtifactStore(jobs_broker, str(tmp_path), removes_unknown=True)
+        janitor = Janitor(jobs_broker, artifacts=jobs_store)
+        assert await janitor.artifacts() == {"expired_artifacts": 2}
+        (tmp_path / "files" / keys.new_artifact_id()).touch()
+        assert await janitor.files() == {"unknown_files": 1}
+        batches = Batches(front_broker)
+        batch = await batches.create(
+            "acl", BatchSpec("/v1/completions", "file-0", "24h"), window_s=1
+        )
+        async with AsyncRedis.from_url(url_of(guarded, "tester")) as tester:
+            await tester.hset(keys.batch(batch.id), "expires_ms", 1)  # type: ignore[misc]
+            await tester.zadd(keys.batches_of("acl"), {keys.new_batch_id(): 1})
+            await tester.sadd(keys.batch_duplicates(keys.new_batch_id()), 1)  # type: ignore[misc]
+        assert await janitor.batch_records() == {"stale_batch_entries": 1, "orphan_batch_keys": 1}
+        await Popularity(worker_broker).add({"m": 1})
+        assert await janitor.popularity() == {}
 
 
 async def expire_artifact(guarded: RedisServer, artifact_id: str) -> None:

@@ -24,6 +24,7 @@ PAGES = {
     "docs/clients.md": "sample",
     "docs/access.md": "trial",
     "docs/delivery.md": "trial",
+    "docs/maintenance.md": "trial",
     "docs/models.md": "trial",
     "docs/python.md": "nowhere",
 }

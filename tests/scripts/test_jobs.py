@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ from redis.exceptions import WatchError
 
 from scripts.cli import jobs
 from scripts.cli.aios import main
-from scripts.cli.jobs import QUEUE, TAG, make_worker
+from scripts.cli.jobs import EVERY_S, QUEUE, TAG, make_worker
+from shared.errors import StorageUnavailable
 from shared.fleet.presence import Presence
 from shared.messages import WorkerInfo
 from shared.queue import keys
 from shared.queue.broker import Broker
-from shared.queue.janitor import Janitor
+from shared.queue.janitor import Janitor, SweepCounts
 from shared.telemetry.metrics import JanitorMetrics
 from tests.fixtures.desk import Desk
+from tests.fixtures.logged import fields_of
 from tests.fixtures.polling import ALL_DAY_S, DEADLINE_S
 
 
@@ -58,6 +61,9 @@ async def test_once_tells_what_it_would_do_and_then_does_it(
         "tenants": {},
         "workers": {},
         "artifacts": {},
+        "files": {},
+        "batch_records": {},
+        "popularity": {},
     }
     assert await state(redis, job_id) == b"queued"
 
@@ -135,10 +141,68 @@ async def test_a_sweep_is_counted(redis: Redis) -> None:
     metrics = JanitorMetrics()
     broker = Broker(redis)
     worker = make_worker(broker, Janitor(broker, grace_s=0), metrics, burst=True)
+
+    def last() -> float:
+        name = "aios_janitor_last_sweep_timestamp_seconds"
+        seconds = metrics.registry.get_sample_value(name, {"sweep": "jobs"})
+        assert seconds is not None
+        return seconds
+
+    began_s = last()
     await worker.pool.enqueue_job(f"{{{TAG}}}:jobs", _job_id=f"{{{TAG}}}:jobs:1")
     await worker.async_run()
     assert metrics.registry.get_sample_value("aios_janitor_found_total", {"what": "late_jobs"}) == 1
     assert metrics.registry.get_sample_value("aios_janitor_sweeps_total", {"sweep": "jobs"}) == 1
+    assert last() > began_s
+
+
+async def test_a_sweep_without_storage_is_not_done(
+    redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The time of its last run stays, which an alert sees. The others go on."""
+    metrics = JanitorMetrics()
+    janitor = Janitor(Broker(redis))
+
+    async def fail() -> SweepCounts:
+        raise StorageUnavailable("The storage does not answer.")
+
+    janitor.sweeps["files"] = fail
+    worker = make_worker(Broker(redis), janitor, metrics, burst=True)
+    for name in ("files", "jobs"):
+        await worker.pool.enqueue_job(f"{{{TAG}}}:{name}", _job_id=f"{{{TAG}}}:{name}:1")
+    await worker.async_run()
+    count = metrics.registry.get_sample_value
+    assert count("aios_janitor_sweeps_total", {"sweep": "jobs"})
+    assert count("aios_janitor_sweeps_total", {"sweep": "files"}) is None
+    assert fields_of(caplog, "sweep failed")[0]["sweep"] == "files"
+
+
+def test_every_sweep_runs_at_least_once_an_hour(redis_url: str) -> None:
+    """And at the intervals that are documented."""
+
+    async def runs() -> dict[str, int]:
+        broker = Broker(Redis.from_url(redis_url))
+        worker = make_worker(broker, Janitor(broker), JanitorMetrics())
+        assert worker.cron_jobs is not None
+        counts = {}
+        for job in worker.cron_jobs:
+            at = datetime(2026, 11, 30, tzinfo=UTC) - timedelta(microseconds=1)
+            end = at + timedelta(hours=1)
+            num = 0
+            while True:
+                job.calculate_next(at)
+                assert job.next_run is not None
+                if job.next_run > end:
+                    break
+                at = job.next_run
+                num += 1
+            counts[job.name.rpartition(":")[2]] = num
+        return counts
+
+    counts = asyncio.run(runs())
+    assert set(counts) == set(Janitor(Broker(Redis(port=1))).sweeps)
+    expected = {name: 3600 // EVERY_S.get(name, 60) for name in counts}
+    assert counts == expected
 
 
 class Bomb:

@@ -4,7 +4,6 @@ It finds the faults that were planted, repairs each once, and touches nothing th
 """
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from shared.messages import Done, Failed, Generate, Sampling, Started, Tokens, W
 from shared.queue import keys
 from shared.queue.janitor import Janitor
 from tests.fixtures.desk import DONE, Desk
+from tests.fixtures.dumps import snapshot
 from tests.fixtures.polling import ALL_DAY_S
 
 
@@ -33,27 +33,6 @@ async def sweep_all(desk: Desk, **options: Any) -> dict[str, int]:
     for sweep in janitor(desk, **options).sweeps.values():
         faults |= await sweep()
     return faults
-
-
-async def snapshot(redis: Redis) -> dict[bytes, tuple[Any, bool]]:
-    """Return all keys, with their values and whether they expire."""
-    read: dict[bytes, Callable[[bytes], Any]] = {
-        b"string": redis.get,
-        b"hash": redis.hgetall,
-        b"list": lambda name: redis.lrange(name, 0, -1),
-        b"set": redis.smembers,
-        b"zset": lambda name: redis.zrange(name, 0, -1, withscores=True),
-        b"stream": redis.xrange,
-    }
-    names = [name async for name in redis.scan_iter()]
-    values = {}
-    for name in names:
-        kind = await redis.type(name)
-        value = await read[kind](name)
-        expires = await redis.pttl(name) > 0
-        values[name] = (value, expires)
-
-    return values
 
 
 async def check_found_once(redis: Redis, desk: Desk, expected: dict[str, int]) -> None:

@@ -21,6 +21,7 @@ from shared.fleet.popularity import Popularity
 from shared.fleet.presence import Presence
 from shared.messages import Done, Failed, ModelInfo
 from shared.queue.leases import QueuePolicy
+from shared.queue.queue_stats import WaitingModels
 from shared.settings.settings import SettingsError
 from shared.telemetry.metrics import WorkerMetrics
 from tests.fixtures.desk import Desk
@@ -29,6 +30,7 @@ from tests.fixtures.slowness import slowness
 from tests.fixtures.worker.services import end_of, task
 from worker.engine.runner import RunnerOptions
 from worker.host.budget import TURN_S, Budget, Evict, Load, Memory, Refuse, Resident, Verdict, Wait
+from worker.host.known_models import Demand, turns_of
 from worker.host.loading import LoadedModel, UnloadedModel
 from worker.host.service import WorkerService
 from worker.runners.echo import Echo
@@ -256,6 +258,7 @@ async def serving(
     *,
     max_models: int,
     num_preloaded: int = 0,
+    bonus_s: float = 0.0,
 ) -> AsyncIterator[WorkerService]:
     """Run a worker that starts with one model loaded and loads the others for work that waits."""
     terms = QueuePolicy(lease_s=10, result_ttl_s=60)
@@ -266,6 +269,7 @@ async def serving(
         drain_timeout_s=1,
         budget=budget,
         num_preloaded=num_preloaded,
+        bonus_s=bonus_s,
     )
     worker.unloaded = [shelf.unloaded(name) for name in unloaded]
     stop = asyncio.Event()
@@ -404,6 +408,118 @@ async def test_the_models_asked_for_most_are_there_before_they_are_asked_for(
         assert shelf.loads["m2"] >= 1
         assert (shelf.loads["m0"], shelf.loads["m1"], shelf.loads["m3"]) == (1, 0, 1)
         assert num_evictions(worker) == 0
+
+
+DEMANDS = st.dictionaries(
+    st.sampled_from("abcdef"), st.tuples(st.floats(0, 60), st.integers(0, 2)), min_size=1
+)
+RATES = st.dictionaries(st.sampled_from("abcdefg"), st.floats(0, 1000))
+
+
+@given(DEMANDS, RATES, st.floats(0.1, 20), st.floats(0, 10))
+def test_class_and_popularity_are_worth_some_seconds_of_waiting_and_no_more(
+    given_demands: dict[str, tuple[float, int]],
+    rates: dict[str, float],
+    ageing_s: float,
+    bonus_s: float,
+) -> None:
+    """D75: of two models the one whose work has waited longer is loaded first, if longer by more
+    than classes and bonus. Of two alike it is the one of the better class, or asked for more."""
+    demands = [Demand(name, waited_s, rank) for name, (waited_s, rank) in given_demands.items()]
+    turns = turns_of(demands, rates, ageing_s=ageing_s, bonus_s=bonus_s)
+    assert sorted(turns.values()) == list(range(len(demands)))
+    most = max((rates.get(demand.model, 0.0) for demand in demands), default=0.0)
+    for one in demands:
+        for other in demands:
+            one_is_first = turns[one.model] < turns[other.model]
+            headstart_s = one.waited_s - other.waited_s
+            if headstart_s > bonus_s + ageing_s * max(0, one.rank - other.rank) + 1e-9:
+                assert one_is_first
+            if headstart_s >= bonus_s + 1e-9 and one.rank <= other.rank:
+                assert one_is_first
+            is_asked_for_more = (
+                rates.get(one.model, 0.0) - rates.get(other.model, 0.0) > 1e-6 * most
+            )
+            if headstart_s == 0 and bonus_s > 0.1 and is_asked_for_more:
+                assert one_is_first or one.rank > other.rank
+            if headstart_s == 0 and one.rank < other.rank and ageing_s > bonus_s + 1e-9:
+                assert one_is_first
+
+
+@given(DEMANDS, RATES)
+def test_without_a_bonus_popularity_does_not_count(
+    given_demands: dict[str, tuple[float, int]], rates: dict[str, float]
+) -> None:
+    demands = [Demand(name, waited_s, rank) for name, (waited_s, rank) in given_demands.items()]
+    assert turns_of(demands, rates, ageing_s=10, bonus_s=0) == turns_of(
+        demands, {}, ageing_s=10, bonus_s=5
+    )
+
+
+@pytest.mark.parametrize(("bonus_s", "expected"), [(2.0, ["m2", "m1"]), (0.0, ["m1", "m2"])])
+async def test_of_two_models_with_work_the_one_asked_for_more_is_loaded_first(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch, bonus_s: float, expected: list[str]
+) -> None:
+    """D75: both jobs wait since before the worker came. All of them are answered."""
+    monkeypatch.setattr("worker.host.known_models.LOOK_S", 0.02)
+    await Popularity(Desk(redis).broker, 600.0).add({"m1": 1, "m2": 9})
+    jobs = []
+    for name in ("m1", "m2"):
+        jobs += await Desk(redis, name).submit(task("abc"))
+    shelf = Shelf()
+    async with serving(redis, shelf, "always", ["m1", "m2"], max_models=3, bonus_s=bonus_s):
+        for job in jobs:
+            assert isinstance(await end_of(redis, job), Done)
+    assert list(shelf.loads) == ["always", *expected]
+
+
+async def test_of_two_models_with_work_the_one_of_the_better_class_is_loaded_first(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D75: however much the other is asked for. The classes are those of all shards."""
+    monkeypatch.setattr("worker.host.known_models.LOOK_S", 0.02)
+    await Popularity(Desk(redis).broker, 600.0).add({"m1": 9})
+    [bulk] = await Desk(redis, "m1").submit(task("abc"), priority="bulk")
+    [other] = await Desk(redis, "m2").submit(task("abc"), priority="bulk")
+    [urgent] = await Desk(redis, "m2").submit(task("abc"), priority="interactive")
+    assert await WaitingModels(Desk(redis).broker).among(["m0", "m1", "m2"]) == {"m1": 2, "m2": 0}
+    shelf = Shelf()
+    async with serving(redis, shelf, "always", ["m1", "m2"], max_models=3, bonus_s=2.0):
+        for job in (bulk, other, urgent):
+            assert isinstance(await end_of(redis, job), Done)
+    assert list(shelf.loads) == ["always", "m2", "m1"]
+
+
+async def test_a_model_that_nobody_asked_for_before_gets_its_turn_beside_a_popular_one(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D75: both cannot be in memory at once, and the popular one always has work."""
+    monkeypatch.setattr("worker.host.known_models.LOOK_S", 0.02)
+    monkeypatch.setattr("worker.host.budget.TURN_S", 0.05)
+    await Popularity(Desk(redis).broker, 600.0).add({"popular": 1000})
+    shelf = Shelf()
+    num_answered = 0
+    is_over = False
+
+    async def keep_busy() -> None:
+        nonlocal num_answered
+        while not is_over:
+            [job] = await Desk(redis, "popular").submit(task("abc"))
+            assert isinstance(await end_of(redis, job), Done)
+            num_answered += 1
+
+    async with serving(redis, shelf, "popular", ["rare"], max_models=1, bonus_s=0.3):
+        loads = asyncio.gather(keep_busy(), keep_busy())
+        await until(lambda: num_answered > 0, "the popular one is busy")
+        for _ in range(2):
+            [job] = await Desk(redis, "rare").submit(task("abc"))
+            assert isinstance(await end_of(redis, job), Done)
+            # Up to two answers may have been on their way while the rare one was in memory.
+            enough = num_answered + 3
+            await until(lambda enough=enough: num_answered >= enough, "the popular one goes on")
+        is_over = True
+        await loads
+    assert shelf.loads["rare"] == 2
 
 
 async def is_counted(redis: Redis, num_jobs: int) -> bool:

@@ -20,7 +20,7 @@ from tests.fixtures.tiny_hrm_text import write_tiny
 from tests.fixtures.unloading import MAX_BATCH, at_work, echo, ended, model, residence, told, unload
 from tests.fixtures.worker.services import LEASE_S, Gated, log_fields_of, long_task, task
 from worker.engine.runner import Runner, RunnerOptions
-from worker.host import known_models
+from worker.host import known_models, model_host
 from worker.host.loading import LoadedModel, load_models
 
 
@@ -60,6 +60,31 @@ async def test_d22_load_infer_unload_infer_again(redis: Redis, tmp_path: Path) -
         second_text, _ = await log_fields_of(redis, second)
         assert first_text != ""
         assert second_text == first_text
+
+
+async def test_memory_is_free_when_it_is_given_back(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing refers to a model any more when its memory is returned to the system.
+
+    That is before the worker tells that the model is unloaded.
+    """
+    runners: list[weakref.ref[Runner]] = []
+    are_alive: list[bool] = []
+    give_back = model_host.give_back_memory
+
+    def give_back_and_look() -> None:
+        give_back()
+        are_alive.append(runners[-1]() is not None)
+
+    monkeypatch.setattr(model_host, "give_back_memory", give_back_and_look)
+    async with at_work(redis, lambda: [model("m", echo)]) as worker:
+        for _ in range(2):
+            [job] = await Desk(redis).submit(task("abc"))
+            await ended(redis, job)
+            runners.append(weakref.ref(worker.models["m"].host.engine.runner))
+            await unload(redis, worker)
+    assert are_alive == [False, False]
 
 
 async def test_jobs_in_hand_end_and_queued_ones_wait_for_the_model(redis: Redis) -> None:

@@ -142,8 +142,12 @@ class Intake:
         await self._doorbells.close()
 
     def drop(self) -> None:
-        """Cancel the wait for bells, where there is no time to close."""
+        """Cancel all that is to come: the wait for bells, and the look for urgent jobs."""
         self._doorbells.drop()
+        # The timer refers to this intake, and with it to the weights.
+        if self._urgent_timer is not None:
+            self._urgent_timer.cancel()
+            self._urgent_timer = None
 
     def _free_slots(self, priorities: tuple[Priority, ...]) -> int:
         """Return the number of slots that are free for jobs of these classes."""

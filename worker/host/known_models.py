@@ -16,7 +16,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shared.errors import ModelFailed
@@ -124,6 +124,18 @@ class KnownModel:
         )
 
 
+@dataclass(frozen=True)
+class Demand:
+    """The work of a model that is not in memory: since when it has waited, and its best class.
+
+    `rank` is the index of that class in PRIORITIES.
+    """
+
+    model: str
+    waited_s: float
+    rank: int = 0
+
+
 class KnownModels:
     """The models of one worker, by id.
 
@@ -133,7 +145,8 @@ class KnownModels:
     `num_loads` those that were loaded since the worker started.
 
     While the worker has nothing to do, the `num_preloaded` models that are asked for most are
-    loaded where there is room.
+    loaded where there is room. Where work waits for several models, `turns_of` tells which is
+    loaded first. For that the popularity of a model is worth up to `bonus_s`.
     """
 
     def __init__(
@@ -143,6 +156,7 @@ class KnownModels:
         budget: Budget,
         *,
         num_preloaded: int,
+        bonus_s: float,
         survey: Callable[[ModelEntry], UnloadedModel],
         memory: Callable[[], Memory],
         on_loaded: Callable[[KnownModel], None],
@@ -150,6 +164,7 @@ class KnownModels:
         self._context = context
         self._budget = budget
         self._num_preloaded = num_preloaded
+        self._bonus_s = bonus_s
         self._survey = survey
         self._memory = memory
         self._on_loaded = on_loaded
@@ -203,8 +218,7 @@ class KnownModels:
                 await self._context.announce()
         waiting = await self._waiting.among([known.info.id for known in unloaded])
         _note_waits(unloaded, waiting)
-        # Room goes to the model that has waited longest, or others would have all the turns.
-        unloaded.sort(key=_order_of_loading)
+        await self._sort(unloaded, waiting)
         fleet: Fleet | None = None
         for known in unloaded:
             has_work = known.info.id in waiting
@@ -215,6 +229,26 @@ class KnownModels:
             await self._look_at(known, fleet, has_work=has_work)
         if self._num_preloaded and not waiting and not self._context.ledger.claims:
             await self._preload()
+
+    async def _sort(self, unloaded: list[KnownModel], waiting: Mapping[str, int]) -> None:
+        """Sort models into the order in which they are loaded.
+
+        `waiting` are the classes of their work, as `WaitingModels.among` returns them.
+        """
+        now_s = time.monotonic()
+        demands: list[Demand] = []
+        for known in unloaded:
+            name = known.info.id
+            if known.waiting_since_s is not None:
+                demands.append(Demand(name, now_s - known.waiting_since_s, waiting[name]))
+        popularity: dict[str, float] = {}
+        if len(demands) > 1 and self._bonus_s > 0:
+            popularity = await self._context.popularity.per_minute()
+        turns = turns_of(
+            demands, popularity, ageing_s=self._context.policy.ageing_s, bonus_s=self._bonus_s
+        )
+        # Models without work come last. They may have been ordered, or could not be loaded before.
+        unloaded.sort(key=lambda known: turns.get(known.info.id, len(turns)))
 
     async def _preload(self) -> None:
         """Load the first of the models asked for most that is not in memory, where there is room.
@@ -533,8 +567,27 @@ def _note_waits(unloaded: Sequence[KnownModel], waiting: Collection[str]) -> Non
             known.waiting_since_s = now_s
 
 
-def _order_of_loading(known: KnownModel) -> float:
-    """Return the sort key of loading: models whose work has waited longest come first."""
-    if known.waiting_since_s is None:
-        return math.inf
-    return known.waiting_since_s
+def turns_of(
+    demands: Sequence[Demand],
+    popularity: Mapping[str, float],
+    *,
+    ageing_s: float,
+    bonus_s: float,
+) -> dict[str, int]:
+    """Return the turn of each model with work to be loaded, 0 for the first.
+
+    Room goes to the model that has waited longest, or others would have all the turns. As between
+    jobs, a class is worth `ageing_s` of waiting. The model asked for most counts as if it had waited
+    `bonus_s` longer, others by their shares of its `popularity`. So none goes before one that has
+    waited longer by more than its class and the bonus are worth.
+    """
+    most = max((popularity.get(demand.model, 0.0) for demand in demands), default=0.0)
+
+    def priority(demand: Demand) -> float:
+        seconds = demand.waited_s - ageing_s * demand.rank
+        if most > 0:
+            seconds += bonus_s * popularity.get(demand.model, 0.0) / most
+        return seconds
+
+    ordered = sorted(demands, key=priority, reverse=True)
+    return {demand.model: turn for turn, demand in enumerate(ordered)}

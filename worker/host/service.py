@@ -67,7 +67,8 @@ class WorkerService:
     first job is taken.
 
     While the worker is idle, it loads the `num_preloaded` models that are asked for most, where
-    there is room. For that a job counts half after `half_life_s`.
+    there is room. Where work waits for several models, those asked for more are loaded as if it had
+    waited up to `bonus_s` longer. For both a job counts half after `half_life_s`.
 
     The function that loads the models reads `known_models`, which are those of the fleet when the
     worker started. It sets `unloaded`, the models that will be loaded when work waits for them, and
@@ -83,6 +84,7 @@ class WorkerService:
         batch_wait_s: float = 0.0,
         budget: Budget | None = None,
         num_preloaded: int = 0,
+        bonus_s: float = 0.0,
         half_life_s: float = 600.0,
         survey: Callable[[ModelEntry], UnloadedModel] | None = None,
         artifacts: ArtifactStore | None = None,
@@ -107,6 +109,7 @@ class WorkerService:
         self._batch_wait_s = batch_wait_s
         self._budget = budget or Budget()
         self._num_preloaded = num_preloaded
+        self._bonus_s = bonus_s
         self._popularity = Popularity(broker, half_life_s)
         self._survey = survey or _survey_none
         self._state: WorkerState = "loading"
@@ -263,6 +266,7 @@ class WorkerService:
             [*models, *self.unloaded],
             self._budget,
             num_preloaded=self._num_preloaded,
+            bonus_s=self._bonus_s,
             survey=self._survey,
             memory=_memory,
             on_loaded=self._serve_model,
@@ -355,7 +359,9 @@ class WorkerService:
             host.intake.drop()
             hearing.cancel()
             await asyncio.gather(hearing, return_exceptions=True)
-        del host  # the model is freed only if nothing else refers to its host
+        # The model is freed only if nothing else refers to its host. A task that was cancelled
+        # refers to it, too: by the traceback of its CancelledError.
+        del host, hearing
         await self._known.serve(model, self._is_over)
 
     def _is_over(self) -> bool:

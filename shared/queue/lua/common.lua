@@ -54,6 +54,7 @@
 --
 -- Under the hash tag `{presence}` a script writes only
 -- popularity   hash   how much each model is asked for
+-- counted:S    string the number of the last addition of a source S to that
 --
 -- Under the hash tag `{artifacts}` lie the records of artifacts, and the bytes of small ones:
 -- artifact:ID  hash   tenant digest media_type name purpose num_bytes charge is_file created_ms
@@ -77,6 +78,7 @@
 -- active        zset  batches that have not ended, by when somebody may claim them
 -- owned:T       zset  a tenant's batches, by when they came
 -- open:T        set   those of them that have not ended
+-- unattended    hash  batches whose time was over while nobody advanced them: `EPOCH TIME`, and since when
 
 local P = KEYS[1]
 local a = cmsgpack.unpack(ARGV[1])
