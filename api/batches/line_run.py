@@ -7,13 +7,14 @@ from collections.abc import AsyncGenerator
 from api.access.caller import Caller
 from api.batches.batch_files import BatchFiles
 from api.batches.hold import Hold
+from api.batches.known_answers import KnownAnswers
 from api.batches.line_answers import fault_answer
 from api.batches.line_work import LATER, LineWork
 from api.batches.lines import BatchLine, LineFault, RawLine, duplicate, read_line
 from api.batches.room import Room
 from api.deps import Front
 from api.endpoints.endpoint import Post
-from shared.queue.batches import Batch, Batches, LineAnswer, LineOutcome
+from shared.queue.batches import Batch, Batches, LineAnswer
 from shared.telemetry.logging_setup import fields
 from shared.telemetry.metrics import BatchMetrics
 
@@ -40,8 +41,8 @@ class LineRun:
     """A run over the lines of a batch that have no answers yet.
 
     A line begins where a slot is idle (`Room`), so lines hardly wait in the queue, where they would
-    age and go before others. Without `may_begin` lines that were
-    begun before are ended, and no others are run.
+    age and go before others. Without `may_begin` lines that were begun before are ended, and no
+    others are run.
     """
 
     def __init__(
@@ -76,14 +77,7 @@ class LineRun:
         self._work = LineWork(front, caller, post, batch.id, seed, self._stopping)
         self._url = post.path
         self._duplicates: set[int] = set()
-        # Answers that are noted and in no part, by their lines; blank lines have none.
-        self._results: dict[int, tuple[LineOutcome, bytes] | None] = {}
-        self._ends: dict[int, int] = {}
-        self._part_line = batch.next_line
-        # The first line without an answer.
-        self._open_line = batch.next_line
-        self._ready_bytes = 0
-        self._ahead_bytes = 0
+        self._known = KnownAnswers(batch.next_line)
         self._tasks: set[asyncio.Task[LineAnswer | None]] = set()
         self._changed = asyncio.Event()
         self._answers: list[LineAnswer] = []
@@ -102,9 +96,8 @@ class LineRun:
         until_s = loop.time() + for_s
         claim = self._hold.claim
         self._duplicates = await self._batches.duplicates(claim)
-        for number, result in (await self._batches.results(claim)).items():
-            self._results[number] = result
-            self._ahead_bytes += len(result[1])
+        for number, (outcome, text) in (await self._batches.results(claim)).items():
+            self._known.add(number, outcome, text)
         first = self._batch.next_line
         self._input = self._files.lines(self._batch, first=first, offset=self._batch.next_offset)
         try:
@@ -137,12 +130,9 @@ class LineRun:
             if raw is None or (self._stopping.is_set() and self._is_beyond(raw)):
                 self._is_read = True
                 return
-            self._ends[raw.number] = raw.end
+            self._known.read(raw)
             self._last_line = raw.number
-            if raw.number in self._results:
-                continue
-            if raw.is_blank:
-                self._results[raw.number] = None
+            if raw.number in self._known:
                 continue
             if not await self._begin(raw):
                 self._next = raw
@@ -159,13 +149,13 @@ class LineRun:
             return True
         if len(self._tasks) >= self._most_open:
             return False
-        if self._last_line + 1 - self._open_line >= _MOST_AHEAD:
+        if self._last_line + 1 - self._known.open_line >= _MOST_AHEAD:
             return False
-        return self._ahead_bytes < _MOST_AHEAD_BYTES
+        return self._known.ahead_bytes < _MOST_AHEAD_BYTES
 
     def _is_beyond(self, raw: RawLine) -> bool:
         """Return whether no process can have begun a line."""
-        return raw.number > self._open_line + _MOST_AHEAD
+        return raw.number > self._known.open_line + _MOST_AHEAD
 
     async def _begin(self, raw: RawLine) -> bool:
         """Begin a line, or note its fault. Return False where there is no room for it."""
@@ -231,48 +221,29 @@ class LineRun:
             begun = self._work.begun.pop(answer.line, None)
             if begun is not None and answer.outcome == "completed":
                 done.append(begun)
-            self._results[answer.line] = (answer.outcome, answer.text)
-            self._ahead_bytes += len(answer.text)
+            self._known.add(answer.line, answer.outcome, answer.text)
             self._metrics.lines.labels(answer.outcome).inc()
         self._answers.clear()
         await self._front.submissions.forget_soon(done, lives_s=_FORGOTTEN_S)
 
     async def _keep_parts(self) -> None:
         """Move answers into parts once all lines before them have answers."""
-        while self._open_line in self._results and self._open_line in self._ends:
-            result = self._results[self._open_line]
-            if result is not None:
-                self._ready_bytes += len(result[1])
-                self._ahead_bytes -= len(result[1])
-            self._open_line += 1
-        if self._ready_bytes < _PART_BYTES:
+        self._known.advance()
+        if self._known.ready_bytes < _PART_BYTES:
             return
-        outputs: list[bytes] = []
-        errors: list[bytes] = []
-        for number in range(self._part_line, self._open_line):
-            result = self._results.pop(number)
-            if result is None:
-                continue
-            outcome, text = result
-            if outcome == "completed":
-                outputs.append(text)
-            else:
-                errors.append(text)
+        part = self._known.part()
         is_held = await self._batches.flush(
             self._hold.claim,
-            from_line=self._part_line,
-            next_line=self._open_line,
-            next_offset=self._ends[self._open_line - 1],
-            output_part=await self._files.keep_part(outputs),
-            error_part=await self._files.keep_part(errors),
+            from_line=part.from_line,
+            next_line=part.next_line,
+            next_offset=part.next_offset,
+            output_part=await self._files.keep_part(part.outputs),
+            error_part=await self._files.keep_part(part.errors),
         )
         if not is_held:
             self._hold.lose()
             self._hold.check()
-        for number in range(self._part_line, self._open_line):
-            del self._ends[number]
-        self._part_line = self._open_line
-        self._ready_bytes = 0
+        self._known.forget(part)
 
     async def _wait(self) -> None:
         """Wait until a line has ended, or a moment."""
