@@ -75,6 +75,7 @@ usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers, janitor
        aios ab run SIDE SIDE --questions FILE
                                 the same questions to several models or servers, compared
        aios ab report NAME      how the arms of an experiment do in live traffic
+       aios doctor [flags]      what this machine has for a fleet with these flags, and what it lacks
        aios --version
 Without --redis-url (--server-url of puzzles) the last eight, and aios jobs, find the fleet that `aios serve hrm` runs
 on this machine; where several run, --port chooses one.
@@ -121,7 +122,17 @@ def run(argv: list[str]) -> int:
         case ["worker", *flags]:
             return run_role("aios worker", run_worker, flags, dry_run_worker)
         case [
-            ("jobs" | "status" | "top" | "dead" | "keys" | "usage" | "models" | "puzzles") as name,
+            (
+                "jobs"
+                | "status"
+                | "top"
+                | "dead"
+                | "doctor"
+                | "keys"
+                | "usage"
+                | "models"
+                | "puzzles"
+            ) as name,
             *words,
         ]:
             return int(import_module(f"scripts.cli.{name}").main(words))
