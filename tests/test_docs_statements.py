@@ -153,7 +153,7 @@ SETTINGS = setting_flags()
 
 def flags_of(command: str, arguments: str) -> set[str]:
     """Return the flags that a command of ours knows."""
-    if command == "aios" and arguments.split()[0] == "lm-eval":
+    if command == "aios" and arguments.split(maxsplit=1)[0] == "lm-eval":
         return SETTINGS | HARNESS
     if command == "aios" or command.endswith(".sh"):
         return SETTINGS | literals(ROOT / "scripts/cli/aios.py", *subcommand_sources(arguments))
