@@ -4,11 +4,13 @@ Beside OpenAI's fields, each has the number of the line in the input.
 """
 
 import json
+from dataclasses import replace
 from typing import Any
 
-from api.batches.lines import LineFault
+from api.batches.lines import BatchLine, LineFault
 from api.http.error_format import ErrorFormat
-from api.http.problem import Problem
+from api.http.problem import problem_of
+from shared.errors import FleetError
 from shared.queue.batches import BatchEnding, LineAnswer, LineTokens
 
 _NOT_RUN = {
@@ -40,18 +42,24 @@ def completed_answer(
 
 def refused_answer(
     batch_id: str,
-    line: int,
-    custom_id: str,
+    line: BatchLine,
     *,
     request_id: str,
-    problem: Problem,
+    error: FleetError,
     errors: ErrorFormat,
+    status: int | None = None,
 ) -> LineAnswer:
-    """Return the answer of a line whose request was refused or failed."""
+    """Return the answer of a line whose request was refused or failed.
+
+    `status` is in place of the error's own.
+    """
+    problem = problem_of(error)
+    if status is not None:
+        problem = replace(problem, status=status)
     return failed_answer(
         batch_id,
-        line,
-        custom_id,
+        line.number,
+        line.custom_id,
         request_id=request_id,
         status=problem.status,
         body=errors.body(problem),

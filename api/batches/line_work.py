@@ -20,7 +20,6 @@ from api.deps import Front
 from api.endpoints.context import RequestContext
 from api.endpoints.endpoint import Endpoint, ImmediateEndpoint, Post
 from api.http.error_format import ErrorFormat
-from api.http.problem import problem_of
 from api.http.request_state import RequestState
 from api.redis_timeout import redis_answers
 from api.schemas.fields import fleets_seed
@@ -245,17 +244,8 @@ class LineWork:
         *,
         status: int | None = None,
     ) -> LineAnswer:
-        """Return the answer of a line that was refused. `status` is in place of the error's own."""
-        problem = problem_of(error)
-        if status is not None:
-            problem = replace(problem, status=status)
         return refused_answer(
-            self.batch_id,
-            line.number,
-            line.custom_id,
-            request_id=request_id,
-            problem=problem,
-            errors=errors,
+            self.batch_id, line, request_id=request_id, error=error, errors=errors, status=status
         )
 
 

@@ -1,4 +1,4 @@
-"""`aios doctor`: what this machine has for a fleet, what is missing, and what to do about it.
+"""`aios doctor`: a look at what this machine has for a fleet, what it lacks, and what helps.
 
 It takes all the flags of `aios serve hrm`, and looks at what a fleet with them would need. Nothing
 is started or changed.
@@ -38,7 +38,7 @@ _MARKS = {"good": "ok", "poor": "warn", "bad": "FAIL"}
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one thing. A `remedy` says what to do about it, "" if nothing needs to be.
+    """A thing, and what was found of it. A `remedy` says what to do about it, "" if nothing needs to be.
 
     A thing `is_needed` if the fleet cannot work while it has a remedy.
     """

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
+from scripts.cli.flag_types import count, http_url
 from scripts.cli.fleet_tool import EXIT_FAILED, ToolError
 from scripts.cli.local_fleet import PORT_HELP, choose_fleet
 from scripts.cli.runs.output import Output, RunHeader
@@ -199,7 +200,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"where the answers are written, a line of JSON for each (default: FILE{_OUT_SUFFIX})",
     )
     solve.add_argument("--restart", action="store_true", help="begin anew, and drop what is there")
-    solve.add_argument("--limit", type=_count, metavar="N", help="solve only the first N")
+    solve.add_argument("--limit", type=count, metavar="N", help="solve only the first N")
     solve.add_argument("--no-progress", action="store_true", help="draw no progress")
     for flag, kind in _SOLVE_FLAGS.items():
         solve.add_argument(flag, **kind)
@@ -212,25 +213,25 @@ def _parser() -> argparse.ArgumentParser:
         ),
     )
     solve.add_argument(
-        "--batch", type=_count, default=16, metavar="N", help="puzzles in one request (default 16)"
+        "--batch", type=count, default=16, metavar="N", help="puzzles in one request (default 16)"
     )
 
     fleet = solve.add_argument_group("by a fleet")
     fleet.add_argument("--model", help="which of its models (default: its default one)")
     fleet.add_argument(
         "--server-url",
-        type=_url,
+        type=http_url,
         metavar="URL",
         help="its front (default: the fleet that runs here)",
     )
     fleet.add_argument("--port", type=int, help=PORT_HELP)
     fleet.add_argument("--api-key", metavar="KEY", help="a key that it gave out")
     fleet.add_argument(
-        "--concurrency", type=_count, default=4, metavar="N", help="requests at a time (default 4)"
+        "--concurrency", type=count, default=4, metavar="N", help="requests at a time (default 4)"
     )
     fleet.add_argument(
         "--patience",
-        type=_count,
+        type=count,
         default=300,
         metavar="SECONDS",
         help="how long it may be away before the run ends (default 300)",
@@ -257,15 +258,3 @@ _SOLVE_FLAGS: dict[str, dict[str, Any]] = {
     "--seed": {"type": int, "metavar": "N", "help": "of the noise (default: drawn by the fleet)"},
 }
 """The flags that are options of the solving, named as in a request and in `LLM.solve`."""
-
-
-def _count(text: str) -> int:
-    if not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
-    return int(text)
-
-
-def _url(text: str) -> str:
-    if not text.startswith(("http://", "https://")):
-        raise argparse.ArgumentTypeError(f"expected a URL as http://HOST:8000, got {text!r}")
-    return text

@@ -11,6 +11,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+from scripts.cli.flag_types import count, http_url
 from scripts.cli.fleet_tool import EXIT_FAILED, ToolError
 from shared.settings.command_line import EXIT_BAD_SETTINGS, run_role
 from shared.settings.settings import Settings, SettingsError, model_entries
@@ -92,28 +93,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-progress", action="store_true", help="draw no progress")
 
     server = parser.add_argument_group("by a server")
-    server.add_argument("--url", type=_url, help="its base URL, as http://HOST:8000")
+    server.add_argument("--url", type=http_url, help="its base URL, as http://HOST:8000")
     server.add_argument("--api-key", metavar="KEY", help="a key that it gave out")
     server.add_argument(
-        "--concurrency", type=_count, default=32, metavar="N", help="lines at a time (default 32)"
+        "--concurrency", type=count, default=32, metavar="N", help="lines at a time (default 32)"
     )
     server.add_argument(
         "--patience",
-        type=_count,
+        type=count,
         default=300,
         metavar="SECONDS",
         help="how long it may be away before the run ends (default 300)",
     )
     return parser
-
-
-def _count(text: str) -> int:
-    if not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
-    return int(text)
-
-
-def _url(text: str) -> str:
-    if not text.startswith(("http://", "https://")):
-        raise argparse.ArgumentTypeError(f"expected a URL as http://HOST:8000, got {text!r}")
-    return text

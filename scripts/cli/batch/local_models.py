@@ -17,8 +17,6 @@ from api.batches.line_request import InvalidBody, read_body
 from api.batches.lines import BatchLine
 from api.deps import limits_of
 from api.endpoints.endpoint import Endpoint, ImmediateEndpoint, TaskPlan
-from api.http.error_format import ErrorFormat
-from api.http.problem import problem_of
 from api.schemas.fields import fleets_seed
 from api.stream.request_events import Outcome, OutcomeBuilder, total_usage
 from api.submit.admission import LOCAL_MODEL, check_serves, default_for, no_such_model
@@ -129,10 +127,18 @@ class LocalModels:
                     usage.prompt_tokens, usage.completion_tokens, usage.cached_prompt_tokens
                 )
         except InvalidBody as error:
-            status = error.errors.invalid_body
-            return self._refused(line, request_id, error.refusal, error.errors, status)
+            return refused_answer(
+                self._run_id,
+                line,
+                request_id=request_id,
+                error=error.refusal,
+                errors=error.errors,
+                status=error.errors.invalid_body,
+            )
         except FleetError as error:
-            return self._refused(line, request_id, error, errors)
+            return refused_answer(
+                self._run_id, line, request_id=request_id, error=error, errors=errors
+            )
         return completed_answer(
             self._run_id,
             line.number,
@@ -289,26 +295,6 @@ class LocalModels:
         for job_id in list(self._jobs):
             self._jobs[job_id].error = ToolError("an engine broke down; its error is above")
             self._end(job_id)
-
-    def _refused(
-        self,
-        line: BatchLine,
-        request_id: str,
-        error: FleetError,
-        errors: ErrorFormat,
-        status: int | None = None,
-    ) -> LineAnswer:
-        problem = problem_of(error)
-        if status is not None:
-            problem = replace(problem, status=status)
-        return refused_answer(
-            self._run_id,
-            line.number,
-            line.custom_id,
-            request_id=request_id,
-            problem=problem,
-            errors=errors,
-        )
 
 
 def _prepare(engine: AnyEngine, take: Take) -> Prepared:

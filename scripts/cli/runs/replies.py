@@ -1,4 +1,4 @@
-"""How clients that do not give up read the replies of a front, and how long they wait."""
+"""The manners of clients that do not give up: codes that they ask again after, and their waits."""
 
 WAIT_S = 20
 """The time after which the front answers that work is still under way."""
