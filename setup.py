@@ -100,7 +100,7 @@ class BuildWithShipped(build_py):
             compile_kernels(NATIVE)
             return
         compile_kernels(Path(self.build_lib) / NATIVE)
-        for name in ("models", "config"):
+        for name in ("models", "config", "assets"):
             copytree(name, Path(self.build_lib) / "shared" / name, dirs_exist_ok=True)
 
 

@@ -13,7 +13,8 @@ FleetError
 ├── DeviceUnavailable 400   ├── ShutDown           503   ├── UnsupportedEncoding 415
 ├── ArtifactNotFound  404   ├── StorageUnavailable 503   ├── OverStorageQuota  413
 ├── ModelFailed       503   ├── UpstreamFailed     503   ├── BudgetExceeded    429
-└── BatchNotFound     404   └── BatchEnded         409
+├── BatchNotFound     404   ├── BatchEnded         409
+└── EvaluationNotFound 404
 """
 
 from shared.messages import Failed
@@ -108,6 +109,11 @@ class ArtifactNotFound(FleetError):
 
 class BatchNotFound(FleetError):
     code = "batch_not_found"
+    status = 404
+
+
+class EvaluationNotFound(FleetError):
+    code = "evaluation_not_found"
     status = 404
 
 

@@ -1,19 +1,29 @@
-"""Hold a claim on a batch, and notice when it is lost or the batch is to stop."""
+"""Hold a claim on a batch or an evaluation, and notice when it is lost or the work is to stop."""
 
 import asyncio
 from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
-from shared.queue.batches import BatchClaim, Batches
+from shared.queue.batches import BatchClaim, Renewal
 from shared.queue.broker import UNAVAILABLE
 
 _RENEWALS = 5
 """The number of renewals of a claim in the time of its lease."""
 
 
+class Claims(Protocol):
+    """The records on which claims are held, for `lease_s` each."""
+
+    lease_s: float
+
+    async def renew(self, claim: BatchClaim) -> Renewal | None: ...
+
+    async def give_back(self, claim: BatchClaim) -> None: ...
+
+
 class ClaimLost(Exception):
-    """Somebody else advances the batch now, or it is gone."""
+    """Somebody else has the claim now, or what it was on is gone."""
 
 
 class Hold:
@@ -23,12 +33,12 @@ class Hold:
     lost.
     """
 
-    def __init__(self, batches: Batches, claim: BatchClaim) -> None:
+    def __init__(self, claims: Claims, claim: BatchClaim) -> None:
         self.claim = claim
         self.stopped = asyncio.Event()
         self.is_late = False
         self._is_lost = False
-        self._batches = batches
+        self._claims = claims
         self._renewing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -48,7 +58,7 @@ class Hold:
         if not self._is_lost:
             # If this fails, the lease ends by itself.
             with suppress(*UNAVAILABLE):
-                await self._batches.give_back(self.claim)
+                await self._claims.give_back(self.claim)
 
     def check(self) -> None:
         """Raise ClaimLost where the claim does not hold any more."""
@@ -62,7 +72,7 @@ class Hold:
 
     async def _keep_renewing(self) -> None:
         loop = asyncio.get_running_loop()
-        lease_s = self._batches.lease_s
+        lease_s = self._claims.lease_s
         until_s = loop.time() + lease_s
         while not self._is_lost:
             await asyncio.sleep(lease_s / _RENEWALS)
@@ -76,7 +86,7 @@ class Hold:
                     self.lose()
 
     async def _renew(self) -> None:
-        renewal = await self._batches.renew(self.claim)
+        renewal = await self._claims.renew(self.claim)
         if renewal is None:
             self.lose()
             return

@@ -75,9 +75,11 @@ usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers, janitor
        aios ab run SIDE SIDE --questions FILE
                                 the same questions to several models or servers, compared
        aios ab report NAME      how the arms of an experiment do in live traffic
+       aios eval run | latest | history
+                                how many answers are right and how soon, beside earlier reports
        aios doctor [flags]      what this machine has for a fleet with these flags, and what it lacks
        aios --version
-Without --redis-url (--server-url of puzzles) the last eight, and aios jobs, find the fleet that `aios serve hrm` runs
+Without --redis-url (--server-url of puzzles) the last nine, and aios jobs, find the fleet that `aios serve hrm` runs
 on this machine; where several run, --port chooses one.
 Each command lists its flags with --help."""
 EXIT_USAGE = 2
@@ -132,6 +134,7 @@ def run(argv: list[str]) -> int:
                 | "usage"
                 | "models"
                 | "puzzles"
+                | "eval"
             ) as name,
             *words,
         ]:

@@ -1,11 +1,12 @@
-"""`aios jobs`: the background role, whose sweeps and turns at batches are cron jobs of arq.
+"""`aios jobs`: the background role, whose sweeps and turns at work are cron jobs of arq.
 
 Only this module knows arq. Its values in Redis are JSON, never pickle. Any number of processes may
 have this role: arq runs each sweep in one of them. All keys of arq carry one hash tag, so that it
 also works on a Redis cluster. The role may be stopped at any time.
 
-Once a second one process takes a turn at the batch that has waited longest. A turn is short, and
-what it has reached lies in Redis, so that any process takes the next one.
+Once a second one process takes a turn at the batch that has waited longest, and one at such an
+evaluation. A turn is short, and what it has reached lies in Redis, so that any process takes the
+next one.
 """
 
 import argparse
@@ -13,11 +14,12 @@ import asyncio
 import json
 import logging
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import Any
 
 from arq import cron
 from arq.connections import ArqRedis
@@ -39,9 +41,6 @@ from shared.supervised import report_ready
 from shared.telemetry.logging_setup import configure_logging, fields
 from shared.telemetry.metrics import CONTENT_TYPE, JanitorMetrics
 
-if TYPE_CHECKING:
-    from api.batches.advance import Advancer
-
 PROG = "aios jobs"
 EXIT_FAILED = 1
 # The name of this key of arq is fixed and has no hash tag. With the name as the hash tag of the
@@ -54,9 +53,11 @@ TIMEOUT_S = 30
 LISTING_S = 900
 """The times in which a sweep must end: any, and the one that lists all files of a bucket."""
 TURN_S = 20.0
-"""The time for which a batch is advanced before others have their turns."""
+"""The time for which a batch or an evaluation is advanced before others have their turns."""
 MOST_TURN_S = 1800
 """The time in which a turn must end. Writing the files of a large batch takes long."""
+Turn = Callable[[float], Awaitable[bool]]
+"""Advances the work of a kind that has waited longest, for so many seconds, if any waits."""
 _MOST_AT_ONCE = 32
 RETRY_DELAY_S = 1.0
 
@@ -105,25 +106,39 @@ async def _run(args: argparse.Namespace, settings: Settings) -> int:
             return await _once(janitor)
         async with (
             _serving_metrics(settings, metrics),
-            _advancer(settings, broker, metrics, dry_run=args.dry_run) as advancer,
+            _turns(settings, broker, metrics, dry_run=args.dry_run) as turns,
         ):
-            return await _sweep_until_stopped(broker, janitor, metrics, advancer)
+            return await _sweep_until_stopped(broker, janitor, metrics, turns)
 
 
 @asynccontextmanager
-async def _advancer(
+async def _turns(
     settings: Settings, broker: Broker, metrics: JanitorMetrics, *, dry_run: bool
-) -> AsyncIterator["Advancer | None"]:
-    """Return what advances batches, None where that cannot be done here, or is a `dry_run`."""
-    # Lines go the way of a front's requests, and files need a place.
-    if dry_run or find_spec("fastapi") is None or settings.artifact_url is None:
-        log.info("batches not advanced here")
-        yield None
+) -> AsyncIterator[Mapping[str, Turn]]:
+    """Return the turns at work that this process can take, by the kind of work; none if `dry_run`."""
+    # Lines and items go the way of a front's requests.
+    if dry_run or find_spec("fastapi") is None:
+        log.info("batches and evaluations not advanced here")
+        yield {}
         return
     from api.batches.open_advancer import open_advancer
+    from api.evaluation.evaluator import open_evaluator
 
-    async with open_advancer(settings, broker, metrics.batches) as advancer:
-        yield advancer
+    turns: dict[str, Turn] = {}
+    async with AsyncExitStack() as stack:
+        evaluator = await stack.enter_async_context(
+            open_evaluator(settings, broker, metrics.evaluations)
+        )
+        turns["evaluations"] = evaluator.advance_one
+        # The files of batches need a place.
+        if settings.artifact_url is None:
+            log.info("batches not advanced here")
+        else:
+            advancer = await stack.enter_async_context(
+                open_advancer(settings, broker, metrics.batches)
+            )
+            turns["batches"] = advancer.advance_one
+        yield turns
 
 
 @asynccontextmanager
@@ -141,13 +156,13 @@ async def _serving_metrics(settings: Settings, metrics: JanitorMetrics) -> Async
 
 
 async def _sweep_until_stopped(
-    broker: Broker, janitor: Janitor, metrics: JanitorMetrics, advancer: "Advancer | None"
+    broker: Broker, janitor: Janitor, metrics: JanitorMetrics, turns: Mapping[str, Turn]
 ) -> int:
     """Sweep until a signal or a failure, and return the exit status."""
     stop = asyncio.Event()
     with signals_call({"SIGTERM": stop.set, "SIGINT": stop.set}):
         report_ready()
-        working = asyncio.create_task(_work(broker, janitor, metrics, advancer))
+        working = asyncio.create_task(_work(broker, janitor, metrics, turns))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
@@ -174,12 +189,12 @@ async def _once(janitor: Janitor) -> int:
 
 
 async def _work(
-    broker: Broker, janitor: Janitor, metrics: JanitorMetrics, advancer: "Advancer | None"
+    broker: Broker, janitor: Janitor, metrics: JanitorMetrics, turns: Mapping[str, Turn]
 ) -> None:
     """Run arq's worker for ever; while Redis is unavailable, try again every second."""
     while True:
         try:
-            await make_worker(broker, janitor, metrics, advancer).async_run()
+            await make_worker(broker, janitor, metrics, turns).async_run()
         except (WatchError, *UNAVAILABLE) as error:
             # A connection that breaks while arq watches a key is told as a WatchError.
             log.warning("redis trouble", extra=fields(error=str(error)))
@@ -190,10 +205,10 @@ def make_worker(
     broker: Broker,
     janitor: Janitor,
     metrics: JanitorMetrics,
-    advancer: "Advancer | None" = None,
+    turns: Mapping[str, Turn] = MappingProxyType({}),
     **options: Any,
 ) -> Worker:
-    """Return arq's worker for the sweeps and, with an `advancer`, for batches.
+    """Return arq's worker for the sweeps, and for turns at work.
 
     It uses the broker's connections and never closes them.
     """
@@ -204,8 +219,8 @@ def make_worker(
     cron_jobs = []
     for second, (name, sweep) in enumerate(janitor.sweeps.items()):
         cron_jobs.append(_cron(name, second, sweep, metrics))
-    if advancer is not None:
-        cron_jobs.append(_turns(advancer))
+    for kind, turn in turns.items():
+        cron_jobs.append(_turn_cron(kind, turn))
     return Worker(
         redis_pool=redis,
         queue_name=QUEUE,
@@ -214,7 +229,7 @@ def make_worker(
         cron_jobs=cron_jobs,
         handle_signals=False,
         job_timeout=TIMEOUT_S,
-        # Turns, which are bounded by the advancer, hold up no sweep.
+        # Turns, which bound their number by themselves, hold up no sweep.
         max_jobs=_MOST_AT_ONCE,
         keep_result=0,
         log_results=False,
@@ -256,15 +271,15 @@ def _cron(name: str, second: int, sweep: Sweep, metrics: JanitorMetrics) -> Cron
     )
 
 
-def _turns(advancer: "Advancer") -> CronJob:
-    """Return arq's cron job that takes a turn at a batch, once a second."""
+def _turn_cron(kind: str, turn: Turn) -> CronJob:
+    """Return arq's cron job that takes a turn at work of a kind, once a second."""
 
     async def take_turn(ctx: dict[Any, Any], *args: Any, **kwargs: Any) -> None:
-        await advancer.advance_one(TURN_S)
+        await turn(TURN_S)
 
     return cron(
         take_turn,
-        name=f"{{{TAG}}}:batches",
+        name=f"{{{TAG}}}:{kind}",
         second=set(range(60)),
         max_tries=1,
         timeout=MOST_TURN_S,

@@ -15,11 +15,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from api.routes.extraction import answer_in, code_in
-from scripts.cli.ab.figures import Share, share_of
 from scripts.train.problems.problem import Problem
 from scripts.train.problems.python_tasks.checker import check_all
 from scripts.train.problems.python_tasks.maker import PythonProblem
 from scripts.train.problems.streams import MAKERS, held_out
+from shared.figures import Share, share_of
 from worker.llm import LLM, SamplingParams
 
 MAX_TOKENS = 320

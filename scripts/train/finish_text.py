@@ -15,10 +15,10 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from scripts.cli.ab.figures import Share
 from scripts.train.calibrate_domain import Curve, calibrate
 from scripts.train.evaluate_text import evaluate
 from scripts.train.problems.streams import MAKERS, OTHER, WEIGHTS, held_out
+from shared.figures import Share
 
 _SAMPLED_TEMPERATURE = 0.7
 _NETS = {

@@ -42,6 +42,13 @@ BATCHES = "batches"
 ACTIVE_BATCHES = f"aios:{{{BATCHES}}}:active"
 UNATTENDED_BATCHES = f"aios:{{{BATCHES}}}:unattended"
 _BATCH_PREFIX = "batch_"
+EVALUATIONS = "evaluations"
+"""The hash tag of all that Redis knows of evaluations, whose keys are those of batches."""
+ACTIVE_EVALUATIONS = f"aios:{{{EVALUATIONS}}}:active"
+EVALUATION_RUNS = f"aios:{{{EVALUATIONS}}}:owned:operator"
+LATEST_EVALUATION = f"aios:{{{EVALUATIONS}}}:latest"
+"""The id of the evaluation that ended last with a report."""
+_EVALUATION_PREFIX = "eval_"
 
 
 def new_id(shard: str) -> str:
@@ -295,3 +302,30 @@ def batch_duplicates(batch_id: str) -> str:
 def batches_of(tenant: str) -> str:
     """Key of the sorted set of a tenant's batches, by when they came."""
     return f"{prefix(BATCHES)}owned:{tenant}"
+
+
+def new_evaluation_id() -> str:
+    """Return a fresh id of an evaluation: a prefix, 128 random bits."""
+    return f"{_EVALUATION_PREFIX}{secrets.token_hex(16)}"
+
+
+def evaluation_id_for(tenant: str, key: str) -> str:
+    """Return the id of the evaluation that a tenant has asked for with this idempotency key."""
+    digest = hashlib.sha256(f"{tenant}/{key}".encode()).hexdigest()
+    return f"{_EVALUATION_PREFIX}{digest[:32]}"
+
+
+def is_evaluation_id(text: str) -> bool:
+    """Return whether `text` could be an evaluation's id; only such text may name a key."""
+    digits = text.removeprefix(_EVALUATION_PREFIX)
+    return text != digits and len(digits) == 32 and not digits.strip("0123456789abcdef")
+
+
+def evaluation(run_id: str) -> str:
+    """Key of the hash with the record of an evaluation."""
+    return f"{prefix(EVALUATIONS)}batch:{run_id}"
+
+
+def evaluation_results(run_id: str) -> str:
+    """Key of the hash with the results of its requests, by their numbers."""
+    return f"{prefix(EVALUATIONS)}results:{run_id}"

@@ -379,6 +379,31 @@ class BatchMetrics:
             self.lines.labels(outcome)
 
 
+class EvaluationMetrics:
+    """The figures of the last evaluation that the fleet has run, and its regressions."""
+
+    def __init__(self, sheet: MetricSheet) -> None:
+        self.accuracy = sheet.gauge(
+            "aios_evaluation_accuracy",
+            "Mean score of a model at a task in the last evaluation, from 0 to 1.",
+            "task",
+            "model",
+        )
+        self.latency = sheet.gauge(
+            "aios_evaluation_p95_seconds",
+            "95th percentile of the latency of a model at a task in the last evaluation.",
+            "task",
+            "model",
+        )
+        self.regressions = sheet.counter(
+            "aios_evaluation_regressions_total",
+            "Figures of evaluations that were worse than their baseline allows.",
+            "task",
+            "model",
+            "kind",
+        )
+
+
 class JanitorMetrics:
     """The metrics of the background role."""
 
@@ -395,4 +420,5 @@ class JanitorMetrics:
             "sweep",
         )
         self.batches = BatchMetrics(sheet)
+        self.evaluations = EvaluationMetrics(sheet)
         self.render = sheet.render

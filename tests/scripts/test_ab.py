@@ -16,10 +16,10 @@ from redis.asyncio import Redis
 from scripts.cli.ab.asking import Answer, Likelihood, SideAnswers, ask_sides, likelihood
 from scripts.cli.ab.command import main
 from scripts.cli.ab.comparison import Comparison, compare
-from scripts.cli.ab.figures import paired_test, percentile, share_of
 from scripts.cli.ab.questions import Question, read_questions
 from scripts.cli.ab.sides import Sampling, Side, completion_body, side_of
 from scripts.cli.fleet_tool import ToolError
+from shared.figures import paired_test, percentile, share_of
 from tests.fixtures.api.echo_worker import EchoWorker
 from tests.fixtures.api.fronts import live
 

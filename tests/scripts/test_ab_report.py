@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from scripts.cli.ab.figures import Mean, fisher_test, mean_of, permutation_test, share_of
 from scripts.cli.ab.traffic import TrafficReport, report_of
 from scripts.cli.ab.traffic_report import markdown_lines
 from scripts.cli.aios import main
+from shared.figures import Mean, fisher_test, mean_of, permutation_test, share_of
 from shared.messages import Cancelled, Failed
 from shared.queue.experiment_log import ExperimentLog, Feedback, JobOutcome
 from tests.fixtures.desk import DONE, Desk

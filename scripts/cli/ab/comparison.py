@@ -6,9 +6,9 @@ from itertools import combinations
 from math import log
 
 from scripts.cli.ab.asking import Answer, SideAnswers
-from scripts.cli.ab.figures import PairedTest, Share, paired_test, percentile, share_of
 from scripts.cli.ab.questions import Grader, Question
 from scripts.cli.ab.sides import Sampling
+from shared.figures import PairedTest, Share, paired_test, percentile, share_of
 
 # The characters of each text that are shown before and after a difference.
 _SHOWN = 60

@@ -10,9 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from html import escape
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from scripts.cli.ab.comparison import Comparison, PairFigures, SideFigures, Timing
-from scripts.cli.ab.figures import PairedTest, Share
+from shared.figures import PairedTest, Share
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Writer = Callable[[Comparison], str]
 """Returns a report."""
@@ -52,11 +56,11 @@ def as_markdown(comparison: Comparison) -> str:
 def as_html(comparison: Comparison) -> str:
     """Return one page with the tables, the plots and every answer."""
     parts = [f"<p>{escape(_asked(comparison))}</p>"]
-    parts.append(_html_table(_COLUMNS, [_cells(side) for side in comparison.sides]))
+    parts.append(html_table(_COLUMNS, [_cells(side) for side in comparison.sides]))
     kinds = _kinds(comparison)
     if kinds:
         names = [side.name for side in comparison.sides]
-        parts.append(_html_table(["right", *names], [_kind_cells(comparison, k) for k in kinds]))
+        parts.append(html_table(["right", *names], [_kind_cells(comparison, k) for k in kinds]))
     sentences = []
     for pair in comparison.pairs:
         sentences += [f"<li>{escape(sentence)}</li>" for sentence in _sentences(pair)]
@@ -64,7 +68,7 @@ def as_html(comparison: Comparison) -> str:
     if find_spec("matplotlib") is not None:
         parts.append(_plots(comparison))
     parts.append(_answers(comparison))
-    return _PAGE.replace("{body}", "\n".join(parts))
+    return page_of("A/B comparison", parts)
 
 
 def _asked(comparison: Comparison) -> str:
@@ -155,7 +159,7 @@ def markdown_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[
     return lines
 
 
-def _html_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def html_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f"<th scope=col>{escape(name)}</th>" for name in names)
     lines = []
     for first, *others in rows:
@@ -183,33 +187,44 @@ def _answers(comparison: Comparison) -> str:
 
 def _plots(comparison: Comparison) -> str:
     """Return an SVG of the shares that were right, and of how soon answers were there."""
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "ab"}):
-        figure = Figure(figsize=(10, 3.6), layout="constrained")
-        share_axes, time_axes = figure.subplots(1, 2)
-        judged = [side for side in comparison.sides if side.accuracy is not None]
-        for place, side in enumerate(judged):
-            share = side.accuracy
-            assert share is not None
-            share_axes.barh(place, 100 * share.value)
-            share_axes.plot([100 * share.low, 100 * share.high], [place, place], color="black")
-        share_axes.set_yticks(range(len(judged)), [side.name for side in judged])
-        share_axes.set(xlabel="right, % (line: interval of 95 %)", xlim=(0, 100))
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    share_axes, time_axes = figure.subplots(1, 2)
+    judged = [side for side in comparison.sides if side.accuracy is not None]
+    for place, side in enumerate(judged):
+        share = side.accuracy
+        assert share is not None
+        share_axes.barh(place, 100 * share.value)
+        share_axes.plot([100 * share.low, 100 * share.high], [place, place], color="black")
+    share_axes.set_yticks(range(len(judged)), [side.name for side in judged])
+    share_axes.set(xlabel="right, % (line: interval of 95 %)", xlim=(0, 100))
 
-        for number, side in enumerate(comparison.sides):
-            seconds = sorted(
-                row.seconds[number] for row in comparison.rows if row.errors[number] is None
-            )
-            shares = [(place + 1) / len(seconds) for place in range(len(seconds))]
-            time_axes.step([1000 * second for second in seconds], shares, label=side.name)
-        time_axes.set(xlabel="answered within, ms", ylabel="share of questions", ylim=(0, 1))
-        time_axes.legend()
-        picture = io.StringIO()
+    for number, side in enumerate(comparison.sides):
+        seconds = sorted(
+            row.seconds[number] for row in comparison.rows if row.errors[number] is None
+        )
+        shares = [(place + 1) / len(seconds) for place in range(len(seconds))]
+        time_axes.step([1000 * second for second in seconds], shares, label=side.name)
+    time_axes.set(xlabel="answered within, ms", ylabel="share of questions", ylim=(0, 1))
+    time_axes.legend()
+    return svg_of(figure)
+
+
+def svg_of(figure: "Figure") -> str:
+    """Return a figure of matplotlib as an SVG to stand in a page, the same each time."""
+    from matplotlib import rc_context
+
+    picture = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "ab"}):
         figure.savefig(picture, format="svg", metadata={"Date": None})
     svg = picture.getvalue()
     return f"<figure>{svg[svg.index('<svg') :]}</figure>"
+
+
+def page_of(title: str, parts: Sequence[str]) -> str:
+    """Return a page of HTML with these parts, which needs nothing else."""
+    return _PAGE.replace("{title}", escape(title)).replace("{body}", "\n".join(parts))
 
 
 _PAGE = """<!doctype html>
@@ -217,7 +232,7 @@ _PAGE = """<!doctype html>
 <head>
 <meta charset=utf-8>
 <meta name=viewport content="width=device-width, initial-scale=1">
-<title>A/B comparison</title>
+<title>{title}</title>
 <style>
 :root { color-scheme: light dark }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem }
@@ -230,7 +245,7 @@ figure { background: white; margin: 1rem 0; overflow-x: auto }
 </style>
 </head>
 <body>
-<h1>A/B comparison</h1>
+<h1>{title}</h1>
 {body}
 </body>
 </html>

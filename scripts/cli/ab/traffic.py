@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from scripts.cli.ab.comparison import Timing
-from scripts.cli.ab.figures import (
+from shared.figures import (
     Mean,
     Share,
     fisher_test,

@@ -4,10 +4,10 @@ import argparse
 import json
 from dataclasses import asdict
 
-from scripts.cli.ab.figures import Mean, Share
 from scripts.cli.ab.report import markdown_table, timing_cell
 from scripts.cli.ab.traffic import LEAST, ArmFigures, ArmTest, TrafficReport, report_of
 from scripts.cli.fleet_tool import ToolError
+from shared.figures import Mean, Share
 from shared.queue.broker import open_broker
 from shared.queue.experiment_log import ExperimentLog
 from shared.settings.command_line import redis_url

@@ -79,6 +79,9 @@
 -- owned:T       zset  a tenant's batches, by when they came
 -- open:T        set   those of them that have not ended
 -- unattended    hash  batches whose time was over while nobody advanced them: `EPOCH TIME`, and since when
+--
+-- Under the hash tag `{evaluations}` the same for evaluations, whose lines are requests (plan, report, error are theirs):
+-- latest        string the one that ended last with a report
 
 local P = KEYS[1]
 local a = cmsgpack.unpack(ARGV[1])

@@ -26,15 +26,24 @@ class Share:
 
 
 def share_of(count: int, total: int) -> Share:
-    """Return a share with Wilson's score interval (Wilson, 1927). `total` is at least 1."""
-    share = count / total
-    scale = 1 + _Z**2 / total
-    center = (share + _Z**2 / (2 * total)) / scale
-    half = _Z / scale * math.sqrt(share * (1 - share) / total + _Z**2 / (4 * total**2))
-    # At 0 and 1 a bound is the share itself, but for rounding.
-    return Share(
-        count, total, min(share, max(0.0, center - half)), max(share, min(1.0, center + half))
-    )
+    """Return a share with Wilson's score interval. `total` is at least 1."""
+    low, high = wilson_interval(count / total, total)
+    return Share(count, total, low, high)
+
+
+def wilson_interval(mean: float, count: int) -> tuple[float, float]:
+    """Return Wilson's score interval of 95 % (Wilson, 1927) of a mean of 0s and 1s.
+
+    Of other values from 0 to 1, which vary less around the same mean, it is wider than need be.
+    `count` is at least 1.
+    """
+    scale = 1 + _Z**2 / count
+    center = (mean + _Z**2 / (2 * count)) / scale
+    half = _Z / scale * math.sqrt(mean * (1 - mean) / count + _Z**2 / (4 * count**2))
+    # At 0 and 1 a bound is the mean itself, but for rounding.
+    low = min(mean, max(0.0, center - half))
+    high = max(mean, min(1.0, center + half))
+    return low, high
 
 
 @dataclass(frozen=True)

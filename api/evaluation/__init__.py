@@ -1,0 +1,1 @@
+"""Evaluation: small sets of questions with right answers, what models make of them, and regressions."""

@@ -1,0 +1,55 @@
+"""Bodies of `/api/evaluation`: what is to be asked, and how far that has come."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from pydantic import BaseModel, Field
+
+from api.evaluation.report import Report
+from api.schemas.fields import NonEmpty, RequestBody, shown
+from shared.queue.evaluation_runs import EvaluationRun
+
+
+class EvaluationRequest(RequestBody):
+    """The sets to ask, by default all, and the model, by default all that can do a task.
+
+    A report that is accepted is the next baseline in spite of its regressions.
+    """
+
+    model_config = shown({"tasks": ["mathematics"], "model": "hrm-text-math"})
+
+    tasks: Annotated[list[NonEmpty], Field(min_length=1)] | None = None
+    model: NonEmpty | None = None
+    accept: Annotated[bool, Field(strict=True)] = False
+
+
+class EvaluationBody(BaseModel):
+    """An evaluation. `done` of its `total` requests have answers; warm-ups are among them.
+
+    Times are in seconds since 1970. The report is there once it is done.
+    """
+
+    id: str
+    state: Literal["queued", "running", "done", "failed"]
+    created_at: int
+    ended_at: int | None
+    done: int
+    total: int
+    error: str | None
+    report: Report | None
+
+
+def evaluation_body(run: EvaluationRun) -> EvaluationBody:
+    report = None
+    if run.report:
+        report = msgspec.json.decode(run.report, type=Report)
+    return EvaluationBody(
+        id=run.id,
+        state=run.state,
+        created_at=run.created_at,
+        ended_at=run.ended_at,
+        done=run.num_done,
+        total=run.total,
+        error=run.error or None,
+        report=report,
+    )

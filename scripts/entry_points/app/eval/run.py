@@ -1,0 +1,8 @@
+"""`python -m app.eval.run [flags]`: the same as `aios eval run`."""
+
+import sys
+
+from scripts.cli.eval import main
+
+if __name__ == "__main__":
+    sys.exit(main(["run", *sys.argv[1:]]))
