@@ -1,8 +1,8 @@
 """Regressions: figures of a report that are worse than those of the last baseline.
 
 A baseline is an earlier result of the same model, task, device and precision, with the same items
-asked in the same way, that was no regression itself. So a slowdown is told by every run until it
-is gone or accepted, and many small ones do not pass one by one.
+asked in the same way, that was no regression itself. So a regression is told by every report until
+it is gone or accepted.
 """
 
 from collections.abc import Sequence

@@ -216,12 +216,16 @@ def result_of(one: EvalSet, item: Item, answer: Answer) -> ItemResult:
         id=item.id,
         score=score,
         latency_ms=round(answer.latency_ms, 3),
-        first_token_ms=answer.first_token_ms,
+        first_token_ms=_rounded(answer.first_token_ms),
         tokens=answer.tokens,
         answered=shown,
         error=answer.error,
         is_refused=answer.is_refused,
     )
+
+
+def _rounded(time_ms: float | None) -> float | None:
+    return None if time_ms is None else round(time_ms, 3)
 
 
 def _shown(body: Any) -> str:
@@ -256,9 +260,9 @@ def task_report(one: EvalSet, model: ModelFacts, items: Sequence[ItemResult]) ->
         errors=len(items) - len(done),
         latency_ms=_timing([item.latency_ms for item in done]),
         first_token_ms=_timing(first_ms),
-        token_interval_ms=percentile(sorted(intervals), 50) if intervals else None,
+        token_interval_ms=round(percentile(sorted(intervals), 50), 3) if intervals else None,
         tokens=tokens,
-        tokens_per_s=tokens / seconds if tokens and seconds else None,
+        tokens_per_s=round(tokens / seconds, 3) if tokens and seconds else None,
         items=tuple(items),
     )
 
@@ -274,4 +278,4 @@ def _timing(times_ms: Sequence[float]) -> Timing | None:
     if not times_ms:
         return None
     ordered = sorted(times_ms)
-    return Timing(p50=percentile(ordered, 50), p95=percentile(ordered, 95))
+    return Timing(p50=round(percentile(ordered, 50), 3), p95=round(percentile(ordered, 95), 3))

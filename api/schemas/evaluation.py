@@ -26,7 +26,8 @@ class EvaluationRequest(RequestBody):
 class EvaluationBody(BaseModel):
     """An evaluation. `done` of its `total` requests have answers; warm-ups are among them.
 
-    Times are in seconds since 1970. The report is there once it is done.
+    Items of a set that a model refuses are not asked. Times are in seconds since 1970. The report
+    is there once it is done.
     """
 
     id: str

@@ -13,6 +13,7 @@ reports that were written before.
 import argparse
 import asyncio
 import os
+import secrets
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -85,7 +86,7 @@ async def _asked(args: argparse.Namespace, url: str, sets: Sequence[EvalSet]) ->
         return await evaluate(
             FleetClient(client),
             sets,
-            id=datetime.now(UTC).strftime("eval-%Y%m%d-%H%M%S"),
+            id=f"{datetime.now(UTC):eval-%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
             model=args.model,
             concurrency=args.concurrency,
             note=lambda line: print(f"{PROG}: {line}", file=sys.stderr),

@@ -105,7 +105,7 @@ def _sentences(report: Report) -> list[str]:
         sentences.append(f"Regression: {sentence_of(result, regression)}.")
     for skipped in report.skipped:
         model = "" if skipped.model is None else f" by {skipped.model}"
-        sentences.append(f"Skipped: {skipped.task}{model}: {skipped.reason}.")
+        sentences.append(f"Skipped: {skipped.task}{model}: {skipped.reason.rstrip('.')}.")
     return sentences
 
 
