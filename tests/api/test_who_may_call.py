@@ -63,6 +63,9 @@ WHO_MAY_CALL = {
     ("GET", "/api/models/catalogue"): ADMIN,
     ("DELETE", "/api/models/{task}/{model_id:path}"): ADMIN,
     ("GET", "/v1/fleet"): ADMIN,
+    ("POST", "/api/evaluation/run"): ADMIN,
+    ("GET", "/api/evaluation/latest"): ADMIN,
+    ("GET", "/api/evaluation/runs/{id}"): ADMIN,
     ("GET", "/api/health"): OPEN,
     ("GET", "/health"): OPEN,
 }

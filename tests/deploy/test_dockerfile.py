@@ -99,6 +99,7 @@ def test_what_is_copied_exists_and_is_let_through() -> None:
     allowed = set(re.findall(r"^!(.*)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE))
     assert allowed == rooms() | {
         "README.md",
+        "assets",
         "config",
         "constraints.txt",
         "models",

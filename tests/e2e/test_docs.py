@@ -22,6 +22,7 @@ PAGES = {
     "docs/artifacts.md": "sample",
     "docs/batches.md": "sample",
     "docs/clients.md": "sample",
+    "docs/evaluation.md": "sample",
     "docs/access.md": "trial",
     "docs/delivery.md": "trial",
     "docs/maintenance.md": "trial",

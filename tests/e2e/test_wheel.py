@@ -22,7 +22,7 @@ import pytest
 from shared.shipped import REPO_ROOT
 from tests.fixtures.e2e.serving import serving
 
-_SOURCES = ("api", "config", "models", "scripts", "shared", "worker")
+_SOURCES = ("api", "assets", "config", "models", "scripts", "shared", "worker")
 _FILES = (
     "LICENSE",
     "MANIFEST.in",
@@ -143,9 +143,10 @@ def test_every_module_and_its_data_are_in_it(wheel: Path, source: Path) -> None:
     for file in old_names.rglob("*.py"):
         expected.add(str(file.relative_to(old_names)))
 
-    for file in (source / "models").rglob("*"):
-        if file.is_file():
-            expected.add(f"shared/{file.relative_to(source)}")
+    for folder in ("assets", "models"):
+        for file in (source / folder).rglob("*"):
+            if file.is_file():
+                expected.add(f"shared/{file.relative_to(source)}")
     assert set(contents(wheel)) - set(KERNELS) == expected
 
     if can_compile():
