@@ -35,7 +35,7 @@ from api.evaluation.report import (
 )
 from api.evaluation.sets import EvalSet, Item, chosen_sets, read_sets
 from api.schemas.fields import fleets_seed
-from shared.errors import BrokerUnavailable, InvalidRequest, Unauthorized
+from shared.errors import BrokerUnavailable, EvaluationNotFound, InvalidRequest, Unauthorized
 from shared.queue.batches import BatchClaim
 from shared.queue.broker import UNAVAILABLE, Broker
 from shared.queue.evaluation_runs import EvaluationRun, EvaluationRuns
@@ -46,7 +46,7 @@ from shared.telemetry.metrics import EvaluationMetrics
 
 WINDOW_S = 3600.0
 """The time in which a run must end."""
-HISTORY = 50
+HISTORY = 20
 """The number of earlier runs among which a baseline is looked for."""
 _RETRY_S = 0.5
 
@@ -110,7 +110,7 @@ class Evaluator:
         try:
             async with Hold(self._runs, claim) as hold:
                 await self._advance(hold, claim, for_s)
-        except ClaimLost:
+        except (ClaimLost, EvaluationNotFound):
             log.info("evaluation claim lost", extra=fields(evaluation=claim.batch_id))
         except (BrokerUnavailable, *UNAVAILABLE) as error:
             log.warning(
@@ -258,6 +258,8 @@ class Evaluator:
                     now=regression.now,
                 ),
             )
+        for skipped in report.refused:
+            self._metrics.regressions.labels(skipped.task, skipped.model, "refused").inc()
         log.info("evaluation ended", extra=fields(evaluation=run.id))
         self._show(report)
 
@@ -301,9 +303,8 @@ class Evaluator:
         latest_id = await self._runs.latest_id()
         if latest_id is None or latest_id == self._shown:
             return
-        for run in await self._runs.done(HISTORY):
-            if run.id == latest_id:
-                self._show(msgspec.json.decode(run.report, type=Report))
+        run = await self._runs.find(latest_id)
+        self._show(msgspec.json.decode(run.report, type=Report))
 
     def _show(self, report: Report) -> None:
         self._shown = report.id

@@ -8,14 +8,14 @@ it is gone or accepted.
 from collections.abc import Sequence
 from dataclasses import replace
 
-from api.evaluation.report import Regression, Report, TaskReport
+from api.evaluation.report import Regression, Report, Skipped, TaskReport
 
 MOST_SLOWER = 0.2
 """The share by which the median latency may grow."""
 
 
 def compared(report: Report, history: Sequence[Report]) -> Report:
-    """Return a report with its regressions against earlier reports, the newest first."""
+    """Return a report with what is worse in it than in earlier reports, the newest first."""
     results = []
     for result in report.results:
         found = _baseline(report, result, history)
@@ -30,7 +30,17 @@ def compared(report: Report, history: Sequence[Report]) -> Report:
                 regressions=tuple(regressions_of(result, before, earlier.id)),
             )
         )
-    return replace(report, results=tuple(results))
+    skipped = [_beside_earlier(one, history) for one in report.skipped]
+    return replace(report, results=tuple(results), skipped=tuple(skipped))
+
+
+def _beside_earlier(skipped: Skipped, history: Sequence[Report]) -> Skipped:
+    """Return a set that was left out, with the last report in which its model has answered it."""
+    for earlier in history:
+        for result in earlier.results:
+            if (result.task, result.model.id) == (skipped.task, skipped.model):
+                return replace(skipped, baseline=earlier.id)
+    return skipped
 
 
 def regressions_of(now: TaskReport, before: TaskReport, baseline: str) -> list[Regression]:
@@ -73,7 +83,7 @@ def _baseline(
     report: Report, result: TaskReport, history: Sequence[Report]
 ) -> tuple[Report, TaskReport] | None:
     for earlier in history:
-        if earlier.way != report.way:
+        if (earlier.way, earlier.concurrency) != (report.way, report.concurrency):
             continue
         for before in earlier.results:
             is_good = earlier.is_accepted or not before.regressions

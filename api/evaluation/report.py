@@ -113,22 +113,30 @@ class TaskReport:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A set that was not asked, of a model or (None) of any, and why."""
+    """A set that was not asked, of a model or (None) of any, and why.
+
+    `baseline` is the id of an earlier report in which that model has answered it.
+    """
 
     task: str
     model: str | None
     reason: str
+    baseline: str | None = None
 
 
 @dataclass(frozen=True)
 class Report:
-    """An evaluation. One that `is_accepted` is a baseline for later ones in spite of its regressions."""
+    """An evaluation, with `concurrency` items under way at a time.
+
+    One that `is_accepted` is a baseline for later ones in spite of its regressions.
+    """
 
     id: str
     made_at: str
     way: Way
     results: tuple[TaskReport, ...]
     skipped: tuple[Skipped, ...] = ()
+    concurrency: int = 1
     is_accepted: bool = False
 
     @property
@@ -137,6 +145,11 @@ class Report:
         for result in self.results:
             found += [(result, regression) for regression in result.regressions]
         return found
+
+    @property
+    def refused(self) -> list[Skipped]:
+        """The sets that a model refuses now and has answered before."""
+        return [skipped for skipped in self.skipped if skipped.baseline is not None]
 
 
 @dataclass(frozen=True)

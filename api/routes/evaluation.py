@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from api.access.caller import CallerDep
 from api.deps import Front, FrontDep
 from api.endpoints.dialect import Access, Dialect
-from api.evaluation.evaluator import HISTORY, WINDOW_S
+from api.evaluation.evaluator import WINDOW_S
 from api.evaluation.sets import EvalSet, chosen_sets, read_sets
 from api.redis_timeout import redis_answers
 from api.schemas.errors import ApiErrorBody, errors_of
@@ -67,9 +67,11 @@ async def run(
 @redis_answers()
 async def latest(front: FrontDep) -> EvaluationBody:
     """Return the last evaluation that has a report. 404 before the first one."""
-    for made in await _runs(front).done(HISTORY):
-        return evaluation_body(made)
-    raise EvaluationNotFound("No evaluation has ended yet.")
+    runs = _runs(front)
+    latest_id = await runs.latest_id()
+    if latest_id is None:
+        raise EvaluationNotFound("No evaluation has ended yet.")
+    return evaluation_body(await runs.find(latest_id))
 
 
 @router.get("/runs/{id}")

@@ -27,6 +27,7 @@ _STATES: dict[str, RunState] = {
 _OPEN = ("validating", "in_progress")
 _MOST_OPEN = 4
 _KEPT_S = 90 * 86_400.0
+_MOST_KEPT = 50
 # All runs are the operator's.
 _TENANT = "operator"
 
@@ -188,9 +189,20 @@ class EvaluationRuns:
         fields = {"report": raw(report), "error": error}
         has_ended = await self._move_on(claim, _OPEN, status, fields, kept_s=_KEPT_S)
         if has_ended and report:
-            # For those who only look whether there is news.
-            await self._redis.set(keys.LATEST_EVALUATION, claim.batch_id)
+            await self._redis.set(keys.LATEST_EVALUATION, claim.batch_id, px=int(_KEPT_S * 1000))
+            await self._forget_old()
         return has_ended
+
+    async def _forget_old(self) -> None:
+        """Remove the records of all but the last runs. Open ones are among these, as they are few."""
+        old = await self._redis.zrange(keys.EVALUATION_RUNS, _MOST_KEPT, -1, desc=True)
+        if not old:
+            return
+        pipe = self._redis.pipeline(transaction=False)
+        for run_id in old:
+            pipe.delete(keys.evaluation(run_id.decode()))
+        pipe.zrem(keys.EVALUATION_RUNS, *old)
+        await pipe.execute()
 
     async def _renew_for(self, claim: BatchClaim, lease_ms: int) -> Renewal | None:
         answer = await self._renew.call(

@@ -119,6 +119,22 @@ async def test_failures_are_wrong_and_told(desk: Desk, capsys: pytest.CaptureFix
     assert await desk.aios_eval("latest") == 1
 
 
+async def test_a_set_that_is_refused_now_and_was_answered_before_is_worse(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = msgspec.structs.replace(words_set(), task="other")
+    (desk.folder / "other.json").write_bytes(msgspec.json.encode(other))
+    assert await desk.aios_eval("run", "--strict") == 0
+    refused = msgspec.structs.replace(words_set(top_k=-7), task="other")
+    (desk.folder / "other.json").write_bytes(msgspec.json.encode(refused))
+    assert await desk.aios_eval("run", "--strict") == EXIT_REGRESSED
+    told = capsys.readouterr()
+    assert "Skipped: other by echo: refused: 422: options.top_k" in told.out
+    assert "warning: other by echo: answered in eval-" in told.err
+    [skipped] = desk.latest()["skipped"]
+    assert skipped["baseline"] is not None
+
+
 async def test_the_name_of_older_documents_does_the_same(desk: Desk) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable,

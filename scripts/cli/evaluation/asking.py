@@ -183,7 +183,14 @@ async def evaluate(
         results.append(task_report(one, assignment.model, items))
         note(f"{one.task}: {assignment.model.id} has answered {len(items)} items")
     results = _with_fresh_facts(results, await fleet.models())
-    return Report(id=id, made_at=now(), way="http", results=tuple(results), skipped=tuple(skipped))
+    return Report(
+        id=id,
+        made_at=now(),
+        way="http",
+        results=tuple(results),
+        skipped=tuple(skipped),
+        concurrency=concurrency,
+    )
 
 
 async def _ask_all(
