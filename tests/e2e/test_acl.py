@@ -215,12 +215,16 @@ async def use_commands(operator: tuple[str, str]) -> None:
 async def use_jobs_role(
     tester: AsyncRedis, jobs_url: str, http: httpx.AsyncClient, folder: Path
 ) -> None:
-    """Run the jobs role until arq has its keys and a batch is done, and end it."""
+    """Run the jobs role until arq has its keys, a batch and an evaluation are done, and end it."""
     line = {"custom_id": "a", "url": "/generate", "body": {"prompts": ["abc"]}}
     input_file = {"file": ("a", json.dumps(line).encode())}
     uploaded = await http.post("/v1/files", files=input_file, data={"purpose": "batch"})
     body = {"input_file_id": uploaded.json()["id"], "endpoint": "/generate"}
     path = f"/v1/batches/{(await http.post('/v1/batches', json=body)).json()['id']}"
+    boss = {"Authorization": "Bearer boss"}
+    evaluation = {"tasks": ["mathematics"]}
+    begun = await http.post("/api/evaluation/run", json=evaluation, headers=boss)
+    assert begun.status_code == 202
 
     command = [sys.executable, "-m", "scripts.cli.jobs", "--redis-url", jobs_url]
     command += ["--artifact-url", str(folder)]
@@ -234,6 +238,13 @@ async def use_jobs_role(
             await asyncio.sleep(0.05)
         assert batch["request_counts"]["completed"] == 1
         assert (await http.get("/v1/batches")).json()["data"] == [batch]
+        run = begun.json()
+        while run["state"] not in ("done", "failed"):
+            assert role.returncode is None
+            await asyncio.sleep(0.05)
+            run = (await http.get(begun.headers["Location"], headers=boss)).json()
+        assert run["error"] is None
+        assert (await http.get("/api/evaluation/latest", headers=boss)).status_code == 200
         role.send_signal(signal.SIGTERM)
         assert await role.wait() == 0
     finally:

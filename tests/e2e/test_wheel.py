@@ -122,6 +122,11 @@ def test_it_serves_the_models_that_ship_from_an_empty_folder(
         body = {"prompts": ["Solve for x: 2x + 3 = 9"], "temperature": 0}
         answer = httpx.post(f"{fleet.url}/generate", json=body, timeout=180)
         assert answer.json()["completions"][0].endswith("\\boxed{3}")
+        reports = installed.parent / "reports.json"
+        few = ("--tasks", "mathematics", "--limit", "1", "--reports", reports)
+        python = installed / "bin" / "python"
+        table = run(python, "-m", "app.eval.run", "--url", fleet.url, *few, cwd=tmp_path)
+        assert "| mathematics | hrm-text-math |" in table
         assert fleet.stop() == 0
     assert list(tmp_path.iterdir()) == []
 

@@ -20,6 +20,7 @@ from shared.queue import keys
 from shared.queue.batch_sweep import UNATTENDED_S, BatchSweep
 from shared.queue.batches import BatchClaim, Batches, BatchSpec
 from shared.queue.broker import Broker
+from shared.queue.evaluation_runs import EvaluationRuns, RunSpec
 from shared.queue.janitor import Janitor
 from shared.queue.rate_limiter import RateLimiter
 from shared.queue.repeats import Repeats
@@ -329,6 +330,11 @@ LASTING = {
     "{batches}:active": "ends with the last batch",
     "{batches}:results": "goes with its batch; sweep batch_records",
     "{batches}:duplicates": "goes with its batch; sweep batch_records",
+    "{evaluations}:batch": "expires when it has ended; at most four are open",
+    "{evaluations}:owned": "the last fifty",
+    "{evaluations}:open": "at most four",
+    "{evaluations}:active": "ends with the last open one",
+    "{evaluations}:results": "goes with its evaluation",
     "{presence}:models": "one field a model",
     "{presence}:workers": "sweep workers",
     "{presence}:popularity": "sweep popularity",
@@ -356,6 +362,11 @@ async def test_what_no_time_to_live_removes_is_looked_after(redis: Redis) -> Non
     claim = await batches.claim()
     assert claim is not None
     await batches.note_duplicates(claim, [1])
+    runs = EvaluationRuns(broker)
+    await runs.create(RunSpec(), window_s=60)
+    asking = await runs.claim()
+    assert asking is not None
+    await runs.note(asking, 1, b"{}")
     await Presence(redis).announce(WorkerInfo("w1", "ready", ()))
     await Popularity(broker).add({"m": 1})
 
