@@ -212,17 +212,18 @@ class Evaluator:
         return results
 
     async def _result(self, hold: Hold, work: ItemWork, trial: _Trial) -> ItemResult:
-        """Return the result of a request, which is tried again while it is refused for a time."""
+        """Return the result of a request, which is tried again while it is refused for a time.
+
+        Raise ClaimLost and _Late.
+        """
         one = self._set_of(trial.assignment)
         # Requests without a seed have that of the fleet, as a front's do.
         fleets_seed.set(self._seed)
         while True:
-            hold.check()
-            if hold.is_late:
-                raise _Late
             try:
-                answer = await work.ask(trial.number, one, trial.item, trial.assignment.model.id)
-                return result_of(one, trial.item, answer)
+                return result_of(one, trial.item, await _asked(hold, work, one, trial))
+            except (ClaimLost, _Late):
+                raise
             except LATER as error:
                 log.debug(
                     "evaluation item waits",
@@ -313,6 +314,24 @@ class Evaluator:
             self._metrics.accuracy.labels(*labels).set(result.accuracy.value)
             if result.latency_ms is not None:
                 self._metrics.latency.labels(*labels).set(result.latency_ms.p95 / 1000)
+
+
+async def _asked(hold: Hold, work: ItemWork, one: EvalSet, trial: _Trial) -> Answer:
+    """Return the answer to a request. Raise ClaimLost and _Late if the run is to stop before."""
+    model = trial.assignment.model.id
+    asking = asyncio.create_task(work.ask(trial.number, one, trial.item, model))
+    stopping = asyncio.create_task(hold.stopped.wait())
+    try:
+        if not hold.stopped.is_set():
+            await asyncio.wait({asking, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if asking.done():
+            return asking.result()
+        hold.check()
+        raise _Late
+    finally:
+        stopping.cancel()
+        asking.cancel()
+        await asyncio.gather(asking, stopping, return_exceptions=True)
 
 
 @asynccontextmanager

@@ -224,12 +224,16 @@ async def test_the_last_runs_alone_are_kept(
 async def test_a_run_whose_time_is_over_fails(
     redis: Redis, worker: ChangedWorker, client: httpx.AsyncClient
 ) -> None:
-    run_id = await queued(redis, window_s=0.001)
+    worker.held = 2
+    waiting = await queued(redis, window_s=0.001)
     async with evaluating(redis, words_set()) as evaluator:
         await evaluator.advance_one(TURN_S)
-    run = await run_of(client, run_id)
-    assert run["state"] == "failed"
-    assert run["error"] == "The time of the run was over before all items were asked."
+        run_id = await queued(redis, window_s=0.5)
+        await evaluator.advance_one(TURN_S)
+    for failed, num_done in ((waiting, 0), (run_id, 1)):
+        run = await run_of(client, failed)
+        assert (run["state"], run["done"]) == ("failed", num_done)
+        assert run["error"] == "The time of the run was over before all items were asked."
     # What Redis knows of its items is gone, and the record goes later.
     assert await redis.exists(keys.evaluation_results(run_id)) == 0
     assert await redis.pttl(keys.evaluation(run_id)) > 0

@@ -19,6 +19,7 @@ from shared.events.subscriptions import Subscriptions
 from shared.messages import Cancelled, Event, Job, Started, Tokens
 from shared.queue import keys
 from shared.queue.broker import UNAVAILABLE, Broker, open_broker
+from shared.queue.evaluation_runs import EvaluationRuns, RunSpec
 from shared.queue.janitor import Janitor
 from shared.queue.leases import Claim
 from shared.queue.submission import QueueLimits, Quota, SubmitRequest
@@ -309,6 +310,23 @@ async def test_artifacts_live_on_one_node(broker: Broker, tmp_path: Path) -> Non
     await client.zadd(keys.EXPIRING, {large.id: 1})
     assert await Janitor(broker, artifacts=store).artifacts() == {"expired_artifacts": 1}
     assert await store.used_bytes("ann") == 0
+
+
+async def test_evaluations_live_on_one_node(broker: Broker) -> None:
+    runs = EvaluationRuns(broker)
+    made = await runs.create(RunSpec(tasks=("mathematics",)), window_s=60)
+    claim = await runs.claim()
+    assert claim is not None and claim.batch_id == made.id
+    assert await runs.claim() is None
+    assert await runs.begin(claim, total=2, plan=b"{}")
+    assert await runs.note(claim, 1, b"first")
+    assert await runs.note(claim, 1, b"another")
+    assert await runs.results(claim) == {1: b"first"}
+    assert await runs.end(claim, report=b"{}")
+    assert not await runs.end(claim, report=b"{}")
+    assert await runs.latest_id() == made.id
+    [run] = await runs.done(9)
+    assert (run.state, run.num_done, run.total, run.report) == ("done", 1, 2, b"{}")
 
 
 async def test_without_any_node_the_failure_is_a_connection_error() -> None:
