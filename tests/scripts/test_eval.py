@@ -94,6 +94,8 @@ async def test_the_page_needs_nothing_else(desk: Desk, capsys: pytest.CaptureFix
     data.parent.mkdir()
     files = ("--html", str(page), "--json", str(data))
     assert await desk.aios_eval("run", *files) == 0
+    assert page.read_text().count("<svg") == 1, "there is no course yet"
+    assert await desk.aios_eval("run", *files) == 0
     text = page.read_text()
     assert text.count("<svg") == 2
     assert not re.findall(r"""(?:src|href)=["']?(?!#)[^"'> ]*//""", text)

@@ -47,7 +47,8 @@ def as_html(report: Report, history: Sequence[Report]) -> str:
     parts.append(f"<ul>{items}</ul>")
     if report.results and find_spec("matplotlib") is not None:
         parts.append(_plots(report))
-        parts.append(_course(report, history))
+        if history:
+            parts.append(_course(report, history))
     parts += [_answers(result) for result in report.results]
     parts.append("<h2>Reports</h2>")
     parts.append(html_table(_LISTED, [_listed(one) for one in (report, *history)]))
@@ -125,7 +126,7 @@ def _plots(report: Report) -> str:
 
     names = [f"{result.task}\n{result.model.id}" for result in report.results]
     figure = Figure(figsize=(10, 1.2 + 0.5 * len(names)), layout="constrained")
-    share_axes, time_axes = figure.subplots(1, 2)
+    share_axes, time_axes = figure.subplots(1, 2, sharey=True)
     for place, result in enumerate(report.results):
         accuracy = result.accuracy
         share_axes.barh(place, 100 * accuracy.value)
@@ -137,7 +138,8 @@ def _plots(report: Report) -> str:
             )
     share_axes.set_yticks(range(len(names)), names)
     share_axes.set(xlabel="right, % (line: interval of 95 %)", xlim=(0, 100))
-    time_axes.set_yticks([])
+    # The first result stands at the top, as in the table.
+    share_axes.invert_yaxis()
     time_axes.set(xlabel="latency, ms (bar: median, line: to the 95th percentile)", xscale="log")
     return svg_of(figure)
 
@@ -153,12 +155,11 @@ def _course(report: Report, history: Sequence[Report]) -> str:
             name = f"{result.task}, {result.model.id}"
             if result.latency_ms is not None:
                 courses.setdefault(name, {})[place] = result.latency_ms.p50
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    figure = Figure(figsize=(10, max(3.6, 0.2 * len(courses))), layout="constrained")
     axes = figure.subplots()
     for name, medians in courses.items():
         axes.plot(list(medians.keys()), list(medians.values()), marker="o", label=name)
     axes.set_xticks(range(len(reports)))
     axes.set(xlabel="report, the latest on the right", ylabel="median latency, ms", yscale="log")
-    if courses:
-        axes.legend(fontsize="small")
+    figure.legend(loc="outside right upper", fontsize="small")
     return svg_of(figure)
