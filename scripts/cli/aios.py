@@ -53,7 +53,7 @@ USAGE = """\
 usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers, janitor
        aios api [flags]         one front (needs --redis-url)
        aios worker [flags]      one worker (needs --redis-url)
-       aios jobs [flags]        the background role, which tidies up and advances batches (--once, --dry-run)
+       aios jobs [flags]        the background role, which tidies up, advances batches and evaluates (--once, --dry-run)
        aios status [--json]     the fleet now; exits with 0 if a worker is ready
        aios top [--front URL]   the fleet as it works, in place
        aios dead list | show ID | retry ID | drop ID
@@ -79,8 +79,8 @@ usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers, janitor
                                 how many answers are right and how soon, beside earlier reports
        aios doctor [flags]      what this machine has for a fleet with these flags, and what it lacks
        aios --version
-Without --redis-url (--server-url of puzzles) the last nine, and aios jobs, find the fleet that `aios serve hrm` runs
-on this machine; where several run, --port chooses one.
+Without --redis-url (--server-url of puzzles, --url of eval) the tools, and aios jobs, find the fleet that `aios serve hrm`
+runs on this machine; where several run, --port chooses one.
 Each command lists its flags with --help."""
 EXIT_USAGE = 2
 EXTRAS = {
