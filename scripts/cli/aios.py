@@ -79,8 +79,8 @@ usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers, janitor
                                 how many answers are right and how soon, beside earlier reports
        aios doctor [flags]      what this machine has for a fleet with these flags, and what it lacks
        aios --version
-Without --redis-url (--server-url of puzzles, --url of eval) the tools, and aios jobs, find the fleet that `aios serve hrm`
-runs on this machine; where several run, --port chooses one.
+Without --redis-url (--server-url of puzzles, --url of eval) the tools, and aios jobs, find the fleet that
+`aios serve hrm` runs on this machine; where several run, --port chooses one.
 Each command lists its flags with --help."""
 EXIT_USAGE = 2
 EXTRAS = {
