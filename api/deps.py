@@ -35,9 +35,11 @@ from shared.queue.repeats import Repeats
 from shared.queue.requests import Requests
 from shared.queue.submission import QueueLimits, Submissions
 from shared.queue.usage_ledger import UsageLedger
+from shared.queue.webhooks import WebhookEndpoints
 from shared.settings.settings import Settings
 from shared.telemetry.metrics import Metrics
 from shared.telemetry.process import LoopLag, measure_process
+from shared.webhooks.targets import Network, networks
 
 # With uvicorn's grace of a second for the last writes, a front exits within two seconds.
 _CLOSE_S = 0.4
@@ -77,6 +79,8 @@ class Front:
     artifacts: ArtifactStore
     batches: Batches
     batch_limits: BatchLimits
+    webhooks: WebhookEndpoints
+    webhook_allow: tuple[Network, ...]
     max_body_bytes: int
     metrics: Metrics
     exporter: MetricsExporter
@@ -155,6 +159,8 @@ def build_front(settings: Settings, broker: Broker, endpoints: Endpoints) -> Fro
         artifacts=open_artifacts(settings, broker, timeout_s=REDIS_TIMEOUT_S),
         batches=Batches(broker, most_open=settings.batch_max_open),
         batch_limits=BatchLimits(settings.batch_max_bytes, settings.batch_max_window_s),
+        webhooks=WebhookEndpoints(broker, most=settings.webhook_max_endpoints),
+        webhook_allow=networks(settings.webhook_allow),
         max_body_bytes=settings.max_body_bytes,
         metrics=metrics,
         exporter=MetricsExporter(fleet, QueueStats(broker), metrics),

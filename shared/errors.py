@@ -14,7 +14,7 @@ FleetError
 ├── ArtifactNotFound  404   ├── StorageUnavailable 503   ├── OverStorageQuota  413
 ├── ModelFailed       503   ├── UpstreamFailed     503   ├── BudgetExceeded    429
 ├── BatchNotFound     404   ├── BatchEnded         409
-└── EvaluationNotFound 404
+└── EvaluationNotFound 404  └── WebhookNotFound   404
 """
 
 from shared.messages import Failed
@@ -114,6 +114,11 @@ class BatchNotFound(FleetError):
 
 class EvaluationNotFound(FleetError):
     code = "evaluation_not_found"
+    status = 404
+
+
+class WebhookNotFound(FleetError):
+    code = "webhook_not_found"
     status = 404
 
 

@@ -182,7 +182,9 @@ class LineWork:
             tenant=self.caller.tenant,
             key=self.caller.id,
         )
-        options = RequestOptions(priority="bulk", key=key, wait_s=0.0, on_disconnect="continue")
+        options = RequestOptions(
+            priority="bulk", key=key, wait_s=0.0, on_disconnect="continue", is_line=True
+        )
         return RequestContext(self.front, self.caller, options, request_state, _receive_nothing)
 
     async def _followed(

@@ -42,6 +42,11 @@ class RequestContext:
         return self.options.wait_s != 0
 
     @property
+    def may_have_webhook(self) -> bool:
+        """True if the caller comes back for the answer, and so may be told when it is there."""
+        return self.options.wait_s is not None and not self.options.is_line
+
+    @property
     def on_disconnect(self) -> OnDisconnect:
         """The fate of the jobs when the caller leaves."""
         if self.options.on_disconnect is not None:

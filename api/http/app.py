@@ -48,6 +48,7 @@ from api.routes import (
     submit,
     unload,
     usage,
+    webhooks,
 )
 from api.schemas.errors import PlainErrorBody, errors_of
 from api.submit.cache import CACHE
@@ -74,6 +75,7 @@ PARTS = (
     files.DIALECT,
     artifacts.DIALECT,
     batches.DIALECT,
+    webhooks.DIALECT,
 )
 TABLE = RouteTable(PARTS)
 # For the OpenAPI document alone: AuthMiddleware reads the headers itself.

@@ -140,7 +140,7 @@ class AccessLog:
             "total_ms": round(seconds * 1000, 1),
         }
         line |= log_fields_of(request_state)
-        if self._log_bodies:
+        if self._log_bodies and not request_state.tells_secret:
             line["answer"] = _excerpt(answer)
         is_shown = self._log_requests and not request_state.is_probe
         access_log.log(logging.INFO if is_shown else logging.DEBUG, "request", extra=fields(**line))

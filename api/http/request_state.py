@@ -53,7 +53,7 @@ class RequestState:
     of the jobs themselves. `watch` times the jobs, if this front took them. `trace_id` is None where
     nothing is traced; `span` is the server's. `errors` is the format of errors for this caller.
     One with `is_admitted` has been counted by its caller's rates. `assignment` tells the experiment
-    that the request is of, and its arm.
+    that the request is of, and its arm. The answer of one that `tells_secret` is never logged.
     """
 
     request_id: str
@@ -75,6 +75,7 @@ class RequestState:
     errors: ErrorFormat = PLAIN
     is_admitted: bool = False
     assignment: Assignment | None = None
+    tells_secret: bool = False
 
 
 def request_state_of(scope: MutableMapping[str, Any]) -> RequestState:

@@ -39,7 +39,8 @@ class RequestOptions:
 
     `wait_s` is None to wait until the answer is there, 0 not to wait. `preferences` are those of
     `Prefer` that are honoured. `last_event_id` names the frame behind which a stream is to go on.
-    `ab_key` is sticky: requests of an experiment with equal keys get the same arm.
+    `ab_key` is sticky: requests of an experiment with equal keys get the same arm. A request that
+    `is_line` is a line of a batch.
     """
 
     priority: Priority = "default"
@@ -53,6 +54,7 @@ class RequestOptions:
     cache: CacheDirective | None = None
     accept: str = ""
     ab_key: str = ""
+    is_line: bool = False
 
 
 async def request_options_of(

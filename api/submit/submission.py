@@ -94,9 +94,17 @@ async def _submit(
         experiment=experiment,
     )
     submit_request = _submit_request(context, model, record, plan, is_streamed=is_streamed)
+    # Those who wait for their answers pay nothing for webhooks.
+    if context.may_have_webhook:
+        async with redis_answers():
+            has_webhook = await front.webhooks.are_there(caller.tenant)
+        submit_request = replace(submit_request, has_webhook=has_webhook)
 
     cache = front.cache
-    digest = _digest(context, model, record, plan.tasks)
+    digest = None
+    # An earlier request has ended already, and its end would not be an event any more.
+    if not submit_request.has_webhook:
+        digest = _digest(context, model, record, plan.tasks)
     if cache and digest:
         earlier = await _answered(context, cache, digest, model)
         if earlier is not None:

@@ -66,13 +66,21 @@ async def read_counters(redis: Redis) -> Counters:
     )
 
 
-async def take_jobs(broker: Broker, count: int, num_tokens: int) -> list[Claim]:
-    """Queue `count` streamed jobs, and take all of them as one worker."""
+async def take_jobs(
+    broker: Broker, count: int, num_tokens: int, *, has_webhook: bool = False
+) -> list[Claim]:
+    """Queue `count` streamed jobs, and take all of them as one worker.
+
+    They are one request, or with `has_webhook` one each.
+    """
     task = Generate("hello", Sampling(num_tokens, seed=0))
-    request = SubmitRequest("bench", (task,) * count, is_streamed=True)
     submissions = Submissions(broker)
-    request_id, jobs = submissions.jobs_of(request)
-    await submissions.submit(request, request_id, jobs, Quota(), QueueLimits(count))
+    requests = [SubmitRequest("bench", (task,) * count, is_streamed=True)]
+    if has_webhook:
+        requests = [SubmitRequest("bench", (task,), is_streamed=True, has_webhook=True)] * count
+    for request in requests:
+        request_id, jobs = submissions.jobs_of(request)
+        await submissions.submit(request, request_id, jobs, Quota(), QueueLimits(count))
 
     queue = WorkQueue(broker, QueuePolicy(), model="bench", worker="bench", fingerprint="")
     batch = await queue.take(broker.shards[0], count, is_empty=True)
@@ -125,10 +133,15 @@ async def measure(redis: Redis, num_jobs: int, steps: int, warm_up: int = 20) ->
     return "\n".join(lines)
 
 
-async def measure_ends(redis: Redis, num_jobs: int, num_appends: int) -> str:
-    """End `num_jobs` jobs in each of some appends, and return a line for each figure."""
+async def measure_ends(
+    redis: Redis, num_jobs: int, num_appends: int, *, has_webhook: bool = False
+) -> str:
+    """End `num_jobs` jobs in each of some appends, and return a line for each figure.
+
+    With `has_webhook` each end is an event.
+    """
     broker = Broker(redis)
-    claims = await take_jobs(broker, num_jobs * num_appends, num_tokens=4)
+    claims = await take_jobs(broker, num_jobs * num_appends, num_tokens=4, has_webhook=has_webhook)
     writer = LogWriter(broker)
     begun = (Started(1, "bench", 5), Tokens((1, 2, 3), "abc"))
     for start in range(0, len(claims), num_jobs):
@@ -142,9 +155,10 @@ async def measure_ends(redis: Redis, num_jobs: int, num_appends: int) -> str:
         landed = await writer.append([Append(claim.job, claim.epoch, 2, done) for claim in part])
         assert all(landed)
     after = await read_counters(redis)
+    what = "end with an event" if has_webhook else "end"
     rows = {
-        "us of Redis per end": 1e6 * (after.redis_s - before.redis_s) / len(claims),
-        "commands per end": (after.commands - before.commands) / len(claims),
+        f"us of Redis per {what}": 1e6 * (after.redis_s - before.redis_s) / len(claims),
+        f"commands per {what}": (after.commands - before.commands) / len(claims),
     }
     return "\n".join(f"{name:<30} {value:>12,.1f}" for name, value in rows.items())
 
@@ -162,6 +176,9 @@ async def main(num_jobs: int, steps: int, rounds: int) -> None:
             print(await measure(redis, num_jobs, steps), flush=True)
             await redis.flushall()
             print(await measure_ends(redis, num_jobs, _APPENDS_OF_ENDS), flush=True)
+            await redis.flushall()
+            ends = await measure_ends(redis, num_jobs, _APPENDS_OF_ENDS, has_webhook=True)
+            print(ends, flush=True)
         await redis.aclose()
 
 

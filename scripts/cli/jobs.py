@@ -1,8 +1,7 @@
 """`aios jobs`: the background role, whose sweeps and turns at work are cron jobs of arq.
 
-Only this module knows arq. Its values in Redis are JSON, never pickle. Any number of processes may
-have this role: arq runs each sweep in one of them. All keys of arq carry one hash tag, so that it
-also works on a Redis cluster. The role may be stopped at any time.
+Any number of processes may have this role: arq runs each sweep in one of them. The role may be
+stopped at any time. Webhooks have a queue of their own (`scripts.cli.webhook_jobs`).
 
 Once a second one process takes a turn at the batch that has waited longest, and one at such an
 evaluation. A turn is short, and what it has reached lies in Redis, so that any process takes the
@@ -14,7 +13,7 @@ import asyncio
 import json
 import logging
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -22,13 +21,13 @@ from types import MappingProxyType
 from typing import Any
 
 from arq import cron
-from arq.connections import ArqRedis
-from arq.constants import abort_jobs_ss
 from arq.cron import CronJob
 from arq.worker import Worker
 from redis.exceptions import WatchError
 
+from scripts.cli.arq_queue import TAG, open_queue, queue_name, to_json
 from scripts.cli.local_fleet import with_local_fleet
+from scripts.cli.webhook_jobs import make_deliverer, make_webhook_worker
 from shared.artifacts.store import open_artifacts
 from shared.errors import StorageUnavailable
 from shared.listener import Answer, listening
@@ -43,10 +42,7 @@ from shared.telemetry.metrics import CONTENT_TYPE, JanitorMetrics
 
 PROG = "aios jobs"
 EXIT_FAILED = 1
-# The name of this key of arq is fixed and has no hash tag. With the name as the hash tag of the
-# other keys, all lie in one slot of a cluster.
-TAG = abort_jobs_ss
-QUEUE = f"aios:{{{TAG}}}:queue"
+QUEUE = queue_name("queue")
 EVERY_S = {"jobs": 10, "files": 3600, "batch_records": 300, "popularity": 3600}
 """The intervals of sweeps that do not run once a minute."""
 TIMEOUT_S = 30
@@ -108,7 +104,12 @@ async def _run(args: argparse.Namespace, settings: Settings) -> int:
             _serving_metrics(settings, metrics),
             _turns(settings, broker, metrics, dry_run=args.dry_run) as turns,
         ):
-            return await _sweep_until_stopped(broker, janitor, metrics, turns)
+            parts = [partial(_work, broker, janitor, metrics, turns)]
+            if not args.dry_run:
+                deliverer = make_deliverer(settings, broker, metrics.webhooks)
+                make = partial(make_webhook_worker, broker, deliverer)
+                parts.append(partial(_for_ever, make))
+            return await _work_until_stopped(*parts)
 
 
 @asynccontextmanager
@@ -155,23 +156,23 @@ async def _serving_metrics(settings: Settings, metrics: JanitorMetrics) -> Async
         yield
 
 
-async def _sweep_until_stopped(
-    broker: Broker, janitor: Janitor, metrics: JanitorMetrics, turns: Mapping[str, Turn]
-) -> int:
-    """Sweep until a signal or a failure, and return the exit status."""
+async def _work_until_stopped(*parts: Callable[[], Coroutine[Any, Any, None]]) -> int:
+    """Run all parts until a signal or the failure of one, and return the exit status."""
     stop = asyncio.Event()
     with signals_call({"SIGTERM": stop.set, "SIGINT": stop.set}):
         report_ready()
-        working = asyncio.create_task(_work(broker, janitor, metrics, turns))
+        working = [asyncio.create_task(part()) for part in parts]
         stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({*working, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
-        working.cancel()
-        [end] = await asyncio.gather(working, return_exceptions=True)
-    # A cancelled task ends with CancelledError, which is no Exception.
-    if isinstance(end, Exception):
-        log.error("background role broke", exc_info=end)
-        return EXIT_FAILED
+        for task in working:
+            task.cancel()
+        ends = await asyncio.gather(*working, return_exceptions=True)
+    for end in ends:
+        # A cancelled task ends with CancelledError, which is no Exception.
+        if isinstance(end, Exception):
+            log.error("background role broke", exc_info=end)
+            return EXIT_FAILED
     return EXIT_OK
 
 
@@ -191,10 +192,15 @@ async def _once(janitor: Janitor) -> int:
 async def _work(
     broker: Broker, janitor: Janitor, metrics: JanitorMetrics, turns: Mapping[str, Turn]
 ) -> None:
-    """Run arq's worker for ever; while Redis is unavailable, try again every second."""
+    """Sweep, and take turns at work, for ever."""
+    await _for_ever(lambda: make_worker(broker, janitor, metrics, turns))
+
+
+async def _for_ever(make: Callable[[], Worker]) -> None:
+    """Run a worker of arq for ever; while Redis is unavailable, try again every second."""
     while True:
         try:
-            await make_worker(broker, janitor, metrics, turns).async_run()
+            await make().async_run()
         except (WatchError, *UNAVAILABLE) as error:
             # A connection that breaks while arq watches a key is told as a WatchError.
             log.warning("redis trouble", extra=fields(error=str(error)))
@@ -212,9 +218,7 @@ def make_worker(
 
     It uses the broker's connections and never closes them.
     """
-    redis = ArqRedis(
-        broker.client(TAG).connection_pool, to_json, json.loads, default_queue_name=QUEUE
-    )
+    redis = open_queue(broker, QUEUE)
     # Each sweep has a second of its own, so that they do not all begin at once.
     cron_jobs = []
     for second, (name, sweep) in enumerate(janitor.sweeps.items()):
@@ -235,11 +239,6 @@ def make_worker(
         log_results=False,
         **options,
     )
-
-
-def to_json(value: Any) -> bytes:
-    """Return a value as the JSON that arq stores. An exception becomes its text."""
-    return json.dumps(value, default=repr).encode()
 
 
 def _cron(name: str, second: int, sweep: Sweep, metrics: JanitorMetrics) -> CronJob:

@@ -49,6 +49,15 @@ EVALUATION_RUNS = f"aios:{{{EVALUATIONS}}}:owned:operator"
 LATEST_EVALUATION = f"aios:{{{EVALUATIONS}}}:latest"
 """The id of the evaluation that ended last with a report."""
 _EVALUATION_PREFIX = "eval_"
+NO_BATCH_ID = _BATCH_PREFIX + "0" * 32
+"""An id that no batch has, for examples."""
+NO_ID = "0" * 34
+"""An id that no request has."""
+WEBHOOKS = "webhooks"
+"""The hash tag of all that Redis knows of webhooks."""
+PENDING_DELIVERIES = f"aios:{{{WEBHOOKS}}}:pending"
+DUE_DELIVERIES = f"aios:{{{WEBHOOKS}}}:due"
+_WEBHOOK_PREFIX = "we_"
 
 
 def new_id(shard: str) -> str:
@@ -329,3 +338,37 @@ def evaluation(run_id: str) -> str:
 def evaluation_results(run_id: str) -> str:
     """Key of the hash with the results of its requests, by their numbers."""
     return f"{prefix(EVALUATIONS)}results:{run_id}"
+
+
+def new_webhook_id() -> str:
+    """Return a fresh id of a webhook endpoint: a prefix, 128 random bits."""
+    return f"{_WEBHOOK_PREFIX}{secrets.token_hex(16)}"
+
+
+def is_webhook_id(text: str) -> bool:
+    """Return whether `text` could be a webhook endpoint's id; only such text may name a key."""
+    digits = text.removeprefix(_WEBHOOK_PREFIX)
+    return text != digits and len(digits) == 32 and not digits.strip("0123456789abcdef")
+
+
+def webhook(endpoint_id: str) -> str:
+    """Key of the hash with the record of a webhook endpoint."""
+    return f"{prefix(WEBHOOKS)}endpoint:{endpoint_id}"
+
+
+def webhooks_of(tenant: str) -> str:
+    """Key of the sorted set of a tenant's webhook endpoints, by when they came."""
+    return f"{prefix(WEBHOOKS)}owned:{tenant}"
+
+
+def delivery_attempts(endpoint_id: str) -> str:
+    """Key of the stream of attempts to deliver events to an endpoint."""
+    return f"{prefix(WEBHOOKS)}attempts:{endpoint_id}"
+
+
+def outbox(tag: str) -> str:
+    """Key of the stream of events that webhooks are not told of yet.
+
+    The tag is a shard, BATCHES or WEBHOOKS.
+    """
+    return f"{prefix(tag)}outbox"

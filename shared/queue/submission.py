@@ -100,7 +100,8 @@ class SubmitRequest:
     its deadline. `follower_id` is a follower from the start; "" is none. `trace` is as in `Job`.
     `experiment` is the one of which the model is an arm, "" for none. `api_key` is the id of the key
     that the request came with, "" for none, and `budget` that of this key. It reserves tokens for
-    prompts that fill the model's `context_window` at most; 0 is not known.
+    prompts that fill the model's `context_window` at most; 0 is not known. The end of a request that
+    `has_webhook` is an event for the tenant's webhooks.
     """
 
     model: str
@@ -121,6 +122,7 @@ class SubmitRequest:
     api_key: str = ""
     budget: Budget | None = None
     context_window: int = 0
+    has_webhook: bool = False
 
 
 @dataclass(frozen=True)
@@ -264,6 +266,7 @@ class Submissions:
             ttl_ms=self._ttl_ms,
             is_reserved=is_reserved,
             has_budget=budget is not None,
+            has_webhook=submit_request.has_webhook,
             **about,
             # The script looks at no limits where they have been reserved.
             **({} if is_reserved else limits),

@@ -39,6 +39,7 @@ from shared.settings.types import (
     Gigabytes,
     Milliseconds,
     Name,
+    Network,
     PathPrefix,
     Port,
     Proxy,
@@ -277,6 +278,13 @@ class Settings(BaseSettings):
     batch_max_open: Count = Field(
         default=100, description="batches of one tenant that may be under way at once"
     )
+    webhook_max_endpoints: Count = Field(
+        default=10, description="webhook endpoints that one tenant may have"
+    )
+    webhook_allow: tuple[Network, ...] = Field(
+        default=(),
+        description="private networks that webhooks may be sent to, and over http, comma-separated",
+    )
     queue_timeout_s: Seconds = Field(default=60.0, description="longest wait in the queue")
     request_timeout_s: Seconds = Field(default=300.0, description="longest life of a request")
     absent_grace_s: float = Field(
@@ -417,6 +425,7 @@ class Settings(BaseSettings):
         "admin_keys",
         "endpoint_rate_limits",
         "forwarded_allow_ips",
+        "webhook_allow",
         "modalities",
         mode="before",
     )

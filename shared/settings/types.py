@@ -74,8 +74,18 @@ def _is_proxy(value: str) -> str:
     return value
 
 
+def _is_network(value: str) -> str:
+    """Return an address or a network. Raise ValueError."""
+    try:
+        ipaddress.ip_network(value)
+    except ValueError:
+        raise ValueError("expected addresses, or networks as 10.0.0.0/8") from None
+    return value
+
+
 PathPrefix = Annotated[str, AfterValidator(_as_prefix)]
 Proxy = Annotated[str, AfterValidator(_is_proxy)]
+Network = Annotated[str, AfterValidator(_is_network)]
 ApiKey = Annotated[SecretStr, AfterValidator(_is_key)]
 
 CountOrAuto = Annotated[int | Literal["auto"], BeforeValidator(_count_unless_auto)]

@@ -404,6 +404,21 @@ class EvaluationMetrics:
         )
 
 
+class WebhookMetrics:
+    """Metrics of webhooks, in the process that sends them."""
+
+    def __init__(self, sheet: MetricSheet) -> None:
+        self.attempts = sheet.counter(
+            "aios_webhook_attempts_total", "Attempts to deliver events to webhooks.", "outcome"
+        )
+        self.oldest = sheet.gauge(
+            "aios_webhook_oldest_seconds", "Age of the oldest event that is not delivered."
+        )
+        # Shown from the start, so that the first one is an increase.
+        for outcome in ("delivered", "retried", "failed", "gone"):
+            self.attempts.labels(outcome)
+
+
 class JanitorMetrics:
     """The metrics of the background role."""
 
@@ -421,4 +436,5 @@ class JanitorMetrics:
         )
         self.batches = BatchMetrics(sheet)
         self.evaluations = EvaluationMetrics(sheet)
+        self.webhooks = WebhookMetrics(sheet)
         self.render = sheet.render

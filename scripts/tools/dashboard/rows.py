@@ -373,6 +373,18 @@ JANITOR = (
         "Lines answered in a minute, by outcome.",
         {"{{outcome}}": per_minute("aios_batch_lines_total", "outcome")},
     ),
+    Panel(
+        "Webhooks",
+        "short",
+        "Attempts to deliver in a minute, by outcome.",
+        {"{{outcome}}": per_minute("aios_webhook_attempts_total", "outcome")},
+    ),
+    Panel(
+        "Oldest event",
+        "s",
+        "Age of the oldest event that no webhook was told of.",
+        {"oldest": "max(aios_webhook_oldest_seconds)"},
+    ),
 )
 
 ROWS = {

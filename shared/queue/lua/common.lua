@@ -10,7 +10,8 @@
 --                     events) leader (the job behind which it is parked) led (jobs that are parked behind it)
 --                     experiment (of which its model is an arm) prompt (tokens of its prompt, once it has started)
 --                     surplus (tokens in its log, less its events but for the last) api_key (id of the key that it came
---                     with) is_first (of its request's jobs) has_budget (its key has one)
+--                     with) is_first (of its request's jobs) has_budget (its key has one) has_webhook (the end of its
+--                     request is an event)
 -- log:ID      stream  the events; event index i is the entry `i-0`, so an append lands once or not at all
 -- line:M:C:T  stream  jobs of one model, class and tenant that wait
 -- parked:M    set     jobs that are in no line until another one has ended
@@ -39,6 +40,8 @@
 -- budgeted    hash    open jobs that count against a budget: what is reserved for each, and in which budget
 -- isolating:M string  the worker that empties itself for a job that is suspected
 -- dead        stream  jobs that were convicted
+-- untold:ID   string  how many jobs are not done yet of a request whose end is to be an event for webhooks
+-- outbox      stream  events that webhooks are not told of yet
 -- unsettled   stream  where there are several shards: jobs that wait no more, or have ended, and are not settled yet
 -- void:ID     string  a request that never came although it had been let in; it may not come any more
 -- and channels: worker:W with ids of jobs that are no longer W's, urgent:M with numbers of jobs of the best class as
@@ -79,9 +82,21 @@
 -- owned:T       zset  a tenant's batches, by when they came
 -- open:T        set   those of them that have not ended
 -- unattended    hash  batches whose time was over while nobody advanced them: `EPOCH TIME`, and since when
+-- outbox        stream as in a shard
 --
 -- Under the hash tag `{evaluations}` the same for evaluations, whose lines are requests (plan, report, error are theirs):
 -- latest        string the one that ended last with a report
+--
+-- Under the hash tag `{webhooks}`, with a delivery D being an event and an endpoint, `EVENT:ENDPOINT`:
+-- endpoint:ID   hash  tenant name url types status (enabled | disabled) reason (of the latter) secret old_secret
+--                     old_until_ms (by then the old one signs too) created_ms updated_ms failing_ms (since when each
+--                     attempt has failed)
+-- owned:T       zset  a tenant's endpoints, by when they came
+-- delivery:D    hash  event endpoint type object at_ms tries is_test
+-- pending       zset  deliveries that are not over, by when their events happened
+-- due           zset  the same, by when they are to be tried next
+-- attempts:ID   stream attempts to deliver to an endpoint
+-- outbox        stream as in a shard: events that try an endpoint
 
 local P = KEYS[1]
 local a = cmsgpack.unpack(ARGV[1])
@@ -109,7 +124,7 @@ local function ended_key(model, at) return P .. 'ended:' .. model .. ':' .. math
 local FIELDS = { 'state', 'epoch', 'last', 'model', 'class', 'tenant', 'cost', 'bytes', 'entry', 'expires_ms',
   'deadline_ms', 'worker', 'fingerprint', 'started', 'advanced', 'first_ms', 'deaths', 'request', 'readers', 'leader',
   'led', 'queued_ms', 'experiment', 'taken_ms', 'prompt', 'surplus', 'api_key', 'is_first',
-  'has_budget' }
+  'has_budget', 'has_webhook' }
 
 -- Returns these fields of a job, by default all that scripts need. The first must be `state`. Returns nil for a job
 -- that is not there.
@@ -287,6 +302,27 @@ local function settle_budget(id, tokens)
   return true
 end
 
+-- Puts an event out for the webhooks of a tenant. An `object` has ended, in a way that `kind` names.
+local function put_out(event, tenant, kind, object)
+  call('XADD', P .. 'outbox', 'MAXLEN', '~', MOST_NOTED, '*', 'event', event, 'tenant', tenant, 'type', kind,
+    'object', object, 'at_ms', now)
+end
+
+local EVENT_OF = { done = 'job.completed', failed = 'job.failed', cancelled = 'job.cancelled' }
+
+-- Puts the end of a request out once: when all of its jobs are done, or the first one has ended otherwise.
+local function tell_end(job, state)
+  local untold = P .. 'untold:' .. job.request
+  local left = tonumber(call('GET', untold) or 0)
+  if left == 0 then return end
+  if state == 'done' and left > 1 then
+    call('DECRBY', untold, 1)
+  else
+    call('DEL', untold)
+    put_out('evt_' .. job.request, job.tenant, EVENT_OF[state], job.request)
+  end
+end
+
 local finish
 
 -- Ends the jobs that a job has made needless: those parked behind it or, where it was one of those, the ones after it.
@@ -337,6 +373,7 @@ finish = function(job, state, used, settles)
   end
   -- Where there are several shards, the budget is settled with the note.
   if job.has_budget and not a.has_many_shards then settle_budget(job.id, tokens) end
+  if job.has_webhook then tell_end(job, state) end
   call('ZREM', P .. 'open:' .. job.tenant, job.id)
   job.state = state
   call('HSET', job_key(job.id), 'state', state, 'ended_ms', now)

@@ -1,7 +1,7 @@
 -- Behind `limits.lua`. a: request {id, key, key_ttl_ms, body, record, follower_id, experiment ('' for none), api_key (id
 --    of the key that it came with, '' for none)}, model, class, tenant, classes (best first), jobs [{id, slots, cost,
 --    tokens (the most that it may use), spec, leader (the job behind which it is parked, '' for none)}], has_budget (the
---    key has one), queue_ms, deadline_ms (both from now), ttl_ms, is_reserved (`reserve` has let the request in, so no
+--    key has one), has_webhook (the end of the request is to be an event), queue_ms, deadline_ms (both from now), ttl_ms, is_reserved (`reserve` has let the request in, so no
 --    limit is looked at), and else the limits.
 -- Queues all jobs of a request, or none. Returns {'queued'} (now or by an earlier try), {'known', request id} for an
 -- idempotency key that came before with the same body, {'conflict'} for one with another body, {'void'} when the
@@ -9,6 +9,8 @@
 
 -- Feedback on a request is taken so long after it came.
 local FEEDBACK_MS = 24 * 3600000
+-- Somebody ends every job soon after its deadline. It may be the janitor, which may be away for days.
+local UNTOLD_MS = 7 * DAY_MS
 
 if call('EXISTS', P .. 'request:' .. a.request.id) == 1 then return { 'queued' } end
 local known = a.request.key ~= '' and P .. 'key:' .. a.tenant .. ':' .. a.request.key
@@ -57,10 +59,12 @@ for i, new_job in ipairs(a.jobs) do
   if a.request.experiment ~= '' then call('HSET', job_key(new_job.id), 'experiment', a.request.experiment) end
   if a.request.api_key ~= '' then call('HSET', job_key(new_job.id), 'api_key', a.request.api_key) end
   if a.has_budget then call('HSET', job_key(new_job.id), 'has_budget', 1) end
+  if a.has_webhook then call('HSET', job_key(new_job.id), 'has_webhook', 1) end
   if i == 1 then call('HSET', job_key(new_job.id), 'is_first', 1) end
   call('ZADD', held, now, new_job.id)
 end
 for leader, behind in pairs(led) do call('HSET', job_key(leader), 'led', table.concat(behind, ' ')) end
+if a.has_webhook then call('SET', P .. 'untold:' .. a.request.id, count, 'PX', a.deadline_ms + UNTOLD_MS) end
 local request, follower_id = P .. 'request:' .. a.request.id, a.request.follower_id
 call('HSET', request, 'tenant', a.tenant, 'jobs', table.concat(ids, ' '), 'record', a.request.record)
 if follower_id ~= '' then call('HSET', request, 'follower:' .. follower_id, now) end

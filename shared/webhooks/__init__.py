@@ -1,0 +1,1 @@
+"""Webhooks: what callers are told by themselves, signed as Standard Webhooks says."""
