@@ -14,6 +14,7 @@ from shared.queue.broker import connect
 from tests.fixtures.api.echo_worker import EchoWorker
 from tests.fixtures.api.frames import frames
 from tests.fixtures.api.fronts import live
+from tests.fixtures.jobs import LATER
 from tests.fixtures.polling import until
 from tests.fixtures.redis_server import RedisServer
 from tests.fixtures.slowness import slowness, within
@@ -35,6 +36,7 @@ async def test_every_question_is_answered(own_redis: RedisServer) -> None:
             "data": {"purpose": "batch"},
         }
         batch = {"input_file_id": keys.new_artifact_id(), "endpoint": "/generate"}
+        test = {"event_type": "job.failed"}
         requests: list[tuple[str, str, dict[str, Any]]] = [
             ("GET", f"/v1/jobs/{id}", {}),
             ("GET", f"/v1/jobs/{id}/events", {}),
@@ -52,6 +54,11 @@ async def test_every_question_is_answered(own_redis: RedisServer) -> None:
             ("GET", f"/v1/batches/{keys.new_batch_id()}", {}),
             ("POST", f"/v1/batches/{keys.new_batch_id()}/cancel", {}),
             ("POST", "/v1/batches", {"json": batch}),
+            ("GET", "/v1/webhook_endpoints", {}),
+            ("GET", f"/v1/webhook_endpoints/{keys.new_webhook_id()}/deliveries", {}),
+            ("POST", f"/v1/webhook_endpoints/{keys.new_webhook_id()}/test", {"json": test}),
+            ("POST", "/v1/webhook_endpoints", {"json": {"url": "https://example.com/"}}),
+            ("POST", "/v1/completions", {"json": STREAM, "headers": LATER}),
             ("GET", "/readyz", {}),
         ]
 

@@ -5,7 +5,8 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
-from scripts.cli.jobs import TAG, make_worker
+from scripts.cli.arq_queue import TAG
+from scripts.cli.jobs import make_worker
 from shared.messages import Generate, Sampling
 from shared.queue import keys
 from shared.queue.broker import Broker

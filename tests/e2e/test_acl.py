@@ -103,6 +103,7 @@ async def test_a_fleet_works_with_a_user_for_each_role(
     headers = {"Authorization": f"Bearer {key}"}
     flags = ["--require-key", "yes", "--response-cache-ttl-s", "60"]
     flags += ["--artifact-url", str(tmp_path), "--admin-keys", "boss"]
+    flags += ["--webhook-allow", "127.0.0.0/8"]
     async with (
         front(url_of(guarded, "front"), *flags) as running,
         httpx.AsyncClient(base_url=running.url, headers=headers, timeout=60) as http,
@@ -114,6 +115,7 @@ async def test_a_fleet_works_with_a_user_for_each_role(
             await running.ready()
             await use_jobs(http, tester, victim)
             await use_files(http)
+            await use_webhooks(http)
             await use_models(http)
             assert (await http.get("/metrics")).status_code == 200
 
@@ -155,6 +157,31 @@ async def use_jobs(http: httpx.AsyncClient, tester: AsyncRedis, victim: WorkerPr
     )
     cancelled = await http.delete(f"/v1/jobs/{accepted.json()['id']}")
     assert cancelled.status_code == 200
+
+
+async def use_webhooks(http: httpx.AsyncClient) -> None:
+    """Use every route of webhook endpoints, and put out an event for one that is left."""
+    path = "/v1/webhook_endpoints"
+    for url in ("https://127.0.0.1/", "https://127.0.0.1/more"):
+        made = await http.post(path, json={"url": url})
+        assert made.status_code == 200, made.text
+    one = f"{path}/{made.json()['id']}"
+    rotation = {"keep_old_secret_active_for_24_hours": True}
+    assert (await http.post(one, json={"name": "n"})).status_code == 200
+    assert (await http.post(f"{one}/rotate_secret", json=rotation)).status_code == 200
+    assert (await http.get(one)).status_code == 200
+    assert len((await http.get(path)).json()["data"]) == 2
+    assert (await http.delete(one)).status_code == 200
+    later = {"Prefer": "wait=60"}
+    done = await http.post("/generate", json={"prompts": ["abc"]}, headers=later)
+    assert done.status_code == 200
+
+
+async def has_attempts(http: httpx.AsyncClient) -> bool:
+    """Return whether the event of `use_webhooks` was tried."""
+    [endpoint] = (await http.get("/v1/webhook_endpoints")).json()["data"]
+    tried = await http.get(f"/v1/webhook_endpoints/{endpoint['id']}/deliveries")
+    return len(tried.json()["data"]) > 0
 
 
 async def use_files(http: httpx.AsyncClient) -> None:
@@ -237,6 +264,9 @@ async def use_jobs_role(
             assert role.returncode is None
             await asyncio.sleep(0.05)
         assert batch["request_counts"]["completed"] == 1
+        while not await has_attempts(http):
+            assert role.returncode is None
+            await asyncio.sleep(0.05)
         assert (await http.get("/v1/batches")).json()["data"] == [batch]
         run = begun.json()
         while run["state"] not in ("done", "failed"):

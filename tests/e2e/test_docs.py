@@ -27,6 +27,7 @@ PAGES = {
     "docs/delivery.md": "trial",
     "docs/maintenance.md": "trial",
     "docs/models.md": "trial",
+    "docs/webhooks.md": "trial",
     "docs/python.md": "nowhere",
 }
 """The fleet of each page.
@@ -114,7 +115,7 @@ def trial(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -
     flags = ["--model", "echo=echo", "--model", f"sudoku={folder}", "--default-model", "echo"]
     flags += ["--model", f"arc={arc}"]
     flags += ["--max-batch-size", "4", "--redis-url", redis_server.url, "--require-key", "no"]
-    flags += ["--prohibited-terms", str(folder / "terms")]
+    flags += ["--prohibited-terms", str(folder / "terms"), "--webhook-allow", "127.0.0.0/8"]
     create = [sys.executable, "-m", "scripts.cli.aios", "keys", "create", "docs"]
     create += ["--redis-url", redis_server.url]
     with serving(*flags) as fleet:

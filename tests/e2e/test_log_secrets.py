@@ -48,6 +48,16 @@ async def send_keys(port: int) -> None:
             assert answer.status_code == status, (path, headers)
 
 
+async def rotate_webhook(port: int) -> list[str]:
+    """Make a webhook endpoint, and rotate its secret. Return both secrets."""
+    url = f"http://127.0.0.1:{port}/v1/webhook_endpoints"
+    async with httpx.AsyncClient(headers={"X-API-Key": KEY}, timeout=60) as http:
+        made = (await http.post(url, json={"url": "https://example.com/"})).json()
+        rotated = (await http.post(f"{url}/{made['id']}/rotate_secret", json={})).json()
+        await http.delete(f"{url}/{made['id']}")
+    return [made["signing_secret"], rotated["signing_secret"]]
+
+
 async def test_no_line_tells_a_secret(redis: Redis, secret_url: str) -> None:
     """A95: the debug level logs bodies, but no keys and no passwords."""
     port = free_port()
@@ -66,9 +76,12 @@ async def test_no_line_tells_a_secret(redis: Redis, secret_url: str) -> None:
         await until(is_ready, "the worker is ready")
         await until(lambda: '"front ready"' in "".join(front_lines), "the front listens")
         await send_keys(port)
+        webhook_secrets = await rotate_webhook(port)
 
     for line in [*front_lines, *worker_lines]:
         assert "hush" not in line
+        for secret in webhook_secrets:
+            assert secret.removeprefix("whsec_") not in line
 
     front_log = parsed(front_lines)
     statuses = []
@@ -79,7 +92,7 @@ async def test_no_line_tells_a_secret(redis: Redis, secret_url: str) -> None:
             statuses.append(record["status"])
         if record.get("job_id"):
             accepted.append(record)
-    assert statuses == [200, 200, 200, 404, 401, 401]
+    assert statuses == [200, 200, 200, 404, 401, 401, 200, 200, 200]
     assert len(with_message(front_log, "caller refused")) == 2
 
     worker_log = parsed(worker_lines)

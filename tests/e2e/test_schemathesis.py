@@ -20,7 +20,8 @@ CHECKS = (
     "response_headers_conformance",
     "response_schema_conformance",
 )
-# A deadline of a millisecond is rightly answered with a 504. Paths of jobs get an existing id.
+# A deadline of a millisecond is rightly answered with a 504. Paths of jobs get an existing id. Those
+# of webhooks get one that does not exist: a test of an endpoint takes a second, which adds up.
 CONFIG = """
 [parameters]
 "header.x-deadline-ms" = "60000"
@@ -28,6 +29,10 @@ CONFIG = """
 [[operations]]
 include-path-regex = "^/(v1/jobs|api/inference)/"
 parameters = {{ "path.id" = "{job}" }}
+
+[[operations]]
+include-path-regex = "^/v1/webhook_endpoints/"
+parameters = {{ "path.id" = "we_none" }}
 """
 
 

@@ -31,6 +31,19 @@ async def test_ends_take_few_commands(redis: Redis) -> None:
     # Five of them count the usage: a counter each, but for zeros.
     assert 19.0 <= float(line[30:]) < 22.0
     assert await redis.zcard(keys.open_jobs("00", "public")) == 0
+    assert await redis.xlen(keys.outbox("00")) == 0
+
+
+async def test_an_event_takes_three_commands_more(redis: Redis) -> None:
+    """Each of those jobs is a request of its own, which is counted by a fourth."""
+
+    async def commands(has_webhook: bool) -> float:
+        report = await measure_ends(redis, num_jobs=8, num_appends=3, has_webhook=has_webhook)
+        return float(report.splitlines()[-1][30:])
+
+    without = await commands(has_webhook=False)
+    assert await commands(has_webhook=True) - without == pytest.approx(4, abs=0.3)
+    assert await redis.xlen(keys.outbox("00")) == 24
 
 
 @pytest.mark.parametrize("shards", [1, 4])

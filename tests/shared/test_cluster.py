@@ -12,7 +12,9 @@ from redis.asyncio import Connection, Redis
 from redis.crc import key_slot
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from scripts.cli.jobs import TAG, make_worker
+from scripts.cli.arq_queue import TAG
+from scripts.cli.jobs import make_worker
+from scripts.cli.webhook_jobs import make_webhook_worker
 from shared.artifacts.store import IN_REDIS_BYTES, ArtifactStore
 from shared.events.log import LogReader
 from shared.events.subscriptions import Subscriptions
@@ -23,10 +25,15 @@ from shared.queue.evaluation_runs import EvaluationRuns, RunSpec
 from shared.queue.janitor import Janitor
 from shared.queue.leases import Claim
 from shared.queue.submission import QueueLimits, Quota, SubmitRequest
+from shared.queue.webhooks import EVENT_TYPES, WebhookDeliveries, WebhookEndpoints
 from shared.settings.layers import SettingsError
 from shared.telemetry.metrics import JanitorMetrics
+from shared.webhooks.deliverer import Deliverer
+from shared.webhooks.sender import Sender
+from shared.webhooks.targets import networks
 from tests.fixtures.desk import DONE, SAY_HI, Desk
-from tests.fixtures.polling import DEADLINE_S, wait_until
+from tests.fixtures.polling import DEADLINE_S, until, wait_until
+from tests.fixtures.receiver import receiving
 from tests.fixtures.redis_cluster import RedisCluster, move, redis_cluster, replica_of
 from tests.fixtures.redis_server import RedisServer
 
@@ -290,6 +297,41 @@ async def test_the_janitor_and_its_clock_live_on_it_too(broker: Broker) -> None:
     late_jobs = metrics.registry.get_sample_value("aios_janitor_found_total", {"what": "late_jobs"})
     assert late_jobs == SHARDS
     assert await desk.counts() == (0, 0)
+
+
+async def test_events_of_every_shard_are_delivered_through_arq(broker: Broker) -> None:
+    """Each is put out on the node of its job, and planned, tried and noted on that of webhooks."""
+    desk = Desk(broker)
+    async with receiving() as receiver:
+        endpoints = WebhookEndpoints(broker)
+        endpoint = await endpoints.create("ann", name="", url=receiver.url, event_types=EVENT_TYPES)
+        shards: set[str] = set()
+        while len(shards) < SHARDS:
+            _, [job] = await desk.request(tenant="ann", has_webhook=True)
+            shards.add(keys.shard_of(job.id))
+        claims = await desk.take(64)
+        for claim in claims:
+            assert await desk.say(claim, DONE)
+
+        sender = Sender(networks(("127.0.0.0/8",)))
+        metrics = JanitorMetrics().webhooks
+        deliverer = Deliverer(WebhookDeliveries(broker), sender, metrics)
+        worker = make_webhook_worker(broker, deliverer, poll_delay=0.02)
+        name = f"{{{TAG}}}:webhook-events"
+        await worker.pool.enqueue_job(name, _job_id=f"{name}:1")
+        running = asyncio.create_task(worker.async_run())
+        await until(lambda: len(receiver.got) == len(claims), "all events are delivered")
+        client = broker.client(keys.WEBHOOKS)
+
+        async def are_over() -> bool:
+            return not await client.exists(keys.PENDING_DELIVERIES)
+
+        await until(are_over, "that is noted")
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    attempts = await endpoints.attempts("ann", endpoint.id, 100)
+    assert {attempt.outcome for attempt in attempts} == {"delivered"}
+    assert len(attempts) == len({attempt.event for attempt in attempts}) == len(claims)
 
 
 async def test_artifacts_live_on_one_node(broker: Broker, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from shared.access import Rate
 from shared.artifacts.store import IN_REDIS_BYTES, ArtifactStore, Label
 from shared.fleet.popularity import FORGOTTEN_S, Popularity
 from shared.fleet.presence import Presence
-from shared.messages import Generate, Sampling, Started, WorkerInfo
+from shared.messages import Cancelled, Generate, Sampling, Started, WorkerInfo
 from shared.queue import keys
 from shared.queue.batch_sweep import UNATTENDED_S, BatchSweep
 from shared.queue.batches import BatchClaim, Batches, BatchSpec
@@ -25,6 +25,7 @@ from shared.queue.janitor import Janitor
 from shared.queue.rate_limiter import RateLimiter
 from shared.queue.repeats import Repeats
 from shared.queue.submission import Key
+from shared.queue.webhooks import EVENT_TYPES, WebhookDeliveries, WebhookEndpoints
 from tests.fixtures.desk import DONE, Desk
 from tests.fixtures.dumps import files_in, snapshot
 from tests.fixtures.polling import ALL_DAY_S
@@ -335,6 +336,14 @@ LASTING = {
     "{evaluations}:open": "at most four",
     "{evaluations}:active": "ends with the last open one",
     "{evaluations}:results": "goes with its evaluation",
+    "{00}:outbox": "about 100,000 events at most; taken a second later",
+    "{batches}:outbox": "the same",
+    "{webhooks}:outbox": "the same",
+    "{webhooks}:endpoint": "so many a tenant (webhook_max_endpoints)",
+    "{webhooks}:owned": "the same",
+    "{webhooks}:delivery": "expires when it is over, after a day of attempts at most",
+    "{webhooks}:pending": "ends with its last delivery",
+    "{webhooks}:due": "the same",
     "{presence}:models": "one field a model",
     "{presence}:workers": "sweep workers",
     "{presence}:popularity": "sweep popularity",
@@ -369,6 +378,19 @@ async def test_what_no_time_to_live_removes_is_looked_after(redis: Redis) -> Non
     await runs.note(asking, 1, b"{}")
     await Presence(redis).announce(WorkerInfo("w1", "ready", ()))
     await Popularity(broker).add({"m": 1})
+
+    endpoints = WebhookEndpoints(broker)
+    url = "https://example.com/"
+    endpoint = await endpoints.create("ann", name="", url=url, event_types=EVENT_TYPES)
+    for _ in range(2):
+        _, (told,) = await desk.request(tenant="ann", has_webhook=True)
+        await desk.submissions.end([told], Cancelled("client"))
+    await endpoints.test(endpoint, "job.failed")
+    deliveries = WebhookDeliveries(broker)
+    await deliveries.take_events()
+    await desk.request(tenant="ann", has_webhook=True)
+    await batches.end(claim, "expired")
+    await endpoints.test(endpoint, "job.failed")
 
     lasting = set()
     async for name in redis.scan_iter():
