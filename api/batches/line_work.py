@@ -183,7 +183,7 @@ class LineWork:
             key=self.caller.id,
         )
         options = RequestOptions(
-            priority="bulk", key=key, wait_s=0.0, on_disconnect="continue", is_line=True
+            priority="bulk", key=key, wait_s=0.0, on_disconnect="continue", is_part=True
         )
         return RequestContext(self.front, self.caller, options, request_state, _receive_nothing)
 

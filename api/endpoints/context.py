@@ -44,7 +44,7 @@ class RequestContext:
     @property
     def may_have_webhook(self) -> bool:
         """True if the caller comes back for the answer, and so may be told when it is there."""
-        return self.options.wait_s is not None and not self.options.is_line
+        return self.options.wait_s is not None and not self.options.is_part
 
     @property
     def on_disconnect(self) -> OnDisconnect:

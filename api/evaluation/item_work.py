@@ -77,7 +77,9 @@ class ItemWork:
         """Return a follower of the item's request, which is submitted unless it was before."""
         for run in range(_MOST_RUNS):
             request_id = f"{self._run_id}-{number}-{run}"
-            options = RequestOptions(key=request_id, wait_s=0.0, on_disconnect="continue")
+            options = RequestOptions(
+                key=request_id, wait_s=0.0, on_disconnect="continue", is_part=True
+            )
             state = RequestState(
                 request_id,
                 path=one.path,

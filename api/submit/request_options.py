@@ -40,7 +40,7 @@ class RequestOptions:
     `wait_s` is None to wait until the answer is there, 0 not to wait. `preferences` are those of
     `Prefer` that are honoured. `last_event_id` names the frame behind which a stream is to go on.
     `ab_key` is sticky: requests of an experiment with equal keys get the same arm. A request that
-    `is_line` is a line of a batch.
+    `is_part` belongs to a batch or an evaluation.
     """
 
     priority: Priority = "default"
@@ -54,7 +54,7 @@ class RequestOptions:
     cache: CacheDirective | None = None
     accept: str = ""
     ab_key: str = ""
-    is_line: bool = False
+    is_part: bool = False
 
 
 async def request_options_of(

@@ -9,6 +9,7 @@ from shared.errors import BatchEnded
 from shared.messages import Cancelled, Done, Failed
 from shared.queue import keys
 from shared.queue.batches import BatchEnding, Batches, BatchSpec
+from shared.queue.evaluation_runs import EvaluationRuns, RunSpec
 from shared.queue.janitor import Janitor
 from shared.queue.submission import Key
 from tests.fixtures.desk import DONE, SAY_HI, Desk
@@ -203,3 +204,13 @@ async def test_a_process_that_has_lost_its_batch_ends_nothing(desk: Desk, redis:
     assert await zombie_batches.end(heir, "completed")
     [(_, kind, _)] = await events(redis, keys.BATCHES)
     assert kind == "batch.completed"
+
+
+async def test_the_end_of_an_evaluation_is_no_event(desk: Desk, redis: Redis) -> None:
+    """It is kept by the same scripts, and nobody would read its outbox."""
+    runs = EvaluationRuns(desk.broker)
+    await runs.create(RunSpec(tasks=("maths",)), window_s=60)
+    claim = await runs.claim()
+    assert claim is not None
+    assert await runs.end(claim, error="no model")
+    assert await redis.exists(keys.outbox(keys.EVALUATIONS)) == 0
