@@ -17,6 +17,7 @@ from shared.listener import Answer, Routes, listening
 from shared.queue.broker import open_broker
 from shared.queue.leases import QueuePolicy
 from shared.settings.command_line import redis_url, run_role, tell_of_variables
+from shared.settings.hub import with_hub_models
 from shared.settings.paths import check_model_paths
 from shared.settings.settings import Settings
 from shared.signals import signals_call
@@ -53,8 +54,7 @@ def run(settings: Settings) -> NoReturn:
     """
     configure_logging(settings.log_level, settings.log_format)
     tell_of_variables(settings)
-    check_model_paths(settings)
-    prepare_process(settings)
+    settings = _prepared(settings)
     with asyncio.Runner() as runner:
         _end(runner.run(_serve(settings)))
 
@@ -72,8 +72,7 @@ def _end(status: int) -> NoReturn:
 def dry_run(settings: Settings) -> int:
     """Load every model, run a trial task on each and print a description. Serve nothing."""
     logging.basicConfig(level=logging.WARNING)
-    check_model_paths(settings)
-    prepare_process(settings)
+    settings = _prepared(settings)
     for obstacle in obstacles(settings).values():
         print(obstacle)
     for model in load_models(settings):
@@ -86,13 +85,28 @@ def dry_run(settings: Settings) -> int:
     return EXIT_OK
 
 
+def _prepared(settings: Settings) -> Settings:
+    """Prepare the process, and return the settings with the directories of models of the hub.
+
+    Raise SettingsError for a model that cannot be had or read.
+    """
+    settings = with_hub_models(settings)
+    check_model_paths(settings)
+    prepare_process(settings)
+    # Whether there is a GPU is known by torch, which is imported after the process is prepared.
+    return with_hub_models(settings, has_gpu=not obstacles(settings))
+
+
 def prepare_process(settings: Settings) -> None:
     """Set the number of threads, the cores and malloc's options.
 
     Call this before torch is imported and before threads are started: both inherit the settings.
     """
-    # Progress bars would be mixed into the log's lines.
+    # Progress bars of loading would be mixed into the log's lines.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if "huggingface_hub" in sys.modules:
+        # It has read the variable already, to fetch a model.
+        sys.modules["huggingface_hub"].utils.disable_progress_bars()
     cores = os.environ.get(CORES_ENV)
     if cores and settings.pin_cores:
         use_cores(cores)

@@ -56,6 +56,8 @@ from shared.messages import (
     Tokenized,
     Turn,
 )
+from shared.settings.hub import with_hub_models
+from shared.settings.hub_names import hub_name
 from shared.settings.settings import DEFAULT_MODEL, Settings, SettingsError, settings_of
 from shared.settings.types import Quantize
 from shared.tasks.runner_options import Attention, KVDtype, Scoring, Segments
@@ -104,6 +106,7 @@ class ModelSettings(TypedDict, total=False):
     runner: str
     options: Mapping[str, Any]
     tokenizer_path: str | Path
+    hub: bool
     device: Literal["auto", "cpu", "cuda", "mps"]
     dtype: Literal["auto", "float32", "float16", "bfloat16"]
     quantize: Quantize
@@ -128,7 +131,9 @@ class ModelSettings(TypedDict, total=False):
 
 
 class LLM:
-    """A loaded model, from a directory or a file. `info` describes the model.
+    """A loaded model, from a directory, a file or a hub. `info` describes the model.
+
+    `org/name[@revision]` and `hf://org/name[@revision]` are fetched from the Hugging Face hub.
 
     Raises SettingsError for a model or a setting that cannot be used. Methods raise the errors of
     `shared.errors`, such as InvalidRequest for a task that the model cannot do, and ContextExceeded
@@ -141,7 +146,7 @@ class LLM:
     def __init__(
         self, model: str | Path = DEFAULT_MODEL, **settings: Unpack[ModelSettings]
     ) -> None:
-        chosen = _settings(model, settings)
+        chosen = with_hub_models(_settings(model, settings))
         _prepare_process(chosen)
         (loaded,) = load_models(chosen)
         self.info: ModelInfo = loaded.info
@@ -659,7 +664,10 @@ def _settings(model: str | Path, given: ModelSettings) -> Settings:
     # A directory may have any name, but an id is at most 128 of these characters.
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.absolute().name).lstrip("._-") or "model"
     entry: dict[str, Any] = {"id": name[:128], "path": str(path)}
-    if str(model) in WITHOUT_FILES:
+    named = hub_name(str(model))
+    if named is not None:
+        entry["id"] = named.model_id
+    if named is not None or str(model) in WITHOUT_FILES:
         entry["path"] = str(model)
     if "runner" in values:
         entry["runner"] = values.pop("runner")

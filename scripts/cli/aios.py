@@ -36,6 +36,7 @@ from shared.settings.command_line import (
     run_role,
     tell_of_variables,
 )
+from shared.settings.hub import with_hub_models
 from shared.settings.layers import env_name
 from shared.settings.paths import check_model_paths, read_text
 from shared.settings.settings import (
@@ -201,6 +202,7 @@ def serve_hrm(settings: Settings) -> int:
     if settings.prohibited_terms is not None:
         read_text(settings, "prohibited_terms")
     check_artifact_url(settings)
+    settings = with_hub_models(settings)
     check_model_paths(settings)
 
     settings, worker_envs = place_workers(settings)

@@ -26,6 +26,8 @@ from shared.artifacts.files import check_artifact_url
 from shared.fleet.advice import on_open_door, on_open_files, on_redis, on_threads, open_files_limit
 from shared.queue.broker import UNAVAILABLE, open_broker
 from shared.settings.command_line import EXIT_OK, redis_url, run_role
+from shared.settings.hub import is_cached
+from shared.settings.hub_names import hub_name
 from shared.settings.paths import check_model_paths
 from shared.settings.settings import Settings, SettingsError, model_entries
 from worker.hardware import machine
@@ -168,12 +170,27 @@ def _models(settings: Settings) -> Iterator[Finding]:
         yield Finding("models", names, str(error), is_needed=True)
         return
     yield Finding("models", names)
+    yield from _hub_models(settings)
     if find_spec("torch") is None:
         return
     from worker.host.loading import obstacles
 
     for name, obstacle in obstacles(settings).items():
         yield Finding(f"model {name}", "cannot be served here", obstacle)
+
+
+def _hub_models(settings: Settings) -> Iterator[Finding]:
+    """Tell of models that a start would fetch. Nothing is fetched here."""
+    if not settings.hub or find_spec("huggingface_hub") is None:
+        return
+    for entry in model_entries(settings):
+        name = hub_name(entry.path)
+        if name is None:
+            continue
+        found = "the start fetches it from the hub"
+        if is_cached(name):
+            found = "in the hub's cache"
+        yield Finding(f"model {entry.id}", found)
 
 
 def _redis(settings: Settings) -> Iterator[Finding]:

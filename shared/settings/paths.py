@@ -1,9 +1,9 @@
 """Checks of files and directories that settings name. A wrong one becomes an error of one line."""
 
 import os
-import re
 import stat
 
+from shared.settings.hub_names import SCHEME, hub_name
 from shared.settings.layers import env_name, flag_name
 from shared.settings.settings import ModelEntry, Settings, SettingsError, model_entries
 from shared.settings.text import reason
@@ -16,7 +16,6 @@ _MODEL_PATHS = {
 }
 """The paths of a model's entry, and the kind of each."""
 _FETCHED = os.path.join("aios", "models")
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def fetched_models_folder() -> str:
@@ -43,6 +42,7 @@ def check_model_paths(settings: Settings) -> None:
     """Look at every path of the models. Raise SettingsError for the first that cannot be read.
 
     A model that requires a GPU may lie on another machine, and is left to a worker that has one.
+    Names of models on the hub are refused if the setting `hub` is false.
     """
     for entry in model_entries(settings):
         if entry.gpu_required:
@@ -51,9 +51,12 @@ def check_model_paths(settings: Settings) -> None:
             path = getattr(entry, field)
             if path is None or (field == "path" and entry.runner in WITHOUT_FILES):
                 continue
+            if field == "path" and settings.hub and hub_name(path) is not None:
+                # A start fetches it before it looks at paths.
+                continue
             fault = fault_of(path, may_be_directory=kind != "file")
             if fault is not None:
-                raise _path_refusal(settings, entry, field, fault)
+                raise _unreadable(settings, entry, field, fault)
 
 
 def fault_of(path: str, *, may_be_directory: bool) -> str | None:
@@ -73,12 +76,21 @@ def fault_of(path: str, *, may_be_directory: bool) -> str | None:
     return None
 
 
-def _path_refusal(settings: Settings, entry: ModelEntry, field: str, fault: str) -> SettingsError:
-    name = "model_path" if field == "path" else field
+def path_refusal(settings: Settings, entry: ModelEntry, problem: str, remedy: str) -> SettingsError:
+    """Return the error for a model's path, which names the setting that the path comes from."""
+    return settings.refusal(_setting_of(settings, entry, "path"), problem, remedy)
+
+
+def _setting_of(settings: Settings, entry: ModelEntry, field: str) -> str:
+    """Return the setting that a path of a model comes from."""
     for given in settings.models:
         if given.id == entry.id and getattr(given, field) is not None:
-            name = "models"
-            break
+            return "models"
+    return "model_path" if field == "path" else field
+
+
+def _unreadable(settings: Settings, entry: ModelEntry, field: str, fault: str) -> SettingsError:
+    name = _setting_of(settings, entry, field)
     shown = ""
     if field not in (name, "path"):
         shown = f"the {field.replace('_', ' ')} "
@@ -88,11 +100,14 @@ def _path_refusal(settings: Settings, entry: ModelEntry, field: str, fault: str)
     folder, model = os.path.split(os.path.expanduser(path))
     if folder == fetched_models_folder():
         remedy += f"; `aios models fetch {model}` fetches it"
-    if _HUB_NAME.fullmatch(path):
+    named = hub_name(path)
+    if named is not None:
         remedy += (
-            f"; nothing is fetched from a hub here: `hf download {path} --local-dir DIRECTORY` "
-            "does that beforehand"
+            f"; --no-hub forbids to fetch it from the hub: `{named.download_command} --local-dir "
+            "DIRECTORY` does that beforehand"
         )
+    elif path.startswith(SCHEME):
+        remedy += f"; a model of the hub is {SCHEME}org/name[@revision][/folder]"
     return settings.refusal(name, problem, remedy)
 
 

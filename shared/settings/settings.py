@@ -23,6 +23,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from shared.settings.experiments import FORM, check_names, entries_of
 from shared.settings.experiments import Experiment as Experiment
+from shared.settings.hub_names import WEIGHT_SUFFIXES, hub_name
 from shared.settings.layers import Layer, LayerSource, cli_layer, env_layer, env_name, yaml_layer
 from shared.settings.layers import SettingsError as SettingsError
 from shared.settings.models import GivenOption
@@ -101,13 +102,17 @@ class Settings(BaseSettings):
         default=100.0, description="seconds before the api closes an idle connection"
     )
     model_path: Text | None = Field(
-        default=None, description="model directory or file, or 'echo' (none: those that ship)"
+        default=None,
+        description="model directory or file, org/name of a hub, or 'echo' (none: those that ship)",
     )
     tokenizer_path: Text | None = Field(
         default=None, description="tokenizer directory or file (none: the model's own)"
     )
     models: tuple[ModelEntry, ...] = Field(
         default=(), description="model to serve as id=path, repeatable"
+    )
+    hub: bool = Field(
+        default=True, description="fetch models that are named as org/name from the hub"
     )
     default_model: Text | None = Field(
         default=None, description="id used when a request names no model"
@@ -629,19 +634,26 @@ def names_models(settings: Settings) -> bool:
     return bool(settings.models) or settings.model_path is not None
 
 
-def model_entries(settings: Settings) -> tuple[ModelEntry, ...]:
-    """Return the models to load, completed from fleet-wide settings.
+def given_entries(settings: Settings) -> tuple[ModelEntry, ...]:
+    """Return the models to load, as they are given.
 
     Without `models` it is one entry for `model_path`, named after its directory, and without that
     the models that ship. Raise SettingsError if the name of that directory cannot serve as a model
-    id, and for an option that is for no model.
+    id.
     """
-    entries = settings.models
-    if not entries and settings.model_path is not None:
-        entries = (_entry_of_path(settings, settings.model_path),)
-    if not entries:
-        entries = tuple(ModelEntry(id=path.name, path=str(path)) for path in _SHIPPED_MODELS)
-    entries = with_options(entries, settings.options)
+    if settings.models:
+        return settings.models
+    if settings.model_path is not None:
+        return (_entry_of_path(settings, settings.model_path),)
+    return tuple(ModelEntry(id=path.name, path=str(path)) for path in _SHIPPED_MODELS)
+
+
+def model_entries(settings: Settings) -> tuple[ModelEntry, ...]:
+    """Return the models to load, completed from fleet-wide settings.
+
+    Raise SettingsError as `given_entries` does, and for an option that is for no model.
+    """
+    entries = with_options(given_entries(settings), settings.options)
     return tuple(completed(entry, settings) for entry in entries)
 
 
@@ -715,9 +727,6 @@ def _check_models(settings: Settings, origins: Mapping[str, str]) -> None:
             )
 
 
-_WEIGHT_SUFFIXES = {".pt", ".pth", ".bin", ".safetensors"}
-
-
 def _entry_of_path(settings: Settings, path: str) -> ModelEntry:
     """Return the entry of `model_path`, named after its directory, whether that exists or not."""
     if path in WITHOUT_FILES:
@@ -733,14 +742,17 @@ def _entry_of_path(settings: Settings, path: str) -> ModelEntry:
             "model_path", problem, "change to one that is there, or name a whole path"
         ) from None
 
-    is_file = os.path.isfile(location) or location.suffix in _WEIGHT_SUFFIXES
+    is_file = os.path.isfile(location) or location.suffix in WEIGHT_SUFFIXES
     name = location.parent.name if is_file else location.name
+    named = hub_name(path)
+    if named is not None:
+        name = named.model_id
     try:
         return ModelEntry(id=name, path=path)
     except ValidationError:
-        named = shlex.quote(f"{_as_model_id(name)}={path}")
+        flag = shlex.quote(f"{_as_model_id(name)}={path}")
         problem = f"{name!r} cannot serve as a model id"
-        raise settings.refusal("model_path", problem, f"name it with --model {named}") from None
+        raise settings.refusal("model_path", problem, f"name it with --model {flag}") from None
 
 
 def _as_model_id(name: str) -> str:

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from shared.errors import FleetError, from_event
 from shared.messages import Embedded, Failed, Labelled, ModelInfo, Prompting, Solution, name_of
+from shared.settings.hub_names import commit_of, hub_name
 from shared.settings.models import PromptingEntry
 from shared.settings.settings import ModelEntry, Settings, SettingsError, completed, model_entries
 from shared.tasks.model_options import options_of
@@ -172,6 +173,13 @@ def survey(entry: ModelEntry, settings: Settings, *, is_default: bool = False) -
     """
     # An entry of the catalogue is completed by each worker's own settings.
     entry = completed(entry, settings)
+    named = hub_name(entry.path)
+    if named is not None:
+        raise SettingsError(
+            f"model {entry.id!r}: {entry.path} is no path on this worker's machine, and only models "
+            f"that are named when a worker starts are fetched from the hub; `{named.download_command}` "
+            "prints the path to add."
+        )
     load = partial(_load, entry, settings, is_default=is_default)
     try:
         facts = facts_of(entry, settings)
@@ -254,7 +262,7 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
     info = ModelInfo(
         entry.id,
         spec.runner,
-        found=spec.found,
+        found=_with_commit(spec.found, entry.path),
         context_window=spec.context_window,
         max_new_tokens=settings.max_new_tokens,
         max_batch=spec.max_batch,
@@ -275,6 +283,14 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
         warm_up_s=warm_up_s,
         not_obeyed=ignored,
     )
+
+
+def _with_commit(found: str, path: str) -> str:
+    """Return the description of a model, with its commit if it is one of the hub."""
+    commit = commit_of(path)
+    if commit is None:
+        return found
+    return f"{found}; {commit}"
 
 
 def _load_checked(entry: ModelEntry, settings: Settings) -> tuple[AnyRunner, RunnerOptions]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from scripts.cli.flag_types import count, http_url
 from scripts.cli.fleet_tool import EXIT_FAILED, ToolError
 from shared.settings.command_line import EXIT_BAD_SETTINGS, run_role
+from shared.settings.hub import with_hub_models
 from shared.settings.settings import Settings, SettingsError, model_entries
 
 PROG = "aios batch run"
@@ -44,7 +45,7 @@ def _run(args: argparse.Namespace, settings: Settings | None) -> int:
     require_extras("api")
     if settings is not None:
         require_extras("worker")
-        settings = _with_model(settings, args.model)
+        settings = with_hub_models(_with_model(settings, args.model), has_gpu=True)
     elif find_spec("httpx") is None:
         raise SettingsError("--url needs httpx; install it by `pip install httpx`")
     # The endpoint table takes a moment to load, and needs the front's packages.
@@ -83,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("output", type=Path, help="where the answers are written")
     parser.add_argument(
         "--model",
-        help="the model for lines that name none; in this process a directory, a file, or the id "
+        help="the model for lines that name none; in this process a directory, a file, org/name of a hub, or the id "
         "of a model that is configured (default: the default one)",
     )
     parser.add_argument("--restart", action="store_true", help="begin anew, and drop what is there")

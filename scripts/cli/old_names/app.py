@@ -24,6 +24,7 @@ from scripts.cli.old_names.commands import MIN_SERVER_DEFAULTS
 from scripts.cli.parent_death import die_with_parent
 from shared.queue.broker import open_broker
 from shared.settings.command_line import redis_url, resolve_environment, tell_of_variables
+from shared.settings.hub import with_hub_models
 from shared.settings.layers import env_name
 from shared.settings.paths import check_model_paths
 from shared.settings.settings import Settings, SettingsError
@@ -76,6 +77,8 @@ async def fleet() -> AsyncIterator[ASGIApp]:
     settings = resolve_environment(MIN_SERVER_DEFAULTS)
     configure_logging(settings.log_level, settings.log_format)
     tell_of_variables(settings)
+    # In a thread, as models of a hub may take long to fetch.
+    settings = await asyncio.to_thread(with_hub_models, settings)
     check_model_paths(settings)
     if settings.redis_url is not None:
         async with front(settings) as app:

@@ -4,17 +4,15 @@ Their flags and variables are those of all roles. One default differs: the healt
 `min_server` succeeds only when its model is warm.
 """
 
-import os
-import re
 import sys
 from collections.abc import Sequence
 
 from scripts.cli.aios import dry_run_worker, serve_hrm
 from shared.settings.command_line import run_role
+from shared.settings.hub_names import SCHEME, hub_name
 
 MIN_SERVER_DEFAULTS = {"healthz_mode": "ready"}
 _CHECKPOINT_FLAG = "--hf-checkpoint"
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def hrm_server(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +27,7 @@ def min_server(argv: Sequence[str] | None = None) -> int:
     return run_role(
         "python -m levanter.serve.min_server",
         serve_hrm,
-        with_cached_model(argv),
+        with_hub_model(argv),
         dry_run_worker,
         defaults=MIN_SERVER_DEFAULTS,
     )
@@ -40,11 +38,10 @@ def model_server(argv: Sequence[str] | None = None) -> int:
     return run_role("python -m inference.server.model_server", serve_hrm, argv, dry_run_worker)
 
 
-def with_cached_model(argv: Sequence[str]) -> list[str]:
-    """Return the arguments with each `--hf-checkpoint ORG/MODEL` as `--model ORG/MODEL=PATH`.
+def with_hub_model(argv: Sequence[str]) -> list[str]:
+    """Return the arguments with each `--hf-checkpoint ORG/MODEL` as `--model ORG/MODEL=ORG/MODEL`.
 
-    The path is that of the model in the cache of Hugging Face; nothing is downloaded. A model that
-    the cache does not have stays as it is, and is refused later as a path that does not exist.
+    So the model keeps its whole name as its id. A path stays as it is.
     """
     arguments: list[str] = []
     needs_value = False
@@ -71,25 +68,6 @@ def with_cached_model(argv: Sequence[str]) -> list[str]:
 
 def _checkpoint(value: str) -> list[str]:
     """Return the flag and the value that load the model of an `--hf-checkpoint`."""
-    path = cached_model(value)
-    if path is None:
+    if hub_name(value) is None:
         return [_CHECKPOINT_FLAG, value]
-    return ["--model", f"{value}={path}"]
-
-
-def cached_model(name: str) -> str | None:
-    """Return the path of a model in the cache of Hugging Face.
-
-    Return None if the cache does not have the model, if there is a file or folder of this name, or
-    if the name is not of the form ORG/MODEL.
-    """
-    if os.path.exists(name) or not _HUB_NAME.fullmatch(name):
-        return None
-
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return str(snapshot_download(name, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
+    return ["--model", f"{value.removeprefix(SCHEME)}={value}"]
