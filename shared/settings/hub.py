@@ -15,7 +15,7 @@ from typing import Any
 
 from shared.settings.hub_names import HubName, commit_of, hub_name
 from shared.settings.models import ModelEntry
-from shared.settings.paths import path_refusal
+from shared.settings.paths import fault_of, path_refusal, unreadable
 from shared.settings.settings import Settings, given_entries
 from shared.settings.text import reason
 from shared.tasks.runner_table import WITHOUT_FILES
@@ -82,19 +82,20 @@ def with_hub_models(settings: Settings, *, has_gpu: bool = False) -> Settings:
     """Return the settings with a directory for each model that they name as one of the hub.
 
     Files that the cache lacks are fetched, with a progress bar on a terminal. Models that require
-    a GPU stay as they are unless this machine `has_gpu`, and all do if the setting `hub` is false.
-    Raise SettingsError, whose message says what to do.
+    a GPU stay as they are unless this machine `has_gpu`. Raise SettingsError, whose message says
+    what to do, also for any name of the hub if the setting `hub` is false.
     """
-    if not settings.hub:
-        return settings
     entries: list[ModelEntry] = []
     for entry in given_entries(settings):
         name = hub_name(entry.path)
         is_for_others = entry.gpu_required and not has_gpu
         if name is None or is_for_others or entry.runner in WITHOUT_FILES:
             entries.append(entry)
-        else:
+        elif settings.hub:
             entries.append(_fetched(settings, entry, name))
+        else:
+            fault = fault_of(entry.path, may_be_directory=True)
+            raise unreadable(settings, entry, "path", fault or "it is a name of the hub")
     if tuple(entries) == given_entries(settings):
         return settings
     return settings.model_copy(update={"models": tuple(entries)})

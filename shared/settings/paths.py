@@ -56,7 +56,7 @@ def check_model_paths(settings: Settings) -> None:
                 continue
             fault = fault_of(path, may_be_directory=kind != "file")
             if fault is not None:
-                raise _unreadable(settings, entry, field, fault)
+                raise unreadable(settings, entry, field, fault)
 
 
 def fault_of(path: str, *, may_be_directory: bool) -> str | None:
@@ -89,7 +89,8 @@ def _setting_of(settings: Settings, entry: ModelEntry, field: str) -> str:
     return "model_path" if field == "path" else field
 
 
-def _unreadable(settings: Settings, entry: ModelEntry, field: str, fault: str) -> SettingsError:
+def unreadable(settings: Settings, entry: ModelEntry, field: str, fault: str) -> SettingsError:
+    """Return the error for a path of a model that cannot be read because of a fault."""
     name = _setting_of(settings, entry, field)
     shown = ""
     if field not in (name, "path"):

@@ -10,14 +10,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from scripts.cli import aios, jobs
 from scripts.cli.old_names import commands
 from shared.settings.command_line import run_role
+from shared.settings.hub import with_hub_models
 from shared.settings.layers import NOT_OBEYED
 from shared.settings.settings import Settings, SettingsError, resolve
 from tests.fixtures.bare_settings import without_settings
+from tests.fixtures.hub import asked_here
 
 MODULES = {
     "aios.serve.hrm_server": commands.hrm_server,
@@ -242,30 +245,28 @@ def test_a_real_package_of_that_name_is_found_before_ours(tmp_path: Path) -> Non
     assert done.stdout.strip() == str(real)
 
 
-def test_a_model_in_hugging_faces_cache_is_served_under_its_name(
-    served: list[Settings],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_a_model_of_the_hub_is_served_under_its_whole_name(
+    served: list[Settings], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """B97: a model in the cache is served without fetching anything."""
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    """B97: `--hf-checkpoint org/model` is a model of the hub, here of its cache."""
+    commit = "a" * 40
     folder = tmp_path / "models--org--net"
-    snapshot = folder / "snapshots" / "abc"
+    snapshot = folder / "snapshots" / commit
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
     (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text("abc")
+    (folder / "refs" / "main").write_text(commit)
 
     for flags in (["--hf-checkpoint", "org/net"], ["--hf_checkpoint=org/net"]):
         assert commands.min_server([*flags, "--tokenizer", "/t"]) == 0
-        (entry,) = served[-1].models
+        with asked_here("http://127.0.0.1:9", tmp_path) as patch:
+            patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+            (entry,) = with_hub_models(served[-1]).models
         assert entry.id == "org/net"
         assert entry.path == str(snapshot)
 
-    assert commands.min_server(["--hf-checkpoint", "org/other"]) == 0
-    assert served[-1].model_path == "org/other"
-    assert run_role("worker", aios.dry_run_worker, ["--hf-checkpoint", "org/other"]) == 2
+    assert commands.min_server(["--hf-checkpoint", str(tmp_path)]) == 0
+    assert served[-1].model_path == str(tmp_path)
+    flags = ["--no-hub", "--hf-checkpoint", "org/other"]
+    assert run_role("worker", aios.dry_run_worker, flags) == 2
     assert "hf download org/other" in capsys.readouterr().err
