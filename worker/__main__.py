@@ -90,11 +90,11 @@ def _prepared(settings: Settings) -> Settings:
 
     Raise SettingsError for a model that cannot be had or read.
     """
-    settings = with_hub_models(settings)
     check_model_paths(settings)
+    settings = with_hub_models(settings, may_end=True)
     prepare_process(settings)
     # Whether there is a GPU is known by torch, which is imported after the process is prepared.
-    return with_hub_models(settings, has_gpu=not obstacles(settings))
+    return with_hub_models(settings, has_gpu=not obstacles(settings), may_end=True)
 
 
 def prepare_process(settings: Settings) -> None:

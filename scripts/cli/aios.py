@@ -203,8 +203,8 @@ def serve_hrm(settings: Settings) -> int:
     if settings.prohibited_terms is not None:
         read_text(settings, "prohibited_terms")
     check_artifact_url(settings)
-    settings = with_hub_models(settings)
     check_model_paths(settings)
+    settings = with_hub_models(settings, may_end=True)
 
     settings, worker_envs = place_workers(settings)
     port = bindable_port(settings, len(worker_envs))

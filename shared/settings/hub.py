@@ -8,7 +8,9 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
@@ -78,12 +80,17 @@ class Snapshot:
     is_fresh: bool
 
 
-def with_hub_models(settings: Settings, *, has_gpu: bool = False) -> Settings:
+def with_hub_models(
+    settings: Settings, *, has_gpu: bool = False, may_end: bool = False
+) -> Settings:
     """Return the settings with a directory for each model that they name as one of the hub.
 
     Files that the cache lacks are fetched, with a progress bar on a terminal. Models that require
     a GPU stay as they are unless this machine `has_gpu`. Raise SettingsError, whose message says
     what to do, also for any name of the hub if the setting `hub` is false.
+
+    Ctrl-C waits for the files on their way. If the process `may_end`, it ends at once instead; then
+    this is called in its main thread.
     """
     entries: list[ModelEntry] = []
     for entry in given_entries(settings):
@@ -92,13 +99,27 @@ def with_hub_models(settings: Settings, *, has_gpu: bool = False) -> Settings:
         if name is None or is_for_others or entry.runner in WITHOUT_FILES:
             entries.append(entry)
         elif settings.hub:
-            entries.append(_fetched(settings, entry, name))
+            with _ending_at_once(may_end):
+                entries.append(_fetched(settings, entry, name))
         else:
             fault = fault_of(entry.path, may_be_directory=True)
             raise unreadable(settings, entry, "path", fault or "it is a name of the hub")
     if tuple(entries) == given_entries(settings):
         return settings
     return settings.model_copy(update={"models": tuple(entries)})
+
+
+@contextmanager
+def _ending_at_once(may_end: bool) -> Iterator[None]:
+    """Let SIGINT end the process without Python, whose threads would go on to download."""
+    if not may_end:
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _fetched(settings: Settings, entry: ModelEntry, name: HubName) -> ModelEntry:

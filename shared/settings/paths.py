@@ -42,7 +42,7 @@ def check_model_paths(settings: Settings) -> None:
     """Look at every path of the models. Raise SettingsError for the first that cannot be read.
 
     A model that requires a GPU may lie on another machine, and is left to a worker that has one.
-    Names of models on the hub are refused if the setting `hub` is false.
+    Names of models on the hub are left to `with_hub_models`, or refused if `hub` is false.
     """
     for entry in model_entries(settings):
         if entry.gpu_required:
@@ -52,7 +52,6 @@ def check_model_paths(settings: Settings) -> None:
             if path is None or (field == "path" and entry.runner in WITHOUT_FILES):
                 continue
             if field == "path" and settings.hub and hub_name(path) is not None:
-                # A start fetches it before it looks at paths.
                 continue
             fault = fault_of(path, may_be_directory=kind != "file")
             if fault is not None:

@@ -50,6 +50,8 @@ EXEMPT = {
     ".venv/bin/aios serve hrm": "needs a model of the reader; test_dry_run.py loads others",
     'aios serve hrm --model-path "$(aios models fetch': "downloads; tests/scripts/test_fetch.py does not",
     "aios serve hrm --config config/models.yaml": "the same, once they are there",
+    "aios serve hrm --model-path sapientinc": "downloads; test_hub_models.py asks a stand-in",
+    "aios serve hrm --model maths=hf": "the same",
     "aios models fetch": "the same, and tests/worker/test_real_models.py asks the models",
     "aios serve hrm --model math=models/hrm-text-math --model base=http": (
         "stays, and asks a server of the reader; test_proxy.py asks others"

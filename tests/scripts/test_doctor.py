@@ -9,6 +9,7 @@ import pytest
 
 from scripts.cli.aios import main
 from scripts.cli.embedded_redis import free_port
+from tests.fixtures.hub import asked_here, stand_in_hub
 from tests.fixtures.redis_server import RedisServer
 
 Findings = dict[str, dict[str, Any]]
@@ -57,6 +58,20 @@ def test_what_is_missing_is_told_with_what_to_do(
     assert "choose another --port" in findings["address"]["remedy"]
     assert "does not exist" in findings["models"]["remedy"]
     assert "name a directory" in findings["artifacts"]["remedy"]
+
+
+def test_models_of_the_hub_are_told_and_not_fetched(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with stand_in_hub() as hub, asked_here(hub.url, tmp_path / "cache"):
+        hub.add("org/net", tmp_path)
+        status, findings = doctor(capsys, "--model-path", "org/net", "--threads", "1")
+        assert hub.requests == []
+        assert status == 0
+        assert findings["model net"]["found"] == "the start fetches it from the hub"
+        status, findings = doctor(capsys, "--model-path", "org/net", "--no-hub")
+    assert status == 1
+    assert "hf download org/net" in findings["models"]["remedy"]
 
 
 def test_a_redis_that_may_lose_work_is_told(

@@ -61,6 +61,7 @@ async def test_what_cannot_be_is_refused_in_words(redis: Redis, aios: Aios) -> N
         (("remove", "own"), "not by the catalogue"),
         (("add", "a b", "/models/xl"), "aios models: id: "),
         (("add", "a", "/models/xl", "--runner", "none"), "aios models: runner: "),
+        (("add", "a", "hf://org/name"), "`hf download org/name` on their machine"),
     ):
         status, out, err = await aios(*words)
         assert status == 1, words

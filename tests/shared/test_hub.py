@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from shared.settings.hub_names import HubName, commit_of, hub_name
 from shared.settings.paths import check_model_paths
 from shared.settings.settings import ModelEntry, Settings, SettingsError, model_entries, resolve
 from tests.fixtures.hub import TOKEN, StandInHub, asked_here, stand_in_hub
+from tests.fixtures.polling import wait_until
 
 # Equal files would be fetched once, as the cache keeps files by their contents.
 FILES = {
@@ -253,6 +255,26 @@ def test_a_model_for_gpus_is_left_to_a_worker_with_one(hub: StandInHub, tmp_path
     assert with_hub_models(settings) is settings
     check_model_paths(settings)
     assert with_hub_models(settings, has_gpu=True).models[0].path != "org/net"
+
+
+def test_ctrl_c_does_not_wait_for_downloads(hub: StandInHub, tmp_path: Path) -> None:
+    hub.add("org/net", directory(tmp_path / "net", FILES))
+    hub.gives.clear()
+    code = """
+from shared.settings.hub import with_hub_models
+from shared.settings.settings import Settings
+with_hub_models(Settings(model_path="org/net"), may_end=True)
+"""
+    env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+    process = subprocess.Popen([sys.executable, "-c", code], env=env)
+    try:
+        wait_until(lambda: hub.fetched() != set(), "a download has begun")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == -signal.SIGINT
+        assert not hub.gives.is_set()
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_bar_is_drawn_on_a_terminal_alone(hub: StandInHub, tmp_path: Path) -> None:

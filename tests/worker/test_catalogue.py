@@ -250,6 +250,13 @@ def test_a_worker_of_one_modality_leaves_the_other_models_to_others(tmp_path: Pa
     assert load_models(only_sounds) == []
 
 
+def test_a_name_of_the_hub_is_refused_in_the_catalogue() -> None:
+    """Nothing is fetched while a worker serves."""
+    for path in ("org/net@v1", "hf://org/net@v1"):
+        with pytest.raises(SettingsError, match="`hf download org/net --revision v1` prints"):
+            survey(ModelEntry(id="late", path=path), Settings())
+
+
 def test_damaged_files_of_a_known_model_do_not_keep_its_worker_down(tmp_path: Path) -> None:
     """A model that the fleet has served keeps its modality, and the others are loaded."""
     for name in ("good", "damaged"):

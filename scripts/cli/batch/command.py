@@ -45,7 +45,7 @@ def _run(args: argparse.Namespace, settings: Settings | None) -> int:
     require_extras("api")
     if settings is not None:
         require_extras("worker")
-        settings = with_hub_models(_with_model(settings, args.model), has_gpu=True)
+        settings = with_hub_models(_with_model(settings, args.model), has_gpu=True, may_end=True)
     elif find_spec("httpx") is None:
         raise SettingsError("--url needs httpx; install it by `pip install httpx`")
     # The endpoint table takes a moment to load, and needs the front's packages.

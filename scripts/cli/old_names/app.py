@@ -77,9 +77,9 @@ async def fleet() -> AsyncIterator[ASGIApp]:
     settings = resolve_environment(MIN_SERVER_DEFAULTS)
     configure_logging(settings.log_level, settings.log_format)
     tell_of_variables(settings)
-    # In a thread, as models of a hub may take long to fetch.
-    settings = await asyncio.to_thread(with_hub_models, settings)
     check_model_paths(settings)
+    # In a thread, as models of the hub may take long to fetch.
+    settings = await asyncio.to_thread(with_hub_models, settings)
     if settings.redis_url is not None:
         async with front(settings) as app:
             yield app
