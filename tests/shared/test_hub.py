@@ -277,28 +277,33 @@ with_hub_models(Settings(model_path="org/net"), may_end=True)
         process.wait()
 
 
-def test_a_bar_is_drawn_on_a_terminal_alone(hub: StandInHub, tmp_path: Path) -> None:
-    """In a process of its own, as the library reads its variables once."""
+def test_a_process_obeys_the_librarys_variables(hub: StandInHub, tmp_path: Path) -> None:
+    """A bar is drawn on a terminal alone, torch is not loaded, and HF_HUB_OFFLINE asks nobody."""
     hub.add("org/net", directory(tmp_path / "net", FILES))
     code = """
 import sys
 from shared.settings.hub import with_hub_models
 from shared.settings.settings import Settings
-if sys.argv[1:]:
+if sys.argv[1] == "terminal":
     sys.stderr.isatty = lambda: True
-with_hub_models(Settings(model_path="org/net"))
+print(*with_hub_models(Settings(model_path="org/net")).models)
 assert "torch" not in sys.modules
 """
-    drawn = []
-    for words in ((), ("terminal",)):
-        env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / f"home{len(words)}")}
-        command = [sys.executable, "-c", code, *words]
-        done = subprocess.run(
+
+    def run(stderr: str, home: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+        env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / home)} | variables
+        command = [sys.executable, "-c", code, stderr]
+        return subprocess.run(
             command, env=env, capture_output=True, text=True, check=True, timeout=120
         )
-        drawn.append(done.stderr)
-    quiet, terminal = drawn
-    assert quiet == ""
-    lines = {line.partition(":")[0] for line in terminal.replace("\r", "\n").splitlines() if line}
-    assert len(lines & {"Fetching 4 files", "Downloading bytes", "Download complete"}) == 0
+
+    quiet = run("pipe", "first")
+    assert quiet.stderr == ""
+    terminal = run("terminal", "second").stderr
     assert "Reconstruction complete" in terminal
+    assert "Fetching 4 files" not in terminal
+    assert "Download complete" not in terminal
+
+    hub.requests.clear()
+    assert run("pipe", "first", HF_HUB_OFFLINE="1").stdout == quiet.stdout
+    assert hub.requests == []
