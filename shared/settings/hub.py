@@ -155,7 +155,7 @@ def _snapshot(name: HubName) -> Snapshot:
     """Return the model's directory in the cache, complete. Raise HubError."""
     from huggingface_hub import constants, snapshot_download
 
-    # HTTPError is that of the library's HTTP client, which is another one in older versions.
+    # HTTPError, the base of what its HTTP client raises, is not exported by name.
     from huggingface_hub.errors import (  # type: ignore[attr-defined]
         GatedRepoError,
         HfHubHTTPError,
