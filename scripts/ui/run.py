@@ -1,0 +1,67 @@
+"""A job that the app follows in a thread, so that no page waits for it."""
+
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import closing
+
+from scripts.ui.client import Body, Client, Frame, ServerError, message_of
+
+# A browser asks for the pages in its background once a minute, and a reload takes seconds.
+_LEFT_S = 90.0
+
+
+class Run:
+    """A job, and what has come of it so far.
+
+    The thread appends to `frames`; pages read them, and call `watch` for as long as somebody looks.
+    When nobody does any more the thread ends, and with it the connection: the fleet then cancels
+    the job. After the end `job` is the job's last state, with its usage and timings, and `error`
+    says what went wrong, "" if nothing did.
+    """
+
+    def __init__(self, client: Client, job_id: str) -> None:
+        self.job_id = job_id
+        self.frames: list[Body] = []
+        self.job: Body = {}
+        self.error = ""
+        self.is_done = False
+        self._client = client
+        self._watched_at = time.monotonic()
+        threading.Thread(target=self._follow, name=f"run-{job_id}", daemon=True).start()
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self.job.get("state") == "cancelled"
+
+    def watch(self) -> None:
+        """Note that somebody looks at the run."""
+        self._watched_at = time.monotonic()
+
+    def cancel(self) -> None:
+        """Cancel the job. Raise ServerError if the server does not take that."""
+        self._client.cancel(self.job_id)
+
+    def _follow(self) -> None:
+        try:
+            # Closing the events closes their connection, also in the middle.
+            with closing(self._client.events(self.job_id)) as events:
+                self._collect(events)
+            self.job = self._client.job(self.job_id)
+        except ServerError as error:
+            self.error = str(error)
+        finally:
+            self.is_done = True
+
+    def _collect(self, events: Iterable[Frame]) -> None:
+        for frame in events:
+            if time.monotonic() - self._watched_at > _LEFT_S:
+                self.error = "Nobody looked at this any more, so it was given up."
+                return
+            if frame.body is None:
+                continue
+            message = message_of(frame.body)
+            if message:
+                self.error = message
+            else:
+                self.frames.append(frame.body)

@@ -1,0 +1,163 @@
+"""The parts that all pages share: the server, the model, and work that is drawn as it comes."""
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import streamlit as st
+
+from scripts.ui.client import Body, Client, Model, ServerError
+from scripts.ui.run import Run
+
+URL_ENV = "API_URL"
+KEY_ENV = "API_KEY"
+DEFAULT_URL = "http://localhost:8000"
+LINK: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
+"""Arguments of a field that a link can fill in, and that keeps its value on the other pages."""
+
+_STATUS_EVERY = timedelta(seconds=5)
+_REDRAW_EVERY = timedelta(seconds=0.25)
+_MODELS_KEPT = timedelta(seconds=5)
+
+
+def client() -> Client:
+    """Return a client with the key of the password field, or else of the environment."""
+    key = st.session_state.get("key") or os.environ.get(KEY_ENV)
+    return Client(os.environ.get(URL_ENV, DEFAULT_URL), key)
+
+
+def sidebar(task: str) -> None:
+    """Draw the state of the server, the choice of a model that does `task`, and the key."""
+    with st.sidebar:
+        _server_status()
+        _choose_model(task)
+        st.text_input(
+            "Key",
+            type="password",
+            key="key",
+            persist_state="session",
+            placeholder="only if the server wants one",
+        )
+
+
+def chosen_model(task: str) -> str:
+    """Return the name of the model that the sidebar has chosen for `task`, "" for the server's."""
+    name: str | None = st.session_state.get(_model_key(task))
+    return name or ""
+
+
+def with_model(body: Body, task: str) -> Body:
+    """Return the body of a request with the chosen model. The server chooses if none is."""
+    name = chosen_model(task)
+    return {**body, "model": name} if name else body
+
+
+def show_error(message: str) -> None:
+    """Say in the page what went wrong, if anything did."""
+    if message:
+        st.error(message, icon=":material/error:")
+
+
+def draw_live(
+    run: Run | None, draw: Callable[[Run], None], is_settled: Callable[[], bool] | None = None
+) -> None:
+    """Draw a run now, and again and again until it is done. Then the whole page is drawn anew.
+
+    A run that is done is still drawn again and again while `is_settled` says that it is not.
+    """
+
+    def is_over(run: Run) -> bool:
+        return run.is_done and (is_settled is None or is_settled())
+
+    if run is None:
+        return
+    if is_over(run):
+        draw(run)
+        return
+
+    @st.fragment(run_every=_REDRAW_EVERY)
+    def redraw() -> None:
+        run.watch()
+        if is_over(run):
+            st.rerun()
+        draw(run)
+
+    redraw()
+
+
+def show_timings(run: Run) -> None:
+    """Show the usage and the timings of a run that has ended."""
+    usage = run.job.get("usage") or {}
+    timings = run.job.get("timings") or {}
+    with st.container(horizontal=True):
+        if "prompt_tokens" in usage:
+            st.metric("Prompt", f"{usage['prompt_tokens']} tokens", width="content")
+        if usage.get("completion_tokens"):
+            st.metric("Answer", f"{usage['completion_tokens']} tokens", width="content")
+        if timings.get("total_s") is not None:
+            st.metric("Response time", f"{timings['total_s']:.2f} s", width="content")
+        if timings.get("tokens_per_s"):
+            st.metric("Speed", f"{timings['tokens_per_s']:.0f} tokens/s", width="content")
+
+
+@st.fragment(run_every=_STATUS_EVERY)
+def _server_status() -> None:
+    # Work goes on while its browser shows any page.
+    for value in st.session_state.values():
+        run = getattr(value, "run", None)
+        if isinstance(run, Run):
+            run.watch()
+
+    server = client()
+    status = server.status()
+    if status.is_ready:
+        st.badge("Ready", icon=":material/check_circle:", color="green")
+        st.caption(f"{server.url} answers in {1000 * status.answered_in_s:.0f} ms")
+    elif status.is_up:
+        st.badge("Not ready", icon=":material/hourglass_empty:", color="orange")
+        st.caption(f"{server.url}: {status.reason}")
+    else:
+        st.badge("Away", icon=":material/cloud_off:", color="red")
+        st.caption(
+            f"No server answers at {server.url}. Start one with `aios serve hrm`, or name another "
+            "with `aios ui --server-url URL`. This page looks again every few seconds."
+        )
+
+
+def _choose_model(task: str) -> None:
+    server = client()
+    try:
+        models = _models(server.url, st.session_state.get("key"))
+    except ServerError as error:
+        st.caption(str(error))
+        return
+    names = [model.id for model in models if task in model.tasks]
+    if not names:
+        st.caption("The server has no model for this page.")
+        return
+    st.selectbox(
+        "Model",
+        names,
+        index=None,
+        placeholder="the server's choice",
+        key=_model_key(task),
+        bind="query-params",
+        persist_state="session",
+    )
+
+
+def models_for(task: str) -> list[str]:
+    """Return the names of the models that do `task`. Raise ServerError if they are not known."""
+    models = _models(client().url, st.session_state.get("key"))
+    return [model.id for model in models if task in model.tasks]
+
+
+@st.cache_data(ttl=_MODELS_KEPT, show_spinner=False)
+def _models(url: str, key: str | None) -> list[Model]:
+    """Return the models of a server. `url` and `key` tell apart what is kept."""
+    return client().models()
+
+
+def _model_key(task: str) -> str:
+    return "model" if task == "generate" else f"{task}_model"

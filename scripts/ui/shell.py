@@ -1,0 +1,49 @@
+"""The shell of the app: its pages, and what stands beside each of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import streamlit as st
+from streamlit.navigation.page import StreamlitPage
+
+from scripts.ui import page_chat, page_generate, page_puzzles, page_solve
+from scripts.ui.session import sidebar
+
+# Streamlit would load an icon that goes by its name from another host.
+_ICON = str(Path(__file__).parent / "icon.svg")
+
+
+@dataclass(frozen=True)
+class AppPage:
+    """A page of the app. Its models are those that do `task`."""
+
+    title: str
+    icon: str
+    task: str
+    show: Callable[[], None]
+
+
+PAGES = {
+    "generate": AppPage("Generate", ":material/edit_note:", "generate", page_generate.show),
+    "solve": AppPage("Solve", ":material/calculate:", "generate", page_solve.show),
+    "chat": AppPage("Chat", ":material/forum:", "generate", page_chat.show),
+    "puzzles": AppPage("Puzzles", ":material/grid_on:", "solve", page_puzzles.show),
+}
+"""All pages, by the paths of their addresses. The first one is also at `/`."""
+
+
+def main() -> None:
+    """Draw the page that the address names."""
+    st.set_page_config(page_title="HRM fleet", page_icon=_ICON)
+    entries: list[StreamlitPage] = []
+    shown = {}
+    for path, page in PAGES.items():
+        entry = st.Page(
+            page.show, title=page.title, icon=page.icon, url_path=path, default=not entries
+        )
+        entries.append(entry)
+        shown[page.title] = page
+    current = st.navigation(entries)
+    sidebar(shown[current.title].task)
+    current.run()
