@@ -18,6 +18,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
+from scripts.cli import ui
 from scripts.cli.child_env import child_env, without_keys
 from scripts.cli.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from scripts.cli.local_fleet import LocalFleet, announced
@@ -79,10 +80,12 @@ usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers, janitor
        aios ab report NAME      how the arms of an experiment do in live traffic
        aios eval run | latest | history
                                 how many answers are right and how soon, beside earlier reports
+       aios ui [--server-url URL]
+                                the web app, for a fleet that runs here or elsewhere
        aios doctor [flags]      what this machine has for a fleet with these flags, and what it lacks
        aios --version
-Without --redis-url (--server-url of puzzles, --url of eval) the tools, and aios jobs, find the fleet that
-`aios serve hrm` runs on this machine; where several run, --port chooses one.
+Without --redis-url (--server-url of puzzles and ui, --url of eval) the tools, and aios jobs, find the fleet that
+`aios serve hrm` runs on this machine; where several run, --port chooses one, for aios ui --server-url.
 Each command lists its flags with --help."""
 EXIT_USAGE = 2
 EXTRAS = {
@@ -91,6 +94,7 @@ EXTRAS = {
 }
 # A child that still runs so long after its drain will not end by itself.
 KILL_AFTER_DRAIN_S = 10.0
+UI_GRACE_S = 5.0
 REDIS_CHECK_S = 0.5
 # A Redis that dies sooner counts as one that did not start.
 REDIS_LIVES_S = 10.0
@@ -137,6 +141,7 @@ def run(argv: list[str]) -> int:
                 | "models"
                 | "puzzles"
                 | "eval"
+                | "ui"
             ) as name,
             *words,
         ]:
@@ -196,6 +201,8 @@ def serve_hrm(settings: Settings) -> int:
     Return the exit status, 0 after a clean stop. Raise SettingsError for settings that cannot work.
     """
     require_extras("api", "worker")
+    if settings.ui:
+        ui.require_streamlit()
     configure_logging(settings.log_level, settings.log_format)
     tell_of_variables(settings)
     if settings.redis_url is not None:
@@ -298,12 +305,24 @@ def fleet_roles(
     api = Role("api", (*python, "api"), env, grace_s=grace_s)
     worker = Role("worker", (*python, "worker"), keyless, copies, grace_s=others_grace_s)
     jobs = Role("jobs", (*python, "scripts.cli.jobs"), keyless, grace_s=others_grace_s)
+    apps = _app_roles(settings, keyless)
     if FRONT_ELSEWHERE_ENV in os.environ:
         return [worker, jobs]
     if redis_ends:
         # The front waits for all that is in flight, to which batches must add nothing.
-        return [jobs, api, worker]
-    return [api, worker, jobs]
+        return [jobs, api, worker, *apps]
+    return [api, worker, jobs, *apps]
+
+
+def _app_roles(settings: Settings, env: Mapping[str, str]) -> list[Role]:
+    """Return the role of the web app, if the settings ask for one. The fleet does without it."""
+    if not settings.ui:
+        return []
+    command = ui.app_command(ui.DEFAULT_HOST, settings.ui_port)
+    # It is a client like any other: the settings of the fleet are not for it.
+    foreign = {name: value for name, value in env.items() if not name.startswith("AIOS_")}
+    app_env = ui.app_env(foreign, local_url(settings))
+    return [Role("ui", command, app_env, grace_s=UI_GRACE_S, is_needed=False)]
 
 
 def bindable_port(settings: Settings, workers: int = 1) -> int:
@@ -431,7 +450,10 @@ def ready_line(settings: Settings, fleet: Fleet, *, needs_key: bool) -> str:
         models = ", ".join([f"{default} (default)", *others])
     key = " -H 'Authorization: Bearer YOUR-KEY'" if needs_key else ""
     example = _example(url, key, fleet.models.get(default))
-    return f"ready at {url}  model: {models}  docs: {url}/docs  try: {example}"
+    app = ""
+    if settings.ui:
+        app = f"  app: http://{ui.DEFAULT_HOST}:{settings.ui_port}"
+    return f"ready at {url}  model: {models}  docs: {url}/docs{app}  try: {example}"
 
 
 def _example(url: str, key: str, model: ModelInfo | None) -> str:

@@ -25,7 +25,7 @@ def child_env(settings: Settings) -> dict[str, str]:
     origins = {name: settings.origin(name) for name in Settings.model_fields}
     env[CONFIG_ENV] = os.devnull
     env[ORIGINS_ENV] = json.dumps(origins)
-    env["PYTHONPATH"] = _python_path()
+    env["PYTHONPATH"] = python_path()
     return env
 
 
@@ -37,7 +37,7 @@ def without_keys(env: Mapping[str, str]) -> dict[str, str]:
     return keyless
 
 
-def _python_path() -> str:
+def python_path() -> str:
     """Return a PYTHONPATH with which children find the packages of a checkout in any directory."""
     paths = []
     # Installed packages are found without it. In PYTHONPATH, site-packages would come before the

@@ -84,11 +84,13 @@ def choose_fleet(
     *,
     setting: str = "redis_url",
     given_by: str = "--redis-url or AIOS_REDIS_URL",
+    chosen_by_port: bool = True,
 ) -> LocalFleet:
     """Return the only fleet that runs here, or the one with this port.
 
     Raise SettingsError if there is not exactly one. Its message names the setting that would have
-    told the fleet, and by what it is given.
+    told the fleet, and by what it is given. `chosen_by_port` is false for a command whose --port is
+    another one.
     """
     running = running_fleets()
     matches = [fleet for fleet in running if port is None or fleet.port == port]
@@ -100,10 +102,10 @@ def choose_fleet(
         )
     listing = ", ".join(f"{fleet.url} (process {fleet.pid})" for fleet in running)
     if matches:
-        raise SettingsError(
-            f"{setting}: several fleets run here: {listing}; choose one by --port, or give "
-            f"{given_by}"
-        )
+        remedy = f"give {given_by}"
+        if chosen_by_port:
+            remedy = f"choose one by --port, or {remedy}"
+        raise SettingsError(f"{setting}: several fleets run here: {listing}; {remedy}")
     raise SettingsError(f"port: no fleet with port {port} runs here; there is {listing}")
 
 

@@ -44,7 +44,8 @@ class Role:
     seconds. So it has the machine for itself, and the fleet answers sooner.
 
     An entry of `copies` is added to `env` to make the environment of that copy. `grace_s` is how
-    long a copy may take to end after SIGTERM.
+    long a copy may take to end after SIGTERM. A role that is not needed is started again however
+    often it dies, and never ends the fleet.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Role:
     env: Mapping[str, str]
     copies: Sequence[Mapping[str, str]] = ({},)
     grace_s: float = 10.0
+    is_needed: bool = True
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,8 @@ class Supervisor:
 
         If so, log why and stop the fleet.
         """
+        if not role.is_needed:
+            return False
         end = fields(role=role.name, copy=copy, status=life.status, reason=life.reason)
         if life.status == BAD_SETTINGS and not ever_ready:
             log.error("process refuses its settings", extra=end)

@@ -33,6 +33,7 @@ from shared.settings.types import (
     MOST_ABSENT_S,
     SECRETS,
     ApiKey,
+    AppPort,
     Count,
     CountOrAuto,
     Dtype,
@@ -163,6 +164,8 @@ class Settings(BaseSettings):
     worker_port: Port | None = Field(
         default=None, description="port for a worker's metrics and health"
     )
+    ui: bool = Field(default=False, description="run the web app, too, for this machine alone")
+    ui_port: AppPort = Field(default=8501, description="port of the web app of --ui")
     prohibited_terms: Text | None = Field(
         default=None, description="file of terms, one a line, to refuse in requests"
     )
