@@ -121,8 +121,11 @@ def _fields(state: PuzzlesState) -> None:
 
 def _take_edit() -> None:
     """Take over what a person has typed into the board."""
-    st.session_state["puzzle"] = st.session_state[BOARD].edited
-    _state().clear()
+    cells = st.session_state[BOARD].edited
+    # Streamlit may report an edit again with the click that follows it.
+    if cells and cells != st.session_state["puzzle"]:
+        st.session_state["puzzle"] = cells
+        _state().clear()
 
 
 def _take_text() -> None:

@@ -146,13 +146,16 @@ def _show_solution(subject: Subject, run: Run) -> None:
 
 def _show_maths(text: str, result: Body) -> None:
     """Draw the steps, and the answer in a box."""
-    for number, step in enumerate(text.splitlines(), start=1):
+    answer = result.get("answer")
+    steps = text.splitlines()
+    if answer is not None and steps and steps[-1] == f"\\boxed{{{answer}}}":
+        steps.pop()
+    for number, step in enumerate(steps, start=1):
         with st.container(horizontal=True, gap="small", vertical_alignment="center"):
             st.badge(str(number), color="gray")
             st.text(step)
-    if result.get("answer") is not None:
-        with st.container(border=True):
-            st.metric("Answer", result["answer"])
+    if answer is not None:
+        st.success(f"**{answer}**", icon=":material/task_alt:")
 
 
 def _show_code(text: str, result: Body) -> None:

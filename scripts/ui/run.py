@@ -44,16 +44,23 @@ class Run:
 
     def _follow(self) -> None:
         try:
-            # Closing the events closes their connection, also in the middle.
-            with closing(self._client.events(self.job_id)) as events:
-                self._collect(events)
+            self._collect()
             self.job = self._client.job(self.job_id)
         except ServerError as error:
-            self.error = str(error)
+            self.error = self.error or str(error)
         finally:
             self.is_done = True
 
-    def _collect(self, events: Iterable[Frame]) -> None:
+    def _collect(self) -> None:
+        """Collect the frames. A failure before the first one is an error of the job, too."""
+        try:
+            # Closing the events closes their connection, also in the middle.
+            with closing(self._client.events(self.job_id)) as events:
+                self._take(events)
+        except ServerError as error:
+            self.error = str(error)
+
+    def _take(self, events: Iterable[Frame]) -> None:
         for frame in events:
             if time.monotonic() - self._watched_at > _LEFT_S:
                 self.error = "Nobody looked at this any more, so it was given up."

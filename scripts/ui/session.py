@@ -28,7 +28,16 @@ def client() -> Client:
 
 
 def sidebar(task: str) -> None:
-    """Draw the state of the server, the choice of a model that does `task`, and the key."""
+    """Draw the state of the server, the choice of a model that does `task`, and the key.
+
+    A server that is away is told above the page, too.
+    """
+    if not client().status().is_up:
+        st.warning(
+            f"No server answers at {client().url}. Start one with `aios serve hrm`, or name another "
+            "with `aios ui --server-url URL`, and try again.",
+            icon=":material/cloud_off:",
+        )
     with st.sidebar:
         _server_status()
         _choose_model(task)
@@ -119,20 +128,15 @@ def _server_status() -> None:
         st.caption(f"{server.url}: {status.reason}")
     else:
         st.badge("Away", icon=":material/cloud_off:", color="red")
-        st.caption(
-            f"No server answers at {server.url}. Start one with `aios serve hrm`, or name another "
-            "with `aios ui --server-url URL`. This page looks again every few seconds."
-        )
+        st.caption(f"{server.url} does not answer.")
 
 
 def _choose_model(task: str) -> None:
-    server = client()
     try:
-        models = _models(server.url, st.session_state.get("key"))
+        names = models_for(task)
     except ServerError as error:
         st.caption(str(error))
         return
-    names = [model.id for model in models if task in model.tasks]
     if not names:
         st.caption("The server has no model for this page.")
         return

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import streamlit as st
@@ -37,13 +38,25 @@ def main() -> None:
     """Draw the page that the address names."""
     st.set_page_config(page_title="HRM fleet", page_icon=_ICON)
     entries: list[StreamlitPage] = []
-    shown = {}
     for path, page in PAGES.items():
-        entry = st.Page(
-            page.show, title=page.title, icon=page.icon, url_path=path, default=not entries
+        entries.append(
+            st.Page(
+                partial(show_page, page),
+                title=page.title,
+                icon=page.icon,
+                url_path=path,
+                default=not entries,
+            )
         )
-        entries.append(entry)
-        shown[page.title] = page
-    current = st.navigation(entries)
-    sidebar(shown[current.title].task)
+    current = st.navigation(entries, position="hidden")
+    # Above the page and not in the sidebar, which on a phone would stay open over the page.
+    with st.container(horizontal=True, gap="small"):
+        for entry in entries:
+            st.page_link(entry, width="content")
     current.run()
+
+
+def show_page(page: AppPage) -> None:
+    """Draw a page, and beside it the sidebar with what it needs."""
+    sidebar(page.task)
+    page.show()

@@ -1,0 +1,265 @@
+"""The web app on a real fleet: its pages one by one, and in a browser as a person uses it."""
+
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+from playwright.async_api import Page, expect
+from streamlit.testing.v1 import AppTest
+
+from scripts.ui.page_puzzles import EXAMPLES
+from shared.shipped import REPO_ROOT
+from tests.fixtures.browser import DESKTOP, PHONE, opened, overflow_of
+from tests.fixtures.e2e.serving import Serving, serving
+from tests.fixtures.polling import wait_until
+from tests.fixtures.redis_server import free_port
+
+SUM = "Compute: 347 + 285"
+DEADLINE_S = 60
+# Streamlit looks for its server below the address of the page before it looks at the root.
+OF_STREAMLIT = "Failed to load resource: the server responded with a status of 404"
+OF_CHROMIUM = "Password field is not contained in a form"
+
+
+@pytest.fixture(scope="module")
+def app_port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def fleet(app_port: int) -> Iterator[Serving]:
+    """Run a fleet with the app beside it, as `aios serve hrm --ui` does."""
+    models = REPO_ROOT / "models"
+    flags = ["--threads", "1", "--ui", "--ui-port", str(app_port)]
+    flags += ["--model", f"maths={models / 'hrm-text-math'}"]
+    flags += ["--model", f"code={models / 'hrm-text-code'}"]
+    flags += ["--model", f"sudoku={models / 'sample-trm-sudoku-9x9'}", "--default-model", "maths"]
+    with serving(*flags) as running:
+        yield running
+
+
+@pytest.fixture
+def open_page(fleet: Serving, monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
+    """Return a function that opens a page with the parameters of a link."""
+    monkeypatch.setenv("API_URL", fleet.url)
+    monkeypatch.delenv("API_KEY", raising=False)
+    return page_of
+
+
+def page_of(path: str, **parameters: str) -> AppTest:
+    program = f"from scripts.ui.shell import PAGES, show_page\nshow_page(PAGES[{path!r}])"
+    page = AppTest.from_string(program, default_timeout=DEADLINE_S)
+    for name, value in parameters.items():
+        page.query_params[name] = value
+    page.run()
+    assert not page.exception
+    return page
+
+
+def click(page: AppTest, label: str) -> None:
+    [button] = [button for button in page.button if button.label == label]
+    assert not button.disabled
+    button.click().run()
+    assert not page.exception
+
+
+def metrics(page: AppTest) -> dict[str, str]:
+    return {metric.label: metric.value for metric in page.metric}
+
+
+def wait_for(page: AppTest, condition: Callable[[], object], what: str) -> None:
+    """Draw the page again and again, as a browser does, until the condition holds."""
+
+    def holds() -> bool:
+        page.run()
+        assert not page.exception
+        return bool(condition())
+
+    wait_until(holds, what, deadline_s=DEADLINE_S)
+
+
+def test_text_is_generated_as_the_server_says(
+    open_page: Callable[..., AppTest], fleet: Serving
+) -> None:
+    """A78, A79, A80, A110: a link fills in the fields, and the answer has its usage and time."""
+    page = open_page("generate", prompt=SUM, temperature="0.0", max_tokens="100", model="maths")
+    click(page, "Generate")
+    wait_for(page, lambda: "Speed" in metrics(page), "the answer is there")
+
+    body = {"prompts": [SUM], "temperature": 0, "max_tokens": 100}
+    answer = httpx.post(f"{fleet.url}/generate", json=body, timeout=60).json()
+    assert [code.value for code in page.code] == answer["completions"]
+    assert metrics(page)["Prompt"] == "14 tokens"
+    assert metrics(page)["Answer"] == f"{answer['usage']['completion_tokens']} tokens"
+
+    page.text_input(key="stop").set_value("tens|hundreds")
+    click(page, "Generate")
+    wait_for(page, lambda: "Speed" in metrics(page), "the shorter answer is there")
+    [code] = page.code
+    assert code.value == answer["completions"][0].partition("tens")[0].rstrip()
+
+
+def test_scores_are_those_of_the_server(open_page: Callable[..., AppTest], fleet: Serving) -> None:
+    page = open_page("generate", prompt="Hello", continuation=" world")
+    click(page, "Score loglikelihood")
+    body = {"prompts": ["Hello"], "continuations": [" world"]}
+    scores = httpx.post(f"{fleet.url}/loglikelihood", json=body, timeout=60).json()
+    assert metrics(page)["Log-likelihood"] == f"{scores['ll'][0]:.3f} nats"
+    assert metrics(page)["The model's first choice"] == "no"
+
+    page.text_input(key="continuation").set_value("")
+    click(page, "Score loglikelihood")
+    rolling = httpx.post(f"{fleet.url}/loglikelihood_rolling", json={"prompts": ["Hello"]})
+    assert metrics(page)["Log-likelihood"] == f"{rolling.json()['ll'][0]:.3f} nats"
+
+
+def test_examples_are_solved_in_steps(open_page: Callable[..., AppTest]) -> None:
+    """C23 to C28."""
+    page = open_page("solve", maths_temperature="0.0", coding_temperature="0.0")
+    maths, coding = page.get("button_group")
+    maths.set_value(SUM).run()
+    assert page.text_area(key="maths").value == SUM
+    page.button(key="maths_solve").click().run()
+    wait_for(page, lambda: "Response time" in metrics(page), "it is solved")
+    assert metrics(page)["Answer"] == "79 tokens"
+    steps = [text.value for text in page.text]
+    assert steps[0] == "ones: 7 + 5 = 12, write 2, carry 1"
+    assert [box.value for box in page.success] == ["**632**"]
+
+    coding.set_value("Write a function that adds two numbers.").run()
+    page.button(key="coding_solve").click().run()
+    wait_for(page, lambda: page.code, "the code is there")
+    assert page.code[0].value == "def add(a, b):\n    return a + b"
+
+    page.text_area(key="maths").set_value("What is the capital of France?").run()
+    page.button(key="maths_solve").click().run()
+    wait_for(page, lambda: page.warning, "the model declines it")
+
+
+def test_a_refusal_is_told_in_the_words_of_the_server(
+    open_page: Callable[..., AppTest], fleet: Serving
+) -> None:
+    page = open_page("generate", prompt=SUM, condition="nonsense")
+    click(page, "Generate")
+    wait_for(page, lambda: page.error, "it is refused")
+    body = {"prompts": [SUM], "condition": "nonsense"}
+    refusal = httpx.post(f"{fleet.url}/generate", json=body, timeout=60).json()
+    assert [error.value for error in page.error] == [refusal["error"]["message"]]
+
+
+def test_a_server_that_is_away_is_told_in_clear_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pages are there all the same, and so is the server's address."""
+    url = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("API_URL", url)
+    for path in ("generate", "solve", "chat", "puzzles"):
+        page = page_of(path)
+        [warning] = page.warning
+        assert "aios serve hrm" in warning.value
+        assert url in warning.value
+        assert page.title[0].value
+
+    page = page_of("generate", prompt="a")
+    click(page, "Generate")
+    assert [error.value for error in page.error] == [f"The server at {url} does not answer."]
+
+
+def test_a_sudoku_is_filled_in_segment_by_segment(open_page: Callable[..., AppTest]) -> None:
+    page = open_page("puzzles", puzzle=EXAMPLES[9]["Easy"], halt="q_halt")
+    click(page, "Solve")
+    wait_for(page, lambda: "Response time" in metrics(page), "all segments were shown")
+    assert metrics(page)["Segment"].endswith(" of 16")
+    assert any("Solved by the rules" in badge.value for badge in page.markdown)
+
+    # With several samples one is selected, and each can be looked at.
+    click(page, "Back to the puzzle")
+    page.slider(key="samples").set_value(3)
+    page.selectbox(key="select").set_value("mode")
+    click(page, "Solve")
+    wait_for(page, lambda: "Response time" in metrics(page), "all samples were computed")
+    assert any("of 3 votes" in badge.value for badge in page.markdown)
+    assert page.selectbox(key="sample").options == ["0", "1", "2"]
+
+    click(page, "Back to the puzzle")
+    page.text_input(key="puzzle").set_value("123").run()
+    assert "81 or 36 or 16" in page.error[0].value
+
+
+async def test_a_person_uses_it(fleet: Serving, app_port: int) -> None:
+    url = f"http://127.0.0.1:{app_port}"
+    async with opened(url, DESKTOP, tolerated=OF_CHROMIUM) as page:
+        await expect(page.get_by_test_id("stSidebar").get_by_text("Ready")).to_be_visible(
+            timeout=30_000
+        )
+        await _generates(page)
+        await _solves(page)
+        await _fills_in(page)
+        await _chats(page, fleet)
+
+
+async def _generates(page: Page) -> None:
+    await page.get_by_label("Prompt").fill(SUM)
+    await page.get_by_role("button", name="Generate", exact=True).click()
+    await expect(page.get_by_text("tokens/s")).to_be_visible()
+    await expect(page.locator("code")).to_contain_text("632")
+    await page.get_by_role("button", name="Score loglikelihood").click()
+    await expect(page.get_by_text("nats")).to_be_visible()
+
+
+async def _solves(page: Page) -> None:
+    await page.get_by_role("link", name="Solve").click()
+    await page.get_by_role("radio", name="Solve for x: 2x + 3 = 9").click()
+    await expect(page.get_by_label("Problem").first).to_have_value("Solve for x: 2x + 3 = 9")
+    await page.get_by_role("button", name="Solve", exact=True).first.click()
+    await expect(page.get_by_text("Response time")).to_be_visible()
+    await expect(page.get_by_text("2x = 9 - 3")).to_be_visible()
+
+
+async def _fills_in(page: Page) -> None:
+    """Solve a puzzle to which the last given was added by hand, and which was taken away before."""
+    await page.get_by_role("link", name="Puzzles").click()
+    await page.get_by_role("radio", name="Easy 9 x 9").click()
+    given = EXAMPLES[9]["Easy"][0]
+    await page.get_by_role("button", name=f"row 1, column 1: {given}").click()
+    await page.keyboard.press("Backspace")
+    await expect(page.get_by_role("button", name="row 1, column 1: blank")).to_be_visible()
+    await page.get_by_role("button", name=f"enter {given}", exact=True).click()
+    await page.get_by_role("button", name="Solve", exact=True).click()
+    await expect(page.get_by_text("Solved by the rules")).to_be_visible(timeout=30_000)
+    assert await page.get_by_role("button", name="blank").count() == 0
+
+
+async def _chats(page: Page, fleet: Serving) -> None:
+    """Stop an answer that no worker writes, after a reload, and ask again."""
+    await page.get_by_role("link", name="Chat").click()
+    message = page.get_by_placeholder("Message")
+    [worker] = fleet.children("worker")
+    worker.suspend()
+    try:
+        await message.fill("Compute: 3 + 4")
+        await message.press("Enter")
+        await expect(page.get_by_role("button", name="Stop")).to_be_visible()
+        await page.wait_for_url("**/chat?*job=*")
+        job_id = page.url.partition("job=")[2].partition("&")[0]
+        await page.get_by_role("button", name="Stop").click()
+        await expect(page.get_by_text("Stopped.")).to_be_visible()
+    finally:
+        worker.resume()
+    async with httpx.AsyncClient(timeout=60) as client:
+        job = await client.get(f"{fleet.url}/v1/jobs/{job_id}")
+    assert job.json()["state"] == "cancelled"
+
+    await message.fill(SUM)
+    await message.press("Enter")
+    await expect(page.get_by_text("tokens in")).to_be_visible()
+
+
+async def test_it_fits_a_phone(fleet: Serving, app_port: int) -> None:
+    url = f"http://127.0.0.1:{app_port}"
+    async with opened(url, PHONE, tolerated=OF_CHROMIUM) as page:
+        for name in ("Generate", "Solve", "Chat", "Puzzles"):
+            await page.get_by_role("link", name=name).click()
+            await expect(page.get_by_role("heading", name=name)).to_be_visible(timeout=30_000)
+            assert await overflow_of(page) == 0
+        board = await page.locator(".grid").bounding_box()
+        assert board is not None
+        assert 300 < board["width"] <= PHONE
