@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -195,6 +196,17 @@ async def test_one_that_never_gets_ready_ends_the_fleet_which_says_why(
 async def test_a_command_that_does_not_exist_ends_the_fleet(fleet: Fleet) -> None:
     supervisor = Supervisor([Role("none", ("/does/not/exist",), {}), fleet.role("api")], QUICK)
     assert await asyncio.wait_for(supervisor.run(), DEADLINE_S) == 1
+
+
+async def test_a_role_that_is_not_needed_never_ends_the_fleet(fleet: Fleet) -> None:
+    script = 'echo "up app $$" >> "$LOG"; exit 2'
+    app = replace(fleet.role("app", script), is_needed=False)
+    supervisor = Supervisor([app], QUICK)
+    running = asyncio.create_task(supervisor.run())
+    await until(lambda: fleet.saw("up", "app", times=7), "it was started seven times")
+    assert not running.done()
+    supervisor.stop()
+    assert await running == 0
 
 
 async def test_one_that_dies_at_its_work_is_started_again_without_end(fleet: Fleet) -> None:

@@ -1,4 +1,4 @@
-"""Three commands that run `aios serve hrm` under the names of older servers.
+"""Three commands that run `aios serve hrm` under the names of older servers, and one of the app.
 
 Their flags and variables are those of all roles. One default differs: the health check of
 `min_server` succeeds only when its model is warm.
@@ -7,6 +7,7 @@ Their flags and variables are those of all roles. One default differs: the healt
 import sys
 from collections.abc import Sequence
 
+from scripts.cli import ui
 from scripts.cli.aios import dry_run_worker, serve_hrm
 from shared.settings.command_line import run_role
 from shared.settings.hub_names import SCHEME, hub_name
@@ -36,6 +37,11 @@ def min_server(argv: Sequence[str] | None = None) -> int:
 def model_server(argv: Sequence[str] | None = None) -> int:
     """Run a fleet as SimpleFoundation's server. Return the exit status."""
     return run_role("python -m inference.server.model_server", serve_hrm, argv, dry_run_worker)
+
+
+def hrm_ui(argv: Sequence[str] | None = None) -> int:
+    """Become the server of the web app. Return the exit status if that cannot be."""
+    return ui.main(argv, prog="python -m aios.serve.hrm_ui")
 
 
 def with_hub_model(argv: Sequence[str]) -> list[str]:

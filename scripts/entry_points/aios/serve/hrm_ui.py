@@ -2,7 +2,7 @@
 
 import sys
 
-from scripts.cli.ui import main
+from scripts.cli.old_names.commands import hrm_ui
 
 if __name__ == "__main__":
-    sys.exit(main(prog="python -m aios.serve.hrm_ui"))
+    sys.exit(hrm_ui())
