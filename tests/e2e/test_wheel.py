@@ -132,11 +132,11 @@ def test_it_serves_the_models_that_ship_from_an_empty_folder(
 
 
 def test_every_module_and_its_data_are_in_it(wheel: Path, source: Path) -> None:
-    """The wheel holds the product, and of `scripts` the command and the old entry points."""
+    """The wheel holds the product, and of `scripts` the command, the app and the old entry points."""
     expected = {"scripts/__init__.py"}
     for name in ("default.yaml", "models.yaml"):
         expected.add(f"shared/config/{name}")
-    for package in ("api", "worker", "shared", "scripts/cli"):
+    for package in ("api", "worker", "shared", "scripts/cli", "scripts/ui"):
         for pattern in ("*.py", "*.lua"):
             for file in (source / package).rglob(pattern):
                 expected.add(str(file.relative_to(source)))
@@ -145,8 +145,12 @@ def test_every_module_and_its_data_are_in_it(wheel: Path, source: Path) -> None:
 
     # The packages in this folder are installed at the top, under their own names.
     old_names = source / "scripts" / "entry_points"
-    for file in old_names.rglob("*.py"):
-        expected.add(str(file.relative_to(old_names)))
+    for file in old_names.rglob("*"):
+        if file.suffix in (".py", ".toml"):
+            expected.add(str(file.relative_to(old_names)))
+    for pattern in ("*.toml", "*.svg", "*.css", "*.js"):
+        for file in (source / "scripts" / "ui").rglob(pattern):
+            expected.add(str(file.relative_to(source)))
 
     for folder in ("assets", "models"):
         for file in (source / folder).rglob("*"):
