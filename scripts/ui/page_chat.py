@@ -61,12 +61,18 @@ def _state() -> ChatState:
         if found is not None:
             state.conversation = found
         else:
-            state.error = "This chat is not kept any more."
-            job_id = st.query_params.get("job")
-            if job_id:
-                state.conversation.run = Run(client(), job_id)
+            _begin_anew(state)
     st.session_state["chat"] = state
     return state
+
+
+def _begin_anew(state: ChatState) -> None:
+    """Begin a chat in the place of one that is not kept. Its last answer may still be found."""
+    state.error = "This chat is not kept any more."
+    job_id = st.query_params.get("job")
+    if job_id:
+        state.conversation.run = Run(client(), job_id)
+        conversations().keep(state.conversation)
 
 
 def _write_address(conversation: Conversation) -> None:

@@ -12,7 +12,7 @@ from scripts.ui.session import LINK, client, draw_live, show_error, show_timings
 
 @dataclass
 class GenerateState:
-    """What the page shows below its buttons: an answer, scores, or an error."""
+    """The state of the page: an answer, scores, or an error."""
 
     run: Run | None = None
     scores: Body | None = None

@@ -39,7 +39,7 @@ EXAMPLES = {
 
 @dataclass
 class PuzzlesState:
-    """What became of the puzzle on the board.
+    """The state of the puzzle on the board.
 
     `version` counts the boards that were not typed cell by cell, and `shown` the segments of the
     run that a person has seen.
@@ -85,7 +85,9 @@ def size_of(puzzle: str) -> int | None:
 
 
 def _fields(state: PuzzlesState) -> None:
-    names = [f"{name} {size} x {size}" for size in EXAMPLES for name in EXAMPLES[size]]
+    names = []
+    for size, puzzles in EXAMPLES.items():
+        names += [f"{name} {size} x {size}" for name in puzzles]
     st.pills("Examples", names, key="puzzle_example", on_change=_take_example)
     with st.expander("More", icon=":material/tune:"):
         st.text_input(

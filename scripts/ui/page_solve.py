@@ -29,7 +29,7 @@ class Subject:
 
 @dataclass
 class SolveState:
-    """What one tab shows: a solution, or an error."""
+    """The state of one tab: a solution, or an error."""
 
     run: Run | None = None
     error: str = ""

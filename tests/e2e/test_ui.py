@@ -139,6 +139,28 @@ def test_examples_are_solved_in_steps(open_page: Callable[..., AppTest]) -> None
     wait_for(page, lambda: page.warning, "the model declines it")
 
 
+def test_a_chat_goes_on_and_is_found_by_its_address(
+    open_page: Callable[..., AppTest], fleet: Serving
+) -> None:
+    page = open_page("chat", chat_temperature="0.0")
+    page.chat_input[0].set_value(SUM).run()
+    wait_for(page, lambda: not page.chat_input[0].disabled, "the answer is there")
+    question, answer = page.chat_message
+    assert question.markdown[0].value == SUM
+    assert "347 + 285 = 632" in answer.markdown[0].value
+
+    # An app that was started anew does not know the chat, but the fleet knows the answer.
+    body = {"messages": [{"role": "user", "content": SUM}], "temperature": 0, "stream": True}
+    headers = {"Prefer": "respond-async"}
+    job = httpx.post(f"{fleet.url}/v1/chat/completions", json=body, headers=headers, timeout=60)
+    page = open_page("chat", chat="unknown", job=job.json()["id"])
+    assert [error.value for error in page.error] == ["This chat is not kept any more."]
+    wait_for(page, lambda: not page.chat_input[0].disabled, "the answer is found")
+    [found] = page.chat_message
+    assert found.markdown[0].value == answer.markdown[0].value
+    assert "job" not in page.query_params
+
+
 def test_a_refusal_is_told_in_the_words_of_the_server(
     open_page: Callable[..., AppTest], fleet: Serving
 ) -> None:
