@@ -22,7 +22,7 @@ ENV PATH=/opt/pip/bin:$PATH PIP_PYTHON=/opt/aios/bin/python PIP_DISABLE_PIP_VERS
 COPY pyproject.toml constraints.txt README.md ./
 # Our sources are installed by the place of their folders, so empty folders do: a change of the sources installs nothing.
 RUN for room in api shared scripts worker; do mkdir "$room" && touch "$room/__init__.py"; done \
-    && for name in aios/serve app/eval levanter/serve inference/server; do mkdir -p "scripts/entry_points/$name"; done
+    && for name in aios/serve app/eval levanter/serve inference/demo inference/server; do mkdir -p "scripts/entry_points/$name"; done
 
 FROM build AS packages-api
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=ca \
