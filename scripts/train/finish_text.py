@@ -20,7 +20,8 @@ from scripts.train.evaluate_text import evaluate
 from scripts.train.problems.streams import MAKERS, OTHER, WEIGHTS, held_out
 from shared.figures import Share
 
-_SAMPLED_TEMPERATURE = 0.7
+_TEMPERATURE = 0.7
+"""The default of `/solve/...`, where a model declares none."""
 _NETS = {
     "hrm-text": "An HRM-Text (`model_type: hrm_text`)",
     "causal": "A causal transformer (Llama's layout), the baseline beside `hrm-text`",
@@ -74,6 +75,7 @@ def card(
     trained: str,
     greedy: dict[str, Share],
     sampled: dict[str, Share],
+    temperature: float,
     curve: Curve | None,
 ) -> str:
     """Return the card of a model in Markdown."""
@@ -91,7 +93,7 @@ def card(
         "",
         "No training seed reaches them: a hash of the problem, without its wording, keeps one in 20 "
         "out. Shares that were right, with Wilson's interval of 95 %; greedy, and with temperature "
-        f"{_SAMPLED_TEMPERATURE}, the default of `/solve/...`.",
+        f"{temperature}, the default of `/solve/...` for this model.",
         "",
         "| kind | of training | greedy | sampled | example |",
         "|---|---|---|---|---|",
@@ -148,7 +150,9 @@ def main() -> None:
     if OTHER in MAKERS[domain]:
         curve = calibrate(path, 2000, most_mistakes=0.001)
     greedy = evaluate(path, domain, args.count)
-    sampled = evaluate(path, domain, args.count, temperature=_SAMPLED_TEMPERATURE)
+    prompting = json.loads((path / "prompting.json").read_text())
+    temperature = prompting.get("temperature", _TEMPERATURE)
+    sampled = evaluate(path, domain, args.count, temperature=temperature)
     values = {
         "greedy": {kind: asdict(share) for kind, share in greedy.items()},
         "sampled": {kind: asdict(share) for kind, share in sampled.items()},
@@ -160,6 +164,7 @@ def main() -> None:
         trained=args.trained,
         greedy=greedy,
         sampled=sampled,
+        temperature=temperature,
         curve=curve,
     )
     (path / "README.md").write_text(text)

@@ -132,6 +132,9 @@ class TextLearner:
         route = "coding" if self._recipe.domain == "code" else "math"
         prompting: dict[str, Any] = {route: template}
         prompting |= {"top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
+        if route == "math":
+            # A step has one right continuation, and after a wrong one there is no way back.
+            prompting["temperature"] = 0.3
         (self._out / "prompting.json").write_text(json.dumps(prompting, indent=2) + "\n")
         training = asdict(self._recipe) | {"step": self._step, "minutes": round(minutes, 1)}
         (self._out / "training.json").write_text(json.dumps(training, indent=2) + "\n")
