@@ -102,7 +102,7 @@ class LoglikelihoodResponse(BaseModel):
     continuation, `num_tokens` are lengths in tokens.
     """
 
-    model_config = shown({"ll": [-46.25], "is_greedy": [False], "num_tokens": [2]})
+    model_config = shown({"ll": [-44.41], "is_greedy": [False], "num_tokens": [2]})
 
     ll: list[float]
     is_greedy: list[bool]
@@ -118,7 +118,7 @@ class RollingRequest(ScoringRequest):
 class RollingResponse(BaseModel):
     """The log-likelihood of each text in nats, over all its tokens, and their number."""
 
-    model_config = shown({"ll": [-91.65], "num_tokens": [5]})
+    model_config = shown({"ll": [-87.05], "num_tokens": [5]})
 
     ll: list[float]
     num_tokens: list[int]

@@ -14,12 +14,13 @@ COUNT = 60
 BARS = {
     "hrm-text-math": {
         "sum": 0.95,
-        "difference": 0.93,
+        "difference": 0.95,
         "product": 0.95,
-        "quotient": 0.8,
-        "equation": 0.8,
+        "quotient": 0.93,
+        "equation": 0.93,
+        "fraction": 0.8,
         "derivative": 0.95,
-        "word_problem": 0.93,
+        "word_problem": 0.95,
         OTHER: 0.9,
     },
     "hrm-text-code": {"code": 0.8, OTHER: 0.9},
