@@ -347,6 +347,9 @@ def bindable_port(settings: Settings, workers: int = 1) -> int:
                     )
                 worker_settings = settings.model_copy(update={"worker_port": number})
                 stack.enter_context(open_port(worker_settings, "worker_port"))
+        if settings.ui:
+            app_settings = settings.model_copy(update={"host": ui.DEFAULT_HOST})
+            stack.enter_context(open_port(app_settings, "ui_port"))
     return port
 
 

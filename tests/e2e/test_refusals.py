@@ -22,6 +22,7 @@ READERS = {
     "port": ("serve", "api"),
     "metrics_port": ("serve", "api", "jobs"),
     "worker_port": ("serve", "worker"),
+    "ui_port": ("serve",),
     "prohibited_terms": ("serve", "api"),
     "model_path": ("serve", "worker"),
     "tokenizer_path": ("serve", "worker"),
@@ -90,6 +91,8 @@ def port_cells_of(role: str, name: str, taken: int) -> Iterator[Cell]:
     port = ["--port", "0"]
     if name == "port":
         port = []
+    if name == "ui_port":
+        port = ["--port", "0", "--ui"]
 
     yield Cell(
         role,
@@ -103,6 +106,9 @@ def port_cells_of(role: str, name: str, taken: int) -> Iterator[Cell]:
         [f"{name}: ", f"(from {variable})"],
         env={variable: str(taken)},
     )
+    if name == "ui_port":
+        # The app listens at the loopback address, whatever the host is.
+        return
     # 192.0.2.0/24 is kept for documentation: no machine has such an address.
     for variable, host in (("HOST", FOREIGN), ("AIOS_HOST", "192.0.2.7")):
         yield Cell(
