@@ -5,10 +5,8 @@ process or by another one, finds the request that was queued before.
 """
 
 import asyncio
-from collections.abc import MutableMapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from pydantic import BaseModel
 
@@ -17,7 +15,7 @@ from api.batches.line_answers import completed_answer, refused_answer
 from api.batches.line_request import InvalidBody, read_body
 from api.batches.lines import BatchLine
 from api.deps import Front
-from api.endpoints.context import RequestContext
+from api.endpoints.context import RequestContext, receive_nothing
 from api.endpoints.endpoint import Endpoint, ImmediateEndpoint, Post
 from api.http.error_format import ErrorFormat
 from api.http.request_state import RequestState
@@ -185,7 +183,7 @@ class LineWork:
         options = RequestOptions(
             priority="bulk", key=key, wait_s=0.0, on_disconnect="continue", is_part=True
         )
-        return RequestContext(self.front, self.caller, options, request_state, _receive_nothing)
+        return RequestContext(self.front, self.caller, options, request_state, receive_nothing)
 
     async def _followed(
         self,
@@ -249,9 +247,3 @@ class LineWork:
         return refused_answer(
             self.batch_id, line, request_id=request_id, error=error, errors=errors, status=status
         )
-
-
-async def _receive_nothing() -> MutableMapping[str, Any]:
-    """Wait for ever: nobody is there who could leave."""
-    await asyncio.Event().wait()
-    raise AssertionError

@@ -1,7 +1,9 @@
 """The context of a request for work: all that is known before its body is parsed."""
 
+import asyncio
+from collections.abc import MutableMapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
@@ -77,3 +79,9 @@ async def _context(
 
 
 RequestContextDep = Annotated[RequestContext, Depends(_context)]
+
+
+async def receive_nothing() -> MutableMapping[str, Any]:
+    """Wait for ever, as the `receive` of a request that nobody made who could leave."""
+    await asyncio.Event().wait()
+    raise AssertionError

@@ -5,23 +5,19 @@ again, by this process or by another one, finds the request that was queued befo
 are those that Redis noted then.
 """
 
-import asyncio
 import json
-from collections.abc import MutableMapping
 from dataclasses import replace
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from api.access.caller import Caller
 from api.batches.batch_posts import BATCH_POSTS
+from api.batches.line_request import InvalidBody, read_body
 from api.batches.line_work import LATER
 from api.deps import Front
-from api.endpoints.context import RequestContext
+from api.endpoints.context import RequestContext, receive_nothing
 from api.endpoints.endpoint import Endpoint
 from api.evaluation.report import Answer
 from api.evaluation.sets import EvalSet, Item
-from api.http.errors import invalid_request
 from api.http.problem import problem_of
 from api.http.request_state import RequestState
 from api.stream.answers import timings_at_end
@@ -87,7 +83,7 @@ class ItemWork:
                 tenant=self._caller.tenant,
                 key=self._caller.id,
             )
-            context = RequestContext(self._front, self._caller, options, state, _receive_nothing)
+            context = RequestContext(self._front, self._caller, options, state, receive_nothing)
             try:
                 # Tokens come one by one where the first one is timed.
                 return await submit(context, endpoint, body, is_streamed=one.is_streamed)
@@ -128,16 +124,10 @@ def _parsed(path: str, sent: bytes) -> tuple[Endpoint, Any]:
         raise InvalidRequest(f"path: this version of the server has no endpoint {path!r}.")
     post = BATCH_POSTS[path]
     try:
-        body = TypeAdapter(post.body_type).validate_json(sent)
-    except ValidationError as error:
-        raise invalid_request(error.errors()) from None
+        body = read_body(post, sent)
+    except InvalidBody as error:
+        raise error.refusal from None
     endpoint = post.endpoint_of(body)
     if not isinstance(endpoint, Endpoint):
         raise InvalidRequest(f"path: {path!r} asks no model for this.")
     return endpoint, body
-
-
-async def _receive_nothing() -> MutableMapping[str, Any]:
-    """Wait for ever: nobody is there who could leave."""
-    await asyncio.Event().wait()
-    raise AssertionError

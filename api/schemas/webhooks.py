@@ -41,7 +41,7 @@ class WebhookEndpointRequest(BaseModel):
 
 
 class WebhookEndpointChange(BaseModel):
-    """What is to be another. Any change, even none, enables the endpoint."""
+    """The fields that are to change. Any change, even none, enables the endpoint."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"name": "batches"}]})
 
@@ -53,7 +53,7 @@ class WebhookEndpointChange(BaseModel):
 
 
 class RotateSecretRequest(BaseModel):
-    """Whether the present secret signs as well for a day."""
+    """The choice whether the present secret signs as well for a day."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"keep_old_secret_active_for_24_hours": True}]}

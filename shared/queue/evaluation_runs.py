@@ -33,7 +33,7 @@ _TENANT = "operator"
 
 
 class RunSpec(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is to be asked: these tasks (None: all) of this model (None: all that can)."""
+    """The sets to be asked: these tasks (None: all) of this model (None: all that can)."""
 
     tasks: tuple[str, ...] | None = None
     model: str | None = None

@@ -31,7 +31,7 @@ EventType = Literal[
 EVENT_TYPES: tuple[EventType, ...] = get_args(EventType)
 EndpointStatus = Literal["enabled", "disabled"]
 Outcome = Literal["delivered", "failed", "gone"]
-"""What came of an attempt. A receiver that is `gone` wants nothing any more (410)."""
+"""The outcome of an attempt. A receiver that is `gone` wants nothing any more (410)."""
 
 _OLD_SECRET_S = 86_400
 _DISABLED_AFTER_S = 5 * 86_400

@@ -120,7 +120,7 @@ async def has_jobs(redis: Redis) -> bool:
 async def test_the_role_goes_on_when_a_connection_breaks(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """Whatever arq was doing meanwhile. The next worker ends the test by being reached."""
+    """A worker breaks amid whatever arq does. The next one ends the test by being reached."""
     runs: list[str] = []
 
     class Stub:

@@ -86,7 +86,7 @@ async def test_files_that_are_in_use_are_never_taken_for_unknown(
 async def test_a_redis_that_comes_back_in_the_hour_keeps_its_files(
     redis: Redis, tmp_path: Path
 ) -> None:
-    """What it held is put back as from a copy; the list of loose files with it."""
+    """Its data are put back as from a copy; the list of loose files with it."""
     store = store_in(redis, tmp_path)
     artifact = await store.put("ann", LARGE)
     names = [name async for name in redis.scan_iter()]

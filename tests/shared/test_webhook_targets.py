@@ -77,7 +77,7 @@ def test_any_other_address_is_refused_alone_and_beside_a_public_one(address: str
 
 
 def test_an_address_of_ipv6_that_embeds_one_of_ipv4_is_judged_by_that() -> None:
-    """Of all networks that IANA lists as not global, no form of an address gets through."""
+    """No form of an address gets through, of all networks that IANA lists as not global."""
     for text in ("10.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"):
         network = ipaddress.ip_network(text)
         assert isinstance(network, ipaddress.IPv4Network)

@@ -235,13 +235,16 @@ class Scheduler:
 
     def _lowest_rank(self) -> int:
         """Return the rank of the lowest class whose sequences decode in this step."""
+        # Looking for prompts takes time in each step, which most fleets, without bulk work, save.
         has_lowest = any(sequence.rank == _LOWEST_RANK for sequence in self.running)
-        has_better_prompt = any(sequence.rank < _LOWEST_RANK for sequence in self._candidates())
-        if has_lowest and has_better_prompt and self._steps_stood_back < _STAND_BACK_STEPS:
-            self._steps_stood_back += 1
-            return _LOWEST_RANK - 1
-        self._steps_stood_back = 0
-        return _LOWEST_RANK
+        if not has_lowest or self._steps_stood_back == _STAND_BACK_STEPS:
+            self._steps_stood_back = 0
+            return _LOWEST_RANK
+        if all(sequence.rank == _LOWEST_RANK for sequence in self._candidates()):
+            self._steps_stood_back = 0
+            return _LOWEST_RANK
+        self._steps_stood_back += 1
+        return _LOWEST_RANK - 1
 
     def _make_way(self) -> None:
         """Start the waiting sequences that are of a better class than a running one.

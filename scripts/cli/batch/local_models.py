@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from pydantic import BaseModel
+
 from api.batches.batch_posts import BATCH_POSTS
 from api.batches.line_answers import completed_answer, refused_answer
 from api.batches.line_request import InvalidBody, read_body
@@ -161,7 +163,7 @@ class LocalModels:
         give_back_memory()
 
     async def _done(
-        self, endpoint: Endpoint, body: object, request_id: str
+        self, endpoint: Endpoint, body: BaseModel, request_id: str
     ) -> tuple[SubmittedWork, list[Outcome]]:
         """Do what a body asks for. Raise the FleetError of the first task that fails."""
         model = self._model_of(endpoint, body)
@@ -172,7 +174,7 @@ class LocalModels:
             return inputs[-1]
 
         try:
-            body = await with_ids(body, store)  # type: ignore[type-var]
+            body = await with_ids(body, store)
             plan = endpoint.plan(body, model.info, self._limits)
             record = RequestRecord(
                 endpoint=endpoint.name,
@@ -191,7 +193,7 @@ class LocalModels:
             self._inputs.drop(inputs)
         return work, outcomes
 
-    def _model_of(self, endpoint: Endpoint, body: object) -> _Model:
+    def _model_of(self, endpoint: Endpoint, body: BaseModel) -> _Model:
         name = endpoint.model_of(body)
         infos = {name: model.info for name, model in self._models.items()}
         if name is None or (name == LOCAL_MODEL and name not in infos):
