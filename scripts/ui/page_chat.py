@@ -12,7 +12,7 @@ from scripts.ui.answer_text import show_text
 from scripts.ui.client import Body, ServerError
 from scripts.ui.conversations import Conversation, Message, conversations
 from scripts.ui.run import Run
-from scripts.ui.session import LINK, client, draw_live, show_error, with_model
+from scripts.ui.session import LINK, client, draw_live, show_error, stop, submitted, with_model
 
 
 @dataclass
@@ -38,11 +38,11 @@ def show() -> None:
     for message in conversation.messages:
         _show_message(message)
     draw_live(conversation.run, _show_answer)
-    show_error(state.error)
 
     is_running = conversation.run is not None
     if is_running and st.button("Stop", icon=":material/stop:"):
-        _stop(state)
+        state.error = stop(state.run)
+    show_error(state.error)
     text = st.chat_input("Message", disabled=is_running)
     if text:
         _send(state, text)
@@ -162,23 +162,12 @@ def _send(state: ChatState, text: str) -> None:
         "stream": True,
     }
     try:
-        server = client()
-        job_id = server.submit("/v1/chat/completions", with_model(body, "generate"))
+        run = submitted("/v1/chat/completions", with_model(body, "generate"))
     except ServerError as error:
         state.error = str(error)
         st.rerun()
     state.error = ""
     conversation.messages.append(message)
-    conversation.run = Run(server, job_id)
+    conversation.run = run
     conversations().keep(conversation)
     st.rerun()
-
-
-def _stop(state: ChatState) -> None:
-    if state.run is None:
-        return
-    try:
-        state.run.cancel()
-    except ServerError as error:
-        state.error = str(error)
-        st.rerun()

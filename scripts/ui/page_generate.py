@@ -7,7 +7,16 @@ import streamlit as st
 
 from scripts.ui.client import Body, ServerError
 from scripts.ui.run import Run
-from scripts.ui.session import LINK, client, draw_live, show_error, show_timings, with_model
+from scripts.ui.session import (
+    LINK,
+    client,
+    draw_live,
+    show_error,
+    show_timings,
+    stop,
+    submitted,
+    with_model,
+)
 
 
 @dataclass
@@ -78,7 +87,7 @@ def _buttons(state: GenerateState) -> None:
             state.clear()
             _score(state, prompt)
         if st.button("Stop", icon=":material/stop:", disabled=not is_running):
-            _stop(state)
+            state.error = stop(state.run)
 
 
 def _generate(state: GenerateState, prompt: str) -> None:
@@ -95,8 +104,7 @@ def _generate(state: GenerateState, prompt: str) -> None:
         "stop": stop_strings(fields["stop"]),
     }
     try:
-        server = client()
-        state.run = Run(server, server.submit("/generate", _with_condition(body)))
+        state.run = submitted("/generate", _with_condition(body))
     except ServerError as error:
         state.error = str(error)
     st.rerun()
@@ -114,15 +122,6 @@ def _score(state: GenerateState, prompt: str) -> None:
         path = "/loglikelihood"
     try:
         state.scores = client().post(path, _with_condition(body))
-    except ServerError as error:
-        state.error = str(error)
-
-
-def _stop(state: GenerateState) -> None:
-    if state.run is None:
-        return
-    try:
-        state.run.cancel()
     except ServerError as error:
         state.error = str(error)
 

@@ -11,11 +11,12 @@ from scripts.ui.run import Run
 from scripts.ui.session import (
     LINK,
     chosen_model,
-    client,
     draw_live,
     models_for,
     show_error,
     show_timings,
+    stop,
+    submitted,
 )
 
 TASK = "solve"
@@ -166,7 +167,7 @@ def _buttons(state: PuzzlesState, puzzle: str) -> None:
             st.button("Clear", icon=":material/backspace:", on_click=_put, args=(blank,))
         elif is_running:
             if st.button("Stop", icon=":material/stop:"):
-                _stop(state)
+                state.error = stop(state.run)
         else:
             st.button("Back to the puzzle", icon=":material/edit:", on_click=_take_text)
 
@@ -174,8 +175,7 @@ def _buttons(state: PuzzlesState, puzzle: str) -> None:
 def _solve(state: PuzzlesState, puzzle: str) -> None:
     state.clear()
     try:
-        server = client()
-        state.run = Run(server, server.submit("/v1/puzzles/solve", _request(puzzle)))
+        state.run = submitted("/v1/puzzles/solve", _request(puzzle))
     except ServerError as error:
         state.error = str(error)
     st.rerun()
@@ -202,15 +202,6 @@ def _request(puzzle: str) -> Body:
             "select": fields["select"],
         }
     return body
-
-
-def _stop(state: PuzzlesState) -> None:
-    if state.run is None:
-        return
-    try:
-        state.run.cancel()
-    except ServerError as error:
-        state.error = str(error)
 
 
 def _show_run(state: PuzzlesState, run: Run, puzzle: str) -> None:

@@ -8,7 +8,15 @@ import streamlit as st
 from scripts.ui.answer_text import show_text
 from scripts.ui.client import Body, ServerError
 from scripts.ui.run import Run
-from scripts.ui.session import LINK, client, draw_live, show_error, show_timings, with_model
+from scripts.ui.session import (
+    LINK,
+    draw_live,
+    show_error,
+    show_timings,
+    stop,
+    submitted,
+    with_model,
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ def _show_subject(subject: Subject) -> None:
     if is_asked:
         _solve(subject, state)
     if is_stopped:
-        _stop(state)
+        state.error = stop(state.run)
 
     show_error(state.error)
     draw_live(state.run, lambda run: _show_solution(subject, run))
@@ -105,20 +113,10 @@ def _solve(subject: Subject, state: SolveState) -> None:
         "max_tokens": st.session_state[f"{subject.name}_max_tokens"],
     }
     try:
-        server = client()
-        state.run = Run(server, server.submit(subject.path, with_model(body, "generate")))
+        state.run = submitted(subject.path, with_model(body, "generate"))
     except ServerError as error:
         state.error = str(error)
     st.rerun()
-
-
-def _stop(state: SolveState) -> None:
-    if state.run is None:
-        return
-    try:
-        state.run.cancel()
-    except ServerError as error:
-        state.error = str(error)
 
 
 def _show_solution(subject: Subject, run: Run) -> None:

@@ -68,6 +68,23 @@ def show_error(message: str) -> None:
         st.error(message, icon=":material/error:")
 
 
+def submitted(path: str, body: Body) -> Run:
+    """Submit a request as a job, and return the run that follows it. Raise ServerError."""
+    server = client()
+    return Run(server, server.submit(path, body))
+
+
+def stop(run: Run | None) -> str:
+    """Cancel a run. Return what the page has to say then, "" if all went well."""
+    if run is None:
+        return ""
+    try:
+        run.cancel()
+    except ServerError as error:
+        return str(error)
+    return ""
+
+
 def draw_live(
     run: Run | None, draw: Callable[[Run], None], is_settled: Callable[[], bool] | None = None
 ) -> None:

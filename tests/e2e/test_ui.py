@@ -10,12 +10,11 @@ from streamlit.testing.v1 import AppTest
 from scripts.ui.page_puzzles import EXAMPLES
 from shared.shipped import REPO_ROOT
 from tests.fixtures.browser import DESKTOP, PHONE, opened, overflow_of
+from tests.fixtures.e2e.app_pages import click, metrics, page_of, wait_for
 from tests.fixtures.e2e.serving import Serving, serving
-from tests.fixtures.polling import wait_until
 from tests.fixtures.redis_server import free_port
 
 SUM = "Compute: 347 + 285"
-DEADLINE_S = 60
 TOLERATED = (
     # Chromium's advice on the field of the key.
     "Password field is not contained in a form",
@@ -47,38 +46,6 @@ def open_page(fleet: Serving, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     monkeypatch.setenv("API_URL", fleet.url)
     monkeypatch.delenv("API_KEY", raising=False)
     return page_of
-
-
-def page_of(path: str, **parameters: str) -> AppTest:
-    program = f"from scripts.ui.shell import PAGES, show_page\nshow_page(PAGES[{path!r}])"
-    page = AppTest.from_string(program, default_timeout=DEADLINE_S)
-    for name, value in parameters.items():
-        page.query_params[name] = value
-    page.run()
-    assert not page.exception
-    return page
-
-
-def click(page: AppTest, label: str) -> None:
-    [button] = [button for button in page.button if button.label == label]
-    assert not button.disabled
-    button.click().run()
-    assert not page.exception
-
-
-def metrics(page: AppTest) -> dict[str, str]:
-    return {metric.label: metric.value for metric in page.metric}
-
-
-def wait_for(page: AppTest, condition: Callable[[], object], what: str) -> None:
-    """Draw the page again and again, as a browser does, until the condition holds."""
-
-    def holds() -> bool:
-        page.run()
-        assert not page.exception
-        return bool(condition())
-
-    wait_until(holds, what, deadline_s=DEADLINE_S)
 
 
 def test_text_is_generated_as_the_server_says(
