@@ -10,6 +10,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 # Several processes with spinning thread pools on a few cores make tiny models many times slower.
 export OMP_NUM_THREADS=1
+# Processes that tests start would compile all sources again and again.
+unset PYTHONDONTWRITEBYTECODE
 
 # Temporary files lie in memory if there is room. On a busy disk a Redis that syncs its file would stand still.
 memory=""
@@ -29,10 +31,6 @@ fi
 
 scripts/setup_venv.sh dev
 scripts/setup_node.sh
-rules=0
-scripts/check || rules=$?
-[[ $rules == 0 ]] || echo "test.sh: scripts/check failed with status $rules" >&2
-
 units=()
 for argument in "$@"; do
     case $argument in
@@ -42,15 +40,23 @@ done
 spread=()
 if ((${#units[@]} == 0)); then
     slow=(tests/scripts tests/chaos tests/e2e)
+    in_check=(tests/test_doors.py)
     mapfile -t units < <(find tests -mindepth 1 -maxdepth 1 \( -type d ! -name '[_.]*' -o -name 'test_*.py' \) |
-        grep -vxF "$(printf '%s\n' "${slow[@]}")" | sort)
+        grep -vxF "$(printf '%s\n' "${slow[@]}" "${in_check[@]}")" | sort)
     units+=("${slow[@]}")
     set -- "$@" "${units[@]}"
     cores=$(getconf _NPROCESSORS_ONLN)
     # Two processes a core, as many tests wait for other processes. No more than 8, as each process collects all tests.
     # The tests of a file stay together, as they share fleets.
     spread=(-n "$((cores < 4 ? 2 * cores : 8))" --dist loadfile --no-loadscope-reorder)
+    # Beside the checks, the compiled tests are written that all processes then read.
+    .venv/bin/python -m pytest -q --collect-only "${units[@]}" >/dev/null 2>&1 &
 fi
+
+rules=0
+scripts/check || rules=$?
+[[ $rules == 0 ]] || echo "test.sh: scripts/check failed with status $rules" >&2
+wait
 tests=0
 .venv/bin/python -m pytest -q "${spread[@]}" "$@" || tests=$?
 exit $((tests ? tests : rules))

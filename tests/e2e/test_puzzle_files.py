@@ -18,7 +18,7 @@ from tests.fixtures.redis_server import RedisServer
 from tests.fixtures.worker.puzzle_nets import Net, write_checkpoint
 
 PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
-NUM_PUZZLES = 1000
+NUM_PUZZLES = 400
 BATCH = 8
 NUM_STEPS = 32
 """So many that a run of the tiny network lasts long enough to be disturbed."""
@@ -85,22 +85,22 @@ def test_a_run_survives_ctrl_c_and_the_death_of_a_worker_and_of_the_front(
         words = [puzzles, "--out", out, "--server-url", fleet.url]
         words += ["--model", "sudoku", "--batch", BATCH, "--concurrency", 4]
         with solving(*words) as process:
-            wait_for_lines(out, 100, process)
+            wait_for_lines(out, 40, process)
             process.send_signal(signal.SIGINT)
             said, _ = process.communicate(timeout=60)
         assert process.returncode == 130, said
         num_done = len(lines_in(out))
-        assert 100 <= num_done < NUM_PUZZLES
+        assert 40 <= num_done < NUM_PUZZLES
         assert said == (
             f"aios puzzles: {num_done} of {NUM_PUZZLES} puzzles are in {out}; "
             "the same command goes on from there\n"
         )
 
         with solving(*words) as process:
-            wait_for_lines(out, num_done + 100, process)
+            wait_for_lines(out, num_done + 40, process)
             [worker] = fleet.children("worker")
             worker.kill()
-            wait_for_lines(out, num_done + 300, process)
+            wait_for_lines(out, num_done + 120, process)
             [front] = fleet.children("api")
             front.kill()
             said, _ = process.communicate(timeout=200)
@@ -149,7 +149,7 @@ def test_a_model_in_this_process_says_what_a_fleet_says(
 
 def test_a_run_in_this_process_survives_ctrl_c(model: Path, puzzles: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
-    words = [puzzles, "--limit", 60, "--out", out, "--path", model]
+    words = [puzzles, "--limit", 24, "--out", out, "--path", model]
     words += ["--batch", "2", "--max-steps", 4 * NUM_STEPS]
     with solving(*words) as process:
         wait_for_lines(out, 4, process)
@@ -164,7 +164,7 @@ def test_a_run_in_this_process_survives_ctrl_c(model: Path, puzzles: Path, tmp_p
     assert process.returncode == 0, said
     assert f"; {num_done} were done before" in said
     ids = [line["id"] for line in lines_in(out)]
-    assert ids == list(range(1, 61))
+    assert ids == list(range(1, 25))
 
 
 def test_what_a_model_refuses_is_in_its_line(
