@@ -71,7 +71,7 @@ class Admission:
         """
         if self._draining.is_set():
             raise Draining("This server is shutting down.", retry_after_s=1)
-        model = await self.find(name, problems)
+        model = await self.find(name, task, problems)
         failure = (await self._fleet.now()).failure(model.id)
         if failure is not None:
             problem = f"The model {model.id!r} cannot be loaded: {failure.reason}"
@@ -79,11 +79,16 @@ class Admission:
         check_serves(model, task)
         return model
 
-    async def find(self, name: str | None, problems: ProblemKind | None = None) -> ModelInfo:
+    async def find(
+        self,
+        name: str | None,
+        task: TaskName | None = None,
+        problems: ProblemKind | None = None,
+    ) -> ModelInfo:
         """Return the model that `name` stands for, which is served or awaited.
 
-        None and "local" stand for the default model or, where that is not for such problems, for
-        the first one that declares a text for them. An experiment stands for its first arm, where
+        None and "local" stand for the default model or, where that does not serve the task or is
+        not for such problems, for another (see `default_for`). An experiment stands for its first arm, where
         nothing but a description is asked for. Raise DeviceUnavailable, ModelNotFound,
         NoWorker and BrokerUnavailable.
         """
@@ -93,7 +98,7 @@ class Admission:
             name = experiment.arms[0].model
         if name is None or (name == LOCAL_MODEL and name not in fleet.models):
             default = self._default_model or fleet.default_model
-            name = default_for(fleet.models, default, problems)
+            name = default_for(fleet.models, default, task, problems)
         if name is None:
             raise _no_model_yet()
         obstacle = fleet.obstacle(name)
@@ -177,21 +182,31 @@ def check_serves(model: ModelInfo, task: TaskName) -> None:
 
 
 def default_for(
-    models: Mapping[str, ModelInfo], default: str | None, kind: ProblemKind | None
+    models: Mapping[str, ModelInfo],
+    default: str | None,
+    task: TaskName | None,
+    problems: ProblemKind | None,
 ) -> str | None:
     """Return the id of the model for work that names none, which may be problems of a kind.
 
-    It is the `default` or, where that is not for such problems, the first that declares a text for
-    them.
+    It is the `default`. Where that does not serve the task, it is the first one (by its id) that
+    does. Where that is not for such problems, it is the first one that declares a text for them.
     """
-    if kind is None or default is None or default not in models:
+    if default is None or default not in models:
         return default
-    if models[default].prompting.is_for(kind):
-        return default
-    for name in sorted(models):
-        if models[name].prompting.template(kind) is not None:
+    for name in (default, *sorted(models)):
+        model = models[name]
+        serves = task is None or not model.tasks or task in model.tasks
+        if serves and (problems is None or _is_for(model, problems, is_default=name == default)):
             return name
     return default
+
+
+def _is_for(model: ModelInfo, problems: ProblemKind, *, is_default: bool) -> bool:
+    """Return whether a model is for such problems: any default may be, others declare a text."""
+    if is_default:
+        return model.prompting.is_for(problems)
+    return model.prompting.template(problems) is not None
 
 
 def unseen(model_id: str, limits: Limits) -> ModelInfo:

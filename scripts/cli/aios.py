@@ -448,7 +448,7 @@ def ready_line(settings: Settings, fleet: Fleet, *, needs_key: bool) -> str:
     url = local_url(settings)
     default = str(settings.default_model or fleet.default_model)
     models = default
-    others = [name for name in fleet.models if name != default]
+    others = sorted(name for name in fleet.models if name != default)
     if others:
         models = ", ".join([f"{default} (default)", *others])
     key = " -H 'Authorization: Bearer YOUR-KEY'" if needs_key else ""

@@ -68,7 +68,11 @@ from shared.tasks.runner_table import WITHOUT_FILES, is_url
 from shared.tasks.specs import Modality
 
 DEFAULT_MODEL = shipped("models/hrm-text-math")
-_SHIPPED_MODELS = (DEFAULT_MODEL, shipped("models/hrm-text-code"))
+_SHIPPED_MODELS = (
+    DEFAULT_MODEL,
+    shipped("models/hrm-text-code"),
+    shipped("models/sample-trm-sudoku-9x9"),
+)
 """The models that are served where none is named. The first is the default model."""
 
 # How long a process that stops waits for work in flight, where other processes go on with it.

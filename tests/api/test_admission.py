@@ -8,11 +8,11 @@ import pytest
 from redis.asyncio import Redis
 
 from api.fleet import FleetView
-from shared.fleet.presence import Presence
+from shared.fleet.presence import Presence, WorkerInfo
 from shared.queue.broker import Broker
 from shared.queue.requests import Request
 from shared.queue.submission import Submissions
-from tests.fixtures.api.echo_worker import EchoWorker, announce, model_info
+from tests.fixtures.api.echo_worker import ALL_DAY_S, EchoWorker, announce, model_info
 from tests.fixtures.api.fronts import in_memory, states
 from tests.fixtures.desk import Desk
 from tests.fixtures.polling import until
@@ -128,6 +128,29 @@ async def test_the_default_model_is_the_configured_one_else_the_marked_one(
     async with configured, in_memory(redis, models="mm=echo", default_model="mm") as client:
         assert (await client.post("/generate", json=body)).status_code == 200
     assert [job.model for job in configured.jobs] == ["mm"]
+
+
+async def test_work_that_names_no_model_goes_to_one_that_does_it(redis: Redis) -> None:
+    """The default model, if it does; else the first that does. A model that is named is asked."""
+    text = model_info("text", is_default=True, tasks=("generate", "score"))
+    nets = model_info("nets", tasks=("solve",))
+    older_nets = model_info("z-nets", tasks=("solve",))
+    idle = WorkerInfo("idle", "ready", (older_nets, nets, text))
+    await Presence(redis, ttl_s=ALL_DAY_S).announce(idle)
+    body = {"grid": "1..." * 4}
+    async with in_memory(redis) as client:
+        for more in ({}, {"model": "local"}):
+            headers = {"Prefer": "respond-async"}
+            later = await client.post("/v1/puzzles/solve", json=body | more, headers=headers)
+            assert later.status_code == 202
+        named = await client.post("/v1/puzzles/solve", json=body | {"model": "text"})
+        vectors = await client.post("/v1/embeddings", json={"model": "local", "input": "a"})
+    keys = [key.decode() for key in await redis.keys("aios:*:job:*")]
+    models = [(await redis.hget(key, "model")).decode() for key in keys]  # type: ignore[misc]
+    assert models == ["nets", "nets"]
+    assert named.status_code == 400
+    assert "'text' does not serve the task 'solve'" in named.json()["error"]["message"]
+    assert "'text' does not serve the task 'embed'" in vectors.json()["error"]["message"]
 
 
 async def test_a_view_of_the_fleet_is_kept_for_a_while(redis: Redis) -> None:

@@ -153,7 +153,7 @@ def test_workers_serve_their_pools_models_and_a_gpu_is_not_missed_in_silence(
         models = (release.values["workerDefaults"] | pool)["models"]
         model_ids = [model["id"] for model in models]
         served = [entry.id for entry in model_entries(settings)]
-        assert served in (model_ids, ["hrm-text-math", "hrm-text-code"])
+        assert served in (model_ids, ["hrm-text-math", "hrm-text-code", "sample-trm-sudoku-9x9"])
 
         # Only an extended resource, such as nvidia.com/gpu, has a slash in its name.
         has_gpu = "/" in "".join(container["resources"]["limits"])

@@ -106,7 +106,7 @@ def test_machines_get_json_lines_and_people_one_that_says_it_is_ready(fleet: Ser
             assert json.loads(line)["message"]
 
     url = fleet.url
-    models = f"{DEFAULT_MODEL.name} (default), hrm-text-code"
+    models = f"{DEFAULT_MODEL.name} (default), hrm-text-code, sample-trm-sudoku-9x9"
     assert others[0].startswith(
         f"ready at {url}  model: {models}  docs: {url}/docs  try: curl -s {url}/generate"
     )
@@ -160,7 +160,8 @@ def test_16_prompts_five_times_with_stable_memory(fleet: Serving, client: httpx.
 def test_openai_client_streams_and_models_are_listed(fleet: Serving) -> None:
     """B18, B19, B22, B43: OpenAI's own client lists models and streams."""
     sdk = openai.OpenAI(base_url=f"{fleet.url}/v1", api_key="none", max_retries=0)
-    assert [model.id for model in sdk.models.list()] == ["hrm-text-code", "hrm-text-math"]
+    names = [model.id for model in sdk.models.list()]
+    assert names == ["hrm-text-code", "hrm-text-math", "sample-trm-sudoku-9x9"]
 
     request = {
         "model": "local",

@@ -89,7 +89,7 @@ def test_a_terminal_gets_lines_to_be_read_one_that_says_ready_and_a_warning() ->
     lines = seen.printed.replace("^C", "").splitlines()
     (ready,) = [line for line in lines if line.startswith("ready at ")]
     assert re.match(
-        r"ready at (http://127\.0\.0\.1:\d+)  model: hrm-text-math \(default\), hrm-text-code  "
+        r"ready at (http://127\.0\.0\.1:\d+)  model: hrm-text-math \(default\), hrm-text-code, sample-trm-sudoku-9x9  "
         r"docs: \1/docs  try: curl -s \1/generate ",
         ready,
     )

@@ -328,9 +328,13 @@ def test_one_entry_is_named_after_its_directory(model_path: str, expected: tuple
 
 def test_the_models_that_ship_are_served_where_none_is_named() -> None:
     entries = model_entries(Settings(dtype="bfloat16"))
-    assert [entry.id for entry in entries] == ["hrm-text-math", "hrm-text-code"]
+    assert [entry.id for entry in entries] == [
+        "hrm-text-math",
+        "hrm-text-code",
+        "sample-trm-sudoku-9x9",
+    ]
     for entry in entries:
-        assert (Path(entry.path) / "model.safetensors").exists()
+        assert (Path(entry.path) / "held_out.json").exists()
         assert entry.dtype == "bfloat16"
     assert entry.context_window == 2048
 

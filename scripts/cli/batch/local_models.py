@@ -198,7 +198,7 @@ class LocalModels:
         infos = {name: model.info for name, model in self._models.items()}
         if name is None or (name == LOCAL_MODEL and name not in infos):
             default = next((name for name, info in infos.items() if info.is_default), None)
-            name = default_for(infos, default, endpoint.problems)
+            name = default_for(infos, default, endpoint.task, endpoint.problems)
         if name not in infos:
             raise no_such_model(str(name), f"expected {', '.join(infos)}")
         check_serves(infos[name], endpoint.task)
