@@ -46,7 +46,9 @@ def examples() -> Iterator[StreamExample]:
             request, body, outcome, answer = rest.split("\n\n", 3)
             if outcome == "200 text/event-stream":
                 title = _NUMBERS.sub("", title).removeprefix("and ")
-                title = title[0].upper() + title[1:]
+                # Names of the wire, as include_usage, stay as they are.
+                if title.split()[0].rstrip(",:").isalpha():
+                    title = title[0].upper() + title[1:]
                 yield StreamExample(title, request, body=body, stream=answer.rstrip("\n"))
 
 
