@@ -65,7 +65,9 @@ EXEMPT = {
     "git clone": "there is a clone",
     "scripts/setup_venv.sh": "installs packages",
     ".venv/bin/pip install": "the same",
-    ".venv/bin/aios serve hrm --ui": "stays; the fleet of `tutorial` is this one, test_ui.py opens the app",
+    ".venv/bin/aios serve hrm --ui": (
+        "stays; the fleet of `tutorial` is this one, and test_ui.py opens the app"
+    ),
     ".venv/bin/python -m scripts.train.train_puzzles": (
         "trains for half an hour; tests/scripts/test_train_puzzles.py trains for seconds"
     ),
@@ -107,7 +109,7 @@ def sample() -> Iterator[Stage]:
 
 @pytest.fixture(scope="module")
 def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """Serve the models of the tutorial. Its tools find this fleet, and no other one, by a folder."""
+    """Serve the models of the tutorial. Its commands find this fleet, and no other, by a folder."""
     folder = tmp_path_factory.mktemp("tutorial")
     folder.chmod(0o700)
     run_dir = {"AIOS_RUN_DIR": str(folder)}
