@@ -69,7 +69,7 @@ EXEMPT = {
         "stays; the fleet of `tutorial` is this one, and test_ui.py opens the app"
     ),
     ".venv/bin/python -m scripts.train.train_puzzles": (
-        "trains for half an hour; tests/scripts/test_train_puzzles.py trains for seconds"
+        "trains for a quarter of an hour; tests/scripts/test_train_puzzles.py trains for seconds"
     ),
     "redis-server --appendonly yes": "stays, as what follows; test_roles_apart.py runs roles apart",
     "AIOS_REDIS_URL=redis://:SECRET@": "the same",
