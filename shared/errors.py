@@ -50,6 +50,8 @@ class FleetError(Exception):
 
 
 class InvalidRequest(FleetError):
+    """The request is not as it should be; `field` names the input at fault."""
+
     code = "invalid_request"
     status = 400
 
@@ -93,31 +95,43 @@ class Forbidden(FleetError):
 
 
 class ModelNotFound(FleetError):
+    """No model of this name is served, or known."""
+
     code = "model_not_found"
     status = 404
 
 
 class JobNotFound(FleetError):
+    """No such request, or it has expired, or is another tenant's."""
+
     code = "job_not_found"
     status = 404
 
 
 class ArtifactNotFound(FleetError):
+    """No such file, or it has expired, or is another tenant's."""
+
     code = "artifact_not_found"
     status = 404
 
 
 class BatchNotFound(FleetError):
+    """No such batch, or it is another tenant's."""
+
     code = "batch_not_found"
     status = 404
 
 
 class EvaluationNotFound(FleetError):
+    """No such evaluation, or none has ended yet."""
+
     code = "evaluation_not_found"
     status = 404
 
 
 class WebhookNotFound(FleetError):
+    """No such webhook endpoint, or it is another tenant's."""
+
     code = "webhook_not_found"
     status = 404
 
@@ -130,11 +144,15 @@ class BatchEnded(FleetError):
 
 
 class IdempotencyConflict(FleetError):
+    """The key came with another body before, or its result has expired."""
+
     code = "idempotency_conflict"
     status = 409
 
 
 class PayloadTooLarge(FleetError):
+    """The body has more bytes than this fleet accepts."""
+
     code = "payload_too_large"
     status = 413
 
@@ -157,6 +175,8 @@ class UnsupportedEncoding(FleetError):
 
 
 class QueueFull(FleetError):
+    """As many jobs, or bytes of jobs, wait as may."""
+
     code = "queue_full"
     status = 429
 
@@ -183,6 +203,8 @@ class ClientGone(FleetError):
 
 
 class NoWorker(FleetError):
+    """No worker serves the model, and none has for a while."""
+
     code = "no_worker"
     status = 503
 
@@ -205,6 +227,8 @@ class UpstreamFailed(FleetError):
 
 
 class QueueTimeout(FleetError):
+    """No worker took the request in time."""
+
     code = "queue_timeout"
     status = 503
 
@@ -217,6 +241,8 @@ class TooSlow(FleetError):
 
 
 class Draining(FleetError):
+    """This front shuts down. Work that had begun goes on, and can be asked for by its id."""
+
     code = "draining"
     status = 503
 
@@ -224,7 +250,7 @@ class Draining(FleetError):
 class ShutDown(FleetError):
     """The fleet ended, with its Redis, before the work was done.
 
-    Unlike with `Draining`, nothing goes on.
+    Unlike while a front drains, nothing goes on.
     """
 
     code = "shut_down"
@@ -232,6 +258,8 @@ class ShutDown(FleetError):
 
 
 class BrokerUnavailable(FleetError):
+    """Redis does not answer."""
+
     code = "broker_unavailable"
     status = 503
 
@@ -254,11 +282,15 @@ class NoMemory(FleetError):
 
 
 class DeadlineExceeded(FleetError):
+    """The deadline passed while the request waited or ran."""
+
     code = "deadline_exceeded"
     status = 504
 
 
 class WorkerFailed(FleetError):
+    """The worker could not do the request, though it lives."""
+
     code = "worker_failed"
     status = 500
 

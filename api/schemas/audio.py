@@ -1,14 +1,14 @@
 """Bodies of `/v1/audio` as OpenAI documents them."""
 
 import re
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from api.schemas.fields import (
     ByteInput,
     NonEmpty,
+    Refused,
     RequestBody,
     Seed,
     SpokenText,
@@ -35,7 +35,7 @@ SILENCE = (
     "gICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICA"
 )
 """A hundredth of a second of silence."""
-_NEUTRAL: dict[str, Sequence[Any]] = {
+_REFUSED: Refused = {
     "prompt": [""],
     "include": [[]],
     "keywords": [[]],
@@ -50,6 +50,7 @@ _NEUTRAL: dict[str, Sequence[Any]] = {
 class SpokenRequest(RequestBody):
     """A sound with speech, in a form or in JSON. Words are chosen greedily."""
 
+    refused: ClassVar[Refused] = _REFUSED
     file: ByteInput
     model: str | None = None
     response_format: Format = "json"
@@ -58,7 +59,7 @@ class SpokenRequest(RequestBody):
     @model_validator(mode="before")
     @classmethod
     def _only_what_is_served(cls, value: Any) -> Any:
-        return refuse_unsupported(value, _NEUTRAL)
+        return refuse_unsupported(value, cls.refused)
 
     @model_validator(mode="after")
     def _is_greedy(self) -> Self:
@@ -121,6 +122,7 @@ class SpeakRequest(RequestBody):
         {"input": "good film", "model": "speaker", "voice": "0", "response_format": "wav"}
     )
 
+    refused: ClassVar[Refused] = {"instructions": [""], "stream_format": ["audio"]}
     input: SpokenText
     model: str | None = None
     voice: Annotated[
@@ -133,7 +135,7 @@ class SpeakRequest(RequestBody):
     @model_validator(mode="before")
     @classmethod
     def _only_what_is_served(cls, value: Any) -> Any:
-        return refuse_unsupported(value, {"instructions": [""], "stream_format": ["audio"]})
+        return refuse_unsupported(value, cls.refused)
 
     def task(self) -> Speak:
         # Clients must name a voice, so they send those of OpenAI.

@@ -4,7 +4,7 @@ A field that is not served is refused by its name, never ignored.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import msgspec
 from pydantic import (
@@ -20,6 +20,7 @@ from api.schemas.fields import (
     AnyText,
     ByteInput,
     MaxTokens,
+    Refused,
     RequestBody,
     SampledRequest,
     User,
@@ -46,7 +47,7 @@ from shared.messages import (
 )
 
 MAX_TOP_LOGPROBS = 20
-_NEUTRAL: dict[str, Sequence[Any]] = {
+_REFUSED: Refused = {
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
@@ -64,7 +65,7 @@ _NEUTRAL: dict[str, Sequence[Any]] = {
     "prompt_cache_options": (),
 }
 """Fields that are not served, each with the values that ask for nothing."""
-_NEUTRAL_IN_MESSAGES: dict[str, Sequence[Any]] = {
+_REFUSED_IN_MESSAGES: Refused = {
     "name": (),
     "tool_calls": ([],),
     "function_call": (),
@@ -164,13 +165,14 @@ Content = Annotated[
 
 
 class Message(RequestBody):
+    refused: ClassVar[Refused] = _REFUSED_IN_MESSAGES
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
 
     @model_validator(mode="before")
     @classmethod
     def _only_what_is_served(cls, value: Any) -> Any:
-        return refuse_unsupported(value, _NEUTRAL_IN_MESSAGES)
+        return refuse_unsupported(value, cls.refused)
 
     def turn(self) -> Turn:
         role: Literal["system", "user", "assistant"]
@@ -200,6 +202,7 @@ class ChatRequest(SampledRequest):
         },
     )
 
+    refused: ClassVar[Refused] = _REFUSED
     messages: Annotated[list[Message], Field(min_length=1)]
     max_tokens: MaxTokens | None = Field(
         None,
@@ -220,7 +223,7 @@ class ChatRequest(SampledRequest):
     @model_validator(mode="before")
     @classmethod
     def _only_what_is_served(cls, value: Any) -> Any:
-        return refuse_unsupported(value, _NEUTRAL)
+        return refuse_unsupported(value, cls.refused)
 
     @model_validator(mode="after")
     def _top_needs_logprobs(self) -> Self:

@@ -272,14 +272,18 @@ def check_one_of(body: BaseModel, names: Sequence[str]) -> None:
         raise refuse(given[0], f"expected at most one of {', '.join(names)}")
 
 
-def refuse_unsupported(value: Any, neutral: Mapping[str, Sequence[Any]]) -> Any:
-    """Return the body. Raise an error for a field that is not served and asks for something.
+Refused = Mapping[str, Sequence[Any]]
+"""Fields that are not served, each with the values that ask for nothing.
 
-    `neutral` has the fields that are not served, each with the values that ask for nothing.
-    """
+A body that has some declares them as `refused`: `docs/not-supported.md` lists them.
+"""
+
+
+def refuse_unsupported(value: Any, refused: Refused) -> Any:
+    """Return the body. Raise an error for a field that is not served and asks for something."""
     if not isinstance(value, dict):
         return value
-    for name, harmless in neutral.items():
+    for name, harmless in refused.items():
         if value.get(name) is not None and value[name] not in harmless:
             allowed = " or ".join(["absent", *map(json.dumps, harmless)])
             raise refuse(name, f"this is not supported; it must be {allowed}")

@@ -2,8 +2,7 @@
 
 import base64
 import re
-from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
@@ -11,6 +10,7 @@ from api.schemas.fields import (
     AnyText,
     ByteInput,
     NonEmpty,
+    Refused,
     RequestBody,
     refuse_unsupported,
     seed_of,
@@ -21,7 +21,7 @@ from api.stream.request_events import Outcome
 from shared.tasks.pictures import ChangePicture, MakePictures, Pictures
 
 _IMAGE = f"data:image/gif;base64,{PIXEL}"
-_NEUTRAL: dict[str, Sequence[Any]] = {
+_REFUSED: Refused = {
     "response_format": ["b64_json"],
     "output_format": ["png"],
     "output_compression": [100],
@@ -59,6 +59,7 @@ _Image = Annotated[ByteInput, BeforeValidator(_only)]
 class PicturesRequest(RequestBody):
     """The fields of every request for pictures. Those behind `size` are extras."""
 
+    refused: ClassVar[Refused] = _REFUSED
     model: str | None = None
     # Fields of a form are text, so numbers may be text, too.
     n: Annotated[int, Field(ge=1, le=64)] = 1
@@ -71,7 +72,7 @@ class PicturesRequest(RequestBody):
     @model_validator(mode="before")
     @classmethod
     def _only_what_is_served(cls, value: Any) -> Any:
-        return refuse_unsupported(value, _NEUTRAL)
+        return refuse_unsupported(value, cls.refused)
 
     def shared_fields(self) -> dict[str, Any]:
         """Return the fields that the tasks of all these requests have."""

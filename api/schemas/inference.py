@@ -6,7 +6,7 @@ Times are in milliseconds by the clock of Redis, from when the request was queue
 ended.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AliasChoices, BaseModel, Field, model_validator
 
@@ -14,6 +14,7 @@ from api.schemas.fields import (
     ByteInput,
     MaxTokens,
     NonEmpty,
+    Refused,
     RequestBody,
     SampledRequest,
     refuse_unsupported,
@@ -42,6 +43,7 @@ def options_field(kind: type[RequestBody] | None = None) -> Any:
 
 
 class TextGenerationOptions(SampledRequest):
+    refused: ClassVar[Refused] = {"n": (1,)}
     max_tokens: MaxTokens | None = Field(
         None,
         validation_alias=AliasChoices("max_new_tokens", "max_tokens"),
@@ -52,7 +54,7 @@ class TextGenerationOptions(SampledRequest):
     @model_validator(mode="before")
     @classmethod
     def _one_text(cls, value: Any) -> Any:
-        return refuse_unsupported(value, {"n": (1,)})
+        return refuse_unsupported(value, cls.refused)
 
 
 class ClassificationOptions(Options):

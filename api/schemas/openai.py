@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import msgspec
 from pydantic import (
@@ -17,6 +17,7 @@ from pydantic import (
 
 from api.schemas.fields import (
     MAX_TOKEN_ID,
+    Refused,
     RequestBody,
     SampledRequest,
     User,
@@ -108,12 +109,13 @@ TruncateTo = Annotated[
 
 
 class StreamOptions(RequestBody):
+    refused: ClassVar[Refused] = {"include_obfuscation": (False,)}
     include_usage: bool = False
 
     @model_validator(mode="before")
     @classmethod
     def _only_supported(cls, value: Any) -> Any:
-        return refuse_unsupported(value, {"include_obfuscation": (False,)})
+        return refuse_unsupported(value, cls.refused)
 
 
 class CompletionRequest(SampledRequest):
@@ -129,6 +131,7 @@ class CompletionRequest(SampledRequest):
         {"prompt": ["Hello", "Once upon a time"], "n": 2, "seed": 7, "stop": "\n"},
     )
 
+    refused: ClassVar[Refused] = {"suffix": ()}
     prompt: Annotated[tuple[Text, ...], BeforeValidator(as_texts), WithJsonSchema(PROMPT_SCHEMA)]
     max_tokens: Annotated[int, Field(strict=True, ge=0)] | None = Field(
         None, description="Default 16; 0 with `echo`."
@@ -163,7 +166,7 @@ class CompletionRequest(SampledRequest):
     @model_validator(mode="before")
     @classmethod
     def _only_supported(cls, value: Any) -> Any:
-        return refuse_unsupported(value, {"suffix": ()})
+        return refuse_unsupported(value, cls.refused)
 
     @model_validator(mode="after")
     def _echo_is_whole(self) -> Self:

@@ -3,7 +3,7 @@
 Times are in seconds. Beside the documented keys there are those that its server really sends.
 """
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import msgspec
 from pydantic import AfterValidator, AliasChoices, BaseModel, Field, model_validator
@@ -12,6 +12,7 @@ from api.schemas.fields import (
     Choices,
     MaxTokens,
     NonEmpty,
+    Refused,
     RepetitionPenalty,
     RequestBody,
     SampledRequest,
@@ -93,13 +94,14 @@ class PromptRequest(FoundationRequest):
 
 
 class ProblemRequest(FoundationRequest):
+    refused: ClassVar[Refused] = {"n": (1,), "num_return_sequences": (1,)}
     problem: NonEmpty
     template: Template | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _one_solution(cls, value: Any) -> Any:
-        return refuse_unsupported(value, {"n": (1,), "num_return_sequences": (1,)})
+        return refuse_unsupported(value, cls.refused)
 
 
 class MathRequest(ProblemRequest):

@@ -4,7 +4,7 @@ The wire's facts are in TGI's own documentation of `/generate` and `/generate_st
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from pydantic import AliasChoices, BaseModel, Field, RootModel, model_validator
@@ -13,6 +13,7 @@ from api.schemas.fields import (
     MAX_TOKEN_ID,
     MaxTokens,
     NonEmpty,
+    Refused,
     RequestBody,
     SampledRequest,
     Stops,
@@ -27,7 +28,7 @@ from shared.messages import Generate, Sampling, TokenLogprob
 DEFAULT_MAX_TOKENS = 100
 MAX_TOP_TOKENS = 5
 _WARPERS = frozenset({"temperature", "top_k", "top_p"})
-_NEUTRAL: dict[str, Sequence[Any]] = {
+_REFUSED: Refused = {
     "best_of": (1,),
     "n": (1,),
     "typical_p": (1.0,),
@@ -45,6 +46,7 @@ class TgiParameters(SampledRequest):
     top_p is. Else decoding is greedy.
     """
 
+    refused: ClassVar[Refused] = _REFUSED
     max_tokens: MaxTokens | None = Field(
         None,
         validation_alias=AliasChoices("max_new_tokens", "max_tokens"),
@@ -69,7 +71,7 @@ class TgiParameters(SampledRequest):
     @model_validator(mode="before")
     @classmethod
     def _only_supported(cls, value: Any) -> Any:
-        return refuse_unsupported(value, _NEUTRAL)
+        return refuse_unsupported(value, cls.refused)
 
     @property
     def is_sampled(self) -> bool:

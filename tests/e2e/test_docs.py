@@ -28,11 +28,14 @@ PAGES = {
     "docs/maintenance.md": "trial",
     "docs/models.md": "trial",
     "docs/webhooks.md": "trial",
+    "docs/tutorial.md": "tutorial",
+    "docs/hardware.md": "nowhere",
     "docs/python.md": "nowhere",
 }
 """The fleet of each page.
 
-`sample` is the fleet of `aios serve hrm`. `trial` has the echo. A page that is `nowhere` has none.
+`sample` is the fleet of `aios serve hrm`. `trial` has the echo, and `tutorial` the models of the
+tutorial, which closes it by its first key. A page that is `nowhere` has none.
 """
 
 ELSEWHERE = {
@@ -47,7 +50,9 @@ ELSEWHERE = {
 EXEMPT = {
     "scripts/run_hrm_server.sh": "installs into .venv and stays; test_serve.py runs what it starts",
     "scripts/test.sh": "would run this test",
-    ".venv/bin/aios serve hrm": "needs a model of the reader; test_dry_run.py loads others",
+    ".venv/bin/aios serve hrm --model-path /path": (
+        "needs a model of the reader; test_dry_run.py loads others"
+    ),
     'aios serve hrm --model-path "$(aios models fetch': "downloads; tests/scripts/test_fetch.py does not",
     "aios serve hrm --config config/models.yaml": "the same, once they are there",
     "aios serve hrm --model-path sapientinc": "downloads; test_hub_models.py asks a stand-in",
@@ -57,6 +62,18 @@ EXEMPT = {
         "stays, and asks a server of the reader; test_proxy.py asks others"
     ),
     "AIOS_API_KEYS=": "stays; tests/api/test_keys.py knows keys of the environment",
+    "git clone": "there is a clone",
+    "scripts/setup_venv.sh": "installs packages",
+    ".venv/bin/pip install": "the same",
+    ".venv/bin/aios serve hrm --ui": (
+        "stays; the fleet of `tutorial` is this one, and test_ui.py opens the app"
+    ),
+    ".venv/bin/python -m scripts.train.train_puzzles": (
+        "trains for a quarter of an hour; tests/scripts/test_train_puzzles.py trains for seconds"
+    ),
+    "redis-server --appendonly yes": "stays, as what follows; test_roles_apart.py runs roles apart",
+    "AIOS_REDIS_URL=redis://:SECRET@": "the same",
+    "aios doctor --device cuda": "needs a GPU",
     "st run": (
         "fails by two findings that the page explains; test_schemathesis.py runs it with a "
         "configuration"
@@ -88,6 +105,19 @@ class Stage:
 def sample() -> Iterator[Stage]:
     with serving("--threads", "1", "--admin-keys", "ops:c1a8e9f0", "--require-key", "no") as fleet:
         yield Stage({"localhost:8000": fleet.url.removeprefix("http://")})
+
+
+@pytest.fixture(scope="module")
+def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """Serve the models of the tutorial. Its commands find this fleet, and no other, by a folder."""
+    folder = tmp_path_factory.mktemp("tutorial")
+    folder.chmod(0o700)
+    run_dir = {"AIOS_RUN_DIR": str(folder)}
+    flags = ["--threads", "1", "--model", "math=models/hrm-text-math", "--default-model", "math"]
+    flags += ["--model", "sudoku=models/sample-trm-sudoku-6x6"]
+    with serving(*flags, cwd=ROOT, env=run_dir) as fleet:
+        addresses = {"localhost:8000": fleet.url.removeprefix("http://"), ".venv/bin/": ""}
+        yield Stage(addresses, {"docs/tutorial.md": run_dir})
 
 
 @pytest.fixture(scope="module")
