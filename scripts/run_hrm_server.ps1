@@ -41,7 +41,8 @@ if (-not $namesRedis -and -not $needsNoRedis) {
 # A second start takes seconds: the stamp holds the hashes of the files that list the installed packages.
 $pins = @('pyproject.toml', 'constraints.txt') | ForEach-Object { (Get-FileHash (Join-Path $root $_) -Algorithm SHA256).Hash }
 $wanted = $pins -join ' '
-$stamp = Join-Path $venv '.aios-stamp-all'
+$extra = if ($args -contains '--ui') { 'all,ui' } else { 'all' }
+$stamp = Join-Path $venv ".aios-stamp-$($extra.Split(',')[-1])"
 $installed = if (Test-Path $stamp) { (Get-Content $stamp -Raw).Trim() } else { '' }
 if (-not (Test-Path $aios) -or $installed -ne $wanted) {
     if (-not (Test-Path $venvPython)) {
@@ -52,7 +53,7 @@ if (-not (Test-Path $aios) -or $installed -ne $wanted) {
     $pip = @('-m', 'pip', '--disable-pip-version-check', 'install', '--quiet', '-c', (Join-Path $root 'constraints.txt'))
     # torch alone and first, by exact version: a range may pull gigabytes of CUDA packages
     Invoke-Checked $venvPython ($pip + @('torch==2.13.0'))
-    Invoke-Checked $venvPython ($pip + @('-e', "${root}[all]"))
+    Invoke-Checked $venvPython ($pip + @('-e', "${root}[$extra]"))
     Set-Content -Path $stamp -Value $wanted
 }
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes .venv with the pinned packages of one extra (all or dev) and this tree, editable. A second run returns at once:
+# Makes .venv with the pinned packages of one extra (all, ui or dev) and this tree, editable. A second run returns at once:
 # a stamp holds the hash of the files that list the installed packages, and of those that are compiled.
-# usage: scripts/setup_venv.sh [all|dev]
+# usage: scripts/setup_venv.sh [all|ui|dev]     ui is all with the web app, dev is that with the tools for tests
 set -euo pipefail
 
 extra=${1:-all}
@@ -28,11 +28,16 @@ find_python() {
     fail "no Python 3.11 or newer found; install one, or name it: PYTHON=/path/to/python3 $0"
 }
 
-[[ $extra == all || $extra == dev ]] || fail "expected all or dev, got $extra"
+case $extra in
+all) extras=all enough=(all ui dev) ;;
+ui) extras=all,ui enough=(ui dev) ;;
+dev) extras=dev enough=(dev) ;;
+*) fail "expected all, ui or dev, got $extra" ;;
+esac
 wanted=$(cat "$root"/{pyproject.toml,constraints.txt,setup.py,worker/native/kernels.c} | { sha256sum 2>/dev/null || shasum -a 256; })
 stamp=$venv/.aios-stamp-$extra
-dev_stamp=$venv/.aios-stamp-dev # dev holds all that `all` does
-for file in "$stamp" "$dev_stamp"; do
+for name in "${enough[@]}"; do
+    file=$venv/.aios-stamp-$name
     if [[ -x $venv/bin/aios && -f $file && $(<"$file") == "$wanted" ]]; then
         exit 0
     fi
@@ -52,5 +57,5 @@ pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet)
 # torch comes first and alone, by exact version: a range may install gigabytes of CUDA packages. AIOS_TORCH_INDEX may
 # name another index for it, for instance https://download.pytorch.org/whl/cpu
 "${pip[@]}" ${AIOS_TORCH_INDEX:+--index-url "$AIOS_TORCH_INDEX"} -c constraints.txt torch==2.13.0
-"${pip[@]}" -c constraints.txt -e ".[$extra]"
+"${pip[@]}" -c constraints.txt -e ".[$extras]"
 echo "$wanted" >"$stamp"

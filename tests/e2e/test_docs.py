@@ -48,7 +48,9 @@ ELSEWHERE = {
 """Pages whose requests are not run here, and the reason."""
 
 EXEMPT = {
-    "scripts/run_hrm_server.sh": "installs into .venv and stays; test_serve.py runs what it starts",
+    "scripts/run_hrm_server.sh": (
+        "installs into .venv and stays; test_serve.py runs what it starts, test_ui.py the app"
+    ),
     "scripts/test.sh": "would run this test",
     ".venv/bin/aios serve hrm --model-path /path": (
         "needs a model of the reader; test_dry_run.py loads others"
@@ -63,11 +65,6 @@ EXEMPT = {
     ),
     "AIOS_API_KEYS=": "stays; tests/api/test_keys.py knows keys of the environment",
     "git clone": "there is a clone",
-    "scripts/setup_venv.sh": "installs packages",
-    ".venv/bin/pip install": "the same",
-    ".venv/bin/aios serve hrm --ui": (
-        "stays; the fleet of `tutorial` is this one, and test_ui.py opens the app"
-    ),
     ".venv/bin/python -m scripts.train.train_puzzles": (
         "trains for a quarter of an hour; tests/scripts/test_train_puzzles.py trains for seconds"
     ),
@@ -113,9 +110,7 @@ def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     folder = tmp_path_factory.mktemp("tutorial")
     folder.chmod(0o700)
     run_dir = {"AIOS_RUN_DIR": str(folder)}
-    flags = ["--threads", "1", "--model", "math=models/hrm-text-math", "--default-model", "math"]
-    flags += ["--model", "sudoku=models/sample-trm-sudoku-6x6"]
-    with serving(*flags, cwd=ROOT, env=run_dir) as fleet:
+    with serving("--threads", "1", cwd=ROOT, env=run_dir) as fleet:
         addresses = {"localhost:8000": fleet.url.removeprefix("http://"), ".venv/bin/": ""}
         yield Stage(addresses, {"docs/tutorial.md": run_dir})
 
