@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from api.access.caller import CallerDep
 from api.deps import FrontDep
 from api.endpoints.dialect import Dialect
-from api.endpoints.endpoint import Endpoint, Post, TaskPlan
+from api.endpoints.endpoint import Endpoint, Post, StreamRenderer, TaskPlan, WholeAnswerStream
 from api.endpoints.plans import text_plan
 from api.http.error_format import OPENAI
 from api.routes.chunks import Chunks
@@ -85,8 +85,11 @@ def _whole(work: SubmittedWork, outcomes: Sequence[Outcome]) -> Completion:
     return completion(_heading(work), outcomes)
 
 
-def _chunks(work: SubmittedWork) -> Chunks:
-    return Chunks(_heading(work), work.record.n, with_usage=work.record.notes["with_usage"])
+def _stream(work: SubmittedWork) -> StreamRenderer:
+    notes = work.record.notes
+    if "texts" in notes:
+        return WholeAnswerStream(COMPLETIONS, work)
+    return Chunks(_heading(work), work.record.n, with_usage=notes["with_usage"])
 
 
 def _heading(work: SubmittedWork) -> Heading:
@@ -100,7 +103,7 @@ COMPLETIONS = Endpoint(
     answer=Completion,
     plan=_plan,
     render=_whole,
-    stream=_chunks,
+    stream=_stream,
     errors=OPENAI,
 )
 DIALECT = Dialect(

@@ -1,8 +1,8 @@
-"""A job that the app follows in a thread, so that no page waits for it."""
+"""Jobs that the app follows in threads, so that no page waits for them."""
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 
 from scripts.ui.client import Body, Client, Frame, ServerError, message_of
@@ -72,3 +72,25 @@ class Run:
                 self.error = message
             else:
                 self.frames.append(frame.body)
+
+
+class RunGroup:
+    """Several runs that are looked at, and cancelled, together."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.runs = tuple(runs)
+
+    @property
+    def is_done(self) -> bool:
+        return all(run.is_done for run in self.runs)
+
+    def watch(self) -> None:
+        """Note that somebody looks at the runs."""
+        for run in self.runs:
+            run.watch()
+
+    def cancel(self) -> None:
+        """Cancel the jobs that have not ended. Raise ServerError if the server does not take that."""
+        for run in self.runs:
+            if not run.is_done:
+                run.cancel()

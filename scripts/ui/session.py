@@ -3,18 +3,21 @@
 import os
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import streamlit as st
 
 from scripts.ui.client import Body, Client, Model, ServerError
-from scripts.ui.run import Run
+from scripts.ui.run import Run, RunGroup
 
 URL_ENV = "API_URL"
 KEY_ENV = "API_KEY"
 DEFAULT_URL = "http://localhost:8000"
 LINK: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
 """Arguments of a field that a link can fill in, and that keeps its value on the other pages."""
+
+Followed = TypeVar("Followed", Run, RunGroup)
+"""One run, or several that belong together."""
 
 _STATUS_EVERY = timedelta(seconds=5)
 _REDRAW_EVERY = timedelta(seconds=0.25)
@@ -30,7 +33,7 @@ def client() -> Client:
 def sidebar(task: str) -> None:
     """Draw the state of the server, the choice of a model that does `task`, and the key.
 
-    A server that is away is told above the page, too.
+    A page without a `task` has no such choice. A server that is away is told above the page, too.
     """
     if not client().status().is_up:
         st.warning(
@@ -40,7 +43,8 @@ def sidebar(task: str) -> None:
         )
     with st.sidebar:
         _server_status()
-        _choose_model(task)
+        if task:
+            _choose_model(task)
         st.text_input(
             "Key",
             type="password",
@@ -74,8 +78,8 @@ def submitted(path: str, body: Body) -> Run:
     return Run(server, server.submit(path, body))
 
 
-def stop(run: Run | None) -> str:
-    """Cancel a run. Return what the page has to say then, "" if all went well."""
+def stop(run: Run | RunGroup | None) -> str:
+    """Cancel a run, or several. Return what the page has to say then, "" if all went well."""
     if run is None:
         return ""
     try:
@@ -86,14 +90,16 @@ def stop(run: Run | None) -> str:
 
 
 def draw_live(
-    run: Run | None, draw: Callable[[Run], None], is_settled: Callable[[], bool] | None = None
+    run: Followed | None,
+    draw: Callable[[Followed], None],
+    is_settled: Callable[[], bool] | None = None,
 ) -> None:
-    """Draw a run now, and again and again until it is done. Then the whole page is drawn anew.
+    """Draw a run, or several, again and again until they are done. Then the page is drawn anew.
 
     A run that is done is still drawn again and again while `is_settled` says that it is not.
     """
 
-    def is_over(run: Run) -> bool:
+    def is_over(run: Followed) -> bool:
         return run.is_done and (is_settled is None or is_settled())
 
     if run is None:
@@ -132,7 +138,7 @@ def _server_status() -> None:
     # Work goes on while its browser shows any page.
     for value in st.session_state.values():
         run = getattr(value, "run", None)
-        if isinstance(run, Run):
+        if isinstance(run, Run | RunGroup):
             run.watch()
 
     server = client()

@@ -8,7 +8,7 @@ from pathlib import Path
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
-from scripts.ui import page_chat, page_generate, page_puzzles, page_solve
+from scripts.ui import page_chat, page_compare, page_generate, page_inside, page_puzzles, page_solve
 from scripts.ui.session import sidebar
 
 # Streamlit would load an icon that goes by its name from another host.
@@ -17,7 +17,7 @@ _ICON = str(Path(__file__).parent / "icon.svg")
 
 @dataclass(frozen=True)
 class AppPage:
-    """A page of the app. Its models are those that do `task`."""
+    """A page of the app. A person chooses one of the models that do `task`, if there is one."""
 
     title: str
     icon: str
@@ -29,7 +29,9 @@ PAGES = {
     "generate": AppPage("Generate", ":material/edit_note:", "generate", page_generate.show),
     "solve": AppPage("Solve", ":material/calculate:", "generate", page_solve.show),
     "chat": AppPage("Chat", ":material/forum:", "generate", page_chat.show),
+    "compare": AppPage("Compare", ":material/compare_arrows:", "", page_compare.show),
     "puzzles": AppPage("Puzzles", ":material/grid_on:", "solve", page_puzzles.show),
+    "inside": AppPage("Inside the model", ":material/neurology:", "generate", page_inside.show),
 }
 """All pages, by the paths of their addresses. The first one is also at `/`."""
 

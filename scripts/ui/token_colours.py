@@ -1,0 +1,123 @@
+"""Tokens coloured by how likely the model found them, drawn without trust in their texts."""
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from scripts.ui.client import Body
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token with its log-probability in nats, and the likeliest tokens in its place.
+
+    `logprob` is None for a token that the model was given, and did not predict.
+    """
+
+    text: str
+    logprob: float | None = None
+    top: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def probability(self) -> float | None:
+        return None if self.logprob is None else math.exp(self.logprob)
+
+
+@dataclass(frozen=True)
+class Level:
+    """A step of the scale: probabilities from `least` up.
+
+    The line below a token has a width as well as a colour, for those who do not see the colour.
+    """
+
+    name: str
+    least: float
+    opacity: float
+    line_px: int
+
+
+LEVELS = (
+    Level("90 % and more", least=0.9, opacity=0.0, line_px=0),
+    Level("50 to 90 %", least=0.5, opacity=0.14, line_px=1),
+    Level("10 to 50 %", least=0.1, opacity=0.28, line_px=2),
+    Level("1 to 10 %", least=0.01, opacity=0.42, line_px=3),
+    Level("below 1 %", least=0.0, opacity=0.56, line_px=5),
+)
+"""The scale, from the surest to the least likely."""
+
+_BLOCK = "white-space: pre-wrap; overflow-wrap: anywhere; line-height: 2"
+_GIVEN = "opacity: .7; font-style: italic"
+_MOST_TOP = 20
+
+
+def tokens_of(logprobs: Body | None) -> list[Token]:
+    """Return the tokens of a `logprobs` object of completions."""
+    if not logprobs:
+        return []
+    tokens = []
+    for text, logprob, top in zip(
+        logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True
+    ):
+        tokens.append(Token(text, logprob, top or {}))
+    return tokens
+
+
+def level_of(probability: float) -> Level:
+    """Return the step of the scale to which a probability belongs."""
+    for level in LEVELS:
+        if probability >= level.least:
+            return level
+    raise AssertionError(f"{probability} is no probability")
+
+
+def coloured(tokens: Sequence[Token]) -> str:
+    """Return a block of HTML with the tokens; each tells its value to a pointer above it."""
+    spans = []
+    for token in tokens:
+        style = _GIVEN
+        if token.probability is not None:
+            style = _style(level_of(token.probability))
+        title = html.escape(title_of(token))
+        spans.append(f'<span style="{style}" title="{title}">{_shown(token.text)}</span>')
+    return f'<div style="{_BLOCK}">{"".join(spans)}</div>'
+
+
+def legend() -> str:
+    """Return a line of HTML that explains the scale."""
+    spans = []
+    for level in LEVELS:
+        spans.append(f'<span style="{_style(level)}; padding: 0 .4em">{level.name}</span>')
+    return f'<div style="line-height: 2; font-size: .85em">{" ".join(spans)}</div>'
+
+
+def title_of(token: Token) -> str:
+    """Return what there is to say of a token, a line for each alternative."""
+    if token.probability is None:
+        return "given, not predicted"
+    lines = [f"{token.logprob:.3f} nats, {percent(token.probability)}"]
+    likeliest = sorted(token.top.items(), key=lambda pair: pair[1], reverse=True)
+    for text, logprob in likeliest[:_MOST_TOP]:
+        lines.append(f"{text!r} {percent(math.exp(logprob))}")
+    return "\n".join(lines)
+
+
+def percent(probability: float) -> str:
+    return f"{100 * probability:.3g} %"
+
+
+def total(tokens: Sequence[Token]) -> float:
+    """Return the sum of the log-probabilities that are known."""
+    return sum(token.logprob for token in tokens if token.logprob is not None)
+
+
+def _style(level: Level) -> str:
+    return (
+        f"background: rgba(214, 96, 32, {level.opacity}); "
+        f"border-bottom: {level.line_px}px solid rgba(214, 96, 32, .9)"
+    )
+
+
+def _shown(text: str) -> str:
+    """Return the text of a token as HTML. The end of a line is seen, and ends it."""
+    return html.escape(text).replace("\n", "\u21b5\n")
