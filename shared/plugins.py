@@ -3,7 +3,8 @@
 A plugin is an installed package with entry points, or a folder with a `plugin.toml` in the folder
 that the environment's `AIOS_PLUGINS` names. Both name the same things: `aios.tasks` a `TaskInfo`,
 `aios.runners` a function that loads a model, `aios.runner_options` the options that it declares,
-and `aios.endpoints` a `Dialect`.
+`aios.endpoints` a `Dialect`, `aios.ui_pages` an `AppPage` and `aios.ui_subjects` a `Subject` of the
+web app.
 """
 
 import importlib
@@ -22,7 +23,7 @@ VARIABLE = "AIOS_PLUGINS"
 No flag, because the tables must be complete before flags are read.
 """
 MANIFEST = "plugin.toml"
-KINDS = ("tasks", "runners", "runner_options", "endpoints")
+KINDS = ("tasks", "runners", "runner_options", "endpoints", "ui_pages", "ui_subjects")
 _GROUP = "aios."
 
 
@@ -119,18 +120,23 @@ def load(group: str) -> dict[str, Any]:
 
     Raise PluginError, with the plugin and its error, where an import fails.
     """
-    loaded = {}
-    for name, entry in entries(group).items():
-        try:
-            loaded[name] = entry.load()
-        except Exception as error:
-            # Foreign code may raise anything while it is imported.
-            problem = f"{type(error).__name__}: {error}"
-            owner = next(plugin.name for plugin in plugins() if entry in plugin.entries)
-            raise PluginError(
-                f"{group}: {name!r} of {owner} cannot be loaded: {problem}"
-            ) from error
-    return loaded
+    return {name: load_entry(group, entry) for name, entry in entries(group).items()}
+
+
+def load_entry(group: str, entry: EntryPoint) -> Any:
+    """Return the object that one entry point of a group names, imported.
+
+    Raise PluginError, with the plugin and its error, where the import fails.
+    """
+    try:
+        return entry.load()
+    except Exception as error:
+        # Foreign code may raise anything while it is imported.
+        problem = f"{type(error).__name__}: {error}"
+        owner = next(plugin.name for plugin in plugins() if entry in plugin.entries)
+        raise PluginError(
+            f"{group}: {entry.name!r} of {owner} cannot be loaded: {problem}"
+        ) from error
 
 
 def import_target(target: str) -> Any:

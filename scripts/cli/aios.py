@@ -24,6 +24,7 @@ from scripts.cli.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from scripts.cli.local_fleet import LocalFleet, announced
 from scripts.cli.placement import place_workers
 from scripts.cli.supervisor import MOST_FAILED_STARTS, Role, Supervisor
+from shared import plugins
 from shared.access import Keyring
 from shared.artifacts.files import check_artifact_url
 from shared.fleet.presence import Fleet, Presence
@@ -80,7 +81,7 @@ usage: aios serve hrm [flags]   a whole fleet: Redis, front, workers, janitor
        aios ab report NAME      how the arms of an experiment do in live traffic
        aios eval run | latest | history
                                 how many answers are right and how soon, beside earlier reports
-       aios ui [--server-url URL]
+       aios ui [--server-url URL] [--config FILE]
                                 the web app, for a fleet that runs here or elsewhere
        aios doctor [flags]      what this machine has for a fleet with these flags, and what it lacks
        aios --version
@@ -203,6 +204,7 @@ def serve_hrm(settings: Settings) -> int:
     require_extras("api", "worker")
     if settings.ui:
         ui.require_streamlit()
+        ui.config_of(settings)
     configure_logging(settings.log_level, settings.log_format)
     tell_of_variables(settings)
     if settings.redis_url is not None:
@@ -318,10 +320,13 @@ def _app_roles(settings: Settings, env: Mapping[str, str]) -> list[Role]:
     """Return the role of the web app, if the settings ask for one. The fleet does without it."""
     if not settings.ui:
         return []
-    command = ui.app_command(ui.DEFAULT_HOST, settings.ui_port)
-    # It is a client like any other: the settings of the fleet are not for it.
-    foreign = {name: value for name, value in env.items() if not name.startswith("AIOS_")}
-    app_env = ui.app_env(foreign, local_url(settings))
+    command = ui.app_command(ui.DEFAULT_HOST, settings.ui_port, ui.config_of(settings))
+    # It is a client like any other: the settings of the fleet are not for it, but plugins are.
+    foreign = {}
+    for name, value in env.items():
+        if not name.startswith("AIOS_") or name == plugins.VARIABLE:
+            foreign[name] = value
+    app_env = ui.app_env(foreign, local_url(settings), settings.ui_config)
     return [Role("ui", command, app_env, grace_s=UI_GRACE_S, is_needed=False)]
 
 

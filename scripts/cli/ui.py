@@ -8,8 +8,11 @@ from importlib.util import find_spec
 
 from scripts.cli.child_env import python_path
 from scripts.cli.local_fleet import choose_fleet
+from scripts.ui.config import CONFIG_ENV, AppConfig, load_config, parse_config, theme_flags
 from shared.settings.command_line import EXIT_BAD_SETTINGS
 from shared.settings.layers import SettingsError
+from shared.settings.paths import read_text
+from shared.settings.settings import Settings
 from shared.shipped import REPO_ROOT
 
 PROG = "aios ui"
@@ -24,25 +27,48 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> int:
     args = _parser(prog).parse_args(argv)
     try:
         require_streamlit()
+        path = args.config or os.environ.get(CONFIG_ENV)
+        config = _checked(path) if path else AppConfig()
         url = args.server_url or os.environ.get(URL_ENV) or _url_of_fleet()
     except SettingsError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return EXIT_BAD_SETTINGS
-    command = app_command(args.host, args.port)
-    os.execve(command[0], command, app_env(os.environ, url))
+    command = app_command(args.host, args.port, config)
+    os.execve(command[0], command, app_env(os.environ, url, path))
 
 
-def app_command(host: str, port: int) -> list[str]:
+def _checked(path: str) -> AppConfig:
+    """Return the configuration of a file whose names are all known. Raise SettingsError."""
+    # Streamlit takes a second to import, which only a configuration is worth.
+    from scripts.ui.shell import config_problems
+
+    config = load_config(path)
+    for problem in config_problems(config):
+        raise SettingsError(f"{path}: {problem}")
+    return config
+
+
+def app_command(host: str, port: int, config: AppConfig) -> list[str]:
     """Return the command that serves the app."""
     # What else Streamlit is told stands in the app's .streamlit/config.toml.
-    flags = [f"--server.address={host}", f"--server.port={port}"]
+    flags = [f"--server.address={host}", f"--server.port={port}", *theme_flags(config.theme)]
     # -P: a folder `scripts` in the current directory is not ours.
     return [sys.executable, "-P", "-m", "streamlit", "run", str(APP), *flags]
 
 
-def app_env(env: Mapping[str, str], url: str) -> dict[str, str]:
+def app_env(env: Mapping[str, str], url: str, config_path: str | None) -> dict[str, str]:
     """Return the environment of an app that calls the server at `url`."""
-    return {**env, URL_ENV: url, "PYTHONPATH": python_path()}
+    environment = {**env, URL_ENV: url, "PYTHONPATH": python_path()}
+    if config_path:
+        environment[CONFIG_ENV] = os.path.abspath(os.path.expanduser(config_path))
+    return environment
+
+
+def config_of(settings: Settings) -> AppConfig:
+    """Return the configuration that the settings of a fleet name. Raise SettingsError."""
+    if settings.ui_config is None:
+        return AppConfig()
+    return parse_config(read_text(settings, "ui_config"), settings.ui_config)
 
 
 def require_streamlit() -> None:
@@ -62,6 +88,11 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--server-url",
         metavar="URL",
         help=f"the fleet's front (default: the fleet that runs here) [env: {URL_ENV}]",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help=f"YAML with your own title, pages, examples and colours [env: {CONFIG_ENV}]",
     )
     parser.add_argument("--host", default=DEFAULT_HOST, help=f"default: {DEFAULT_HOST}")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT, help=f"default: {DEFAULT_PORT}")

@@ -25,6 +25,13 @@ TASK = "generate"
 _MOST_MODELS = 6
 _MOST_ANSWERS = 100
 _COLUMNS = 3
+_PROMPT = "prompt"
+_FORMS = {
+    _PROMPT: "/generate",
+    "maths problem": "/solve/math",
+    "coding problem": "/solve/coding",
+}
+"""The endpoints that the models are asked by, by the words of the page for them."""
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 _PENDING = "..."
 
@@ -56,11 +63,22 @@ class Answer:
         return self.run.error
 
     @property
+    def final(self) -> str:
+        """The answer alone, without its steps: as the server has read it from the text, if it has."""
+        if self.run is not None:
+            for frame in self.run.frames:
+                result = frame.get("result") or {}
+                read = result.get("answer") or result.get("code")
+                if read:
+                    return str(read)
+        return final_answer(self.text)
+
+    @property
     def brief(self) -> str:
         """What stands in a table for the answer."""
         if not self.is_done:
             return _PENDING
-        return f"({self.error})" if self.error else final_answer(self.text)
+        return f"({self.error})" if self.error else self.final
 
 
 @dataclass
@@ -126,6 +144,13 @@ def _fields(names: list[str]) -> None:
         height=100,
         placeholder="Compute: 347 + 285",
         help="One a line. In a prompt, \\n is a new line.",
+        **LINK,
+    )
+    st.selectbox(
+        "Ask as",
+        list(_FORMS),
+        key="compare_form",
+        help="A problem is put to each model in the form that it was trained with.",
         **LINK,
     )
     left, right = st.columns(2)
@@ -207,13 +232,17 @@ def _asked(model: str, prompt: str) -> Answer:
     fields = st.session_state
     body: Body = {
         "model": model,
-        "prompts": [prompt],
         "temperature": fields["compare_temperature"],
         "max_tokens": fields["compare_max_tokens"],
         "seed": fields["compare_seed"],
     }
+    form = fields["compare_form"]
+    if form == _PROMPT:
+        body["prompts"] = [prompt]
+    else:
+        body["problem"] = prompt
     try:
-        return Answer(model, prompt, submitted("/generate", body))
+        return Answer(model, prompt, submitted(_FORMS[form], body))
     except ServerError as error:
         return Answer(model, prompt, refusal=str(error))
 
@@ -276,8 +305,8 @@ def _show_tables(state: CompareState) -> None:
         rows.append(row)
     st.dataframe(rows, hide_index=True, alt="The answers, by prompt and model.")
     st.caption(
-        f"All models agree on {num_equal} of {len(rows)} prompts. Compared are the last "
-        "`\\boxed{...}` of each answer, or the whole of an answer that has none."
+        f"All models agree on {num_equal} of {len(rows)} prompts. Compared is what is boxed in each "
+        "answer, or the code of a problem in coding, or else the whole text."
     )
 
     speeds = []
@@ -294,7 +323,7 @@ def num_agreeing(answers: Sequence[Answer]) -> int | None:
     """
     if not all(answer.is_done for answer in answers):
         return None
-    counts = Counter(final_answer(answer.text) for answer in answers if not answer.error)
+    counts = Counter(answer.final for answer in answers if not answer.error)
     return max(counts.values(), default=0)
 
 

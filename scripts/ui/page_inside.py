@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import streamlit as st
 
 from scripts.ui.client import Body, ServerError
-from scripts.ui.page_puzzles import EXAMPLES, segments_of
 from scripts.ui.run import Run, RunGroup
 from scripts.ui.session import (
     LINK,
@@ -19,29 +18,34 @@ from scripts.ui.session import (
     submitted,
     with_model,
 )
-from scripts.ui.token_colours import Token, coloured, legend, percent, title_of, tokens_of, total
+from scripts.ui.token_colours import (
+    Token,
+    coloured,
+    legend,
+    nats,
+    percent,
+    title_of,
+    tokens_of,
+    total,
+)
 
 TASK = "generate"
 PUZZLE_TASK = "solve"
 _COMPLETIONS = "/v1/completions"
 _EFFORTS = ("low", "medium", "high")
+_SUDOKU = "1576...4..984.5.1.3.....856..2896573.3.72168.7..54.192..1...7.5.6927..31...1.4.6."
 
 
 @dataclass
 class InsideState:
     """The tokens that the page shows: those of an answer, or of a text that is scored.
 
-    The first `num_prompt` tokens of a scored text are the prompt's. `ids` are the tokens of the
-    text whose depths are compared.
+    The first `num_prompt` tokens of a scored text are the prompt's; it is None for an answer.
     """
 
     run: Run | None = None
     num_prompt: int | None = None
     error: str = ""
-
-    @property
-    def is_scored(self) -> bool:
-        return self.num_prompt is not None
 
 
 @dataclass
@@ -65,10 +69,9 @@ class SegmentsState:
 def show() -> None:
     """Draw the page."""
     st.title("Inside the model")
-    tokens, depth, puzzle = st.tabs(["Tokens", "Depth", "Segments of a puzzle"])
-    with tokens:
+    text, puzzle = st.tabs(["Text", "Puzzle"])
+    with text:
         _show_tokens()
-    with depth:
         _show_depth()
     with puzzle:
         _show_puzzle()
@@ -240,7 +243,7 @@ def _show_coloured(tokens: Sequence[Token]) -> None:
 
 def _show_figures(tokens: Sequence[Token], choice: Body) -> None:
     with st.container(horizontal=True):
-        st.metric("Log-likelihood", f"{total(tokens):.3f} nats", width="content")
+        st.metric("Log-likelihood", nats(total(tokens)), width="content")
         st.metric("Tokens", str(len(tokens)), width="content")
         for name, value in (choice.get("q_values") or {}).items():
             st.metric(
@@ -277,9 +280,10 @@ def _show_values(tokens: Sequence[Token]) -> None:
 
 def _show_depth() -> None:
     state: DepthState = st.session_state.setdefault("inside_depth", DepthState())
+    st.subheader("At several depths")
     st.caption(
-        "A recurrent model thinks about each token in cycles, or in ACT segments. Here the answer, "
-        "or the continuation, is scored at several depths, token by token."
+        "A recurrent model works on each token in cycles, or in ACT segments. Here the answer, or "
+        "the continuation, is scored with several numbers of them."
     )
     st.text_input(
         "Depths",
@@ -325,7 +329,7 @@ def _compare_depths(state: DepthState) -> None:
 def _answer_text() -> str:
     """Return the answer on the tab of tokens, "" without one."""
     state: InsideState = st.session_state["inside"]
-    if state.run is None or state.is_scored:
+    if state.run is None or state.num_prompt is not None:
         return ""
     text: str = _choice(state.run).get("text", "")
     return text
@@ -350,7 +354,7 @@ def _show_depths(group: RunGroup, state: DepthState) -> None:
             texts = [repr(token.text) for token in tokens]
             label = name if str(ran) == name else f"{name} ({ran})"
             columns[label] = [token.logprob for token in tokens]
-            st.metric(label, f"{total(tokens):.3f} nats", width="content")
+            st.metric(label, nats(total(tokens)), width="content")
     st.line_chart(
         columns,
         x_label="token",
@@ -374,7 +378,7 @@ def _show_puzzle() -> None:
     st.selectbox("Model for puzzles", names, key="inside_puzzle_model", **LINK)
     st.text_area(
         "Puzzle",
-        EXAMPLES[9]["Medium"],
+        _SUDOKU,
         key="inside_puzzle",
         height=68,
         help="A Sudoku in one line, with a dot for each blank cell, or any grid row by row.",
@@ -414,13 +418,16 @@ def _solve(state: SegmentsState) -> None:
 def _show_segments(run: Run) -> None:
     if run.is_done and not run.is_cancelled:
         show_error(run.error)
-    samples = sorted({frame["sample"] for frame in run.frames if "sample" in frame})
+    samples: dict[int, list[Body]] = {}
+    for frame in run.frames:
+        if frame.get("object") == "solve.segment":
+            samples.setdefault(frame["sample"], []).append(frame)
     if not samples and not run.is_done:
         st.caption("Waiting for the first segment ...")
-    for sample in samples:
+    for sample, segments in sorted(samples.items()):
         if len(samples) > 1:
             st.subheader(f"Sample {sample}")
-        _show_sample(segments_of(run, sample))
+        _show_sample(segments)
     if run.is_cancelled:
         st.caption("Stopped.")
     if run.is_done:

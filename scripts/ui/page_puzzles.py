@@ -1,12 +1,14 @@
 """The page *Puzzles*: a Sudoku that a recurrent network fills in, segment by segment."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import streamlit as st
 
 from scripts.ui.board import show_board
 from scripts.ui.client import Body, ServerError
+from scripts.ui.config import app_config
 from scripts.ui.run import Run
 from scripts.ui.session import (
     LINK,
@@ -24,6 +26,8 @@ BOARD = "board"
 _BLANK = "."
 BOXES = {9: (3, 3), 6: (2, 3), 4: (2, 2)}
 """The rows and columns of a box, by the size of the Sudoku."""
+_KIND = "sudoku"
+_EXPECTED = "A Sudoku has 81 or 36 or 16 digits, with a dot for each blank cell."
 EXAMPLES = {
     9: {
         "Easy": "64.8.39.1.3.5.9687..9...45.916.8.5724.89523..523.6....257.38169.617.5248.9.6.1...",
@@ -65,8 +69,7 @@ def show() -> None:
     puzzle = st.session_state["puzzle"]
     size = size_of(puzzle)
     if size is None:
-        sizes = " or ".join(str(size * size) for size in BOXES)
-        state.error = f"A Sudoku has {sizes} digits, with a dot for each blank cell."
+        state.error = _EXPECTED
     elif state.run is None:
         show_board(puzzle, key=BOARD, box=BOXES[size], version=state.version, on_edit=_take_edit)
     if size is not None:
@@ -85,11 +88,33 @@ def size_of(puzzle: str) -> int | None:
     return None
 
 
-def _fields(state: PuzzlesState) -> None:
-    names = []
+def examples() -> dict[str, str]:
+    """Return the examples by name: those of the configuration, or else the app's own."""
+    own = app_config().puzzles.get(_KIND)
+    if own:
+        return own
+    found = {}
     for size, puzzles in EXAMPLES.items():
-        names += [f"{name} {size} x {size}" for name in puzzles]
-    st.pills("Examples", names, key="puzzle_example", on_change=_take_example)
+        for name, puzzle in puzzles.items():
+            found[f"{name} {size} x {size}"] = puzzle
+    return found
+
+
+def example_problems(kinds: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Return what is wrong with the puzzles of a configuration, which are given by kind and name."""
+    found = []
+    for kind, puzzles in kinds.items():
+        if kind != _KIND:
+            found.append(f"puzzles: expected {_KIND}, got {kind!r}")
+            continue
+        for name, puzzle in puzzles.items():
+            if size_of(puzzle) is None:
+                found.append(f"puzzles.{kind}.{name}: {_EXPECTED}")
+    return found
+
+
+def _fields(state: PuzzlesState) -> None:
+    st.pills("Examples", list(examples()), key="puzzle_example", on_change=_take_example)
     with st.expander("More", icon=":material/tune:"):
         st.text_input(
             "As text",
@@ -139,10 +164,8 @@ def _take_text() -> None:
 
 def _take_example() -> None:
     name = st.session_state["puzzle_example"]
-    if not name:
-        return
-    kind, size, *_ = name.split()
-    _put(EXAMPLES[int(size)][kind])
+    if name:
+        _put(examples()[name])
 
 
 def _put(puzzle: str) -> None:

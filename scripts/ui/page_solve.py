@@ -1,12 +1,15 @@
 """The page *Solve*: problems in maths and coding, solved in steps."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 import streamlit as st
 
 from scripts.ui.answer_text import show_text
 from scripts.ui.client import Body, ServerError
+from scripts.ui.config import app_config
+from scripts.ui.plugin_parts import SUBJECTS_GROUP, PluginParts, plugin_parts
 from scripts.ui.run import Run
 from scripts.ui.session import (
     LINK,
@@ -23,7 +26,8 @@ from scripts.ui.session import (
 class Subject:
     """A kind of problem: its tab, its endpoint and the endpoint's defaults, and examples.
 
-    `show` draws a solution and what the server read from it.
+    `show` draws a solution, as far as it has come, and the server's last frame, {} before that. A
+    plugin gives its entry point the subject's `name`.
     """
 
     name: str
@@ -46,10 +50,27 @@ class SolveState:
 def show() -> None:
     """Draw the page."""
     st.title("Solve")
-    tabs = st.tabs([subject.title for subject in SUBJECTS])
-    for subject, tab in zip(SUBJECTS, tabs, strict=True):
+    shown = subjects()
+    tabs = st.tabs([subject.title for subject in shown])
+    for subject, tab in zip(shown, tabs, strict=True):
         with tab:
             _show_subject(subject)
+
+
+def subjects() -> list[Subject]:
+    """Return the subjects of the app and of plugins, with the examples of the configuration."""
+    examples = app_config().solve
+    found = []
+    for subject in (*SUBJECTS, *plugin_subjects().parts.values()):
+        own = examples.get(subject.name, subject.examples)
+        found.append(replace(subject, examples=own))
+    return found
+
+
+@cache
+def plugin_subjects() -> PluginParts[Subject]:
+    """Return the subjects that plugins add, by the names of their entry points."""
+    return plugin_parts(SUBJECTS_GROUP, Subject, taken=[subject.name for subject in SUBJECTS])
 
 
 def _show_subject(subject: Subject) -> None:
@@ -194,4 +215,4 @@ SUBJECTS = (
         show=_show_code,
     ),
 )
-"""The tabs of the page, from left to right. A new one is one more entry."""
+"""The tabs of the page, from left to right. Those of plugins follow."""

@@ -93,13 +93,19 @@ def legend() -> str:
 
 def title_of(token: Token) -> str:
     """Return what there is to say of a token, a line for each alternative."""
-    if token.probability is None:
+    if token.logprob is None or token.probability is None:
         return "given, not predicted"
-    lines = [f"{token.logprob:.3f} nats, {percent(token.probability)}"]
+    lines = [f"{nats(token.logprob)}, {percent(token.probability)}"]
     likeliest = sorted(token.top.items(), key=lambda pair: pair[1], reverse=True)
     for text, logprob in likeliest[:_MOST_TOP]:
         lines.append(f"{text!r} {percent(math.exp(logprob))}")
     return "\n".join(lines)
+
+
+def nats(value: float) -> str:
+    if abs(value) < 0.001:
+        return f"{value:.1e} nats"
+    return f"{value:.3f} nats"
 
 
 def percent(probability: float) -> str:

@@ -28,7 +28,7 @@ from shared.settings.layers import Layer, LayerSource, cli_layer, env_layer, env
 from shared.settings.layers import SettingsError as SettingsError
 from shared.settings.models import GivenOption
 from shared.settings.models import ModelEntry as ModelEntry
-from shared.settings.text import env_text, mask_secrets, plain
+from shared.settings.text import env_text, expectation, mask_secrets, plain
 from shared.settings.types import (
     MOST_ABSENT_S,
     SECRETS,
@@ -170,6 +170,9 @@ class Settings(BaseSettings):
     )
     ui: bool = Field(default=False, description="run the web app, too, for this machine alone")
     ui_port: AppPort = Field(default=8501, description="port of the web app of --ui")
+    ui_config: Text | None = Field(
+        default=None, description="file with your own title, pages, examples and colours for --ui"
+    )
     prohibited_terms: Text | None = Field(
         default=None, description="file of terms, one a line, to refuse in requests"
     )
@@ -697,12 +700,7 @@ def _explain(problem: Mapping[str, Any], origins: Mapping[str, str]) -> str:
     """Return a problem of pydantic's as one line, with its setting and the setting's origin."""
     location = [str(part) for part in problem["loc"]]
     setting = location[0]
-    message = problem["msg"].removeprefix("Value error, ")
-    message = re.sub(r"^\w+ should (be|have) ", "expected ", message)
-    value = problem["input"]
-    is_plain = isinstance(value, str | int | float)
-    if is_plain and setting not in SECRETS and "got" not in message:
-        message += f", got {value!r}"
+    message = expectation(problem, is_secret=setting in SECRETS)
     origin = origins.get(setting, "arguments")
     return mask_secrets(f"{'.'.join(location)}: {message} (from {origin})")
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
@@ -44,6 +45,20 @@ def plain(value: Any, field: FieldInfo) -> Any:
     if isinstance(value, str) and value.lower() == "none" and field.default in (None, ()):
         return field.default
     return value
+
+
+def expectation(problem: Mapping[str, Any], *, is_secret: bool = False) -> str:
+    """Return a problem of pydantic's in our words: the expectation, and the value if it is plain.
+
+    One that `is_secret` is left out.
+    """
+    message: str = problem["msg"].removeprefix("Value error, ")
+    message = re.sub(r"^\w+ should (be|have) ", "expected ", message)
+    value = problem["input"]
+    is_plain = isinstance(value, str | int | float)
+    if is_plain and not is_secret and "got" not in message:
+        message += f", got {value!r}"
+    return message
 
 
 def env_text(value: Any) -> str:

@@ -8,19 +8,14 @@ from playwright.async_api import Page, expect
 from streamlit.testing.v1 import AppTest
 
 from scripts.ui.page_puzzles import EXAMPLES
+from scripts.ui.shell import PAGES
 from shared.shipped import REPO_ROOT
 from tests.fixtures.browser import DESKTOP, PHONE, opened, overflow_of
-from tests.fixtures.e2e.app_pages import click, metrics, page_of, wait_for
+from tests.fixtures.e2e.app_pages import TOLERATED, click, metrics, page_of, wait_for
 from tests.fixtures.e2e.serving import Serving, serving
 from tests.fixtures.redis_server import free_port
 
 SUM = "Compute: 347 + 285"
-TOLERATED = (
-    # Chromium's advice on the field of the key.
-    "Password field is not contained in a form",
-    # Streamlit looks for its server below the address of a page before it looks at the root.
-    "Failed to load resource: the server responded with a status of 404",
-)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +138,7 @@ def test_a_server_that_is_away_is_told_in_clear_words(monkeypatch: pytest.Monkey
     """The pages are there all the same, and so is the server's address."""
     url = f"http://127.0.0.1:{free_port()}"
     monkeypatch.setenv("API_URL", url)
-    for path in ("generate", "solve", "chat", "puzzles"):
+    for path in PAGES:
         page = page_of(path)
         [warning] = page.warning
         assert "aios serve hrm" in warning.value
