@@ -384,7 +384,9 @@ def _show_puzzle() -> None:
         help="A Sudoku in one line, with a dot for each blank cell, or any grid row by row.",
         **LINK,
     )
-    st.slider("Samples", 1, 16, 1, key="inside_samples", **LINK)
+    left, right = st.columns(2)
+    left.slider("Samples", 1, 16, 1, key="inside_samples", **LINK)
+    right.slider("Noise of the samples", 0.05, 2.0, 0.5, 0.05, key="inside_noise", **LINK)
     is_running = state.run is not None and not state.run.is_done
     with st.container(horizontal=True):
         if st.button("Run all segments", icon=":material/play_arrow:", disabled=is_running):
@@ -396,14 +398,16 @@ def _show_puzzle() -> None:
 
 
 def _solve(state: SegmentsState) -> None:
-    rows = st.session_state["inside_puzzle"].split()
+    fields = st.session_state
+    rows = fields["inside_puzzle"].splitlines()
     body: Body = {
-        "model": st.session_state["inside_puzzle_model"],
+        "model": fields["inside_puzzle_model"],
         "grid": rows[0] if len(rows) == 1 else rows,
         "halt": "max",
-        "samples": st.session_state["inside_samples"],
         "stream": True,
     }
+    if fields["inside_samples"] > 1:
+        body |= {"samples": fields["inside_samples"], "noise": fields["inside_noise"]}
     state.run = None
     state.error = ""
     try:
