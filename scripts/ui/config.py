@@ -1,13 +1,14 @@
 """The file with which people make the app their own: title, pages, examples, colours."""
 
 import os
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from shared.settings.layers import SettingsError
@@ -15,9 +16,29 @@ from shared.settings.text import expectation, reason
 
 CONFIG_ENV = "AIOS_UI_CONFIG"
 
+_COLOR = re.compile(r"#([0-9A-Fa-f]{3}){1,2}|[a-z]+")
+_SIZE = re.compile(r"[0-9]+(\.[0-9]+)?(px|rem)|none|small|medium|large|full")
+
+
+def _is_color(value: str) -> str:
+    """Return a colour. Raise ValueError for any other text."""
+    if not _COLOR.fullmatch(value):
+        raise ValueError("expected a colour, as #2f5d8a or navy")
+    return value
+
+
+def _is_size(value: str) -> str:
+    """Return a radius. Raise ValueError for any other text."""
+    if not _SIZE.fullmatch(value):
+        raise ValueError(
+            "expected none, small, medium, large or full, or a length as 8px or 0.5rem"
+        )
+    return value
+
+
 _Text = Annotated[str, Field(min_length=1)]
-_Color = Annotated[str, Field(pattern=r"^(#[0-9A-Fa-f]{3,8}|[a-z]+)$")]
-_Size = Annotated[str, Field(pattern=r"^[0-9.]+(px|rem)$|^(none|small|medium|large|full)$")]
+_Color = Annotated[str, AfterValidator(_is_color)]
+_Size = Annotated[str, AfterValidator(_is_size)]
 
 
 class _Part(BaseModel):
@@ -55,8 +76,8 @@ class AppConfig(_Part):
     """
 
     title: _Text | None = None
-    pages: tuple[_Text, ...] = ()
-    solve: dict[str, tuple[_Text, ...]] = {}
+    pages: list[_Text] = []
+    solve: dict[str, list[_Text]] = {}
     puzzles: dict[str, dict[_Text, _Text]] = {}
     theme: Theme = Theme()
 

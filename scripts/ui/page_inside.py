@@ -313,7 +313,8 @@ def depth_of(name: str) -> Body:
 
 def _compare_depths(state: DepthState) -> None:
     text = st.session_state["inside_continuation"] or _answer_text()
-    state.names = [name.strip() for name in st.session_state["inside_depths"].split(",")]
+    asked = st.session_state["inside_depths"].split(",")
+    state.names = list(dict.fromkeys(name.strip() for name in asked))
     state.run = None
     state.error = ""
     try:
@@ -347,12 +348,13 @@ def _show_depths(group: RunGroup, state: DepthState) -> None:
     texts: list[str] = []
     columns: dict[str, list[float | None]] = {}
     with st.container(horizontal=True):
-        for name, run in zip(state.names, group.runs, strict=True):
+        for depth, names in _names_by_depth(group, state).items():
+            run = group.runs[state.names.index(names[0])]
             tokens = tokens_of(_choice(run).get("logprobs"))[state.num_prompt :]
-            usage = run.job.get("usage") or {}
-            ran = usage.get("cycles") or usage.get("max_steps") or name
             texts = [repr(token.text) for token in tokens]
-            label = name if str(ran) == name else f"{name} ({ran})"
+            label = ", ".join(names)
+            if label != depth:
+                label += f" ({depth})"
             columns[label] = [token.logprob for token in tokens]
             st.metric(label, nats(total(tokens)), width="content")
     st.line_chart(
@@ -363,6 +365,16 @@ def _show_depths(group: RunGroup, state: DepthState) -> None:
         alt="The log-probability of each token at each depth.",
     )
     st.dataframe({"Token": texts, **columns}, alt="The log-probabilities by token and depth.")
+
+
+def _names_by_depth(group: RunGroup, state: DepthState) -> dict[str, list[str]]:
+    """Return the depths that ran, and by which names they were asked for."""
+    names: dict[str, list[str]] = {}
+    for name, run in zip(state.names, group.runs, strict=True):
+        usage = run.job.get("usage") or {}
+        depth = str(usage.get("cycles") or usage.get("max_steps") or name)
+        names.setdefault(depth, []).append(name)
+    return names
 
 
 def _show_puzzle() -> None:
@@ -457,7 +469,7 @@ def _show_sample(segments: Sequence[Body]) -> None:
         columns,
         x="segment",
         y="changed cells",
-        height=140,
+        height=200,
         alt="The number of cells that each segment changed.",
     )
     with st.expander("All values", icon=":material/table:"):

@@ -63,7 +63,7 @@ def subjects() -> list[Subject]:
     found = []
     for subject in (*SUBJECTS, *plugin_subjects().parts.values()):
         own = examples.get(subject.name, subject.examples)
-        found.append(replace(subject, examples=own))
+        found.append(replace(subject, examples=tuple(own)))
     return found
 
 

@@ -12,7 +12,7 @@ from scripts.ui.client import Body
 class Token:
     """A token with its log-probability in nats, and the likeliest tokens in its place.
 
-    `logprob` is None for a token that the model was given, and did not predict.
+    The text of one without a text of its own is `token_id:N`. `logprob` is None for a token that the model was given, and did not predict.
     """
 
     text: str
@@ -48,7 +48,9 @@ LEVELS = (
 
 _BLOCK = "white-space: pre-wrap; overflow-wrap: anywhere; line-height: 2"
 _GIVEN = "opacity: .7; font-style: italic"
-_MOST_TOP = 20
+_UNNAMED = "font-size: .75em"
+_KEY = "padding: 0 .4em; display: inline-block; white-space: nowrap"
+_ID = "token_id:"
 
 
 def tokens_of(logprobs: Body | None) -> list[Token]:
@@ -78,6 +80,8 @@ def coloured(tokens: Sequence[Token]) -> str:
         style = _GIVEN
         if token.probability is not None:
             style = _style(level_of(token.probability))
+        if token.text.startswith(_ID):
+            style += f"; {_UNNAMED}"
         title = html.escape(title_of(token))
         spans.append(f'<span style="{style}" title="{title}">{_shown(token.text)}</span>')
     return f'<div style="{_BLOCK}">{"".join(spans)}</div>'
@@ -87,7 +91,7 @@ def legend() -> str:
     """Return a line of HTML that explains the scale."""
     spans = []
     for level in LEVELS:
-        spans.append(f'<span style="{_style(level)}; padding: 0 .4em">{level.name}</span>')
+        spans.append(f'<span style="{_style(level)}; {_KEY}">{level.name}</span>')
     return f'<div style="line-height: 2; font-size: .85em">{" ".join(spans)}</div>'
 
 
@@ -97,7 +101,7 @@ def title_of(token: Token) -> str:
         return "given, not predicted"
     lines = [f"{nats(token.logprob)}, {percent(token.probability)}"]
     likeliest = sorted(token.top.items(), key=lambda pair: pair[1], reverse=True)
-    for text, logprob in likeliest[:_MOST_TOP]:
+    for text, logprob in likeliest:
         lines.append(f"{text!r} {percent(math.exp(logprob))}")
     return "\n".join(lines)
 

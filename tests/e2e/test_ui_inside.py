@@ -100,9 +100,7 @@ def test_a_continuation_is_scored(
     page = open_page(inside_prompt=SUM, inside_continuation=continuation, model=model)
     click(page, "Score")
     wait_for(page, lambda: "Log-likelihood" in metrics(page), "it is scored")
-    scores = post(
-        fleet, "/loglikelihood", model=model, prompts=[SUM], continuations=[continuation]
-    )
+    scores = post(fleet, "/loglikelihood", model=model, prompts=[SUM], continuations=[continuation])
     assert metrics(page)["Log-likelihood"] == f"{scores['ll'][0]:.3f} nats"
     assert metrics(page)["Tokens"] == str(scores["num_tokens"][0])
 
@@ -138,9 +136,7 @@ def test_depths_are_compared(open_page: Callable[..., AppTest], fleet: Serving) 
     assert "this model has one depth" in page.error[0].value
 
 
-def test_segments_of_a_puzzle_are_drawn(
-    open_page: Callable[..., AppTest], fleet: Serving
-) -> None:
+def test_segments_of_a_puzzle_are_drawn(open_page: Callable[..., AppTest], fleet: Serving) -> None:
     page = open_page(inside_puzzle=SUDOKU, inside_samples="2")
     click(page, "Run all segments")
     wait_for(page, lambda: "Response time" in metrics(page), "all segments are there")
