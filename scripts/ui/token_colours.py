@@ -12,7 +12,8 @@ from scripts.ui.client import Body
 class Token:
     """A token with its log-probability in nats, and the likeliest tokens in its place.
 
-    The text of one without a text of its own is `token_id:N`. `logprob` is None for a token that the model was given, and did not predict.
+    The text of one without a text of its own is `token_id:N`. `logprob` is None for a token that
+    the model was given, and did not predict.
     """
 
     text: str
