@@ -66,6 +66,7 @@ OTHERS = {
     "AWS_ACCESS_KEY_ID",
     "AWS_ENDPOINT_URL",
     "OPENAI_API_KEY",
+    "STREAMLIT_THEME_BASE_FONT_SIZE",
     "OTEL_BSP_SCHEDULE_DELAY",
     "extra_body",
     "extra_headers",

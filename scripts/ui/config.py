@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from pydantic.alias_generators import to_camel
 
 from shared.settings.layers import SettingsError
 from shared.settings.text import expectation, reason
@@ -48,21 +47,19 @@ class _Part(BaseModel):
 class Colors(_Part):
     """Colours of the app, by Streamlit's names. None leaves the app's own."""
 
-    model_config = ConfigDict(alias_generator=to_camel)
-
-    primary_color: _Color | None = None
-    background_color: _Color | None = None
-    secondary_background_color: _Color | None = None
-    text_color: _Color | None = None
-    link_color: _Color | None = None
-    border_color: _Color | None = None
+    primary_color: _Color | None = Field(None, alias="primaryColor")
+    background_color: _Color | None = Field(None, alias="backgroundColor")
+    secondary_background_color: _Color | None = Field(None, alias="secondaryBackgroundColor")
+    text_color: _Color | None = Field(None, alias="textColor")
+    link_color: _Color | None = Field(None, alias="linkColor")
+    border_color: _Color | None = Field(None, alias="borderColor")
 
 
 class Theme(Colors):
     """The look of the app. A colour is for both modes, unless `light` or `dark` has one."""
 
-    base_radius: _Size | None = None
-    button_radius: _Size | None = None
+    base_radius: _Size | None = Field(None, alias="baseRadius")
+    button_radius: _Size | None = Field(None, alias="buttonRadius")
     font: Literal["sans-serif", "serif", "monospace"] | None = None
     light: Colors = Colors()
     dark: Colors = Colors()

@@ -287,9 +287,8 @@ async def test_a_front_ends_what_it_took_and_nobody_waits_for(redis: Redis) -> N
 async def test_events_of_what_has_no_stream_of_its_own(
     client: httpx.AsyncClient, able: EchoWorker
 ) -> None:
-    # `/loglikelihood` and `/loglikelihood_rolling`, and completions that say their prompts first.
-    echo = {"prompt": "ab", "max_tokens": 2, "echo": True, "logprobs": 1}
-    for path, body in (*POSTS[1:3], ("/v1/completions", echo)):
+    # `/loglikelihood` and `/loglikelihood_rolling`.
+    for path, body in POSTS[1:3]:
         id = await submit(client, path, body)
         opening, whole, done = frames(await client.get(f"/v1/jobs/{id}/events"))
 

@@ -46,6 +46,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AIOS_PLUGINS", str(folder / "plugins"))
         patch.setenv("PYTHONPATH", str(REPO_ROOT))
+        patch.setenv("STREAMLIT_THEME_BASE_FONT_SIZE", "18")
         words = [*command, "--config", "own.yaml"]
         process = subprocess.Popen(words, cwd=folder, stdout=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
@@ -84,6 +85,7 @@ async def test_it_looks_as_its_file_says(app: str) -> None:
         )
         button = page.get_by_role("button", name="Solve", exact=True).first
         await expect(button).to_have_css("background-color", "rgb(138, 47, 93)")
+        await expect(page.locator("html")).to_have_css("font-size", "18px")
         await expect(page.get_by_text("'lost' of broken cannot be loaded")).to_be_visible()
 
         await page.get_by_role("tab", name="Percent").click()

@@ -14,6 +14,7 @@ from torch import Tensor
 from scripts.train.special_tokens import byte_tokenizer
 from shared.errors import ContextExceeded
 from shared.messages import Done, Read, Score, TokenLogprob, Tokens
+from tests.fixtures.api.frames import frames
 from tests.fixtures.e2e.inside import fleet_inside
 from tests.fixtures.scored_models import WINDOW, Model, ids, load, tiny
 from tests.fixtures.tiny_hrm_text import write_tiny
@@ -26,6 +27,7 @@ from worker.runners.registry import load_runner
 
 __all__ = ["tiny"]
 EOQ = 2
+LATER = {"Prefer": "respond-async"}
 
 
 def read_all(runner: Runner, tasks: list[Read]) -> list[Emission]:
@@ -209,6 +211,14 @@ async def test_echo_says_the_prompt_first(redis: Redis) -> None:
         assert choice["finish_reason"] == "length"
         assert prompt_only["usage"]["prompt_tokens"] == 3
         assert prompt_only["usage"]["completion_tokens"] == 0
+
+        # Who follows it as a job gets the whole answer in one frame.
+        fields = {"prompt": "abc", "logprobs": 1, "max_tokens": 2, "echo": True}
+        job = await client.post("/v1/completions", json=fields, headers=LATER)
+        stream = await client.get(f"/v1/jobs/{job.json()['id']}/events")
+        _opening, whole, done = frames(stream)
+        assert whole.json["choices"] == reported["choices"]
+        assert done.data == "[DONE]"
 
 
 def test_it_is_one_event_for_the_log() -> None:
