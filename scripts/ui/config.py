@@ -66,7 +66,7 @@ class Theme(Colors):
 
 
 class AppConfig(_Part):
-    """What a person has changed of the app.
+    """The changes that a person has made to the app.
 
     `pages` are those that are shown, by their paths, in their order; none means all. `solve` has
     examples by subject, and `puzzles` by kind and name; they take the place of the app's own.

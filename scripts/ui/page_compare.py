@@ -75,7 +75,7 @@ class Answer:
 
     @property
     def brief(self) -> str:
-        """What stands in a table for the answer."""
+        """The text that stands in a table for the answer."""
         if not self.is_done:
             return _PENDING
         return f"({self.error})" if self.error else self.final

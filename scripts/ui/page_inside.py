@@ -203,16 +203,18 @@ def _show_run(run: Run, num_prompt: int | None) -> None:
         show_error(run.error)
     if num_prompt is None:
         tokens = answer_tokens(run)
-        if not tokens and not run.is_done:
+        if tokens:
+            st.html(coloured(tokens))
+            st.html(legend())
+        elif not run.is_done:
             st.caption("Waiting for the first token ...")
-        _show_coloured(tokens)
     else:
         tokens = _show_scored(tokens_of(_choice(run).get("logprobs")), num_prompt)
     if not run.is_done:
         return
     if run.is_cancelled:
         st.caption("Stopped.")
-    if tokens:
+    if any(token.logprob is not None for token in tokens):
         _show_figures(tokens, _choice(run))
         _show_values(tokens)
     show_timings(run)
@@ -233,12 +235,6 @@ def _show_scored(tokens: list[Token], num_prompt: int) -> list[Token]:
     if all(token.logprob is None for token in prompt):
         st.caption("The model sees this prompt at once, and predicts none of its tokens.")
     return continuation or prompt
-
-
-def _show_coloured(tokens: Sequence[Token]) -> None:
-    if tokens:
-        st.html(coloured(tokens))
-        st.html(legend())
 
 
 def _show_figures(tokens: Sequence[Token], choice: Body) -> None:

@@ -23,6 +23,7 @@ READERS = {
     "metrics_port": ("serve", "api", "jobs"),
     "worker_port": ("serve", "worker"),
     "ui_port": ("serve",),
+    "ui_config": ("serve",),
     "prohibited_terms": ("serve", "api"),
     "model_path": ("serve", "worker"),
     "tokenizer_path": ("serve", "worker"),
@@ -30,7 +31,7 @@ READERS = {
     "models": ("serve", "worker"),
     "config": ("serve", "api", "worker", "jobs"),
 }
-FILES = ("prohibited_terms", "chat_template", "config")
+FILES = ("prohibited_terms", "chat_template", "config", "ui_config")
 """Settings that need a file. A model and a tokenizer may be a directory or a file."""
 FOREIGN = "x86_64-conda-linux-gnu"
 """The value of HOST that conda's compilers set."""
@@ -149,6 +150,8 @@ def path_cell(role: str, name: str, path: Path, fault: str) -> Cell:
     argv = ["--port", "0", "--host", "127.0.0.1"]
     if not name.startswith(("model", "tokenizer", "chat")):
         argv += ["--model", "echo=echo"]
+    if name == "ui_config":
+        argv.append("--ui")
     argv += [flag(name), value_of(name, path)]
 
     # A long name is refused as the model's name, before the path is opened.
@@ -252,7 +255,7 @@ def test_no_port_or_path_setting_is_left_out() -> None:
     names = {name for name in Settings.model_fields if name.endswith(endings)}
     # The root path is a part of URLs, not of the file system.
     names.remove("root_path")
-    assert names | {"models", "config"} == set(READERS)
+    assert names | {"models", "config", "ui_config"} == set(READERS)
 
 
 def test_what_may_not_be_read_is_told_alike(redis_url: str, tmp_path: Path) -> None:
