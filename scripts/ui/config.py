@@ -47,19 +47,21 @@ class _Part(BaseModel):
 class Colors(_Part):
     """Colours of the app, by Streamlit's names. None leaves the app's own."""
 
-    primary_color: _Color | None = Field(None, alias="primaryColor")
-    background_color: _Color | None = Field(None, alias="backgroundColor")
-    secondary_background_color: _Color | None = Field(None, alias="secondaryBackgroundColor")
-    text_color: _Color | None = Field(None, alias="textColor")
-    link_color: _Color | None = Field(None, alias="linkColor")
-    border_color: _Color | None = Field(None, alias="borderColor")
+    primary_color: _Color | None = Field(default=None, alias="primaryColor")
+    background_color: _Color | None = Field(default=None, alias="backgroundColor")
+    secondary_background_color: _Color | None = Field(
+        default=None, alias="secondaryBackgroundColor"
+    )
+    text_color: _Color | None = Field(default=None, alias="textColor")
+    link_color: _Color | None = Field(default=None, alias="linkColor")
+    border_color: _Color | None = Field(default=None, alias="borderColor")
 
 
 class Theme(Colors):
     """The look of the app. A colour is for both modes, unless `light` or `dark` has one."""
 
-    base_radius: _Size | None = Field(None, alias="baseRadius")
-    button_radius: _Size | None = Field(None, alias="buttonRadius")
+    base_radius: _Size | None = Field(default=None, alias="baseRadius")
+    button_radius: _Size | None = Field(default=None, alias="buttonRadius")
     font: Literal["sans-serif", "serif", "monospace"] | None = None
     light: Colors = Colors()
     dark: Colors = Colors()

@@ -257,8 +257,11 @@ def _show_answers(answers: Sequence[Answer]) -> None:
     for answer, column in zip(answers, columns, strict=True):
         with column:
             st.subheader(answer.model)
+            # Asked before the text is read, so that figures stand below whole texts alone.
+            is_done = answer.is_done
             _show_text(answer, reference.text if marks and answer is not reference else None)
-            _show_end(answer)
+            if is_done:
+                _show_end(answer)
     if marks:
         st.caption(
             f"Beside the answer of {reference.model}: underlined words are only in this answer, "
@@ -280,8 +283,6 @@ def _show_text(answer: Answer, reference: str | None) -> None:
 
 
 def _show_end(answer: Answer) -> None:
-    if not answer.is_done:
-        return
     show_error(answer.error)
     if answer.run is None:
         return

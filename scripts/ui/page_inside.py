@@ -12,6 +12,7 @@ from scripts.ui.session import (
     client,
     draw_live,
     models_for,
+    models_of,
     show_error,
     show_timings,
     stop,
@@ -199,18 +200,20 @@ def answer_tokens(run: Run) -> list[Token]:
 
 
 def _show_run(run: Run, num_prompt: int | None) -> None:
-    if run.is_done and not run.is_cancelled:
+    # Asked before the tokens are read, so that figures are those of all tokens.
+    is_done = run.is_done
+    if is_done and not run.is_cancelled:
         show_error(run.error)
     if num_prompt is None:
         tokens = answer_tokens(run)
         if tokens:
             st.html(coloured(tokens))
             st.html(legend())
-        elif not run.is_done:
+        elif not is_done:
             st.caption("Waiting for the first token ...")
     else:
         tokens = _show_scored(tokens_of(_choice(run).get("logprobs")), num_prompt)
-    if not run.is_done:
+    if not is_done:
         return
     if run.is_cancelled:
         st.caption("Stopped.")
@@ -218,6 +221,19 @@ def _show_run(run: Run, num_prompt: int | None) -> None:
         _show_figures(tokens, _choice(run))
         _show_values(tokens)
     show_timings(run)
+    _show_model(run)
+
+
+def _show_model(run: Run) -> None:
+    """Tell of the model that has answered, and of its layers, cycles or segments."""
+    try:
+        models = models_of(TASK)
+    except ServerError as error:
+        show_error(str(error))
+        return
+    for model in models:
+        if model.id == run.job.get("model"):
+            st.caption(f"{model.id}: {model.description}")
 
 
 def _show_scored(tokens: list[Token], num_prompt: int) -> list[Token]:
@@ -428,13 +444,14 @@ def _solve(state: SegmentsState) -> None:
 
 
 def _show_segments(run: Run) -> None:
-    if run.is_done and not run.is_cancelled:
+    is_done = run.is_done
+    if is_done and not run.is_cancelled:
         show_error(run.error)
     samples: dict[int, list[Body]] = {}
     for frame in run.frames:
         if frame.get("object") == "solve.segment":
             samples.setdefault(frame["sample"], []).append(frame)
-    if not samples and not run.is_done:
+    if not samples and not is_done:
         st.caption("Waiting for the first segment ...")
     for sample, segments in sorted(samples.items()):
         if len(samples) > 1:
@@ -442,7 +459,7 @@ def _show_segments(run: Run) -> None:
         _show_sample(segments)
     if run.is_cancelled:
         st.caption("Stopped.")
-    if run.is_done:
+    if is_done:
         show_timings(run)
 
 

@@ -176,8 +176,13 @@ def _choose_model(task: str) -> None:
 
 def models_for(task: str) -> list[str]:
     """Return the names of the models that do `task`. Raise ServerError if they are not known."""
+    return [model.id for model in models_of(task)]
+
+
+def models_of(task: str) -> list[Model]:
+    """Return the models that do `task`. Raise ServerError if they are not known."""
     models = _models(client().url, st.session_state.get("key"))
-    return [model.id for model in models if task in model.tasks]
+    return [model for model in models if task in model.tasks]
 
 
 @st.cache_data(ttl=_MODELS_KEPT, show_spinner=False)

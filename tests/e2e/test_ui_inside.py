@@ -87,6 +87,7 @@ def test_an_answer_is_coloured_token_by_token(
     assert table["Log-probability"].tolist() == pytest.approx(logprobs["token_logprobs"], abs=1e-4)
     for said, top in zip(table["Alternatives"], logprobs["top_logprobs"], strict=True):
         assert said.count(" %") == len(top)
+    assert any("maths: HRM-Text" in caption.value for caption in page.caption)
     total = sum(logprobs["token_logprobs"])
     assert float(metrics(page)["Log-likelihood"].split()[0]) == pytest.approx(total, abs=1e-3)
 
