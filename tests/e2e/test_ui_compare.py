@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import FloatRect, Page, expect
 from streamlit.testing.v1 import AppTest
 
 from shared.shipped import REPO_ROOT
@@ -128,31 +128,27 @@ def test_a_fault_is_told(open_page: Callable[..., AppTest]) -> None:
 
 
 async def test_a_person_compares(fleet: Serving, app_port: int) -> None:
+    """Answers stand side by side on a desktop, and one below the other on a phone."""
     url = f"http://127.0.0.1:{app_port}"
     async with opened(url, DESKTOP, path=LINK, tolerated=TOLERATED) as page:
-        await page.get_by_role("textbox", name="Prompts").fill(SUM)
-        await page.get_by_role("button", name="Compare", exact=True).click()
-        await expect(page.get_by_text("tokens/s")).to_have_count(2, timeout=30_000)
-        left = await page.get_by_role("heading", name="maths").bounding_box()
-        right = await page.get_by_role("heading", name="brain").bounding_box()
-        assert left is not None
-        assert right is not None
-        assert left["y"] == right["y"]
-        assert left["x"] < right["x"]
-        inserted = page.locator("ins").first
-        await expect(inserted).to_have_css("text-decoration-line", "underline")
-
-
-async def test_it_fits_a_phone(fleet: Serving, app_port: int) -> None:
-    url = f"http://127.0.0.1:{app_port}"
-    async with opened(url, PHONE, path=LINK, tolerated=TOLERATED) as page:
         await page.get_by_role("textbox", name="Prompts").fill(f"{SUM}\n1 + 1")
         await page.get_by_role("button", name="Compare", exact=True).click()
-        await expect(page.get_by_text("tokens/s")).to_have_count(2, timeout=30_000)
-        above = await page.get_by_role("heading", name="maths").bounding_box()
-        below = await page.get_by_role("heading", name="brain").bounding_box()
-        assert above is not None
-        assert below is not None
+        await expect(page.get_by_text("tokens/s")).to_have_count(2, timeout=60_000)
+        await expect(page.locator("ins").first).to_have_css("text-decoration-line", "underline")
+        left, right = [await place_of(page, model) for model in MODELS]
+        assert left["y"] == right["y"]
+        assert left["x"] < right["x"]
+
+        await page.set_viewport_size({"width": PHONE, "height": 800})
+        await expect(page.get_by_test_id("stSidebar")).not_to_be_in_viewport()
+        above, below = [await place_of(page, model) for model in MODELS]
         assert above["x"] == below["x"]
         assert above["y"] < below["y"]
         assert await overflow_of(page) == 0
+
+
+async def place_of(page: Page, model: str) -> FloatRect:
+    """Return the place of the heading above a model's answer."""
+    box = await page.get_by_role("heading", name=model).bounding_box()
+    assert box is not None
+    return box
