@@ -133,7 +133,8 @@ async def test_a_person_compares(fleet: Serving, app_port: int) -> None:
     async with opened(url, DESKTOP, path=LINK, tolerated=TOLERATED) as page:
         await page.get_by_role("textbox", name="Prompts").fill(f"{SUM}\n1 + 1")
         await page.get_by_role("button", name="Compare", exact=True).click()
-        await expect(page.get_by_text("tokens/s")).to_have_count(2, timeout=60_000)
+        speeds = page.get_by_test_id("stMetricValue").filter(has_text="tokens/s")
+        await expect(speeds).to_have_count(2, timeout=60_000)
         await expect(page.locator("ins").first).to_have_css("text-decoration-line", "underline")
         left, right = [await place_of(page, model) for model in MODELS]
         assert left["y"] == right["y"]
