@@ -10,7 +10,7 @@ from shutil import get_terminal_size
 
 import click
 
-from scripts.cli.watch.table import Heading, columns_of, table
+from scripts.cli.watch.table import GAP, Heading, columns_of, table
 from shared.commands import has_colour
 
 GOOD = "green"
@@ -18,6 +18,8 @@ POOR = "yellow"
 BAD = "red"
 _TITLES = ("MODEL", "QUEUE", "WORKER", "LATENCY")
 """The first titles of the tables of `aios status` and `aios top`."""
+_CELL_ENDS = re.compile(r"(?<!\\)\|")
+_ANY_WIDTH = 10_000
 _STATES = {
     "REDIS IS AWAY": BAD,
     "NOT READY": BAD,
@@ -35,17 +37,57 @@ def coloured(text: str, colour: str | None = None, *, bold: bool = False) -> str
 
 
 def listing(
-    headings: Sequence[Heading], rows: Sequence[Sequence[str]], lines: Sequence[str]
+    headings: Sequence[Heading], rows: Sequence[Sequence[str]], lines: Sequence[str], *, none: str
 ) -> list[str]:
-    """Return a table of the rows on a terminal, and elsewhere the lines."""
-    if not rows or not sys.stdout.isatty():
+    """Return a table of the rows on a terminal, and elsewhere the lines.
+
+    `none` is the line that a terminal gets where there are no rows. Columns that matter less give way
+    in a narrow terminal, and the others are never cut off.
+    """
+    if not sys.stdout.isatty():
         return list(lines)
-    return with_bold_heading(table(columns_of(headings, rows), get_terminal_size().columns))
+    if not rows:
+        return [none]
+    columns = columns_of(headings, rows)
+    kept = [column.smallest for column in columns if not column.heading.rank]
+    least = sum(kept) + len(GAP) * (len(kept) - 1)
+    return with_bold_heading(table(columns, max(least, get_terminal_size().columns)))
 
 
 def with_bold_heading(lines: Sequence[str]) -> list[str]:
     """Return the lines of a table, the first of which is bold on a terminal."""
     return [coloured(lines[0], bold=True), *lines[1:]]
+
+
+def without_markup(markdown: str) -> str:
+    """Return Markdown with its tables as aligned columns on a terminal, and elsewhere as it is.
+
+    Lines may be wider than the terminal: no cell is shortened or left out.
+    """
+    if not sys.stdout.isatty():
+        return markdown
+    lines: list[str] = []
+    rows: list[list[str]] = []
+    for line in [*markdown.splitlines(), ""]:
+        if line.startswith("|"):
+            rows.append(_CELL_ENDS.split(line)[1:-1])
+            continue
+        if rows:
+            lines += _aligned(rows)
+            rows = []
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the rows of a Markdown table, the second of which is its ruler, as columns."""
+    headings = []
+    for number, title in enumerate(rows[0]):
+        headings.append(Heading(title.strip(), is_name=number == 0))
+    cells = []
+    for row in rows[2:]:
+        cells.append([cell.strip().replace("\\|", "|") for cell in row])
+    return with_bold_heading(table(columns_of(headings, cells), _ANY_WIDTH))
 
 
 def painted(lines: Sequence[str]) -> list[str]:

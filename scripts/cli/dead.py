@@ -21,7 +21,7 @@ from shared.settings.settings import Settings
 
 PROG = "aios dead"
 _HEADINGS = (
-    Heading("ID", is_name=True, least=12),
+    Heading("ID", is_name=True),
     Heading("AT", is_name=True),
     Heading("MODEL", is_name=True, least=8),
     Heading("TENANT", rank=2, is_name=True, least=8),
@@ -39,7 +39,8 @@ def list_all(flags: FleetFlags) -> int:
         if flags.json:
             return [json.dumps(_as_json(letter)) for letter in found]
         rows = [_row(letter) for letter in found]
-        return listing(_HEADINGS, rows, [_line(letter) for letter in found])
+        lines = [_line(letter) for letter in found]
+        return listing(_HEADINGS, rows, lines, none="no dead jobs")
 
     return _run(flags, answer)
 

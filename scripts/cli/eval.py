@@ -19,6 +19,7 @@ import msgspec
 from api.evaluation.regressions import compared, sentence_of
 from api.evaluation.report import Report
 from api.evaluation.sets import EvalSet, chosen_sets, read_sets
+from scripts.cli.colours import without_markup
 from scripts.cli.evaluation.asking import FleetClient, evaluate
 from scripts.cli.evaluation.history import add_to_history, read_history
 from scripts.cli.evaluation.pages import as_html, as_markdown, listed
@@ -49,7 +50,7 @@ def latest(reports: Path) -> int:
 
 def history(reports: Path) -> int:
     """Print the list of reports and return the exit status."""
-    print(listed(read_history(reports)), end="")
+    print(without_markup(listed(read_history(reports))), end="")
     return EXIT_OK
 
 
@@ -74,12 +75,12 @@ def _run(args: SimpleNamespace) -> int:
     report = compared(asyncio.run(_asked(args, url, sets)), baselines)
     report = replace(report, is_accepted=args.accept)
     if not report.results:
-        print(as_markdown(report), end="")
+        print(without_markup(as_markdown(report)), end="")
         raise ToolError("no set was asked: no model is served that can do them")
     add_to_history(args.reports, report, history)
     _write(args.json, msgspec.json.format(msgspec.json.encode(report), indent=1).decode())
     _write(args.html, as_html(report, history) if args.html is not None else "")
-    print(as_markdown(report), end="")
+    print(without_markup(as_markdown(report)), end="")
     return _tell(report, is_strict=args.strict)
 
 
@@ -145,7 +146,7 @@ def _latest(reports: Path) -> int:
     history = read_history(reports)
     if not history:
         raise ToolError(f"no report in {reports}; `{PROG} run` writes one")
-    print(as_markdown(history[0]), end="")
+    print(without_markup(as_markdown(history[0])), end="")
     return EXIT_OK
 
 

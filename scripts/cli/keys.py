@@ -83,7 +83,9 @@ def list_all(flags: FleetFlags) -> int:
                     standing = await UsageLedger(broker).standing(key_id, grant.budget)
                 lines.append(_line(key_id, grant, standing))
                 rows.append(_row(key_id, grant, standing))
-        return listing(_HEADINGS, rows, lines)
+        if flags.json:
+            return lines
+        return listing(_HEADINGS, rows, lines, none="no keys")
 
     return run_tool(PROG, flags, answer)
 

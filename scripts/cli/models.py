@@ -51,7 +51,9 @@ def list_all(flags: FleetFlags) -> int:
             models = await _listing(broker)
         if flags.json:
             return [json.dumps(model) for model in models]
-        return listing(_HEADINGS, [_row(model) for model in models], [_line(m) for m in models])
+        rows = [_row(model) for model in models]
+        lines = [_line(model) for model in models]
+        return listing(_HEADINGS, rows, lines, none="no model is known")
 
     return run_tool(PROG, flags, answer)
 
@@ -190,7 +192,7 @@ async def _listing(broker: Broker) -> list[dict[str, Any]]:
 
 
 _HEADINGS = (
-    Heading("MODEL", is_name=True, least=12),
+    Heading("MODEL", is_name=True),
     Heading("PATH", rank=2, is_name=True, least=12),
     Heading("LOADED", is_name=True),
     Heading("PINNED", rank=3, is_name=True),

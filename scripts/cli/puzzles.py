@@ -20,7 +20,7 @@ from scripts.cli.flag_types import count, http_url
 from scripts.cli.fleet_tool import EXIT_FAILED, ToolError, told
 from scripts.cli.local_fleet import PORT_HELP, choose_fleet
 from scripts.cli.runs.output import Output, RunHeader
-from scripts.cli.runs.progress import Progress
+from scripts.cli.runs.progress import Progress, waiting
 from scripts.cli.solving.fleet_solver import FleetSolver
 from scripts.cli.solving.groups import Group, Solved, groups_of, line_of
 from scripts.cli.solving.puzzle_files import Id, open_puzzles
@@ -151,7 +151,8 @@ def _solver(args: SimpleNamespace, run_id: str, progress: Progress, stack: ExitS
         from scripts.cli.solving.local_solver import LocalSolver
         from worker.llm import LLM
 
-        llm = stack.enter_context(LLM(args.path, max_batch_size=args.batch))
+        with waiting(f"loading {args.path}"):
+            llm = stack.enter_context(LLM(args.path, max_batch_size=args.batch))
         return LocalSolver(llm, options)
 
     if args.model is not None:

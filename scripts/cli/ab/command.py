@@ -17,6 +17,7 @@ from scripts.cli.ab.asking import ask_sides
 from scripts.cli.ab.comparison import Comparison, compare
 from scripts.cli.ab.questions import graders, read_questions
 from scripts.cli.ab.sides import Sampling, Side, side_of
+from scripts.cli.colours import without_markup
 from scripts.cli.fleet_tool import (
     EXIT_FAILED,
     FLEET,
@@ -72,7 +73,7 @@ def _run(args: SimpleNamespace) -> int:
     _write(args.json, report.as_json, comparison)
     _write(args.markdown, report.as_markdown, comparison)
     _write(args.html, report.as_html, comparison)
-    print(report.as_markdown(comparison), end="")
+    print(without_markup(report.as_markdown(comparison)), end="")
     return _tell_errors(comparison)
 
 

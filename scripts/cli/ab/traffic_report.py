@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 from scripts.cli.ab.report import markdown_table, timing_cell
 from scripts.cli.ab.traffic import LEAST, ArmFigures, ArmTest, TrafficReport, report_of
+from scripts.cli.colours import without_markup
 from scripts.cli.fleet_tool import ToolError
 from shared.figures import Mean, Share
 from shared.queue.broker import open_broker
@@ -46,7 +47,7 @@ async def answer(name: str, settings: Settings, *, as_json: bool) -> list[str]:
         raise ToolError(f"{name}: no request of this experiment has ended in the last 30 days")
     if as_json:
         return [json.dumps(asdict(report))]
-    return markdown_lines(report)
+    return without_markup("\n".join(markdown_lines(report))).splitlines()
 
 
 def markdown_lines(report: TrafficReport) -> list[str]:

@@ -25,7 +25,7 @@ from scripts.cli.batch.new_files import NewFiles
 from scripts.cli.batch.tally import BatchTally, summary
 from scripts.cli.fleet_tool import EXIT_FAILED, ToolError
 from scripts.cli.runs.output import Output, RunHeader
-from scripts.cli.runs.progress import Progress
+from scripts.cli.runs.progress import Progress, waiting
 from shared.settings.command_line import EXIT_INTERRUPTED, EXIT_OK
 from shared.settings.settings import Settings
 from shared.signals import signals_call
@@ -178,6 +178,7 @@ def _beginning(
     from worker.__main__ import prepare_process
     from worker.host.loading import load_models
 
-    prepare_process(settings)
-    loaded = load_models(settings)
+    with waiting("loading models"):
+        prepare_process(settings)
+        loaded = load_models(settings)
     return partial(LocalModels, loaded, settings, run_id, new_files)

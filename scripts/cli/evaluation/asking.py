@@ -25,6 +25,7 @@ from api.evaluation.report import (
 )
 from api.evaluation.sets import EvalSet, Item
 from scripts.cli.fleet_tool import ToolError
+from scripts.cli.runs.progress import counting
 
 _SHOWN = 300
 _BUSY = (429, 503)
@@ -197,12 +198,15 @@ async def _ask_all(
     fleet: FleetClient, one: EvalSet, assignment: Assignment, concurrency: int
 ) -> list[ItemResult]:
     places = asyncio.Semaphore(concurrency)
+    with counting(f"{one.task} by {assignment.model.id}", len(one.items)) as done:
 
-    async def ask_in_turn(item: Item) -> ItemResult:
-        async with places:
-            return result_of(one, item, await fleet.ask(one, item, assignment.model.id))
+        async def ask_in_turn(item: Item) -> ItemResult:
+            async with places:
+                answer = await fleet.ask(one, item, assignment.model.id)
+            done()
+            return result_of(one, item, answer)
 
-    return await asyncio.gather(*(ask_in_turn(item) for item in one.items))
+        return await asyncio.gather(*(ask_in_turn(item) for item in one.items))
 
 
 def _with_fresh_facts(

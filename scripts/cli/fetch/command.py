@@ -32,7 +32,9 @@ def run(flags: FleetFlags, name: Sequence[str], folder: Path | None) -> int:
     for model in STARTER_MODELS.values():
         lines.append(_line(model, folder, as_json=flags.json))
         rows.append(_row(model, folder))
-    print(*(lines if flags.json else listing(_HEADINGS, rows, lines)), sep="\n")
+    if not flags.json:
+        lines = listing(_HEADINGS, rows, lines, none="none")
+    print(*lines, sep="\n")
     return EXIT_OK
 
 
@@ -80,9 +82,9 @@ def _row(model: StarterModel, folder: Path) -> list[str]:
 
 _HEADINGS = (
     Heading("NAME", is_name=True),
-    Heading("TASK", is_name=True),
+    Heading("TASK", rank=2, is_name=True),
     Heading("LICENCE", rank=1, is_name=True),
-    Heading("PATH", is_name=True, least=20),
+    Heading("PATH", is_name=True),
 )
 
 command = Command(
