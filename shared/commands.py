@@ -38,7 +38,7 @@ class Flag(click.Option):
             # `--model-path --port 80` lacks a path: no value is named like a flag.
             if isinstance(text, str) and text.startswith("--") and text in flags_of(ctx.command):
                 raise click.BadOptionUsage(
-                    self.opts[-1], f"expected a value, got the flag {text}", ctx
+                    self.opts[0], f"expected a value, got the flag {text}", ctx
                 )
         return super().type_cast_value(ctx, value)
 
@@ -76,7 +76,7 @@ class Command(click.Command):
         if not ctx.ignore_unknown_options:
             args = dashed(args)
         ctx.meta[_WORDS] = tuple(args)
-        return super().parse_args(ctx, args)
+        return _told_of(ctx, super().parse_args, args)
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         write_paragraphs(self.help or "", formatter)
@@ -110,7 +110,7 @@ class Group(click.Group):
         return list(self.commands)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, dashed(args))
+        return _told_of(ctx, super().parse_args, dashed(args))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -147,6 +147,17 @@ class Group(click.Group):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         write_examples(self.examples, formatter)
+
+
+def _told_of(
+    ctx: click.Context, parse: Callable[[click.Context, list[str]], list[str]], args: list[str]
+) -> list[str]:
+    """Parse the words. Errors of usage get the context that Click's parser leaves out of some."""
+    try:
+        return parse(ctx, args)
+    except click.UsageError as error:
+        error.ctx = error.ctx or ctx
+        raise
 
 
 def run_command(command: click.Command, argv: Sequence[str], prog: str) -> int:

@@ -1,18 +1,6 @@
 """The `aios` command: a table of its commands, which are loaded when they are asked for.
 
-It stands on Click, for these reasons (docs/cli.md has the measurements):
-
-- The flags of the settings, more than a hundred, come from a table (`shared/settings`). Click makes
-  commands of objects, so a row becomes a flag with its section, default and variable. Typer makes
-  them of the parameters of functions, which would have to be written by a generator.
-- arq and uvicorn need Click, so each image has it: it adds no package. Typer brings rich and pygments,
-  14 MB, to the images of fronts.
-- Completion for bash, zsh and fish, suggestions and lazy groups are Click's own; with argparse each
-  is another package or code of ours.
-- The command line of pydantic-settings makes one parser of one model. The settings here have several
-  flags, general variables, and an origin for error messages; the tools have no settings at all.
-
-Sections, examples and errors in one line are the part that Click leaves out (`shared/commands.py`).
+docs/cli.md tells why it stands on Click, and what was measured.
 """
 
 import sys

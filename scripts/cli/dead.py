@@ -100,7 +100,8 @@ def _run(flags: FleetFlags, answer: Answer) -> int:
             try:
                 return await answer(DeadLetters(broker), settings)
             except FleetError as error:
-                raise ToolError(f"{error}; `{PROG} list` tells which there are") from error
+                reason = str(error).rstrip(".")
+                raise ToolError(f"{reason}; `{PROG} list` tells which there are") from error
 
     return run_tool(PROG, flags, answered)
 
@@ -149,7 +150,11 @@ command = Group(
     examples=("aios dead list", "aios dead list --json | jq -r .id"),
     commands={
         "list": Command(
-            "list", callback=list_all, params=fleet_flags(), help="All of them, the latest first."
+            "list",
+            callback=list_all,
+            params=fleet_flags(),
+            help="All of them, the latest first.",
+            examples=("aios dead list", "aios dead list --json | jq -r .id"),
         ),
         "show": _of_one("show", show, "Its task and its log."),
         "retry": _of_one("retry", retry, "Queue its task again, and print the id of the new job."),

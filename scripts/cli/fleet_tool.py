@@ -4,6 +4,7 @@ It has their flags, finds the fleet, prints their output and tells their errors.
 """
 
 import asyncio
+import logging
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from shared.settings.layers import SettingsError
 from shared.settings.settings import Settings
 
 FLEET = "Fleet"
+
+# Tools tell themselves that Redis is away. Roles configure the logs, and so log it, too.
+logging.getLogger("aios.redis").addHandler(logging.NullHandler())
 
 
 @dataclass
@@ -97,14 +101,17 @@ def _run(prog: str, flags: FleetFlags, answer: Answer, settings: Settings) -> in
         try:
             lines = asyncio.run(answered())
         except UNAVAILABLE as error:
-            reason = " ".join(str(error).split()).rstrip(".")
-            raise ToolError(
-                f"{reason}; start the fleet, or name its Redis by --redis-url"
-            ) from error
+            raise ToolError(redis_away(error)) from error
         print(*lines, sep="\n", end="\n" if lines else "")
         return EXIT_OK
 
     return told(prog, run)
+
+
+def redis_away(error: Exception) -> str:
+    """Return the line for a Redis that cannot be reached."""
+    reason = " ".join(str(error).split()).rstrip(".")
+    return f"{reason}; start the fleet, or name its Redis by --redis-url"
 
 
 def told(prog: str, run: Callable[[], int]) -> int:

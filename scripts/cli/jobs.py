@@ -26,6 +26,7 @@ from arq.worker import Worker
 from redis.exceptions import WatchError
 
 from scripts.cli.arq_queue import TAG, open_queue, queue_name, to_json
+from scripts.cli.fleet_tool import redis_away
 from scripts.cli.local_fleet import with_local_fleet
 from scripts.cli.webhook_jobs import make_deliverer, make_webhook_worker
 from shared.artifacts.store import open_artifacts
@@ -184,8 +185,11 @@ async def _once(janitor: Janitor) -> int:
     try:
         for name, sweep in janitor.sweeps.items():
             repairs[name] = await sweep()
-    except (StorageUnavailable, *UNAVAILABLE) as error:
+    except StorageUnavailable as error:
         print(f"{PROG}: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except UNAVAILABLE as error:
+        print(f"{PROG}: {redis_away(error)}", file=sys.stderr)
         return EXIT_FAILED
     print(json.dumps(repairs))
     return EXIT_OK
