@@ -7,7 +7,9 @@ lists it, a command has examples and a heading of its own in the help of its gro
 import difflib
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import takewhile
+from types import MappingProxyType
 from typing import Any, TextIO
 
 import click
@@ -50,11 +52,8 @@ class Argument(click.Argument):
         super().__init__([name], **attributes)
 
 
-class Command(click.Command):
-    """A command. `section` is its heading in the help of its group; the help ends with `examples`.
-
-    Its callback returns the exit status. Flags may be spelt with `_` for each `-`.
-    """
+class _Documented(click.Command):
+    """A command with a heading in the help of its group, and examples at the end of its own."""
 
     def __init__(
         self,
@@ -62,21 +61,19 @@ class Command(click.Command):
         *,
         section: str = "Commands",
         examples: Sequence[str] = (),
+        context_settings: Mapping[str, Any] = MappingProxyType({}),
         **attributes: Any,
     ) -> None:
-        settings = {
-            "help_option_names": list(_HELP_FLAGS),
-            **attributes.pop("context_settings", {}),
-        }
+        settings = {"help_option_names": list(_HELP_FLAGS), **context_settings}
         super().__init__(name, context_settings=settings, **attributes)
         self.section = section
         self.examples = tuple(examples)
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not ctx.ignore_unknown_options:
-            args = dashed(args)
-        ctx.meta[_WORDS] = tuple(args)
-        return _told_of(ctx, super().parse_args, args)
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.help = "show this help and exit"
+        return option
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         write_paragraphs(self.help or "", formatter)
@@ -88,29 +85,28 @@ class Command(click.Command):
         write_examples(self.examples, formatter)
 
 
-class Group(click.Group):
-    """A command with commands. Its help lists them by their sections, and ends with `examples`."""
+class Command(_Documented):
+    """A command, whose callback returns the exit status. Flags may be spelt with `_` for each `-`."""
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        section: str = "Commands",
-        examples: Sequence[str] = (),
-        **attributes: Any,
-    ) -> None:
-        super().__init__(
-            name, context_settings={"help_option_names": list(_HELP_FLAGS)}, **attributes
-        )
-        self.section = section
-        self.examples = tuple(examples)
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not ctx.ignore_unknown_options:
+            args = dashed(args)
+        ctx.meta[_WORDS] = tuple(args)
+        return _told_of(ctx, super().parse_args, args)
+
+
+class Group(_Documented, click.Group):
+    """A command with commands, which its help lists by their sections."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         # Click would sort them.
         return list(self.commands)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return _told_of(ctx, super().parse_args, dashed(args))
+        names = self.list_commands(ctx)
+        own = list(takewhile(lambda word: word not in names, args))
+        # The words behind the name of a command are the command's.
+        return _told_of(ctx, super().parse_args, [*dashed(own), *args[len(own) :]])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -119,9 +115,6 @@ class Group(click.Group):
         if self.get_command(ctx, name) is None and not name.startswith("-"):
             raise click.UsageError(_no_such("command", name, self.list_commands(ctx)), ctx)
         return super().resolve_command(ctx, args)
-
-    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        write_paragraphs(self.help or "", formatter)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         self.format_commands(ctx, formatter)
@@ -144,9 +137,6 @@ class Group(click.Group):
             section = getattr(command, "section", "Commands")
             rows.append((section, name, _plain(command.get_short_help_str(limit=200))))
         return rows
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        write_examples(self.examples, formatter)
 
 
 def _told_of(

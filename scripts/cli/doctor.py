@@ -22,6 +22,7 @@ from redis.exceptions import ResponseError
 from scripts.cli.colours import BAD, GOOD, POOR, coloured
 from scripts.cli.embedded_redis import EmbeddedRedisError, find_redis_server
 from scripts.cli.extras import EXTRAS, require_extras
+from scripts.cli.runs.progress import waiting
 from scripts.cli.watch.units import memory
 from shared.artifacts.files import check_artifact_url
 from shared.commands import EXIT_OK, Command, Flag
@@ -67,8 +68,9 @@ def run(**flags: Any) -> int:
 
 def _run(settings: Settings, *, as_json: bool) -> int:
     findings: list[Finding] = []
-    for check in CHECKS:
-        findings += check(settings)
+    with waiting("looking at this machine"):
+        for check in CHECKS:
+            findings += check(settings)
     if as_json:
         documents = [{**asdict(finding), "state": finding.state} for finding in findings]
         print(json.dumps({"findings": documents}))

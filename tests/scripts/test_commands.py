@@ -177,6 +177,24 @@ def test_words_behind_two_dashes_are_no_flags(capsys: pytest.CaptureFixture[str]
     assert "workers fetch only" in error_of(capsys)
 
 
+def test_words_of_another_program_stay_as_they_are() -> None:
+    passed: list[str] = []
+
+    def run(words: tuple[str, ...]) -> None:
+        passed.extend(words)
+
+    other = Command(
+        "other",
+        callback=run,
+        context_settings={"ignore_unknown_options": True},
+        add_help_option=False,
+        params=[click.Argument(["words"], nargs=-1, type=click.UNPROCESSED)],
+    )
+    words = ["--model_args", "a_b", "--help"]
+    assert run_command(Group("tool", commands={"other": other}), ["other", *words], "tool") == 0
+    assert passed == words
+
+
 def test_the_status_is_that_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted() -> int:
         raise KeyboardInterrupt
