@@ -10,14 +10,16 @@ from collections.abc import Iterator
 import click
 
 from scripts.cli.aios import COMMANDS, PROG, app
-from scripts.cli.fleet_tool import fleet_flags
+from scripts.cli.fleet_tool import FLEET, fleet_flags
 from scripts.tools.generated_pages import code, page_with, table_of
-from shared.settings.command_line import settings_flags
+from shared.settings.command_line import PROCESS, settings_flags
+from shared.settings.sections import SECTIONS
 from shared.shipped import REPO_ROOT
 
 PAGE = REPO_ROOT / "docs" / "cli.md"
 MARK = "made by python -m scripts.tools.cli_page"
 _OF_FLEETS = {(param.name, *param.opts) for param in fleet_flags()}
+_SECTIONS_OF_SETTINGS = {PROCESS, *SECTIONS.values()}
 _OF_SETTINGS = {(param.name, *param.opts) for param in settings_flags()}
 
 
@@ -55,20 +57,24 @@ def _part(path: str, command: click.Command) -> str:
         lines += [" ".join(paragraph.split()), ""]
 
     rows = []
-    beside: dict[str, None] = {}
+    of_fleets = []
+    has_settings = False
     for param in command.params:
         name = (param.name, *param.opts)
-        # Commands of their own have a --port that chooses among fleets, too.
-        if name in _OF_FLEETS and not param.expose_value:
-            beside["the flags of a fleet"] = None
-        elif name in _OF_SETTINGS:
-            beside["all [settings](settings.md)"] = None
+        section = getattr(param, "section", "")
+        # Commands that speak HTTP have a --port of their own for this.
+        if section == FLEET and name in _OF_FLEETS and not param.expose_value:
+            of_fleets.append(param.opts[0])
+        elif section in _SECTIONS_OF_SETTINGS and name in _OF_SETTINGS:
+            has_settings = True
         else:
             rows.append(_row(param, context))
     if rows:
         lines += [table_of(["argument or flag", ""], rows)]
-    if beside:
-        lines += [f"It also takes {' and '.join(beside)}.", ""]
+    if has_settings:
+        lines += ["It also takes all [settings](settings.md).", ""]
+    if of_fleets:
+        lines += [f"Which fleet, and how it prints: {code(*of_fleets)}.", ""]
 
     examples = getattr(command, "examples", ())
     if examples:

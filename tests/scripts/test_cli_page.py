@@ -16,8 +16,10 @@ def test_commands_and_their_flags_are_there() -> None:
     create = text.partition("### aios keys create\n")[2].partition("###")[0]
     assert "| `--rate TIMES/SECONDS` | requests for work, as 10/60 |" in create
     assert "`NAME`" in create
-    assert "It also takes the flags of a fleet." in create
+    assert "how it prints: `--redis-url` `--redis-shards` `--port` `--json`." in create
     batch = text.partition("### aios batch run\n")[2].partition("###")[0]
     assert "| `--model MODEL` |" in batch
     assert "all [settings](settings.md)" in batch
     assert "--max-batch-size" not in batch
+    ui = text.partition("### aios ui\n")[2].partition("###")[0]
+    assert "settings" not in ui, "its --port is another"
