@@ -130,8 +130,10 @@ def entry_of(path: str, option: Sequence[str] = (), **fields: Any) -> ModelEntry
         raise ToolError(str(error)) from None
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in problem["loc"])
-        raise ToolError(f"{field}: {problem['msg']}") from None
+        # An option itself has no field.
+        field = ".".join(str(part) for part in problem["loc"]) or "option"
+        message = problem["msg"].removeprefix("Value error, ")
+        raise ToolError(f"{field}: {message}") from None
     return entry
 
 

@@ -49,6 +49,13 @@ class Asked:
     csv: bool
 
 
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"expected a day as 2026-10-31, got {text!r}") from None
+
+
 async def _answer(asked: Asked, settings: Settings, *, as_json: bool) -> list[str]:
     """Read the usage, and return the lines to print. Raise ToolError for no days at all."""
     if asked.days < 1:
@@ -111,7 +118,7 @@ command = Command(
             metavar="N",
             help=f"how many, up to the end (default: {_DAYS})",
         ),
-        Flag("--end", type=date.fromisoformat, metavar="DAY", help="default: today"),
+        Flag("--end", type=_day, metavar="DAY", help="default: today"),
         Flag("--tenant", type=check_name, metavar="NAME", help="the keys of this tenant alone"),
         Flag(
             "--by",

@@ -117,6 +117,12 @@ def test_a_missing_or_needless_argument_is_one_line(
         (["status", "--port", "x"], "aios status: --port: 'x' is not a valid integer; "),
         (["status", "--port"], "aios status: --port: expected a value; "),
         (["serve", "hrm", "--model-path", "--port", "1"], "--model-path: expected a value, got "),
+        (["models", "add", "a", "/b", "--option", "x", *NOWHERE], "models: option: expected name="),
+        (["usage", "--end", "soon"], "aios usage: --end: expected a day as 2026-10-31, got 'soon'"),
+        (
+            ["eval", "run", "--url", "http://127.0.0.1:1"],
+            "; start the fleet, or name another by --",
+        ),
         (["completion", "csh"], "aios completion: SHELL: 'csh' is not one of 'bash', 'zsh', "),
         (["models", "add", "a", "hf://org/name", *NOWHERE], "aios models: workers fetch only "),
         (["models", "fetch", "nothing"], "aios models fetch: there is no model 'nothing' to fetch"),

@@ -48,7 +48,11 @@ class FleetClient:
             answer = await self._client.get("/api/models/status")
             metrics = await self._client.get("/metrics")
         except httpx.HTTPError as error:
-            raise ToolError(f"{self._client.base_url}: {error!r}") from error
+            reason = str(error) or repr(error)
+            raise ToolError(
+                f"{self._client.base_url}: no answer ({reason}); start the fleet, or name another "
+                "by --url"
+            ) from error
         if answer.status_code != 200:
             raise ToolError(f"{answer.url}: {answer.status_code}: {answer.text[:_SHOWN]}")
         load_ms: dict[str, float] = {}
