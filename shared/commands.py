@@ -241,6 +241,8 @@ def problem_of(error: click.ClickException) -> str:
             if message.endswith("requires an argument."):
                 message = "expected a value"
             return f"{error.option_name}: {_plain(message)}; --help tells more"
+    if not isinstance(error, click.UsageError):
+        return error.message
     if "--help" in error.message:
         return _plain(error.message)
     return f"{_plain(error.message)}; --help tells more"

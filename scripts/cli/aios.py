@@ -19,6 +19,7 @@ CHANGE = "Change"
 RUN = "Run files and questions"
 MEASURE = "Measure"
 SHELL = "Shell"
+_OURS = ("api", "scripts", "shared", "worker")
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,15 @@ class Commands(Group):
         entry = COMMANDS.get(cmd_name)
         if entry is None:
             return None
-        module = import_module(f"scripts.cli.{entry.module}")
+        try:
+            module = import_module(f"scripts.cli.{entry.module}")
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] in _OURS:
+                raise
+            raise click.ClickException(
+                f"{cmd_name} needs {error.name}, which is not installed; "
+                f"pip install 'aios-hrm-fleet[all]' {error.name}"
+            ) from error
         command = getattr(module, entry.attribute)
         assert isinstance(command, click.Command)
         return command

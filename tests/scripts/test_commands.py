@@ -183,6 +183,16 @@ def test_words_behind_two_dashes_are_no_flags(capsys: pytest.CaptureFixture[str]
     assert "workers fetch only" in error_of(capsys)
 
 
+def test_a_package_that_is_not_installed_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The image of a front has no httpx."""
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    monkeypatch.delitem(sys.modules, "scripts.cli.eval")
+    assert main(["eval", "run"]) == 2
+    assert error_of(capsys).startswith("aios: eval needs httpx, which is not installed; pip ")
+
+
 def test_words_of_another_program_stay_as_they_are() -> None:
     passed: list[str] = []
 
