@@ -7,8 +7,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
+from scripts.cli.aios import app
+from shared.commands import flags_of as flags_of_command
 from shared.settings.layers import env_names, flag_name, switch_flags
 from shared.settings.settings import Settings
 
@@ -154,14 +157,16 @@ SETTINGS = setting_flags()
 
 def flags_of(command: str, arguments: str) -> set[str]:
     """Return the flags that a command of ours knows."""
-    if command == "aios" and arguments.split(maxsplit=1)[0] == "lm-eval":
-        return SETTINGS | HARNESS
-    if command == "aios" or command.endswith(".sh"):
-        return SETTINGS | literals(ROOT / "scripts/cli/aios.py", *subcommand_sources(arguments))
+    if command == "aios":
+        return flags_of_aios(arguments.split())
+    if command.endswith(".sh"):
+        return SETTINGS
 
     module = command.rsplit(maxsplit=1)[-1]
-    if module in ("api", "worker", "scripts.cli.aios"):
-        return SETTINGS | literals(ROOT / "scripts/cli/aios.py")
+    if module in ("api", "worker"):
+        return SETTINGS
+    if module == "scripts.cli.aios":
+        return flags_of_aios(arguments.split())
 
     source = source_of(module)
     assert source is not None
@@ -173,14 +178,28 @@ def flags_of(command: str, arguments: str) -> set[str]:
     return {"--help"} | literals(*sources, *imported_scripts(source))
 
 
-def subcommand_sources(arguments: str) -> list[Path]:
-    """Return the scripts of the subcommand, which is the first plain word, if it has any."""
-    for word in arguments.split():
-        if re.fullmatch(r"[a-z]+", word):
-            folder = ROOT / "scripts" / "cli"
-            scripts = (folder / f"{word}.py", folder / word / "command.py")
-            return [script for script in scripts if script.is_file()]
-    return []
+def flags_of_aios(words: list[str]) -> set[str]:
+    """Return the flags of the command that these words begin with, and of the groups it lies in.
+
+    Where it is not told which, they are those of all commands of the group.
+    """
+    if words[:1] == ["lm-eval"]:
+        return {"--model", *HARNESS}
+    command: click.Command = app
+    flags = set(flags_of_command(app))
+    for word in words:
+        if not isinstance(command, click.Group):
+            return flags
+        found = command.get_command(click.Context(command), word)
+        if found is None:
+            continue
+        command = found
+        flags.update(flags_of_command(command))
+    if isinstance(command, click.Group) and command is not app:
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            flags.update(flags_of_aios([*words, name]))
+    return flags
 
 
 def imported_scripts(source: Path) -> list[Path]:

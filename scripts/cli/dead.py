@@ -1,105 +1,109 @@
 """`aios dead`: list, show, retry and drop jobs that were given up because their workers crashed."""
 
-import argparse
-import asyncio
 import json
-import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
+import click
 import msgspec
 
-from scripts.cli.local_fleet import PORT_HELP, with_local_fleet
+from scripts.cli.colours import listing
+from scripts.cli.fleet_tool import FleetFlags, ToolError, fleet_flags, run_tool
+from scripts.cli.watch.table import Heading
+from shared.commands import Argument, Command, Group
 from shared.errors import FleetError
-from shared.queue.broker import UNAVAILABLE, open_broker
+from shared.queue.broker import open_broker
 from shared.queue.dead_letters import DeadLetter, DeadLetters
-from shared.settings.command_line import EXIT_OK, redis_url, run_role
+from shared.settings.command_line import redis_url
 from shared.settings.settings import Settings
 
 PROG = "aios dead"
-EXIT_FAILED = 1
-_COMMANDS = {
-    "list": "all of them, the latest first",
-    "show": "its task and its log",
-    "retry": "queue its task again as a new job, and print that one's id",
-    "drop": "forget it",
-}
+_HEADINGS = (
+    Heading("ID", is_name=True),
+    Heading("AT", is_name=True),
+    Heading("MODEL", is_name=True, least=8),
+    Heading("TENANT", rank=2, is_name=True, least=8),
+    Heading("WORKERS"),
+    Heading("LAST WORKER", rank=1, is_name=True),
+)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command named by `argv` and return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog=PROG, description="Jobs that were given up because their workers crashed."
-    )
-    parser.add_argument("--redis-url", help="Redis of the fleet [env: AIOS_REDIS_URL]")
-    parser.add_argument("--port", type=int, help=PORT_HELP)
-    parser.add_argument("--json", action="store_true", help="print JSON, one document a line")
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in _COMMANDS.items():
-        command = commands.add_parser(name, help=text)
-        # Each flag may stand before the command or behind it. A default here would reset a flag
-        # that stands before it.
-        command.add_argument("--redis-url", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-        command.add_argument("--port", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-        command.add_argument(
-            "--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+@click.pass_obj
+def list_all(flags: FleetFlags) -> int:
+    """Print all dead letters and return the exit status."""
+
+    async def answer(letters: DeadLetters, settings: Settings) -> list[str]:
+        found = await letters.all_letters()
+        if flags.json:
+            return [json.dumps(_as_json(letter)) for letter in found]
+        rows = [_row(letter) for letter in found]
+        lines = [_line(letter) for letter in found]
+        return listing(_HEADINGS, rows, lines, none="no dead jobs")
+
+    return _run(flags, answer)
+
+
+@click.pass_obj
+def show(flags: FleetFlags, id: str) -> int:
+    """Print a dead letter with its task and its log, and return the exit status."""
+
+    async def answer(letters: DeadLetters, settings: Settings) -> list[str]:
+        letter, job, events = await letters.show(id)
+        document = _as_json(letter)
+        document["task"] = msgspec.to_builtins(job.task)
+        document["log"] = msgspec.to_builtins(events)
+        indent = None if flags.json else 2
+        return [json.dumps(document, ensure_ascii=False, indent=indent)]
+
+    return _run(flags, answer)
+
+
+@click.pass_obj
+def retry(flags: FleetFlags, id: str) -> int:
+    """Queue the task again, print the id of the new job, and return the exit status."""
+
+    async def answer(letters: DeadLetters, settings: Settings) -> list[str]:
+        new_id = await letters.retry(
+            id,
+            queue_timeout_s=settings.queue_timeout_s,
+            deadline_s=settings.request_timeout_s,
         )
-        if name != "list":
-            command.add_argument("id")
-    args = parser.parse_args(argv)
-    flags = ["--redis-url", args.redis_url] if args.redis_url else []
-    return run_role(PROG, partial(run, args), flags)
+        return [json.dumps({"id": new_id}) if flags.json else new_id]
+
+    return _run(flags, answer)
 
 
-def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Carry out the command and return the exit status.
+@click.pass_obj
+def drop(flags: FleetFlags, id: str) -> int:
+    """Forget a dead letter and return the exit status."""
+
+    async def answer(letters: DeadLetters, settings: Settings) -> list[str]:
+        await letters.drop(id)
+        return [json.dumps({"dropped": id})] if flags.json else []
+
+    return _run(flags, answer)
+
+
+Answer = Callable[[DeadLetters, Settings], Awaitable[list[str]]]
+
+
+def _run(flags: FleetFlags, answer: Answer) -> int:
+    """Print the lines of `answer` and return the exit status.
 
     It is 1, with a line on stderr, if there is no such job or if Redis is unavailable.
     """
-    settings, _ = with_local_fleet(settings, args.port)
-    try:
-        lines = asyncio.run(_answer(args, settings))
-    except (FleetError, *UNAVAILABLE) as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    print(*lines, sep="\n", end="\n" if lines else "")
-    return EXIT_OK
 
+    async def answered(settings: Settings) -> list[str]:
+        async with open_broker(redis_url(settings), settings.redis_shards) as broker:
+            try:
+                return await answer(DeadLetters(broker), settings)
+            except FleetError as error:
+                reason = str(error).rstrip(".")
+                raise ToolError(f"{reason}; `{PROG} list` tells which there are") from error
 
-async def _answer(args: argparse.Namespace, settings: Settings) -> list[str]:
-    """Carry out the command and return the lines to print."""
-    async with open_broker(redis_url(settings), settings.redis_shards) as broker:
-        dead_letters = DeadLetters(broker)
-        match args.command:
-            case "list":
-                letters = await dead_letters.all_letters()
-                if args.json:
-                    return [json.dumps(_as_json(letter)) for letter in letters]
-                return [_line(letter) for letter in letters]
-            case "show":
-                letter, job, events = await dead_letters.show(args.id)
-                document = _as_json(letter)
-                document["task"] = msgspec.to_builtins(job.task)
-                document["log"] = msgspec.to_builtins(events)
-                indent = None if args.json else 2
-                return [json.dumps(document, ensure_ascii=False, indent=indent)]
-            case "retry":
-                new_id = await dead_letters.retry(
-                    args.id,
-                    queue_timeout_s=settings.queue_timeout_s,
-                    deadline_s=settings.request_timeout_s,
-                )
-                if args.json:
-                    return [json.dumps({"id": new_id})]
-                return [new_id]
-            case _:
-                await dead_letters.drop(args.id)
-                if args.json:
-                    return [json.dumps({"dropped": args.id})]
-                return []
+    return run_tool(PROG, flags, answered)
 
 
 def _as_json(letter: DeadLetter) -> dict[str, Any]:
@@ -108,6 +112,17 @@ def _as_json(letter: DeadLetter) -> dict[str, Any]:
     del values["entry"]
     values["at"] = _time(letter)
     return values
+
+
+def _row(letter: DeadLetter) -> list[str]:
+    return [
+        letter.id,
+        _time(letter),
+        letter.model,
+        letter.tenant,
+        f"{letter.epochs}",
+        letter.worker,
+    ]
 
 
 def _line(letter: DeadLetter) -> str:
@@ -119,3 +134,30 @@ def _line(letter: DeadLetter) -> str:
 
 def _time(letter: DeadLetter) -> str:
     return datetime.fromtimestamp(letter.at_ms / 1000, UTC).isoformat(timespec="seconds")
+
+
+def _of_one(name: str, callback: Callable[..., int], help: str) -> Command:
+    """Return a command on one dead letter."""
+    params = [Argument("id", help="of the job, as listed"), *fleet_flags()]
+    examples = (f"aios dead {name} 0199c1a2",)
+    return Command(name, callback=callback, params=params, help=help, examples=examples)
+
+
+command = Group(
+    "dead",
+    params=fleet_flags(),
+    help="Jobs that were given up because their workers crashed.",
+    examples=("aios dead list", "aios dead list --json | jq -r .id"),
+    commands={
+        "list": Command(
+            "list",
+            callback=list_all,
+            params=fleet_flags(),
+            help="All of them, the latest first.",
+            examples=("aios dead list", "aios dead list --json | jq -r .id"),
+        ),
+        "show": _of_one("show", show, "Its task and its log."),
+        "retry": _of_one("retry", retry, "Queue its task again, and print the id of the new job."),
+        "drop": _of_one("drop", drop, "Forget it."),
+    },
+)

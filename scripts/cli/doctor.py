@@ -4,28 +4,31 @@ It takes all the flags of `aios serve hrm`, and looks at what a fleet with them 
 is started or changed.
 """
 
-import argparse
 import asyncio
 import json
 import platform
 import shutil
 import socket
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import click
 from redis.exceptions import ResponseError
 
-from scripts.cli.aios import EXTRAS, require_extras
+from scripts.cli.colours import BAD, GOOD, POOR, coloured
 from scripts.cli.embedded_redis import EmbeddedRedisError, find_redis_server
+from scripts.cli.extras import EXTRAS, require_extras
+from scripts.cli.runs.progress import waiting
 from scripts.cli.watch.units import memory
 from shared.artifacts.files import check_artifact_url
+from shared.commands import EXIT_OK, Command, Flag
 from shared.fleet.advice import on_open_door, on_open_files, on_redis, on_threads, open_files_limit
 from shared.queue.broker import UNAVAILABLE, open_broker
-from shared.settings.command_line import EXIT_OK, redis_url, run_role
+from shared.settings.command_line import redis_url, run_with_flags, settings_flags
 from shared.settings.hub import is_cached
 from shared.settings.hub_names import hub_name
 from shared.settings.paths import check_model_paths
@@ -36,6 +39,7 @@ from worker.hardware.shapes import shape_of
 PROG = "aios doctor"
 EXIT_FAULTY = 1
 _MARKS = {"good": "ok", "poor": "warn", "bad": "FAIL"}
+_COLOURS = {"good": GOOD, "poor": POOR, "bad": BAD}
 
 
 @dataclass(frozen=True)
@@ -57,21 +61,17 @@ class Finding:
         return "bad" if self.is_needed else "poor"
 
 
-def main(argv: Sequence[str]) -> int:
+def run(**flags: Any) -> int:
     """Print what was found, and return 0, 1 if something that is needed is missing, or 2."""
-    parser = argparse.ArgumentParser(prog=PROG, add_help=False, allow_abbrev=False)
-    parser.add_argument("--json", action="store_true")
-    args, flags = parser.parse_known_args(argv)
-    if {"-h", "--help"} & set(flags):
-        print("--json: print a JSON document; beside it the flags of `aios serve hrm`:")
-    return run_role(PROG, partial(_run, args), flags)
+    return run_with_flags(click.get_current_context(), partial(_run, as_json=flags["json"]))
 
 
-def _run(args: argparse.Namespace, settings: Settings) -> int:
+def _run(settings: Settings, *, as_json: bool) -> int:
     findings: list[Finding] = []
-    for check in CHECKS:
-        findings += check(settings)
-    if args.json:
+    with waiting("looking at this machine"):
+        for check in CHECKS:
+            findings += check(settings)
+    if as_json:
         documents = [{**asdict(finding), "state": finding.state} for finding in findings]
         print(json.dumps({"findings": documents}))
     else:
@@ -84,7 +84,8 @@ def _lines(findings: Sequence[Finding]) -> list[str]:
     width = max(len(finding.thing) for finding in findings)
     lines = []
     for finding in findings:
-        lines.append(f"{_MARKS[finding.state]:<4}  {finding.thing:<{width}}  {finding.found}")
+        mark = coloured(f"{_MARKS[finding.state]:<4}", _COLOURS[finding.state], bold=True)
+        lines.append(f"{mark}  {finding.thing:<{width}}  {finding.found}")
         if finding.remedy:
             lines.append(f"{'':<4}  {'':<{width}}  -> {finding.remedy}")
     return lines
@@ -277,5 +278,19 @@ CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
 )
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+command = Command(
+    "doctor",
+    callback=run,
+    params=[
+        Flag("--json", is_flag=True, help="print one JSON document"),
+        *settings_flags(),
+    ],
+    help="""What this machine has for a fleet with these flags, what it lacks, and what helps.
+
+Nothing is started or changed. Exits with 1 if something that is needed is missing.""",
+    examples=(
+        "aios doctor",
+        "aios doctor --model-path ./my-checkpoint --port 9000",
+        "aios doctor --json | jq .findings",
+    ),
+)

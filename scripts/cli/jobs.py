@@ -8,7 +8,6 @@ evaluation. A turn is short, and what it has reached lies in Redis, so that any 
 next one.
 """
 
-import argparse
 import asyncio
 import json
 import logging
@@ -20,20 +19,30 @@ from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any
 
+import click
 from arq import cron
 from arq.cron import CronJob
 from arq.worker import Worker
 from redis.exceptions import WatchError
 
 from scripts.cli.arq_queue import TAG, open_queue, queue_name, to_json
+from scripts.cli.fleet_tool import redis_away
 from scripts.cli.local_fleet import with_local_fleet
 from scripts.cli.webhook_jobs import make_deliverer, make_webhook_worker
 from shared.artifacts.store import open_artifacts
+from shared.commands import EXIT_OK, Command, Flag, run_command
 from shared.errors import StorageUnavailable
 from shared.listener import Answer, listening
 from shared.queue.broker import UNAVAILABLE, Broker, open_broker
 from shared.queue.janitor import Janitor, Sweep
-from shared.settings.command_line import EXIT_OK, redis_url, run_role, tell_of_variables
+from shared.settings.command_line import (
+    PROCESS,
+    dry_run_flag,
+    redis_url,
+    run_with_flags,
+    settings_flags,
+    tell_of_variables,
+)
 from shared.settings.settings import Settings
 from shared.signals import signals_call
 from shared.supervised import report_ready
@@ -62,50 +71,44 @@ log = logging.getLogger("aios.jobs")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the role with these flags and return its exit status."""
-    parser = argparse.ArgumentParser(prog=PROG, add_help=False, allow_abbrev=False)
-    parser.add_argument("--once", action="store_true")
-    parser.add_argument("--dry-run", action="store_true")
-    parser.add_argument("--port", type=int)
-    args, flags = parser.parse_known_args(argv)
-    if {"-h", "--help"} & set(flags):
-        print(
-            "--once: do every sweep and end; --dry-run: change nothing; --metrics-port N: "
-            "show counters at port N;"
-        )
-        print("--port N: for the fleet of this machine with that port, if several run here")
-    return run_role(PROG, partial(run, args), flags)
+    return run_command(command, sys.argv[1:] if argv is None else argv, PROG)
 
 
-def run(args: argparse.Namespace, settings: Settings) -> int:
+def run(once: bool, dry_run: bool, **flags: Any) -> int:
     """Sweep once, or until a signal; return the exit status."""
-    # Without a Redis URL `--port` chooses a fleet of this machine. With one it is the setting
+    sweep = partial(_begin, once=once, dry_run=dry_run)
+    return run_with_flags(click.get_current_context(), sweep)
+
+
+def _begin(settings: Settings, *, once: bool, dry_run: bool) -> int:
+    # Without a Redis URL the flag --port chooses a fleet of this machine. With one it is the setting
     # `port`, as for all roles, and chooses nothing.
-    port = args.port if settings.redis_url is None else None
+    port = None
+    if settings.redis_url is None and settings.origin("port") == "--port":
+        port = settings.port
     settings, _ = with_local_fleet(settings, port)
     configure_logging(settings.log_level, settings.log_format)
     tell_of_variables(settings)
     # At INFO arq logs two lines for every sweep.
     logging.getLogger("arq").setLevel(logging.WARNING)
-    return asyncio.run(_run(args, settings))
+    return asyncio.run(_run(settings, once=once, dry_run=dry_run))
 
 
-async def _run(args: argparse.Namespace, settings: Settings) -> int:
+async def _run(settings: Settings, *, once: bool, dry_run: bool) -> int:
     metrics = JanitorMetrics()
     async with open_broker(
         redis_url(settings), settings.redis_shards, usage_days=settings.usage_days
     ) as broker:
         artifacts = open_artifacts(settings, broker)
-        janitor = Janitor(
-            broker, ttl_s=settings.result_ttl_s, dry_run=args.dry_run, artifacts=artifacts
-        )
-        if args.once:
+        janitor = Janitor(broker, ttl_s=settings.result_ttl_s, dry_run=dry_run, artifacts=artifacts)
+        if once:
             return await _once(janitor)
         async with (
             _serving_metrics(settings, metrics),
-            _turns(settings, broker, metrics, dry_run=args.dry_run) as turns,
+            _turns(settings, broker, metrics, dry_run=dry_run) as turns,
         ):
             parts = [partial(_work, broker, janitor, metrics, turns)]
-            if not args.dry_run:
+            if not dry_run:
                 deliverer = make_deliverer(settings, broker, metrics.webhooks)
                 make = partial(make_webhook_worker, broker, deliverer)
                 parts.append(partial(_for_ever, make))
@@ -182,8 +185,11 @@ async def _once(janitor: Janitor) -> int:
     try:
         for name, sweep in janitor.sweeps.items():
             repairs[name] = await sweep()
-    except (StorageUnavailable, *UNAVAILABLE) as error:
+    except StorageUnavailable as error:
         print(f"{PROG}: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except UNAVAILABLE as error:
+        print(f"{PROG}: {redis_away(error)}", file=sys.stderr)
         return EXIT_FAILED
     print(json.dumps(repairs))
     return EXIT_OK
@@ -283,6 +289,25 @@ def _turn_cron(kind: str, turn: Turn) -> CronJob:
         max_tries=1,
         timeout=MOST_TURN_S,
     )
+
+
+command = Command(
+    "jobs",
+    callback=run,
+    params=[
+        Flag("--once", is_flag=True, help="do every sweep and end", section=PROCESS),
+        dry_run_flag("change nothing"),
+        *settings_flags(),
+    ],
+    help="""The background role: it tidies up, advances batches and evaluations, and sends webhooks.
+
+Without --redis-url it works for the fleet that runs on this machine; where several run, --port chooses
+one. --metrics-port shows its counters.""",
+    examples=(
+        "aios jobs --redis-url redis://redis:6379/0",
+        "aios jobs --once --dry-run",
+    ),
+)
 
 
 if __name__ == "__main__":

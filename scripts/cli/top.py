@@ -4,7 +4,6 @@ On a terminal each view is drawn over the one before. Elsewhere they are printed
 other.
 """
 
-import argparse
 import asyncio
 import itertools
 import os
@@ -12,19 +11,26 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from shutil import get_terminal_size
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from scripts.cli.local_fleet import PORT_HELP, with_local_fleet
+import click
+
+from scripts.cli.colours import painted
+from scripts.cli.flag_types import http_url
+from scripts.cli.fleet_tool import FleetFlags, fleet_flags
+from scripts.cli.local_fleet import with_local_fleet
 from scripts.cli.status import EXITS
 from scripts.cli.watch import fronts
 from scripts.cli.watch.fronts import Fronts, scrape
 from scripts.cli.watch.rates import rates
 from scripts.cli.watch.screen import Requests, View, screen
+from shared.commands import Command, Flag
 from shared.fleet.snapshot import Snapshot, look
 from shared.queue.broker import Broker, open_unsettled
-from shared.settings.command_line import EXIT_OK, redis_url, run_role
+from shared.settings.command_line import EXIT_OK, redis_url, run_with_settings
 from shared.settings.settings import Settings
 from shared.signals import signals_call
 
@@ -34,62 +40,42 @@ WINDOW_S = 10.0
 """The time over which rates are computed."""
 
 
-def main(argv: Sequence[str]) -> int:
+@click.pass_obj
+def run(flags: FleetFlags, /, **watch: Any) -> int:
     """Show the fleet until `q`, a signal or `--count` ends it, and return the exit status."""
-    args = _parser().parse_args(argv)
-    flags = ["--redis-url", args.redis_url] if args.redis_url else []
-    return run_role(PROG, partial(run, args), flags)
+    watching = Watch(watch["front"], watch["every"], 1 if watch["once"] else watch["count"])
+    given = {"redis_url": flags.redis_url}
+    return run_with_settings(PROG, partial(_run, flags, watching), given)
 
 
-def run(args: argparse.Namespace, settings: Settings) -> int:
+@dataclass(frozen=True)
+class Watch:
+    """The fronts that are asked, the seconds between two looks, and how many looks, None for all."""
+
+    front_urls: Sequence[str]
+    every_s: float
+    count: int | None
+
+
+def _run(flags: FleetFlags, watch: Watch, settings: Settings) -> int:
     """Watch the fleet and return the exit status.
 
     It is 0 after `q` or a signal, and after `--count` views that of `aios status`.
     """
-    settings, fleet = with_local_fleet(settings, args.port)
-    if fleet is not None and fleet.has_open_metrics and not args.front:
-        args.front = [fleet.url]
-    return asyncio.run(_watch(args, redis_url(settings)))
+    settings, fleet = with_local_fleet(settings, flags.port)
+    if fleet is not None and fleet.has_open_metrics and not watch.front_urls:
+        watch = replace(watch, front_urls=[fleet.url])
+    return asyncio.run(_watch(watch, redis_url(settings)))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=PROG, description="The fleet as it works. q or Ctrl-C leaves."
-    )
-    parser.add_argument("--redis-url", help="Redis of the fleet [env: AIOS_REDIS_URL]")
-    parser.add_argument("--port", type=int, help=PORT_HELP)
-    parser.add_argument(
-        "--front",
-        action="append",
-        default=[],
-        type=_url,
-        metavar="URL",
-        help=(
-            "a front to ask for latencies and errors (its port, or --metrics-port); may be repeated"
-        ),
-    )
-    parser.add_argument(
-        "--every",
-        type=_seconds,
-        default=1.0,
-        metavar="SECONDS",
-        help="between two looks (default 1)",
-    )
-    parser.add_argument("--count", type=_count, metavar="N", help="end after N looks")
-    parser.add_argument(
-        "--once", action="store_const", dest="count", const=1, help="the same as --count 1"
-    )
-    return parser
-
-
-async def _watch(args: argparse.Namespace, url: str) -> int:
+async def _watch(watch: Watch, url: str) -> int:
     """Watch the fleet in a task until a signal or `q` cancels the task, wherever it waits."""
     async with open_unsettled(url) as broker:
-        watcher = Watcher(broker, args.front)
-        if sys.stdout.isatty() and os.name == "posix" and args.count is None:
-            watching = _live(watcher, args.every)
+        watcher = Watcher(broker, watch.front_urls)
+        if sys.stdout.isatty() and os.name == "posix" and watch.count is None:
+            watching = _live(watcher, watch.every_s)
         else:
-            watching = _plain(watcher, args.every, args.count)
+            watching = _plain(watcher, watch.every_s, watch.count)
         task = asyncio.create_task(watching)
         with signals_call({"SIGINT": task.cancel, "SIGTERM": task.cancel}):
             try:
@@ -109,7 +95,7 @@ async def _live(watcher: "Watcher", every_s: float) -> int:
 
     def redraw() -> None:
         if view is not None:
-            draw(screen(view, size()[0]))
+            draw(painted(screen(view, size()[0])))
 
     def on_key(key: str) -> None:
         if key in "qQ":
@@ -131,7 +117,8 @@ async def _plain(watcher: "Watcher", every_s: float, count: int | None) -> int:
     for number in itertools.count(1):
         view = await watcher.view()
         try:
-            print(*screen(view, get_terminal_size().columns), sep="\n", flush=True)
+            lines = screen(view, get_terminal_size().columns)
+            print(*painted(lines), sep="\n", flush=True)
             if number == count:
                 return EXITS[view.now.status]
             print()
@@ -201,19 +188,41 @@ class Recent(Generic[_T]):
         return before, now_s - read_at_s
 
 
-def _url(text: str) -> str:
-    if not text.startswith(("http://", "https://")):
-        raise argparse.ArgumentTypeError(f"expected a URL as http://HOST:8000, got {text!r}")
-    return text
-
-
 def _seconds(text: str) -> float:
     if not (text.replace(".", "", 1).isdecimal() and 0.1 <= float(text) <= 3600):
-        raise argparse.ArgumentTypeError(f"expected seconds from 0.1 to 3600, got {text!r}")
+        raise ValueError(f"expected seconds from 0.1 to 3600, got {text!r}")
     return float(text)
 
 
 def _count(text: str) -> int:
     if not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"expected a number of looks above 0, got {text!r}")
+        raise ValueError(f"expected a number of looks above 0, got {text!r}")
     return int(text)
+
+
+command = Command(
+    "top",
+    callback=run,
+    params=[
+        *fleet_flags(shards=False, json_help=None),
+        Flag(
+            "--front",
+            multiple=True,
+            type=http_url,
+            metavar="URL",
+            help="a front to ask for latencies and errors (its port, or --metrics-port); may be "
+            "repeated",
+        ),
+        Flag(
+            "--every",
+            type=_seconds,
+            default="1",
+            metavar="SECONDS",
+            help="between two looks (default 1)",
+        ),
+        Flag("--count", type=_count, metavar="N", help="end after N looks"),
+        Flag("--once", is_flag=True, help="the same as --count 1"),
+    ],
+    help="The fleet as it works, renewed every second. q or Ctrl-C leaves.",
+    examples=("aios top", "aios top --once", "aios top --front http://localhost:8000 --every 5"),
+)

@@ -1,15 +1,18 @@
 """`aios ui`: the web app, in a process of its own, for a fleet that runs here or elsewhere."""
 
-import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 
+import click
+
 from scripts.cli.child_env import python_path
+from scripts.cli.fleet_tool import told
 from scripts.cli.local_fleet import choose_fleet
 from scripts.ui.config import CONFIG_ENV, AppConfig, load_config, parse_config, theme_flags
-from shared.settings.command_line import EXIT_BAD_SETTINGS
+from shared.commands import Command, Flag, run_command
 from shared.settings.layers import SettingsError
 from shared.settings.paths import read_text
 from shared.settings.settings import Settings
@@ -24,16 +27,21 @@ DEFAULT_PORT = 8501
 
 def main(argv: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Become the app's server. Return the exit status if that cannot be."""
-    args = _parser(prog).parse_args(argv)
-    try:
-        require_streamlit()
-        path = args.config or os.environ.get(CONFIG_ENV)
-        config = _checked(path) if path else AppConfig()
-        url = args.server_url or os.environ.get(URL_ENV) or _url_of_fleet()
-    except SettingsError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        return EXIT_BAD_SETTINGS
-    command = app_command(args.host, args.port, config)
+    return run_command(command, sys.argv[1:] if argv is None else argv, prog)
+
+
+def run(server_url: str | None, config: str | None, host: str, port: int) -> int:
+    """Become the app's server. Return the exit status if that cannot be."""
+    become = partial(_become, server_url, config, host, port)
+    return told(click.get_current_context().command_path, become)
+
+
+def _become(server_url: str | None, path: str | None, host: str, port: int) -> int:
+    require_streamlit()
+    path = path or os.environ.get(CONFIG_ENV)
+    config = _checked(path) if path else AppConfig()
+    url = server_url or os.environ.get(URL_ENV) or _url_of_fleet()
+    command = app_command(host, port, config)
     os.execve(command[0], command, app_env(os.environ, url, path))
 
 
@@ -80,30 +88,39 @@ def require_streamlit() -> None:
         )
 
 
-def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=prog, description="A web app for a fleet, in a process of its own."
-    )
-    parser.add_argument(
-        "--server-url",
-        metavar="URL",
-        help=f"the fleet's front (default: the fleet that runs here) [env: {URL_ENV}]",
-    )
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        help=f"YAML with your own title, pages, examples and colours [env: {CONFIG_ENV}]",
-    )
-    parser.add_argument("--host", default=DEFAULT_HOST, help=f"default: {DEFAULT_HOST}")
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help=f"default: {DEFAULT_PORT}")
-    return parser
-
-
 def _url_of_fleet() -> str:
     fleet = choose_fleet(
         setting="server_url", given_by=f"--server-url or {URL_ENV}", chosen_by_port=False
     )
     return fleet.url
+
+
+command = Command(
+    "ui",
+    callback=run,
+    params=[
+        Flag(
+            "--server-url",
+            metavar="URL",
+            help=f"the fleet's front (default: the fleet that runs here) [env: {URL_ENV}]",
+        ),
+        Flag(
+            "--config",
+            metavar="FILE",
+            help=f"YAML with your own title, pages, examples and colours [env: {CONFIG_ENV}]",
+        ),
+        Flag("--host", default=DEFAULT_HOST, metavar="HOST", help=f"default: {DEFAULT_HOST}"),
+        Flag(
+            "--port",
+            type=int,
+            default=DEFAULT_PORT,
+            metavar="N",
+            help=f"default: {DEFAULT_PORT}",
+        ),
+    ],
+    help="A web app for a fleet, in a process of its own.",
+    examples=("aios ui", "aios ui --server-url https://fleet.example.org --port 9001"),
+)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,18 @@
 """`aios usage`: what the keys of a fleet have used, by day, tenant, key and model."""
 
-import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import partial
+from typing import Any
 
-from scripts.cli.fleet_tool import ToolError, parser_of, run_tool
+import click
+
+from scripts.cli.colours import coloured, with_bold_heading
+from scripts.cli.fleet_tool import FleetFlags, ToolError, fleet_flags, run_tool
 from shared.access import check_name
+from shared.commands import Command, Flag
 from shared.queue.broker import open_unsettled
 from shared.queue.usage_ledger import (
     USAGE_COLUMNS,
@@ -26,62 +32,55 @@ _DAYS = 30
 _DEFAULT_FIELDS = "day,tenant,key,model"
 
 
-def main(argv: Sequence[str]) -> int:
+@click.pass_obj
+def run(flags: FleetFlags, /, **asked: Any) -> int:
     """Print the usage and return the exit status, which is 1 without Redis."""
-    return run_tool(PROG, _parser().parse_args(argv), _answer)
+    return run_tool(PROG, flags, partial(_answer, Asked(**asked), as_json=flags.json))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = parser_of(
-        PROG, "What keys have used: jobs count on the day, in UTC, on which they end."
-    )
-    parser.add_argument(
-        "--days", type=int, default=_DAYS, help=f"how many, up to the end (default: {_DAYS})"
-    )
-    parser.add_argument("--end", type=date.fromisoformat, metavar="DAY", help="default: today")
-    parser.add_argument("--tenant", type=check_name, help="the keys of this tenant alone")
-    parser.add_argument(
-        "--by",
-        type=_fields,
-        default=_DEFAULT_FIELDS,
-        metavar="FIELD,FIELD",
-        help=f"default: {_DEFAULT_FIELDS}",
-    )
-    parser.add_argument("--csv", action="store_true", help="print CSV")
-    return parser
+@dataclass(frozen=True)
+class Asked:
+    """The days up to `end`, the tenant, and the fields by which the usage is summed up."""
+
+    days: int
+    end: date | None
+    tenant: str | None
+    by: list[UsageField]
+    csv: bool
 
 
-def _fields(text: str) -> list[UsageField]:
+def _day(text: str) -> date:
     try:
-        return usage_fields(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        return date.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"expected a day as 2026-10-31, got {text!r}") from None
 
 
-async def _answer(args: argparse.Namespace, settings: Settings) -> list[str]:
+async def _answer(asked: Asked, settings: Settings, *, as_json: bool) -> list[str]:
     """Read the usage, and return the lines to print. Raise ToolError for no days at all."""
-    if args.days < 1:
-        raise ToolError(f"--days: expected at least 1, got {args.days}")
+    if asked.days < 1:
+        raise ToolError(f"--days: expected at least 1, got {asked.days}")
     async with open_unsettled(redis_url(settings)) as unsettled:
         # How Redis is divided is read there.
         ledger = UsageLedger(await unsettled.as_settled())
-        last = args.end or await ledger.today()
-        first = last - timedelta(days=args.days - 1)
-        rows = await ledger.read(first, last, tenant=args.tenant)
-    groups = grouped(rows, args.by)
-    if args.csv:
-        return as_csv(groups, args.by).splitlines()
-    if args.json:
+        last = asked.end or await ledger.today()
+        first = last - timedelta(days=asked.days - 1)
+        rows = await ledger.read(first, last, tenant=asked.tenant)
+    groups = grouped(rows, asked.by)
+    if asked.csv:
+        return as_csv(groups, asked.by).splitlines()
+    if as_json:
         lines = []
         for group in groups:
-            values = dict(zip(args.by, group.values, strict=True))
+            values = dict(zip(asked.by, group.values, strict=True))
             lines.append(json.dumps({**values, **group.usage.as_json()}))
         return lines
     if not groups:
         return [f"no job has ended from {first} to {last}"]
     cells = [[*group.values, *_cells(group.usage)] for group in groups]
-    sums = ["total", *[""] * (len(args.by) - 1), *_cells(total(rows))]
-    return _table([*args.by, *USAGE_COLUMNS], [*cells, sums], num_names=len(args.by))
+    sums = ["total", *[""] * (len(asked.by) - 1), *_cells(total(rows))]
+    lines = _table([*asked.by, *USAGE_COLUMNS], [*cells, sums], num_names=len(asked.by))
+    return [*with_bold_heading(lines[:-1]), coloured(lines[-1], bold=True)]
 
 
 def _cells(usage: Usage) -> list[str]:
@@ -106,3 +105,35 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, num_names: in
             cells.append(cell.ljust(width) if index < num_names else cell.rjust(width))
         lines.append("  ".join(cells).rstrip())
     return lines
+
+
+command = Command(
+    "usage",
+    callback=run,
+    params=[
+        Flag(
+            "--days",
+            type=int,
+            default=_DAYS,
+            metavar="N",
+            help=f"how many, up to the end (default: {_DAYS})",
+        ),
+        Flag("--end", type=_day, metavar="DAY", help="default: today"),
+        Flag("--tenant", type=check_name, metavar="NAME", help="the keys of this tenant alone"),
+        Flag(
+            "--by",
+            type=usage_fields,
+            default=_DEFAULT_FIELDS,
+            metavar="FIELD,FIELD",
+            help=f"default: {_DEFAULT_FIELDS}",
+        ),
+        Flag("--csv", is_flag=True, help="print CSV"),
+        *fleet_flags(),
+    ],
+    help="What keys have used: jobs count on the day, in UTC, on which they end.",
+    examples=(
+        "aios usage",
+        "aios usage --days 7 --by tenant,model",
+        "aios usage --end 2026-10-31 --days 31 --csv > october.csv",
+    ),
+)

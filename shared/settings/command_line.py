@@ -4,17 +4,19 @@
 same flags, print the same configuration and answer a bad setting with one line and status 2.
 """
 
-import argparse
-import difflib
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import click
 from pydantic.fields import FieldInfo
 
+from shared.commands import EXIT_INTERRUPTED as EXIT_INTERRUPTED
+from shared.commands import EXIT_OK as EXIT_OK
+from shared.commands import Command, Flag, completing, run_command, words_of
 from shared.plugins import PluginError
 from shared.queue.broker import fault_of_url
 from shared.settings.layers import (
@@ -27,6 +29,7 @@ from shared.settings.layers import (
     switch_names,
 )
 from shared.settings.paths import fault_of
+from shared.settings.sections import sections_of
 from shared.settings.settings import (
     ModelEntry,
     Resolved,
@@ -43,11 +46,8 @@ from shared.tasks.model_options import options_of
 from shared.tasks.runner_table import AUTO
 from shared.telemetry.logging_setup import fields
 
-EXIT_OK = 0
 # The supervisor does not start a process again that ends with this status before it was ready.
 EXIT_BAD_SETTINGS = 2
-# The status that a shell reports after SIGINT.
-EXIT_INTERRUPTED = 130
 CONFIG_ENV = "AIOS_CONFIG"
 FLAG_ALIASES = {
     "tokenizer_path": ["--tokenizer"],
@@ -56,6 +56,10 @@ FLAG_ALIASES = {
 """Other names of a flag. Only one of a setting's flags may be given."""
 
 Run = Callable[[Settings], int]
+_PATHS = ("model_path", "tokenizer_path", "prohibited_terms", "chat_template")
+"""Settings whose values shells complete as names of files."""
+PROCESS = "Process"
+"""The section of flags that are no settings."""
 
 log = logging.getLogger("aios.settings")
 
@@ -73,33 +77,79 @@ def run_role(
     Return the exit status. A SettingsError, from parsing or from the role itself, is one line on
     stderr and status 2, and so is a PluginError. `defaults` are this command's own, by field name.
     """
-    resolved = None
-    parser = _parser(prog)
+    command = role_command(prog, run, dry_run, defaults=defaults)
+    return run_command(command, sys.argv[1:] if argv is None else argv, prog)
+
+
+def role_command(
+    name: str,
+    run: Run,
+    dry_run: Run | None = None,
+    *,
+    defaults: Mapping[str, Any] | None = None,
+    help: str = "Flags outrank the environment, then YAML.",
+    **attributes: Any,
+) -> Command:
+    """Return the command of a role: its flags are the settings, and `run` gets them."""
+
+    def call(**given: Any) -> int:
+        is_dry = given.get("dry_run", False)
+        chosen = dry_run if is_dry and dry_run is not None else run
+        return run_with_flags(click.get_current_context(), chosen, defaults=defaults)
+
+    params = settings_flags()
     if dry_run is not None:
-        parser.add_argument(
-            "--dry-run",
-            action="store_true",
-            help="load the models, report and exit; serves nothing",
-        )
-    if argv is None:
-        argv = sys.argv[1:]
-    words = _dashed(argv)
-    arguments, unknown = parser.parse_known_args(words)
+        params.insert(0, dry_run_flag("load the models, report and exit; serves nothing"))
+    return Command(name, callback=call, params=params, help=help, **attributes)
+
+
+def dry_run_flag(help: str) -> Flag:
+    """Return the flag --dry-run of a role."""
+    return Flag("--dry-run", is_flag=True, help=help, section=PROCESS)
+
+
+def run_with_flags(
+    context: click.Context, run: Run, *, defaults: Mapping[str, Any] | None = None
+) -> int:
+    """Resolve the settings from the flags of a command, the environment and YAML, and run it.
+
+    Return the exit status, as `run_role` does.
+    """
+    values = context.params
+
+    def resolved() -> Resolved:
+        given = {name: _given(name, values) for name in Settings.model_fields}
+        used = _flags_used(words_of(context))
+        return _resolve(given, used, defaults or {}, config=values["config"])
+
+    return _run(context.command_path, resolved, run, prints_config=values["print_config"])
+
+
+def run_with_settings(prog: str, run: Run, given: Mapping[str, Any]) -> int:
+    """Call `run` with settings of the environment, of YAML, and the `given`, by field name.
+
+    A value of None is not given. Return the exit status, as `run_role` does.
+    """
+    return _run(prog, lambda: _resolve(given, {}, {}), run)
+
+
+def _run(
+    prog: str, resolve_all: Callable[[], Resolved], run: Run, *, prints_config: bool = False
+) -> int:
+    resolved = None
     try:
-        if unknown:
-            raise _no_such_flag(unknown[0], parser)
-        resolved = _resolve(arguments, _flags_used(words), defaults or {})
-        if arguments.print_config:
+        resolved = resolve_all()
+        if prints_config:
             print(render_config(resolved))
             return EXIT_OK
-        if dry_run is not None and arguments.dry_run:
-            return dry_run(resolved.settings)
         return run(resolved.settings)
     except (SettingsError, PluginError) as error:
         reason = mask_secrets(_with_origin(str(error), resolved))
         print(f"{prog}: {reason}", file=sys.stderr)
         report_failure(reason)
         return EXIT_BAD_SETTINGS
+    except click.ClickException:
+        raise
     except Exception as error:
         report_failure(mask_secrets(f"{type(error).__name__}: {error}"))
         raise
@@ -126,7 +176,7 @@ def redis_url(settings: Settings) -> str:
 
 def resolve_environment(defaults: Mapping[str, Any]) -> Settings:
     """Return the settings of a process whose command line is not ours. Raise SettingsError."""
-    return _resolve(_parser("").parse_args([]), {}, defaults).settings
+    return _resolve({}, {}, defaults).settings
 
 
 def tell_of_variables(settings: Settings) -> None:
@@ -218,16 +268,19 @@ def shown(value: Any) -> str:
 
 
 def _resolve(
-    arguments: argparse.Namespace, flags: Mapping[str, str], defaults: Mapping[str, Any]
+    values: Mapping[str, Any],
+    flags: Mapping[str, str],
+    defaults: Mapping[str, Any],
+    *,
+    config: str | None = None,
 ) -> Resolved:
-    values = {name: getattr(arguments, name) for name in Settings.model_fields}
-    chosen = arguments.config or os.environ.get(CONFIG_ENV)
+    chosen = config or os.environ.get(CONFIG_ENV)
     path = _default_config_path()
     if chosen:
         path = Path(os.path.expanduser(chosen))
         fault = fault_of(chosen, may_be_directory=False)
         if fault is not None:
-            origin = "--config" if arguments.config else CONFIG_ENV
+            origin = "--config" if config else CONFIG_ENV
             raise SettingsError(
                 f"config: cannot read {chosen!r}: {fault} (from {origin}); "
                 f"name a YAML file that this process may read by --config or {CONFIG_ENV}"
@@ -253,16 +306,6 @@ def _flags_used(words: Sequence[str]) -> dict[str, str]:
     return used
 
 
-def _no_such_flag(word: str, parser: argparse.ArgumentParser) -> SettingsError:
-    flag = word.partition("=")[0]
-    known: list[str] = []
-    for action in parser._actions:
-        known += action.option_strings
-    close = difflib.get_close_matches(flag, known, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return SettingsError(f"{flag}: there is no such flag; {hint}--help lists those there are")
-
-
 def _default_config_path() -> Path | None:
     """Return `config/default.yaml` of the current directory, else the shipped one, else None."""
     for path in (Path("config", "default.yaml"), shipped("config/default.yaml")):
@@ -271,55 +314,74 @@ def _default_config_path() -> Path | None:
     return None
 
 
-def _dashed(argv: Sequence[str]) -> list[str]:
-    """Return the words with dashes in flags: `--model-path=a_b` for `--model_path=a_b`."""
-    words = []
-    for word in argv:
-        name, equals, value = word.partition("=")
-        if name.startswith("--"):
-            words.append(name.replace("_", "-") + equals + value)
-        else:
-            words.append(word)
-    return words
+def settings_flags(taken: Collection[str] = ()) -> list[click.Parameter]:
+    """Return the flags of all settings, in sections, and two on the settings themselves.
 
-
-def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=prog, allow_abbrev=False, description="Flags outrank the environment, then YAML."
-    )
-    parser.add_argument(
-        "--config", metavar="FILE", help=f"YAML file, section serve.hrm [env: {CONFIG_ENV}]"
-    )
-    parser.add_argument(
-        "--print-config", action="store_true", help="print each setting and its origin, then exit"
-    )
+    Those that are `taken`, as flags of the command's own, are left out.
+    """
+    flags: list[click.Parameter] = [
+        Flag(
+            "--config",
+            type=click.Path(),
+            metavar="FILE",
+            help=f"YAML file, section serve.hrm [env: {CONFIG_ENV}]",
+            section=PROCESS,
+        ),
+        Flag(
+            "--print-config",
+            is_flag=True,
+            help="print each setting and its origin, then exit",
+            section=PROCESS,
+        ),
+    ]
+    sections = sections_of(list(Settings.model_fields))
     for name, field in Settings.model_fields.items():
-        flags = [flag_name(name), *FLAG_ALIASES.get(name, [])]
-        # None is a flag that was not given: lower layers decide.
-        parser.add_argument(
-            *flags, dest=name, default=None, help=_help(name, field), **_argument_kind(name, field)
-        )
-        for flag, value in switch_flags(name).items():
-            parser.add_argument(
-                flag,
-                dest=name,
-                action="store_const",
-                const=value,
-                default=None,
-                help=f"the same as {flag_name(name)} {value}",
+        names = [flag_name(name), *FLAG_ALIASES.get(name, [])]
+        free = [flag for flag in names if flag not in taken]
+        if free:
+            flags.append(_flag(name, field, free, sections[name]))
+        for switch, value in switch_flags(name).items():
+            flags.append(
+                Flag(
+                    switch,
+                    is_flag=True,
+                    default=None,
+                    help=f"the same as {flag_name(name)} {value}",
+                    section=sections[name],
+                )
             )
-    return parser
+    return flags
 
 
-def _argument_kind(name: str, field: FieldInfo) -> dict[str, Any]:
-    """Return the arguments by which argparse reads the flag of a setting."""
+def _flag(name: str, field: FieldInfo, flags: Sequence[str], section: str) -> Flag:
+    """Return the flag of a setting, whose value is not checked here."""
+    words = choices_of(field.annotation)
+    attributes: dict[str, Any] = {
+        "metavar": name.rsplit("_", 1)[-1].upper(),
+        "type": click.Path() if name in _PATHS else click.STRING,
+        "shell_complete": completing(words) if words else None,
+    }
+    names = list(flags)
     if field.annotation is bool:
-        return {"action": argparse.BooleanOptionalAction}
-    if name == "models":
-        return {"action": "append", "metavar": "ID=PATH"}
-    if name in REPEATED:
-        return {"action": "append", "metavar": "NAME=VALUE"}
-    return {"metavar": name.rsplit("_", 1)[-1].upper()}
+        attributes = {}
+        names = [f"{flag}/--no-{flag.removeprefix('--')}" for flag in flags]
+    elif name == "models":
+        attributes = {"multiple": True, "metavar": "ID=PATH"}
+    elif name in REPEATED:
+        attributes = {"multiple": True, "metavar": "NAME=VALUE"}
+    # None is a flag that was not given: lower layers decide.
+    return Flag(*names, name, default=None, help=_help(name, field), section=section, **attributes)
+
+
+def _given(name: str, params: Mapping[str, Any]) -> Any:
+    """Return the value of a setting as the flags give it; None if they do not."""
+    for switch, meaning in switch_flags(name).items():
+        if params.get(switch.removeprefix("--").replace("-", "_")):
+            return meaning
+    value = params.get(name)
+    if isinstance(value, tuple):
+        return list(value) or None
+    return value
 
 
 def shown_choices(field: FieldInfo) -> list[str]:
@@ -344,6 +406,4 @@ def _help(name: str, field: FieldInfo) -> str:
     if choices:
         text += f": {' | '.join(choices)}"
     names = ", ".join((*env_names(name), *switch_names(name)))
-    text += f" (default {shown(field.default)}) [env: {names}]"
-    # argparse would read a single % as the beginning of a placeholder.
-    return text.replace("%", "%%")
+    return f"{text} (default {shown(field.default)}) [env: {names}]"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from scripts.cli.aios import KILL_AFTER_DRAIN_S, fleet_roles
+from scripts.cli.serve import KILL_AFTER_DRAIN_S, fleet_roles
 from shared.settings.layers import env_name
 from shared.settings.settings import FINISH_S, Settings, resolve
 from tests.fixtures.deploy.compose_files import (

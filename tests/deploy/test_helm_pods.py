@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.cli.aios import KILL_AFTER_DRAIN_S, main
+from scripts.cli.aios import main
+from scripts.cli.serve import KILL_AFTER_DRAIN_S
 from shared.settings.command_line import CONFIG_ENV
 from shared.settings.layers import ENV_ALIASES, env_name
 from shared.settings.settings import Settings, model_entries, resolve

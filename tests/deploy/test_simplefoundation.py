@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from scripts.cli.aios import fleet_roles, main
+from scripts.cli.aios import main
+from scripts.cli.serve import fleet_roles
 from shared.settings.settings import FINISH_S, resolve
 from tests.fixtures.deploy.kubernetes import NEWEST, OLDEST, one_named, problems
 

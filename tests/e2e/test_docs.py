@@ -39,6 +39,7 @@ tutorial, which closes it by its first key. A page that is `nowhere` has none.
 """
 
 ELSEWHERE = {
+    "docs/cli.md": "lists commands; tests/scripts/test_commands.py runs all of them",
     "docs/compose.md": "runs containers, which need a container engine",
     "docs/load.md": "puts loads on fleets; tests/scripts/test_load.py puts small ones",
     "docs/metrics.md": "shows a terminal; tests/scripts/test_top.py draws it",

@@ -1,6 +1,7 @@
 """A person starts a fleet in a terminal and leaves it with Ctrl-C."""
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psutil
+import pytest
 
 from tests.fixtures.polling import is_running, wait_until
 
@@ -63,10 +65,13 @@ def _take_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
+AIOS = (sys.executable, "-m", "scripts.cli.aios")
+LOGGED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ (INFO|WARNING) (aios|uvicorn)\.[a-z_.]+: ")
+
+
 @contextmanager
-def on_terminal(*flags: str) -> Iterator[Seen]:
-    command = [sys.executable, "-m", "scripts.cli.aios", "serve", "hrm"]
-    seen = Seen(*command, "--port", "0", "--workers", "1", *flags)
+def on_terminal(*words: str) -> Iterator[Seen]:
+    seen = Seen(*AIOS, *words)
     try:
         yield seen
     finally:
@@ -74,7 +79,8 @@ def on_terminal(*flags: str) -> Iterator[Seen]:
 
 
 def test_a_terminal_gets_lines_to_be_read_one_that_says_ready_and_a_warning() -> None:
-    with on_terminal("--threads", "1") as seen:
+    flags = ("--port", "0", "--workers", "1", "--threads", "1")
+    with on_terminal("serve", "hrm", *flags) as seen:
         wait_until(
             lambda: "ready at " in seen.printed or seen.process.poll() is not None,
             "ready",
@@ -94,13 +100,37 @@ def test_a_terminal_gets_lines_to_be_read_one_that_says_ready_and_a_warning() ->
         ready,
     )
 
-    logged = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ (INFO|WARNING) aios\.[a-z_.]+: ")
     for line in lines:
         if line != ready:
-            assert logged.match(line), line
+            assert LOGGED.match(line), line
 
     (warning,) = [line for line in lines if " WARNING " in line and "network" in line]
     assert "anybody on the network" in warning
     assert "--api-keys" in warning
     assert lines.index(warning) < lines.index(ready)
     assert "Traceback" not in seen.printed
+
+
+@pytest.mark.parametrize(
+    ("role", "flags"),
+    [("api", ("--port", "0")), ("jobs", ()), ("worker", ("--model-path", "echo"))],
+)
+def test_a_role_logs_lines_for_people_there(
+    role: str, flags: tuple[str, ...], redis_url: str
+) -> None:
+    with on_terminal(role, "--redis-url", redis_url, *flags) as seen:
+        wait_until(lambda: "\n" in seen.printed, "a line", deadline_s=60)
+    # The last line may have been cut off.
+    *whole, _ = seen.printed.split("\n")
+    for line in whole:
+        assert LOGGED.match(line), line
+
+
+def test_a_role_logs_json_elsewhere(redis_url: str) -> None:
+    command = [*AIOS, "jobs", "--redis-url", redis_url]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        first = json.loads(process.stderr.readline())
+        assert {"time", "level", "logger", "message"} <= set(first)
+        process.terminate()
+        process.communicate(timeout=60)

@@ -233,8 +233,8 @@ def test_what_is_not_installed_is_named(installed: Path, tmp_path: Path) -> None
     code = "\n".join(
         [
             "import sys",
-            "from scripts.cli import aios",
-            "aios.find_spec = lambda name: None",
+            "from scripts.cli import aios, extras",
+            "extras.find_spec = lambda name: None",
             "sys.exit(aios.main(sys.argv[1:]))",
         ]
     )

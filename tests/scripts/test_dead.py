@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -73,6 +74,20 @@ async def test_the_dead_are_listed_and_shown(redis: Redis, aios: Aios) -> None:
     week_ms = 7 * 86_400_000
     for key in (keys.job(first.id), keys.log(first.id)):
         assert await redis.pttl(key) > week_ms - 60_000
+
+
+async def test_a_terminal_gets_a_table(
+    redis: Redis, aios: Aios, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("COLUMNS", "120")
+    assert await aios("list") == (0, "no dead jobs\n")
+    job = await convict(redis, Desk(redis))
+    title, row = (await aios("list"))[1].splitlines()
+    assert title.split() == ["ID", "AT", "MODEL", "TENANT", "WORKERS", "LAST", "WORKER"]
+    assert row.split()[0] == job.id
+    assert row.split()[2:] == ["m", "acme", "3", "w2"]
 
 
 async def test_one_is_tried_again_as_a_new_job(redis: Redis, aios: Aios) -> None:

@@ -12,10 +12,15 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from scripts.cli.eval import EXIT_REGRESSED, main
+from scripts.cli import aios
+from scripts.cli.eval import EXIT_REGRESSED
 from shared.shipped import REPO_ROOT
 from tests.fixtures.api.changed_worker import ChangedWorker, words_set
 from tests.fixtures.api.fronts import live
+
+
+def main(words: list[str]) -> int:
+    return aios.main(["eval", *words])
 
 
 class Desk:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -52,6 +53,20 @@ async def test_a_model_is_added_changed_pinned_listed_and_removed(redis: Redis, 
     removed = '{"id": "maths", "done": "removed"}\n'
     assert await aios("remove", "maths", "--json") == (0, removed, "")
     assert await aios("list") == (0, "", "")
+
+
+async def test_a_terminal_gets_a_table(
+    redis: Redis, aios: Aios, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("COLUMNS", "120")
+    assert await aios("list") == (0, "no model is known\n", "")
+    await aios("add", "maths", "/models/xl")
+    await aios("pin", "maths")
+    title, row = (await aios("list"))[1].splitlines()
+    assert title.split() == ["MODEL", "PATH", "LOADED", "PINNED"]
+    assert row.split() == ["maths", "/models/xl", "0", "of", "0", "yes", "not", "seen", "yet"]
 
 
 async def test_what_cannot_be_is_refused_in_words(redis: Redis, aios: Aios) -> None:

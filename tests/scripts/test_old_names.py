@@ -13,9 +13,9 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from scripts.cli import aios, jobs
+from scripts.cli import aios, jobs, serve
 from scripts.cli.old_names import commands
-from shared.settings.command_line import run_role
+from shared.settings.command_line import role_command, run_role
 from shared.settings.hub import with_hub_models
 from shared.settings.layers import NOT_OBEYED
 from shared.settings.settings import Settings, SettingsError, resolve
@@ -42,7 +42,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
         collected.append(settings)
         return 0
 
-    monkeypatch.setattr(aios, "serve_hrm", serve_hrm)
+    monkeypatch.setitem(serve.command.commands, "hrm", role_command("hrm", serve_hrm))
     monkeypatch.setattr(commands, "serve_hrm", serve_hrm)
     for name in os.environ.keys() - without_settings(os.environ).keys():
         monkeypatch.delenv(name)
@@ -268,5 +268,5 @@ def test_a_model_of_the_hub_is_served_under_its_whole_name(
     assert commands.min_server(["--hf-checkpoint", str(tmp_path)]) == 0
     assert served[-1].model_path == str(tmp_path)
     flags = ["--no-hub", "--hf-checkpoint", "org/other"]
-    assert run_role("worker", aios.dry_run_worker, flags) == 2
+    assert run_role("worker", serve.dry_run_worker, flags) == 2
     assert "hf download org/other" in capsys.readouterr().err

@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from scripts.cli.ab.command import main
+from scripts.cli import aios
 from tests.fixtures.api.echo_worker import EchoWorker
 from tests.fixtures.api.fronts import live
 from tests.fixtures.browser import DESKTOP, PHONE, opened, overflow_of
+
+
+def main(words: list[str]) -> int:
+    return aios.main(["ab", *words])
 
 
 @pytest.mark.parametrize("width", [DESKTOP, PHONE])

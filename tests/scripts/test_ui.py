@@ -12,8 +12,9 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from scripts.cli import ui
-from scripts.cli.aios import fleet_roles, main
+from scripts.cli.aios import main
 from scripts.cli.old_names import commands
+from scripts.cli.serve import fleet_roles
 from scripts.ui import client as client_module
 from scripts.ui import run as run_module
 from scripts.ui.answer_text import without_pictures
@@ -217,7 +218,7 @@ def test_the_older_names_are_installed(tmp_path: Path) -> None:
         timeout=180,
         check=True,
     )
-    assert "usage: python -m aios.serve.hrm_ui" in done.stdout
+    assert "Usage: python -m aios.serve.hrm_ui" in done.stdout
 
     demo = older / "inference" / "demo"
     config = (demo / ".streamlit" / "config.toml").read_text()

@@ -184,8 +184,8 @@ def test_they_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_the_catalogues_command_judges_them_too() -> None:
     def entry_with(option: str) -> ModelEntry:
-        argv = ["add", "brain", "/models/brain", "--runner", "hrm-act", "--option", option]
-        return models.entry_of(models.parser().parse_args(argv))
+        path = "/models/brain"
+        return models.entry_of(path, (option,), id="brain", runner="hrm-act")
 
     assert entry_with("segments=max").options == {"segments": "max"}
     with pytest.raises(ToolError, match="'compat', 'max' or 'q_halt'"):

@@ -154,8 +154,7 @@ def test_a_count_may_be_auto_and_a_bad_one_is_one_problem(
         resolve({"workers": "1.5", "threads": "x"}, {}, None)
     assert fields_named_in(caught.value) == ["workers", "threads"]
 
-    with pytest.raises(SystemExit):
-        run_role("test", lambda settings: 0, ["--help"])
+    assert run_role("test", lambda settings: 0, ["--help"]) == 0
 
     help_text = " ".join(capsys.readouterr().out.split())
     assert "one worker: N | auto (default auto)" in help_text

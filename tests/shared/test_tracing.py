@@ -23,7 +23,7 @@ from tests.fixtures.spans import PARENT
 
 ROOT = Path(__file__).parents[2]
 WORKER = """
-import worker.__main__, worker.host.service, worker.runners.echo, scripts.cli.aios, scripts.cli.jobs
+import worker.__main__, worker.host.service, worker.runners.echo, scripts.cli.serve, scripts.cli.jobs
 from shared.telemetry.tracing import open_tracing
 open_tracing(None, "worker")
 """

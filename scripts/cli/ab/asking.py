@@ -11,6 +11,7 @@ import httpx
 
 from scripts.cli.ab.questions import Question
 from scripts.cli.ab.sides import Sampling, Side, completion_body, piece_of
+from scripts.cli.runs.progress import counting
 
 _DATA = "data:"
 _SHOWN = 200
@@ -104,21 +105,27 @@ async def ask_all(
     Afterwards measure the log-likelihood of each reference.
     """
     places = asyncio.Semaphore(concurrency)
+    num_references = sum(question.reference is not None for question in questions)
+    with counting(side.name, len(questions) + num_references) as done:
 
-    async def ask_in_turn(question: Question) -> Answer:
-        async with places:
-            return await ask(client, side, question.prompt, sampling)
+        async def ask_in_turn(question: Question) -> Answer:
+            async with places:
+                answer = await ask(client, side, question.prompt, sampling)
+            done()
+            return answer
 
-    async def measure_in_turn(question: Question) -> Likelihood | None:
-        if question.reference is None:
-            return None
-        async with places:
-            return await likelihood(client, side, question.prompt, question.reference)
+        async def measure_in_turn(question: Question) -> Likelihood | None:
+            if question.reference is None:
+                return None
+            async with places:
+                found = await likelihood(client, side, question.prompt, question.reference)
+            done()
+            return found
 
-    started = time.perf_counter()
-    answers = await asyncio.gather(*(ask_in_turn(question) for question in questions))
-    seconds = time.perf_counter() - started
-    likelihoods = await asyncio.gather(*(measure_in_turn(question) for question in questions))
+        started = time.perf_counter()
+        answers = await asyncio.gather(*(ask_in_turn(question) for question in questions))
+        seconds = time.perf_counter() - started
+        likelihoods = await asyncio.gather(*(measure_in_turn(question) for question in questions))
     return SideAnswers(side, answers, seconds, likelihoods)
 
 

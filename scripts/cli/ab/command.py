@@ -1,62 +1,55 @@
-"""`aios ab`: compare models, by questions of one's own or by the traffic of a fleet.
+"""`aios ab`: compare models, by questions of one's own or by the traffic of a fleet."""
 
-`run` asks two or more models or servers the same questions:
-
-    aios ab run --models hrm-text-math,baseline-math --questions questions.jsonl --html report.html
-    aios ab run aios:http://localhost:8000#hrm vllm=openai:http://localhost:8001/v1 --prompts p.txt
-
-A side is [NAME=]DIALECT:URL[#MODEL]. With `--models` the sides are models of one fleet, by default
-of the one that runs on this machine.
-
-`report NAME` tells how the arms of an experiment (the setting `ab`) have done in live traffic.
-"""
-
-import argparse
 import asyncio
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import click
 
 from scripts.cli.ab import report, traffic_report
 from scripts.cli.ab.asking import ask_sides
 from scripts.cli.ab.comparison import Comparison, compare
 from scripts.cli.ab.questions import graders, read_questions
 from scripts.cli.ab.sides import Sampling, Side, side_of
-from scripts.cli.fleet_tool import EXIT_FAILED, ToolError, flags, run_tool
+from scripts.cli.colours import without_markup
+from scripts.cli.fleet_tool import (
+    EXIT_FAILED,
+    FLEET,
+    FleetFlags,
+    ToolError,
+    fleet_flags,
+    run_tool,
+    told,
+)
 from scripts.cli.local_fleet import PORT_HELP, choose_fleet
-from shared.settings.command_line import EXIT_BAD_SETTINGS, EXIT_OK
-from shared.settings.settings import SettingsError
+from shared.commands import EXIT_OK, Argument, Command, Flag, Group
 
 PROG = "aios ab"
 KEY_ENV = "AB_API_KEY"
 _SHOWN_ERRORS = 5
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command named by `argv` and return its exit status.
+def run(**given: Any) -> int:
+    """Ask, print and write the comparison, and return the exit status.
 
     It is 1 if a request failed or the comparison could not be made.
     """
-    parser = _parser()
-    args = parser.parse_args(argv)
-    try:
-        status: int = args.run(args)
-        return status
-    except SettingsError as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return EXIT_BAD_SETTINGS
-    except ToolError as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return EXIT_FAILED
+    return told(PROG, partial(_run, SimpleNamespace(**given)))
 
 
-def _report(args: argparse.Namespace) -> int:
-    return run_tool(PROG, args, traffic_report.answer)
+@click.pass_obj
+def live_report(flags: FleetFlags, name: str) -> int:
+    """Print how the arms of an experiment do, and return the exit status."""
+    return run_tool(PROG, flags, partial(traffic_report.answer, name, as_json=flags.json))
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: SimpleNamespace) -> int:
     sides = _sides(args)
     questions = read_questions(args.questions)[: args.limit]
     sampling = Sampling(
@@ -80,11 +73,11 @@ def _run(args: argparse.Namespace) -> int:
     _write(args.json, report.as_json, comparison)
     _write(args.markdown, report.as_markdown, comparison)
     _write(args.html, report.as_html, comparison)
-    print(report.as_markdown(comparison), end="")
+    print(without_markup(report.as_markdown(comparison)), end="")
     return _tell_errors(comparison)
 
 
-def _sides(args: argparse.Namespace) -> list[Side]:
+def _sides(args: SimpleNamespace) -> list[Side]:
     """Return the sides with their templates and costs. Raise ToolError for less than two."""
     sides: list[Side] = list(args.sides)
     if args.models:
@@ -145,40 +138,153 @@ def _tell_errors(comparison: Comparison) -> int:
     return EXIT_FAILED if errors else EXIT_OK
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="ask the same questions, and compare the answers")
-    run.add_argument("sides", type=side_of, nargs="*", metavar="[NAME=]DIALECT:URL[#MODEL]")
-    run.add_argument("--models", help="models of one fleet, with commas between")
-    run.add_argument("--url", help="the front of that fleet, instead of the local one")
-    run.add_argument("--port", type=int, help=PORT_HELP)
-    run.add_argument(
-        "--questions",
-        "--prompts",
-        type=Path,
-        required=True,
-        help="a question a line: text, or in a .jsonl objects of prompt, answer, reference, kind",
-    )
-    run.add_argument("--limit", type=int, help="ask only so many of them")
-    run.add_argument("--grader", choices=graders(), default="answer", help="how answers are judged")
-    run.add_argument("--template", action="append", default=[], metavar="NAME=TEXT with {problem}")
-    run.add_argument("--cost", action="append", default=[], metavar="NAME=COST of an hour")
-    run.add_argument("--max-tokens", type=int, default=128)
-    run.add_argument("--temperature", type=float, default=0.0)
-    run.add_argument("--top-p", type=float, default=1.0)
-    run.add_argument("--seed", type=int, default=0)
-    run.add_argument("--concurrency", type=int, default=1, help="requests under way at a time")
-    run.add_argument("--json", type=Path, metavar="FILE")
-    run.add_argument("--markdown", type=Path, metavar="FILE")
-    run.add_argument("--html", type=Path, metavar="FILE")
-    run.set_defaults(run=_run)
+_FILE = click.Path(path_type=Path)
+_ASKED = "Questions"
+_SAMPLED = "Sampling"
+_WRITTEN = "Reports"
 
-    live = commands.add_parser(
-        "report", help="the arms of an experiment in live traffic", parents=[flags()]
-    )
-    live.add_argument("name", metavar="NAME", help="of the experiment")
-    live.set_defaults(run=_report, redis_url=None, redis_shards=None, port=None, json=False)
-    return parser
+command = Group(
+    "ab",
+    help="Compare models, by questions of one's own or by the traffic of a fleet.",
+    examples=(
+        "aios ab run --models hrm-text-math,baseline-math --questions questions.jsonl",
+        "aios ab report fast-or-good",
+    ),
+    commands={
+        "run": Command(
+            "run",
+            callback=run,
+            params=[
+                Argument(
+                    "sides",
+                    type=side_of,
+                    nargs=-1,
+                    required=False,
+                    metavar="[NAME=]DIALECT:URL[#MODEL]...",
+                    help="servers to compare; with --models the sides are models of one fleet",
+                ),
+                Flag("--models", metavar="ID,ID", help="models of one fleet", section=FLEET),
+                Flag(
+                    "--url",
+                    metavar="URL",
+                    help="the front of that fleet, instead of the local one",
+                    section=FLEET,
+                ),
+                Flag("--port", type=int, metavar="N", help=PORT_HELP, section=FLEET),
+                Flag(
+                    "--questions",
+                    "--prompts",
+                    "questions",
+                    type=_FILE,
+                    required=True,
+                    metavar="FILE",
+                    help="a question a line: text, or in a .jsonl objects of prompt, answer, "
+                    "reference, kind",
+                    section=_ASKED,
+                ),
+                Flag(
+                    "--limit",
+                    type=int,
+                    metavar="N",
+                    help="ask only so many of them",
+                    section=_ASKED,
+                ),
+                Flag(
+                    "--grader",
+                    type=click.Choice(graders()),
+                    default="answer",
+                    help="how answers are judged (default: answer)",
+                    section=_ASKED,
+                ),
+                Flag(
+                    "--template",
+                    multiple=True,
+                    metavar="NAME=TEXT",
+                    help="how a side is asked, with {problem} where the question stands",
+                    section=_ASKED,
+                ),
+                Flag(
+                    "--concurrency",
+                    type=int,
+                    default=1,
+                    metavar="N",
+                    help="requests under way at a time",
+                    section=_ASKED,
+                ),
+                Flag(
+                    "--max-tokens",
+                    type=int,
+                    default=128,
+                    metavar="N",
+                    help="of an answer (default: 128)",
+                    section=_SAMPLED,
+                ),
+                Flag(
+                    "--temperature",
+                    type=float,
+                    default=0.0,
+                    metavar="T",
+                    help="default: 0",
+                    section=_SAMPLED,
+                ),
+                Flag(
+                    "--top-p",
+                    type=float,
+                    default=1.0,
+                    metavar="P",
+                    help="default: 1",
+                    section=_SAMPLED,
+                ),
+                Flag(
+                    "--seed",
+                    type=int,
+                    default=0,
+                    metavar="N",
+                    help="default: 0",
+                    section=_SAMPLED,
+                ),
+                Flag(
+                    "--cost",
+                    multiple=True,
+                    metavar="NAME=COST",
+                    help="what an hour of a side costs",
+                    section=_WRITTEN,
+                ),
+                Flag(
+                    "--json",
+                    type=_FILE,
+                    metavar="FILE",
+                    help="write the comparison there, as JSON",
+                    section=_WRITTEN,
+                ),
+                Flag(
+                    "--markdown",
+                    type=_FILE,
+                    metavar="FILE",
+                    help="write it there, as Markdown",
+                    section=_WRITTEN,
+                ),
+                Flag(
+                    "--html",
+                    type=_FILE,
+                    metavar="FILE",
+                    help="write a page with plots there",
+                    section=_WRITTEN,
+                ),
+            ],
+            help="Ask two or more models or servers the same questions, and compare the answers.",
+            examples=(
+                "aios ab run --models hrm-text-math,baseline-math --questions questions.jsonl",
+                "aios ab run aios:http://localhost:8000#hrm vllm=openai:http://localhost:8001/v1 "
+                "--prompts p.txt",
+            ),
+        ),
+        "report": Command(
+            "report",
+            callback=live_report,
+            params=[Argument("name", help="of the experiment"), *fleet_flags()],
+            help="How the arms of an experiment (the setting ab) do in live traffic.",
+            examples=("aios ab report fast-or-good", "aios ab report fast-or-good --json"),
+        ),
+    },
+)

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from api.routes.extraction import answer_in
 from scripts.cli.fleet_tool import ToolError
+from shared.settings.text import reason
 
 Grader = Literal["answer", "exact", "contains"]
 """`answer` compares what the answer has in its box or after "the answer is", `exact` the whole text,
@@ -46,7 +47,7 @@ def read_questions(file: Path) -> list[Question]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ToolError(f"{file}: {error}") from error
+        raise ToolError(f"{file}: cannot be read: {reason(error)}") from error
     questions = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():

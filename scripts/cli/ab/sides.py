@@ -3,7 +3,6 @@
 docs/baselines.md says how the fields correspond.
 """
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +48,7 @@ class Side:
 
 
 def side_of(text: str) -> Side:
-    """Return the side that [NAME=]DIALECT:URL[#MODEL] means, for argparse."""
+    """Return the side that [NAME=]DIALECT:URL[#MODEL] means. Raise ValueError."""
     name, equals, target = text.partition("=")
     if not equals or ":" in name:
         name = ""
@@ -57,7 +56,7 @@ def side_of(text: str) -> Side:
     dialect, _, rest = target.partition(":")
     url, _, model = rest.partition("#")
     if dialect not in DIALECTS or not url.startswith(("http://", "https://")):
-        raise argparse.ArgumentTypeError(
+        raise ValueError(
             f"expected [NAME=]DIALECT:URL[#MODEL] with {', '.join(DIALECTS)}, got {text!r}"
         )
     return Side(name or model or target, dialect, url.rstrip("/"), model or None)

@@ -1,11 +1,11 @@
 """`aios ab report`: the arms of an experiment, from the log of a running fleet."""
 
-import argparse
 import json
 from dataclasses import asdict
 
 from scripts.cli.ab.report import markdown_table, timing_cell
 from scripts.cli.ab.traffic import LEAST, ArmFigures, ArmTest, TrafficReport, report_of
+from scripts.cli.colours import without_markup
 from scripts.cli.fleet_tool import ToolError
 from shared.figures import Mean, Share
 from shared.queue.broker import open_broker
@@ -29,25 +29,25 @@ _COLUMNS = (
 _SIGNIFICANT = 0.05
 
 
-async def answer(args: argparse.Namespace, settings: Settings) -> list[str]:
+async def answer(name: str, settings: Settings, *, as_json: bool) -> list[str]:
     """Read the log of an experiment, and return the lines of its report.
 
     Raise ToolError for an experiment that is not known here and has no log.
     """
     async with open_broker(redis_url(settings), settings.redis_shards) as broker:
         log = ExperimentLog(broker)
-        outcomes = await log.outcomes(args.name)
-        feedback = await log.feedback(args.name)
+        outcomes = await log.outcomes(name)
+        feedback = await log.feedback(name)
     known_arms: list[str] = []
     for experiment in settings.ab:
-        if experiment.name == args.name:
+        if experiment.name == name:
             known_arms = [arm.model for arm in experiment.arms]
-    report = report_of(args.name, outcomes, feedback, known_arms)
+    report = report_of(name, outcomes, feedback, known_arms)
     if not report.arms:
-        raise ToolError(f"{args.name}: no request of this experiment has ended in the last 30 days")
-    if args.json:
+        raise ToolError(f"{name}: no request of this experiment has ended in the last 30 days")
+    if as_json:
         return [json.dumps(asdict(report))]
-    return markdown_lines(report)
+    return without_markup("\n".join(markdown_lines(report))).splitlines()
 
 
 def markdown_lines(report: TrafficReport) -> list[str]:

@@ -1,6 +1,5 @@
 """One run of `aios batch run`: read the input, answer what is open, and arrange the output."""
 
-import argparse
 import asyncio
 import json
 import sys
@@ -9,6 +8,7 @@ from collections.abc import Callable, Hashable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from api.batches.line_answers import fault_answer
@@ -25,7 +25,7 @@ from scripts.cli.batch.new_files import NewFiles
 from scripts.cli.batch.tally import BatchTally, summary
 from scripts.cli.fleet_tool import EXIT_FAILED, ToolError
 from scripts.cli.runs.output import Output, RunHeader
-from scripts.cli.runs.progress import Progress
+from scripts.cli.runs.progress import Progress, waiting
 from shared.settings.command_line import EXIT_INTERRUPTED, EXIT_OK
 from shared.settings.settings import Settings
 from shared.signals import signals_call
@@ -33,7 +33,7 @@ from shared.signals import signals_call
 _MOST_LINE_BYTES = 256 << 20
 
 
-def run_batch(args: argparse.Namespace, settings: Settings | None) -> int:
+def run_batch(args: SimpleNamespace, settings: Settings | None) -> int:
     """Answer the lines that have no answer yet, and return the exit status.
 
     Models of the settings answer, or the server that the flags name. Raise SettingsError for a
@@ -141,11 +141,11 @@ class BatchRun:
             self._progress.draw(self._tally, self._tally.num_new)
 
 
-def _opened(args: argparse.Namespace, header: RunHeader, tally: BatchTally) -> Output[Hashable]:
+def _opened(args: SimpleNamespace, header: RunHeader, tally: BatchTally) -> Output[Hashable]:
     return Output(args.output, header, tally, id_of_answer, restarts=args.restart)
 
 
-def _options_of_run(args: argparse.Namespace, settings: Settings | None) -> dict[str, Any]:
+def _options_of_run(args: SimpleNamespace, settings: Settings | None) -> dict[str, Any]:
     """Return the options on which the answers depend."""
     models = None
     if settings is not None:
@@ -154,7 +154,7 @@ def _options_of_run(args: argparse.Namespace, settings: Settings | None) -> dict
 
 
 def _beginning(
-    args: argparse.Namespace, settings: Settings | None, run_id: str, progress: Progress
+    args: SimpleNamespace, settings: Settings | None, run_id: str, progress: Progress
 ) -> Callable[[], Answerer]:
     """Return a function that begins to answer lines, once the event loop runs.
 
@@ -178,6 +178,7 @@ def _beginning(
     from worker.__main__ import prepare_process
     from worker.host.loading import load_models
 
-    prepare_process(settings)
-    loaded = load_models(settings)
+    with waiting("loading models"):
+        prepare_process(settings)
+        loaded = load_models(settings)
     return partial(LocalModels, loaded, settings, run_id, new_files)

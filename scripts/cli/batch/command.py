@@ -4,44 +4,46 @@ Models in this process answer, without a server and without Redis, or the server
 that was ended goes on when the same command is given again.
 """
 
-import argparse
-import sys
-from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import click
+from click.core import ParameterSource
+
+from scripts.cli.extras import require_extras
 from scripts.cli.flag_types import count, http_url
-from scripts.cli.fleet_tool import EXIT_FAILED, ToolError
-from shared.settings.command_line import EXIT_BAD_SETTINGS, run_role
+from scripts.cli.fleet_tool import told
+from shared.commands import Argument, Command, Flag, Group
+from shared.settings.command_line import run_with_flags, settings_flags
 from shared.settings.hub import with_hub_models
 from shared.settings.settings import Settings, SettingsError, model_entries
 
 PROG = "aios batch run"
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command named by `argv` and return its exit status.
+def run(**given: Any) -> int:
+    """Answer a file of requests and return the exit status.
 
     It is 1 if a line failed or the run could not go on, and 130 after Ctrl-C.
     """
-    parser = _parser()
-    args, flags = parser.parse_known_args(argv)
+    context = click.get_current_context()
+    own = {param.name: given[param.name] for param in _own_params() if param.name}
+    args = SimpleNamespace(**own)
     if args.url is None:
-        return run_role(PROG, partial(_run, args), flags)
-    if flags:
-        parser.error(f"{flags[0]}: no flag of a run by a server")
-    try:
-        return _run(args, None)
-    except SettingsError as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return EXIT_BAD_SETTINGS
+        return run_with_flags(context, partial(_run, args))
+    for param in context.command.params:
+        name = param.name or ""
+        is_given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if name not in own and is_given:
+            raise click.UsageError(f"{param.opts[0]}: no flag of a run by a server", context)
+    return told(PROG, partial(_run, args, None))
 
 
-def _run(args: argparse.Namespace, settings: Settings | None) -> int:
+def _run(args: SimpleNamespace, settings: Settings | None) -> int:
     """Answer the lines, with models of the settings or by a server. Return the exit status."""
-    from scripts.cli.aios import require_extras
-
     require_extras("api")
     if settings is not None:
         require_extras("worker")
@@ -51,11 +53,7 @@ def _run(args: argparse.Namespace, settings: Settings | None) -> int:
     # The endpoint table takes a moment to load, and needs the front's packages.
     from scripts.cli.batch.batch_run import run_batch
 
-    try:
-        return run_batch(args, settings)
-    except ToolError as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return EXIT_FAILED
+    return told(PROG, partial(run_batch, args, settings))
 
 
 def _with_model(settings: Settings, model: str | None) -> Settings:
@@ -70,40 +68,68 @@ def _with_model(settings: Settings, model: str | None) -> Settings:
     return settings.model_copy(update={"models": (chosen[0],), "default_model": chosen[0].id})
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=PROG,
-        description=(
-            "Answer a file of requests: lines of OpenAI's batches, or a prompt in each line, as a "
-            "JSON string or as an object with `prompt` or `messages`. The same command goes on "
-            "with a run that was ended. In this process, all flags of `aios worker` may follow."
+def _own_params() -> list[click.Parameter]:
+    """Return the arguments and flags beside those of the settings."""
+    file = click.Path(path_type=Path)
+    server = "By a server"
+    return [
+        Argument("input", type=file, help="the requests, a line of JSON each"),
+        Argument("output", type=file, help="where the answers are written"),
+        Flag(
+            "--model",
+            metavar="MODEL",
+            help="the model for lines that name none; in this process a directory, a file, org/name of "
+            "a hub, or the id of a model that is configured (default: the default one)",
         ),
-        allow_abbrev=False,
-    )
-    parser.add_argument("input", type=Path, help="the requests, a line of JSON each")
-    parser.add_argument("output", type=Path, help="where the answers are written")
-    parser.add_argument(
-        "--model",
-        help="the model for lines that name none; in this process a directory, a file, org/name of a hub, or the id "
-        "of a model that is configured (default: the default one)",
-    )
-    parser.add_argument("--restart", action="store_true", help="begin anew, and drop what is there")
-    parser.add_argument(
-        "--retry-failed", action="store_true", help="do lines again that failed before"
-    )
-    parser.add_argument("--no-progress", action="store_true", help="draw no progress")
+        Flag("--restart", is_flag=True, help="begin anew, and drop what is there"),
+        Flag("--retry-failed", is_flag=True, help="do lines again that failed before"),
+        Flag("--no-progress", is_flag=True, help="draw no progress"),
+        Flag(
+            "--url",
+            type=http_url,
+            metavar="URL",
+            help="its base URL, as http://HOST:8000",
+            section=server,
+        ),
+        Flag("--api-key", metavar="KEY", help="a key that it gave out", section=server),
+        Flag(
+            "--concurrency",
+            type=count,
+            default="32",
+            metavar="N",
+            help="lines at a time (default 32)",
+            section=server,
+        ),
+        Flag(
+            "--patience",
+            type=count,
+            default="300",
+            metavar="SECONDS",
+            help="how long it may be away before the run ends (default 300)",
+            section=server,
+        ),
+    ]
 
-    server = parser.add_argument_group("by a server")
-    server.add_argument("--url", type=http_url, help="its base URL, as http://HOST:8000")
-    server.add_argument("--api-key", metavar="KEY", help="a key that it gave out")
-    server.add_argument(
-        "--concurrency", type=count, default=32, metavar="N", help="lines at a time (default 32)"
-    )
-    server.add_argument(
-        "--patience",
-        type=count,
-        default=300,
-        metavar="SECONDS",
-        help="how long it may be away before the run ends (default 300)",
-    )
-    return parser
+
+command = Group(
+    "batch",
+    help="Files of requests, without a server or by one.",
+    examples=("aios batch run in.jsonl out.jsonl",),
+    commands={
+        "run": Command(
+            "run",
+            callback=run,
+            params=[*_own_params(), *settings_flags(taken=("--model",))],
+            help="""Answer a file of requests, a line of JSON for each.
+
+Its lines are those of OpenAI's batches, or a prompt in each line, as a JSON string or as an object with
+`prompt` or `messages`. Models in this process answer, with all flags of `aios worker`, or the server at
+--url. The same command goes on with a run that was ended.""",
+            examples=(
+                "aios batch run in.jsonl out.jsonl",
+                "aios batch run in.jsonl out.jsonl --model ./my-checkpoint --device cuda",
+                "aios batch run in.jsonl out.jsonl --url http://localhost:8000 --retry-failed",
+            ),
+        )
+    },
+)

@@ -25,6 +25,7 @@ from api.evaluation.report import (
 )
 from api.evaluation.sets import EvalSet, Item
 from scripts.cli.fleet_tool import ToolError
+from scripts.cli.runs.progress import counting
 
 _SHOWN = 300
 _BUSY = (429, 503)
@@ -47,7 +48,11 @@ class FleetClient:
             answer = await self._client.get("/api/models/status")
             metrics = await self._client.get("/metrics")
         except httpx.HTTPError as error:
-            raise ToolError(f"{self._client.base_url}: {error!r}") from error
+            reason = str(error) or repr(error)
+            raise ToolError(
+                f"{self._client.base_url}: no answer ({reason}); start the fleet, or name another "
+                "by --url"
+            ) from error
         if answer.status_code != 200:
             raise ToolError(f"{answer.url}: {answer.status_code}: {answer.text[:_SHOWN]}")
         load_ms: dict[str, float] = {}
@@ -197,12 +202,15 @@ async def _ask_all(
     fleet: FleetClient, one: EvalSet, assignment: Assignment, concurrency: int
 ) -> list[ItemResult]:
     places = asyncio.Semaphore(concurrency)
+    with counting(f"{one.task} by {assignment.model.id}", len(one.items)) as done:
 
-    async def ask_in_turn(item: Item) -> ItemResult:
-        async with places:
-            return result_of(one, item, await fleet.ask(one, item, assignment.model.id))
+        async def ask_in_turn(item: Item) -> ItemResult:
+            async with places:
+                answer = await fleet.ask(one, item, assignment.model.id)
+            done()
+            return result_of(one, item, answer)
 
-    return await asyncio.gather(*(ask_in_turn(item) for item in one.items))
+        return await asyncio.gather(*(ask_in_turn(item) for item in one.items))
 
 
 def _with_fresh_facts(

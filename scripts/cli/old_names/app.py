@@ -17,11 +17,11 @@ from typing import Any
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.http.app import create_app
-from scripts.cli.aios import FRONT_ELSEWHERE_ENV, REDIS_CHECK_S, with_embedded
 from scripts.cli.child_env import child_env
 from scripts.cli.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from scripts.cli.old_names.commands import MIN_SERVER_DEFAULTS
 from scripts.cli.parent_death import die_with_parent
+from scripts.cli.serve import FRONT_ELSEWHERE_ENV, REDIS_CHECK_S, with_embedded
 from shared.queue.broker import open_broker
 from shared.settings.command_line import redis_url, resolve_environment, tell_of_variables
 from shared.settings.hub import with_hub_models

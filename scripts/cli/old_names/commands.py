@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from scripts.cli import ui
-from scripts.cli.aios import dry_run_worker, serve_hrm
+from scripts.cli.serve import dry_run_worker, serve_hrm
 from shared.settings.command_line import run_role
 from shared.settings.hub_names import SCHEME, hub_name
 

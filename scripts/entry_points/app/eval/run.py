@@ -2,7 +2,7 @@
 
 import sys
 
-from scripts.cli.eval import main
+from scripts.cli.aios import main
 
 if __name__ == "__main__":
-    sys.exit(main(["run", *sys.argv[1:]]))
+    sys.exit(main(["eval", "run", *sys.argv[1:]]))
