@@ -25,6 +25,8 @@ _RETRY_S = 1.0
 
 # One pool for all clients: to make one takes longer than most answers.
 _HTTP = httpx.Client(limits=httpx.Limits(max_connections=None))
+# Streams of named events end with one of these, all others with [DONE].
+_LAST_EVENTS = frozenset({"done", "error"})
 _SUBMIT = {
     "Prefer": "respond-async",
     # The fleet cancels the work soon after the app has stopped following it.
@@ -34,6 +36,10 @@ _SUBMIT = {
 
 class ServerError(Exception):
     """Raised if the server does not do what it was asked for; the message is for people."""
+
+
+class NotAllowed(ServerError):
+    """Raised if the key does not open what was asked for."""
 
 
 class ServerAway(ServerError):
@@ -107,6 +113,29 @@ class Client:
         """Return the answer to a request that is short enough to wait for."""
         return self._request("POST", path, body=body)
 
+    def get(self, path: str, **parameters: str) -> Body:
+        """Return the answer to a question."""
+        return self._request("GET", path, parameters=parameters)
+
+    def document(self) -> Body:
+        """Return the OpenAPI document of the server."""
+        return self._request("GET", "/openapi.json")
+
+    def metrics(self) -> str:
+        """Return the metrics of the server, in Prometheus's text format."""
+        return self._answer("GET", "/metrics", timeout_s=_PROBE_S).text
+
+    def upload(self, name: str, data: bytes, *, media_type: str, purpose: str) -> str:
+        """Keep bytes as a file of the fleet, and return its id."""
+        file = {"file": (name, data, media_type)}
+        answer = self._answer("POST", "/v1/files", files=file, form={"purpose": purpose})
+        file_id: str = _object(answer)["id"]
+        return file_id
+
+    def download(self, file_id: str) -> bytes:
+        """Return the bytes of a file: one that was uploaded, or that a task has made."""
+        return self._answer("GET", f"/v1/artifacts/{quote(file_id, safe='')}").content
+
     def submit(self, path: str, body: Body) -> str:
         """Submit a request as a job, and return the job's id."""
         job_id: str = self._request("POST", path, body=body, headers=_SUBMIT)["id"]
@@ -166,15 +195,41 @@ class Client:
         path: str,
         *,
         body: Body | None = None,
+        parameters: dict[str, str] | None = None,
         headers: dict[str, str] | None = None,
         timeout_s: float = _ANSWER_S,
     ) -> Body:
+        answer = self._answer(
+            method,
+            path,
+            body=body,
+            parameters=parameters,
+            headers=headers,
+            timeout_s=timeout_s,
+        )
+        return _object(answer)
+
+    def _answer(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Body | None = None,
+        files: dict[str, tuple[str, bytes, str]] | None = None,
+        form: dict[str, str] | None = None,
+        parameters: dict[str, str] | None = None,
+        headers: dict[str, str] | None = None,
+        timeout_s: float = _ANSWER_S,
+    ) -> httpx.Response:
         timeout = httpx.Timeout(timeout_s, connect=_PROBE_S)
         try:
             answer = _HTTP.request(
                 method,
                 f"{self.url}{path}",
                 json=body,
+                files=files,
+                data=form,
+                params=parameters,
                 headers={**self._headers, **(headers or {})},
                 timeout=timeout,
             )
@@ -182,7 +237,7 @@ class Client:
             raise self._away(error) from None
         if answer.is_error:
             raise _refusal(answer)
-        return _object(answer)
+        return answer
 
     def _away(self, error: Exception) -> ServerAway:
         if isinstance(error, httpx.ReadTimeout):
@@ -197,15 +252,20 @@ def _job_path(job_id: str) -> str:
 def _frames(lines: Iterator[str]) -> Iterator[Frame | None]:
     """Yield the frames in the lines of an event stream, and None behind the last one."""
     frame_id = ""
+    name = ""
     for line in lines:
         field, _, value = line.partition(":")
         value = value.removeprefix(" ")
         if field == "id":
             frame_id = value
+        elif field == "event":
+            name = value
         elif field == "data" and value == "[DONE]":
             yield None
         elif field == "data":
             yield Frame(frame_id, json.loads(value))
+            if name in _LAST_EVENTS:
+                yield None
         elif line.startswith(":"):
             yield Frame("", None)
 
@@ -223,7 +283,9 @@ def _refusal(answer: httpx.Response) -> ServerError:
     """Return the error of a refused request, in words for people."""
     message = message_of(_object(answer))
     if answer.status_code == 401:
-        return ServerError("The server wants a key, or another one: enter it at the left.")
+        return NotAllowed("The server wants a key, or another one: enter it at the left.")
+    if answer.status_code == 403:
+        return NotAllowed(message or "This key does not open that.")
     if answer.status_code in (429, 503):
         wait_s = answer.headers.get("Retry-After")
         when = f" Try again in {wait_s} s." if wait_s else ""

@@ -30,6 +30,7 @@ def client() -> Client:
 def sidebar(task: str) -> None:
     """Draw the state of the server, the choice of a model that does `task`, and the key.
 
+    A page without a task of its own, "", has no such choice, or draws it by `choose_model`.
     A server that is away is told above the page, too.
     """
     if not client().status().is_up:
@@ -40,7 +41,8 @@ def sidebar(task: str) -> None:
         )
     with st.sidebar:
         _server_status()
-        _choose_model(task)
+        if task:
+            choose_model(task)
         st.text_input(
             "Key",
             type="password",
@@ -117,7 +119,7 @@ def show_timings(run: Run) -> None:
     usage = run.job.get("usage") or {}
     timings = run.job.get("timings") or {}
     with st.container(horizontal=True):
-        if "prompt_tokens" in usage:
+        if usage.get("prompt_tokens"):
             st.metric("Prompt", f"{usage['prompt_tokens']} tokens", width="content")
         if usage.get("completion_tokens"):
             st.metric("Answer", f"{usage['completion_tokens']} tokens", width="content")
@@ -148,7 +150,8 @@ def _server_status() -> None:
         st.caption(f"{server.url} does not answer.")
 
 
-def _choose_model(task: str) -> None:
+def choose_model(task: str) -> None:
+    """Draw the choice of a model that does `task`."""
     try:
         names = models_for(task)
     except ServerError as error:
@@ -172,6 +175,14 @@ def models_for(task: str) -> list[str]:
     """Return the names of the models that do `task`. Raise ServerError if they are not known."""
     models = _models(client().url, st.session_state.get("key"))
     return [model.id for model in models if task in model.tasks]
+
+
+def served_tasks() -> set[str]:
+    """Return the tasks that some model does. Raise ServerError if the models are not known."""
+    tasks: set[str] = set()
+    for model in _models(client().url, st.session_state.get("key")):
+        tasks.update(model.tasks)
+    return tasks
 
 
 @st.cache_data(ttl=_MODELS_KEPT, show_spinner=False)

@@ -8,7 +8,13 @@ from pathlib import Path
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
-from scripts.ui import page_chat, page_generate, page_puzzles, page_solve
+from scripts.ui import (
+    page_chat,
+    page_generate,
+    page_puzzles,
+    page_solve,
+    page_tasks,
+)
 from scripts.ui.session import sidebar
 
 # Streamlit would load an icon that goes by its name from another host.
@@ -30,6 +36,7 @@ PAGES = {
     "solve": AppPage("Solve", ":material/calculate:", "generate", page_solve.show),
     "chat": AppPage("Chat", ":material/forum:", "generate", page_chat.show),
     "puzzles": AppPage("Puzzles", ":material/grid_on:", "solve", page_puzzles.show),
+    "tasks": AppPage("Tasks", ":material/category:", "", page_tasks.show),
 }
 """All pages, by the paths of their addresses. The first one is also at `/`."""
 
