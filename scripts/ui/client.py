@@ -42,6 +42,10 @@ class NotAllowed(ServerError):
     """Raised if the key does not open what was asked for."""
 
 
+class NotFound(ServerError):
+    """Raised if what was asked for is not there."""
+
+
 class ServerAway(ServerError):
     """Raised if no server answers at the address."""
 
@@ -111,15 +115,19 @@ class Client:
 
     def post(self, path: str, body: Body) -> Body:
         """Return the answer to a request that is short enough to wait for."""
-        return self._request("POST", path, body=body)
+        return self._request("POST", path, json=body)
 
     def get(self, path: str, **parameters: str) -> Body:
         """Return the answer to a question."""
-        return self._request("GET", path, parameters=parameters)
+        return self._request("GET", path, params=parameters)
 
     def document(self) -> Body:
         """Return the OpenAPI document of the server."""
         return self._request("GET", "/openapi.json")
+
+    def health(self) -> Body:
+        """Return the counts of workers, models and jobs, also while no worker is ready."""
+        return _object(self._send("GET", "/api/health", timeout_s=_PROBE_S))
 
     def metrics(self) -> str:
         """Return the metrics of the server, in Prometheus's text format."""
@@ -128,7 +136,7 @@ class Client:
     def upload(self, name: str, data: bytes, *, media_type: str, purpose: str) -> str:
         """Keep bytes as a file of the fleet, and return its id."""
         file = {"file": (name, data, media_type)}
-        answer = self._answer("POST", "/v1/files", files=file, form={"purpose": purpose})
+        answer = self._answer("POST", "/v1/files", files=file, data={"purpose": purpose})
         file_id: str = _object(answer)["id"]
         return file_id
 
@@ -138,7 +146,7 @@ class Client:
 
     def submit(self, path: str, body: Body) -> str:
         """Submit a request as a job, and return the job's id."""
-        job_id: str = self._request("POST", path, body=body, headers=_SUBMIT)["id"]
+        job_id: str = self._request("POST", path, json=body, headers=_SUBMIT)["id"]
         return job_id
 
     def job(self, job_id: str) -> Body:
@@ -189,55 +197,37 @@ class Client:
         except httpx.HTTPError as error:
             raise self._away(error) from None
 
-    def _request(
-        self,
-        method: str,
-        path: str,
-        *,
-        body: Body | None = None,
-        parameters: dict[str, str] | None = None,
-        headers: dict[str, str] | None = None,
-        timeout_s: float = _ANSWER_S,
-    ) -> Body:
-        answer = self._answer(
-            method,
-            path,
-            body=body,
-            parameters=parameters,
-            headers=headers,
-            timeout_s=timeout_s,
-        )
-        return _object(answer)
+    def _request(self, method: str, path: str, **request: Any) -> Body:
+        """Return the JSON object of an answer. `request` is as for `_send`."""
+        return _object(self._answer(method, path, **request))
 
-    def _answer(
-        self,
-        method: str,
-        path: str,
-        *,
-        body: Body | None = None,
-        files: dict[str, tuple[str, bytes, str]] | None = None,
-        form: dict[str, str] | None = None,
-        parameters: dict[str, str] | None = None,
-        headers: dict[str, str] | None = None,
-        timeout_s: float = _ANSWER_S,
-    ) -> httpx.Response:
-        timeout = httpx.Timeout(timeout_s, connect=_PROBE_S)
-        try:
-            answer = _HTTP.request(
-                method,
-                f"{self.url}{path}",
-                json=body,
-                files=files,
-                data=form,
-                params=parameters,
-                headers={**self._headers, **(headers or {})},
-                timeout=timeout,
-            )
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise self._away(error) from None
+    def _answer(self, method: str, path: str, **request: Any) -> httpx.Response:
+        """Return an answer. Raise the ServerError of a request that is refused."""
+        answer = self._send(method, path, **request)
         if answer.is_error:
             raise _refusal(answer)
         return answer
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: dict[str, str] | None = None,
+        timeout_s: float = _ANSWER_S,
+        **request: Any,
+    ) -> httpx.Response:
+        """Return any answer to a request. `request` has what httpx sends: `json`, `files`, ..."""
+        try:
+            return _HTTP.request(
+                method,
+                f"{self.url}{path}",
+                headers={**self._headers, **(headers or {})},
+                timeout=httpx.Timeout(timeout_s, connect=_PROBE_S),
+                **request,
+            )
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise self._away(error) from None
 
     def _away(self, error: Exception) -> ServerAway:
         if isinstance(error, httpx.ReadTimeout):
@@ -286,6 +276,8 @@ def _refusal(answer: httpx.Response) -> ServerError:
         return NotAllowed("The server wants a key, or another one: enter it at the left.")
     if answer.status_code == 403:
         return NotAllowed(message or "This key does not open that.")
+    if answer.status_code == 404:
+        return NotFound(message or "This is not there.")
     if answer.status_code in (429, 503):
         wait_s = answer.headers.get("Retry-After")
         when = f" Try again in {wait_s} s." if wait_s else ""

@@ -177,6 +177,11 @@ def models_for(task: str) -> list[str]:
     return [model.id for model in models if task in model.tasks]
 
 
+def all_models() -> list[str]:
+    """Return the names of all models. Raise ServerError if they are not known."""
+    return [model.id for model in _models(client().url, st.session_state.get("key"))]
+
+
 def served_tasks() -> set[str]:
     """Return the tasks that some model does. Raise ServerError if the models are not known."""
     tasks: set[str] = set()

@@ -9,7 +9,9 @@ import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
 from scripts.ui import (
+    page_batches,
     page_chat,
+    page_fleet,
     page_generate,
     page_puzzles,
     page_solve,
@@ -37,6 +39,8 @@ PAGES = {
     "chat": AppPage("Chat", ":material/forum:", "generate", page_chat.show),
     "puzzles": AppPage("Puzzles", ":material/grid_on:", "solve", page_puzzles.show),
     "tasks": AppPage("Tasks", ":material/category:", "", page_tasks.show),
+    "batches": AppPage("Batches", ":material/stacks:", "", page_batches.show),
+    "fleet": AppPage("Fleet", ":material/monitoring:", "", page_fleet.show),
 }
 """All pages, by the paths of their addresses. The first one is also at `/`."""
 
