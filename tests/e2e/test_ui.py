@@ -10,17 +10,11 @@ from streamlit.testing.v1 import AppTest
 from scripts.ui.page_puzzles import EXAMPLES
 from shared.shipped import REPO_ROOT
 from tests.fixtures.browser import DESKTOP, PHONE, opened, overflow_of
-from tests.fixtures.e2e.app_pages import click, metrics, page_of, wait_for
+from tests.fixtures.e2e.app_pages import TOLERATED, click, metrics, page_of, wait_for
 from tests.fixtures.e2e.serving import Serving, serving
 from tests.fixtures.redis_server import free_port
 
 SUM = "Compute: 347 + 285"
-TOLERATED = (
-    # Chromium's advice on the field of the key.
-    "Password field is not contained in a form",
-    # Streamlit looks for its server below the address of a page before it looks at the root.
-    "Failed to load resource: the server responded with a status of 404",
-)
 
 
 @pytest.fixture(scope="module")
