@@ -38,7 +38,7 @@ class BatchesState:
 
 def show() -> None:
     """Draw the page."""
-    st.title("Batches")
+    st.title("Batches and evaluations")
     part = st.segmented_control(
         "Part",
         [_BATCHES, _EVALUATIONS],

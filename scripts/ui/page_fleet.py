@@ -277,7 +277,7 @@ def _usage() -> None:
     st.subheader("Usage")
     left, right = st.columns(2)
     groups = left.selectbox(
-        "Usage", list(_GROUPS), format_func=_GROUPS.__getitem__, key="usage_by", **LINK
+        "Sums", list(_GROUPS), format_func=_GROUPS.__getitem__, key="usage_by", **LINK
     )
     days = right.slider("Days", 1, 90, 30, key="usage_days", **LINK)
     start = datetime.now(UTC).date() - timedelta(days=days - 1)

@@ -23,6 +23,8 @@ ASKED_FOR = {
     endpoint.task for post in POSTS for endpoint in post.endpoints if isinstance(endpoint, Endpoint)
 }
 """The tasks that some endpoint asks for."""
+TIED = ("options.n", "noise")
+"""Fields whose bounds are nearer than the schema says: one choice only, and no noise of 0."""
 FILE_ID = "file-0123456789abcdef0123456789abcdef"
 
 
@@ -80,7 +82,9 @@ def test_a_form_as_it_is_drawn_is_a_valid_body(form: TaskForm) -> None:
     for field in form.fields:
         is_number = field.kind in ("integer", "number")
         for bound in (field.least, field.most):
-            if is_number and bound is not None and field.name != "options.n":
+            if bound == field.default or field.name in TIED:
+                continue
+            if is_number and bound is not None:
                 value = int(bound) if field.kind == "integer" else bound
                 within = form.body(values | _enough(field) | {field.name: value})
                 assert accepts(form, within), within
@@ -94,8 +98,8 @@ def _enough(field: FormField) -> dict[str, Any]:
     """Return the values of other fields that a bound of this one needs."""
     if field.name == "options.min_tokens":
         return {"options.max_new_tokens": 2**31 - 1}
-    if field.name in ("samples", "noise"):
-        return {"samples": 2, "noise": 0.5}
+    if field.name == "samples":
+        return {"noise": 0.5}
     return {}
 
 
