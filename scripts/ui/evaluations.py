@@ -1,6 +1,5 @@
 """Evaluations: how many answers of the models are right, asked by the fleet itself."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,13 +11,13 @@ import streamlit as st
 from api.evaluation.report import Report
 from api.evaluation.sets import read_sets
 from scripts.cli.evaluation.pages import as_html
-from scripts.ui.client import Body, NotAllowed, NotFound, ServerError
-from scripts.ui.session import LINK, all_models, client, show_error
+from scripts.ui.client import Body, Client, NotAllowed, ServerError
+from scripts.ui.session import LINK, all_models, client, show_error, time_text
 
 _PATH = "/api/evaluation"
 _REDRAW_EVERY = timedelta(seconds=1)
 _OPEN = frozenset({"queued", "running"})
-_MOST_KEPT = 50
+_MOST_EARLIER = 20
 
 
 @dataclass
@@ -29,39 +28,37 @@ class EvaluationsState:
     error: str = ""
 
 
-@st.cache_resource(max_entries=8, show_spinner=False)
-def _history(url: str, key: str | None) -> "OrderedDict[str, Body]":
-    """Return the evaluations of a server that this app has seen, the latest last."""
-    return OrderedDict()
-
-
 def show() -> None:
     """Draw the choice of sets and models, and an evaluation with those before it."""
     state: EvaluationsState = st.session_state.setdefault("evaluations", EvaluationsState())
-    history = _history(client().url, st.session_state.get("key"))
     try:
-        latest = client().get(f"{_PATH}/latest")
-        _keep(history, latest)
+        runs = client().get(f"{_PATH}/runs")["runs"]
+        models = all_models()
     except NotAllowed as error:
         st.info(
             f"Evaluations are for operators: enter an admin key at the left. ({error})",
             icon=":material/key:",
         )
         return
-    except NotFound:
-        pass  # none has ended yet
     except ServerError as error:
         show_error(str(error))
         return
-    _new_evaluation(state, history)
+    _new_evaluation(state, models)
     show_error(state.error)
-    _choose(state, history)
+    _choose(state, runs)
+    if runs:
+        with st.expander("All evaluations", icon=":material/list:"):
+            st.dataframe([_row(run) for run in runs], hide_index=True, alt="All evaluations")
 
 
-def _keep(history: "OrderedDict[str, Body]", run: Body) -> None:
-    history[run["id"]] = run
-    if len(history) > _MOST_KEPT:
-        history.popitem(last=False)
+def _row(run: Body) -> Body:
+    return {
+        "id": run["id"],
+        "made (UTC)": time_text(run["created_at"]),
+        "sets": ", ".join(run["tasks"]) if run["tasks"] else "all",
+        "model": run["model"] or "all",
+        "state": run["state"],
+    }
 
 
 @cache
@@ -70,14 +67,14 @@ def _set_names() -> tuple[str, ...]:
     return tuple(read_sets())
 
 
-def _new_evaluation(state: EvaluationsState, history: "OrderedDict[str, Body]") -> None:
+def _new_evaluation(state: EvaluationsState, models: Sequence[str]) -> None:
     with st.container(border=True):
         sets = st.multiselect(
             "Sets", _set_names(), key="eval_sets", placeholder="all of them", **LINK
         )
         model = st.selectbox(
             "Of the model",
-            all_models(),
+            models,
             index=None,
             placeholder="all that can do a set",
             key="eval_model",
@@ -99,13 +96,12 @@ def _new_evaluation(state: EvaluationsState, history: "OrderedDict[str, Body]") 
     else:
         state.error = ""
         state.made = run["id"]
-        _keep(history, run)
     st.rerun()
 
 
-def _choose(state: EvaluationsState, history: "OrderedDict[str, Body]") -> None:
+def _choose(state: EvaluationsState, runs: Sequence[Body]) -> None:
     """Draw the choice of an evaluation, and the one that is chosen."""
-    ids = list(reversed(history))
+    ids = [run["id"] for run in runs]
     if state.made:
         st.session_state["evaluation"] = state.made
         state.made = ""
@@ -121,9 +117,9 @@ def _choose(state: EvaluationsState, history: "OrderedDict[str, Body]") -> None:
     except ServerError as error:
         show_error(str(error))
         return
-    _keep(history, run)
     if run["state"] not in _OPEN:
-        _show_run(run, list(history.values()))
+        earlier = [other["id"] for other in runs if other["created_at"] < run["created_at"]]
+        _show_run(run, earlier)
         return
 
     @st.fragment(run_every=_REDRAW_EVERY)
@@ -145,8 +141,8 @@ def _show_progress(run: Body) -> None:
     st.progress(share, text=f"{run['state']}: {run['done']} of {run['total'] or '?'} requests")
 
 
-def _show_run(run: Body, history: Sequence[Body]) -> None:
-    """Draw an evaluation that has ended."""
+def _show_run(run: Body, earlier: Sequence[str]) -> None:
+    """Draw an evaluation that has ended. `earlier` are the ids of those before it."""
     if run["error"]:
         show_error(run["error"])
     report = run["report"]
@@ -158,18 +154,24 @@ def _show_run(run: Body, history: Sequence[Body]) -> None:
     for skipped in report["skipped"]:
         of_model = f" of {skipped['model']}" if skipped["model"] else ""
         st.caption(f"Skipped: {skipped['task']}{of_model}: {skipped['reason']}")
-    earlier = []
-    for other in history:
-        if other["report"] is not None and other["id"] != run["id"]:
-            earlier.append(msgspec.convert(other["report"], Report))
     st.download_button(
         "Report as a page",
-        partial(as_html, msgspec.convert(report, Report), earlier),
+        partial(report_page, client(), report, earlier[:_MOST_EARLIER]),
         file_name=f"{run['id']}.html",
         mime="text/html",
         on_click="ignore",
         icon=":material/download:",
     )
+
+
+def report_page(server: Client, report: Body, earlier: Sequence[str]) -> str:
+    """Return a report in HTML, with the course of the evaluations before it. Raise ServerError."""
+    history = []
+    for run_id in earlier:
+        run = server.get(f"{_PATH}/runs/{run_id}")
+        if run["report"] is not None:
+            history.append(msgspec.convert(run["report"], Report))
+    return as_html(msgspec.convert(report, Report), history)
 
 
 def _show_result(result: Body) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from typing import Literal
 
@@ -10,7 +10,7 @@ import streamlit as st
 
 from scripts.ui import evaluations
 from scripts.ui.client import Body, ServerError
-from scripts.ui.session import LINK, client, show_error
+from scripts.ui.session import LINK, client, show_error, time_text
 
 _BATCHES = "Batches"
 _EVALUATIONS = "Evaluations"
@@ -154,19 +154,15 @@ def endpoint_of(data: bytes) -> str:
 
 def _summary(batch: Body) -> str:
     counts = batch["request_counts"]
-    made = _time(batch["created_at"])
+    made = time_text(batch["created_at"])
     return f"{made} · {batch['endpoint']} · {counts['total']} lines · {batch['id'][-8:]}"
-
-
-def _time(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _row(batch: Body) -> Body:
     counts = batch["request_counts"]
     return {
         "id": batch["id"],
-        "made (UTC)": _time(batch["created_at"]),
+        "made (UTC)": time_text(batch["created_at"]),
         "endpoint": batch["endpoint"],
         "status": batch["status"],
         "lines": counts["total"],

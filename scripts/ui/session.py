@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import streamlit as st
@@ -68,6 +68,11 @@ def show_error(message: str) -> None:
     """Say in the page what went wrong, if anything did."""
     if message:
         st.error(message, icon=":material/error:")
+
+
+def time_text(seconds: int) -> str:
+    """Return a time in UTC, of seconds since 1970."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def submitted(path: str, body: Body) -> Run:

@@ -74,6 +74,7 @@ WHO_MAY_CALL = {
     ("GET", "/v1/fleet"): ADMIN,
     ("POST", "/api/evaluation/run"): ADMIN,
     ("GET", "/api/evaluation/latest"): ADMIN,
+    ("GET", "/api/evaluation/runs"): ADMIN,
     ("GET", "/api/evaluation/runs/{id}"): ADMIN,
     ("GET", "/api/health"): OPEN,
     ("GET", "/health"): OPEN,

@@ -9,6 +9,8 @@ import pytest
 from playwright.async_api import expect
 from streamlit.testing.v1 import AppTest
 
+from scripts.ui.client import Client
+from scripts.ui.evaluations import report_page
 from shared.shipped import shipped
 from tests.fixtures.browser import DESKTOP, PHONE, opened, overflow_of
 from tests.fixtures.e2e.app_pages import TOLERATED, click, metrics, page_of, wait_for
@@ -119,6 +121,12 @@ def test_an_evaluation_is_made(open_page: Callable[..., AppTest], fleet: Serving
     assert metrics(page)["Latency"] == f"{latency['p50']:.0f} / {latency['p95']:.0f} ms"
     assert list(page.dataframe[0].value["item"]) == [item["id"] for item in result["items"]]
     assert any("sudoku-4x4" in text.value for text in page.caption)
+
+    # The report by itself, and the evaluations before it.
+    page_of_report = report_page(Client(fleet.url, "boss"), report, [run_id])
+    assert report["id"] in page_of_report
+    assert "<svg" in page_of_report
+    assert run_id in list(page.dataframe[-1].value["id"])
 
 
 def test_a_caller_is_told_what_is_for_operators(
