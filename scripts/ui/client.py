@@ -121,6 +121,10 @@ class Client:
         """Return the answer to a question."""
         return self._request("GET", path, params=parameters)
 
+    def delete(self, path: str) -> Body:
+        """Delete what is at a path, and return what the server says of it."""
+        return self._request("DELETE", path)
+
     def document(self) -> Body:
         """Return the OpenAPI document of the server."""
         return self._request("GET", "/openapi.json")

@@ -37,9 +37,10 @@ _GROUPS = {
 
 @dataclass
 class FleetState:
-    """The state of the page: what came of the last order, and errors by their places."""
+    """The state of the page: what came of the last orders, and errors by their places."""
 
     told: str = ""
+    retried: str = ""
     errors: dict[str, str] = field(default_factory=dict)
 
 
@@ -61,13 +62,12 @@ def show() -> None:
     _live()
     _change_models(state, names)
     _jobs(state)
+    _dead_jobs(state)
     _usage()
-    with st.expander("Keys and dead jobs", icon=":material/terminal:"):
-        st.markdown(
-            "Keys are made and revoked by `aios keys`, and jobs that workers died of are retried "
-            "or dropped by `aios dead`, on a machine that reaches the fleet's Redis. The API has "
-            "no paths for them."
-        )
+    st.caption(
+        "Keys are made and revoked by `aios keys` on a machine that reaches the fleet's Redis: the "
+        "API has no path for that."
+    )
 
 
 @st.fragment(run_every=_REDRAW_EVERY)
@@ -222,7 +222,7 @@ def _order(state: FleetState, order: str, name: str) -> None:
     state.errors["model"] = _error_of(change)
 
 
-def _error_of(do: Callable[[], None]) -> str:
+def _error_of(do: Callable[[], object]) -> str:
     """Do something, and return what the page has to say then, "" if all went well."""
     try:
         do()
@@ -270,6 +270,43 @@ def _jobs(state: FleetState) -> None:
     show_error(state.errors.get("job", ""))
     with st.expander("JSON", icon=":material/data_object:"):
         st.json(job)
+
+
+def _dead_jobs(state: FleetState) -> None:
+    """Draw the jobs that workers died of, for an operator, and what can be done about them."""
+    try:
+        jobs = client().get("/v1/dead-jobs")["jobs"]
+    except NotAllowed:
+        return
+    except ServerError as error:
+        show_error(str(error))
+        return
+    st.subheader("Dead jobs")
+    show_error(state.errors.get("dead", ""))
+    if state.retried:
+        st.success(state.retried, icon=":material/check_circle:")
+    if not jobs:
+        st.caption("No job was given up because its workers died.")
+        return
+    st.dataframe(jobs, hide_index=True, alt="Table of dead jobs")
+    ids = [job["id"] for job in jobs]
+    job_id = st.selectbox("Dead job", ids, key="dead_job")
+    with st.container(horizontal=True):
+        if st.button("Retry", icon=":material/replay:", help="As a new job of its tenant."):
+            _change_dead(state, lambda: _retry(state, job_id))
+        if st.button("Drop", icon=":material/delete:", help="It is forgotten, with its task."):
+            _change_dead(state, lambda: client().delete(f"/v1/dead-jobs/{job_id}"))
+
+
+def _change_dead(state: FleetState, do: Callable[[], object]) -> None:
+    state.retried = ""
+    state.errors["dead"] = _error_of(do)
+    st.rerun()
+
+
+def _retry(state: FleetState, job_id: str) -> None:
+    answer = client().post(f"/v1/dead-jobs/{job_id}/retry", {})
+    state.retried = f"It is job {answer['retried_as']} now."
 
 
 def _usage() -> None:

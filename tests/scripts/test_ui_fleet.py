@@ -11,6 +11,7 @@ from scripts.ui import fleet_history
 from scripts.ui.client import Client, NotAllowed, NotFound, ServerError
 from scripts.ui.fleet_history import KEYS_AND_VALUES, FleetHistory
 from scripts.ui.page_batches import endpoint_of
+from tests.fixtures.e2e.app_pages import click, page_of
 
 
 def metrics_of(waiting: int, *, first_tokens: int) -> str:
@@ -72,6 +73,59 @@ def test_a_history_is_bounded(clock: list[float]) -> None:
     assert curve["m"][-1] == 999
     assert curve["s"][0] == pytest.approx(-600, abs=2)
     assert len(curve["s"]) == len(curve["m"]) <= 301
+
+
+class StandIn:
+    """Answers as a front with a dead job does, and notes the requests that change something."""
+
+    def __init__(self) -> None:
+        self.changes: list[str] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        path = request.url.path
+        if request.method != "GET":
+            self.changes.append(f"{request.method} {path}")
+            return httpx.Response(200, json={"id": "j1", "retried_as": "j2"})
+        if path == "/metrics":
+            return httpx.Response(200, text=metrics_of(1, first_tokens=1))
+        dead = {"id": "j1", "model": "m", "tenant": "t", "worker": "w", "takes": 3, "at": "now"}
+        totals = dict.fromkeys(("requests", "jobs", "prompt_tokens", "completion_tokens"), 0)
+        answers: dict[str, Any] = {
+            "/readyz": {"status": "ready"},
+            "/api/health": {
+                "workers": {"loading": 0, "ready": 1, "draining": 0},
+                "models": {"known": 1, "served": 1},
+                "in_flight": 0,
+                "memory_bytes": 0,
+            },
+            "/api/models/status": {"models": []},
+            "/v1/fleet": {"workers": [], "models": [], "dead_jobs": 1},
+            "/v1/dead-jobs": {"jobs": [] if self.changes else [dead]},
+            "/v1/usage": {"rows": [], "totals": {**totals, "compute_seconds": 0.0}},
+        }
+        return httpx.Response(200, json=answers[path])
+
+
+@pytest.mark.parametrize(
+    ("button", "change", "told"),
+    [
+        ("Retry", "POST /v1/dead-jobs/j1/retry", ["It is job j2 now."]),
+        ("Drop", "DELETE /v1/dead-jobs/j1", []),
+    ],
+)
+def test_dead_jobs_are_tried_again_or_dropped(
+    button: str, change: str, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    front = StandIn()
+    http = httpx.Client(transport=httpx.MockTransport(front))
+    monkeypatch.setattr(client_module, "_HTTP", http)
+    monkeypatch.setenv("API_URL", f"http://{button}")
+    page = page_of("fleet")
+    assert page.selectbox(key="dead_job").value == "j1"
+    click(page, button)
+    assert front.changes == [change]
+    assert "No job was given up because its workers died." in [one.value for one in page.caption]
+    assert [one.value for one in page.success] == told
 
 
 @pytest.mark.parametrize(
