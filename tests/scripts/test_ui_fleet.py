@@ -12,6 +12,7 @@ from scripts.ui.client import Client, NotAllowed, NotFound, ServerError
 from scripts.ui.fleet_history import KEYS_AND_VALUES, FleetHistory
 from scripts.ui.page_batches import endpoint_of
 from tests.fixtures.e2e.app_pages import click, page_of
+from tests.fixtures.redis_server import free_port
 
 
 def metrics_of(waiting: int, *, first_tokens: int) -> str:
@@ -169,3 +170,13 @@ def test_a_batch_has_the_endpoint_of_its_first_line() -> None:
     for data, message in ((b" \n", "Choose a file first"), (b"{}", "needs a url"), (b"x", "url")):
         with pytest.raises(ServerError, match=message):
             endpoint_of(data)
+
+
+@pytest.mark.parametrize("path", ["tasks", "batches", "fleet"])
+def test_a_server_that_is_away_is_told(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("API_URL", url)
+    page = page_of(path)
+    assert page.title[0].value
+    assert url in page.warning[0].value
+    assert [error.value for error in page.error] == [f"The server at {url} does not answer."]
