@@ -72,7 +72,9 @@ class FleetHistory:
 
     def names(self) -> list[str]:
         """Return the names of the figures that there are, in the order in which they are shown."""
-        known = {name for sample in self._samples for name, _ in sample.figures}
+        known = set()
+        for sample in self._samples:
+            known.update(name for name, _ in sample.figures)
         ordered = [*_GAUGES.values(), *_SHOWN_TIMES.values(), KEYS_AND_VALUES]
         return [name for name in ordered if name in known]
 

@@ -12,8 +12,8 @@ _LEAST_SIDE = 480
 _MOST_SIDE = 1600
 _MASK_SHARE = 0.55
 _FONT_SIZE = 16
-# What a mask of 8 bits has inside.
-_INSIDE = 128
+# A mask of 8 bits is bright inside.
+_SHARES = [0] * 128 + [round(255 * _MASK_SHARE)] * 128
 
 Point = tuple[float, float]
 
@@ -69,7 +69,7 @@ def masked(picture: bytes, masks: Sequence[Mask]) -> Image.Image:
     for place, mask in enumerate(masks):
         with Image.open(BytesIO(mask.png)) as opened:
             shape = opened.convert("L").resize(canvas.size, Image.Resampling.NEAREST)
-        share = shape.point([round(255 * _MASK_SHARE) if n >= _INSIDE else 0 for n in range(256)])
+        share = shape.point(_SHARES)
         canvas.paste(Image.new("RGB", canvas.size, colour_of(place)), mask=share)
     return canvas
 
@@ -78,6 +78,7 @@ def shown(picture: bytes) -> Image.Image:
     """Return a picture of 8 bits, also of one with 16. Raise OSError for no picture."""
     with Image.open(BytesIO(picture)) as opened:
         if opened.mode.startswith("I"):
+            # The upper byte of each pixel.
             return opened.convert("I").point([n // 256 for n in range(65536)], "L")
         return opened.copy()
 

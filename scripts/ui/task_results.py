@@ -23,7 +23,7 @@ _TEXT = "text"
 
 @dataclass(frozen=True)
 class SentInputs:
-    """What was sent: the bytes of a picture, and the numbers of a series, if there were any."""
+    """Inputs that results are drawn with: a picture and the numbers of a series, if any."""
 
     picture: bytes | None = None
     series: tuple[float, ...] = ()
