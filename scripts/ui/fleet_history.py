@@ -14,7 +14,7 @@ _KEPT_S = 600.0
 _MOST_SAMPLES = 400
 # Latencies are those of so many seconds.
 _RECENT_S = 15.0
-_SHOWN_TIMES = {"ttft": "First token, p95", "job": "Job, p95"}
+_SHOWN_TIMES = {"ttft": "First token, p95, s", "job": "Job, p95, s"}
 _GAUGES = {
     ("aios_queue_depth", "queued"): "Waiting",
     ("aios_queue_depth", "running"): "Running",

@@ -171,7 +171,7 @@ def _show_workers(fleet: Body) -> None:
                 "pool": worker["pool"],
                 "jobs in hand": worker["in_flight"],
                 "pages of keys and values": f"{used} of {pages}",
-                "tokens/s": sum(model["tokens_per_s"] for model in worker["models"]),
+                "tokens/s": round(sum(model["tokens_per_s"] for model in worker["models"]), 1),
                 "failures": sum(model["errors"] for model in worker["models"]),
                 "memory, MiB": round(worker["memory_bytes"] / _MEBIBYTE),
                 "device, MiB": round(worker["device_bytes"] / _MEBIBYTE),

@@ -12,6 +12,8 @@ _LEAST_SIDE = 480
 _MOST_SIDE = 1600
 _MASK_SHARE = 0.55
 _FONT_SIZE = 16
+_ROW = 26
+_MOST_LABELS = 20
 # A mask of 8 bits is bright inside.
 _SHARES = [0] * 128 + [round(255 * _MASK_SHARE)] * 128
 
@@ -64,13 +66,30 @@ def _label_at(corners: Sequence[Point]) -> Point:
 
 
 def masked(picture: bytes, masks: Sequence[Mask]) -> Image.Image:
-    """Return a picture with each mask in a colour of its own. Raise OSError for no picture."""
+    """Return a picture with each mask in a colour of its own, and the colours' labels below it.
+
+    Raise OSError for bytes that are no picture.
+    """
     canvas, _ = _canvas(picture)
     for place, mask in enumerate(masks):
         with Image.open(BytesIO(mask.png)) as opened:
             shape = opened.convert("L").resize(canvas.size, Image.Resampling.NEAREST)
         share = shape.point(_SHARES)
         canvas.paste(Image.new("RGB", canvas.size, colour_of(place)), mask=share)
+    return _with_legend(canvas, [mask.label for mask in masks[:_MOST_LABELS]])
+
+
+def _with_legend(picture: Image.Image, labels: Sequence[str]) -> Image.Image:
+    """Return a picture with a row below it for each label, in its colour."""
+    height = picture.height + len(labels) * _ROW
+    canvas = Image.new("RGB", (picture.width, height), "white")
+    canvas.paste(picture)
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(_FONT_SIZE)
+    for place, label in enumerate(labels):
+        top = picture.height + place * _ROW
+        draw.rectangle((0, top, picture.width, top + _ROW), fill=colour_of(place))
+        draw.text((8, top + 3), label, fill="black", font=font)
     return canvas
 
 

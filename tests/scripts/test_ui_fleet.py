@@ -59,10 +59,10 @@ def test_curves_are_those_of_the_samples(clock: list[float]) -> None:
     assert history.curves("Waiting") == {"s": [-2, 0], "m": [4, 7]}
     assert history.curves(KEYS_AND_VALUES) == {"s": [-2, 0], "m": [25, 25]}
     # All ten first tokens came since, in the bucket from 0.1 to 0.2 s.
-    latency = history.curves("First token, p95")
+    latency = history.curves("First token, p95, s")
     assert latency == {"s": [-2, 0], "m": [None, pytest.approx(0.195)]}
     assert history.latest("Waiting") == 7
-    assert history.names() == ["Waiting", "First token, p95", KEYS_AND_VALUES]
+    assert history.names() == ["Waiting", "First token, p95, s", KEYS_AND_VALUES]
 
 
 def test_a_history_is_bounded(clock: list[float]) -> None:

@@ -163,6 +163,9 @@ def test_outlines_and_masks_lie_where_they_belong() -> None:
     drawn = masked(_png((40, 20), "black"), [Mask("wall", encoded(left))])
     assert drawn.getpixel((10, 10)) != (0, 0, 0)
     assert drawn.getpixel((470, 10)) == (0, 0, 0)
+    # The label is below, in the same colour.
+    assert drawn.height > 240
+    assert drawn.getpixel((470, 250)) == colour
 
 
 def test_a_map_of_16_bits_is_shown_with_8() -> None:
