@@ -72,7 +72,7 @@ class FleetHistory:
 
     def names(self) -> list[str]:
         """Return the names of the figures that there are, in the order in which they are shown."""
-        known = set()
+        known: set[str] = set()
         for sample in self._samples:
             known.update(name for name, _ in sample.figures)
         ordered = [*_GAUGES.values(), *_SHOWN_TIMES.values(), KEYS_AND_VALUES]

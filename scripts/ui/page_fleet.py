@@ -79,6 +79,7 @@ def _live() -> None:
         health = server.health()
         fleet = _fleet()
         models = server.get("/api/models/status")["models"]
+        pinned = [] if fleet is None else server.get("/api/models/catalogue")["pinned"]
         if history.is_due(_POLL_EVERY_S):
             history.add(server.metrics(), fleet)
     except ServerError as error:
@@ -92,7 +93,7 @@ def _live() -> None:
         )
     _show_now(health, fleet, history)
     _show_curves(history)
-    _show_models(models, fleet)
+    _show_models(models, fleet, pinned)
     if fleet is not None:
         _show_workers(fleet)
     _show_times(history)
@@ -134,7 +135,7 @@ def _show_curves(history: FleetHistory) -> None:
             column.line_chart(curves, x="s", x_label="seconds", height=170)
 
 
-def _show_models(models: list[Body], fleet: Body | None) -> None:
+def _show_models(models: list[Body], fleet: Body | None, pinned: list[str]) -> None:
     queues = {model["id"]: model for model in fleet["models"]} if fleet is not None else {}
     rows = []
     for model in models:
@@ -146,6 +147,7 @@ def _show_models(models: list[Body], fleet: Body | None) -> None:
         }
         queue = queues.get(model["model_id"])
         if queue is not None:
+            row["pinned"] = model["model_id"] in pinned
             row["waiting"] = queue["waiting"]
             row["running"] = queue["running"]
             row["tokens/s"] = queue["tokens_per_s"]

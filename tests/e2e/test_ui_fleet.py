@@ -170,6 +170,8 @@ def test_models_are_unloaded_and_loaded(open_page: Callable[..., AppTest], fleet
     for order, done in (("Pin", "pinned"), ("Unpin", "unpinned"), ("Load", "ordered")):
         click(page, order)
         assert [told.value for told in page.success] == [f"maths: {done}"]
+        pinned = page.run().dataframe[0].value["pinned"]
+        assert list(pinned) == [order == "Pin", False]
 
     def is_loaded() -> bool:
         return list(page.dataframe[0].value["status"]) == ["ready", "ready"]

@@ -101,6 +101,7 @@ class StandIn:
             },
             "/api/models/status": {"models": []},
             "/v1/fleet": {"workers": [], "models": [], "dead_jobs": 1},
+            "/api/models/catalogue": {"models": [], "pinned": []},
             "/v1/dead-jobs": {"jobs": [] if self.changes else [dead]},
             "/v1/usage": {"rows": [], "totals": {**totals, "compute_seconds": 0.0}},
         }
