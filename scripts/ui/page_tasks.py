@@ -10,23 +10,20 @@ from scripts.ui.run import Run
 from scripts.ui.session import (
     LINK,
     choose_model,
-    chosen_model,
     client,
     draw_live,
-    models_for,
     served_tasks,
     show_error,
     show_timings,
     stop,
     submitted,
+    with_model,
 )
 from scripts.ui.task_fields import File, draw_fields
 from scripts.ui.task_forms import LOCAL_INFERENCE, FieldError, TaskForm, forms_of
 from scripts.ui.task_results import SentInputs, file_bytes, show_result
 
 _FORMS_KEPT = timedelta(seconds=30)
-# The default model does it, so the server may choose.
-_TASK_OF_DEFAULT = "generate"
 
 _ABOUT_ANSWERS = frozenset({"id", "object", "created", "model", "usage"})
 """Fields of answers that are no part of their result."""
@@ -148,11 +145,7 @@ def _request(form: TaskForm, values: Body) -> tuple[SentInputs, Body]:
         if entry.kind == "series" and isinstance(value, list):
             series = tuple(value)
         sent[entry.name] = value
-    body = form.body(sent)
-    model = _model_for(form.task)
-    if model:
-        body["model"] = model
-    return SentInputs(picture, series), body
+    return SentInputs(picture, series), with_model(form.body(sent), form.task)
 
 
 def _file_id(file: File) -> str:
@@ -160,14 +153,6 @@ def _file_id(file: File) -> str:
     if file.id:
         return file.id
     return client().upload(file.name, file.data, media_type=file.media_type, purpose="user_data")
-
-
-def _model_for(task: str) -> str:
-    """Return the chosen model, or one that does the task; "" where the server may choose."""
-    model = chosen_model(task)
-    if model or task == _TASK_OF_DEFAULT:
-        return model
-    return models_for(task)[0]
 
 
 def _show_run(form: TaskForm, run: Run, sent: SentInputs) -> None:
