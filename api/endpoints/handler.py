@@ -6,6 +6,7 @@ the same way.
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
+from inspect import getdoc
 from typing import Any, get_args
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -31,6 +32,11 @@ from api.stream.respond import respond, resume
 from api.stream.sse import EventStream
 from api.submit.submission import submit
 from shared.errors import FleetError
+from shared.messages import TaskName
+from shared.tasks.task_table import TASKS
+
+TASKS_KEY = "x-tasks"
+"""The key of an operation's tasks in the OpenAPI document."""
 
 
 async def answer(context: RequestContext, post: Post, body: Any) -> Response:
@@ -64,10 +70,12 @@ def add_route(router: APIRouter, post: Post) -> None:
     declared: dict[str, Any] = {"response_model": post.answer}
     if post.always_streams or _sends_file(post):
         declared = {"response_class": Response}
+    described: dict[str, Any] = {TASKS_KEY: tasks_of(post)}
+    declared["openapi_extra"] = described
     form = form_fields_of(endpoint.body for endpoint in post.endpoints)
     if form is not None:
         content = {FORM: {"schema": form_schema(form)}}
-        declared["openapi_extra"] = {"requestBody": {"content": content}}
+        described["requestBody"] = {"content": content}
         declared["route_class_override"] = form_route(form)
     if post.route_class is not None:
         # Its bodies are not those of the document.
@@ -82,6 +90,34 @@ def add_route(router: APIRouter, post: Post) -> None:
         responses=_responses(post),
         **declared,
     )
+
+
+def tasks_of(post: Post) -> list[dict[str, str]]:
+    """Return what a path can be asked for, for programs that read the OpenAPI document.
+
+    `task` is one of those that models serve (`/api/models/status`). `name` is the endpoint's own
+    name of it, and `body` the title of the schema of its bodies.
+    """
+    rows = []
+    for endpoint in post.endpoints:
+        if isinstance(endpoint, Endpoint):
+            rows.append(
+                {
+                    "task": endpoint.task,
+                    "name": endpoint.name.rpartition("/")[2],
+                    "body": endpoint.body.__name__,
+                    "about": _about(endpoint.task),
+                }
+            )
+    return rows
+
+
+def _about(task: TaskName) -> str:
+    """Return the first sentence about a task."""
+    if task not in TASKS:
+        return ""
+    text = " ".join((getdoc(TASKS[task].spec) or "").split())
+    return text.partition(". ")[0].rstrip(".") + "."
 
 
 def _dependencies(post: Post) -> list[Any]:

@@ -32,7 +32,7 @@ async def listing(front: FrontDep) -> CatalogueListing:
         models.append(
             CatalogueModel(model_id=name, path=entry.path, runner=entry.runner, is_pinned=is_pinned)
         )
-    return CatalogueListing(models=models)
+    return CatalogueListing(models=models, pinned=sorted(content.pinned))
 
 
 @router.post("/add")

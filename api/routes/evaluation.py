@@ -15,13 +15,21 @@ from api.evaluation.evaluator import WINDOW_S
 from api.evaluation.sets import EvalSet, chosen_sets, read_sets
 from api.redis_timeout import redis_answers
 from api.schemas.errors import ApiErrorBody, errors_of
-from api.schemas.evaluation import EvaluationBody, EvaluationRequest, evaluation_body
+from api.schemas.evaluation import (
+    EvaluationBody,
+    EvaluationListing,
+    EvaluationRequest,
+    evaluation_body,
+    evaluation_entry,
+)
 from api.submit.request_options import KeyDep
 from shared.errors import EvaluationNotFound, ModelNotFound
 from shared.queue.batches import BatchCaller
 from shared.queue.evaluation_runs import EvaluationRuns, RunSpec
 
 PREFIX = "/api/evaluation"
+_MOST_LISTED = 100
+"""More than are kept."""
 
 router = APIRouter(prefix=PREFIX, tags=["evaluation"], responses=errors_of(ApiErrorBody))
 
@@ -72,6 +80,14 @@ async def latest(front: FrontDep) -> EvaluationBody:
     if latest_id is None:
         raise EvaluationNotFound("No evaluation has ended yet.")
     return evaluation_body(await runs.find(latest_id))
+
+
+@router.get("/runs")
+@redis_answers()
+async def last_runs(front: FrontDep) -> EvaluationListing:
+    """List the evaluations that are kept, the newest first, without their reports."""
+    runs = await _runs(front).last(_MOST_LISTED)
+    return EvaluationListing(runs=[evaluation_entry(run) for run in runs])
 
 
 @router.get("/runs/{id}")

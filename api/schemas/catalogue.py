@@ -34,4 +34,7 @@ class CatalogueModel(BaseModel):
 
 
 class CatalogueListing(BaseModel):
+    """The models of the catalogue. `pinned` are the names of all pinned ones, also of others."""
+
     models: list[CatalogueModel]
+    pinned: list[str]

@@ -40,6 +40,32 @@ class EvaluationBody(BaseModel):
     report: Report | None
 
 
+class EvaluationEntry(BaseModel):
+    """An evaluation in a list. Its report is at `/api/evaluation/runs/{id}`."""
+
+    id: str
+    state: Literal["queued", "running", "done", "failed"]
+    tasks: list[str] | None
+    model: str | None
+    created_at: int
+    ended_at: int | None
+
+
+class EvaluationListing(BaseModel):
+    runs: list[EvaluationEntry]
+
+
+def evaluation_entry(run: EvaluationRun) -> EvaluationEntry:
+    return EvaluationEntry(
+        id=run.id,
+        state=run.state,
+        tasks=None if run.spec.tasks is None else list(run.spec.tasks),
+        model=run.spec.model,
+        created_at=run.created_at,
+        ended_at=run.ended_at,
+    )
+
+
 def evaluation_body(run: EvaluationRun) -> EvaluationBody:
     report = None
     if run.report:

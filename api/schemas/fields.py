@@ -58,7 +58,11 @@ BYTES = object()
 """The mark of a field whose text stands for bytes (`api/submit/stored_inputs.py`)."""
 ByteInput = Annotated[
     str,
-    Field(min_length=1, description="Base64, a data URL, or the id of an artifact."),
+    Field(
+        min_length=1,
+        description="Base64, a data URL, or the id of an artifact.",
+        json_schema_extra={"contentEncoding": "base64"},
+    ),
     BYTES,
 ]
 User = Annotated[

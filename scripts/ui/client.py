@@ -25,6 +25,8 @@ _RETRY_S = 1.0
 
 # One pool for all clients: to make one takes longer than most answers.
 _HTTP = httpx.Client(limits=httpx.Limits(max_connections=None))
+# Streams of named events end with one of these, all others with [DONE].
+_LAST_EVENTS = frozenset({"done", "error"})
 _SUBMIT = {
     "Prefer": "respond-async",
     # The fleet cancels the work soon after the app has stopped following it.
@@ -34,6 +36,14 @@ _SUBMIT = {
 
 class ServerError(Exception):
     """Raised if the server does not do what it was asked for; the message is for people."""
+
+
+class NotAllowed(ServerError):
+    """Raised if the key does not open what was asked for."""
+
+
+class NotFound(ServerError):
+    """Raised if what was asked for is not there."""
 
 
 class ServerAway(ServerError):
@@ -105,11 +115,42 @@ class Client:
 
     def post(self, path: str, body: Body) -> Body:
         """Return the answer to a request that is short enough to wait for."""
-        return self._request("POST", path, body=body)
+        return self._request("POST", path, json=body)
+
+    def get(self, path: str, **parameters: str) -> Body:
+        """Return the answer to a question."""
+        return self._request("GET", path, params=parameters)
+
+    def delete(self, path: str) -> Body:
+        """Delete what is at a path, and return what the server says of it."""
+        return self._request("DELETE", path)
+
+    def document(self) -> Body:
+        """Return the OpenAPI document of the server."""
+        return self._request("GET", "/openapi.json")
+
+    def health(self) -> Body:
+        """Return the counts of workers, models and jobs, also while no worker is ready."""
+        return _object(self._send("GET", "/api/health", timeout_s=_PROBE_S))
+
+    def metrics(self) -> str:
+        """Return the metrics of the server, in Prometheus's text format."""
+        return self._answer("GET", "/metrics", timeout_s=_PROBE_S).text
+
+    def upload(self, name: str, data: bytes, *, media_type: str, purpose: str) -> str:
+        """Keep bytes as a file of the fleet, and return its id."""
+        file = {"file": (name, data, media_type)}
+        answer = self._answer("POST", "/v1/files", files=file, data={"purpose": purpose})
+        file_id: str = _object(answer)["id"]
+        return file_id
+
+    def download(self, file_id: str) -> bytes:
+        """Return the bytes of a file: one that was uploaded, or that a task has made."""
+        return self._answer("GET", f"/v1/artifacts/{quote(file_id, safe='')}").content
 
     def submit(self, path: str, body: Body) -> str:
         """Submit a request as a job, and return the job's id."""
-        job_id: str = self._request("POST", path, body=body, headers=_SUBMIT)["id"]
+        job_id: str = self._request("POST", path, json=body, headers=_SUBMIT)["id"]
         return job_id
 
     def job(self, job_id: str) -> Body:
@@ -160,29 +201,37 @@ class Client:
         except httpx.HTTPError as error:
             raise self._away(error) from None
 
-    def _request(
+    def _request(self, method: str, path: str, **request: Any) -> Body:
+        """Return the JSON object of an answer. `request` is as for `_send`."""
+        return _object(self._answer(method, path, **request))
+
+    def _answer(self, method: str, path: str, **request: Any) -> httpx.Response:
+        """Return an answer. Raise the ServerError of a request that is refused."""
+        answer = self._send(method, path, **request)
+        if answer.is_error:
+            raise _refusal(answer)
+        return answer
+
+    def _send(
         self,
         method: str,
         path: str,
         *,
-        body: Body | None = None,
         headers: dict[str, str] | None = None,
         timeout_s: float = _ANSWER_S,
-    ) -> Body:
-        timeout = httpx.Timeout(timeout_s, connect=_PROBE_S)
+        **request: Any,
+    ) -> httpx.Response:
+        """Return any answer to a request. `request` has what httpx sends: `json`, `files`, ..."""
         try:
-            answer = _HTTP.request(
+            return _HTTP.request(
                 method,
                 f"{self.url}{path}",
-                json=body,
                 headers={**self._headers, **(headers or {})},
-                timeout=timeout,
+                timeout=httpx.Timeout(timeout_s, connect=_PROBE_S),
+                **request,
             )
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self._away(error) from None
-        if answer.is_error:
-            raise _refusal(answer)
-        return _object(answer)
 
     def _away(self, error: Exception) -> ServerAway:
         if isinstance(error, httpx.ReadTimeout):
@@ -197,15 +246,20 @@ def _job_path(job_id: str) -> str:
 def _frames(lines: Iterator[str]) -> Iterator[Frame | None]:
     """Yield the frames in the lines of an event stream, and None behind the last one."""
     frame_id = ""
+    name = ""
     for line in lines:
         field, _, value = line.partition(":")
         value = value.removeprefix(" ")
         if field == "id":
             frame_id = value
+        elif field == "event":
+            name = value
         elif field == "data" and value == "[DONE]":
             yield None
         elif field == "data":
             yield Frame(frame_id, json.loads(value))
+            if name in _LAST_EVENTS:
+                yield None
         elif line.startswith(":"):
             yield Frame("", None)
 
@@ -223,7 +277,11 @@ def _refusal(answer: httpx.Response) -> ServerError:
     """Return the error of a refused request, in words for people."""
     message = message_of(_object(answer))
     if answer.status_code == 401:
-        return ServerError("The server wants a key, or another one: enter it at the left.")
+        return NotAllowed("The server wants a key, or another one: enter it at the left.")
+    if answer.status_code == 403:
+        return NotAllowed(message or "This key does not open that.")
+    if answer.status_code == 404:
+        return NotFound(message or "This is not there.")
     if answer.status_code in (429, 503):
         wait_s = answer.headers.get("Retry-After")
         when = f" Try again in {wait_s} s." if wait_s else ""

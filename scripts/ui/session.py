@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import streamlit as st
@@ -33,7 +33,8 @@ def client() -> Client:
 def sidebar(task: str) -> None:
     """Draw the state of the server, the choice of a model that does `task`, and the key.
 
-    A page without a `task` has no such choice. A server that is away is told above the page, too.
+    A page without a task of its own, "", has no such choice, or draws it by `choose_model`.
+    A server that is away is told above the page, too.
     """
     if not client().status().is_up:
         st.warning(
@@ -44,7 +45,7 @@ def sidebar(task: str) -> None:
     with st.sidebar:
         _server_status()
         if task:
-            _choose_model(task)
+            choose_model(task)
         st.text_input(
             "Key",
             type="password",
@@ -70,6 +71,11 @@ def show_error(message: str) -> None:
     """Say in the page what went wrong, if anything did."""
     if message:
         st.error(message, icon=":material/error:")
+
+
+def time_text(seconds: int) -> str:
+    """Return a time in UTC, of seconds since 1970."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def submitted(path: str, body: Body) -> Run:
@@ -123,7 +129,7 @@ def show_timings(run: Run) -> None:
     usage = run.job.get("usage") or {}
     timings = run.job.get("timings") or {}
     with st.container(horizontal=True):
-        if "prompt_tokens" in usage:
+        if usage.get("prompt_tokens"):
             st.metric("Prompt", f"{usage['prompt_tokens']} tokens", width="content")
         if usage.get("completion_tokens"):
             st.metric("Answer", f"{usage['completion_tokens']} tokens", width="content")
@@ -154,7 +160,8 @@ def _server_status() -> None:
         st.caption(f"{server.url} does not answer.")
 
 
-def _choose_model(task: str) -> None:
+def choose_model(task: str) -> None:
+    """Draw the choice of a model that does `task`."""
     try:
         names = models_for(task)
     except ServerError as error:
@@ -183,6 +190,19 @@ def models_of(task: str) -> list[Model]:
     """Return the models that do `task`. Raise ServerError if they are not known."""
     models = _models(client().url, st.session_state.get("key"))
     return [model for model in models if task in model.tasks]
+
+
+def all_models() -> list[str]:
+    """Return the names of all models. Raise ServerError if they are not known."""
+    return [model.id for model in _models(client().url, st.session_state.get("key"))]
+
+
+def served_tasks() -> set[str]:
+    """Return the tasks that some model does. Raise ServerError if the models are not known."""
+    tasks: set[str] = set()
+    for model in _models(client().url, st.session_state.get("key")):
+        tasks.update(model.tasks)
+    return tasks
 
 
 @st.cache_data(ttl=_MODELS_KEPT, show_spinner=False)

@@ -8,7 +8,17 @@ from pathlib import Path
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
-from scripts.ui import page_chat, page_compare, page_generate, page_inside, page_puzzles, page_solve
+from scripts.ui import (
+    page_batches,
+    page_chat,
+    page_compare,
+    page_fleet,
+    page_generate,
+    page_inside,
+    page_puzzles,
+    page_solve,
+    page_tasks,
+)
 from scripts.ui.config import AppConfig, app_config
 from scripts.ui.plugin_parts import PAGES_GROUP, PluginParts, plugin_parts
 from scripts.ui.session import sidebar
@@ -35,6 +45,9 @@ PAGES = {
     "compare": AppPage("Compare", ":material/compare_arrows:", "", page_compare.show),
     "puzzles": AppPage("Puzzles", ":material/grid_on:", "solve", page_puzzles.show),
     "inside": AppPage("Inside the model", ":material/neurology:", "generate", page_inside.show),
+    "tasks": AppPage("Tasks", ":material/category:", "", page_tasks.show),
+    "batches": AppPage("Batches", ":material/stacks:", "", page_batches.show),
+    "fleet": AppPage("Fleet", ":material/monitoring:", "", page_fleet.show),
 }
 """All pages, by the paths of their addresses. The first one is also at `/`."""
 

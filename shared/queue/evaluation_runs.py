@@ -118,6 +118,10 @@ class EvaluationRuns:
 
     async def done(self, limit: int) -> list[EvaluationRun]:
         """Return the last runs that have a report, the newest first, out of `limit` runs."""
+        return [run for run in await self.last(limit) if run.report]
+
+    async def last(self, limit: int) -> list[EvaluationRun]:
+        """Return the last runs, the newest first, whatever has become of them."""
         found = await self._redis.zrange(keys.EVALUATION_RUNS, 0, limit - 1, desc=True)
         ids = [run_id.decode() for run_id in found]
         runs = []
@@ -125,7 +129,7 @@ class EvaluationRuns:
         for run_id, run in zip(ids, await self._read(ids), strict=True):
             if run is None:
                 gone.append(run_id)
-            elif run.report:
+            else:
                 runs.append(run)
         if gone:
             await self._redis.zrem(keys.EVALUATION_RUNS, *gone)

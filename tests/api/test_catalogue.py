@@ -37,14 +37,17 @@ async def test_a_model_is_added_pinned_and_removed(redis: Redis) -> None:
         pinned = await client.post("/api/models/pin/org/new")
         assert pinned.json() == {"model_id": "org/new", "done": "pinned"}
         expected = {"model_id": "org/new", "path": "echo", "runner": "echo", "is_pinned": True}
-        assert (await client.get("/api/models/catalogue")).json() == {"models": [expected]}
+        assert (await client.get("/api/models/catalogue")).json() == {
+            "models": [expected],
+            "pinned": ["org/new"],
+        }
         assert (await client.post("/api/models/unpin/org/new")).json()["done"] == "unpinned"
 
         assert (await client.post("/api/models/load/org/new")).json()["done"] == "ordered"
         assert (await catalogue.listing()).loads.keys() == {"org/new"}
 
         assert (await client.post("/api/models/remove/org/new")).json()["done"] == "removed"
-        assert (await client.get("/api/models/catalogue")).json() == {"models": []}
+        assert (await client.get("/api/models/catalogue")).json() == {"models": [], "pinned": []}
 
 
 async def test_what_is_not_there_is_404(redis: Redis) -> None:

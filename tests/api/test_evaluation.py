@@ -81,6 +81,8 @@ async def test_every_set_that_ships_is_asked_through_the_endpoint_table(
     run = answer.json()
     assert answer.headers["Location"] == f"{PATH}/runs/{run['id']}"
     assert (run["state"], run["report"]) == ("queued", None)
+    [listed] = (await client.get(f"{PATH}/runs")).json()["runs"]
+    assert (listed["id"], listed["state"], listed["tasks"]) == (run["id"], "queued", None)
     assert (await client.get(f"{PATH}/latest")).status_code == 404
 
     async with evaluating(redis) as evaluator:

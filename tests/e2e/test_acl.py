@@ -274,7 +274,8 @@ async def use_jobs_role(
             await asyncio.sleep(0.05)
             run = (await http.get(begun.headers["Location"], headers=boss)).json()
         assert run["error"] is None
-        assert (await http.get("/api/evaluation/latest", headers=boss)).status_code == 200
+        for path in ("/api/evaluation/latest", "/api/evaluation/runs", "/v1/dead-jobs"):
+            assert (await http.get(path, headers=boss)).status_code == 200
         role.send_signal(signal.SIGTERM)
         assert await role.wait() == 0
     finally:

@@ -10,8 +10,8 @@ import pytest
 from redis.asyncio import Redis
 
 from scripts.cli.aios import main
-from shared.messages import Job, Started
 from shared.queue import keys
+from tests.fixtures.dead_letters import convict
 from tests.fixtures.desk import DONE, SAY_HI, Desk
 
 Aios = Callable[..., Any]
@@ -32,18 +32,6 @@ def aios(redis_url: str, capsys: pytest.CaptureFixture[str]) -> Aios:
         return status, out
 
     return run
-
-
-async def convict(redis: Redis, desk: Desk) -> Job:
-    """Return a job whose third worker has died."""
-    (job,) = await desk.submit(tenant="acme", priority="bulk")
-    for number in range(3):
-        (claim,) = await desk.take(1, f"w{number}")
-        await desk.say(claim, Started(claim.epoch, f"w{number}", 1))
-        # The lease has lapsed, as if the worker had died.
-        await redis.zadd(keys.leases("00", desk.model), {job.id: 1}, xx=True)
-    assert await desk.take(1, "w3") == []
-    return job
 
 
 async def test_the_dead_are_listed_and_shown(redis: Redis, aios: Aios) -> None:
