@@ -11,7 +11,8 @@ import httpx
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from scripts.cli.aios import fleet_roles, main
+from scripts.cli.aios import main
+from scripts.cli.serve import fleet_roles
 from scripts.ui import client as client_module
 from scripts.ui import config as config_module
 from scripts.ui import page_solve, shell
