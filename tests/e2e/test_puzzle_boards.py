@@ -111,7 +111,7 @@ async def test_a_maze_is_painted_and_filled_in(fleet: Serving, app_port: int) ->
         await expect(page.locator(".board.editable")).to_be_visible()
         assert await rows_of(board) == drawn
         await page.get_by_text("More", exact=True).click()
-        await page.get_by_role("slider", name="Samples", exact=True).press("ArrowRight")
+        await page.get_by_role("slider", name="Samples Samples").press("ArrowRight")
         await page.get_by_role("button", name="Solve", exact=True).click()
         await expect(page.get_by_text("of 2 votes")).to_be_visible()
         await expect(page.get_by_text("Not a solution")).to_be_visible()
