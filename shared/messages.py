@@ -266,7 +266,8 @@ class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `found` is one line for people that tells what was loaded. `fingerprint` stands for all that
     decides what the model answers; "" is not known. It computes on `device`, in `dtype`.
-    `prompting` is declared by its entry or by its directory.
+    `prompting` is declared by its entry or by its directory. `puzzle` is the kind of puzzles that
+    it solves, "" for none, or for a model that is not loaded yet.
     """
 
     id: str
@@ -281,6 +282,7 @@ class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     device: str = ""
     dtype: str = ""
     prompting: Prompting = NO_PROMPTING
+    puzzle: str = ""
 
 
 WorkerState = Literal["loading", "ready", "draining"]

@@ -5,11 +5,17 @@ import os
 import re
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from scripts.tools.docs_site import OUTSIDE, with_links_of_site
+from tests.fixtures.accessibility import barriers
+from tests.fixtures.browser import COLOURS, DESKTOP, opened
 
 ROOT = Path(__file__).resolve().parents[1]
 _LOADED = re.compile(
@@ -48,6 +54,39 @@ def test_nothing_comes_from_other_hosts(site: Path) -> None:
         if found := re.findall(r"url\(\"?(https?:[^)]+)\)", path.read_text()):
             loaded[path.name] = found
     assert loaded == {}
+
+
+def test_pictures_are_small_and_are_shown_with_words(site: Path) -> None:
+    pictures = {path.name: path.stat().st_size for path in (ROOT / "docs" / "images").iterdir()}
+    assert pictures
+    shown = {}
+    for page in site.glob("*.html"):
+        for alt, name in re.findall(r'<img alt="([^"]*)" src="images/([^"]+)"', page.read_text()):
+            shown[name] = alt
+    assert shown.keys() == pictures.keys()
+    for name, num_bytes in pictures.items():
+        assert len(shown[name]) > 20, name
+        assert num_bytes < (400_000 if name.endswith(".gif") else 60_000), name
+        assert (site / "images" / name).stat().st_size == num_bytes
+
+
+@pytest.fixture
+def address(site: Path) -> Iterator[str]:
+    """Serve the site, and return its address."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(site))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+async def test_everybody_can_read_its_front_page(address: str) -> None:
+    async with opened(address, DESKTOP) as page:
+        for colours in COLOURS:
+            await page.emulate_media(color_scheme=colours)
+            await page.reload()
+            found = await barriers(page)
+            assert not found, found
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,26 @@
 """The page of `GET /`: what this is, which models it serves, and what to try next.
 
-The functions are pure. The page needs nothing from elsewhere: no script, no font, no image. All
-names and descriptions are escaped.
+The functions are pure. The page needs nothing from elsewhere: its script stands in it, and there
+are no fonts and no images. All names and descriptions are escaped.
 """
 
 import json
 import shlex
+from base64 import b64encode
+from hashlib import sha256
 from html import escape
+from pathlib import Path
 
 from pydantic import BaseModel
 
 from api.http import document
 
 NAME = "AI-OS HRM fleet"
+_SCRIPT = "\n" + (Path(__file__).parent / "home.js").read_text(encoding="utf-8")
+_SCRIPT_DIGEST = b64encode(sha256(_SCRIPT.encode()).digest()).decode()
 POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'"
+    f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{_SCRIPT_DIGEST}'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 """The Content-Security-Policy of the page."""
 _PROMPT = "Compute: 347 + 285"
@@ -126,7 +131,7 @@ def _number(text: str) -> float:
     return 0.0
 
 
-def page(home: Home) -> str:
+def page(home: Home, root_path: str = "") -> str:
     """Return the page as HTML, in the light or dark colours that the reader prefers."""
     links = ""
     for name, url in home.links.items():
@@ -142,24 +147,67 @@ def page(home: Home) -> str:
 <title>{escape(home.name)}</title>
 <style>
 :root {{ color-scheme: light dark; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }}
+body {{ background: Canvas; color: CanvasText; font: 16px/1.5 system-ui, sans-serif; }}
+main {{ max-width: 46rem; margin: 2rem auto; padding: 0 .5rem; }}
 pre {{ overflow-x: auto; padding: 1rem; border: 1px solid; }}
 table {{ border-collapse: collapse; }}
+label {{ display: block; margin-top: .5rem; }}
+textarea, input, select {{ box-sizing: border-box; width: 100%; font: inherit; }}
+button {{ margin: .75rem .5rem 0 0; padding: .3rem 1rem; font: inherit; }}
+#answer {{ min-height: 1.5em; white-space: pre-wrap; overflow-wrap: anywhere; }}
 td, th {{ text-align: left; padding: .2rem 1rem .2rem 0; vertical-align: top; }}
 </style>
 </head>
 <body>
+<main>
 <h1>{escape(home.name)}</h1>
 <p>Serves Hierarchical Reasoning Models, and transformers beside them, over HTTP. Status: {escape(home.status)}.</p>
 {key}
 <h2>Models</h2>
 {_models(home.models)}
-<h2>Try it</h2>
-<pre><code>{escape(home.example)}</code></pre>
+{_form(home, root_path)}<h2>From a program</h2>
+<pre tabindex="0"><code>{escape(home.example)}</code></pre>
 <h2>More</h2>
 <ul>{links}</ul>
+</main>
 </body>
 </html>
+"""
+
+
+def _form(home: Home, root_path: str) -> str:
+    """Return the form with a prompt, "" where no model writes text."""
+    writers: list[HomeModel] = []
+    for model in home.models or []:
+        if "generate" in model.tasks:
+            writers.append(model)
+    if home.models is not None and not writers:
+        return ""
+
+    fields = ""
+    if len(writers) > 1:
+        options = ""
+        for model in sorted(writers, key=lambda model: not model.is_default):
+            options += f"<option>{escape(model.id)}</option>"
+        fields += (
+            f'<label for="model">Model</label><select id="model" name="model">{options}</select>'
+        )
+    elif writers:
+        fields += f'<input type="hidden" name="model" value="{escape(writers[0].id)}">'
+    if home.needs_key:
+        fields += '<label for="key">Key</label>'
+        fields += '<input id="key" name="key" type="password" autocomplete="off">'
+    return f"""<h2>Try it</h2>
+<form id="ask" data-url="{escape(root_path)}/v1/completions">
+<label for="prompt">Prompt</label>
+<textarea id="prompt" name="prompt" rows="3" required>{_PROMPT}</textarea>
+{fields}
+<button type="submit">Ask</button><button type="button" id="stop" disabled>Stop</button>
+</form>
+<pre id="answer" tabindex="0" role="region" aria-label="Answer"></pre>
+<p id="state" role="status"></p>
+<noscript><p>The form needs JavaScript. The command below does without.</p></noscript>
+<script type="module">{_SCRIPT}</script>
 """
 
 
@@ -176,4 +224,4 @@ def _models(models: list[HomeModel] | None) -> str:
         rows += f"<tr><td>{escape(name)}</td>"
         rows += f"<td>{escape(', '.join(model.tasks))}</td>"
         rows += f"<td>{escape(model.description)}</td></tr>"
-    return f"<table><tr><th>id</th><th>tasks</th><th></th></tr>{rows}</table>"
+    return f"<table><tr><th>id</th><th>tasks</th><th>description</th></tr>{rows}</table>"

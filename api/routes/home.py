@@ -31,7 +31,8 @@ async def home(
             "Content-Security-Policy": POLICY,
             "X-Content-Type-Options": "nosniff",
         }
-        return Response(page(content), media_type="text/html; charset=utf-8", headers=headers)
+        html = page(content, request.scope["root_path"])
+        return Response(html, media_type="text/html; charset=utf-8", headers=headers)
     return Response(content.model_dump_json(), media_type="application/json", headers=_HEADERS)
 
 

@@ -31,7 +31,8 @@ class ModelStatus(BaseModel):
     that serve it cannot load it; they try again. A request for a model that is `unloaded` loads it.
     `loaded` of the `workers` that serve it have it in memory. These workers have `in_flight` jobs
     in hand, of all their models. `popularity` is the number of jobs a minute that it was asked
-    for, an average in which the past counts ever less (`--popularity-half-life-s`).
+    for, an average in which the past counts ever less (`--popularity-half-life-s`). `puzzle` is the
+    kind of puzzles that it solves: `sudoku`, `maze`, `arc`, or `tokens`.
     """
 
     model_id: str
@@ -45,6 +46,7 @@ class ModelStatus(BaseModel):
     loaded: int
     in_flight: int
     popularity: float
+    puzzle: str | None = None
     reason: str | None = None
 
 
@@ -96,6 +98,7 @@ def model_status(fleet: Fleet, model: ModelInfo) -> ModelStatus:
         loaded=residences.count("loaded"),
         in_flight=sum(worker.in_flight for worker in workers),
         popularity=round(fleet.popularity.get(model.id, 0.0), 3),
+        puzzle=model.puzzle or None,
         reason=failure.reason if failure else None,
     )
 

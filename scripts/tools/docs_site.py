@@ -23,6 +23,7 @@ OUTSIDE = {
 }
 """The pages of the site that lie outside `docs`, by their paths in the repository."""
 _LINK = re.compile(r"\[([^\[\]]*)\]\(([^()\s#]+)(#[^()\s]*)?\)")
+_SEARCH = 'data-md-component="search" role="dialog"'
 _SCHEME = re.compile(r"[a-z]+:")
 
 
@@ -36,6 +37,11 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Return a page whose links are those of the site."""
     return with_links_of_site(markdown, page.file.src_uri)
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Return the HTML of a page in which the theme's dialog of the search has a name."""
+    return output.replace(_SEARCH, f'{_SEARCH} aria-label="Search"')
 
 
 def with_links_of_site(markdown: str, name: str) -> str:

@@ -65,9 +65,17 @@ class ServerStatus:
 
 @dataclass(frozen=True)
 class Model:
+    """A model that the fleet serves.
+
+    One that solves puzzles names their kind as `puzzle`, once it is loaded, and they have as many
+    cells as its `context_window`.
+    """
+
     id: str
     description: str
     tasks: tuple[str, ...]
+    context_window: int
+    puzzle: str
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,15 @@ class Client:
         answer = self._request("GET", "/api/models/status", timeout_s=_PROBE_S)
         models = []
         for entry in answer["models"]:
-            models.append(Model(entry["model_id"], entry["description"], tuple(entry["tasks"])))
+            models.append(
+                Model(
+                    entry["model_id"],
+                    entry["description"],
+                    tuple(entry["tasks"]),
+                    context_window=entry.get("context_window", 0),
+                    puzzle=entry.get("puzzle", ""),
+                )
+            )
         return models
 
     def post(self, path: str, body: Body) -> Body:

@@ -26,6 +26,7 @@ from shared.settings.layers import SettingsError
 
 # Streamlit would load an icon that goes by its name from another host.
 _ICON = str(Path(__file__).parent / "icon.svg")
+_STYLE = Path(__file__).parent / "app.css"
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def main() -> None:
         st.error(str(error))
         return
     st.set_page_config(page_title=title or "HRM fleet", page_icon=_ICON)
+    st.html(_STYLE)
     entries: list[StreamlitPage] = []
     for path, page in shown_pages().items():
         entries.append(

@@ -1,5 +1,7 @@
 """`GET /`: a page for browsers and the same as JSON; names are escaped and links lead somewhere."""
 
+import base64
+import hashlib
 import json
 import shlex
 from html.parser import HTMLParser
@@ -29,12 +31,12 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.text = ""
         self.code = ""
+        self.scripts: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        # `<meta>` has no end tag.
-        if tag != "meta":
+        if tag not in ("meta", "input"):
             self.open.append(tag)
         if tag == "a":
             self.links.append(dict(attrs)["href"] or "")
@@ -46,6 +48,9 @@ class Page(HTMLParser):
         assert self.open.pop() == tag, "elements are nested as they should be"
 
     def handle_data(self, data: str) -> None:
+        if self.open[-1:] == ["script"]:
+            self.scripts.append(data)
+            return
         self.text += data
         if self.open[-2:] == ["pre", "code"]:
             self.code += data
@@ -113,11 +118,15 @@ async def test_a_browser_gets_a_page_and_curl_the_same_as_json(
         assert [model["id"] for model in body["models"]] == ["echo"]
 
         assert html.headers["content-type"] == "text/html; charset=utf-8"
-        assert "default-src 'none'" in html.headers["content-security-policy"]
+        policy = html.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
         page = Page(html.text)
+        [script] = page.scripts
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"script-src 'sha256-{digest}'" in policy
         assert page.open == []
         assert page.sources == []
-        fetching = {"script", "link", "img", "iframe", "form"}
+        fetching = {"link", "img", "iframe"}
         assert not fetching & set(page.tags), "nothing is fetched from elsewhere"
 
         assert page.links == list(body["links"].values())
@@ -183,6 +192,13 @@ async def test_names_are_escaped(redis: Redis) -> None:
     assert len(words) == 6, "nothing of a name is another word of the command"
 
 
+async def test_without_a_model_that_writes_there_is_no_form(redis: Redis) -> None:
+    await announce(redis, "only", tasks=("solve",))
+    async with in_memory(redis) as client:
+        html = await client.get("/", headers=BROWSER)
+    assert not {"form", "script"} & set(Page(html.text).tags)
+
+
 async def test_a_closed_fleet_names_no_models_and_still_shows_the_way(
     redis: Redis, worker: EchoWorker
 ) -> None:
@@ -195,6 +211,7 @@ async def test_a_closed_fleet_names_no_models_and_still_shows_the_way(
             assert body["models"] is None
             assert '"Authorization: Bearer $KEY"' in body["example"]
             assert "echo" not in html.text
+            assert 'type="password"' in html.text
             assert "echo" not in json.dumps(body)
 
             post = await client.post("/", json={"inputs": "a"})

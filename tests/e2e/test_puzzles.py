@@ -90,6 +90,9 @@ def test_the_fleet_says_what_it_serves(fleet: Serving) -> None:
     models = httpx.get(f"{fleet.url}/v1/models").json()["data"]
     [sudoku] = [model for model in models if model["id"] == "sudoku"]
     assert sudoku["description"].startswith("Sapient HRM for sudoku (step_100)")
+    statuses = httpx.get(f"{fleet.url}/api/models/status").json()["models"]
+    puzzles = {status["model_id"]: status.get("puzzle") for status in statuses}
+    assert puzzles == {"sudoku": "sudoku", "parrot": None}
 
 
 @pytest.mark.parametrize(

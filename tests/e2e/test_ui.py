@@ -1,15 +1,20 @@
 """The web app on a real fleet: its pages one by one, and in a browser as a person uses it."""
 
+import json
 from collections.abc import Callable, Iterator
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
+import psutil
 import pytest
-from playwright.async_api import Page, expect
+from playwright.async_api import Locator, Page, expect
 from streamlit.testing.v1 import AppTest
 
-from scripts.ui.page_puzzles import EXAMPLES
+from scripts.ui.page_puzzles import KINDS
+from scripts.ui.puzzles.sudoku import EXAMPLES
 from scripts.ui.shell import PAGES
 from shared.shipped import REPO_ROOT
+from tests.fixtures.accessibility import OF_COLOURS, barriers
 from tests.fixtures.browser import DESKTOP, PHONE, opened, overflow_of
 from tests.fixtures.e2e.app_pages import TOLERATED, click, metrics, page_of, wait_for
 from tests.fixtures.e2e.serving import Serving, serving
@@ -167,7 +172,8 @@ def test_a_sudoku_is_filled_in_segment_by_segment(open_page: Callable[..., AppTe
     assert page.selectbox(key="sample").options == ["0", "1", "2"]
 
     click(page, "Back to the puzzle")
-    page.text_input(key="puzzle").set_value("123").run()
+    [text] = [field for field in page.text_input if field.label == "As text"]
+    text.set_value("123").run()
     assert "81 or 36 or 16" in page.error[0].value
 
 
@@ -206,13 +212,13 @@ async def _fills_in(page: Page) -> None:
     await page.get_by_role("link", name="Puzzles").click()
     await page.get_by_role("radio", name="Easy 9 x 9").click()
     given = EXAMPLES[9]["Easy"][0]
-    await page.get_by_role("button", name=f"row 1, column 1: {given}").click()
+    await page.get_by_role("gridcell", name=f"row 1, column 1: {given}").click()
     await page.keyboard.press("Backspace")
-    await expect(page.get_by_role("button", name="row 1, column 1: blank")).to_be_visible()
+    await expect(page.get_by_role("gridcell", name="row 1, column 1: blank")).to_be_visible()
     await page.get_by_role("button", name=f"enter {given}", exact=True).click()
     await page.get_by_role("button", name="Solve", exact=True).click()
     await expect(page.get_by_text("Solved by the rules")).to_be_visible(timeout=30_000)
-    assert await page.get_by_role("button", name="blank").count() == 0
+    assert await page.get_by_role("gridcell", name="blank").count() == 0
 
 
 async def _chats(page: Page, fleet: Serving) -> None:
@@ -252,3 +258,97 @@ async def test_it_fits_a_phone(fleet: Serving, app_port: int) -> None:
         board = await page.locator(".grid").bounding_box()
         assert board is not None
         assert 300 < board["width"] <= PHONE
+
+
+async def test_everybody_can_use_every_page(fleet: Serving, app_port: int) -> None:
+    """No page has a serious barrier by axe-core, nor has the front's own, light or dark."""
+    found = []
+    async with opened(fleet.url, DESKTOP, tolerated=(*TOLERATED, f":{app_port}")) as page:
+        found += await _barriers(page, "front")
+        await page.goto(f"http://127.0.0.1:{app_port}")
+        for entry in PAGES.values():
+            await page.get_by_role("link", name=entry.title, exact=True).click()
+            heading = page.get_by_role("heading", level=1, name=entry.title)
+            await expect(heading).to_be_visible(timeout=30_000)
+            ready = page.get_by_test_id("stSidebar").get_by_text("Ready")
+            await expect(ready).to_be_visible(timeout=30_000)
+            found += await _barriers(page, entry.title)
+        for kind in KINDS:
+            await page.goto(f"http://127.0.0.1:{app_port}/puzzles?kind={kind}")
+            await expect(page.get_by_role("grid").first).to_be_visible(timeout=30_000)
+            found += await _barriers(page, kind)
+    assert not found, found
+
+
+async def _barriers(page: Page, name: str) -> list[str]:
+    """Return the barriers of a page in light and in dark colours."""
+    found = []
+    # Colours between light and dark are nobody's.
+    await page.add_style_tag(content="* { transition: none !important; }")
+    await page.emulate_media(color_scheme="light")
+    await _is_drawn(page)
+    found += [f"{name}: {barrier}" for barrier in await barriers(page)]
+    await page.emulate_media(color_scheme="dark")
+    await _is_drawn(page)
+    found += [f"{name}, dark: {barrier}" for barrier in await barriers(page, OF_COLOURS)]
+    return found
+
+
+async def _is_drawn(page: Page) -> None:
+    """Return when no script of the app draws the page any more, nor does the browser."""
+    await expect(page.locator("[data-test-script-state=running]")).to_have_count(0)
+    await page.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+
+
+async def test_a_killed_worker_is_not_noticed(fleet: Serving, app_port: int) -> None:
+    """A worker dies in the middle of an answer that the page shows, and the text goes on."""
+    [worker] = fleet.children("worker")
+    url = f"http://127.0.0.1:{app_port}"
+    async with opened(f"{url}/chat?chat_temperature=0.0", tolerated=TOLERATED) as page:
+        await expect(page.get_by_placeholder("Message")).to_be_visible(timeout=30_000)
+        undisturbed = await _ask(page)
+        await expect(page.get_by_text("tokens in")).to_be_visible()
+        text = await undisturbed.inner_text()
+        await page.get_by_role("button", name="New chat").click()
+        await expect(page.get_by_test_id("stChatMessage")).to_have_count(0)
+
+        worker.suspend()
+        answer = await _ask(page)
+        await page.wait_for_url("**/chat?*job=*")
+        job_id = parse_qs(urlsplit(page.url).query)["job"][0]
+        await _write_a_part(fleet, worker, job_id)
+        await expect(answer).to_contain_text(text[:10])
+        assert text[-10:] not in await answer.inner_text()
+        worker.kill()
+        await expect(page.get_by_text("tokens in")).to_be_visible(timeout=60_000)
+        assert await answer.inner_text() == text
+        assert await page.get_by_role("alert").count() == 0
+
+    async with httpx.AsyncClient(base_url=fleet.url, timeout=60) as client:
+        job = (await client.get(f"/v1/jobs/{job_id}")).json()
+    assert job["state"] == "done"
+    assert [child.pid for child in fleet.children("worker")] != [worker.pid]
+
+
+async def _ask(page: Page) -> Locator:
+    """Send a message, and return the text of its answer."""
+    await page.get_by_placeholder("Message").fill(SUM)
+    await page.get_by_placeholder("Message").press("Enter")
+    return page.get_by_test_id("stChatMessage").nth(1).get_by_test_id("stMarkdown").first
+
+
+async def _write_a_part(fleet: Serving, worker: psutil.Process, job_id: str) -> None:
+    """Let a suspended worker go on until the first words of an answer are there."""
+    async with (
+        httpx.AsyncClient(base_url=fleet.url, timeout=60) as client,
+        client.stream("GET", f"/v1/jobs/{job_id}/events") as events,
+    ):
+        worker.resume()
+        num_characters = 0
+        async for line in events.aiter_lines():
+            if line.startswith("data: {"):
+                [choice] = json.loads(line.removeprefix("data: "))["choices"]
+                num_characters += len(choice["delta"].get("content") or "")
+            if num_characters > 10:
+                worker.suspend()
+                return

@@ -148,9 +148,10 @@ def test_every_module_and_its_data_are_in_it(wheel: Path, source: Path) -> None:
     for file in old_names.rglob("*"):
         if file.suffix in (".py", ".toml"):
             expected.add(str(file.relative_to(old_names)))
-    for pattern in ("*.toml", "*.svg", "*.css", "*.js"):
-        for file in (source / "scripts" / "ui").rglob(pattern):
-            expected.add(str(file.relative_to(source)))
+    for pages in (source / "scripts" / "ui", source / "api"):
+        for pattern in ("*.toml", "*.svg", "*.css", "*.js"):
+            for file in pages.rglob(pattern):
+                expected.add(str(file.relative_to(source)))
 
     for folder in ("assets", "models"):
         for file in (source / folder).rglob("*"):

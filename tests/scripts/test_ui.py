@@ -20,7 +20,6 @@ from scripts.ui import run as run_module
 from scripts.ui.answer_text import without_pictures
 from scripts.ui.client import Client, ServerAway, ServerError
 from scripts.ui.page_generate import stop_strings
-from scripts.ui.page_puzzles import BOXES, EXAMPLES, size_of
 from scripts.ui.run import Run
 from shared.settings.settings import Settings
 from shared.shipped import REPO_ROOT
@@ -146,16 +145,10 @@ def test_a_run_that_nobody_looks_at_is_left(
     front.go.set()
 
 
-def test_texts_and_puzzles_are_read() -> None:
+def test_texts_are_read() -> None:
     assert stop_strings(r"\n\n|END") == ["\n\n", "END"]
     assert stop_strings("") == []
     assert without_pictures("a ![b](http://c/d.png)") == "a !\\[b](http://c/d.png)"
-    for size, puzzles in EXAMPLES.items():
-        assert BOXES[size][0] * BOXES[size][1] == size
-        for puzzle in puzzles.values():
-            assert size_of(puzzle) == size
-    assert size_of("5" * 16) is None
-    assert size_of("") is None
 
 
 def test_it_finds_no_fleet_where_none_runs(

@@ -168,7 +168,7 @@ def test_a_colour_is_for_both_modes() -> None:
         ("theme: 1", "own.yaml: theme: expected a valid dictionary"),
         ("pages: [solve, tea]", "own.yaml: pages: expected some of generate, solve, "),
         ("solve: {tea: [a]}", "own.yaml: solve: expected some of maths, coding, got 'tea'"),
-        ("puzzles: {tea: {a: b}}", "own.yaml: puzzles: expected sudoku, got 'tea'"),
+        ("puzzles: {tea: {a: b}}", "own.yaml: puzzles: expected sudoku or maze, got 'tea'"),
         ("puzzles: {sudoku: {a: '12'}}", "own.yaml: puzzles.sudoku.a: A Sudoku has 81 or"),
     ],
 )
@@ -263,4 +263,5 @@ def test_own_examples_take_the_place_of_the_app_s(
     page = page_of("puzzles")
     [examples] = page.get("button_group")
     examples.set_value("Monday").run()
-    assert page.text_input(key="puzzle").value == puzzle
+    [text] = [field for field in page.text_input if field.label == "As text"]
+    assert text.value == puzzle

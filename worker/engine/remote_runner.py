@@ -19,7 +19,7 @@ class RemoteRunnerSpec:
     `name` is the model's id here, and `found` describes it for people. The engine is asked up to
     `max_batch` requests at once. One that it has not begun to answer is repeated up to `retries`
     times. `tasks` names the kinds of tasks that it does for us, and `trial` is a cheap one that
-    shows whether it does.
+    shows whether it does. `puzzle` is the kind of puzzles that it solves, "" for none.
     """
 
     runner: str
@@ -31,6 +31,7 @@ class RemoteRunnerSpec:
     retries: int
     trial: Task = ONE_TOKEN
     weights: WeightSize = UNKNOWN_SIZE
+    puzzle: str = ""
     mechanism: Literal["remote"] = "remote"
 
 

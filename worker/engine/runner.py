@@ -99,6 +99,7 @@ class RunnerSpec:
     layers. `tasks` are the names of the tasks that the model serves, and `trial` is a cheap one
     that shows whether it works. Up to `max_drafts` tokens of a sequence may be drafted and verified
     in one step, each for the share `draft_cost` of a forward. `weights` is the size of the network.
+    `puzzle` is the kind of puzzles that it solves, "" for none.
     """
 
     runner: str
@@ -117,6 +118,7 @@ class RunnerSpec:
     max_drafts: int = 0
     draft_cost: float = 1.0
     weights: WeightSize = UNKNOWN_SIZE
+    puzzle: str = ""
 
 
 class OutOfMemory(Exception):

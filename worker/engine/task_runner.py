@@ -20,7 +20,7 @@ class TaskRunnerSpec:
     at once. `tasks` names the kinds of tasks that it serves, and `trial` is a cheap task that shows
     whether the model works. `trial_files` are the bytes of its inputs, by the ids of their
     artifacts. A model without a `context_window` reads no tokens. `weights` is the size of its
-    networks.
+    networks. `puzzle` is the kind of puzzles that it solves, "" for none.
     """
 
     runner: str
@@ -32,6 +32,7 @@ class TaskRunnerSpec:
     trial_files: Mapping[str, bytes] = field(default_factory=dict)
     context_window: int = 0
     weights: WeightSize = UNKNOWN_SIZE
+    puzzle: str = ""
     mechanism: Literal["task"] = "task"
 
 

@@ -272,6 +272,7 @@ def _load(entry: ModelEntry, settings: Settings, *, is_default: bool) -> LoadedM
         device=options.device,
         dtype=options.dtype,
         prompting=prompting_of(entry),
+        puzzle=spec.puzzle,
     )
     return LoadedModel(
         info,

@@ -368,6 +368,7 @@ def load(options: RunnerOptions) -> PuzzleRunner:
         tasks=("solve",),
         trial=Solve(checkpoint.kind.blank, max_steps=1),
         weights=weight_size(model),
+        puzzle=checkpoint.kind.name,
     )
     # Here `compat` means `max`, because upstream's evaluation runs all segments of every row.
     declared = options.declared(PuzzleOptions)
