@@ -3,7 +3,7 @@
 import json
 import uuid
 from collections import deque
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -22,6 +22,8 @@ from scripts.ui.puzzles.arc_task import (
     write_task,
 )
 from scripts.ui.puzzles.maze import MAZE, drawn_maze
+from scripts.ui.puzzles.solving import SolvingState
+from scripts.ui.run import Run
 from tests.fixtures.e2e.app_pages import page_of
 
 
@@ -183,3 +185,17 @@ def test_a_model_of_another_kind_is_not_sent_puzzles(models: list[dict[str, Any]
     # A model that is not loaded yet does not tell its kind.
     page.selectbox(key="solve_model").set_value("unknown").run()
     assert not page.info
+
+
+def test_a_drawing_that_comes_again_ends_nothing() -> None:
+    """A browser may send the drawing once more with or behind the click on *Solve*."""
+    state = SolvingState("1...")
+    state.take_drawing("12..")
+    run = cast("Run", object())
+    state.run = run
+    state.take_drawing("12..")
+    assert state.run is run
+
+    state.take_drawing("13..")
+    assert state.run is None
+    assert state.text == "13.."

@@ -59,6 +59,9 @@ class SolvingState:
 
     def take_drawing(self, text: str) -> None:
         """Take over a puzzle that a person has drawn on the board."""
+        # The browser may send a drawing once more, after a click has begun to solve it.
+        if text == self.text:
+            return
         self.text = text
         self.drawn += 1
         self.clear()
