@@ -61,6 +61,11 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=ca \
     --mount=type=secret,id=pip,target=/etc/pip.conf \
     pip install -c constraints.txt -e ".[api,worker,embedded,tracing]"
 
+FROM packages-serve AS packages-simplefoundation
+RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=ca \
+    --mount=type=secret,id=pip,target=/etc/pip.conf \
+    pip install -c constraints.txt -e ".[api,worker,embedded,tracing,ui]"
+
 # The kernels, by a C compiler that comes as a wheel. Where it has none for the platform, torch computes alone.
 FROM build AS kernels
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=ca \
@@ -146,5 +151,9 @@ COPY --from=packages-serve /opt/aios /opt/aios
 COPY --from=source /app /app
 CMD ["serve", "hrm"]
 
-# The last stage is what a build without --target makes.
-FROM hrm-serve AS simplefoundation
+# The same with the web app. The last stage is what a build without --target makes.
+FROM front AS simplefoundation
+EXPOSE 8501
+COPY --from=packages-simplefoundation /opt/aios /opt/aios
+COPY --from=source /app /app
+CMD ["serve", "hrm", "--ui", "--ui-host", "0.0.0.0"]

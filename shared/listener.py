@@ -41,14 +41,16 @@ _NOT_ALLOWED: Answer = (405, "text/plain", b"GET is expected.\n")
 
 
 @contextmanager
-def open_port(settings: Settings, setting: str) -> Iterator[list[socket.socket]]:
-    """Listen at the port that `setting` names, on every address of `settings.host`.
+def open_port(
+    settings: Settings, setting: str, *, host_setting: str = "host"
+) -> Iterator[list[socket.socket]]:
+    """Listen at the port that `setting` names, on every address of the host of `host_setting`.
 
     The sockets are closed at the end of the context. Port 0 is one free port for all addresses.
     Raise SettingsError, which names the setting at fault: the port, or the host where it is no
     address of this machine.
     """
-    sockets = _bind_all(settings, setting)
+    sockets = _bind_all(settings, setting, host_setting)
     try:
         yield sockets
     finally:
@@ -92,12 +94,13 @@ async def listening(settings: Settings, setting: str, routes: Routes) -> AsyncIt
         yield port
 
 
-def _bind_all(settings: Settings, setting: str) -> list[socket.socket]:
+def _bind_all(settings: Settings, setting: str, host_setting: str) -> list[socket.socket]:
     port = int(getattr(settings, setting))
+    host = getattr(settings, host_setting)
     sockets: list[socket.socket] = []
     last_error = 0
     try:
-        for family, address in _addresses(settings):
+        for family, address in _addresses(settings, host_setting):
             # For port 0 the first address gets a free port, and the others get the same one.
             port_here = port_of(sockets) if sockets else port
             try:
@@ -110,14 +113,14 @@ def _bind_all(settings: Settings, setting: str) -> list[socket.socket]:
         _close(sockets)
         # A port that is free on one address may be taken on the next: try another one.
         if sockets and not port:
-            return _bind_all(settings, setting)
-        problem = f"cannot listen on {settings.host} port {port}: {_os_error_text(error.errno)}"
+            return _bind_all(settings, setting, host_setting)
+        problem = f"cannot listen on {host} port {port}: {_os_error_text(error.errno)}"
         remedy = (
             f"name another port by {flag_name(setting)} or {env_name(setting)}, or 0 for a free one"
         )
         raise settings.refusal(setting, problem, remedy) from None
     if not sockets:
-        raise _host_refusal(settings, _os_error_text(last_error))
+        raise _host_refusal(settings, host_setting, _os_error_text(last_error))
     return sockets
 
 
@@ -139,17 +142,19 @@ def _bind(family: socket.AddressFamily, address: tuple[Any, ...]) -> socket.sock
     return opened
 
 
-def _addresses(settings: Settings) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
+def _addresses(
+    settings: Settings, host_setting: str
+) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
     """Return the families and addresses of the host, each once."""
     try:
         infos = socket.getaddrinfo(
-            settings.host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            getattr(settings, host_setting), 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
     except socket.gaierror as error:
-        raise _host_refusal(settings, str(error.strerror).lower()) from None
+        raise _host_refusal(settings, host_setting, str(error.strerror).lower()) from None
     except ValueError as error:
         # Some names cannot even be looked up: one with an empty or too long part, or with a null.
-        raise _host_refusal(settings, str(error)) from None
+        raise _host_refusal(settings, host_setting, str(error)) from None
 
     addresses: list[tuple[socket.AddressFamily, tuple[Any, ...]]] = []
     for family, _, _, _, address in infos:
@@ -158,11 +163,10 @@ def _addresses(settings: Settings) -> list[tuple[socket.AddressFamily, tuple[Any
     return addresses
 
 
-def _host_refusal(settings: Settings, reason: str) -> SettingsError:
-    problem = f"{settings.host!r} is no address of this machine: {reason}"
-    return settings.refusal(
-        "host", problem, "name one by --host or AIOS_HOST, or 0.0.0.0 for all of them"
-    )
+def _host_refusal(settings: Settings, setting: str, reason: str) -> SettingsError:
+    problem = f"{getattr(settings, setting)!r} is no address of this machine: {reason}"
+    remedy = f"name one by {flag_name(setting)} or {env_name(setting)}, or 0.0.0.0 for all of them"
+    return settings.refusal(setting, problem, remedy)
 
 
 def _os_error_text(number: int | None) -> str:

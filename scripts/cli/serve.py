@@ -152,15 +152,19 @@ def _local_fleet(settings: Settings) -> LocalFleet:
 
 def local_url(settings: Settings) -> str:
     """Return the URL at which the front answers on this machine."""
-    host = _local_host(settings)
+    return _url_at(settings.host, settings.port)
+
+
+def _url_at(host: str, port: int) -> str:
+    host = _local_host(host)
     if ":" in host:
         host = f"[{host}]"
-    return f"http://{host}:{settings.port}"
+    return f"http://{host}:{port}"
 
 
-def _local_host(settings: Settings) -> str:
-    """Return the host to connect to: the loopback address if the front listens at all addresses."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+def _local_host(host: str) -> str:
+    """Return the host to connect to: the loopback address if `host` stands for all addresses."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def fleet_roles(
@@ -212,7 +216,7 @@ def _app_roles(settings: Settings, env: Mapping[str, str]) -> list[Role]:
     """Return the role of the web app, if the settings ask for one. The fleet does without it."""
     if not settings.ui:
         return []
-    command = ui.app_command(ui.DEFAULT_HOST, settings.ui_port, ui.config_of(settings))
+    command = ui.app_command(settings.ui_host, settings.ui_port, ui.config_of(settings))
     # It is a client like any other: the settings of the fleet are not for it, but plugins are.
     foreign = {}
     for name, value in env.items():
@@ -245,8 +249,7 @@ def bindable_port(settings: Settings, workers: int = 1) -> int:
                 worker_settings = settings.model_copy(update={"worker_port": number})
                 stack.enter_context(open_port(worker_settings, "worker_port"))
         if settings.ui:
-            app_settings = settings.model_copy(update={"host": ui.DEFAULT_HOST})
-            stack.enter_context(open_port(app_settings, "ui_port"))
+            stack.enter_context(open_port(settings, "ui_port", host_setting="ui_host"))
     return port
 
 
@@ -301,7 +304,7 @@ async def watch_redis(redis: EmbeddedRedis, supervisor: Supervisor) -> None:
 
 async def _announce(settings: Settings) -> None:
     """Wait until the fleet is ready, and print a line that says so."""
-    host = _local_host(settings)
+    host = _local_host(settings.host)
     while (fleet := await _ready_fleet(settings, host)) is None:  # noqa: ASYNC110 - it is in other processes
         await asyncio.sleep(READY_CHECK_S)
     needs_key = await callers_need_key(settings)
@@ -337,7 +340,7 @@ def ready_line(settings: Settings, fleet: Fleet, *, needs_key: bool) -> str:
     example = _example(url, key, fleet.models.get(default))
     app = ""
     if settings.ui:
-        app = f"  app: http://{ui.DEFAULT_HOST}:{settings.ui_port}"
+        app = f"  app: {_url_at(settings.ui_host, settings.ui_port)}"
     return f"ready at {url}  model: {models}  docs: {url}/docs{app}  try: {example}"
 
 

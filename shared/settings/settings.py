@@ -168,7 +168,10 @@ class Settings(BaseSettings):
     worker_port: Port | None = Field(
         default=None, description="port for a worker's metrics and health"
     )
-    ui: bool = Field(default=False, description="run the web app, too, for this machine alone")
+    ui: bool = Field(default=False, description="run the web app, too")
+    ui_host: Text = Field(
+        default="127.0.0.1", description="address of the web app of --ui (0.0.0.0: for others, too)"
+    )
     ui_port: AppPort = Field(default=8501, description="port of the web app of --ui")
     ui_config: Text | None = Field(
         default=None, description="file with your own title, pages, examples and colours for --ui"

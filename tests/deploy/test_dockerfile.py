@@ -146,6 +146,13 @@ def test_an_image_runs_aios_as_a_user_and_ends_on_sigterm(image: str) -> None:
     assert lineage(image)[-2:] == ["runtime", "${BASE}"]
 
 
+def test_the_image_of_all_has_the_web_app_for_others_too() -> None:
+    """C37, C38."""
+    assert json.loads(inherited("simplefoundation", "CMD"))[2:] == ["--ui", "--ui-host", "0.0.0.0"]
+    assert inherited("simplefoundation", "EXPOSE") == "8501"
+    assert inherited("packages-simplefoundation", "RUN").endswith(',ui]"')
+
+
 def test_torch_is_one_version_and_its_siblings_stay_out() -> None:
     pins = set(re.findall(r"\btorch==[\d.]+\d", TEXT))
     assert pins == {"torch==2.13.0"}

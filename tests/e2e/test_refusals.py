@@ -107,15 +107,17 @@ def port_cells_of(role: str, name: str, taken: int) -> Iterator[Cell]:
         [f"{name}: ", f"(from {variable})"],
         env={variable: str(taken)},
     )
-    if name == "ui_port":
-        # The app listens at the loopback address, whatever the host is.
-        return
     # 192.0.2.0/24 is kept for documentation: no machine has such an address.
-    for variable, host in (("HOST", FOREIGN), ("AIOS_HOST", "192.0.2.7")):
+    hosts = {"HOST": FOREIGN, "AIOS_HOST": "192.0.2.7"}
+    host_name = "host"
+    if name == "ui_port":
+        hosts = {"AIOS_UI_HOST": "192.0.2.7"}
+        host_name = "ui_host"
+    for variable, host in hosts.items():
         yield Cell(
             role,
-            [*port, flag(name), "0"],
-            ["host: ", repr(host), f"(from {variable})", "--host"],
+            [*port, flag(name), "0" if name != "ui_port" else "8501"],
+            [f"{host_name}: ", repr(host), f"(from {variable})", flag(host_name)],
             env={variable: host},
         )
 

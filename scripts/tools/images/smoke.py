@@ -133,15 +133,16 @@ def try_hrm_serve(engine: Engine, report: Report, tag: str) -> None:
 
 
 def try_simplefoundation(engine: Engine, report: Report, tag: str) -> None:
-    """Serve a model that is mounted, with the variable that the image's users set."""
+    """Serve a model that is mounted, with the variable that the image's users set, and the app."""
     _serve(
         engine,
         report,
         {"MODEL_PATH": "/app/model"},
         solves=True,
         mounts={str(DEFAULT_MODEL): "/app/model"},
+        app_port=free_port(),
     )
-    report.trial = "a model mounted at /app/model"
+    report.trial = "a model mounted at /app/model, and the web app"
 
 
 TRIALS: dict[str, Callable[[Engine, Report, str], None]] = {
@@ -156,15 +157,25 @@ def _serve(
     engine: Engine,
     report: Report,
     env: dict[str, str],
+    *,
     solves: bool,
     mounts: dict[str, str] | None = None,
+    app_port: int | None = None,
 ) -> None:
-    """Serve with one container that holds a whole fleet; write its times to the report."""
+    """Serve with one container that holds a whole fleet; write its times to the report.
+
+    With `app_port` the web app has to answer there, too.
+    """
     port = free_port()
+    env = {"AIOS_PORT": str(port), **env}
+    if app_port is not None:
+        env["AIOS_UI_PORT"] = str(app_port)
     started = time.monotonic()
-    with running(engine, report.image.name, {"AIOS_PORT": str(port), **env}, mounts) as fleet:
+    with running(engine, report.image.name, env, mounts) as fleet:
         await_status(fleet, port, "/readyz", status=200)
         report.ready_s = time.monotonic() - started
+        if app_port is not None:
+            await_status(fleet, app_port, "/_stcore/host-config", status=200)
         fleet.execute(*report.image.health[1:])
         check_generate(port, solves)
         report.stop_s = stop(fleet)
