@@ -19,6 +19,7 @@ from tests.fixtures.browser import DESKTOP, PHONE, opened, overflow_of
 from tests.fixtures.e2e.app_pages import TOLERATED, click, metrics, page_of, wait_for
 from tests.fixtures.e2e.serving import Serving, serving
 from tests.fixtures.redis_server import free_port
+from tests.fixtures.slowness import within
 
 SUM = "Compute: 347 + 285"
 
@@ -67,6 +68,14 @@ def test_text_is_generated_as_the_server_says(
     wait_for(page, lambda: "Speed" in metrics(page), "the shorter answer is there")
     [code] = page.code
     assert code.value == answer["completions"][0].partition("tens")[0].rstrip()
+
+
+def test_each_page_is_drawn_within_a_second(open_page: Callable[..., AppTest]) -> None:
+    """A third of that on an idle machine, once the app has begun."""
+    for path in PAGES:
+        open_page(path)
+        with within(1.0, f"the page {path}"):
+            open_page(path)
 
 
 def test_scores_are_those_of_the_server(open_page: Callable[..., AppTest], fleet: Serving) -> None:
