@@ -24,6 +24,7 @@ BARS = {
         OTHER: 0.9,
     },
     "hrm-text-code": {"code": 0.8, OTHER: 0.9},
+    "baseline-math": {"product": 0.9, "equation": 0.9, "word_problem": 0.9, OTHER: 0.9},
     "baseline-code": {"code": 0.7, OTHER: 0.9},
     "actv1-math": {"short_sum": 0.9, "short_difference": 0.9, "short_product": 0.75},
 }
