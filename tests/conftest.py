@@ -1,6 +1,7 @@
 """Fixtures for all rooms: a real Redis for the session, empty for each test that asks for it."""
 
 import gc
+import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -64,6 +65,19 @@ def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture(autouse=True)
+def _log_handlers_of_before() -> Iterator[None]:
+    """Take away the handlers of a process that a test was: they write to a stream that is closed."""
+    root = logging.getLogger()
+    before = list(root.handlers)
+    level = root.level
+    yield
+    root.setLevel(level)
+    for handler in list(root.handlers):
+        if handler not in before:
+            root.removeHandler(handler)
 
 
 def pytest_configure() -> None:

@@ -51,9 +51,11 @@ class Paced(Echo):
 
 
 @asynccontextmanager
-async def working(redis: Redis, runner: Paced) -> AsyncIterator[WorkerService]:
+async def working(
+    redis: Redis, runner: Paced, lease_s: float = 1.0
+) -> AsyncIterator[WorkerService]:
     worker = WorkerService(
-        Broker(redis), QueuePolicy(lease_s=1, result_ttl_s=60), drain_timeout_s=5
+        Broker(redis), QueuePolicy(lease_s=lease_s, result_ttl_s=60), drain_timeout_s=5
     )
     stop = asyncio.Event()
     model = LoadedModel(ModelInfo("m", "echo", "test", 100, 100, 8), runner, lambda: model)
@@ -112,7 +114,9 @@ async def test_a_redis_that_is_killed_has_what_it_acknowledged(tmp_path: Path, f
     desk = Desk(redis)
     subscriptions = Subscriptions(redis)
     try:
-        async with working(redis, runner):
+        # With longer leases than it takes to start a Redis on a busy machine: a worker without progress
+        # gives up.
+        async with working(redis, runner, lease_s=10):
             jobs = await desk.submit(LONG)
             for number in range(6):
                 jobs = [*jobs, *await desk.submit(LONG)]

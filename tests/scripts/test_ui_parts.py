@@ -261,7 +261,7 @@ def test_own_examples_take_the_place_of_the_app_s(
     assert len(coding.proto.options) == 4
 
     page = page_of("puzzles")
-    [examples] = page.get("button_group")
+    _, examples = page.get("button_group")
     examples.set_value("Monday").run()
     [text] = [field for field in page.text_input if field.label == "As text"]
     assert text.value == puzzle

@@ -112,7 +112,7 @@ def test_the_device_is_logged_at_start_with_what_it_is(
     """
     offer(monkeypatch)
     with caplog.at_level(logging.INFO):
-        model, _ = load_models(Settings())
+        model, *_ = load_models(Settings())
 
     [fields] = fields_of(caplog, "device chosen")
     assert fields["device"] == "cpu"
