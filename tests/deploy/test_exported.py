@@ -49,7 +49,11 @@ async def front_and_worker(redis: Redis) -> list[str]:
         serving(worker, Echo(RunnerOptions("echo", max_batch=4))),
         in_memory(redis) as client,
     ):
-        await until(lambda: worker.not_ready() is None, "the worker is ready")
+
+        async def is_ready() -> bool:
+            return (await client.get("/readyz")).is_success
+
+        await until(is_ready, "the front has heard of the worker")
         body = {"prompts": ["a b c d"], "max_tokens": 3}
         headers = {"Idempotency-Key": "k"}
         for _ in range(2):
