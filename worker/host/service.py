@@ -119,6 +119,7 @@ class WorkerService:
         self._known: KnownModels | None = None
         self._serving: set[asyncio.Task[None]] = set()
         self.orders: dict[str, int] | None = None
+        self._announcing = asyncio.Lock()
         self._is_broken = asyncio.Event()
         self._stop = asyncio.Event()
         self._threads = self._make_threads()
@@ -483,6 +484,11 @@ class WorkerService:
 
     async def announce(self) -> None:
         """Announce the worker's present state, and note the orders that come back."""
+        # One at a time, so that no older state is written behind a newer one.
+        async with self._announcing:
+            await self._announce()
+
+    async def _announce(self) -> None:
         # In a thread, because reading files beside a computing thread takes long.
         await asyncio.to_thread(self._memory_guard.look)
         models: dict[str, KnownModel] = {}
