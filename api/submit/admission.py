@@ -175,7 +175,7 @@ def no_such_model(name: str, expected: str) -> ModelNotFound:
 
 def check_serves(model: ModelInfo, task: TaskName) -> None:
     """Raise InvalidRequest for a task that the model does not serve."""
-    if model.tasks and task not in model.tasks:
+    if not _serves(model, task):
         known = ", ".join(map(repr, model.tasks))
         problem = f"model: {model.id!r} does not serve the task {task!r}; it serves {known}."
         raise InvalidRequest(problem, field="model")
@@ -194,19 +194,20 @@ def default_for(
     """
     if default is None or default not in models:
         return default
-    for name in (default, *sorted(models)):
+    model = models[default]
+    if _serves(model, task) and (problems is None or model.prompting.is_for(problems)):
+        return default
+    for name in sorted(models):
         model = models[name]
-        serves = task is None or not model.tasks or task in model.tasks
-        if serves and (problems is None or _is_for(model, problems, is_default=name == default)):
+        has_text = problems is None or model.prompting.template(problems) is not None
+        if _serves(model, task) and has_text:
             return name
     return default
 
 
-def _is_for(model: ModelInfo, problems: ProblemKind, *, is_default: bool) -> bool:
-    """Return whether a model is for such problems: any default may be, others declare a text."""
-    if is_default:
-        return model.prompting.is_for(problems)
-    return model.prompting.template(problems) is not None
+def _serves(model: ModelInfo, task: TaskName | None) -> bool:
+    """Return whether a model serves the task. One whose tasks are not known yet may."""
+    return task is None or not model.tasks or task in model.tasks
 
 
 def unseen(model_id: str, limits: Limits) -> ModelInfo:

@@ -13,10 +13,9 @@ from streamlit.testing.v1 import AppTest
 from scripts.ui.page_puzzles import KINDS
 from scripts.ui.puzzles.sudoku import EXAMPLES
 from scripts.ui.shell import PAGES
-from shared.shipped import REPO_ROOT
 from tests.fixtures.accessibility import OF_COLOURS, barriers
 from tests.fixtures.browser import DESKTOP, PHONE, opened, overflow_of
-from tests.fixtures.e2e.app_pages import TOLERATED, click, metrics, page_of, wait_for
+from tests.fixtures.e2e.app_pages import TOLERATED, app_flags, click, metrics, page_of, wait_for
 from tests.fixtures.e2e.serving import Serving, serving
 from tests.fixtures.redis_server import free_port
 from tests.fixtures.slowness import within
@@ -32,12 +31,8 @@ def app_port() -> int:
 @pytest.fixture(scope="module")
 def fleet(app_port: int) -> Iterator[Serving]:
     """Run a fleet with the app beside it, as `aios serve hrm --ui` does."""
-    models = REPO_ROOT / "models"
-    flags = ["--threads", "1", "--ui", "--ui-port", str(app_port)]
-    flags += ["--model", f"maths={models / 'hrm-text-math'}"]
-    flags += ["--model", f"code={models / 'hrm-text-code'}"]
-    flags += ["--model", f"sudoku={models / 'sample-trm-sudoku-9x9'}", "--default-model", "maths"]
-    with serving(*flags) as running:
+    models = {"maths": "hrm-text-math", "code": "hrm-text-code", "sudoku": "sample-trm-sudoku-9x9"}
+    with serving(*app_flags(app_port, **models)) as running:
         yield running
 
 

@@ -7,9 +7,16 @@ import pytest
 from playwright.async_api import FloatRect, Page, expect
 from streamlit.testing.v1 import AppTest
 
-from shared.shipped import REPO_ROOT
 from tests.fixtures.browser import DESKTOP, PHONE, opened, overflow_of
-from tests.fixtures.e2e.app_pages import TOLERATED, click, htmls, page_of, text_of, wait_for
+from tests.fixtures.e2e.app_pages import (
+    TOLERATED,
+    app_flags,
+    click,
+    htmls,
+    page_of,
+    text_of,
+    wait_for,
+)
 from tests.fixtures.e2e.serving import Serving, serving
 from tests.fixtures.redis_server import free_port
 
@@ -25,11 +32,7 @@ def app_port() -> int:
 
 @pytest.fixture(scope="module")
 def fleet(app_port: int) -> Iterator[Serving]:
-    models = REPO_ROOT / "models"
-    flags = ["--threads", "1", "--ui", "--ui-port", str(app_port)]
-    flags += ["--model", f"maths={models / 'hrm-text-math'}"]
-    flags += ["--model", f"brain={models / 'actv1-math'}", "--default-model", "maths"]
-    with serving(*flags) as running:
+    with serving(*app_flags(app_port, maths="hrm-text-math", brain="actv1-math")) as running:
         yield running
 
 

@@ -10,10 +10,10 @@ import pytest
 from playwright.async_api import expect
 from streamlit.testing.v1 import AppTest
 
-from shared.shipped import REPO_ROOT
 from tests.fixtures.browser import PHONE, opened, overflow_of
 from tests.fixtures.e2e.app_pages import (
     TOLERATED,
+    app_flags,
     click,
     htmls,
     metrics,
@@ -38,12 +38,8 @@ def app_port() -> int:
 
 @pytest.fixture(scope="module")
 def fleet(app_port: int) -> Iterator[Serving]:
-    models = REPO_ROOT / "models"
-    flags = ["--threads", "1", "--ui", "--ui-port", str(app_port)]
-    flags += ["--model", f"maths={models / 'hrm-text-math'}"]
-    flags += ["--model", f"plain={models / 'baseline-code'}"]
-    flags += ["--model", f"sudoku={models / 'sample-trm-sudoku-9x9'}", "--default-model", "maths"]
-    with serving(*flags) as running:
+    models = {"maths": "hrm-text-math", "plain": "baseline-code", "sudoku": "sample-trm-sudoku-9x9"}
+    with serving(*app_flags(app_port, **models)) as running:
         yield running
 
 

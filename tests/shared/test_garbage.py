@@ -1,4 +1,4 @@
-"""Which garbage is collected, in a process of its own."""
+"""Collections of garbage, in a process of its own."""
 
 import subprocess
 import sys

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 
 class Counted(Protocol):
-    """What a progress shows: how much is done, and more about it."""
+    """A tally that a progress can show: how much is done, and more about it."""
 
     num_done: int
 
