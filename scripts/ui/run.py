@@ -18,6 +18,9 @@ class Run:
     When nobody does any more the thread ends, and with it the connection: the fleet then cancels
     the job. After the end `job` is the job's last state, with its usage and timings, and `error`
     says what went wrong, "" if nothing did.
+
+    `is_done` changes only with a call of `watch`. Otherwise one part of a page could be drawn as
+    that of a run that goes on, and the next one as that of a run that has ended.
     """
 
     def __init__(self, client: Client, job_id: str) -> None:
@@ -27,6 +30,7 @@ class Run:
         self.error = ""
         self.is_done = False
         self._client = client
+        self._has_ended = False
         self._watched_at = time.monotonic()
         threading.Thread(target=self._follow, name=f"run-{job_id}", daemon=True).start()
 
@@ -35,8 +39,9 @@ class Run:
         return self.job.get("state") == "cancelled"
 
     def watch(self) -> None:
-        """Note that somebody looks at the run."""
+        """Note that somebody looks at the run, and whether it is done by now."""
         self._watched_at = time.monotonic()
+        self.is_done = self._has_ended
 
     def cancel(self) -> None:
         """Cancel the job. Raise ServerError if the server does not take that."""
@@ -49,7 +54,7 @@ class Run:
         except ServerError as error:
             self.error = self.error or str(error)
         finally:
-            self.is_done = True
+            self._has_ended = True
 
     def _collect(self) -> None:
         """Collect the frames. A failure before the first one is an error of the job, too."""
@@ -85,7 +90,7 @@ class RunGroup:
         return all(run.is_done for run in self.runs)
 
     def watch(self) -> None:
-        """Note that somebody looks at the runs."""
+        """Note that somebody looks at the runs, and which are done by now."""
         for run in self.runs:
             run.watch()
 

@@ -137,6 +137,18 @@ async def test_a_model_is_loaded_and_pinned_by_order(redis: Redis) -> None:
         assert worker.models["kept"].residence == "unloaded"
 
 
+async def test_an_order_to_load_makes_room_first(redis: Redis) -> None:
+    """A model without work is loaded in the place of another, unless it is unloaded meanwhile."""
+    catalogue = Catalogue(redis)
+    async with at_work(redis, most=1) as worker:
+        await catalogue.add(ModelEntry(id="new", path="echo"))
+        await until(lambda: "new" in worker.models, "it is known")
+        await catalogue.order_load("new")
+        await until(lambda: worker.models["new"].residence == "loaded", "it is loaded")
+        assert worker.models["m"].residence == "unloaded"
+        assert worker.models["new"].load_order == 0
+
+
 async def test_orders_from_before_a_worker_came_are_not_its_own(redis: Redis) -> None:
     """A worker does not obey an order to load that is older than itself."""
     catalogue = Catalogue(redis)

@@ -65,7 +65,7 @@ class KnownModel:
 
     The model takes `num_bytes` of memory, as far as is known. `order` is the number of the last
     order to unload it, and `obeyed` that of the last one carried out, 0 before any. `load_order` is
-    the number of an order to load it that was not tried yet. A model that `is_put_away` was
+    the number of an order to load it that was not carried out yet. A model that `is_put_away` was
     unloaded by an order, and is loaded only for work. `entry` is that of a model of the catalogue,
     None for a model of the worker's own settings.
 
@@ -215,6 +215,9 @@ class KnownModels:
                 known.obeyed = known.order
                 known.is_put_away = True
                 known.num_failures = 0
+                # Orders of both kinds are numbered by the time.
+                if known.load_order < known.order:
+                    known.load_order = 0
                 await self._context.announce()
         waiting = await self._waiting.among([known.info.id for known in unloaded])
         _note_waits(unloaded, waiting)
@@ -271,8 +274,9 @@ class KnownModels:
     async def _look_at(self, known: KnownModel, fleet: Fleet, *, has_work: bool) -> None:
         """Load a model that was ordered, that could not be loaded before, or that has work."""
         if known.load_order:
-            known.load_order = 0
-            await self._load_if_fits(known, may_evict=True)
+            is_waiting_for_room = await self._load_if_fits(known, may_evict=True)
+            if not is_waiting_for_room:
+                known.load_order = 0
         elif known.num_failures:
             await self._retry(known, fleet, has_work=has_work)
         elif self._should_load(known, fleet):
@@ -388,12 +392,23 @@ class KnownModels:
                 return False
         return True
 
-    async def _load_if_fits(self, known: KnownModel, *, may_evict: bool) -> None:
-        """Load a model if there is room. Otherwise evict others first, if it `may_evict`."""
+    async def _load_if_fits(self, known: KnownModel, *, may_evict: bool) -> bool:
+        """Load a model if there is room. Otherwise evict others first, if it `may_evict`.
+
+        Return whether the model waits for room: then it was neither loaded nor did loading fail.
+        """
         verdict = await self._verdict(known)
         if isinstance(verdict, Load):
+            # Room that was freed during this look is for the first that waits for it. The next
+            # look, which comes at once, begins with that one.
+            if self._freed.is_set():
+                return True
             await self._load(known)
-        elif isinstance(verdict, Evict) and may_evict:
+            return False
+        if isinstance(verdict, Refuse):
+            known.note_failure(verdict.reason)
+            return False
+        if isinstance(verdict, Evict) and may_evict:
             for model_id in verdict.ids:
                 self.by_id[model_id].is_evicted = True
                 self.num_evicted += 1
@@ -401,8 +416,7 @@ class KnownModels:
             logger.info(
                 "models make room", extra=fields(model=known.info.id, evicted=list(verdict.ids))
             )
-        elif isinstance(verdict, Refuse):
-            known.note_failure(verdict.reason)
+        return True
 
     async def _verdict(self, known: KnownModel) -> Verdict:
         """Return the budget's verdict on a model that is not in memory."""
@@ -487,9 +501,7 @@ class KnownModels:
         if self._context.ledger.claims_of(known.info.id):
             return
         if known.retry_at_s <= time.monotonic():
-            num_before = known.num_failures
-            await self._load_if_fits(known, may_evict=has_work)
-            is_waiting_for_room = known.num_failures == num_before
+            is_waiting_for_room = await self._load_if_fits(known, may_evict=has_work)
             if known.host is not None or is_waiting_for_room:
                 return
         if not self._can_others(known, fleet) and has_work:
