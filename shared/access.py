@@ -1,4 +1,4 @@
-"""API keys, the grant of each, and the keys in Redis that `aios keys` has made.
+"""API keys, the grant of each, and the keys in Redis that operators have made.
 
 A key is 256 random bits, so its plain SHA-256 tells nothing of it; Redis holds only that. A key
 that is revoked or has expired is gone from Redis, and so from all fronts at once. Redis still knows
@@ -191,6 +191,17 @@ class Keyring:
             return (grant.created_at, grant.name)
 
         return {digest: grants[digest] for digest in sorted(grants, key=age)}
+
+    async def find_id(self, id: str) -> str | None:
+        """Return the digest of the key with this id; None if no key that holds has it.
+
+        A longer beginning of a digest, or a whole one, is good, too. One that several keys share
+        is not.
+        """
+        if len(id) < ID_LENGTH:
+            return None
+        matches = [digest for digest in await self.all_grants() if digest.startswith(id)]
+        return matches[0] if len(matches) == 1 else None
 
     async def revoke(self, digest: str) -> None:
         """Delete the grant of a key, so that the key holds no more."""

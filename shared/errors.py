@@ -14,7 +14,7 @@ FleetError
 ├── ArtifactNotFound  404   ├── StorageUnavailable 503   ├── OverStorageQuota  413
 ├── ModelFailed       503   ├── UpstreamFailed     503   ├── BudgetExceeded    429
 ├── BatchNotFound     404   ├── BatchEnded         409
-└── EvaluationNotFound 404  └── WebhookNotFound   404
+└── EvaluationNotFound 404  ├── WebhookNotFound    404  └── KeyNotFound       404
 """
 
 from shared.messages import Failed
@@ -133,6 +133,13 @@ class WebhookNotFound(FleetError):
     """No such webhook endpoint, or it is another tenant's."""
 
     code = "webhook_not_found"
+    status = 404
+
+
+class KeyNotFound(FleetError):
+    """No such API key, or it was revoked, or has expired."""
+
+    code = "key_not_found"
     status = 404
 
 

@@ -33,6 +33,7 @@ from api.http.middleware import (
 from api.http.paths import Methods, Paths
 from api.http.tracing_middleware import TracingMiddleware
 from api.routes import (
+    api_keys,
     artifacts,
     batches,
     catalogue,
@@ -74,6 +75,7 @@ PARTS = (
     plugins.DIALECT,
     fleet.DIALECT,
     dead_jobs.DIALECT,
+    api_keys.DIALECT,
     files.DIALECT,
     artifacts.DIALECT,
     batches.DIALECT,

@@ -10,7 +10,13 @@ from api.access.caller import Caller, CallerDep
 from api.deps import Front, FrontDep
 from api.endpoints.dialect import Dialect
 from api.redis_timeout import redis_answers
-from api.schemas.usage_report import BudgetStanding, UsageReport, UsageRow, UsageSums
+from api.schemas.usage_report import (
+    BudgetStanding,
+    UsageReport,
+    UsageRow,
+    UsageSums,
+    standing_body,
+)
 from shared.errors import Forbidden, InvalidRequest
 from shared.queue.usage_ledger import (
     USAGE_FIELDS,
@@ -110,15 +116,7 @@ async def _standing(front: Front, caller: Caller) -> BudgetStanding | None:
     budget = caller.budget
     if budget is None:
         return None
-    standing = await front.usage_ledger.standing(caller.id, budget)
-    return BudgetStanding(
-        tokens=budget.tokens,
-        period=budget.period,
-        used=standing.used,
-        reserved=standing.reserved,
-        left=standing.left,
-        resets_at=standing.resets_at,
-    )
+    return standing_body(budget, await front.usage_ledger.standing(caller.id, budget))
 
 
 def _form(format: str | None, accept: str) -> Literal["json", "csv"]:

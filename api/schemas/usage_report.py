@@ -5,7 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from shared.access import BudgetPeriod
+from shared.access import Budget, BudgetPeriod
+from shared.queue import usage_ledger
 from shared.queue.usage_ledger import UsageField
 
 
@@ -38,7 +39,7 @@ class UsageRow(UsageSums, _UsageFields):
 
 
 class BudgetStanding(BaseModel):
-    """The budget of the caller's key in the present period. Open jobs have `reserved` tokens."""
+    """The budget of a key in the present period. Open jobs have `reserved` tokens."""
 
     tokens: int
     period: BudgetPeriod
@@ -58,3 +59,14 @@ class UsageReport(BaseModel):
     rows: list[UsageRow]
     totals: UsageSums
     budget: BudgetStanding | None = None
+
+
+def standing_body(budget: Budget, standing: usage_ledger.BudgetStanding) -> BudgetStanding:
+    return BudgetStanding(
+        tokens=budget.tokens,
+        period=budget.period,
+        used=standing.used,
+        reserved=standing.reserved,
+        left=standing.left,
+        resets_at=standing.resets_at,
+    )

@@ -15,7 +15,6 @@ from scripts.cli.colours import listing
 from scripts.cli.fleet_tool import FleetFlags, ToolError, fleet_flags, run_tool
 from scripts.cli.watch.table import Heading
 from shared.access import (
-    ID_LENGTH,
     KEY_PREFIX,
     Budget,
     BudgetPeriod,
@@ -113,19 +112,15 @@ async def _find(keyring: Keyring, id_or_key: str) -> str:
 
     Raise ToolError if there is none, or more than one.
     """
-    # An id is the beginning of a digest.
-    prefix = id_or_key
+    id = id_or_key
     if id_or_key.startswith(KEY_PREFIX):
-        prefix = digest_of(id_or_key)
-    matches = []
-    for digest in await keyring.all_grants():
-        if len(prefix) >= ID_LENGTH and digest.startswith(prefix):
-            matches.append(digest)
-    if len(matches) != 1:
+        id = digest_of(id_or_key)
+    digest = await keyring.find_id(id)
+    if digest is None:
         raise ToolError(
             "no such key: expected an id as `aios keys list` shows it, or a key that holds"
         )
-    return matches[0]
+    return digest
 
 
 def _as_json(key_id: str, grant: Grant) -> dict[str, Any]:

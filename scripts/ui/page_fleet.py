@@ -12,6 +12,7 @@ import streamlit as st
 
 from scripts.ui.client import Body, NotAllowed, ServerError
 from scripts.ui.fleet_history import FleetHistory
+from scripts.ui.fleet_keys import draw_keys
 from scripts.ui.run import Run
 from scripts.ui.session import LINK, all_models, client, show_error
 
@@ -63,11 +64,8 @@ def show() -> None:
     _change_models(state, names)
     _jobs(state)
     _dead_jobs(state)
+    draw_keys(names)
     _usage()
-    st.caption(
-        "Keys are made and revoked by `aios keys` on a machine that reaches the fleet's Redis: the "
-        "API has no path for that."
-    )
 
 
 @st.fragment(run_every=_REDRAW_EVERY)

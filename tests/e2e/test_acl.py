@@ -274,8 +274,16 @@ async def use_jobs_role(
             await asyncio.sleep(0.05)
             run = (await http.get(begun.headers["Location"], headers=boss)).json()
         assert run["error"] is None
-        for path in ("/api/evaluation/latest", "/api/evaluation/runs", "/v1/dead-jobs"):
+        made = await http.post("/v1/keys", json={"name": "ann"}, headers=boss)
+        for path in (
+            "/api/evaluation/latest",
+            "/api/evaluation/runs",
+            "/v1/dead-jobs",
+            "/v1/keys",
+        ):
             assert (await http.get(path, headers=boss)).status_code == 200
+        revoked = await http.delete(f"/v1/keys/{made.json()['id']}", headers=boss)
+        assert revoked.status_code == 200
         role.send_signal(signal.SIGTERM)
         assert await role.wait() == 0
     finally:

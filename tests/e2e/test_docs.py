@@ -125,7 +125,7 @@ def nowhere() -> Stage:
 def trial(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """Serve the echo and networks for Sudokus and ARC, with a prohibited term.
 
-    A key is created and a job is done.
+    Two keys are created and a job is done.
     """
     redis_server.flush()
     folder = tmp_path_factory.mktemp("trial")
@@ -143,12 +143,15 @@ def trial(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -
     flags = ["--model", "echo=echo", "--model", f"sudoku={folder}", "--default-model", "echo"]
     flags += ["--model", f"arc={arc}"]
     flags += ["--max-batch-size", "4", "--redis-url", redis_server.url, "--require-key", "no"]
+    flags += ["--admin-keys", "ops:c1a8e9f0"]
     flags += ["--prohibited-terms", str(folder / "terms"), "--webhook-allow", "127.0.0.0/8"]
     create = [sys.executable, "-m", "scripts.cli.aios", "keys", "create", "docs"]
     create += ["--redis-url", redis_server.url]
     with serving(*flags) as fleet:
         created = subprocess.run(create, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
         key = created.stdout.strip()
+        admin = {"X-API-Key": "c1a8e9f0"}
+        other = httpx.post(f"{fleet.url}/v1/keys", json={"name": "other"}, headers=admin)
         body = {"prompt": "hello ", "max_tokens": 12}
         answer = httpx.post(f"{fleet.url}/v1/completions", json=body)
 
@@ -157,7 +160,12 @@ def trial(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -
             "localhost:8000": fleet.url.removeprefix("http://"),
         }
         variables = {
-            "docs/access.md": {"KEY": key, "ID": id_of(digest_of(key))},
+            "docs/access.md": {
+                "KEY": key,
+                "ID": id_of(digest_of(key)),
+                "ADMIN_KEY": admin["X-API-Key"],
+                "OTHER_ID": other.json()["id"],
+            },
             "docs/delivery.md": {"ID": answer.headers["X-Job-Id"]},
         }
         yield Stage(addresses, variables)

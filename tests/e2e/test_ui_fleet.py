@@ -179,6 +179,39 @@ def test_models_are_unloaded_and_loaded(open_page: Callable[..., AppTest], fleet
     wait_for(page, is_loaded, "it is loaded again")
 
 
+def test_a_key_is_made_and_revoked(open_page: Callable[..., AppTest], fleet: Serving) -> None:
+    page = open_page("fleet")
+    page.text_input(key="key_name").set_value("ann")
+    page.text_input(key="key_rate").set_value("ten")
+    click(page, "Make the key")
+    assert "expected times/seconds, such as 10/60" in page.error[0].value
+
+    page.text_input(key="key_rate").set_value("10/60")
+    page.multiselect(key="key_models").set_value(["maths"])
+    page.number_input(key="key_tokens").set_value(1000)
+    page.number_input(key="key_days").set_value(2)
+    click(page, "Make the key")
+    assert not page.error
+    [code] = page.code
+    used = httpx.get(f"{fleet.url}/v1/usage", headers={"X-API-Key": code.value}, timeout=60)
+    assert used.json()["budget"]["tokens"] == 1000
+    [key] = shown(fleet, "/v1/keys")["data"]
+    assert (key["name"], key["rate"], key["models"]) == ("ann", "10/60", ["maths"])
+    [table] = [table.value for table in page.dataframe if "best class" in table.value]
+    assert list(table["id"]) == [key["id"]]
+    assert list(table["tokens"]) == ["0 of 1,000 a month"]
+
+    click(page, "Revoke")
+    assert page.error[0].value == "Choose the key to revoke."
+    page.selectbox(key="revoked_key").set_value(key["id"])
+    click(page, "Revoke")
+    assert not page.error
+    assert not page.code, "the key is shown once"
+    assert shown(fleet, "/v1/keys")["data"] == []
+    refused = httpx.get(f"{fleet.url}/v1/fleet", headers={"X-API-Key": code.value}, timeout=60)
+    assert refused.status_code == 401
+
+
 def test_a_job_is_found_and_cancelled(open_page: Callable[..., AppTest], fleet: Serving) -> None:
     body = {"model": "steps", "text": "a", "steps": 1000, "step_ms": 1000}
     headers = {"Prefer": "respond-async", **ADMIN}

@@ -103,6 +103,7 @@ class StandIn:
             "/v1/fleet": {"workers": [], "models": [], "dead_jobs": 1},
             "/api/models/catalogue": {"models": [], "pinned": []},
             "/v1/dead-jobs": {"jobs": [] if self.changes else [dead]},
+            "/v1/keys": {"data": []},
             "/v1/usage": {"rows": [], "totals": {**totals, "compute_seconds": 0.0}},
         }
         return httpx.Response(200, json=answers[path])
