@@ -109,17 +109,30 @@ UNKNOWN_ID = -1
 """The id of a token of which an engine elsewhere tells the text alone."""
 
 
+class HaltState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The state at which a network with a q head stopped, and gave a token.
+
+    It had run `segments` ACT segments, 0 for a network without any.
+    """
+
+    q_halt: float
+    q_continue: float
+    segments: int = 0
+
+
 class TokenLogprob(msgspec.Struct, frozen=True, omit_defaults=True):
     """The log-probability (nats) of a token under the model itself, and the likeliest tokens.
 
     `token` is the text that the token adds. `top` are (token, text, log-probability), likeliest
     first. `logprob` is None for a token of a prompt that nothing predicts: its first one, and all
-    that a prefix-LM sees at once.
+    that a prefix-LM sees at once. `halt` is None for a network without a q head, and for tokens of
+    a prompt.
     """
 
     logprob: float | None
     token: str = ""
     top: tuple[tuple[int, str, float], ...] = ()
+    halt: HaltState | None = None
 
 
 class Tokens(msgspec.Struct, frozen=True, omit_defaults=True, tag="tokens"):

@@ -31,7 +31,7 @@ from api.schemas.fields import (
 )
 from api.schemas.logprobs import token_name
 from api.schemas.openai import Heading, StreamOptions
-from api.schemas.q_values import QValues, is_absent, q_values_body
+from api.schemas.q_values import QValues, is_absent, q_values_body, q_values_of, segments_of
 from api.schemas.usage import USAGE, DetailedUsageBody, detailed_usage_body
 from api.stream.request_events import Choice, Outcome, total_usage
 from shared.messages import (
@@ -257,7 +257,11 @@ class TopLogprob(BaseModel):
 
 
 class ChatTokenLogprob(TopLogprob):
+    """A token of the answer. A model with a q head tells where it stopped for it."""
+
     top_logprobs: list[TopLogprob]
+    q_values: QValues | None = Field(None, exclude_if=is_absent)
+    act_segments: int | None = Field(None, exclude_if=is_absent)
 
 
 class ChatLogprobs(BaseModel):
@@ -335,7 +339,12 @@ def _token_body(token: int, logprob: TokenLogprob) -> ChatTokenLogprob:
         value = logprob.logprob
     chosen = _named(token, logprob.token, value)
     top = [_named(other, text, value) for other, text, value in logprob.top]
-    return ChatTokenLogprob(**chosen.model_dump(), top_logprobs=top)
+    return ChatTokenLogprob(
+        **chosen.model_dump(),
+        top_logprobs=top,
+        q_values=q_values_of(logprob.halt),
+        act_segments=segments_of(logprob.halt),
+    )
 
 
 def _named(token: int, text: str, logprob: float) -> TopLogprob:

@@ -7,8 +7,9 @@ has already.
 
 from collections.abc import Sequence
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
+from api.schemas.q_values import QValues, is_absent, q_values_of, segments_of
 from shared.messages import UNKNOWN_ID, TokenLogprob
 
 
@@ -17,12 +18,17 @@ class Logprobs(BaseModel):
 
     `text_offset` counts characters from the beginning of the text, with a stop string and what it
     cut off. Tokens of an echoed prompt that nothing predicts have null.
+
+    For a model with a q head, `q_values` are those of the states that gave the tokens, and
+    `act_segments` the ACT segments that it ran for them. Tokens of the prompt have null.
     """
 
     tokens: list[str]
     token_logprobs: list[float | None]
     top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
+    q_values: list[QValues | None] | None = Field(default=None, exclude_if=is_absent)
+    act_segments: list[int | None] | None = Field(default=None, exclude_if=is_absent)
 
 
 def logprobs_body(
@@ -41,6 +47,14 @@ def logprobs_body(
         body.top_logprobs.append(_top(token, logprob))
         body.text_offset.append(offset)
         offset += len(logprob.token)
+
+    halts = [logprob.halt for logprob in logprobs]
+    q_values = [q_values_of(halt) for halt in halts]
+    segments = [segments_of(halt) for halt in halts]
+    if any(q_values):
+        body.q_values = q_values
+    if any(segments):
+        body.act_segments = segments
     return body
 
 

@@ -266,6 +266,30 @@ def _show_figures(tokens: Sequence[Token], choice: Body) -> None:
             )
 
 
+def _show_halts(tokens: Sequence[Token]) -> None:
+    """Draw where a model with a q head stopped for each token, if it is one."""
+    names = tokens[-1].q_values
+    if not names:
+        return
+    curves = {name: [token.q_values.get(name) for token in tokens] for name in names}
+    st.line_chart(
+        curves,
+        x_label="token",
+        y_label="q",
+        height=180,
+        alt="The values of the q head at the state that gave each token.",
+    )
+    segments = [token.segments for token in tokens]
+    if segments[-1] is not None:
+        st.bar_chart(
+            {"ACT segments": segments},
+            x_label="token",
+            y_label="ACT segments",
+            height=140,
+            alt="The ACT segments that ran for each token.",
+        )
+
+
 def _show_values(tokens: Sequence[Token]) -> None:
     """Draw the log-probabilities as a line, and all values as a table."""
     st.line_chart(
@@ -275,17 +299,20 @@ def _show_values(tokens: Sequence[Token]) -> None:
         height=180,
         alt="The log-probability of each token.",
     )
+    _show_halts(tokens)
     rows = []
     for number, token in enumerate(tokens):
-        rows.append(
-            {
-                "": number,
-                "Token": repr(token.text),
-                "Log-probability": token.logprob,
-                "Probability": "" if token.probability is None else percent(token.probability),
-                "Alternatives": ", ".join(title_of(token).splitlines()[1:]),
-            }
-        )
+        row = {
+            "": number,
+            "Token": repr(token.text),
+            "Log-probability": token.logprob,
+            "Probability": "" if token.probability is None else percent(token.probability),
+            "Alternatives": ", ".join(title_of(token).splitlines()[1:]),
+            **token.q_values,
+        }
+        if token.segments is not None:
+            row["ACT segments"] = token.segments
+        rows.append(row)
     with st.expander("All values", icon=":material/table:"):
         st.dataframe(rows, hide_index=True, alt="The tokens with their values.")
 

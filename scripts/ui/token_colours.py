@@ -13,12 +13,15 @@ class Token:
     """A token with its log-probability in nats, and the likeliest tokens in its place.
 
     The text of one without a text of its own is `token_id:N`. `logprob` is None for a token that
-    the model was given, and did not predict.
+    the model was given, and did not predict. `q_values` are those of the q head, by their names, and
+    `segments` the ACT segments that ran for the token: {} and None for a model without them.
     """
 
     text: str
     logprob: float | None = None
     top: Mapping[str, float] = field(default_factory=dict)
+    q_values: Mapping[str, float] = field(default_factory=dict)
+    segments: int | None = None
 
     @property
     def probability(self) -> float | None:
@@ -58,11 +61,18 @@ def tokens_of(logprobs: Body | None) -> list[Token]:
     """Return the tokens of a `logprobs` object of completions."""
     if not logprobs:
         return []
+    texts = logprobs["tokens"]
+    nothing = [None] * len(texts)
     tokens = []
-    for text, logprob, top in zip(
-        logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True
+    for text, logprob, top, q_values, segments in zip(
+        texts,
+        logprobs["token_logprobs"],
+        logprobs["top_logprobs"],
+        logprobs.get("q_values", nothing),
+        logprobs.get("act_segments", nothing),
+        strict=True,
     ):
-        tokens.append(Token(text, logprob, top or {}))
+        tokens.append(Token(text, logprob, top or {}, q_values or {}, segments))
     return tokens
 
 

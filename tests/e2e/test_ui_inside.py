@@ -38,7 +38,12 @@ def app_port() -> int:
 
 @pytest.fixture(scope="module")
 def fleet(app_port: int) -> Iterator[Serving]:
-    models = {"maths": "hrm-text-math", "plain": "baseline-code", "sudoku": "sample-trm-sudoku-9x9"}
+    models = {
+        "maths": "hrm-text-math",
+        "plain": "baseline-code",
+        "brain": "actv1-math",
+        "sudoku": "sample-trm-sudoku-9x9",
+    }
     with serving(*app_flags(app_port, **models)) as running:
         yield running
 
@@ -86,6 +91,37 @@ def test_an_answer_is_coloured_token_by_token(
     assert any("maths: HRM-Text" in caption.value for caption in page.caption)
     total = sum(logprobs["token_logprobs"])
     assert float(metrics(page)["Log-likelihood"].split()[0]) == pytest.approx(total, abs=1e-3)
+
+
+def test_each_token_tells_where_a_brain_stopped(
+    open_page: Callable[..., AppTest], fleet: Serving
+) -> None:
+    """q_halt and q_continue, and the ACT segments, are those of the server; others have none."""
+    page = open_page(
+        inside_prompt=SUM, inside_temperature="0.0", inside_max_tokens="20", model="brain"
+    )
+    click(page, "Generate")
+    wait_for(page, lambda: "Speed" in metrics(page), "the answer is there")
+
+    fields = {"model": "brain", "max_tokens": 20, "temperature": 0, "logprobs": 3}
+    answer = post(fleet, "/v1/completions", prompt=SUM, **fields)
+    logprobs = answer["choices"][0]["logprobs"]
+    table = page.dataframe[0].value
+    for name in ("q_halt", "q_continue"):
+        values = [values[name] for values in logprobs["q_values"]]
+        assert table[name].tolist() == pytest.approx(values, abs=1e-3)
+    assert table["ACT segments"].tolist() == logprobs["act_segments"]
+    assert len(charts(page)) == 3
+
+    page = open_page(inside_prompt=SUM, inside_temperature="0.0", inside_max_tokens="20")
+    click(page, "Generate")
+    wait_for(page, lambda: "Speed" in metrics(page), "the answer is there")
+    assert "q_halt" not in page.dataframe[0].value
+    assert len(charts(page)) == 1
+
+
+def charts(page: AppTest) -> list[Any]:
+    return list(page.get("vega_lite_chart"))
 
 
 @pytest.mark.parametrize("model", ["maths", "plain"])

@@ -6,6 +6,7 @@ This holds whatever the schedule.
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -185,6 +186,27 @@ def test_equals_the_reference(brain: Brain, mode: str) -> None:
     depth = brain.depth(mode, prompt)
     logits, _ = reference(brain.weights, brain.net, [*prompt, *answer], depth)
     assert answer == logits[len(prompt) - 1 : -1].argmax(-1).tolist()
+
+
+def test_each_token_tells_where_its_row_stopped(brain: Brain, mode: str) -> None:
+    """That is the same segment for all tokens of a row, and the q values are its first token's."""
+    runner = brain.load(mode)
+    greedy = Sampling(max_tokens=COUNT, seed=0, temperature=0.0, logprobs=0)
+    tasks = [msgspec.structs.replace(task, sampling=greedy) for task in TASKS]
+    emissions = run(runner, tasks, [[] for _ in tasks])
+
+    for number, prompt in enumerate(PROMPTS):
+        depth = brain.depth(mode, prompt)
+        expected = pytest.approx(brain.q_values(prompt, depth)[-1], abs=1e-4)
+        halts = []
+        for emission in emissions:
+            if emission.key == str(number):
+                halts += [logprob.halt for logprob in emission.logprobs]
+        assert halts
+        for halt in halts:
+            assert halt is not None
+            assert (halt.q_halt, halt.q_continue) == expected
+            assert halt.segments == depth
 
 
 def test_greedy_batch_equals_plain_rows(brain: Brain, mode: str) -> None:

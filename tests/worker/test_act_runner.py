@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from scripts.train.special_tokens import byte_tokenizer
-from shared.messages import Generate, Sampling, Score
+from shared.messages import Done, Generate, Sampling, Score
 from tests.fixtures.worker.act_fixtures import Net, write_bundle
 from tests.fixtures.worker.options import options_for
-from tests.fixtures.worker.stepping import generate_all, score_all
+from tests.fixtures.worker.stepping import generate_all, run, score_all
 from worker.models.errors import ModelFormatError
 from worker.models.hrm_act import ActOutput
 from worker.runners.hrm_act import ActRunner, Row
@@ -96,13 +96,41 @@ def test_q_halt_is_per_row(bundle: Path) -> None:
     # From here on two rows halt after one segment, and two do not.
     runner.model.inner.q_head.bias.data[0] -= (gaps[1] + gaps[2]) / 2
 
-    halts = [halting_segment(runner, row) for row in rows]
-    assert len(set(halts)) > 1, "every row halts at the same segment, so this proves nothing"
+    depths = [halting_segment(runner, row) for row in rows]
+    assert len(set(depths)) > 1, "every row halts at the same segment, so this proves nothing"
 
-    together = runner.last_logits([Row(tuple(row), SEGMENTS) for row in rows])
-    for logits, row, halt in zip(together, rows, halts, strict=True):
-        expected = next_logits(runner, row, halt)
+    together, halts = runner.last_logits([Row(tuple(row), SEGMENTS) for row in rows])
+    for logits, row, depth, halt in zip(together, rows, depths, halts, strict=True):
+        expected = next_logits(runner, row, depth)
         torch.testing.assert_close(logits, expected, atol=5e-4, rtol=0.0)
+        _, q_values = alone(runner, row, depth)
+        assert (halt.q_halt, halt.q_continue) == pytest.approx(q_values[-1], abs=5e-4)
+        assert halt.segments == depth
+
+
+@pytest.mark.parametrize("mode", ["compat", "max", "q_halt"])
+def test_each_token_tells_where_its_row_stopped(bundle: Path, mode: str) -> None:
+    """A token that is asked for its log-probability has the q values and segments of its own run."""
+    runner = load(bundle, segments=mode)
+    greedy = Sampling(max_tokens=5, seed=0, temperature=0.0, logprobs=0)
+    task = Generate(PROMPTS[0], greedy)
+    ids = list(runner.encode(task).prompt_ids)
+    depths = {"compat": 1, "max": SEGMENTS}
+    emissions = run(runner, [task], [[]])
+
+    for emission in emissions:
+        [logprob] = emission.logprobs
+        assert logprob.halt is not None
+        depth = depths.get(mode) or halting_segment(runner, ids)
+        _, q_values = alone(runner, ids, depth)
+        assert (logprob.halt.q_halt, logprob.halt.q_continue) == pytest.approx(
+            q_values[-1], abs=5e-4
+        )
+        assert logprob.halt.segments == depth
+        ids += emission.ids
+    done = emissions[-1].ended
+    assert isinstance(done, Done)
+    assert done.generated.q_values == ((logprob.halt.q_halt, logprob.halt.q_continue),)
 
 
 def halting_segment(runner: ActRunner, row: list[int]) -> int:

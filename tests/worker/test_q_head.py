@@ -126,11 +126,14 @@ def expected_q_values(state: Tensor) -> Tensor:
 def test_the_answer_tells_the_q_values_of_its_last_state(
     tmp_path: Path, base: tuple[Path, GPT2LMHeadModel]
 ) -> None:
-    """A41: Each choice reports q_halt and q_continue of the state that gave its last token."""
+    """A41: Each choice reports q_halt and q_continue of the state that gave its last token.
+
+    Each token that is asked for its log-probability reports those of its own state.
+    """
     base_path, model = base
     path = write_starter(tmp_path, base_path)
     runner = load_runner("auto", RunnerOptions(path=str(path), page_size=4))
-    task = Generate("Hello", Sampling(max_tokens=5, seed=0, temperature=1.0, n=2))
+    task = Generate("Hello", Sampling(max_tokens=5, seed=0, temperature=1.0, n=2, logprobs=0))
     prompt_ids = runner.encode(task).prompt_ids
 
     emissions = run(runner, [task], [[]])
@@ -140,14 +143,22 @@ def test_the_answer_tells_the_q_values_of_its_last_state(
     assert len(done.generated.q_values) == 2
     for choice, q_values in enumerate(done.generated.q_values):
         answer: list[int] = []
+        told: list[tuple[float, float]] = []
         for emission in emissions:
             if emission.choice == choice:
                 answer += emission.ids
+                for logprob in emission.logprobs:
+                    assert logprob.halt is not None
+                    assert logprob.halt.segments == 0
+                    told.append((logprob.halt.q_halt, logprob.halt.q_continue))
         # The state behind all tokens but the last gave the last one.
         ids = torch.tensor([[*prompt_ids, *answer[:-1]]])
         with torch.no_grad():
-            state = model(ids, output_hidden_states=True).hidden_states[-1][0, -1]
-        assert q_values == pytest.approx(expected_q_values(state).tolist(), abs=1e-4)
+            states = model(ids, output_hidden_states=True).hidden_states[-1][0]
+        expected = [tuple(expected_q_values(state).tolist()) for state in states[-len(answer) :]]
+        for pair, of_state in zip(told, expected, strict=True):
+            assert pair == pytest.approx(of_state, abs=1e-4)
+        assert q_values == told[-1]
 
 
 @pytest.mark.parametrize("base_name", ["model", "base_model", "."])

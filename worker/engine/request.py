@@ -20,6 +20,7 @@ from shared.messages import (
     Embedded,
     Failed,
     Generated,
+    HaltState,
     Labelled,
     Priority,
     Progress,
@@ -124,7 +125,7 @@ class _Choice:
     sequence: TokenSequence
     text: TextStream
     reason: str | None = None
-    q_values: tuple[float, float] | None = None
+    halt: HaltState | None = None
 
 
 class Request:
@@ -192,10 +193,11 @@ class Request:
         logprobs: tuple[TokenLogprob, ...] = ()
         if sampled.logprob is not None:
             # Before the text stream reads the token: a token's text depends on those before it.
-            logprobs = (self._with_texts(choice, sampled.token, sampled.logprob),)
+            logprob = self._with_texts(choice, sampled.token, sampled.logprob)
+            logprobs = (msgspec.structs.replace(logprob, halt=sampled.halt),)
 
         sequence.output_ids.append(sampled.token)
-        choice.q_values = sampled.q_values
+        choice.halt = sampled.halt
         text = self._read(choice, sampled.token, len(sequence.output_ids))
         reason = self._finish_reason(choice)
         ended = None
@@ -375,7 +377,8 @@ class Request:
         q_values: list[tuple[float, float] | None] = []
         for choice in self._choices:
             reasons.append(choice.reason or "")
-            q_values.append(choice.q_values)
+            halt = choice.halt
+            q_values.append(None if halt is None else (halt.q_halt, halt.q_continue))
 
         # The only choice's reason stands in Done, and q values of None say nothing.
         if len(reasons) == 1:

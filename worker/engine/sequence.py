@@ -13,6 +13,7 @@ from shared.messages import (
     ContinuationScore,
     Depth,
     Done,
+    HaltState,
     Label,
     Sampling,
     Segment,
@@ -262,13 +263,12 @@ class Slice:
 class Sampled:
     """A chosen token.
 
-    `logprob` is None unless the request asks for it. `q_values` are q_halt and q_continue of the
-    state that gave the token, None for a model without a q head.
+    `logprob` is None unless the request asks for it, and `halt` for a model without a q head.
     """
 
     token: int
     logprob: TokenLogprob | None = None
-    q_values: tuple[float, float] | None = None
+    halt: HaltState | None = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ inside a forward that is not ours. transformers makes no mask for our attention,
 function is registered under its interface's name.
 """
 
+from collections.abc import Sequence
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from shared.messages import HaltState
+from worker.engine.sequence import TokenSequence
 from worker.kv.attention import AttentionPlan, attend
 from worker.kv.store import KVShape, KVStore
 from worker.models.q_head import QHead
@@ -82,6 +86,7 @@ class CausalNet:
         self.dtype = model.dtype
         self.kv_shape = kv_shape
         self.q_head = q_head
+        self.halts = None if q_head is None else partial(_halts, q_head)
 
     def hidden(self, ids: Tensor, plan: AttentionPlan, store: KVStore | None) -> Tensor:
         inputs = self.inputs(ids)
@@ -103,6 +108,11 @@ class CausalNet:
         rows = hidden.reshape(1, -1, hidden.shape[-1])
         logits: Tensor = _head(self.model)(inputs_embeds=rows, use_cache=False).logits
         return logits.float().view(*hidden.shape[:-1], -1)
+
+
+def _halts(q_head: QHead, states: Tensor, _sequences: Sequence[TokenSequence]) -> list[HaltState]:
+    """Return the values of a q head for states [B, hidden]. The network has no segments."""
+    return [HaltState(q_halt, q_continue) for q_halt, q_continue in q_head(states).tolist()]
 
 
 class _States(nn.Module):

@@ -13,6 +13,7 @@ scores the distribution that the model generates from, although attention is bid
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,14 +21,14 @@ import torch
 from torch import Tensor
 
 from shared.errors import FleetError
-from shared.messages import Depth, Task
+from shared.messages import Depth, HaltState, Task
 from shared.tasks.runner_options import HrmActOptions
 from worker.engine.depth import DepthsByEffort, at_depth, checked_steps, depth_of, named, spread
 from worker.engine.engine_stats import count_segments
 from worker.engine.runner import RunnerOptions, RunnerSpec
 from worker.engine.sampler import sample
 from worker.engine.scoring import score_slices
-from worker.engine.sequence import Encoded, Slice, StepResult, TokenSequence
+from worker.engine.sequence import Encoded, Sampled, Slice, StepResult, TokenSequence
 from worker.engine.states import pooled
 from worker.models.act_bundle import load_act_bundle
 from worker.models.errors import ModelFormatError
@@ -135,9 +136,12 @@ class ActRunner:
                 rows.append(Row(part.sequence.token_ids, self._max_segments(part)))
         if not indices:
             return
-        sampled = sample(self.last_logits(rows), sequences, self.eos_ids, self.spec.name)
-        for index, result in zip(indices, sampled, strict=True):
+        logits, halts = self.last_logits(rows)
+        sampled = sample(logits, sequences, self.eos_ids, self.spec.name)
+        for index, result, halt in zip(indices, sampled, halts, strict=True):
             results[index] = result
+            if isinstance(result, Sampled):
+                results[index] = replace(result, halt=halt)
 
     def _pool(self, slices: Sequence[Slice], results: list[StepResult | FleetError]) -> None:
         """Pool the states of whole texts, into `results`."""
@@ -183,12 +187,18 @@ class ActRunner:
             return self.max_segments
         return depth.max_steps
 
-    def last_logits(self, rows: Sequence[Row]) -> Tensor:
-        """Return the logits [B, vocab] at the last token of each row."""
-        return self.model.logits(self._states([(row, len(row.ids) - 1) for row in rows]))
+    def last_logits(self, rows: Sequence[Row]) -> tuple[Tensor, list[HaltState]]:
+        """Return the logits [B, vocab] at the last token of each row, and where each row stopped."""
+        states, halts = self._run([(row, len(row.ids) - 1) for row in rows])
+        return self.model.logits(states), halts
 
     def _states(self, tokens: Sequence[_TokenOfRow]) -> Tensor:
-        """Return the high-level states [N, hidden] of tokens in their rows.
+        """Return the high-level states [N, hidden] of tokens in their rows."""
+        states, _ = self._run(tokens)
+        return states
+
+    def _run(self, tokens: Sequence[_TokenOfRow]) -> tuple[Tensor, list[HaltState]]:
+        """Run the rows of tokens. Return the tokens' states [N, hidden], and where each row stopped.
 
         Each distinct row runs once, in a batch with others of similar length.
         """
@@ -200,20 +210,23 @@ class ActRunner:
         rows = sorted(numbers_of, key=lambda row: len(row.ids))
         size = self.spec.max_batch
         states: dict[int, Tensor] = {}
+        halts: dict[int, HaltState] = {}
         for start in range(0, len(rows), size):
             batch = rows[start : start + size]
-            for row, row_states in zip(batch, self._settle(batch), strict=True):
+            for row, row_states, halt in zip(batch, *self._settle(batch), strict=True):
                 numbers = numbers_of[row]
+                halts.update(dict.fromkeys(numbers, halt))
                 # A list as index copies. Views would keep the states of all batches in memory.
                 picked = row_states[[tokens[number][1] for number in numbers]]
                 for number, state in zip(numbers, picked, strict=True):
                     states[number] = state
-        return torch.stack([states[number] for number in range(len(tokens))])
+        order = range(len(tokens))
+        return torch.stack([states[number] for number in order]), [halts[one] for one in order]
 
-    def _settle(self, rows: Sequence[Row]) -> Tensor:
-        """Return the high-level states [B, N, hidden] of rows, padded to N tokens.
+    def _settle(self, rows: Sequence[Row]) -> tuple[Tensor, list[HaltState]]:
+        """Run rows. Return their high-level states [B, N, hidden], and where each stopped.
 
-        The states of each row are those of the segment in which it halts.
+        The states are padded to N tokens. Those of each row are of the segment in which it halts.
         """
         lengths = torch.tensor([len(row.ids) for row in rows], device=self._device)
         max_segments = torch.tensor([row.max_segments for row in rows], device=self._device)
@@ -228,6 +241,8 @@ class ActRunner:
         carry = self.model.initial_carry(len(rows), width)
         active = torch.arange(len(rows), device=self._device)
         settled = torch.empty_like(carry)
+        q_values = torch.empty(len(rows), 2, device=self._device)
+        segments = torch.empty(len(rows), dtype=torch.long, device=self._device)
         segment = 0
         while len(active):
             segment += 1
@@ -235,11 +250,19 @@ class ActRunner:
             has_halted = max_segments[active] <= segment
             if self._may_halt:
                 has_halted = has_halted | (out.q_halt > out.q_continue)
-            settled[active[has_halted]] = out.hidden[has_halted]
+            halted = active[has_halted]
+            settled[halted] = out.hidden[has_halted]
+            q_values[halted, 0] = out.q_halt[has_halted]
+            q_values[halted, 1] = out.q_continue[has_halted]
+            segments[halted] = segment
             count_segments(len(active), int(has_halted.sum()))
             active = active[~has_halted]
             carry = out.carry[~has_halted]
-        return settled
+
+        halts: list[HaltState] = []
+        for (q_halt, q_continue), count in zip(q_values.tolist(), segments.tolist(), strict=True):
+            halts.append(HaltState(q_halt, q_continue, count))
+        return settled, halts
 
 
 def load(options: RunnerOptions) -> ActRunner | PagedRunner:

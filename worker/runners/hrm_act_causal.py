@@ -9,14 +9,15 @@ q head at position 0. Here this position sees itself alone. So the number of seg
 the first token's id, and stays the same as the row grows.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from shared.messages import Depth
+from shared.messages import Depth, HaltState
 from worker.engine.depth import DepthsByEffort, checked_steps, spread
 from worker.engine.engine_stats import count_segments
+from worker.engine.sequence import TokenSequence
 from worker.kv.attention import AttentionPlan, attend
 from worker.kv.store import KVShape, KVStore
 from worker.models.hrm_act import ActModel
@@ -32,9 +33,6 @@ class ActCausalNet:
     """
 
     is_prefix = False
-    # None, although the network has a q head: it is read at a row's first token alone, and decides
-    # on segments.
-    q_head: Callable[[Tensor], Tensor] | None = None
     draft: Draft | None = None
     layers: Layers | None = None
 
@@ -56,7 +54,7 @@ class ActCausalNet:
         self.max_segments = max_segments
         self._segments = segments
         self._may_halt = segments == "q_halt"
-        self._depths: dict[int, int] = {}
+        self._halts: dict[tuple[int, int], HaltState] = {}
         num_slots = self.max_segments * config.slots_per_segment
         self.kv_shape = KVShape(num_slots, num_heads=config.num_heads, head_dim=config.head_dim)
         self._scale = config.head_dim**-0.5
@@ -107,6 +105,17 @@ class ActCausalNet:
     def logits(self, hidden: Tensor) -> Tensor:
         return self.model.logits(hidden)
 
+    def halts(self, _states: Tensor, sequences: Sequence[TokenSequence]) -> list[HaltState]:
+        """Return where the rows of the sequences stop: at the same segment for all their tokens."""
+        found: list[HaltState] = []
+        for sequence in sequences:
+            encoded = sequence.encoded
+            max_segments = self.max_segments
+            if encoded.depth is not None and encoded.depth.max_steps is not None:
+                max_segments = encoded.depth.max_steps
+            found.append(self._halt(encoded.prompt_ids[0], max_segments))
+        return found
+
     def _net_at(self, depth: Depth) -> "ActCausalNet":
         # Each pass through a layer has a slot of keys and values, and they are counted at the start.
         num_segments = checked_steps(depth, self.max_segments)
@@ -120,27 +129,31 @@ class ActCausalNet:
 
     def _row_depths(self, first_ids: Tensor) -> Tensor:
         """Return the number of segments [T] of rows that begin with these ids [T]."""
-        depths = [self._depth(token) for token in first_ids.tolist()]
+        depths = [self._halt(token, self.max_segments).segments for token in first_ids.tolist()]
         return torch.tensor(depths, device=self.device)
 
-    def _depth(self, token: int) -> int:
-        """Return the number of segments until q_halt exceeds q_continue at a row's first token.
+    def _halt(self, token: int, max_segments: int) -> HaltState:
+        """Return where a row that begins with this token stops, after at most so many segments.
 
-        The token is run by itself, once for each id.
+        The token is run by itself, once for each id: the q head is read at a row's first token.
         """
-        if token not in self._depths:
-            ids = torch.tensor([token], device=self.device)
-            carry = self.model.initial_carry(1)
-            depth = 0
-            has_halted = False
-            position = torch.zeros_like(ids)
-            while not has_halted and depth < self.max_segments:
-                carry = self.model.forward_tokens(ids, position, carry, _attend_to_itself)
-                depth += 1
-                q_halt, q_continue = self.model.halting(carry[0])
-                has_halted = bool(q_halt > q_continue)
-            self._depths[token] = depth
-        return self._depths[token]
+        found = self._halts.get((token, max_segments))
+        if found is not None:
+            return found
+        ids = torch.tensor([token], device=self.device)
+        carry = self.model.initial_carry(1)
+        segments = 0
+        has_halted = False
+        position = torch.zeros_like(ids)
+        while not has_halted:
+            carry = self.model.forward_tokens(ids, position, carry, _attend_to_itself)
+            segments += 1
+            q_halt, q_continue = (float(value) for value in self.model.halting(carry[0]))
+            wants_halt = self._may_halt and q_halt > q_continue
+            has_halted = wants_halt or segments == max_segments
+        halt = HaltState(q_halt, q_continue, segments)
+        self._halts[token, max_segments] = halt
+        return halt
 
 
 def _attend_to_itself(_slot: int, _query: Tensor, _key: Tensor, value: Tensor) -> Tensor:

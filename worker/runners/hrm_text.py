@@ -7,7 +7,7 @@ ways.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -61,7 +61,7 @@ from worker.models.reading import Count, Positive, converted, read_json_object
 from worker.models.weight_size import weight_size
 from worker.models.weights import load_tokenizer, matrix_shape, read_safetensors_dir, start_ids
 from worker.runners.accelerators import prepare
-from worker.runners.net import Depths, Draft, Forward, Layers
+from worker.runners.net import Depths, Draft, Forward, Halts, Layers
 from worker.runners.paged import PagedRunner
 from worker.text.chat import DIALOGUE, ChatTemplate
 from worker.text.encoding import TextTask, encode_generate, encode_read, encode_score, encode_text
@@ -287,7 +287,7 @@ class HrmTextNet:
     """An HRM-Text network as a `Net`."""
 
     is_prefix = True
-    q_head: Callable[[Tensor], Tensor] | None = None
+    halts: Halts | None = None
     draft: Draft | None = None
 
     def __init__(

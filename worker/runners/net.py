@@ -10,8 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from shared.messages import Depth
+from shared.messages import Depth, HaltState
 from worker.engine.depth import DepthsByEffort
+from worker.engine.sequence import TokenSequence
 from worker.kv.attention import AttentionPlan
 from worker.kv.store import KVShape, KVStore
 
@@ -87,13 +88,17 @@ class Depths:
     net_at: "Callable[[Depth], Net]"
 
 
+Halts = Callable[[Tensor, Sequence[TokenSequence]], list[HaltState]]
+"""Returns where a network stopped for tokens: their states [B, hidden], and the sequence of each."""
+
+
 class Net(Protocol):
     """A loaded network with keys and values.
 
     With `is_prefix` the tokens of a prompt attend to each other in both directions. Such a network
     has `layers`, between which the forward of a prompt can be interrupted; others need none.
-    `q_head`, if not None, returns (q_halt, q_continue) [..., 2] of states [..., hidden]. `draft` is
-    None for a network that cannot draft, and `depths` for one that has one depth.
+    `halts` is None for a network without a q head, `draft` for one that cannot draft, and `depths` for
+    one that has one depth.
     """
 
     kv_shape: KVShape
@@ -102,7 +107,7 @@ class Net(Protocol):
     device: torch.device
 
     @property
-    def q_head(self) -> Callable[[Tensor], Tensor] | None: ...
+    def halts(self) -> Halts | None: ...
 
     @property
     def draft(self) -> Draft | None: ...

@@ -406,12 +406,11 @@ class PagedRunner:
             sequences += slices[index].sampled_from
         sampled = sample(logits, sequences, self.eos_ids, self.spec.name)
 
-        if self.net.q_head is not None:
-            q_values = self.net.q_head(states).tolist()
-            for row, (q_halt, q_continue) in enumerate(q_values):
+        if self.net.halts is not None:
+            for row, halt in enumerate(self.net.halts(states, sequences)):
                 result = sampled[row]
                 if isinstance(result, Sampled):
-                    sampled[row] = replace(result, q_values=(q_halt, q_continue))
+                    sampled[row] = replace(result, halt=halt)
 
         first = 0
         for index in samplers:
