@@ -20,6 +20,7 @@ from scripts.cli.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from scripts.cli.extras import require_extras
 from scripts.cli.local_fleet import LocalFleet, announced
 from scripts.cli.placement import place_workers
+from scripts.cli.runs.progress import waiting
 from scripts.cli.supervisor import MOST_FAILED_STARTS, Role, Supervisor
 from shared import plugins
 from shared.access import Keyring
@@ -305,8 +306,9 @@ async def watch_redis(redis: EmbeddedRedis, supervisor: Supervisor) -> None:
 async def _announce(settings: Settings) -> None:
     """Wait until the fleet is ready, and print a line that says so."""
     host = _local_host(settings.host)
-    while (fleet := await _ready_fleet(settings, host)) is None:  # noqa: ASYNC110 - it is in other processes
-        await asyncio.sleep(READY_CHECK_S)
+    with waiting("loading models"):
+        while (fleet := await _ready_fleet(settings, host)) is None:  # noqa: ASYNC110 - it is in other processes
+            await asyncio.sleep(READY_CHECK_S)
     needs_key = await callers_need_key(settings)
     print(ready_line(settings, fleet, needs_key=needs_key), flush=True)
 

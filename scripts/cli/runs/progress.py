@@ -127,7 +127,8 @@ def waiting(name: str, stream: TextIO | None = None) -> Iterator[None]:
     def draw() -> None:
         while not is_over.wait(_QUIET_S):
             line = f"{name}  {span(time.monotonic() - started_s)}"
-            drawn_on.write(f"{_CLEAR_LINE}{line[: get_terminal_size().columns - 1]}")
+            # Back at the beginning: a log line of another process then replaces what is drawn.
+            drawn_on.write(f"{_CLEAR_LINE}{line[: get_terminal_size().columns - 1]}\r")
             drawn_on.flush()
 
     drawing = threading.Thread(target=draw, name="progress", daemon=True)
