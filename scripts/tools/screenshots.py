@@ -5,6 +5,8 @@ Only some are taken with the words `pictures` or `recording` behind it.
 A real fleet of shipped models is run, and its pages are photographed in Debian's chromium. For
 `killed-worker.gif` a worker is killed while its answer is on the page, in a fleet that is busy with
 other answers. Needs the dev extra. The pictures go to `docs/images`.
+
+`tests/e2e/test_screenshots.py` takes the pictures, too, and compares them with these.
 """
 
 import asyncio
@@ -18,6 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import httpx
 import psutil
@@ -97,13 +100,13 @@ async def _browser() -> AsyncIterator[Browser]:
         await browser.close()
 
 
-async def take_screenshots() -> None:
-    """Photograph the pages of a fleet with the app."""
+async def take_screenshots(folder: Path, *, app_port: int) -> None:
+    """Photograph the pages of a fleet with the app, which gets this port, into a folder."""
     models = REPO_ROOT / "models"
-    flags = ["--workers", "1", "--ui", "--ui-port", str(_APP_PORT), "--default-model", "maths"]
+    flags = ["--workers", "1", "--ui", "--ui-port", str(app_port), "--default-model", "maths"]
     flags += ["--model", f"code={models / 'hrm-text-code'}"]
     flags += ["--model", f"sudoku={models / 'sample-trm-sudoku-9x9'}"]
-    app = f"http://127.0.0.1:{_APP_PORT}"
+    app = f"http://127.0.0.1:{app_port}"
     async with _fleet(*flags) as fleet, _browser() as browser:
         for name, url, pose in (
             ("landing", fleet.url, _pose_landing),
@@ -116,13 +119,14 @@ async def take_screenshots() -> None:
             ("chat", f"{app}/chat?chat_temperature=0.0", _pose_chat),
             ("sudoku", f"{app}/puzzles", _pose_sudoku),
         ):
-            await _photograph(browser, name, url, pose, size=_DESKTOP)
-        await _photograph(browser, "phone", f"{app}/puzzles", _pose_phone, size=_PHONE)
+            await _photograph(browser, folder / f"{name}.png", url, pose, size=_DESKTOP)
+        phone = folder / "phone.png"
+        await _photograph(browser, phone, f"{app}/puzzles", _pose_phone, size=_PHONE)
 
 
 async def _photograph(
     browser: Browser,
-    name: str,
+    path: Path,
     url: str,
     pose: Callable[[Page], Awaitable[None]],
     *,
@@ -134,11 +138,16 @@ async def _photograph(
     expect.set_options(timeout=_PATIENCE_MS)
     await page.goto(url)
     await pose(page)
-    picture = Image.open(io.BytesIO(await page.screenshot())).convert("RGB")
-    path = _IMAGES / f"{name}.png"
+    # With transitions at their ends, so that each run takes the same pictures.
+    taken = await page.screenshot(animations="disabled")
+    await page.close()
+    _save(taken, path)
+
+
+def _save(taken: bytes, path: Path) -> None:
+    picture = Image.open(io.BytesIO(taken)).convert("RGB")
     picture.quantize(_COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path}: {path.stat().st_size} bytes")
-    await page.close()
 
 
 async def _pose_landing(page: Page) -> None:
@@ -165,6 +174,11 @@ async def _pose_chat(page: Page) -> None:
     await page.get_by_placeholder("Message").fill(_SUM)
     await page.get_by_placeholder("Message").press("Enter")
     await expect(page.get_by_text("tokens in")).to_be_visible()
+    # The app scrolls down by itself, some time later.
+    await page.get_by_test_id("stAppScrollToBottomContainer").evaluate(
+        "(main) => main.scrollTo(0, main.scrollHeight)"
+    )
+    await expect(page.get_by_text("tokens in")).to_be_in_viewport(ratio=1)
 
 
 async def _pose_sudoku(page: Page) -> None:
@@ -291,9 +305,10 @@ def _write_animation(frames: list[_Frame]) -> None:
 
 async def _main(wanted: list[str]) -> None:
     _IMAGES.mkdir(exist_ok=True)
-    for name, take in (("pictures", take_screenshots), ("recording", record_killed_worker)):
-        if not wanted or name in wanted:
-            await take()
+    if not wanted or "pictures" in wanted:
+        await take_screenshots(_IMAGES, app_port=_APP_PORT)
+    if not wanted or "recording" in wanted:
+        await record_killed_worker()
 
 
 if __name__ == "__main__":
