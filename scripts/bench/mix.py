@@ -60,7 +60,7 @@ class Trial:
 
 @dataclass
 class Tally:
-    """What has happened so far.
+    """The events so far.
 
     `done` counts answers by modality, and `failures` sentences on what failed. `num_in_use` counts
     models that were freed while they had jobs in hand, and `most_loaded` is the most that were in

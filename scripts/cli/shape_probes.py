@@ -22,7 +22,7 @@ from worker.hardware.measurements import Measurement
 from worker.host.shape_probe import GO, READY, Speed, Trial
 
 MOST_S = 60.0
-"""How long all measuring may take."""
+"""The longest that all measuring may take."""
 _BATCH_S = 1.0
 _ROW_S = 0.5
 

@@ -16,7 +16,7 @@ _DAY_S = 86_400
 
 @dataclass
 class KeysState:
-    """What came of the last change: the key that was made, which is shown once, or an error."""
+    """The outcome of the last change: the key that was made, which is shown once, or an error."""
 
     made: str = ""
     error: str = ""

@@ -17,7 +17,7 @@ from shared.tasks.specs import Grid, NoisyLatents, Sample, Select, Solve
 
 @dataclass(frozen=True)
 class Sampled:
-    """How many samples of a puzzle are computed, with which noise, and which of them is the answer.
+    """The samples of a puzzle: their number, their noise, and which of them is the answer.
 
     `noise` is a standard deviation, `seed` the seed of all samples.
     """

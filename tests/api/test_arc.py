@@ -16,7 +16,7 @@ from tests.fixtures.api.fronts import in_memory
 PATH = "/v1/puzzles/arc"
 RIGHT = [[7, 0], [0, 7]]
 BLANK = [[0, 0], [0, 0]]
-"""What the echo worker answers under augmentation 1."""
+"""The answer of the echo worker under augmentation 1."""
 BODY = {"task_id": "007bbfb7", "test": [{"input": RIGHT}]}
 
 

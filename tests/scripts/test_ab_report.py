@@ -65,7 +65,7 @@ def test_a_mean_lies_in_its_interval(values: list[float]) -> None:
 
 
 def test_the_permutation_test_is_exact_enough() -> None:
-    """Of the 70 ways to deal 8 values, 2 are as far apart as these."""
+    """Among the 70 ways to deal 8 values, 2 are as far apart as these."""
     assert permutation_test([0, 1, 2, 3], [10, 11, 12, 13]) == pytest.approx(2 / 70, abs=0.012)
     assert permutation_test([1, 1], [1, 1]) == 1
     assert permutation_test([0.1, 0.2, 0.3], [0.3, 0.1, 0.2]) == 1

@@ -1,4 +1,4 @@
-"""How much each model is asked for: an average in which the past counts ever less."""
+"""The popularity of models: an average in which the past counts ever less."""
 
 import asyncio
 import math

@@ -209,7 +209,7 @@ def test_pictures_are_those_of_diffusers(
 def test_changed_pictures_are_those_of_diffusers(
     tmp_path: Path, scheduler: str, kind: Kind
 ) -> None:
-    """Of any size: it is rounded down to what the networks can make."""
+    """The size is any: it is rounded down to what the networks can make."""
     write_pipeline(tmp_path, scheduler, kind=kind)
     runner = load(tmp_path)
     pipeline = library(tmp_path, AutoPipelineForImage2Image)
@@ -678,7 +678,7 @@ def old_name_of(name: str) -> str:
 
 
 class Damage(NamedTuple):
-    """What is done to a directory, and words of the error."""
+    """Changes to a directory, and words of the error."""
 
     done: Callable[[Path], Any]
     words: str

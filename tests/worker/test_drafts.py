@@ -500,7 +500,7 @@ def test_a_cancelled_request_leaves_its_mates_alone(
 def test_a_job_that_is_taken_over_goes_on_with_drafts(
     runner: PagedRunner, plain: list[list[Emission]], cut: int
 ) -> None:
-    """What an earlier worker has logged and what follows are one answer, wherever it was cut."""
+    """Tokens that an earlier worker has logged and those that follow are one answer."""
     logged = []
     for number, said in enumerate(plain):
         ids: list[tuple[int, ...]] = []
@@ -520,7 +520,7 @@ def test_a_job_that_is_taken_over_goes_on_with_drafts(
 
 @pytest.mark.usefixtures("eager")
 def test_a_repeated_prompt_is_shared_after_drafts(runner: PagedRunner) -> None:
-    """What drafts have written behind a prompt is no part of it."""
+    """The keys that drafts have written behind a prompt are no part of it."""
     sampling = SAMPLINGS[0]
     encoded = runner.encode(Generate(PROMPTS[2], sampling))
     emissions: list[Emission] = []

@@ -1,4 +1,4 @@
-"""Which tasks a model does is known before it is loaded."""
+"""The tasks that a model does are known before it is loaded."""
 
 from pathlib import Path
 

@@ -274,7 +274,7 @@ def test_which_layers_are_replaced(
 
 
 def test_small_layers_are_packed_where_no_row_may_depend_on_others() -> None:
-    """Of layers that are packed all, no bit of a row depends on the number of rows."""
+    """In layers that are packed, no bit of a row depends on the number of rows."""
     if not operators.can_pack(torch.zeros(2, 2)):
         pytest.skip("needs the kernels in C")
     tied = nn.Linear(32, 48, bias=False)

@@ -240,7 +240,7 @@ def best_spans(
 
 @pytest.mark.parametrize(("top_k", "max_length"), [(1, 15), (3, 2)])
 def test_answers_in_a_text(tmp_path: Path, top_k: int, max_length: int, device: str) -> None:
-    """Of texts of one window, and of some that overlap."""
+    """The texts have one window, or some that overlap."""
     write_one_shot("question-answering", tmp_path)
     runner = make("question-answering", tmp_path, device)
     varied = " ".join(TEXTS * 6)
@@ -398,7 +398,7 @@ def test_speech(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format", get_args(SoundFormat))
 def test_sounds_are_written_in_every_format(format: SoundFormat) -> None:
-    """What is read again has the length and the tone of what was written."""
+    """The file that is read again has the length and the tone of what was written."""
     samples = tones(440.0, seconds=1.0, rate=24_000)
     data = encode_sound(samples, 24_000, format)
     if format == "pcm":
@@ -413,7 +413,7 @@ def test_sounds_are_written_in_every_format(format: SoundFormat) -> None:
 
 
 def test_forecasts(tmp_path: Path, device: str) -> None:
-    """Of series of different lengths, as far as the network's horizon of eight and beyond."""
+    """The series have different lengths, up to the network's horizon of eight and beyond."""
     write_one_shot("time-series-forecasting", tmp_path)
     runner = load(RunnerOptions(str(tmp_path), name="m", device=device))
     model = network_of(tmp_path)

@@ -44,7 +44,7 @@ _WARM_UP_STEPS = 2
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """What a probe is told to decode: `rows` sequences together, for `seconds` at least.
+    """The work of a probe: `rows` sequences together, for `seconds` at least.
 
     `processors` are those to run on ("0,1"), where processors can be chosen.
     """

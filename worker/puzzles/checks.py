@@ -13,7 +13,7 @@ PATH = "o"
 
 
 class Verdict(NamedTuple):
-    """What can be told of a solution: whether it is one and, in a maze, of the least length.
+    """The verdict on a solution: whether it is one and, in a maze, of the least length.
 
     None is not known.
     """
