@@ -49,7 +49,6 @@ def swept(fleet: LocalFleet) -> dict[str, int]:
     return counts
 
 
-@pytest.mark.timeout(400)
 def test_a_fleet_keeps_files_as_long_as_it_lives() -> None:
     """An upload outlives its front, and a file that the front was writing is removed."""
     with serving("--model-path", "echo") as running:

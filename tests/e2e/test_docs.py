@@ -197,7 +197,6 @@ def commands_of(blocks: list[Block]) -> list[str]:
     return commands
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize("block", blocks_to_run(), ids=name_of)
 def test_examples_print_what_the_page_says(
     block: Block, request: pytest.FixtureRequest, tmp_path: Path

@@ -197,7 +197,6 @@ async def check_solution(client: httpx.AsyncClient, llm: LLM) -> None:
     assert solution.confidence == near(answer["confidence"])
 
 
-@pytest.mark.timeout(240)
 async def test_answers_are_those_over_http(redis: Redis, tmp_path: Path) -> None:
     paths = {"sample": DEFAULT_MODEL, "llama": tmp_path / "llama", "sudoku": tmp_path / "sudoku"}
     write(llama, paths["llama"])

@@ -60,9 +60,7 @@ def test_uvicorn_serves_a_fleet_and_ends_it(
     url = f"http://127.0.0.1:{port}"
     monkeypatch.setenv("AIOS_RUN_DIR", str(tmp_path / "run"))
     with uvicorn(port, tmp_path / "log", AIOS_MODELS="mine=echo", LOAD_IN_8BIT="true") as process:
-        wait_until(
-            lambda: process.poll() is not None or is_warm(url), "a worker is warm", deadline_s=60
-        )
+        wait_until(lambda: process.poll() is not None or is_warm(url), "a worker is warm")
         body = {"prompt": "ab", "max_tokens": 4}
         answer = httpx.post(f"{url}/v1/completions", json=body, timeout=180)
         assert answer.json()["choices"][0]["text"] == "abab"

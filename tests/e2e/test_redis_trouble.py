@@ -77,7 +77,7 @@ async def ended(desk: Desk, job: Job) -> bool:
 
 
 async def says_everything_once(desk: Desk, job: Job) -> None:
-    await until(lambda: ended(desk, job), "the job ends", deadline_s=60)
+    await until(lambda: ended(desk, job), "the job ends")
     *earlier, last = await desk.events(job)
     assert isinstance(last, Done)
     for event in earlier:
@@ -209,5 +209,5 @@ async def test_a_redis_without_memory_stops_the_engine_and_loses_nothing(redis: 
             assert len(await desk.events(job)) <= num_before + 2
         finally:
             await redis.config_set("maxmemory", "0")
-        await until(lambda: ended(desk, job), "the job ends", deadline_s=60)
+        await until(lambda: ended(desk, job), "the job ends")
         assert text_of(await desk.events(job)) == ("abc" * 40)[:100]

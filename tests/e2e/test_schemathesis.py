@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import httpx
-import pytest
 
 from tests.fixtures.e2e.serving import serving
 
@@ -42,7 +41,6 @@ phases = {{ coverage.enabled = false }}
 """
 
 
-@pytest.mark.timeout(400)
 def test_nothing_is_answered_that_the_document_does_not_tell(tmp_path: Path) -> None:
     with serving("--model-path", "echo", "--max-new-tokens", "64", "--log-level", "error") as fleet:
         body = {"task": "chat", "messages": [{"role": "user", "content": "a"}]}

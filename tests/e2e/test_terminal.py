@@ -84,7 +84,6 @@ def test_a_terminal_gets_lines_to_be_read_one_that_says_ready_and_a_warning() ->
         wait_until(
             lambda: "ready at " in seen.printed or seen.process.poll() is not None,
             "ready",
-            deadline_s=60,
         )
         processes = psutil.Process(seen.process.pid).children(recursive=True)
         seen.type("\x03")
@@ -123,7 +122,7 @@ def test_a_role_logs_lines_for_people_there(
     role: str, flags: tuple[str, ...], redis_url: str
 ) -> None:
     with on_terminal(role, "--redis-url", redis_url, *flags) as seen:
-        wait_until(lambda: "\n" in seen.printed, "a line", deadline_s=60)
+        wait_until(lambda: "\n" in seen.printed, "a line")
     # The last line may have been cut off.
     *whole, _ = seen.printed.split("\n")
     for line in whole:

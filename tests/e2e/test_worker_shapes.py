@@ -61,7 +61,7 @@ def test_auto_gives_each_core_a_worker_of_its_own(two_cores: list[list[int]]) ->
                     return True
             return False
 
-        wait_until(has_a_successor, "its successor is on the same core", deadline_s=30)
+        wait_until(has_a_successor, "its successor is on the same core")
 
 
 def cores_of(workers: list[psutil.Process]) -> list[list[int]]:

@@ -35,7 +35,6 @@ from worker.runners.registry import load_runner
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
-    pytest.mark.timeout(300),
 ]
 CUDA = torch.device("cuda")
 HALF = torch.bfloat16
