@@ -146,6 +146,7 @@ async def _serve(settings: Settings) -> int:
             policy,
             drain_timeout_s=settings.drain_s,
             batch_wait_s=settings.batch_wait_ms / 1000,
+            task_niceness=settings.task_niceness,
             survey=partial(survey, settings=settings),
             artifacts=open_artifacts(settings, broker),
             budget=Budget(settings.max_loaded_models, settings.memory_watermark),

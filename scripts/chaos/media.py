@@ -236,6 +236,8 @@ def media_request(number: int, task: str, mode: Mode) -> MediaRequest:
 def worker_flags(folder: Path, lease_s: float) -> list[str]:
     """Return the flags of a worker with the models of a folder."""
     flags = ["--lease-s", str(lease_s), "--threads", "1", "--device", "cpu"]
+    # Beside other programs that keep the machine busy, nice tasks would hardly go on.
+    flags += ["--task-niceness", "0"]
     for task in TASKS:
         flags += ["--model", f"{task}={folder / task}"]
     return flags

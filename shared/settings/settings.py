@@ -423,6 +423,12 @@ class Settings(BaseSettings):
         default=5.0,
         description="how long a batch of tasks that are done whole waits for more of them",
     )
+    task_niceness: int = Field(
+        default=19,
+        ge=0,
+        le=19,
+        description="how far tasks that are done whole give way to tokens (0: not at all)",
+    )
 
     @field_validator("*", mode="before")
     @classmethod

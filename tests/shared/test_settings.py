@@ -30,6 +30,7 @@ LAYERED: list[tuple[str, tuple[Any, Any, Any, Any]]] = [
     ("max_gpu_memory_gb", (None, 8.0, 16.5, 80.0)),
     ("pin_cores", (True, False, True, False)),
     ("max_batch_size", (16, 2, 3, 4)),
+    ("task_niceness", (19, 0, 5, 10)),
     ("queue_timeout_s", (60.0, 1.5, 2.5, 3.5)),
     ("enable_cors", (False, True, False, True)),
     ("cors_origins", (("*",), ("https://a",), ("https://b", "https://c"), ("https://d",))),

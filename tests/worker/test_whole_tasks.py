@@ -272,6 +272,14 @@ async def test_tasks_give_way_to_what_decodes_and_only_to_that(redis: Redis) -> 
         await until(lambda: niceness_by_thread().get("tasks") == 19, "its niceness is 19")
         assert niceness_by_thread()["engine"] == ordinary, "what decodes is not nice"
 
+    for told in (7, 0):
+        async with serving(service(redis, task_niceness=told), echo, echo_task()) as stop:
+            assert not stop.is_set()
+            await until(
+                lambda told=told: niceness_by_thread().get("tasks") == max(told, ordinary),
+                f"its niceness is {told}",
+            )
+
 
 def niceness_by_thread() -> dict[str, int]:
     """Return the niceness of each thread of this process, by its name."""

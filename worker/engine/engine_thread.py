@@ -13,8 +13,8 @@ from worker.engine.heartbeat import Heartbeat, adopt, heartbeat, resting
 
 logger = logging.getLogger("aios.engine")
 
-_NICENESS = 19
-"""The niceness of a thread that gives way.
+LEAST_PRIORITY = 19
+"""The niceness of a thread that gives way, unless it is told another.
 
 On one core the tokens beside a task came 2.5 times as unevenly with niceness 10, and 1.4 times as
 unevenly with 19 (docs/benchmarks.md).
@@ -35,11 +35,17 @@ class Stepped(Protocol):
 class EngineThread(threading.Thread):
     """A thread for engines, which are added and removed between two steps.
 
-    `heartbeat` shows whether the engines make progress. `on_death` is called from this thread if an
-    engine raises. That is our own bug, and the process must end.
+    When it gives way to others, its niceness is `niceness`. `heartbeat` shows whether the engines
+    make progress. `on_death` is called from this thread if an engine raises. That is our own bug,
+    and the process must end.
     """
 
-    def __init__(self, on_death: Callable[[], object], name: str = "engine") -> None:
+    def __init__(
+        self,
+        on_death: Callable[[], object],
+        name: str = "engine",
+        niceness: int = LEAST_PRIORITY,
+    ) -> None:
         super().__init__(name=name, daemon=True)
         self.heartbeat = Heartbeat()
         self._engines: list[Stepped] = []
@@ -47,6 +53,7 @@ class EngineThread(threading.Thread):
         self._on_death = on_death
         self._work = threading.Event()
         self._stopping = False
+        self._niceness = niceness
         self._gives_way = False
 
     def wake(self) -> None:
@@ -76,9 +83,9 @@ class EngineThread(threading.Thread):
 
         Tasks that take seconds anyway can do with the time that the others leave.
         """
-        if not self._gives_way:
+        if not self._gives_way and self._niceness:
             self._gives_way = True
-            self._change(_be_nice)
+            self._change(partial(_be_nice, self._niceness))
 
     def stop(self) -> None:
         """End the thread after its current step."""
@@ -132,14 +139,14 @@ class EngineThread(threading.Thread):
         return min(waits_s, default=None)
 
 
-def _be_nice() -> None:
-    """Lower the priority of this thread.
+def _be_nice(niceness: int) -> None:
+    """Lower the priority of this thread to a niceness.
 
     Threads that it starts, as torch does for large products, inherit the priority.
     """
     # Only Linux has priorities of threads; elsewhere a priority is the whole process's.
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
 
 
 def _rest(paused: threading.Event, done: threading.Event) -> None:

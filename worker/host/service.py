@@ -34,7 +34,7 @@ from shared.telemetry.logging_setup import fields
 from shared.telemetry.metrics import WorkerMetrics
 from shared.telemetry.process import LoopLag
 from shared.telemetry.tracing import NO_TRACING, Tracing
-from worker.engine.engine_thread import EngineThread
+from worker.engine.engine_thread import LEAST_PRIORITY, EngineThread
 from worker.engine.weights import WeightSize
 from worker.hardware.device import memory_in_use
 from worker.hardware.memory_guard import MemoryGuard
@@ -61,7 +61,8 @@ class WorkerService:
     """One worker.
 
     `drain_timeout_s` is the longest wait for the engines' current steps at the end. A batch of
-    tasks that are done whole waits `batch_wait_s` for more. `budget` decides which models make room
+    tasks that are done whole waits `batch_wait_s` for more, and the thread of such tasks has the
+    niceness `task_niceness` beside a model that decodes. `budget` decides which models make room
     for others. `survey` describes a model of the catalogue; without it none of them is served.
     Files of answers go to `artifacts`. `pool` is a name for people. `on_ready` is called before the
     first job is taken.
@@ -82,6 +83,7 @@ class WorkerService:
         *,
         drain_timeout_s: float,
         batch_wait_s: float = 0.0,
+        task_niceness: int = LEAST_PRIORITY,
         budget: Budget | None = None,
         num_preloaded: int = 0,
         bonus_s: float = 0.0,
@@ -122,7 +124,7 @@ class WorkerService:
         self._announcing = asyncio.Lock()
         self._is_broken = asyncio.Event()
         self._stop = asyncio.Event()
-        self._threads = self._make_threads()
+        self._threads = self._make_threads(task_niceness)
         self._lag = LoopLag()
         self._memory_guard = memory_guard or MemoryGuard()
         self._reporter = MetricsReporter(
@@ -199,12 +201,12 @@ class WorkerService:
         )
         return not self._is_broken.is_set()
 
-    def _make_threads(self) -> dict[str, EngineThread]:
+    def _make_threads(self, task_niceness: int) -> dict[str, EngineThread]:
         """Return a thread for each mechanism, so that tasks that are done whole delay no token."""
         died = partial(asyncio.get_running_loop().call_soon_threadsafe, self._is_broken.set)
         return {
             "sequence": EngineThread(died, "engine"),
-            "task": EngineThread(died, "tasks"),
+            "task": EngineThread(died, "tasks", task_niceness),
             "remote": EngineThread(died, "remote"),
         }
 
