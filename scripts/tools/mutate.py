@@ -324,6 +324,10 @@ def _become_pytest(tree: Path, tests: Sequence[str]) -> None:
     try:
         os.setpgid(0, 0)
         os.chdir(tree)
+        # Bytecode of one mutant would be taken for that of the next, if both have the same length
+        # and were written in the same second.
+        sys.dont_write_bytecode = True
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
         # Modules are imported from the copy, not from this checkout.
         inherited = [entry for entry in sys.path if entry not in ("", str(REPO_ROOT))]
         sys.path[:] = [str(tree), *inherited]

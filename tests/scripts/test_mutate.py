@@ -4,6 +4,7 @@ A test that does not run the code lets them live.
 """
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,7 @@ def test_what_no_test_sees_survives(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(mutate.TESTS, "a.py", ("test_a.py",))
     mutants = mutants_of("a.py", (tmp_path / "a.py").read_text())
     assert {mutant.line for mutant in mutants} == {2, 6}
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
 
     survivors = try_file(tmp_path, "a.py", mutants)
 
