@@ -20,7 +20,7 @@ from shared.queue.broker import Broker
 
 ID_LENGTH = 12
 KEY_PREFIX = "aios_"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class Rate(msgspec.Struct, frozen=True):
@@ -99,7 +99,7 @@ def rate_of(text: str) -> Rate:
 
 def check_name(text: str) -> str:
     """Return a name or tenant that may become part of keys in Redis. Raise ValueError if not."""
-    if not _NAME.fullmatch(text):
+    if not NAME.fullmatch(text):
         raise ValueError(
             f"expected up to 64 letters, digits, dots, underscores and dashes, got {text!r}"
         )

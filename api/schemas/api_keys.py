@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, S
 
 from api.schemas.fields import NonEmpty
 from api.schemas.usage_report import BudgetStanding
-from shared.access import Budget, BudgetPeriod, Grant, check_name, rate_of
+from shared.access import NAME, Budget, BudgetPeriod, Grant, check_name, rate_of
 from shared.messages import Priority
 
 _MOST_TOKENS = 10**15 - 1
@@ -24,7 +24,7 @@ def _check_rate(text: str) -> str:
 _Name = Annotated[
     str,
     AfterValidator(check_name),
-    Field(json_schema_extra={"pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"}),
+    Field(json_schema_extra={"pattern": f"^{NAME.pattern}$"}),
 ]
 _Rate = Annotated[
     str,

@@ -17,7 +17,7 @@ def q_values_body(values: tuple[float, float] | None) -> QValues | None:
 
 
 def q_values_of(halt: HaltState | None) -> QValues | None:
-    return None if halt is None else QValues(q_halt=halt.q_halt, q_continue=halt.q_continue)
+    return None if halt is None else q_values_body((halt.q_halt, halt.q_continue))
 
 
 def segments_of(halt: HaltState | None) -> int | None:

@@ -193,8 +193,7 @@ class Request:
         logprobs: tuple[TokenLogprob, ...] = ()
         if sampled.logprob is not None:
             # Before the text stream reads the token: a token's text depends on those before it.
-            logprob = self._with_texts(choice, sampled.token, sampled.logprob)
-            logprobs = (msgspec.structs.replace(logprob, halt=sampled.halt),)
+            logprobs = (self._told(choice, sampled.token, sampled.logprob, sampled.halt),)
 
         sequence.output_ids.append(sampled.token)
         choice.halt = sampled.halt
@@ -244,7 +243,7 @@ class Request:
         logprobs: list[TokenLogprob] = []
         text = ""
         for token, score in zip(ids, scores, strict=True):
-            logprobs.append(self._with_texts(choice, token, score))
+            logprobs.append(self._told(choice, token, score))
             text += choice.text.push(token)
         text += choice.text.flush()
         return Emission(
@@ -390,12 +389,19 @@ class Request:
             return None
         return result
 
-    def _with_texts(self, choice: _Choice, token: int, logprob: TokenLogprob) -> TokenLogprob:
-        """Return a next token's log-probability with the texts of it and of the likeliest ones."""
+    def _told(
+        self,
+        choice: _Choice,
+        token: int,
+        logprob: TokenLogprob,
+        halt: HaltState | None = None,
+    ) -> TokenLogprob:
+        """Return a next token's log-probability with all texts, and where the network stopped."""
         top: list[tuple[int, str, float]] = []
         for rival, _, value in logprob.top:
             top.append((rival, self._text_of(choice, rival), value))
-        return msgspec.structs.replace(logprob, token=self._text_of(choice, token), top=tuple(top))
+        text = self._text_of(choice, token)
+        return msgspec.structs.replace(logprob, token=text, top=tuple(top), halt=halt)
 
     def _text_of(self, choice: _Choice, token: int) -> str:
         if self._is_silent(token):
