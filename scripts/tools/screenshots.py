@@ -31,10 +31,14 @@ from shared.shipped import REPO_ROOT
 
 _IMAGES = REPO_ROOT / "docs" / "images"
 _DESKTOP = (1000, 700)
+_CHAT = (1000, 780)
+"""High enough for the whole chat: while it is cut off, the app scrolls whenever it likes."""
 _PHONE = (390, 780)
 _READY = re.compile(rb"ready at (http://\S+)")
 _COLOURS = 64
 _PATIENCE_MS = 60_000
+_REST_MS = 300
+"""A page is drawn if it looks the same after this time."""
 _SUM = "Compute: 347 + 285"
 _APP_PORT = 8599
 
@@ -108,20 +112,20 @@ async def take_screenshots(folder: Path, *, app_port: int) -> None:
     flags += ["--model", f"sudoku={models / 'sample-trm-sudoku-9x9'}"]
     app = f"http://127.0.0.1:{app_port}"
     async with _fleet(*flags) as fleet, _browser() as browser:
-        for name, url, pose in (
-            ("landing", fleet.url, _pose_landing),
+        for name, url, pose, size in (
+            ("landing", fleet.url, _pose_landing, _DESKTOP),
             (
                 "generate",
                 f"{app}/?prompt={_SUM.replace('+', '%2B')}&temperature=0.0",
                 _pose_generate,
+                _DESKTOP,
             ),
-            ("solve", f"{app}/solve?maths_temperature=0.0", _pose_solve),
-            ("chat", f"{app}/chat?chat_temperature=0.0", _pose_chat),
-            ("sudoku", f"{app}/puzzles", _pose_sudoku),
+            ("solve", f"{app}/solve?maths_temperature=0.0", _pose_solve, _DESKTOP),
+            ("chat", f"{app}/chat?chat_temperature=0.0", _pose_chat, _CHAT),
+            ("sudoku", f"{app}/puzzles", _pose_sudoku, _DESKTOP),
+            ("phone", f"{app}/puzzles", _pose_phone, _PHONE),
         ):
-            await _photograph(browser, folder / f"{name}.png", url, pose, size=_DESKTOP)
-        phone = folder / "phone.png"
-        await _photograph(browser, phone, f"{app}/puzzles", _pose_phone, size=_PHONE)
+            await _photograph(browser, folder / f"{name}.png", url, pose, size=size)
 
 
 async def _photograph(
@@ -138,8 +142,10 @@ async def _photograph(
     expect.set_options(timeout=_PATIENCE_MS)
     await page.goto(url)
     await pose(page)
-    # With transitions at their ends, so that each run takes the same pictures.
-    taken = await page.screenshot(animations="disabled")
+    # With transitions at their ends and nothing left to draw, so that each run takes the same pictures.
+    taken = None
+    while taken != (taken := await page.screenshot(animations="disabled")):
+        await page.wait_for_timeout(_REST_MS)
     await page.close()
     _save(taken, path)
 
@@ -159,6 +165,7 @@ async def _pose_landing(page: Page) -> None:
 async def _pose_generate(page: Page) -> None:
     await page.get_by_role("button", name="Generate", exact=True).click()
     await expect(page.get_by_text("tokens/s")).to_be_visible()
+    await _wait_for_rest(page)
     await page.get_by_text("tokens/s").scroll_into_view_if_needed()
 
 
@@ -167,6 +174,7 @@ async def _pose_solve(page: Page) -> None:
     await expect(page.get_by_label("Problem").first).to_have_value(_SUM)
     await page.get_by_role("button", name="Solve", exact=True).first.click()
     await expect(page.get_by_text("Response time")).to_be_visible()
+    await _wait_for_rest(page)
     await page.get_by_text("Response time").scroll_into_view_if_needed()
 
 
@@ -174,11 +182,9 @@ async def _pose_chat(page: Page) -> None:
     await page.get_by_placeholder("Message").fill(_SUM)
     await page.get_by_placeholder("Message").press("Enter")
     await expect(page.get_by_text("tokens in")).to_be_visible()
-    # The app scrolls down by itself, some time later.
-    await page.get_by_test_id("stAppScrollToBottomContainer").evaluate(
-        "(main) => main.scrollTo(0, main.scrollHeight)"
-    )
-    await expect(page.get_by_text("tokens in")).to_be_in_viewport(ratio=1)
+    await _wait_for_rest(page)
+    for text in ("Generate", "tokens in"):
+        await expect(page.get_by_text(text)).to_be_in_viewport(ratio=1)
 
 
 async def _pose_sudoku(page: Page) -> None:
@@ -189,16 +195,26 @@ async def _pose_sudoku(page: Page) -> None:
     await expect(page.get_by_text("Response time")).to_be_visible()
     await page.get_by_role("slider", name="Segment").press("Home")
     await expect(page.get_by_text("1 of 16")).to_be_visible()
-    await page.get_by_role("grid").evaluate("(grid) => grid.scrollIntoView({ block: 'center' })")
+    await _show_grid(page)
 
 
 async def _pose_phone(page: Page) -> None:
     await page.emulate_media(color_scheme="dark")
     await page.get_by_role("radio", name="Easy 9 x 9").click()
     await expect(page.get_by_role("gridcell", name="row 1, column 1: 6")).to_be_visible()
-    await page.mouse.move(100, 400)
-    await page.mouse.wheel(0, 200)
+    await _show_grid(page)
     await page.wait_for_function("document.fonts.status === 'loaded'")
+
+
+async def _show_grid(page: Page) -> None:
+    await _wait_for_rest(page)
+    await page.get_by_role("grid").evaluate("(grid) => grid.scrollIntoView({ block: 'center' })")
+
+
+async def _wait_for_rest(page: Page) -> None:
+    """Wait until the app has drawn all, so that what is scrolled to stays where it is."""
+    for unfinished in ("[data-test-script-state=running]", "[data-stale=true]"):
+        await expect(page.locator(unfinished)).to_have_count(0)
 
 
 async def record_killed_worker() -> None:
