@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator, Set
 from contextlib import asynccontextmanager
+from functools import cache
 
-from fastapi import FastAPI, Security
+from fastapi import APIRouter, FastAPI, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute
 
 from api.access.auth import endpoint_rates
 from api.access.auth_middleware import AuthMiddleware
@@ -186,6 +188,7 @@ def create_app(
     # where clients put keys.
     app = FastAPI(
         title=NAME,
+        routes=[*_routes_of(table, may_need_keys=settings.require_key != "no")],
         middleware=middleware(settings, front, tracing, table),
         exception_handlers=HANDLERS,
         redirect_slashes=False,
@@ -193,17 +196,29 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.front = front
-    for router, access in table.routers:
-        if access is Access.OPEN:
-            app.include_router(router)
-            continue
-        dependencies = []
-        if settings.require_key != "no":
-            dependencies = _KEYS
-        app.include_router(router, dependencies=dependencies, responses=errors_of(PlainErrorBody))
     if front.auth.may_be_open:
         document.say_keys_are_optional(app)
     return app
+
+
+@cache
+def _routes_of(table: RouteTable, *, may_need_keys: bool) -> list[BaseRoute]:
+    """Return the routes of a table.
+
+    FastAPI derives their parameters at their first requests, which takes a while. All apps of a
+    process have the same ones, so that this is done once.
+    """
+    all_routers = APIRouter()
+    for router, access in table.routers:
+        if access is Access.OPEN:
+            all_routers.include_router(router)
+            continue
+        all_routers.include_router(
+            router,
+            dependencies=_KEYS if may_need_keys else [],
+            responses=errors_of(PlainErrorBody),
+        )
+    return all_routers.routes
 
 
 def _check_endpoints(settings: Settings, paths: Set[str]) -> None:
