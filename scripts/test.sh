@@ -43,7 +43,9 @@ if ((${#units[@]} == 0)); then
     in_check=(tests/test_doors.py)
     mapfile -t units < <(find tests -mindepth 1 -maxdepth 1 \( -type d ! -name '[_.]*' -o -name 'test_*.py' \) |
         grep -vxF "$(printf '%s\n' "${slow[@]}" "${in_check[@]}")" | sort)
-    units+=("${slow[@]}")
+    # Backwards: those that take longest, of wheels and browsers, are not to run when all others are done.
+    mapfile -t fleets < <(printf '%s\n' tests/e2e/test_*.py | sort -r)
+    units+=(tests/scripts tests/chaos "${fleets[@]}")
     set -- "$@" "${units[@]}"
     cores=$(getconf _NPROCESSORS_ONLN)
     # Two processes a core, as many tests wait for other processes. No more than 8, as each process collects all tests.

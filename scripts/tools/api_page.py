@@ -6,6 +6,7 @@ Run this after an endpoint or a body was added or changed. A test compares the p
 """
 
 import json
+from functools import cache
 from typing import Any
 
 from api.endpoints.dialect import Access
@@ -43,6 +44,7 @@ ACCESS = {
 """The callers that may call a path, in a word or three."""
 
 
+@cache
 def openapi() -> Schema:
     """Return the OpenAPI document. The front is built, not run: nobody calls its Redis."""
     return create_app(Settings(), Broker(connect("redis://127.0.0.1:1"))).openapi()

@@ -6,7 +6,6 @@ Its answers are those that the document shows.
 import json
 import subprocess
 from collections.abc import Iterator, Set
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +13,7 @@ import httpx
 import pytest
 
 from api.batches.batch_posts import BATCH_POSTS
-from api.http.app import create_app
-from shared.queue.broker import Broker, connect
-from shared.settings.settings import Settings
+from scripts.tools.api_page import openapi
 from tests.fixtures.e2e.example_fleet import EXPERIMENT, example_flags, serving_examples
 from tests.fixtures.e2e.serving import AIOS
 
@@ -41,18 +38,11 @@ class Operation(NamedTuple):
     answers: list[Any]
 
 
-@cache
-def document() -> dict[str, Any]:
-    # The application is built, not run: it never calls this Redis.
-    broker = Broker(connect("redis://127.0.0.1:1"))
-    return create_app(Settings(), broker).openapi()
-
-
 def shapes_of(schema: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the schemas that a value may have, without references and unions."""
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
-        return shapes_of(document()["components"]["schemas"][name])
+        return shapes_of(openapi()["components"]["schemas"][name])
 
     shapes = []
     for part in schema.get("anyOf", []) + schema.get("oneOf", []):
@@ -69,7 +59,7 @@ def examples_of(shapes: list[dict[str, Any]]) -> list[Any]:
 
 def operations() -> Iterator[Operation]:
     """Yield the operations that take a JSON body."""
-    for path, methods in document()["paths"].items():
+    for path, methods in openapi()["paths"].items():
         for operation in methods.values():
             if JSON in operation.get("requestBody", {}).get("content", {}):
                 yield operation_of(path, operation)

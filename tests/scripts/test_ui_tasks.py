@@ -1,7 +1,6 @@
 """Forms of tasks as they are read from the OpenAPI document, and pictures with findings."""
 
 import json
-from functools import cache
 from io import BytesIO
 from typing import Any
 
@@ -11,11 +10,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from api.endpoints.dialects import POSTS
 from api.endpoints.endpoint import Endpoint
-from api.http.app import create_app
+from scripts.tools.api_page import openapi
 from scripts.ui.pictures import Mask, Outline, colour_of, masked, outlined, shown
 from scripts.ui.task_forms import FieldError, FormField, TaskForm, forms_of
-from shared.queue.broker import Broker, connect
-from shared.settings.settings import Settings
 from shared.tasks.task_table import TASKS
 from tests.fixtures.pictures import encoded
 
@@ -28,15 +25,8 @@ TIED = ("options.n", "noise")
 FILE_ID = "file-0123456789abcdef0123456789abcdef"
 
 
-@cache
-def document() -> dict[str, Any]:
-    # The application is built, not run: it never calls this Redis.
-    app = create_app(Settings(), Broker(connect("redis://127.0.0.1:1")))
-    # What a client gets of it.
-    return json.loads(json.dumps(app.openapi()))  # type: ignore[no-any-return]
-
-
-FORMS = forms_of(document())
+# The document as a client gets it.
+FORMS = forms_of(json.loads(json.dumps(openapi())))
 
 
 def initial_values(form: TaskForm) -> dict[str, Any]:
