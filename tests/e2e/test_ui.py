@@ -287,8 +287,11 @@ async def test_everybody_can_use_every_page(fleet: Serving, app_port: int) -> No
 async def _barriers(page: Page, name: str) -> list[str]:
     """Return the barriers of a page in light and in dark colours."""
     found = []
-    # Colours between light and dark are nobody's.
-    await page.add_style_tag(content="* { transition: none !important; }")
+    # Colours between light and dark are nobody's, and so are those of what is just being drawn anew:
+    # a page that refreshes itself is pale for a moment where the server is slow.
+    await page.add_style_tag(
+        content="* { transition: none !important; } [data-stale=true] { opacity: 1 !important; }"
+    )
     await page.emulate_media(color_scheme="light")
     await _is_drawn(page)
     found += [f"{name}: {barrier}" for barrier in await barriers(page)]
