@@ -12,7 +12,7 @@ import pytest
 
 from tests.fixtures import slowness as module
 from tests.fixtures.polling import wait_until
-from tests.fixtures.slowness import slowness, within
+from tests.fixtures.slowness import slowness, slowness_meanwhile, within
 
 
 def test_what_waits_for_too_long_fails() -> None:
@@ -25,6 +25,24 @@ def test_what_is_held_up_by_others_does_not(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(module, "slowness", lambda: 20.0)
     with within(0.05, "it works"):
         time.sleep(0.5)
+
+
+def test_a_busy_moment_in_the_middle_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine is idle before and after, and slow for a while in between."""
+    now = 1.0
+    seen = []
+
+    def measure() -> float:
+        seen.append(now)
+        return now
+
+    monkeypatch.setattr(module, "slowness", measure)
+    with slowness_meanwhile() as greatest:
+        now = 7.0
+        wait_until(lambda: 7.0 in seen, "the busy moment is measured")
+        now = 1.0
+        assert greatest() == 7.0
+    assert seen[0] == seen[-1] == 1.0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="cores are chosen on Linux")

@@ -16,7 +16,7 @@ from scripts.chaos.invariants import violations
 from scripts.chaos.processes import Fleet, fleet
 from scripts.chaos.rigged import GATES_ENV, STEP_ENV
 from tests.fixtures.chaos.sharing import Shared
-from tests.fixtures.slowness import slowness
+from tests.fixtures.slowness import slowness_meanwhile
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -69,12 +69,11 @@ async def test_the_place_is_another_s_within_a_step(
     if phase == "takeover":
         await fleet.add_worker()
 
-    slowness_before = slowness()
     tries = []
-    for way in WAYS:
-        tries.append(await cancelling.freed(phase, way))
-
-    stretched = max(slowness_before, slowness())
+    with slowness_meanwhile() as greatest_slowness:
+        for way in WAYS:
+            tries.append(await cancelling.freed(phase, way))
+        stretched = greatest_slowness()
 
     taken_s = statistics.median(freed.taken_s for freed in tries)
     token_s = statistics.median(freed.token_s for freed in tries)
