@@ -142,12 +142,22 @@ async def _photograph(
     expect.set_options(timeout=_PATIENCE_MS)
     await page.goto(url)
     await pose(page)
-    # With transitions at their ends and nothing left to draw, so that each run takes the same pictures.
-    taken = None
-    while taken != (taken := await page.screenshot(animations="disabled")):
-        await page.wait_for_timeout(_REST_MS)
+    _save(await _screenshot_at_rest(page), path)
     await page.close()
-    _save(taken, path)
+
+
+async def _screenshot_at_rest(page: Page) -> bytes:
+    """Return a PNG with transitions at their ends and nothing left to draw.
+
+    Each run takes the same pictures.
+    """
+    before = b""
+    taken = await page.screenshot(animations="disabled")
+    while taken != before:
+        await page.wait_for_timeout(_REST_MS)
+        before = taken
+        taken = await page.screenshot(animations="disabled")
+    return taken
 
 
 def _save(taken: bytes, path: Path) -> None:
