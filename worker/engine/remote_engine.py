@@ -20,6 +20,7 @@ from shared.errors import DeadlineExceeded, FleetError, UpstreamFailed, WorkerFa
 from shared.messages import Done, Failed, Generate, Generated
 from shared.telemetry.logging_setup import fields
 from worker.engine.engine_stats import EngineStats
+from worker.engine.event_loop import call_in_loop
 from worker.engine.remote_runner import Connection, Piece, RemoteRunner, Unanswered
 from worker.engine.request import Emission
 from worker.engine.scheduler import Load
@@ -100,18 +101,18 @@ class RemoteEngine:
         if not self._in_hand:
             self._busy_since_s = time.perf_counter()
         self._in_hand[work.key] = work
-        self._call(self._begin, work)
+        call_in_loop(self._loop, self._begin, work)
 
     def abort(self, key: str) -> None:
         """Drop the work of this key: its connection is closed.
 
         What is in the news already is emitted.
         """
-        self._call(self._drop, key)
+        call_in_loop(self._loop, self._drop, key)
 
     def close(self) -> None:
         """Close all connections, and end the thread. Nothing waits for that."""
-        self._call(self._closing.set)
+        call_in_loop(self._loop, self._closing.set)
 
     @property
     def load(self) -> Load:
@@ -152,11 +153,6 @@ class RemoteEngine:
         self.stats.note_step(num_rows, now_s - self._busy_since_s)
         self._busy_since_s = now_s
         self._emit(emissions)
-
-    def _call(self, function: Callable[..., object], *args: object) -> None:
-        """Call a function in the loop. Do nothing when the loop has ended, and all with it."""
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(function, *args)
 
     def _run(self) -> None:
         try:

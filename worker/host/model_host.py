@@ -16,6 +16,7 @@ from shared.queue.leases import Claim, QueuePolicy, WorkQueue
 from shared.telemetry.tracing import Tracing
 from worker.engine.engine_thread import EngineThread
 from worker.engine.engines import AnyEngine, engine_for
+from worker.engine.event_loop import call_in_loop
 from worker.engine.task_runner import Files
 from worker.hardware.device import give_back_memory
 from worker.host.intake import Intake
@@ -121,7 +122,7 @@ class ModelHost:
         self._reporter.remove(self.id)
         loop = asyncio.get_running_loop()
         removed = asyncio.Event()
-        self.thread.remove(self.engine, partial(loop.call_soon_threadsafe, removed.set))
+        self.thread.remove(self.engine, partial(call_in_loop, loop, removed.set))
         await removed.wait()
         self.engine.close()
         # These are the last references to the engine, and with it to the weights.

@@ -20,6 +20,7 @@ from shared.messages import ArtifactRef, Done, Event, Failed, Progress, Terminal
 from shared.queue.broker import UNAVAILABLE
 from shared.queue.leases import Claim
 from shared.telemetry.logging_setup import fields, job_fields
+from worker.engine.event_loop import call_in_loop
 from worker.engine.heartbeat import resting
 from worker.engine.request import Emission
 from worker.engine.task_runner import NewFile
@@ -79,7 +80,7 @@ class Outbox:
         # A thread that waits for Redis does not hang.
         with resting():
             self.room.acquire()
-        self._loop.call_soon_threadsafe(self._collect, emissions)
+        call_in_loop(self._loop, self._collect, emissions)
 
     async def flush(self) -> None:
         """Send all news, after the files that are being stored."""

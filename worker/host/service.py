@@ -35,6 +35,7 @@ from shared.telemetry.metrics import WorkerMetrics
 from shared.telemetry.process import LoopLag
 from shared.telemetry.tracing import NO_TRACING, Tracing
 from worker.engine.engine_thread import LEAST_PRIORITY, EngineThread
+from worker.engine.event_loop import call_in_loop
 from worker.engine.weights import WeightSize
 from worker.hardware.device import memory_in_use
 from worker.hardware.memory_guard import MemoryGuard
@@ -203,7 +204,7 @@ class WorkerService:
 
     def _make_threads(self, task_niceness: int) -> dict[str, EngineThread]:
         """Return a thread for each mechanism, so that tasks that are done whole delay no token."""
-        died = partial(asyncio.get_running_loop().call_soon_threadsafe, self._is_broken.set)
+        died = partial(call_in_loop, asyncio.get_running_loop(), self._is_broken.set)
         return {
             "sequence": EngineThread(died, "engine"),
             "task": EngineThread(died, "tasks", task_niceness),
