@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 
 from scripts.chaos.invariants import Trace, traces, violations
-from scripts.chaos.processes import fleet
-from shared.messages import Solve
+from scripts.chaos.processes import FleetProcess, fleet
+from shared.messages import Solve, Started
 from tests.fixtures.chaos.stage import LEASE_S, until
 from tests.fixtures.worker.puzzle_nets import Net, random_weights, write_checkpoint
 
@@ -115,23 +115,42 @@ async def test_the_same_answers_whoever_dies(tmp_path: Path) -> None:
             asking = []
             for number, body in enumerate(asked):
                 asking.append(asyncio.create_task(ask(client, body, f"again-{number}")))
-            first, second, _ = running.workers
-            for worker in (first, second):
-
-                async def has_samples() -> bool:
-                    held = 0
-                    for trace in await jobs_again(running.redis):
-                        held += trace.state == "running" and is_sample(trace)
-                    return held >= 3
-
-                await until(has_samples, "samples are being computed")
-                await worker.kill()
+            workers = list(running.workers)
+            while len(workers) > 1:
+                await kill_with_samples(running.redis, workers)
             again = await asyncio.gather(*asking)
 
         assert again == alone
         hit = [trace for trace in await jobs_again(running.redis) if trace.was_hit]
         assert any(is_sample(trace) for trace in hit), "the faults hit no sample"
         assert await violations(running.redis) == []
+
+
+async def kill_with_samples(redis: Any, workers: list[FleetProcess]) -> None:
+    """Kill the first worker while it holds samples, and take it out of the list.
+
+    The others are stopped meanwhile, so that they do not compute all of them before. So is the
+    worker while it is looked at.
+    """
+    victim = workers.pop(0)
+    for other in workers:
+        await other.stop()
+
+    async def holds_samples() -> bool:
+        await victim.stop()
+        for trace in await jobs_again(redis):
+            starts = [event for event in trace.events if isinstance(event, Started)]
+            if trace.state == "running" and is_sample(trace) and starts:
+                last = starts[-1]
+                if last.epoch == trace.epoch and f"-{victim.pid}-" in last.worker:
+                    return True
+        victim.resume()
+        return False
+
+    await until(holds_samples, "the worker holds samples")
+    await victim.kill()
+    for other in workers:
+        other.resume()
 
 
 async def jobs_again(redis: Any) -> list[Trace]:

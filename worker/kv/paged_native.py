@@ -8,6 +8,7 @@ cut into steps.
 """
 
 from collections.abc import Sequence
+from ctypes import byref
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worker.kv.store import KVShape, KVStore
+from worker.native.layers import NativeAttention
 from worker.native.operators import ELEMENT_TYPES, kernels_for, queries_at_once
 
 _LARGEST_HEAD = 256
@@ -64,40 +66,47 @@ class NativeSpan:
         num_queries, num_heads, head_dim = query.shape
         if query.stride()[1:] != (head_dim, 1):
             query = query.contiguous()
+        out = query.new_empty(num_queries, num_heads, head_dim)
+        attention = self.described(store, query, scale=scale, window=window)
+        attention.out = out.data_ptr()
+        attention.query = query.data_ptr()
+        attention.query_stride = query.stride(0)
         keys, values = store.pool(slot)
-        fresh_keys = fresh_values = None
+        attention.keys = keys.data_ptr()
+        attention.values = values.data_ptr()
         if self.has_fresh:
             fresh_keys = store.stored(key)
             fresh_values = store.stored(value)
-        _, page_size, kv_heads, _ = keys.shape
-        out = query.new_empty(num_queries, num_heads, head_dim)
-        kernels.paged_attention(
-            out.data_ptr(),
-            query.data_ptr(),
-            query.stride(0),
-            keys.data_ptr(),
-            values.data_ptr(),
-            None if fresh_keys is None else fresh_keys.data_ptr(),
-            None if fresh_values is None else fresh_values.data_ptr(),
-            self.block_table.data_ptr(),
-            self.block_table.shape[1],
-            self.num_stored.data_ptr(),
-            self.fresh_starts.data_ptr(),
-            self.blocks.data_ptr(),
-            len(self.blocks),
-            self.positions.data_ptr(),
-            self.ends.data_ptr(),
-            kv_heads,
-            num_heads // kv_heads,
-            head_dim,
-            page_size,
-            scale,
-            window or 0,
-            ELEMENT_TYPES[query.dtype],
-            ELEMENT_TYPES[keys.dtype],
-            torch.get_num_threads(),
-        )
+            attention.fresh_keys = fresh_keys.data_ptr()
+            attention.fresh_values = fresh_values.data_ptr()
+        kernels.paged_attention(byref(attention), len(self.blocks), torch.get_num_threads())
         return out
+
+    def described(
+        self, store: KVStore, query: Tensor, *, scale: float, window: int | None
+    ) -> NativeAttention:
+        """Return what the kernel is told of this span and of queries like `query`.
+
+        The queries themselves are missing, and keys, values and the result.
+        """
+        _, _, page_size, kv_heads, _ = store.keys.shape
+        return NativeAttention(
+            block_table=self.block_table.data_ptr(),
+            num_stored=self.num_stored.data_ptr(),
+            fresh_starts=self.fresh_starts.data_ptr(),
+            blocks=self.blocks.data_ptr(),
+            positions=self.positions.data_ptr(),
+            ends=self.ends.data_ptr(),
+            table_width=self.block_table.shape[1],
+            kv_heads=kv_heads,
+            group=query.shape[1] // kv_heads,
+            head_dim=query.shape[2],
+            page_size=page_size,
+            window=window or 0,
+            scale=scale,
+            type=ELEMENT_TYPES[query.dtype],
+            kv_type=ELEMENT_TYPES[store.keys.dtype],
+        )
 
 
 @dataclass

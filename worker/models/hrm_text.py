@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from worker.models.joined_layers import JoinedLayers, LayerModules, LayersStep, join_layers
 from worker.models.weights import check_names
 from worker.native.operators import rms_norm, rotate, sigmoid_gated, silu_gated
 
@@ -125,6 +126,11 @@ class _Block(nn.Module):
         out: Tensor = hidden + self.mlp(self.norm(hidden))
         return out
 
+    def modules_of_layer(self) -> LayerModules:
+        attn = self.attn
+        mlp = self.mlp
+        return LayerModules(attn.gqkv_proj, attn.o_proj, mlp.gate_up_proj, mlp.down_proj)
+
 
 Halves = tuple[Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]], Callable[..., Tensor]]
 """Two functions that compute a layer before and after its attention.
@@ -142,6 +148,7 @@ class _Stack(nn.Module):
         super().__init__()
         self.norm = _RmsNorm(shape.norm_eps)
         self.layers = nn.ModuleList(_Block(shape) for _ in range(shape.num_layers))
+        self.joined: JoinedLayers | None = None
 
 
 @dataclass(frozen=True)
@@ -209,6 +216,17 @@ class HrmTextModel(nn.Module):
         after = torch.compile(after, dynamic=True, fullgraph=True, backend=backend)
         self.halves = (before, after)
 
+    def join_layers(self) -> None:
+        """Let one call of the kernels run several layers of a stack, where they compute them all.
+
+        Call this when the linear layers have been replaced by those that they compute.
+        """
+        for stack in (self.model.L_module, self.model.H_module):
+            layers = [block.modules_of_layer() for block in stack.layers]
+            stack.joined = join_layers(
+                layers, head_dim=self.shape.head_dim, eps=self.shape.norm_eps
+            )
+
     def forward(
         self,
         ids: Tensor,
@@ -239,10 +257,12 @@ class HrmTextModel(nn.Module):
         num_layers: int | None = None,
         *,
         passes: Sequence[Pass] | None = None,
+        step: LayersStep | None = None,
     ) -> HrmTextState:
         """Return the state after the next `num_layers` layers. None stands for all that are left.
 
-        The given state stays as it is.
+        The given state stays as it is. Layers that are joined need a `step`, and attend by it. Other
+        layers call `attend`.
         """
         if passes is None:
             passes = all_passes(self.shape)
@@ -255,17 +275,24 @@ class HrmTextModel(nn.Module):
         z_h = state.z_h
         z_l = state.z_l
         hidden = state.hidden
-        for number in range(state.num_layers, end):
-            pass_number, layer = divmod(number, num_of_pass)
+        number = state.num_layers
+        while number < end:
+            pass_number, first = divmod(number, num_of_pass)
+            last = min(num_of_pass, first + end - number)
+            number += last - first
             current = passes[pass_number]
             stack = self.model.H_module if current.is_high else self.model.L_module
-            if layer == 0:
+            if first == 0:
                 hidden = z_l + z_h
-            block = stack.layers[layer]
-            gate, query, key, value = before(block, hidden, state.rope)
-            attended = attend(current.first_slot + layer, query, key, value)
-            hidden = after(block, hidden, gate, attended)
-            if layer == num_of_pass - 1:
+            if step is not None and stack.joined is not None:
+                hidden = stack.joined.run(hidden, first, last, current.first_slot + first, step)
+            else:
+                for layer in range(first, last):
+                    block = stack.layers[layer]
+                    gate, query, key, value = before(block, hidden, state.rope)
+                    attended = attend(current.first_slot + layer, query, key, value)
+                    hidden = after(block, hidden, gate, attended)
+            if last == num_of_pass:
                 hidden = stack.norm(hidden)
                 if current.is_high:
                     z_h = hidden

@@ -28,7 +28,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from worker.engine.runner import RunnerOptions
+from worker.native.layers import NativeWeight
 from worker.native.operators import (
+    ELEMENT_TYPES,
     byte_linear,
     can_pack,
     can_round,
@@ -100,6 +102,18 @@ class PanelLinear(ReplacedLinear):
         out = linear(rows, self._weight, self._bias, self._outputs)
         return out.view(*x.shape[:-1], self._outputs)
 
+    def described(self) -> NativeWeight:
+        """Return what the kernels are told of the weight."""
+        inputs = self._weight.shape[1]
+        is_bf16 = self._weight.dtype == torch.bfloat16
+        return NativeWeight(
+            weight=self._weight.data_ptr(),
+            bias=None if self._bias is None else self._bias.data_ptr(),
+            inputs=2 * inputs if is_bf16 else inputs,
+            outputs=self._outputs,
+            kind=ELEMENT_TYPES[self._weight.dtype],
+        )
+
 
 class Int8PanelLinear(ReplacedLinear):
     """Linear layer, [..., in] to [..., out] in the dtype of its input, fp32 or bf16.
@@ -118,6 +132,18 @@ class Int8PanelLinear(ReplacedLinear):
         rows = x.reshape(-1, x.shape[-1])
         out = byte_linear(rows, self._weight, self._bias)
         return out.view(*x.shape[:-1], self._weight.outputs)
+
+    def described(self) -> NativeWeight:
+        """Return what the kernels are told of the weight."""
+        return NativeWeight(
+            weight=self._weight.steps.data_ptr(),
+            scales=self._weight.scales.data_ptr(),
+            offsets=self._weight.offsets.data_ptr(),
+            bias=None if self._bias is None else self._bias.data_ptr(),
+            inputs=self._weight.inputs,
+            outputs=self._weight.outputs,
+            kind=ELEMENT_TYPES[torch.int8],
+        )
 
 
 class PackedLinear(ReplacedLinear):

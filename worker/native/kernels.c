@@ -855,24 +855,10 @@ static long cut(const Attention *o, long num_blocks, long threads, Part *parts) 
  * `keys` and `values` are [pages, page_size, kv_heads, head width] of a type of their own, fresh
  * ones [tokens, kv_heads, head width]. A window of 0 has no limit.
  */
-void paged_attention(void *out, const void *query, long query_stride, const void *keys,
-                     const void *values, const void *fresh_keys, const void *fresh_values,
-                     const int32_t *block_table, long table_width, const int32_t *num_stored,
-                     const int32_t *fresh_starts, const int32_t *blocks, long num_blocks,
-                     const int32_t *positions, const int32_t *ends, long kv_heads, long group,
-                     long head_dim, long page_size, float scale, long window, int type,
-                     int kv_type, long threads) {
-    Attention attention = {.out = out, .query = query, .keys = keys, .values = values,
-                           .fresh_keys = fresh_keys, .fresh_values = fresh_values,
-                           .block_table = block_table, .num_stored = num_stored,
-                           .fresh_starts = fresh_starts, .blocks = blocks, .positions = positions,
-                           .ends = ends, .query_stride = query_stride,
-                           .table_width = table_width, .kv_heads = kv_heads, .group = group,
-                           .head_dim = head_dim, .page_size = page_size, .window = window,
-                           .scale = scale, .type = type, .kv_type = kv_type};
-    Part *parts = malloc(sizeof(Part) * (size_t)(num_blocks * kv_heads));
-    Parts all = {&attention, parts};
-    run(attention_task, &all, cut(&attention, num_blocks, threads, parts), threads);
+void paged_attention(const Attention *attention, long num_blocks, long threads) {
+    Part *parts = malloc(sizeof(Part) * (size_t)(num_blocks * attention->kv_heads));
+    Parts all = {attention, parts};
+    run(attention_task, &all, cut(attention, num_blocks, threads, parts), threads);
     free(parts);
 }
 
@@ -1195,6 +1181,147 @@ void byte_linear(void *out, const void *x, long stride, const int8_t *weight, co
     run(byte_product_task, &product, panels * ((rows + product.chunk - 1) / product.chunk),
         threads);
     free(row_scales);
+}
+
+
+/* --- Whole layers */
+
+/* A weight as `linear` or, with a `kind` of INT8, `byte_linear` has it. */
+typedef struct {
+    const void *weight;
+    const float *scales;    /* of INT8 alone, like `offsets` */
+    const int32_t *offsets;
+    const float *bias; /* or null */
+    long inputs, outputs;
+    long kind;
+} Weight;
+
+/* A layer of a decoder. `heads` makes queries, keys and values, behind the gates of attention's
+ * results if there are any.
+ */
+typedef struct {
+    Weight heads, attended, gate_up, down;
+    const void *attention_norm, *mlp_norm; /* [hidden], or null */
+} Layer;
+
+/* Rows of a step, whose keys and values all go to the pools. `attention` is complete but for what
+ * differs between layers: the queries, the pools and the result.
+ */
+typedef struct {
+    const Attention *attention;
+    const void *cosines, *sines; /* [rows, head_dim] */
+    const int64_t *places;       /* [rows]: where the pools keep the rows' own keys and values */
+    char *keys, *values;         /* the pools of slot 0 */
+    long slot_bytes;             /* from the pool of a slot to that of the next one */
+    long rows, num_blocks, hidden;
+    long is_gated;  /* whether a gate opens attention's results */
+    long is_signed; /* as `rotate` has it */
+    float eps;
+    long threads;
+} Step;
+
+static void multiply_by(const Weight *o, void *out, const void *x, long stride, const Step *step) {
+    int is_bf16 = step->attention->type;
+    if (o->kind == INT8)
+        byte_linear(out, x, stride, o->weight, o->scales, o->offsets, o->bias, step->rows, o->inputs,
+                    o->outputs, is_bf16, step->threads);
+    else
+        linear(out, x, stride, o->weight, o->bias, step->rows, o->inputs, o->outputs, is_bf16,
+               step->threads);
+}
+
+INLINE void add_to_rows(const Operands *o, long number, int is_bf16) {
+    FOR_ROWS(o, number)
+        for (long i = row * o->width; i < (row + 1) * o->width; i += LANES)
+            store(o->out, i, load(o->out, i, is_bf16) + load(o->first, i, is_bf16), is_bf16);
+}
+
+static void add_task(const void *arguments, long number) {
+    const Operands *o = arguments;
+    if (o->is_bf16)
+        add_to_rows(o, number, 1);
+    else
+        add_to_rows(o, number, 0);
+}
+
+static void add_rows(void *out, const void *x, const Step *step) {
+    Operands operands = {.out = out, .first = x, .rows = step->rows, .width = step->hidden,
+                         .is_bf16 = step->attention->type};
+    run_rows(add_task, &operands, step->threads);
+}
+
+static void attend_to_slot(const Step *step, const Layer *layer, char *heads, char *gated, char *out,
+                           long slot) {
+    Attention attention = *step->attention;
+    long width = attention.head_dim * attention.kv_heads; /* of keys, and of values */
+    long query_width = width * attention.group;
+    long stride = layer->heads.outputs;
+    int type = attention.type;
+    char *query = heads + (step->is_gated ? query_width * size_of(type) : 0);
+    char *key = query + query_width * size_of(type);
+    char *value = key + width * size_of(type);
+    char *keys = step->keys + slot * step->slot_bytes;
+    char *values = step->values + slot * step->slot_bytes;
+
+    rotate(query, stride, step->cosines, step->sines, step->rows,
+           (attention.group + 1) * attention.kv_heads, attention.head_dim, (int)step->is_signed,
+           type, step->threads);
+    write_rows(keys, step->places, key, stride, step->rows, attention.kv_heads, attention.head_dim,
+               type, attention.kv_type);
+    write_rows(values, step->places, value, stride, step->rows, attention.kv_heads,
+               attention.head_dim, type, attention.kv_type);
+    attention.query = query;
+    attention.query_stride = stride;
+    attention.keys = keys;
+    attention.values = values;
+    attention.out = step->is_gated ? gated : out;
+    paged_attention(&attention, step->num_blocks, step->threads);
+    if (step->is_gated)
+        gate(out, heads, stride, gated, query_width, step->rows, query_width, 0, type,
+             step->threads);
+}
+
+/* Run `count` layers over `hidden` [rows, hidden], in place. The first one has the slot `slot`.
+ *
+ * Every operator is one of those above, so a result has the same bits as by calling each of them.
+ */
+void run_layers(const Step *step, const Layer *layers, long count, char *hidden, long slot) {
+    int type = step->attention->type;
+    long query_width = step->attention->head_dim * step->attention->kv_heads *
+                       step->attention->group;
+    long widest = 0, mlp_width = 0;
+    for (long i = 0; i < count; i++) {
+        widest = layers[i].heads.outputs > widest ? layers[i].heads.outputs : widest;
+        widest = layers[i].gate_up.outputs > widest ? layers[i].gate_up.outputs : widest;
+        mlp_width = layers[i].down.inputs > mlp_width ? layers[i].down.inputs : mlp_width;
+    }
+    long narrow = mlp_width > query_width ? mlp_width : query_width;
+    long row_bytes = (2 * step->hidden + widest + 2 * narrow) * size_of(type);
+    char *normed = aligned_alloc(64, (size_t)(step->rows * row_bytes + 63) / 64 * 64);
+    char *added = normed + step->rows * step->hidden * size_of(type);
+    char *wide = added + step->rows * step->hidden * size_of(type);
+    char *inner = wide + step->rows * widest * size_of(type);
+    char *gated = inner + step->rows * narrow * size_of(type);
+
+    for (long i = 0; i < count; i++) {
+        const Layer *layer = layers + i;
+        rms_norm(normed, hidden, step->hidden, layer->attention_norm, step->eps, step->rows,
+                 step->hidden, type, step->threads);
+        multiply_by(&layer->heads, wide, normed, step->hidden, step);
+        attend_to_slot(step, layer, wide, gated, inner, slot + i);
+        multiply_by(&layer->attended, added, inner, query_width, step);
+        add_rows(hidden, added, step);
+
+        rms_norm(normed, hidden, step->hidden, layer->mlp_norm, step->eps, step->rows,
+                 step->hidden, type, step->threads);
+        multiply_by(&layer->gate_up, wide, normed, step->hidden, step);
+        long width = layer->down.inputs;
+        gate(inner, wide, 2 * width, wide + width * size_of(type), 2 * width, step->rows, width, 1,
+             type, step->threads);
+        multiply_by(&layer->down, added, inner, width, step);
+        add_rows(hidden, added, step);
+    }
+    free(normed);
 }
 
 

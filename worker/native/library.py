@@ -49,20 +49,8 @@ _PARAMETERS: dict[str, list[Any]] = {
     "byte_linear": [*[c_void_p] * 2, c_long, *[c_void_p] * 4, c_long, *_SIZES, *_FLAG_AND_THREADS],
     "choose_tokens": [*[c_void_p] * 2, *_SIZES, *[c_void_p] * 5, c_long],
     "all_finite": [*[c_void_p] * 2, *_SIZES],
-    "paged_attention": [
-        *[c_void_p] * 2,
-        c_long,
-        *[c_void_p] * 5,
-        c_long,
-        *[c_void_p] * 3,
-        c_long,
-        *[c_void_p] * 2,
-        *[c_long] * 4,
-        c_float,
-        c_long,
-        c_int,
-        *_FLAG_AND_THREADS,
-    ],
+    "paged_attention": [c_void_p, *_SIZES],
+    "run_layers": [*[c_void_p] * 2, c_long, c_void_p, c_long],
 }
 
 
@@ -90,6 +78,7 @@ class Library:
         self.choose_tokens: Function = functions.choose_tokens
         self.all_finite: Function = functions.all_finite
         self.paged_attention: Function = functions.paged_attention
+        self.run_layers: Function = functions.run_layers
         self.lanes = int(functions.num_lanes())
         self.panel = int(functions.panel_width())
         self.weight_peak = int(functions.weight_peak())

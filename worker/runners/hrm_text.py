@@ -56,6 +56,7 @@ from worker.models.hrm_text import (
     passes_of,
 )
 from worker.models.hrm_text_prompt import CONDITIONS, RAW, USUAL, PromptMarks
+from worker.models.joined_layers import layers_step
 from worker.models.linear import keeps_rows_apart, pack_all_linears
 from worker.models.reading import Count, Positive, converted, read_json_object
 from worker.models.weight_size import weight_size
@@ -355,9 +356,8 @@ class HrmTextNet:
         *,
         passes: list[Pass] | None,
     ) -> Tensor:
-        attend_slot = self._attend_slot(plan, store)
-        out: Tensor = self.model(ids, plan.positions, attend_slot, passes)
-        return out
+        state = self.model.begin(ids, plan.positions)
+        return self._advanced(state, plan, store, passes=passes).z_h
 
     def _begin(self, ids: Tensor, plan: AttentionPlan) -> Forward:
         return _forward_of(self.model.begin(ids, plan.positions))
@@ -367,7 +367,21 @@ class HrmTextNet:
     ) -> Forward:
         hidden, z_h, z_l, cos, sin = forward.states
         state = HrmTextState(hidden, z_h, z_l, (cos, sin), num_layers=forward.num_layers)
-        return _forward_of(self.model.advance(state, self._attend_slot(plan, store), num_layers))
+        return _forward_of(self._advanced(state, plan, store, num_layers))
+
+    def _advanced(
+        self,
+        state: HrmTextState,
+        plan: AttentionPlan,
+        store: KVStore | None,
+        num_layers: int | None = None,
+        *,
+        passes: list[Pass] | None = None,
+    ) -> HrmTextState:
+        num_heads = self.model.shape.num_heads
+        step = layers_step(plan, store, state.rope, num_heads=num_heads, scale=self._scale)
+        attend_slot = self._attend_slot(plan, store)
+        return self.model.advance(state, attend_slot, num_layers, passes=passes, step=step)
 
     def _attend_slot(self, plan: AttentionPlan, store: KVStore | None) -> Attend:
         """Return the attention of a step, whose first argument is the slot."""
@@ -426,6 +440,7 @@ def load(options: RunnerOptions) -> PagedRunner:
     if declared.draft_tokens > 0:
         pack_all_linears(model)
         net.draft_with(declared.draft_cycles, declared.draft_tokens)
+    model.join_layers()
     weights = weight_size(model)
     if device.type == "cuda" and declared.compile_layers:
         compile_net(net, options.name)

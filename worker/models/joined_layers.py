@@ -1,0 +1,150 @@
+"""The layers of a decoder, of which one call of the kernels runs several.
+
+They compute what the network's own modules compute, bit by bit, so a step may go either way.
+"""
+
+from collections.abc import Sequence
+from ctypes import byref, pointer
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from worker.engine.heartbeat import heartbeat
+from worker.kv.attention import AttentionPlan
+from worker.kv.paged_native import NativeSpan
+from worker.kv.store import KVStore
+from worker.models.linear import Int8PanelLinear, PanelLinear
+from worker.native.layers import NativeAttention, NativeLayer, NativeStep
+from worker.native.operators import kernels_for
+
+_FEW_ROWS = 64
+"""The most rows for which a call runs several layers.
+
+With more, a call from Python costs nothing beside a layer, and a thread must give signs of life.
+"""
+
+
+@dataclass(frozen=True)
+class LayerModules:
+    """The modules of a layer: its products before and behind attention, and those of its MLP.
+
+    `heads` makes gates, queries, keys and values.
+    """
+
+    heads: nn.Module
+    attended: nn.Module
+    gate_up: nn.Module
+    down: nn.Module
+
+
+@dataclass(frozen=True)
+class LayersStep:
+    """A step of T rows, all of which are stored, and which attend to stored tokens alone.
+
+    `step` is what the kernels are told of it. They read the tensors `read`.
+    """
+
+    step: NativeStep
+    read: tuple[Tensor, ...]
+
+
+class JoinedLayers:
+    """Pre-norm layers of a decoder with gated attention, whose norms have no weights."""
+
+    def __init__(self, layers: Sequence[LayerModules], *, eps: float) -> None:
+        self._modules = list(layers)
+        self._layers = (NativeLayer * len(layers))()
+        self._eps = eps
+        for number, layer in enumerate(layers):
+            self._layers[number] = NativeLayer(
+                heads=_panels(layer.heads).described(),
+                attended=_panels(layer.attended).described(),
+                gate_up=_panels(layer.gate_up).described(),
+                down=_panels(layer.down).described(),
+            )
+
+    def run(self, hidden: Tensor, first: int, last: int, slot: int, of: LayersStep) -> Tensor:
+        """Return the states [T, hidden] behind the layers `first` to `last`, `last` not included.
+
+        `hidden` [T, hidden] are the states before them. The first of them has the slot `slot`.
+        """
+        kernels = kernels_for(hidden)
+        assert kernels is not None
+        out = hidden.clone(memory_format=torch.contiguous_format)
+        step = of.step
+        step.rows, step.hidden = out.shape
+        step.is_gated = True
+        step.is_signed = True
+        step.eps = self._eps
+        at_once = last - first if len(out) <= _FEW_ROWS else 1
+        for layer in range(first, last, at_once):
+            heartbeat()
+            kernels.run_layers(
+                byref(step),
+                byref(self._layers[layer]),
+                at_once,
+                out.data_ptr(),
+                slot + layer - first,
+            )
+        return out
+
+
+def join_layers(
+    layers: Sequence[LayerModules], *, head_dim: int, eps: float
+) -> JoinedLayers | None:
+    """Return the layers joined, or None where a part of one is not computed by the kernels."""
+    for layer in layers:
+        for module in (layer.heads, layer.attended, layer.gate_up, layer.down):
+            if not isinstance(module, PanelLinear | Int8PanelLinear):
+                return None
+            described = module.described()
+            if not _fits(described.inputs) or not _fits(described.outputs):
+                return None
+    if not _fits(head_dim // 2):
+        return None
+    return JoinedLayers(layers, eps=eps)
+
+
+def layers_step(
+    plan: AttentionPlan,
+    store: KVStore | None,
+    rope: tuple[Tensor, Tensor],
+    *,
+    num_heads: int,
+    scale: float,
+) -> LayersStep | None:
+    """Return the step of a plan, or None for one that joined layers cannot compute.
+
+    `rope` are cosines and sines [T, ..., head_dim]. Queries have `num_heads` heads.
+    """
+    if store is None or plan.rows is None or plan.kept is not None or len(plan.spans) != 1:
+        return None
+    [span] = plan.spans
+    if not isinstance(span, NativeSpan) or span.has_fresh:
+        return None
+    cosines, sines = rope
+    query = cosines.new_empty(0, num_heads, cosines.shape[-1])
+    attention: NativeAttention = span.described(store, query, scale=scale, window=None)
+    step = NativeStep(
+        attention=pointer(attention),
+        cosines=cosines.data_ptr(),
+        sines=sines.data_ptr(),
+        places=plan.rows.data_ptr(),
+        keys=store.keys.data_ptr(),
+        values=store.values.data_ptr(),
+        slot_bytes=store.keys.stride(0) * store.keys.element_size(),
+        num_blocks=len(span.blocks),
+        threads=torch.get_num_threads(),
+    )
+    return LayersStep(step, (cosines, sines))
+
+
+def _panels(module: nn.Module) -> PanelLinear | Int8PanelLinear:
+    assert isinstance(module, PanelLinear | Int8PanelLinear)
+    return module
+
+
+def _fits(width: int) -> bool:
+    """Return whether the kernels compute rows of this width."""
+    return kernels_for(torch.empty(0), width) is not None
