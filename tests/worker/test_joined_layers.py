@@ -1,21 +1,34 @@
-"""Layers of an HRM-Text in one call of the kernels: the same bits as operator by operator."""
+"""Layers in one call of the kernels: the same bits as operator by operator."""
 
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    PretrainedConfig,
+    Qwen2Config,
+)
 
 from worker.kv.attention import AttentionPlan, attend
 from worker.kv.paged_native import NativeRows
 from worker.kv.store import KVShape, KVStore
 from worker.models import joined_layers
+from worker.models.fused_layers import fuse_layers
 from worker.models.hrm_text import HrmTextModel, HrmTextShape, HrmTextState
 from worker.models.joined_layers import layers_step
 from worker.models.linear import Int8PanelLinear, PanelLinear, pack_all_linears
 from worker.native import library as native
 from worker.native import operators
+from worker.runners.causal_net import CausalNet
 
 CPU = torch.device("cpu")
 SHAPE = HrmTextShape(
@@ -92,13 +105,15 @@ def network(dtype: torch.dtype, weights: str) -> HrmTextModel:
     return model
 
 
-def filled_store(kv_dtype: torch.dtype, num_pages: int) -> KVStore:
+KV_SHAPE = KVShape(SHAPE.num_kv_slots, num_heads=SHAPE.num_heads, head_dim=SHAPE.head_dim)
+
+
+def filled_store(kv_dtype: torch.dtype, num_pages: int, shape: KVShape = KV_SHAPE) -> KVStore:
     """Return a store of random keys and values, the same ones each time."""
-    shape = KVShape(SHAPE.num_kv_slots, num_heads=SHAPE.num_heads, head_dim=SHAPE.head_dim)
     store = KVStore(shape, num_pages, PAGE_SIZE, dtype=kv_dtype, device=CPU)
     generator = torch.Generator().manual_seed(1)
-    size = (num_pages * PAGE_SIZE, SHAPE.num_heads, SHAPE.head_dim)
-    for slot in range(SHAPE.num_kv_slots):
+    size = (num_pages * PAGE_SIZE, shape.num_heads, shape.head_dim)
+    for slot in range(shape.num_slots):
         keys, values = torch.randn(2, *size, generator=generator)
         store.write(slot, torch.arange(num_pages * PAGE_SIZE), keys, values)
     return store
@@ -215,6 +230,59 @@ def test_steps_that_do_not_store_all_their_tokens_are_computed_apart(at_once: in
     rows.add([0], [3], [4], 3, 0)
     fresh = AttentionPlan(plan.positions, plan.first_ids, (rows.span(),), plan.rows)
     assert layers_step(fresh, store, rope, num_heads=2, scale=1.0) is None
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of transformers network, and how many of its two layers are joined."""
+
+    config: type[PretrainedConfig]
+    options: dict[str, Any] = field(default_factory=dict)
+    num_joined: int = 2
+
+
+FAMILIES = {
+    "llama": Family(LlamaConfig),
+    "one head of keys for all": Family(LlamaConfig, {"num_key_value_heads": 1}),
+    "biases": Family(Qwen2Config),
+    "a window": Family(MistralConfig, {"sliding_window": 5}),
+    "its own scale": Family(GraniteConfig, {"attention_multiplier": 0.3}),
+    "scaled parts": Family(GraniteConfig, {"residual_multiplier": 0.5}, num_joined=0),
+    "norms behind the parts": Family(Olmo2Config, num_joined=0),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_of_transformers_compute_the_same_bits(
+    name: str, dtype: torch.dtype, at_once: int
+) -> None:
+    family = FAMILIES[name]
+    sizes = {"vocab_size": 32, "hidden_size": 96, "intermediate_size": 160}
+    sizes |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = family.config(**(sizes | {"head_dim": 32} | family.options))
+    with torch.inference_mode(False):
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").to(dtype)
+    for parameter in model.requires_grad_(False).eval().parameters():
+        nn.init.normal_(parameter, std=0.2)
+    fuse_layers(model)
+    heads = config.num_key_value_heads
+    net = CausalNet(model, KVShape(2, num_heads=heads, head_dim=32), CPU)
+    pack_all_linears(model)
+
+    hidden = []
+    for is_joined in (False, True):
+        if is_joined:
+            assert net.join_layers() == family.num_joined
+        for rows in STEPS.values():
+            plan, num_pages = plan_of([(first, end, 0) for first, end, _ in rows], at_once)
+            store = filled_store(dtype, num_pages, net.kv_shape)
+            ids = torch.arange(len(plan.positions)) % 32
+            hidden += [net.hidden(ids, plan, store), store.keys, store.values]
+    half = len(hidden) // 2
+    for apart, together in zip(hidden[:half], hidden[half:], strict=True):
+        assert together.isfinite().all()
+        assert together.equal(apart)
 
 
 def test_layers_that_are_not_in_panels_stay_apart() -> None:

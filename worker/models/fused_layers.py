@@ -6,7 +6,8 @@ same for random rows, whatever its class is called.
 """
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -72,10 +73,10 @@ class FusedAttention(nn.Module):
         self.head_dim = given.head_dim
         self.is_causal = given.is_causal
         self.num_key_value_groups = given.num_key_value_groups
-        self._options = options
+        self.options = options
         layers = (given.q_proj, given.k_proj, given.v_proj)
         self._num_keys = given.k_proj.out_features // self.head_dim
-        self._num_queries = given.q_proj.out_features // self.head_dim
+        self.num_queries = given.q_proj.out_features // self.head_dim
         has_bias = given.q_proj.bias is not None
         self.qkv_proj = nn.Linear(
             given.q_proj.in_features,
@@ -99,22 +100,22 @@ class FusedAttention(nn.Module):
         shape = hidden_states.shape[:-1]
         rows = hidden_states.reshape(-1, hidden_states.shape[-1])
         heads = self.qkv_proj(rows).view(len(rows), -1, self.head_dim)
-        num_rotated = self._num_queries + self._num_keys
+        num_rotated = self.num_queries + self._num_keys
         cos, sin = (
             table.expand(*shape, -1).reshape(-1, 1, 1, self.head_dim)
             for table in position_embeddings
         )
         rotated = rotate(heads[:, None, :num_rotated], cos, sin, is_signed=False)[:, 0]
         parts = (
-            rotated[:, : self._num_queries],
-            rotated[:, self._num_queries :],
+            rotated[:, : self.num_queries],
+            rotated[:, self.num_queries :],
             heads[:, num_rotated:],
         )
         query, key, value = (part.unflatten(0, shape).transpose(1, 2) for part in parts)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
-        out, _ = attend(self, query, key, value, attention_mask, **(self._options | options))
+        out, _ = attend(self, query, key, value, attention_mask, **(self.options | options))
         attended: Tensor = self.o_proj(out.reshape(*shape, -1))
         return attended, None
 
@@ -240,15 +241,21 @@ def _attended(
         told.update(options)
         return (query * value[:, :1, :1]).transpose(1, 2), None
 
-    config: Any = module.config
+    with trial_attention(module.config, stand_in):
+        out, _ = module(x, position_embeddings=rope, attention_mask=None)
+    return [*seen, out], told
+
+
+@contextmanager
+def trial_attention(config: Any, stand_in: Callable[..., tuple[Tensor, None]]) -> Iterator[None]:
+    """Let the attentions of a network with this config call `stand_in` during the block."""
     before = config._attn_implementation
     ALL_ATTENTION_FUNCTIONS.register(_STAND_IN, stand_in)
     config._attn_implementation = _STAND_IN
     try:
-        out, _ = module(x, position_embeddings=rope, attention_mask=None)
+        yield
     finally:
         config._attn_implementation = before
-    return [*seen, out], told
 
 
 def _joined(*weights: Tensor) -> nn.Parameter:

@@ -224,7 +224,11 @@ class HrmTextModel(nn.Module):
         for stack in (self.model.L_module, self.model.H_module):
             layers = [block.modules_of_layer() for block in stack.layers]
             stack.joined = join_layers(
-                layers, head_dim=self.shape.head_dim, eps=self.shape.norm_eps
+                layers,
+                head_dim=self.shape.head_dim,
+                eps=self.shape.norm_eps,
+                is_gated=True,
+                is_signed=True,
             )
 
     def forward(

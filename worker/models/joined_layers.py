@@ -29,13 +29,15 @@ With more, a call from Python costs nothing beside a layer, and a thread must gi
 class LayerModules:
     """The modules of a layer: its products before and behind attention, and those of its MLP.
 
-    `heads` makes gates, queries, keys and values.
+    `heads` makes queries, keys and values, behind gates if the layer has any. `norms` are the
+    weights [hidden] of the norms before attention and before the MLP, if they have weights.
     """
 
     heads: nn.Module
     attended: nn.Module
     gate_up: nn.Module
     down: nn.Module
+    norms: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,18 +52,30 @@ class LayersStep:
 
 
 class JoinedLayers:
-    """Pre-norm layers of a decoder with gated attention, whose norms have no weights."""
+    """Pre-norm layers of a decoder with rotary positions and gated MLPs.
 
-    def __init__(self, layers: Sequence[LayerModules], *, eps: float) -> None:
+    With `is_gated` attention is gated, too. `is_signed` is that of `rotate`, `eps` that of all norms.
+    """
+
+    def __init__(
+        self, layers: Sequence[LayerModules], *, eps: float, is_gated: bool, is_signed: bool
+    ) -> None:
         self._modules = list(layers)
         self._layers = (NativeLayer * len(layers))()
         self._eps = eps
+        self._is_gated = is_gated
+        self._is_signed = is_signed
         for number, layer in enumerate(layers):
+            norms = (None, None)
+            if layer.norms is not None:
+                norms = (layer.norms[0].data_ptr(), layer.norms[1].data_ptr())
             self._layers[number] = NativeLayer(
                 heads=_panels(layer.heads).described(),
                 attended=_panels(layer.attended).described(),
                 gate_up=_panels(layer.gate_up).described(),
                 down=_panels(layer.down).described(),
+                attention_norm=norms[0],
+                mlp_norm=norms[1],
             )
 
     def run(self, hidden: Tensor, first: int, last: int, slot: int, of: LayersStep) -> Tensor:
@@ -71,11 +85,12 @@ class JoinedLayers:
         """
         kernels = kernels_for(hidden)
         assert kernels is not None
+        assert all(table.dtype == hidden.dtype for table in of.read)
         out = hidden.clone(memory_format=torch.contiguous_format)
         step = of.step
         step.rows, step.hidden = out.shape
-        step.is_gated = True
-        step.is_signed = True
+        step.is_gated = self._is_gated
+        step.is_signed = self._is_signed
         step.eps = self._eps
         at_once = last - first if len(out) <= _FEW_ROWS else 1
         for layer in range(first, last, at_once):
@@ -91,7 +106,12 @@ class JoinedLayers:
 
 
 def join_layers(
-    layers: Sequence[LayerModules], *, head_dim: int, eps: float
+    layers: Sequence[LayerModules],
+    *,
+    head_dim: int,
+    eps: float,
+    is_gated: bool = False,
+    is_signed: bool = False,
 ) -> JoinedLayers | None:
     """Return the layers joined, or None where a part of one is not computed by the kernels."""
     for layer in layers:
@@ -103,7 +123,7 @@ def join_layers(
                 return None
     if not _fits(head_dim // 2):
         return None
-    return JoinedLayers(layers, eps=eps)
+    return JoinedLayers(layers, eps=eps, is_gated=is_gated, is_signed=is_signed)
 
 
 def layers_step(
@@ -113,19 +133,23 @@ def layers_step(
     *,
     num_heads: int,
     scale: float,
+    window: int | None = None,
 ) -> LayersStep | None:
     """Return the step of a plan, or None for one that joined layers cannot compute.
 
-    `rope` are cosines and sines [T, ..., head_dim]. Queries have `num_heads` heads.
+    `rope` are cosines and sines of T * head_dim elements. Queries have `num_heads` heads. With a
+    `window` a query sees that many positions, its own included.
     """
     if store is None or plan.rows is None or plan.kept is not None or len(plan.spans) != 1:
         return None
     [span] = plan.spans
     if not isinstance(span, NativeSpan) or span.has_fresh:
         return None
-    cosines, sines = rope
+    cosines, sines = (table.contiguous() for table in rope)
+    if cosines.numel() != len(plan.positions) * cosines.shape[-1]:
+        return None
     query = cosines.new_empty(0, num_heads, cosines.shape[-1])
-    attention: NativeAttention = span.described(store, query, scale=scale, window=None)
+    attention: NativeAttention = span.described(store, query, scale=scale, window=window)
     step = NativeStep(
         attention=pointer(attention),
         cosines=cosines.data_ptr(),

@@ -161,6 +161,7 @@ def load(options: RunnerOptions) -> PagedRunner:
     # Last, because it replaces layers in place: the checks and the count of parameters need the
     # original ones.
     prepare(model, options)
+    net.join_layers()
     return PagedRunner(
         "causal",
         description,

@@ -7,6 +7,7 @@ function is registered under its interface's name.
 
 from collections.abc import Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,11 +20,45 @@ from shared.messages import HaltState
 from worker.engine.sequence import TokenSequence
 from worker.kv.attention import AttentionPlan, attend
 from worker.kv.store import KVShape, KVStore
+from worker.models.decoder_layers import DecoderLayer, decoder_layer
+from worker.models.joined_layers import LayersStep, layers_step
 from worker.models.q_head import QHead
 from worker.runners.net import Depths, Draft, Layers
 
 _INTERFACE = "aios_paged"
-_step: ContextVar[tuple[AttentionPlan, KVStore | None]] = ContextVar("aios_step")
+
+
+@dataclass
+class _Step:
+    """A step of the network. `for_kernels` is what the kernels are told of it for the last layer."""
+
+    plan: AttentionPlan
+    store: KVStore | None
+    rope: tuple[Tensor, Tensor] | None = None
+    layer: DecoderLayer | None = None
+    for_kernels: LayersStep | None = None
+
+    def for_layer(self, layer: DecoderLayer, rope: tuple[Tensor, Tensor]) -> LayersStep | None:
+        """Return what the kernels are told, None for a step that they cannot compute.
+
+        In most networks that is the same for all layers.
+        """
+        is_same = self.layer is not None and self.layer.attends_like(layer)
+        if not is_same or self.rope is not rope:
+            self.rope = rope
+            self.layer = layer
+            self.for_kernels = layers_step(
+                self.plan,
+                self.store,
+                rope,
+                num_heads=layer.num_heads,
+                scale=layer.scale,
+                window=layer.window,
+            )
+        return self.for_kernels
+
+
+_step: ContextVar[_Step] = ContextVar("aios_step")
 
 
 def _attention(
@@ -41,14 +76,14 @@ def _attention(
 
     `query`, `key` and `value` are [1, heads, T, head_dim].
     """
-    plan, store = _step.get()
+    step = _step.get()
     slot: Any = module.layer_idx
     scale = scaling
     if scale is None:
         scale = query.shape[-1] ** -0.5
     out = attend(
-        plan,
-        store,
+        step.plan,
+        step.store,
         slot,
         query=query[0].transpose(0, 1),
         key=key[0].transpose(0, 1),
@@ -90,7 +125,7 @@ class CausalNet:
 
     def hidden(self, ids: Tensor, plan: AttentionPlan, store: KVStore | None) -> Tensor:
         inputs = self.inputs(ids)
-        token = _step.set((plan, store))
+        token = _step.set(_Step(plan, store))
         try:
             out = self.model.base_model(
                 **inputs, position_ids=plan.positions[None], use_cache=False
@@ -100,6 +135,22 @@ class CausalNet:
         hidden: Tensor = out.last_hidden_state[0]
         return hidden
 
+    def join_layers(self) -> int:
+        """Let one call of the kernels compute a layer, where they compute all of it.
+
+        Call this when the linear layers have been replaced by those that they compute. Return the
+        number of such layers.
+        """
+        num_joined = 0
+        for layers in list(self.model.modules()):
+            if isinstance(layers, nn.ModuleList):
+                for number, module in enumerate(layers):
+                    joined = decoder_layer(module)
+                    if joined is not None:
+                        layers[number] = _JoinedLayer(module, joined)
+                        num_joined += 1
+        return num_joined
+
     def inputs(self, ids: Tensor) -> dict[str, Tensor]:
         """Return what the network is given of the tokens [T] of a step."""
         return {"input_ids": ids[None]}
@@ -108,6 +159,40 @@ class CausalNet:
         rows = hidden.reshape(1, -1, hidden.shape[-1])
         logits: Tensor = _head(self.model)(inputs_embeds=rows, use_cache=False).logits
         return logits.float().view(*hidden.shape[:-1], -1)
+
+
+class _JoinedLayer(nn.Module):
+    """A layer of a transformers network that is computed by the kernels where a step allows it.
+
+    To the network it is the layer itself.
+    """
+
+    def __init__(self, layer: nn.Module, joined: DecoderLayer) -> None:
+        super().__init__()
+        self.layer = layer
+        self._joined = joined
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        *args: Any,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        **options: Any,
+    ) -> Any:
+        step = None
+        if position_embeddings is not None:
+            step = _step.get().for_layer(self._joined, position_embeddings)
+        if step is None:
+            return self.layer(
+                hidden_states, *args, position_embeddings=position_embeddings, **options
+            )
+        return self._joined.run(hidden_states[0], step)[None]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
 
 
 def _halts(q_head: QHead, states: Tensor, _sequences: Sequence[TokenSequence]) -> list[HaltState]:
