@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -25,7 +25,7 @@ from worker.models import joined_layers
 from worker.models.fused_layers import fuse_layers
 from worker.models.hrm_text import HrmTextModel, HrmTextShape, HrmTextState
 from worker.models.joined_layers import layers_step
-from worker.models.linear import Int8PanelLinear, PanelLinear, pack_all_linears
+from worker.models.linear import Int8PanelLinear, pack_all_linears
 from worker.native import library as native
 from worker.native import operators
 from worker.runners.causal_net import CausalNet
@@ -285,10 +285,11 @@ def test_layers_of_transformers_compute_the_same_bits(
         assert together.equal(apart)
 
 
-def test_layers_that_are_not_in_panels_stay_apart() -> None:
-    model = HrmTextModel(SHAPE)
+@pytest.mark.parametrize(
+    "odd", [{"hidden_size": 88}, {"intermediate_size": 100}, {"num_heads": 4, "head_dim": 8}]
+)
+def test_layers_of_odd_sizes_stay_apart(odd: dict[str, int]) -> None:
+    model = HrmTextModel(replace(SHAPE, **odd))
     model.join_layers()
-    assert model.model.L_module.joined is None
-    model.model.L_module.layers[0].mlp.down_proj = PanelLinear(torch.randn(96, 160), None)
-    model.join_layers()
-    assert model.model.L_module.joined is None
+    fits_eight = odd.get("hidden_size") == 88 and operators.kernels_for(torch.empty(0), 8)
+    assert (model.model.L_module.joined is not None) == bool(fits_eight)

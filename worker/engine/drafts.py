@@ -13,10 +13,11 @@ from worker.engine.sequence import TokenSequence
 
 _FREE_ROWS = 6
 """The rows of a forward that cost as much as one row, because weights are read once for them."""
-_COST_PER_ROW = 0.12
+_COST_PER_ROW = 0.2
 """The cost of every further row, as a share of a forward of one row.
 
-On AVX-512 the products of 1, 16 and 96 rows took 19.2, 41.3 and 216 ms (docs/benchmarks.md).
+On AVX-512 forwards of 1 and 16 rows took 17.3 and 53.4 ms in fp32, 7.3 and 28.9 in bf16
+(docs/benchmarks.md).
 """
 _LEAST_GAIN = 1.1
 """The gain in tokens per cost from which a step drafts."""

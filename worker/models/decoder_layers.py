@@ -1,8 +1,7 @@
 """Decoder layers of transformers networks, each computed by one call of the kernels.
 
-A layer is joined if its parts are those of `worker.models.fused_layers`, its products are in
-panels, and it computes for random rows what they make together: each part behind its norm, and
-added to what came in.
+A layer is joined if its parts are those of `worker.models.fused_layers`, and it computes for random
+rows what they make together: each part behind its norm, and added to what came in.
 """
 
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from worker.models.fused_layers import FusedAttention, FusedMlp, FusedRmsNorm, trial_attention
-from worker.models.joined_layers import JoinedLayers, LayerModules, LayersStep, join_layers
+from worker.models.joined_layers import JoinedLayers, LayerModules, LayersStep, can_join
+from worker.models.linear import pack_all_linears
 
 _TRIAL_ROWS = 3
 _KNOWN_OPTIONS = {"dropout", "scaling", "sliding_window"}
@@ -43,7 +43,10 @@ class DecoderLayer:
 
 
 def decoder_layer(module: nn.Module) -> DecoderLayer | None:
-    """Return what computes the same as a layer of a transformers network, None where nothing does."""
+    """Return what computes the same as a layer of a transformers network, None where nothing does.
+
+    The layer's products are packed, if there is such a thing.
+    """
     names = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
     if {name for name, _ in module.named_children()} != set(names):
         return None
@@ -55,21 +58,21 @@ def decoder_layer(module: nn.Module) -> DecoderLayer | None:
     options = attention.options
     if first_norm.eps != second_norm.eps or set(options) - _KNOWN_OPTIONS:
         return None
-    layers = join_layers(
-        [
-            LayerModules(
-                attention.qkv_proj,
-                attention.o_proj,
-                mlp.gate_up_proj,
-                mlp.down_proj,
-                norms=(first_norm.weight.detach(), second_norm.weight.detach()),
-            )
-        ],
-        head_dim=attention.head_dim,
-        eps=first_norm.eps,
-    )
-    if layers is None or not _is_pre_norm(module, first_norm.weight, attention):
+    weight = first_norm.weight.detach()
+    widths = (len(weight), attention.num_queries * attention.head_dim, mlp.width)
+    if not can_join(weight, head_dim=attention.head_dim, widths=widths):
         return None
+    if not _is_pre_norm(module, weight, attention):
+        return None
+    pack_all_linears(module)
+    parts = LayerModules(
+        attention.qkv_proj,
+        attention.o_proj,
+        mlp.gate_up_proj,
+        mlp.down_proj,
+        norms=(weight, second_norm.weight.detach()),
+    )
+    layers = JoinedLayers([parts], eps=first_norm.eps, is_gated=False, is_signed=False)
     scale = options.get("scaling")
     return DecoderLayer(
         layers,

@@ -50,6 +50,7 @@ class FusedMlp(nn.Module):
         if has_bias:
             self.gate_up_proj.bias = _joined(gate.bias, up.bias)
         self.down_proj = down
+        self.width = gate.out_features
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])

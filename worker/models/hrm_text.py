@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worker.models.joined_layers import JoinedLayers, LayerModules, LayersStep, join_layers
+from worker.models.joined_layers import JoinedLayers, LayerModules, LayersStep, can_join
+from worker.models.linear import pack_all_linears
 from worker.models.weights import check_names
 from worker.native.operators import rms_norm, rotate, sigmoid_gated, silu_gated
 
@@ -219,17 +220,19 @@ class HrmTextModel(nn.Module):
     def join_layers(self) -> None:
         """Let one call of the kernels run several layers of a stack, where they compute them all.
 
-        Call this when the linear layers have been replaced by those that they compute.
+        Call this when the linear layers have been replaced. Those that are left are packed.
         """
+        shape = self.shape
+        widths = (shape.hidden_size, shape.num_heads * shape.head_dim, shape.intermediate_size)
+        if not can_join(self.model.z_L_init, head_dim=shape.head_dim, widths=widths):
+            return
         for stack in (self.model.L_module, self.model.H_module):
-            layers = [block.modules_of_layer() for block in stack.layers]
-            stack.joined = join_layers(
-                layers,
-                head_dim=self.shape.head_dim,
-                eps=self.shape.norm_eps,
-                is_gated=True,
-                is_signed=True,
-            )
+            pack_all_linears(stack)
+            layers: list[LayerModules] = []
+            for block in stack.layers:
+                assert isinstance(block, _Block)
+                layers.append(block.modules_of_layer())
+            stack.joined = JoinedLayers(layers, eps=shape.norm_eps, is_gated=True, is_signed=True)
 
     def forward(
         self,

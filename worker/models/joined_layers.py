@@ -3,7 +3,7 @@
 They compute what the network's own modules compute, bit by bit, so a step may go either way.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from ctypes import byref, pointer
 from dataclasses import dataclass
 
@@ -54,7 +54,8 @@ class LayersStep:
 class JoinedLayers:
     """Pre-norm layers of a decoder with rotary positions and gated MLPs.
 
-    With `is_gated` attention is gated, too. `is_signed` is that of `rotate`, `eps` that of all norms.
+    With `is_gated` attention is gated, too. `is_signed` is that of `rotate`, `eps` that of all
+    norms. All products are in panels.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class JoinedLayers:
         self._is_gated = is_gated
         self._is_signed = is_signed
         for number, layer in enumerate(layers):
-            norms = (None, None)
+            norms: tuple[int | None, int | None] = (None, None)
             if layer.norms is not None:
                 norms = (layer.norms[0].data_ptr(), layer.norms[1].data_ptr())
             self._layers[number] = NativeLayer(
@@ -105,25 +106,12 @@ class JoinedLayers:
         return out
 
 
-def join_layers(
-    layers: Sequence[LayerModules],
-    *,
-    head_dim: int,
-    eps: float,
-    is_gated: bool = False,
-    is_signed: bool = False,
-) -> JoinedLayers | None:
-    """Return the layers joined, or None where a part of one is not computed by the kernels."""
-    for layer in layers:
-        for module in (layer.heads, layer.attended, layer.gate_up, layer.down):
-            if not isinstance(module, PanelLinear | Int8PanelLinear):
-                return None
-            described = module.described()
-            if not _fits(described.inputs) or not _fits(described.outputs):
-                return None
-    if not _fits(head_dim // 2):
-        return None
-    return JoinedLayers(layers, eps=eps, is_gated=is_gated, is_signed=is_signed)
+def can_join(like: Tensor, *, head_dim: int, widths: Iterable[int]) -> bool:
+    """Return whether the kernels compute layers of these sizes, on the device of `like`.
+
+    `widths` are those of states, of all heads together, and inside the MLP.
+    """
+    return all(kernels_for(like, width) is not None for width in (head_dim // 2, *widths))
 
 
 def layers_step(
@@ -167,8 +155,3 @@ def layers_step(
 def _panels(module: nn.Module) -> PanelLinear | Int8PanelLinear:
     assert isinstance(module, PanelLinear | Int8PanelLinear)
     return module
-
-
-def _fits(width: int) -> bool:
-    """Return whether the kernels compute rows of this width."""
-    return kernels_for(torch.empty(0), width) is not None

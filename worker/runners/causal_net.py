@@ -138,8 +138,8 @@ class CausalNet:
     def join_layers(self) -> int:
         """Let one call of the kernels compute a layer, where they compute all of it.
 
-        Call this when the linear layers have been replaced by those that they compute. Return the
-        number of such layers.
+        Call this when the linear layers have been replaced. Those that are left in such a layer are
+        packed. Return the number of these layers.
         """
         num_joined = 0
         for layers in list(self.model.modules()):
