@@ -1,6 +1,5 @@
 """Layers in one call of the kernels: the same bits as operator by operator."""
 
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,6 +17,7 @@ from transformers import (
     Qwen2Config,
 )
 
+from tests.fixtures.worker.kernels import computing_with
 from worker.kv.attention import AttentionPlan, attend
 from worker.kv.paged_native import NativeRows
 from worker.kv.store import KVShape, KVStore
@@ -72,19 +72,8 @@ def at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
     Return the most queries that they compute together.
     """
-    can = torch.cpu.get_capabilities()
-    if not all(can.get(name, False) for name in native.INSTRUCTIONS[request.param]):
-        pytest.skip(f"this processor lacks {request.param}")
-    if shutil.which("cc") is None:
-        pytest.skip("there is no C compiler")
-    kernels = native.open_kernels(request.param)
-    assert kernels is not None, "compiled by setup.py"
-    monkeypatch.setattr(operators, "library", lambda: kernels)
-    threads = torch.get_num_threads()
-    torch.manual_seed(0)
-    with torch.inference_mode():
+    with computing_with(request.param, monkeypatch) as kernels:
         yield kernels.queries_at_once
-    torch.set_num_threads(threads)
 
 
 def network(dtype: torch.dtype, weights: str) -> HrmTextModel:

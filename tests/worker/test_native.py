@@ -13,6 +13,7 @@ from torch import Tensor
 from shared.messages import Generate, Sampling
 from tests.fixtures.logged import fields_of
 from tests.fixtures.tiny_hrm_text import PROMPTS, write_tiny
+from tests.fixtures.worker.kernels import computing_with
 from tests.fixtures.worker.options import options_for
 from tests.fixtures.worker.stepping import generate_all
 from worker.engine.runner import RunnerOptions
@@ -41,19 +42,8 @@ STORED = [
 @pytest.fixture(autouse=True, params=native.INSTRUCTIONS)
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Compute with the kernels for one set of instructions."""
-    can = torch.cpu.get_capabilities()
-    if not all(can.get(name, False) for name in native.INSTRUCTIONS[request.param]):
-        pytest.skip(f"this processor lacks {request.param}")
-    if shutil.which("cc") is None:
-        pytest.skip("there is no C compiler")
-    kernels = native.open_kernels(request.param)
-    assert kernels is not None, "compiled by setup.py"
-    monkeypatch.setattr(operators, "library", lambda: kernels)
-    threads = torch.get_num_threads()
-    torch.manual_seed(0)
-    with torch.inference_mode():
+    with computing_with(request.param, monkeypatch):
         yield
-    torch.set_num_threads(threads)
 
 
 def check(computed: Tensor, expected: Tensor) -> None:

@@ -67,7 +67,14 @@ class NativeSpan:
         if query.stride()[1:] != (head_dim, 1):
             query = query.contiguous()
         out = query.new_empty(num_queries, num_heads, head_dim)
-        attention = self.described(store, query, scale=scale, window=window)
+        attention = self.described(
+            store,
+            num_heads=num_heads,
+            head_dim=head_dim,
+            dtype=query.dtype,
+            scale=scale,
+            window=window,
+        )
         attention.out = out.data_ptr()
         attention.query = query.data_ptr()
         attention.query_stride = query.stride(0)
@@ -83,11 +90,18 @@ class NativeSpan:
         return out
 
     def described(
-        self, store: KVStore, query: Tensor, *, scale: float, window: int | None
+        self,
+        store: KVStore,
+        *,
+        num_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        scale: float,
+        window: int | None,
     ) -> NativeAttention:
-        """Return what the kernel is told of this span and of queries like `query`.
+        """Return the kernel's arguments for this span and queries of these sizes and this dtype.
 
-        The queries themselves are missing, and keys, values and the result.
+        Those that differ from slot to slot are missing: queries, keys, values and the result.
         """
         _, _, page_size, kv_heads, _ = store.keys.shape
         return NativeAttention(
@@ -99,12 +113,12 @@ class NativeSpan:
             ends=self.ends.data_ptr(),
             table_width=self.block_table.shape[1],
             kv_heads=kv_heads,
-            group=query.shape[1] // kv_heads,
-            head_dim=query.shape[2],
+            group=num_heads // kv_heads,
+            head_dim=head_dim,
             page_size=page_size,
             window=window or 0,
             scale=scale,
-            type=ELEMENT_TYPES[query.dtype],
+            type=ELEMENT_TYPES[dtype],
             kv_type=ELEMENT_TYPES[store.keys.dtype],
         )
 

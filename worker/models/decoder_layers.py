@@ -10,11 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worker.models.fused_layers import FusedAttention, FusedMlp, FusedRmsNorm, trial_attention
+from worker.models.fused_layers import (
+    TRIAL_ROWS,
+    FusedAttention,
+    FusedMlp,
+    FusedRmsNorm,
+    first_value,
+    trial_attention,
+)
 from worker.models.joined_layers import JoinedLayers, LayerModules, LayersStep, can_join
 from worker.models.linear import pack_all_linears
 
-_TRIAL_ROWS = 3
 _KNOWN_OPTIONS = {"dropout", "scaling", "sliding_window"}
 """What an attention may tell its interface. Others might ask for what our kernel does not do."""
 
@@ -90,12 +96,12 @@ def _is_pre_norm(module: nn.Module, like: Tensor, attention: FusedAttention) -> 
     """
     layer: Any = module
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, _TRIAL_ROWS, len(like), generator=generator).to(like.dtype)
-    angles = torch.randn(1, _TRIAL_ROWS, attention.head_dim, generator=generator)
+    x = torch.randn(1, TRIAL_ROWS, len(like), generator=generator).to(like.dtype)
+    angles = torch.randn(1, TRIAL_ROWS, attention.head_dim, generator=generator)
     rope = (angles.cos().to(x.dtype), angles.sin().to(x.dtype))
     # A layer is foreign code, which may want other arguments, or raise any error.
     try:
-        with trial_attention(attention.config, _first_value):
+        with trial_attention(attention.config, first_value):
             found = layer(x, position_embeddings=rope, attention_mask=None)
             attended, _ = attention(
                 layer.input_layernorm(x), position_embeddings=rope, attention_mask=None
@@ -105,10 +111,3 @@ def _is_pre_norm(module: nn.Module, like: Tensor, attention: FusedAttention) -> 
     except Exception:
         return False
     return isinstance(found, Tensor) and torch.equal(found, expected)
-
-
-def _first_value(
-    _: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, **__: Any
-) -> tuple[Tensor, None]:
-    """Stand in for attention: the queries times the first value."""
-    return (query * value[:, :1, :1]).transpose(1, 2), None

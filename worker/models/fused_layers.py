@@ -18,7 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from worker.native.operators import kernels_for, rms_norm, rotate, silu_gated
 
-_TRIAL_ROWS = 3
+TRIAL_ROWS = 3
 _STAND_IN = "aios_stand_in"
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-7}
 """The largest error of a replacement, as a share of the result."""
@@ -144,7 +144,7 @@ def _fused(module: nn.Module) -> nn.Module | None:
     weight = next(fused.parameters())
     generator = torch.Generator().manual_seed(0)
     # Their mean is 1, so that a norm that subtracts it is found out.
-    x = 1 + torch.randn(1, _TRIAL_ROWS, weight.shape[-1], generator=generator)
+    x = 1 + torch.randn(1, TRIAL_ROWS, weight.shape[-1], generator=generator)
     x = x.to(weight.dtype)
     expected = module(x).float()
     error = (fused(x).float() - expected).norm() / expected.norm()
@@ -207,8 +207,8 @@ def _fused_attention(module: nn.Module) -> nn.Module | None:
     weight = module.get_parameter("q_proj.weight")
     head_dim: Any = module.head_dim
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, _TRIAL_ROWS, weight.shape[1], generator=generator).to(weight.dtype)
-    angles = torch.randn(1, _TRIAL_ROWS, head_dim // 2, generator=generator).repeat(1, 1, 2)
+    x = torch.randn(1, TRIAL_ROWS, weight.shape[1], generator=generator).to(weight.dtype)
+    angles = torch.randn(1, TRIAL_ROWS, head_dim // 2, generator=generator).repeat(1, 1, 2)
     rope = (angles.cos().to(x.dtype), angles.sin().to(x.dtype))
     # An attention is foreign code, which may want other arguments, or raise any error.
     try:
@@ -230,21 +230,28 @@ def _attended(
     """Return what an attention gives to its interface, and its output, for `x` [1, T, hidden].
 
     Queries, keys and values are [1, heads, T, head_dim]. Return as well the options that the
-    interface gets. Its answer stands in for attention: the queries times the first value.
+    interface gets.
     """
     seen: list[Tensor] = []
     told: dict[str, Any] = {}
 
     def stand_in(
-        _: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, **options: Any
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, **options: Any
     ) -> tuple[Tensor, None]:
         seen.extend(part.clone() for part in (query, key, value))
         told.update(options)
-        return (query * value[:, :1, :1]).transpose(1, 2), None
+        return first_value(module, query, key, value, mask)
 
     with trial_attention(module.config, stand_in):
         out, _ = module(x, position_embeddings=rope, attention_mask=None)
     return [*seen, out], told
+
+
+def first_value(
+    _: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, **__: Any
+) -> tuple[Tensor, None]:
+    """Stand in for attention: the queries times the first value."""
+    return (query * value[:, :1, :1]).transpose(1, 2), None
 
 
 @contextmanager

@@ -128,6 +128,7 @@ class _Block(nn.Module):
         return out
 
     def modules_of_layer(self) -> LayerModules:
+        """Return the products of the layer, which `JoinedLayers` computes together."""
         attn = self.attn
         mlp = self.mlp
         return LayerModules(attn.gqkv_proj, attn.o_proj, mlp.gate_up_proj, mlp.down_proj)

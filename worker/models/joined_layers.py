@@ -15,7 +15,7 @@ from worker.kv.attention import AttentionPlan
 from worker.kv.paged_native import NativeSpan
 from worker.kv.store import KVStore
 from worker.models.linear import Int8PanelLinear, PanelLinear
-from worker.native.layers import NativeAttention, NativeLayer, NativeStep
+from worker.native.layers import NativeLayer, NativeStep
 from worker.native.operators import kernels_for
 
 _FEW_ROWS = 64
@@ -44,11 +44,11 @@ class LayerModules:
 class LayersStep:
     """A step of T rows, all of which are stored, and which attend to stored tokens alone.
 
-    `step` is what the kernels are told of it. They read the tensors `read`.
+    `described` is the kernels' description of it, which points to the tables `rope`.
     """
 
-    step: NativeStep
-    read: tuple[Tensor, ...]
+    described: NativeStep
+    rope: tuple[Tensor, Tensor]
 
 
 class JoinedLayers:
@@ -79,25 +79,25 @@ class JoinedLayers:
                 mlp_norm=norms[1],
             )
 
-    def run(self, hidden: Tensor, first: int, last: int, slot: int, of: LayersStep) -> Tensor:
+    def run(self, hidden: Tensor, first: int, last: int, slot: int, step: LayersStep) -> Tensor:
         """Return the states [T, hidden] behind the layers `first` to `last`, `last` not included.
 
         `hidden` [T, hidden] are the states before them. The first of them has the slot `slot`.
         """
         kernels = kernels_for(hidden)
         assert kernels is not None
-        assert all(table.dtype == hidden.dtype for table in of.read)
+        assert step.rope[0].dtype == hidden.dtype
         out = hidden.clone(memory_format=torch.contiguous_format)
-        step = of.step
-        step.rows, step.hidden = out.shape
-        step.is_gated = self._is_gated
-        step.is_signed = self._is_signed
-        step.eps = self._eps
+        described = step.described
+        described.rows, described.hidden = out.shape
+        described.is_gated = self._is_gated
+        described.is_signed = self._is_signed
+        described.eps = self._eps
         at_once = last - first if len(out) <= _FEW_ROWS else 1
         for layer in range(first, last, at_once):
             heartbeat()
             kernels.run_layers(
-                byref(step),
+                byref(described),
                 byref(self._layers[layer]),
                 at_once,
                 out.data_ptr(),
@@ -134,11 +134,18 @@ def layers_step(
     if not isinstance(span, NativeSpan) or span.has_fresh:
         return None
     cosines, sines = (table.contiguous() for table in rope)
-    if cosines.numel() != len(plan.positions) * cosines.shape[-1]:
+    head_dim = cosines.shape[-1]
+    if cosines.numel() != len(plan.positions) * head_dim:
         return None
-    query = cosines.new_empty(0, num_heads, cosines.shape[-1])
-    attention: NativeAttention = span.described(store, query, scale=scale, window=window)
-    step = NativeStep(
+    attention = span.described(
+        store,
+        num_heads=num_heads,
+        head_dim=head_dim,
+        dtype=cosines.dtype,
+        scale=scale,
+        window=window,
+    )
+    described = NativeStep(
         attention=pointer(attention),
         cosines=cosines.data_ptr(),
         sines=sines.data_ptr(),
@@ -149,7 +156,7 @@ def layers_step(
         num_blocks=len(span.blocks),
         threads=torch.get_num_threads(),
     )
-    return LayersStep(step, (cosines, sines))
+    return LayersStep(described, (cosines, sines))
 
 
 def _panels(module: nn.Module) -> PanelLinear | Int8PanelLinear:

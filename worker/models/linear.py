@@ -103,7 +103,7 @@ class PanelLinear(ReplacedLinear):
         return out.view(*x.shape[:-1], self._outputs)
 
     def described(self) -> NativeWeight:
-        """Return what the kernels are told of the weight."""
+        """Return the kernels' description of the layer, which points to its tensors."""
         inputs = self._weight.shape[1]
         is_bf16 = self._weight.dtype == torch.bfloat16
         return NativeWeight(
@@ -134,7 +134,7 @@ class Int8PanelLinear(ReplacedLinear):
         return out.view(*x.shape[:-1], self._weight.outputs)
 
     def described(self) -> NativeWeight:
-        """Return what the kernels are told of the weight."""
+        """Return the kernels' description of the layer, which points to its tensors."""
         return NativeWeight(
             weight=self._weight.steps.data_ptr(),
             scales=self._weight.scales.data_ptr(),

@@ -66,7 +66,7 @@ class NativeAttention(ctypes.Structure):
 
 
 class NativeStep(ctypes.Structure):
-    """What the layers of a step have in common."""
+    """A step: its rows, its attention, and where the pools keep its keys and values."""
 
     _fields_ = (
         ("attention", ctypes.POINTER(NativeAttention)),

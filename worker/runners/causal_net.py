@@ -30,7 +30,10 @@ _INTERFACE = "aios_paged"
 
 @dataclass
 class _Step:
-    """A step of the network. `for_kernels` is what the kernels are told of it for the last layer."""
+    """A step of the network.
+
+    `for_kernels` is the step as joined layers that attend like `layer`, with `rope`, run it.
+    """
 
     plan: AttentionPlan
     store: KVStore | None
@@ -39,9 +42,9 @@ class _Step:
     for_kernels: LayersStep | None = None
 
     def for_layer(self, layer: DecoderLayer, rope: tuple[Tensor, Tensor]) -> LayersStep | None:
-        """Return what the kernels are told, None for a step that they cannot compute.
+        """Return the step as a joined layer runs it, None for a step that it cannot compute.
 
-        In most networks that is the same for all layers.
+        In most networks that is the same for all layers, and made once.
         """
         is_same = self.layer is not None and self.layer.attends_like(layer)
         if not is_same or self.rope is not rope:
