@@ -26,6 +26,22 @@ pytest.register_assert_rewrite(
 )
 
 
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> None:
+    """Have Triton's kernels interpreted where there is no GPU.
+
+    Triton asks when a kernel is defined, so that must be decided before a file of tests is loaded.
+    The fast tier has no kernels, and loads no torch.
+    """
+    if parent.config.getoption("--fast"):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+    # torch.compile's pool of processes would outlive the tests.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _fleets_of_these_tests_alone(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Whatever else runs on this machine is not found by the tools, nor do others find what tests
