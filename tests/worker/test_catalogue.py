@@ -146,7 +146,7 @@ async def test_an_order_to_load_makes_room_first(redis: Redis) -> None:
         await catalogue.order_load("new")
         await until(lambda: worker.models["new"].residence == "loaded", "it is loaded")
         assert worker.models["m"].residence == "unloaded"
-        assert worker.models["new"].load_order == 0
+        await until(lambda: worker.models["new"].load_order == 0, "the order is carried out")
 
 
 async def test_orders_from_before_a_worker_came_are_not_its_own(redis: Redis) -> None:
