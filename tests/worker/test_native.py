@@ -311,6 +311,16 @@ def test_tokens_are_those_that_torch_chooses(
             assert chosen == choose(logits, samplings, positions)
 
 
+def test_the_largest_of_many_draws_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A kernel that skips tokens by too low a bound on their noise would miss some of these.
+    logits = 0.5 * torch.randn(2000, 1000)
+    samplings = [Sampling(1, seed=seed) for seed in range(2000)]
+    positions = list(range(2000))
+    chosen = choose(logits, samplings, positions)
+    monkeypatch.setattr(operators, "library", lambda: None)
+    assert chosen == choose(logits, samplings, positions)
+
+
 def test_each_row_is_told_whether_it_is_finite() -> None:
     for width in (1, 16, 37, 260):
         logits = torch.randn(5, width) * 1e30

@@ -6,8 +6,8 @@ nor on the worker: it can only change where two tokens nearly tie. Greedy is tem
 Gumbel-max: argmax(logits / T + g) with g = -log(-log(u)) draws from softmax(logits / T)
 (Gumbel 1954; Maddison et al. 2014).
 
-On a CPU a kernel of `worker.native` chooses. It computes the noise in fp32 first, and in fp64 only
-for the tokens that come near the largest sum, so that it chooses what is chosen here.
+On a CPU a kernel of `worker.native` chooses. It bounds the noise of each token, and computes it, in
+fp64, only for the few that may have the largest sum. So it chooses what is chosen here.
 """
 
 import math

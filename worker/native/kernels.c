@@ -145,12 +145,11 @@ INLINE float sum(Floats value) {
 }
 
 INLINE int any(Ints condition) {
-    uint64_t parts[sizeof condition / 8];
-    memcpy(parts, &condition, sizeof condition);
-    uint64_t together = 0;
-    for (unsigned long part = 0; part < sizeof condition / 8; part++)
-        together |= parts[part];
-    return together != 0;
+#ifdef __AVX512F__
+    return _mm512_test_epi32_mask((__m512i)condition, (__m512i)condition) != 0;
+#else
+    return !_mm256_testz_si256((__m256i)condition, (__m256i)condition);
+#endif
 }
 
 INLINE float largest_lane(Floats value) {
@@ -1340,46 +1339,18 @@ typedef struct {
 } Choice;
 
 typedef uint64_t Longs __attribute__((vector_size(4 * LANES)));
-typedef double Doubles __attribute__((vector_size(4 * LANES)));
-typedef float HalfFloats __attribute__((vector_size(2 * LANES)));
+typedef int32_t HalfInts __attribute__((vector_size(2 * LANES)));
 
-/* A draw of noise lies between -3.7 and 36.8, and the likeliest token is at 0. So a token that is
- * further below can not be chosen. */
-#define LOWEST -41.0f
-/* More than twice the error of a draw in fp32. */
-#define MARGIN 2e-3f
+/* A draw of noise lies between -3.7 and 36.8. */
+#define MOST_NOISE 36.8f
+/* More than the rounding of a bound on a draw and of a logit in fp32. */
+#define MARGIN 1e-3f
 
 typedef struct {
     float logit;
     float weight;
     long token;
 } Candidate;
-
-/* Return the logarithm of positive normal numbers. The error is below 3e-7 of it, or of 1. */
-INLINE Floats logarithm(Floats x) {
-    const Floats none = {0};
-    Words bits = (Words)x;
-    Ints exponent = (Ints)(bits >> 23) - 126;
-    Floats rest = (Floats)((bits & 0x7fffff) | 0x3f000000); /* from 0.5 up to 1 */
-    Ints is_small = rest < 0.70710678f;
-    exponent += is_small; /* True is -1 */
-    rest = choose(is_small, rest + rest, rest) - 1.0f;
-
-    Floats square = rest * rest;
-    Floats power = none + 7.0376836292e-2f;
-    power = power * rest - 1.1514610310e-1f;
-    power = power * rest + 1.1676998740e-1f;
-    power = power * rest - 1.2420140846e-1f;
-    power = power * rest + 1.4249322787e-1f;
-    power = power * rest - 1.6668057665e-1f;
-    power = power * rest + 2.0000714765e-1f;
-    power = power * rest - 2.4999993993e-1f;
-    power = power * rest + 3.3333331174e-1f;
-
-    Floats count = __builtin_convertvector(exponent, Floats);
-    Floats small = power * rest * square - count * 2.12194440e-4f - 0.5f * square;
-    return rest + small + count * 0.693359375f;
-}
 
 /* The constants of splitmix64, as in worker/engine/noise.py. */
 #define GOLDEN 0x9E3779B97F4A7C15u
@@ -1396,39 +1367,29 @@ static double exact_noise(uint64_t key, long token) {
     return -log(-log(uniform));
 }
 
-/* Draw LANES / 2 uniform numbers in fp64, and return them, and what they lack to 1, in fp32. */
-INLINE void draw_half(uint64_t key, long first, HalfFloats *uniform, HalfFloats *lack) {
-    Longs tokens;
-    for (int lane = 0; lane < LANES / 2; lane++)
-        tokens[lane] = (uint64_t)(first + 1 + lane);
-    Longs value = tokens * GOLDEN + key;
+/* Return 31 bits of what LANES / 2 uniform numbers lack to 1. `value` is of the first token. */
+INLINE HalfInts draw_half(Longs value) {
     value = (value ^ (value >> 30)) * MIX1;
     value = (value ^ (value >> 27)) * MIX2;
     value = value ^ (value >> 31);
-    /* 52 bits behind the exponent of 1 make a number from 1 up to 2. */
-    Doubles number = (Doubles)((value >> 12) | 0x3ff0000000000000u);
-    *uniform = __builtin_convertvector((number - 1.0) + 0x1p-53, HalfFloats);
-    *lack = __builtin_convertvector((2.0 - number) - 0x1p-53, HalfFloats);
+    return __builtin_convertvector(~value >> 33, HalfInts);
 }
 
-INLINE Floats both(HalfFloats first, HalfFloats second) {
-    Floats result;
-    memcpy(&result, &first, sizeof first);
-    memcpy((char *)&result + sizeof first, &second, sizeof second);
-    return result;
-}
-
-/* Return the noise of LANES tokens in fp32. */
-INLINE Floats rough_noise(uint64_t key, long first) {
-    HalfFloats uniform[2];
-    HalfFloats lack[2];
-    draw_half(key, first, &uniform[0], &lack[0]);
-    draw_half(key, first + LANES / 2, &uniform[1], &lack[1]);
-    Floats u = both(uniform[0], uniform[1]);
-    Floats w = both(lack[0], lack[1]);
-    /* -log(u). Near 1 it is a series in 1 - u, which fp32 holds where it would round u to 1. */
-    Floats series = w * (1.0f + w * (0.5f + w * (0.33333333f + w * 0.25f)));
-    return -logarithm(choose(w < 0.0625f, series, -logarithm(u)));
+/* Return numbers that the noise of LANES tokens does not exceed, save by rounding.
+ *
+ * The noise -log(-log(u)) is at most -log(1 - u). The bits of a float are, as a whole number, a
+ * line below its logarithm to the base 2: no more than 0.087 below it. `value` is the state of the
+ * first LANES / 2 tokens, and `step` leads to that of the others.
+ */
+INLINE Floats most_noise(Longs value, uint64_t step) {
+    HalfInts first = draw_half(value);
+    HalfInts second = draw_half(value + step);
+    Ints lack; /* times 2^31 */
+    memcpy(&lack, &first, sizeof first);
+    memcpy((char *)&lack + sizeof first, &second, sizeof second);
+    Ints bits = (Ints)__builtin_convertvector(lack, Floats);
+    const int32_t bits_of_one = (127 + 31) << 23;
+    return __builtin_convertvector(bits_of_one - bits, Floats) * (0.69314718f / (1 << 23));
 }
 
 static int by_rank(const void *one, const void *other) {
@@ -1441,36 +1402,58 @@ static int by_rank(const void *one, const void *other) {
 
 #define BUCKETS 2048
 
+/* The sum of some tokens' weights, and their number. */
+typedef double Tally __attribute__((vector_size(2 * sizeof(double))));
+
 /* A row's tokens, in buckets of their logits. The likeliest are in bucket 0. */
 typedef struct {
     const float *logits;
-    float *weights;     /* e to the logit over the temperature, 1 for the likeliest token */
-    int16_t *bucket_of; /* of each token */
+    const float *scaled; /* padded to whole vectors; 0 for the likeliest token */
     Candidate *candidates;
     long width;
+    float buckets_per_nat;
     int last_bucket; /* that holds a token */
-    long count[BUCKETS];
-    double mass[BUCKETS];
+    Tally tallies[BUCKETS];
 } Ranking;
 
-static void fill_buckets(Ranking *o, const float *scaled) {
-    float lowest = 0.0f;
-    for (long token = 0; token < o->width; token++)
-        lowest = scaled[token] < lowest ? scaled[token] : lowest;
-    float buckets_per_nat = BUCKETS / (lowest < -64.0f ? 64.0f : 1e-6f - lowest);
+/* Return the buckets of the LANES tokens from `first` on. */
+INLINE Ints buckets_of(const Ranking *o, long first) {
+    const Floats last = (Floats){0} + (BUCKETS - 1);
+    Floats place = load(o->scaled, first, FP32) * -o->buckets_per_nat;
+    return __builtin_convertvector(choose(place < last, place, last), Ints);
+}
 
-    memset(o->count, 0, sizeof o->count);
-    memset(o->mass, 0, sizeof o->mass);
-    for (long token = 0; token < o->width; token++) {
-        float place = -scaled[token] * buckets_per_nat;
-        o->bucket_of[token] = (int16_t)(place < BUCKETS - 1 ? place : BUCKETS - 1);
+static float smallest(const float *values, long width) {
+    Floats least = {0};
+    long whole = width / LANES * LANES;
+    for (long i = 0; i < whole; i += LANES) {
+        Floats value = load(values, i, FP32);
+        least = choose(value < least, value, least);
     }
-    for (long token = 0; token < o->width; token++) {
-        o->count[o->bucket_of[token]]++;
-        o->mass[o->bucket_of[token]] += o->weights[token];
+    float result = -largest_lane(-least);
+    for (long i = whole; i < width; i++)
+        result = values[i] < result ? values[i] : result;
+    return result;
+}
+
+static void fill_buckets(Ranking *o) {
+    float lowest = smallest(o->scaled, o->width);
+    o->buckets_per_nat = BUCKETS / (lowest < -64.0f ? 64.0f : 1e-6f - lowest);
+    memset(o->tallies, 0, sizeof o->tallies);
+    for (long first = 0; first < o->width; first += LANES) {
+        Ints buckets = buckets_of(o, first);
+        /* e to the logit over the temperature, 1 for the likeliest token */
+        Floats weights = exponential(load(o->scaled, first, FP32));
+        int32_t bucket[LANES];
+        float weight[LANES];
+        memcpy(bucket, &buckets, sizeof bucket);
+        memcpy(weight, &weights, sizeof weight);
+        long num_tokens = o->width - first < LANES ? o->width - first : LANES;
+        for (long lane = 0; lane < num_tokens; lane++)
+            o->tallies[bucket[lane]] += (Tally){weight[lane], 1.0};
     }
     o->last_bucket = BUCKETS - 1;
-    while (o->count[o->last_bucket] == 0)
+    while (o->tallies[o->last_bucket][1] == 0.0)
         o->last_bucket--;
 }
 
@@ -1480,57 +1463,68 @@ static void fill_buckets(Ranking *o, const float *scaled) {
  * the mass up to the returned token.
  */
 static long last_within(const Ranking *o, long max_tokens, double max_mass, double *mass) {
-    long num_before = 0;
-    double mass_before = 0;
+    Tally before = {0};
     int bucket = 0;
-    while (bucket < o->last_bucket && num_before + o->count[bucket] < max_tokens &&
-           mass_before + o->mass[bucket] < max_mass) {
-        num_before += o->count[bucket];
-        mass_before += o->mass[bucket];
+    while (bucket < o->last_bucket) {
+        Tally after = before + o->tallies[bucket];
+        if (!(after[0] < max_mass && after[1] < max_tokens))
+            break;
+        before = after;
         bucket++;
     }
 
     /* The bound lies among the tokens of this bucket. */
     long size = 0;
-    for (long token = 0; token < o->width; token++)
-        if (o->bucket_of[token] == bucket)
-            o->candidates[size++] = (Candidate){o->logits[token], o->weights[token], token};
+    for (long first = 0; first < o->width; first += LANES) {
+        Ints is_inside = buckets_of(o, first) == bucket;
+        if (!any(is_inside))
+            continue;
+        Floats weights = exponential(load(o->scaled, first, FP32));
+        for (long lane = 0; lane < LANES && first + lane < o->width; lane++) {
+            long token = first + lane;
+            if (is_inside[lane])
+                o->candidates[size++] = (Candidate){o->logits[token], weights[lane], token};
+        }
+    }
     qsort(o->candidates, (size_t)size, sizeof(Candidate), by_rank);
     long place = 0;
     do {
-        mass_before += o->candidates[place].weight;
+        before += (Tally){o->candidates[place].weight, 1.0};
         place++;
-    } while (place < size && num_before + place < max_tokens && mass_before < max_mass);
-    *mass = mass_before;
+    } while (place < size && before[1] < max_tokens && before[0] < max_mass);
+    *mass = before[0];
     return o->candidates[place - 1].token;
 }
 
 /* Set `scaled` to minus infinity for tokens that top-k and top-p forbid. */
-static void forbid(const float *logits, float *scaled, long width, long padded, long top_k,
-                   double top_p) {
-    size_t of_token = sizeof(Candidate) + sizeof(float) + sizeof(int16_t);
-    Ranking *ranking = malloc(sizeof(Ranking) + (size_t)padded * of_token);
+static void forbid(const float *logits, float *scaled, long width, long top_k, double top_p) {
+    Ranking *ranking = malloc(sizeof(Ranking) + (size_t)width * sizeof(Candidate));
     ranking->logits = logits;
+    ranking->scaled = scaled;
     ranking->candidates = (Candidate *)(ranking + 1);
-    ranking->weights = (float *)(ranking->candidates + padded);
-    ranking->bucket_of = (int16_t *)(ranking->weights + padded);
     ranking->width = width;
-    for (long i = 0; i < padded; i += LANES)
-        store(ranking->weights, i, exponential(load(scaled, i, 0)), 0);
-    fill_buckets(ranking, scaled);
+    fill_buckets(ranking);
 
-    double mass;
     long max_tokens = top_k ? top_k : width;
-    long last = last_within(ranking, max_tokens, HUGE_VAL, &mass);
-    if (top_p < 1.0)
-        last = last_within(ranking, max_tokens, top_p * mass, &mass);
+    double max_mass = HUGE_VAL;
+    double mass = 0.0;
+    if (top_p < 1.0) {
+        if (top_k)
+            last_within(ranking, top_k, HUGE_VAL, &mass);
+        else
+            for (int bucket = 0; bucket <= ranking->last_bucket; bucket++)
+                mass += ranking->tallies[bucket][0];
+        max_mass = top_p * mass;
+    }
+    long last = last_within(ranking, max_tokens, max_mass, &mass);
     free(ranking);
 
+    /* Of equals those up to `last` are allowed. */
     float bound = logits[last];
-    for (long token = 0; token < width; token++) {
-        int is_behind = logits[token] < bound || (logits[token] == bound && token > last);
-        scaled[token] = is_behind ? -__builtin_inff() : scaled[token];
-    }
+    for (long token = 0; token <= last; token++)
+        scaled[token] = logits[token] < bound ? -__builtin_inff() : scaled[token];
+    for (long token = last + 1; token < width; token++)
+        scaled[token] = logits[token] <= bound ? -__builtin_inff() : scaled[token];
 }
 
 /* Return the first token with the largest logit, 0 where no logit is a number. */
@@ -1544,9 +1538,12 @@ static long likeliest(const float *logits, long width) {
     float peak = largest_lane(most);
     for (long i = whole; i < width; i++)
         peak = logits[i] > peak ? logits[i] : peak;
-    for (long i = 0; i < width; i++)
-        if (logits[i] == peak)
-            return i;
+    long token = 0;
+    while (token < whole && !any(load(logits, token, FP32) == peak))
+        token += LANES;
+    for (; token < width; token++)
+        if (logits[token] == peak)
+            return token;
     return 0;
 }
 
@@ -1569,7 +1566,7 @@ static void choose_task(const void *arguments, long row) {
     for (long token = o->width; token < padded; token++)
         scaled[token] = -__builtin_inff();
     if (o->top_ks[row] || o->top_ps[row] < 1.0)
-        forbid(logits, scaled, o->width, padded, o->top_ks[row], o->top_ps[row]);
+        forbid(logits, scaled, o->width, o->top_ks[row], o->top_ps[row]);
     if (o->min_ps[row] > 0.0) {
         double floor = log(o->min_ps[row]);
         for (long token = 0; token < o->width; token++)
@@ -1577,31 +1574,31 @@ static void choose_task(const void *arguments, long row) {
                 scaled[token] = -__builtin_inff();
     }
 
-    /* In fp32 first. Only tokens that come near the largest sum are computed in fp64. */
-    const Floats none = {0};
-    Floats largest = none - __builtin_inff();
-    for (long i = 0; i < padded; i += LANES) {
-        Floats value = load(scaled, i, 0);
-        Ints is_possible = value > LOWEST;
-        if (!any(is_possible)) {
-            store(scaled, i, none - __builtin_inff(), 0);
-            continue;
-        }
-        value += rough_noise(o->keys[row], i);
-        store(scaled, i, value, 0);
-        largest = choose(value > largest, value, largest);
-    }
-    float bound = largest_lane(largest) - MARGIN;
-
+    /* Only tokens whose sum may be the largest so far are computed, in fp64. The likeliest token's
+     * sum is a bound from the start. */
+    uint64_t key = o->keys[row];
+    float bound = (float)exact_noise(key, best) - MARGIN;
     double most = -HUGE_VAL;
-    for (long token = 0; token < o->width; token++) {
-        if (!(scaled[token] >= bound))
+    Longs state;
+    for (int lane = 0; lane < LANES / 2; lane++)
+        state[lane] = key + (uint64_t)(lane + 1) * GOLDEN;
+    for (long i = 0; i < padded; i += LANES, state += LANES * GOLDEN) {
+        Floats value = load(scaled, i, FP32);
+        if (!any(value + MOST_NOISE > bound))
             continue;
-        double value = ((double)logits[token] - peak) / temperature;
-        value += exact_noise(o->keys[row], token);
-        if (value > most) {
-            most = value;
-            o->chosen[row] = token;
+        value += most_noise(state, LANES / 2 * GOLDEN);
+        if (!any(value > bound))
+            continue;
+        store(scaled, i, value, FP32);
+        for (long token = i; token < i + LANES; token++) {
+            if (!(scaled[token] > bound))
+                continue;
+            double sum = ((double)logits[token] - peak) / temperature + exact_noise(key, token);
+            if (sum > most) {
+                most = sum;
+                o->chosen[row] = token;
+            }
+            bound = (float)sum - MARGIN > bound ? (float)sum - MARGIN : bound;
         }
     }
     free(scaled);
