@@ -1,6 +1,6 @@
 """Drafts: how many are planned, and that answers are those of steps without them, bit by bit."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,13 @@ from tests.fixtures.tiny_hrm_text import PROMPTS, write_tiny
 from tests.fixtures.worker.ghost import Ghost, answer
 from tests.fixtures.worker.options import options_for
 from worker.engine import scheduler
-from worker.engine.drafts import DraftPolicy, best_counts, cost_of_rows, gain
+from worker.engine.drafts import (
+    DraftPolicy,
+    best_counts,
+    cost_of_rows,
+    gain,
+    num_draft_forwards,
+)
 from worker.engine.engine import Engine
 from worker.engine.request import Emission, SequenceWork
 from worker.engine.runner import OutOfMemory
@@ -113,6 +119,60 @@ def test_after_a_failure_there_are_no_drafts_for_a_while() -> None:
     counts = [policy.plan([drafting], [7])[0] for _ in range(300)]
     assert counts[:200] == [0] * 200
     assert counts[-1] > 0
+
+
+def planned(
+    policy: DraftPolicy, num_steps: int, cost: float, disturbed: Collection[int] = ()
+) -> list[int]:
+    """Return the drafts of steps of one sequence, whose drafts are right and take `cost` forwards.
+
+    The steps of the numbers `disturbed` take a hundred times as long.
+    """
+    drafting = learnt(policy, [True] * 40)
+    counts = []
+    for number in range(num_steps):
+        [count] = policy.plan([drafting], [7])
+        forwards = cost_of_rows(1 + count) + cost * num_draft_forwards((count,))
+        policy.note_step([count], 0.01 * forwards * (100 if number in disturbed else 1))
+        counts.append(count)
+    return counts
+
+
+def test_a_draft_costs_what_steps_take() -> None:
+    """A network that is small takes as long as calling it, also for a part of its passes."""
+    policy = policy_of(7, HALF)
+    dear = planned(policy, 600, cost=1.0)
+    assert dear[0] > 0
+    assert set(dear[-300:]) <= {0, 1}
+    assert 1 <= sum(dear[-300:]) <= 5
+
+    cheap = planned(policy, 3000, cost=0.2)
+    assert set(cheap[-1000:]) == {0, 5}
+    assert 0.95 < sum(count > 0 for count in cheap[-1000:]) / 1000 < 1
+
+
+def test_a_step_that_is_disturbed_changes_little() -> None:
+    policy = policy_of(7, HALF)
+    before = planned(policy, 100, cost=HALF)
+    # The second of them is without drafts.
+    after = planned(policy, 200, cost=HALF, disturbed={10, 36})
+    assert after[10] > 0
+    assert after[36] == 0
+    assert before[-1] > 0
+    assert after.count(0) <= 6
+
+
+def test_costs_are_those_of_steps_that_only_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: list[list[int]] = []
+    monkeypatch.setattr(
+        DraftPolicy, "note_step", lambda self, counts, seconds: noted.append(list(counts))
+    )
+    ghost = Ghost(num_pages=40, max_drafts=7)
+    engine = Engine(ghost, lambda emissions: None)
+    run_all(engine, [generate("a", (1, 2, 3), 9)])
+    # All but the prompt's.
+    assert len(noted) == len(ghost.steps) - 1
+    assert sum(count for [count] in noted) == ghost.num_drafts > 0
 
 
 @settings(max_examples=100, deadline=None)

@@ -24,7 +24,7 @@ from worker.kv.store import KVShape, KVStore
 from worker.models import joined_layers
 from worker.models.fused_layers import fuse_layers
 from worker.models.hrm_text import HrmTextModel, HrmTextShape, HrmTextState
-from worker.models.joined_layers import layers_step
+from worker.models.joined_layers import JoinedLayers, layers_step
 from worker.models.linear import Int8PanelLinear, pack_all_linears
 from worker.native import library as native
 from worker.native import operators
@@ -136,9 +136,14 @@ def plan_of(rows: Sequence[Row], at_once: int) -> tuple[AttentionPlan, int]:
 
 
 def advanced(
-    model: HrmTextModel, plan: AttentionPlan, store: KVStore, *, is_joined: bool, at_once: int
+    model: HrmTextModel,
+    plan: AttentionPlan,
+    store: KVStore,
+    *,
+    is_joined: bool,
+    at_once: int | None,
 ) -> HrmTextState:
-    """Return the state behind all layers, of which `at_once` are computed in each call."""
+    """Return the state behind all layers, of which `at_once` are advanced by, or all."""
     scale = SHAPE.head_dim**-0.5
 
     def attend_slot(slot: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -167,14 +172,26 @@ def test_joined_layers_compute_the_same_bits(
     plan, num_pages = plan_of(STEPS[name], at_once)
     stores = [filled_store(kv_dtype, num_pages) for _ in range(2)]
     apart = advanced(model, plan, stores[0], is_joined=False, at_once=1)
-    together = advanced(model, plan, stores[1], is_joined=True, at_once=SHAPE.num_kv_slots)
+    together = advanced(model, plan, stores[1], is_joined=True, at_once=None)
 
+    assert together.num_layers == apart.num_layers
+    assert together.hidden.equal(apart.hidden)
     assert together.z_h.isfinite().all()
     assert together.z_h.dtype == dtype
     assert together.z_h.equal(apart.z_h)
     assert together.z_l.equal(apart.z_l)
     assert stores[1].keys.equal(stores[0].keys)
     assert stores[1].values.equal(stores[0].values)
+
+
+def test_a_step_of_few_rows_is_one_call(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network(torch.float32, "float32")
+    plan, num_pages = plan_of(STEPS["drafts"], at_once)
+    monkeypatch.delattr(JoinedLayers, "run")
+    state = advanced(
+        model, plan, filled_store(torch.float32, num_pages), is_joined=True, at_once=None
+    )
+    assert state.num_layers == SHAPE.num_kv_slots
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])

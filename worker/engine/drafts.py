@@ -4,9 +4,14 @@ A part of a network drafts tokens one by one, and the whole network verifies the
 more rows. This pays where drafts are mostly right and where a forward of more rows takes hardly
 longer, so with few sequences. The policy expects of each sequence that as many drafts will be right
 as of its last ones, and chooses the numbers of drafts with the most tokens per cost.
+
+What a draft costs depends on more than the part's size: a small network takes as long as calling
+it, and rows of a network that lies in the caches are not free. So the policy learns it from the
+time of steps with drafts and of steps without.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 from worker.engine.sequence import TokenSequence
@@ -33,9 +38,56 @@ _PROBE_STEPS = 64
 _PAUSE_STEPS = 256
 """Steps without drafts after a step with drafts has failed."""
 
+_NUM_PLAIN = 3
+"""Steps without drafts that show together how long one takes."""
+_PLAIN_PERIOD = 128
+"""Steps with drafts between them."""
+_FIRST_PERIOD = 4
+"""Steps with drafts before the first of them."""
+_LARGEST_MOVE = 0.1
+"""The largest share by which one step changes what is known of costs: some steps are disturbed."""
+_LEAST_COST = 0.1
+_COST_DIGITS = 1
+"""The digits of a draft's cost. With more, every step would ask something new."""
+
+
+@dataclass
+class _Timing:
+    """What is known of steps of a number of sequences.
+
+    A draft costs `draft_cost` of a forward. A step without drafts takes `plain_s` seconds, as
+    `num_plain` of them have shown. The next `num_drafting` steps may draft, and `_NUM_PLAIN` behind
+    them do not.
+    """
+
+    draft_cost: float
+    plain_s: float = 0.0
+    num_plain: int = 0
+    num_drafting: int = _FIRST_PERIOD
+
+    def may_draft(self) -> bool:
+        """Return whether the next step may draft."""
+        if self.num_drafting > 0:
+            return True
+        self.num_drafting -= 1
+        if self.num_drafting == -_NUM_PLAIN:
+            self.num_drafting = _PLAIN_PERIOD
+        return False
+
+    def note_plain(self, seconds: float) -> None:
+        """Learn from a step without drafts."""
+        if self.num_plain == 0:
+            self.plain_s = seconds
+        elif self.num_plain < _NUM_PLAIN:
+            # Steps are disturbed to take longer, and never less.
+            self.plain_s = min(self.plain_s, seconds)
+        else:
+            self.plain_s = moved(self.plain_s, seconds)
+        self.num_plain += 1
+
 
 class DraftPolicy:
-    """The policy of one model: up to `max_drafts` a sequence, each for `cost` of a forward.
+    """The policy of one model: up to `max_drafts` a sequence, each for `cost` of a forward at first.
 
     No step decodes more than `max_batch` sequences.
     """
@@ -48,6 +100,8 @@ class DraftPolicy:
             self._most_sequences += 1
         self._acceptance = _FIRST_ACCEPTANCE
         self._num_paused = 0
+        # By the number of sequences.
+        self._timings: dict[int, _Timing] = {}
 
     def plan(self, sequences: Sequence[TokenSequence], rooms: Sequence[int]) -> list[int]:
         """Return how many tokens to draft for each sequence that decodes in the next step.
@@ -60,18 +114,41 @@ class DraftPolicy:
             self._num_paused -= 1
             return [0] * len(sequences)
 
+        timing = self._timing(len(sequences))
+        if not timing.may_draft():
+            return [0] * len(sequences)
+
         percents: list[int] = []
         bounds: list[int] = []
         for sequence, room in zip(sequences, rooms, strict=True):
             percents.append(round(100 * self._expected(sequence)))
             bounds.append(min(room, self._max_drafts))
-        counts = list(best_counts(tuple(percents), tuple(bounds), self._cost))
+        cost = round(timing.draft_cost, _COST_DIGITS)
+        counts = list(best_counts(tuple(percents), tuple(bounds), cost))
 
         for index, sequence in enumerate(sequences):
             if not counts[index] and sequence.num_undrafted >= _PROBE_STEPS:
                 counts[index] = min(1, bounds[index])
             sequence.num_undrafted = 0 if counts[index] else sequence.num_undrafted + 1
+        if any(counts):
+            timing.num_drafting -= 1
         return counts
+
+    def note_step(self, counts: Sequence[int], seconds: float) -> None:
+        """Learn from the time of a step that decoded a sequence for each of `counts`.
+
+        They are the numbers of drafts.
+        """
+        timing = self._timing(len(counts))
+        if not any(counts):
+            timing.note_plain(seconds)
+        elif timing.num_plain:
+            # What is left of the step's cost when its rows are verified.
+            num_rows = len(counts)
+            cost = seconds / timing.plain_s * cost_of_rows(num_rows)
+            cost -= cost_of_rows(num_rows + sum(counts))
+            seen = max(_LEAST_COST, cost / num_draft_forwards(tuple(counts)))
+            timing.draft_cost = moved(timing.draft_cost, seen)
 
     def note(self, sequence: TokenSequence, *, num_drafts: int, num_accepted: int) -> None:
         """Learn from the drafts of a step, of which the first `num_accepted` were right.
@@ -90,6 +167,11 @@ class DraftPolicy:
     def pause(self) -> None:
         """Draft nothing for a while, because a step with drafts has failed."""
         self._num_paused = _PAUSE_STEPS
+
+    def _timing(self, num_sequences: int) -> "_Timing":
+        if num_sequences not in self._timings:
+            self._timings[num_sequences] = _Timing(self._cost)
+        return self._timings[num_sequences]
 
     def _may_pay(self, num_sequences: int) -> bool:
         """Return whether drafts gain enough beside so many sequences if all of them are right."""
@@ -139,16 +221,27 @@ def gain(counts: tuple[int, ...], percents: tuple[int, ...], draft_cost: float) 
     `percents` are the probabilities, in percent, that a draft of each sequence is right.
     """
     num_rows = len(counts)
-    cost = cost_of_rows(num_rows + sum(counts))
-    for number in range(1, max(counts) + 1):
-        num_drafting = sum(count >= number for count in counts)
-        cost += draft_cost * cost_of_rows(num_drafting)
+    cost = cost_of_rows(num_rows + sum(counts)) + draft_cost * num_draft_forwards(counts)
     tokens = 0.0
     for count, percent in zip(counts, percents, strict=True):
         # One token, and each draft up to the first wrong one.
         for number in range(count + 1):
             tokens += (percent / 100) ** number
     return (tokens / cost) / (num_rows / cost_of_rows(num_rows))
+
+
+def num_draft_forwards(counts: tuple[int, ...]) -> float:
+    """Return the cost of drafting these numbers of tokens, in drafts of one row."""
+    cost = 0.0
+    for number in range(1, max(counts) + 1):
+        cost += cost_of_rows(sum(count >= number for count in counts))
+    return cost
+
+
+def moved(known: float, seen: float) -> float:
+    """Return what is known after another observation, by at most a share of what was known."""
+    most = _LARGEST_MOVE * known
+    return known + min(most, max(-most, seen - known))
 
 
 def cost_of_rows(num_rows: int) -> float:

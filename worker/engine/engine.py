@@ -190,11 +190,13 @@ class Engine:
         return emissions
 
     def _timed(self, slices: list[Slice]) -> list[tuple[Slice, StepResult | FleetError]]:
-        """Run a step as `_run` does, and count it."""
+        """Run a step as `_run` does, count it, and let the scheduler learn from its time."""
         count_for(self.stats)
         begun_s = time.perf_counter()
         results = self._run(slices)
-        self.stats.note_step(len(slices), time.perf_counter() - begun_s)
+        seconds = time.perf_counter() - begun_s
+        self.stats.note_step(len(slices), seconds)
+        self.scheduler.note_step(slices, seconds)
         return results
 
     def _run(self, slices: list[Slice]) -> list[tuple[Slice, StepResult | FleetError]]:

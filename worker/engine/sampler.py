@@ -13,6 +13,7 @@ fp64, only for the few that may have the largest sum. So it chooses what is chos
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -107,16 +108,20 @@ def _choose_in_native(
     chosen = choose_tokens(
         logits,
         temperatures=_doubles([sampling.temperature for sampling in samplings]),
-        top_ks=torch.tensor([sampling.top_k or 0 for sampling in samplings]),
+        top_ks=_int64s([sampling.top_k or 0 for sampling in samplings]),
         top_ps=_doubles([sampling.top_p for sampling in samplings]),
         min_ps=_doubles([sampling.min_p for sampling in samplings]),
-        keys=torch.tensor(keys),
+        keys=_int64s(keys),
     )
     return [int(token) for token in chosen.tolist()]
 
 
 def _doubles(values: list[float]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
+    return torch.from_numpy(np.array(values, dtype=np.float64))
+
+
+def _int64s(values: list[int]) -> Tensor:
+    return torch.from_numpy(np.array(values, dtype=np.int64))
 
 
 def _draw(logits: Tensor, samplings: Sequence[Sampling], keys: Sequence[int]) -> Tensor:

@@ -15,6 +15,7 @@ Where the model can draft tokens, sequences that decode get drafts in the room t
 take no page from a sequence that runs or could start.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from shared.messages import PRIORITIES
@@ -167,6 +168,16 @@ class Scheduler:
             return
         sequence.num_layers = 0
         self.cache.commit(part, num_accepted=num_accepted)
+
+    def note_step(self, slices: Sequence[Slice], seconds: float) -> None:
+        """Learn from the time of a step, of which nothing is committed yet."""
+        if not self._spec.max_drafts:
+            return
+        for part in slices:
+            # Prompts take longer, and forwards at another depth are of another cost.
+            if not self._is_decoding(part.sequence) or part.sequence.encoded.depth is not None:
+                return
+        self._drafts.note_step([part.max_drafts for part in slices], seconds)
 
     def pause_drafts(self) -> None:
         """Plan no drafts for a while, because a step with drafts has failed."""

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -356,4 +357,5 @@ class BatchBuilder:
         return tables
 
     def _tensor(self, values: list[int] | list[list[int]]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64)
+        # Of so few numbers `torch.tensor` makes a tensor three times as slowly.
+        return torch.from_numpy(np.array(values, dtype=np.int64))

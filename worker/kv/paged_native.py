@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from ctypes import byref
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -236,4 +237,5 @@ def obstacle(dtype: torch.dtype, shape: KVShape, page_size: int, kv_dtype: torch
 
 
 def _ints(values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
-    return torch.tensor(values, dtype=torch.int32)
+    # Of so few numbers `torch.tensor` makes a tensor three times as slowly.
+    return torch.from_numpy(np.array(values, dtype=np.int32))

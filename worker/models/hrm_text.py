@@ -10,7 +10,8 @@ Every pass through a layer has its own slot of keys and values: (h * (L_cycles +
 layer, with the H pass at l = L_cycles. Parameter names are those of Hugging Face exports.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worker.models.joined_layers import JoinedLayers, LayerModules, LayersStep, can_join
+from worker.models.joined_layers import (
+    MAX_ROWS_OF_PASSES,
+    JoinedLayers,
+    JoinedPass,
+    JoinedPasses,
+    LayerModules,
+    LayersStep,
+    can_join,
+)
 from worker.models.linear import pack_all_linears
 from worker.models.weights import check_names
 from worker.native.operators import rms_norm, rotate, sigmoid_gated, silu_gated
@@ -161,6 +170,10 @@ class Pass:
     first_slot: int
 
 
+Passes = tuple[Pass, ...]
+"""Passes in their order. The last one is through the H stack."""
+
+
 @dataclass(frozen=True)
 class HrmTextState:
     """A forward that has computed the first `num_layers` layers of its passes.
@@ -190,6 +203,9 @@ class _Core(nn.Module):
 class HrmTextModel(nn.Module):
     """The network. A call returns states, and `logits` turns states into logits."""
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, shape: HrmTextShape) -> None:
         super().__init__()
         self.shape = shape
@@ -199,6 +215,7 @@ class HrmTextModel(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         self.halves = PLAIN_HALVES
+        self._passes: dict[Passes, JoinedPasses] = {}
 
     def with_cycles(self, h_cycles: int, l_cycles: int) -> "HrmTextModel":
         """Return a network of the same weights that runs so many cycles.
@@ -240,7 +257,7 @@ class HrmTextModel(nn.Module):
         ids: Tensor,
         positions: Tensor,
         attend: Attend,
-        passes: Sequence[Pass] | None = None,
+        passes: Passes | None = None,
     ) -> Tensor:
         """Return the last z_H [T, hidden] of token ids [T] at `positions` [T].
 
@@ -253,9 +270,7 @@ class HrmTextModel(nn.Module):
         core = self.model
         z_h = core.embed_tokens(ids) * self.shape.embedding_scale
         z_l = core.z_L_init.to(z_h.dtype).expand_as(z_h)
-        cos = self.get_buffer("cos")[positions]
-        sin = self.get_buffer("sin")[positions]
-        rope = (cos.to(z_h.dtype), sin.to(z_h.dtype))
+        rope = (self.cos[positions].to(z_h.dtype), self.sin[positions].to(z_h.dtype))
         return HrmTextState(z_h, z_h, z_l, rope)
 
     def advance(
@@ -264,7 +279,7 @@ class HrmTextModel(nn.Module):
         attend: Attend,
         num_layers: int | None = None,
         *,
-        passes: Sequence[Pass] | None = None,
+        passes: Passes | None = None,
         step: LayersStep | None = None,
     ) -> HrmTextState:
         """Return the state after the next `num_layers` layers. None stands for all that are left.
@@ -274,6 +289,14 @@ class HrmTextModel(nn.Module):
         """
         if passes is None:
             passes = all_passes(self.shape)
+        is_whole = num_layers is None and state.num_layers == 0
+        if step is not None and is_whole and len(state.hidden) <= MAX_ROWS_OF_PASSES:
+            joined = self._joined_passes(passes)
+            if joined is not None:
+                z_h, z_l = joined.run(state.z_h, state.z_l, step)
+                end = len(passes) * self.shape.num_layers
+                return HrmTextState(z_h, z_h, z_l, state.rope, num_layers=end)
+
         num_of_pass = self.shape.num_layers
         end = len(passes) * num_of_pass
         if num_layers is not None:
@@ -308,18 +331,32 @@ class HrmTextModel(nn.Module):
                     z_l = hidden
         return HrmTextState(hidden, z_h, z_l, state.rope, num_layers=end)
 
+    def _joined_passes(self, passes: Passes) -> JoinedPasses | None:
+        """Return the passes as one call of the kernels, None for layers that are not joined."""
+        core = self.model
+        if core.H_module.joined is None or core.L_module.joined is None:
+            return None
+        if passes not in self._passes:
+            joined: list[JoinedPass] = []
+            for one in passes:
+                layers = core.H_module.joined if one.is_high else core.L_module.joined
+                joined.append(JoinedPass(layers, one.first_slot, is_high=one.is_high))
+            self._passes[passes] = JoinedPasses(joined)
+        return self._passes[passes]
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits [..., vocab] in float32 of states [..., hidden]."""
         out: Tensor = self.lm_head(hidden)
         return out.float()
 
 
-def all_passes(shape: HrmTextShape) -> list[Pass]:
+def all_passes(shape: HrmTextShape) -> Passes:
     """Return the passes of the whole network."""
     return passes_of(shape, shape.h_cycles * shape.l_cycles)
 
 
-def passes_of(shape: HrmTextShape, num_l_passes: int) -> list[Pass]:
+@functools.cache
+def passes_of(shape: HrmTextShape, num_l_passes: int) -> Passes:
     """Return all H passes, and `num_l_passes` L passes, which are dealt to the H cycles in turn.
 
     An H cycle has its last L passes, because their slots hold what the whole network comes to,
@@ -334,7 +371,7 @@ def passes_of(shape: HrmTextShape, num_l_passes: int) -> list[Pass]:
             passes.append(Pass(is_high=False, first_slot=first_slot + l_cycle * shape.num_layers))
         last_slot = first_slot + shape.l_cycles * shape.num_layers
         passes.append(Pass(is_high=True, first_slot=last_slot))
-    return passes
+    return tuple(passes)
 
 
 def build_model(

@@ -1,8 +1,9 @@
-"""The layers of a decoder, of which one call of the kernels runs several.
+"""The layers of a decoder, of which one call of the kernels runs several, or all passes of an HRM.
 
 They compute what the network's own modules compute, bit by bit, so a step may go either way.
 """
 
+import ctypes
 from collections.abc import Iterable, Sequence
 from ctypes import byref, pointer
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from worker.kv.attention import AttentionPlan
 from worker.kv.paged_native import NativeSpan
 from worker.kv.store import KVStore
 from worker.models.linear import Int8PanelLinear, PanelLinear
-from worker.native.layers import NativeLayer, NativeStep
+from worker.native.layers import NativeLayer, NativePass, NativeStep
 from worker.native.operators import kernels_for
 
 _FEW_ROWS = 64
@@ -23,6 +24,8 @@ _FEW_ROWS = 64
 
 With more, a call from Python costs nothing beside a layer, and a thread must give signs of life.
 """
+MAX_ROWS_OF_PASSES = 16
+"""The most rows for which a call runs several passes, for the same reasons."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +89,8 @@ class JoinedLayers:
         """
         kernels = kernels_for(hidden)
         assert kernels is not None
-        assert step.rope[0].dtype == hidden.dtype
         out = hidden.clone(memory_format=torch.contiguous_format)
-        described = step.described
-        described.rows, described.hidden = out.shape
-        described.is_gated = self._is_gated
-        described.is_signed = self._is_signed
-        described.eps = self._eps
+        described = self.complete(step, out)
         at_once = last - first if len(out) <= _FEW_ROWS else 1
         for layer in range(first, last, at_once):
             heartbeat()
@@ -104,6 +102,68 @@ class JoinedLayers:
                 slot + layer - first,
             )
         return out
+
+    def complete(self, step: LayersStep, hidden: Tensor) -> NativeStep:
+        """Return the description of a step with what it lacks, of states `hidden` [T, hidden]."""
+        assert step.rope[0].dtype == hidden.dtype
+        described = step.described
+        described.rows, described.hidden = hidden.shape
+        described.is_gated = self._is_gated
+        described.is_signed = self._is_signed
+        described.eps = self._eps
+        return described
+
+    def described_pass(self, first_slot: int, *, is_high: bool) -> NativePass:
+        """Return the kernels' description of a pass through these layers, which points to them."""
+        return NativePass(
+            layers=ctypes.addressof(self._layers),
+            count=len(self._layers),
+            first_slot=first_slot,
+            is_high=is_high,
+        )
+
+
+@dataclass(frozen=True)
+class JoinedPass:
+    """A pass through `layers`, the first of which has the slot `first_slot`.
+
+    It runs them on the sum of z_H and z_L, and a norm, and makes the new z_H, or else the new z_L.
+    """
+
+    layers: JoinedLayers
+    first_slot: int
+    is_high: bool
+
+
+class JoinedPasses:
+    """The passes of an HRM. All of their layers are alike, but for the weights."""
+
+    def __init__(self, passes: Sequence[JoinedPass]) -> None:
+        self._joined = list(passes)
+        self._passes = (NativePass * len(passes))()
+        for number, one in enumerate(passes):
+            self._passes[number] = one.layers.described_pass(one.first_slot, is_high=one.is_high)
+
+    def run(self, z_h: Tensor, z_l: Tensor, step: LayersStep) -> tuple[Tensor, Tensor]:
+        """Return z_H and z_L [T, hidden] behind the passes, of those before them.
+
+        T is at most `MAX_ROWS_OF_PASSES`.
+        """
+        assert len(z_h) <= MAX_ROWS_OF_PASSES
+        kernels = kernels_for(z_h)
+        assert kernels is not None
+        heartbeat()
+        new_h = z_h.clone(memory_format=torch.contiguous_format)
+        new_l = z_l.clone(memory_format=torch.contiguous_format)
+        described = self._joined[0].layers.complete(step, new_h)
+        kernels.run_passes(
+            byref(described),
+            byref(self._passes),
+            len(self._passes),
+            new_h.data_ptr(),
+            new_l.data_ptr(),
+        )
+        return new_h, new_l
 
 
 def can_join(like: Tensor, *, head_dim: int, widths: Iterable[int]) -> bool:

@@ -1323,6 +1323,31 @@ void run_layers(const Step *step, const Layer *layers, long count, char *hidden,
     free(normed);
 }
 
+/* A pass through a stack of layers, of which the first one has the slot `first_slot`. */
+typedef struct {
+    const Layer *layers;
+    long count, first_slot;
+    long is_high; /* whether it makes z_h, else z_l */
+} Pass;
+
+/* Run the passes of an HRM from one of its stacks to the next, over states z_h and z_l
+ * [rows, hidden], in place. A pass runs a stack's layers on the sum of both, and a norm.
+ */
+void run_passes(const Step *step, const Pass *passes, long count, char *z_h, char *z_l) {
+    int type = step->attention->type;
+    size_t bytes = (size_t)(step->rows * step->hidden) * size_of(type);
+    char *hidden = malloc(bytes);
+    for (long i = 0; i < count; i++) {
+        const Pass *pass = passes + i;
+        memcpy(hidden, z_l, bytes);
+        add_rows(hidden, z_h, step);
+        run_layers(step, pass->layers, pass->count, hidden, pass->first_slot);
+        rms_norm(pass->is_high ? z_h : z_l, hidden, step->hidden, NULL, step->eps, step->rows,
+                 step->hidden, type, step->threads);
+    }
+    free(hidden);
+}
+
 
 /* --- Choice of tokens */
 

@@ -1,8 +1,9 @@
 """Whole layers of a decoder in one call of the kernels.
 
 A decoding step of a small network takes as long as calling its operators from Python. Here a call
-runs several layers, and computes what the operators in `operators.py` and attention over pages
-(`worker/kv/paged_native.py`) compute, bit by bit. The structures are those of `kernels.c`.
+runs several layers, or an HRM's passes through its stacks, and computes what the operators in
+`operators.py` and attention over pages (`worker/kv/paged_native.py`) compute, bit by bit. The
+structures are those of `kernels.c`.
 """
 
 import ctypes
@@ -33,6 +34,17 @@ class NativeLayer(ctypes.Structure):
         ("down", NativeWeight),
         ("attention_norm", c_void_p),
         ("mlp_norm", c_void_p),
+    )
+
+
+class NativePass(ctypes.Structure):
+    """A pass of an HRM through a stack of layers, whose slots begin with `first_slot`."""
+
+    _fields_ = (
+        ("layers", c_void_p),
+        ("count", c_long),
+        ("first_slot", c_long),
+        ("is_high", c_long),
     )
 
 

@@ -51,6 +51,7 @@ _PARAMETERS: dict[str, list[Any]] = {
     "all_finite": [*[c_void_p] * 2, *_SIZES],
     "paged_attention": [c_void_p, *_SIZES],
     "run_layers": [*[c_void_p] * 2, c_long, c_void_p, c_long],
+    "run_passes": [*[c_void_p] * 2, c_long, *[c_void_p] * 2],
 }
 
 
@@ -79,6 +80,7 @@ class Library:
         self.all_finite: Function = functions.all_finite
         self.paged_attention: Function = functions.paged_attention
         self.run_layers: Function = functions.run_layers
+        self.run_passes: Function = functions.run_passes
         self.lanes = int(functions.num_lanes())
         self.panel = int(functions.panel_width())
         self.weight_peak = int(functions.weight_peak())

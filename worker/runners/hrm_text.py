@@ -50,7 +50,7 @@ from worker.models.hrm_text import (
     HrmTextModel,
     HrmTextShape,
     HrmTextState,
-    Pass,
+    Passes,
     all_passes,
     build_model,
     passes_of,
@@ -354,7 +354,7 @@ class HrmTextNet:
         plan: AttentionPlan,
         store: KVStore | None,
         *,
-        passes: list[Pass] | None,
+        passes: Passes | None,
     ) -> Tensor:
         state = self.model.begin(ids, plan.positions)
         return self._advanced(state, plan, store, passes=passes).z_h
@@ -376,7 +376,7 @@ class HrmTextNet:
         store: KVStore | None,
         num_layers: int | None = None,
         *,
-        passes: list[Pass] | None = None,
+        passes: Passes | None = None,
     ) -> HrmTextState:
         num_heads = self.model.shape.num_heads
         step = layers_step(plan, store, state.rope, num_heads=num_heads, scale=self._scale)
