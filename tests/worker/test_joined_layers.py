@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
@@ -22,12 +23,14 @@ from worker.kv.attention import AttentionPlan, attend
 from worker.kv.paged_native import NativeRows
 from worker.kv.store import KVShape, KVStore
 from worker.models import joined_layers
+from worker.models.decoder_layers import decoder_layer, joined_decoder
 from worker.models.fused_layers import fuse_layers
 from worker.models.hrm_text import HrmTextModel, HrmTextShape, HrmTextState
 from worker.models.joined_layers import JoinedLayers, layers_step
 from worker.models.linear import Int8PanelLinear, pack_all_linears
 from worker.native import library as native
 from worker.native import operators
+from worker.runners import causal_net as causal_net_module
 from worker.runners.causal_net import CausalNet
 
 CPU = torch.device("cpu")
@@ -252,21 +255,22 @@ FAMILIES = {
     "one head of keys for all": Family(LlamaConfig, {"num_key_value_heads": 1}),
     "biases": Family(Qwen2Config),
     "a window": Family(MistralConfig, {"sliding_window": 5}),
+    "a window in one layer": Family(
+        Qwen2Config, {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
+    ),
     "its own scale": Family(GraniteConfig, {"attention_multiplier": 0.3}),
     "scaled parts": Family(GraniteConfig, {"residual_multiplier": 0.5}, num_joined=0),
     "norms behind the parts": Family(Olmo2Config, num_joined=0),
 }
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_layers_of_transformers_compute_the_same_bits(
-    name: str, dtype: torch.dtype, at_once: int
-) -> None:
-    family = FAMILIES[name]
+def causal_net(
+    kind: type[PretrainedConfig], dtype: torch.dtype, options: dict[str, Any]
+) -> CausalNet:
+    """Return a network of random weights, whose parts are fused and whose products are packed."""
     sizes = {"vocab_size": 32, "hidden_size": 96, "intermediate_size": 160}
     sizes |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = family.config(**(sizes | {"head_dim": 32} | family.options))
+    config = kind(**(sizes | {"head_dim": 32} | options))
     with torch.inference_mode(False):
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").to(dtype)
     for parameter in model.requires_grad_(False).eval().parameters():
@@ -275,7 +279,16 @@ def test_layers_of_transformers_compute_the_same_bits(
     heads = config.num_key_value_heads
     net = CausalNet(model, KVShape(2, num_heads=heads, head_dim=32), CPU)
     pack_all_linears(model)
+    return net
 
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_of_transformers_compute_the_same_bits(
+    name: str, dtype: torch.dtype, at_once: int
+) -> None:
+    family = FAMILIES[name]
+    net = causal_net(family.config, dtype, family.options)
     hidden = []
     for is_joined in (False, True):
         if is_joined:
@@ -289,6 +302,78 @@ def test_layers_of_transformers_compute_the_same_bits(
     for apart, together in zip(hidden[:half], hidden[half:], strict=True):
         assert together.isfinite().all()
         assert together.equal(apart)
+
+
+def numbers_of_calls(net: CausalNet, at_once: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the first layer, in its run, of each call of a step."""
+    numbers: list[int] = []
+
+    def run(self: JoinedLayers, hidden: Tensor, first: int, *rest: Any) -> Tensor:
+        numbers.append(first)
+        return run_layers(self, hidden, first, *rest)
+
+    run_layers = JoinedLayers.run
+    monkeypatch.setattr(JoinedLayers, "run", run)
+    plan, num_pages = plan_of(STEPS["drafts"], at_once)
+    store = filled_store(torch.float32, num_pages, net.kv_shape)
+    net.hidden(torch.arange(len(plan.positions)), plan, store)
+    return numbers
+
+
+@pytest.mark.parametrize(
+    ("options", "num_calls"),
+    [({}, 1), ({"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}, 2)],
+)
+def test_layers_that_are_alike_are_one_call(
+    options: dict[str, Any], num_calls: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = causal_net(Qwen2Config, torch.float32, options)
+    assert net.join_layers() == 2
+    numbers = numbers_of_calls(net, at_once, monkeypatch)
+    assert numbers == [0] * num_calls
+
+
+@pytest.mark.parametrize("changed", ["layers.1", "norm"])
+def test_a_network_that_changes_states_in_between_runs_itself(
+    changed: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some networks add states of pictures between two layers."""
+    net = causal_net(LlamaConfig, torch.float32, {})
+    decoder = net.model.base_model
+    layers = [layer for module in decoder.layers if (layer := decoder_layer(module)) is not None]
+    assert joined_decoder(net.model, layers) is not None
+    decoder.get_submodule(changed).register_forward_pre_hook(
+        lambda module, args: (args[0] + 1, *args[1:])
+    )
+    assert joined_decoder(net.model, layers) is None
+
+    net = causal_net(LlamaConfig, torch.float32, {})
+    monkeypatch.setattr(causal_net_module, "joined_decoder", lambda model, layers: None)
+    assert net.join_layers() == 2
+    assert numbers_of_calls(net, at_once, monkeypatch) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "is_plain"),
+    [
+        (LlamaConfig, {}, True),
+        (GraniteConfig, {"logits_scaling": 2.0}, False),
+        (Gemma2Config, {"final_logit_softcapping": 5.0}, False),
+    ],
+)
+def test_logits_are_those_of_the_networks_own_head(
+    kind: type[PretrainedConfig],
+    options: dict[str, Any],
+    is_plain: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = causal_net(kind, torch.float32, options)
+    states = torch.randn(5, 96)
+    expected = net.logits(states)
+    net.join_layers()
+    if is_plain:
+        monkeypatch.setattr(causal_net_module, "_logits_of_head", None)
+    assert net.logits(states).equal(expected)
 
 
 @pytest.mark.parametrize(

@@ -20,44 +20,43 @@ from shared.messages import HaltState
 from worker.engine.sequence import TokenSequence
 from worker.kv.attention import AttentionPlan, attend
 from worker.kv.store import KVShape, KVStore
-from worker.models.decoder_layers import DecoderLayer, decoder_layer
-from worker.models.joined_layers import LayersStep, layers_step
+from worker.models.decoder_layers import (
+    DecoderLayers,
+    JoinedDecoder,
+    decoder_layer,
+    joined_decoder,
+)
+from worker.models.joined_layers import LayersStep
 from worker.models.q_head import QHead
 from worker.runners.net import Depths, Draft, Layers
 
 _INTERFACE = "aios_paged"
+_TRIAL_ROWS = 3
 
 
 @dataclass
 class _Step:
     """A step of the network.
 
-    `for_kernels` is the step as joined layers that attend like `layer`, with `rope`, run it.
+    `for_kernels` is the step as joined layers that attend like `layers`, with `rope`, run it.
     """
 
     plan: AttentionPlan
     store: KVStore | None
     rope: tuple[Tensor, Tensor] | None = None
-    layer: DecoderLayer | None = None
+    layers: DecoderLayers | None = None
     for_kernels: LayersStep | None = None
 
-    def for_layer(self, layer: DecoderLayer, rope: tuple[Tensor, Tensor]) -> LayersStep | None:
-        """Return the step as a joined layer runs it, None for a step that it cannot compute.
+    def for_layers(self, layers: DecoderLayers, rope: tuple[Tensor, Tensor]) -> LayersStep | None:
+        """Return the step as joined layers run it, None for a step that they cannot compute.
 
         In most networks that is the same for all layers, and made once.
         """
-        is_same = self.layer is not None and self.layer.attends_like(layer)
+        is_same = self.layers is not None and self.layers.attends_like(layers)
         if not is_same or self.rope is not rope:
             self.rope = rope
-            self.layer = layer
-            self.for_kernels = layers_step(
-                self.plan,
-                self.store,
-                rope,
-                num_heads=layer.num_heads,
-                scale=layer.scale,
-                window=layer.window,
-            )
+            self.layers = layers
+            self.for_kernels = layers.step(self.plan, self.store, rope)
         return self.for_kernels
 
 
@@ -125,8 +124,14 @@ class CausalNet:
         self.kv_shape = kv_shape
         self.q_head = q_head
         self.halts = None if q_head is None else partial(_halts, q_head)
+        self._decoder: JoinedDecoder | None = None
+        self._is_last_layer_all = False
 
     def hidden(self, ids: Tensor, plan: AttentionPlan, store: KVStore | None) -> Tensor:
+        if self._decoder is not None:
+            states = self._decoder.hidden(ids, plan, store)
+            if states is not None:
+                return states
         inputs = self.inputs(ids)
         token = _step.set(_Step(plan, store))
         try:
@@ -139,19 +144,27 @@ class CausalNet:
         return hidden
 
     def join_layers(self) -> int:
-        """Let one call of the kernels compute a layer, where they compute all of it.
+        """Let calls of the kernels compute layers, where they compute all of them.
 
         Call this when the linear layers have been replaced. Those that are left in such a layer are
         packed. Return the number of these layers.
         """
+        self._is_last_layer_all = _is_last_layer_all(self.model)
         num_joined = 0
         for layers in list(self.model.modules()):
-            if isinstance(layers, nn.ModuleList):
-                for number, module in enumerate(layers):
-                    joined = decoder_layer(module)
-                    if joined is not None:
-                        layers[number] = _JoinedLayer(module, joined)
-                        num_joined += 1
+            if not isinstance(layers, nn.ModuleList):
+                continue
+            joined = {}
+            for number, module in enumerate(layers):
+                layer = decoder_layer(module)
+                if layer is not None:
+                    joined[number] = layer
+            num_joined += len(joined)
+            if joined and len(joined) == len(layers):
+                self._decoder = joined_decoder(self.model, list(joined.values()))
+            if self._decoder is None:
+                for number, layer in joined.items():
+                    layers[number] = _JoinedLayer(layers[number], DecoderLayers([layer]))
         return num_joined
 
     def inputs(self, ids: Tensor) -> dict[str, Tensor]:
@@ -159,8 +172,13 @@ class CausalNet:
         return {"input_ids": ids[None]}
 
     def logits(self, hidden: Tensor) -> Tensor:
-        rows = hidden.reshape(1, -1, hidden.shape[-1])
-        logits: Tensor = _head(self.model)(inputs_embeds=rows, use_cache=False).logits
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        if self._is_last_layer_all:
+            # It may have been replaced after loading.
+            last_layer: Any = self.model.get_output_embeddings()
+            logits: Tensor = last_layer(rows)
+        else:
+            logits = _logits_of_head(self.model, rows)
         return logits.float().view(*hidden.shape[:-1], -1)
 
 
@@ -170,7 +188,7 @@ class _JoinedLayer(nn.Module):
     To the network it is the layer itself.
     """
 
-    def __init__(self, layer: nn.Module, joined: DecoderLayer) -> None:
+    def __init__(self, layer: nn.Module, joined: DecoderLayers) -> None:
         super().__init__()
         self.layer = layer
         self._joined = joined
@@ -184,7 +202,7 @@ class _JoinedLayer(nn.Module):
     ) -> Any:
         step = None
         if position_embeddings is not None:
-            step = _step.get().for_layer(self._joined, position_embeddings)
+            step = _step.get().for_layers(self._joined, position_embeddings)
         if step is None:
             return self.layer(
                 hidden_states, *args, position_embeddings=position_embeddings, **options
@@ -228,13 +246,30 @@ class _Output:
         return None
 
 
-def _head(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the network without its layers, on the same weights.
+def _is_last_layer_all(model: PreTrainedModel) -> bool:
+    """Return whether the last layer alone turns states into logits.
 
-    It turns states into logits by the network's own rules, such as capping and scaling.
+    Calling it takes a fraction of the time of the whole head.
     """
-    # Built anew for every call, because `prepare` may replace the last layer after loading.
+    layer: Any = model.get_output_embeddings()
+    generator = torch.Generator().manual_seed(0)
+    size = (_TRIAL_ROWS, model.config.get_text_config().hidden_size)
+    rows = torch.randn(size, generator=generator).to(model.device, model.dtype)
+    # A network is foreign code, which may have no such layer, or raise any error.
+    try:
+        return torch.equal(layer(rows), _logits_of_head(model, rows))
+    except Exception:
+        return False
+
+
+def _logits_of_head(model: PreTrainedModel, rows: Tensor) -> Tensor:
+    """Return the logits [T, vocab] of states [T, hidden], by the network's own rules.
+
+    These may cap and scale them.
+    """
     head: PreTrainedModel = model.__new__(type(model))
     head.__dict__ = model.__dict__ | {"_modules": dict(model._modules)}
+    # Without its layers, on the same weights.
     head._modules[model.base_model_prefix] = _States()
-    return head
+    logits: Tensor = head(inputs_embeds=rows[None], use_cache=False).logits[0]
+    return logits
