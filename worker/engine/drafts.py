@@ -53,7 +53,7 @@ _COST_DIGITS = 1
 
 @dataclass
 class _Timing:
-    """What is known of steps of a number of sequences.
+    """The known costs of steps of a number of sequences.
 
     A draft costs `draft_cost` of a forward. A step without drafts takes `plain_s` seconds, as
     `num_plain` of them have shown. The next `num_drafting` steps may draft, and `_NUM_PLAIN` behind

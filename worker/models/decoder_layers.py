@@ -34,7 +34,7 @@ from worker.models.joined_layers import (
 from worker.models.linear import pack_all_linears
 
 _KNOWN_OPTIONS = {"dropout", "scaling", "sliding_window"}
-"""What an attention may tell its interface. Others might ask for what our kernel does not do."""
+"""Options that an attention may tell its interface. Others may ask for what our kernel does not do."""
 
 
 @dataclass(frozen=True)
