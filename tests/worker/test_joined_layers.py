@@ -203,7 +203,7 @@ def test_a_prompt_may_be_cut_between_any_layers(
     num_threads: int, num_layers: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither the cuts nor the number of layers in a call, or of threads, change a bit."""
-    monkeypatch.setattr(joined_layers, "_FEW_ROWS", 8)
+    monkeypatch.setattr(joined_layers, "FEW_ROWS", 8)
     torch.set_num_threads(num_threads)
     model = network(torch.float32, "float32")
     for rows in STEPS.values():

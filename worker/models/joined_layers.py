@@ -19,7 +19,7 @@ from worker.models.linear import Int8PanelLinear, PanelLinear
 from worker.native.layers import NativeLayer, NativePass, NativeStep
 from worker.native.operators import kernels_for
 
-_FEW_ROWS = 64
+FEW_ROWS = 64
 """The most rows for which a call runs several layers.
 
 With more, a call from Python costs nothing beside a layer, and a thread must give signs of life.
@@ -74,10 +74,10 @@ class JoinedLayers:
             if layer.norms is not None:
                 norms = (layer.norms[0].data_ptr(), layer.norms[1].data_ptr())
             self._layers[number] = NativeLayer(
-                heads=_panels(layer.heads).described(),
-                attended=_panels(layer.attended).described(),
-                gate_up=_panels(layer.gate_up).described(),
-                down=_panels(layer.down).described(),
+                heads=panels(layer.heads).described(),
+                attended=panels(layer.attended).described(),
+                gate_up=panels(layer.gate_up).described(),
+                down=panels(layer.down).described(),
                 attention_norm=norms[0],
                 mlp_norm=norms[1],
             )
@@ -91,7 +91,7 @@ class JoinedLayers:
         assert kernels is not None
         out = hidden.clone(memory_format=torch.contiguous_format)
         described = self.complete(step, out)
-        at_once = last - first if len(out) <= _FEW_ROWS else 1
+        at_once = last - first if len(out) <= FEW_ROWS else 1
         for layer in range(first, last, at_once):
             heartbeat()
             kernels.run_layers(
@@ -219,6 +219,7 @@ def layers_step(
     return LayersStep(described, (cosines, sines))
 
 
-def _panels(module: nn.Module) -> PanelLinear | Int8PanelLinear:
+def panels(module: nn.Module) -> PanelLinear | Int8PanelLinear:
+    """Return a layer that has been packed."""
     assert isinstance(module, PanelLinear | Int8PanelLinear)
     return module

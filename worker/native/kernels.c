@@ -800,7 +800,9 @@ INLINE void attend(const Attention *o, const Part *part, long head_dim, int kv_t
 
 INLINE void attend_in(const Attention *o, const Part *part, int kv_type) {
     /* With a number that the compiler knows, the loops over a head become registers. */
-    if (o->head_dim == 64)
+    if (o->head_dim == 32)
+        attend(o, part, 32, kv_type);
+    else if (o->head_dim == 64)
         attend(o, part, 64, kv_type);
     else if (o->head_dim == 128)
         attend(o, part, 128, kv_type);
@@ -1346,6 +1348,136 @@ void run_passes(const Step *step, const Pass *passes, long count, char *z_h, cha
                  step->hidden, type, step->threads);
     }
     free(hidden);
+}
+
+
+/* --- Whole layers of encoders */
+
+/* A layer of an encoder whose norms are behind its parts. `heads` makes queries, keys and values.
+ * A norm has a scale and a shift [hidden].
+ */
+typedef struct {
+    Weight heads, attended, up, down;
+    const void *attention_scale, *attention_shift, *mlp_scale, *mlp_shift;
+} EncoderLayer;
+
+/* Put the layer norm of the sum of `out` and `first` into `out`. */
+INLINE void norm_sums(const Operands *o, long number, int is_bf16) {
+    FOR_ROWS(o, number) {
+        void *out = (void *)at(o->out, row * o->width, is_bf16);
+        const void *x = at(o->first, row * o->width, is_bf16);
+        Floats total = {0};
+        for (long i = 0; i < o->width; i += LANES) {
+            store(out, i, load(out, i, is_bf16) + load(x, i, is_bf16), is_bf16);
+            total += load(out, i, is_bf16);
+        }
+        float mean = sum(total) / (float)o->width;
+        Floats squares = {0};
+        for (long i = 0; i < o->width; i += LANES) {
+            Floats distance = load(out, i, is_bf16) - mean;
+            squares += distance * distance;
+        }
+        float scale = 1.0f / __builtin_sqrtf(sum(squares) / (float)o->width + o->eps);
+        for (long i = 0; i < o->width; i += LANES) {
+            Floats value = (load(out, i, is_bf16) - mean) * scale;
+            value = value * load(o->second, i, is_bf16) + load(o->third, i, is_bf16);
+            store(out, i, value, is_bf16);
+        }
+    }
+}
+
+/* Return x times the normal distribution's share below x. Its error is below 1e-7.
+ *
+ * The error function is formula 7.1.26 of Abramowitz and Stegun (1964).
+ */
+INLINE Floats gelu(Floats x) {
+    Floats size = choose(x < 0.0f, -x, x) * 0.70710678f;
+    Floats t = 1.0f / (1.0f + 0.3275911f * size);
+    Floats power = 1.061405429f * t - 1.453152027f;
+    power = power * t + 1.421413741f;
+    power = power * t - 0.284496736f;
+    power = power * t + 0.254829592f;
+    Floats rest = power * t * exponential(-size * size); /* 1 less the error function */
+    return 0.5f * x * choose(x < 0.0f, rest, 2.0f - rest);
+}
+
+INLINE void gelu_rows(const Operands *o, long number, int is_bf16) {
+    FOR_ROWS(o, number)
+        for (long i = row * o->width; i < (row + 1) * o->width; i += LANES)
+            store(o->out, i, gelu(load(o->out, i, is_bf16)), is_bf16);
+}
+
+static void norm_sums_task(const void *arguments, long number) {
+    const Operands *o = arguments;
+    if (o->is_bf16)
+        norm_sums(o, number, 1);
+    else
+        norm_sums(o, number, 0);
+}
+
+static void gelu_task(const void *arguments, long number) {
+    const Operands *o = arguments;
+    if (o->is_bf16)
+        gelu_rows(o, number, 1);
+    else
+        gelu_rows(o, number, 0);
+}
+
+static void add_and_norm(char *hidden, const char *x, const void *scale, const void *shift,
+                         const Step *step) {
+    Operands operands = {.out = hidden, .first = x, .second = scale, .third = shift,
+                         .eps = step->eps, .rows = step->rows, .width = step->hidden,
+                         .is_bf16 = step->attention->type};
+    run_rows(norm_sums_task, &operands, step->threads);
+}
+
+/* Run `count` layers over `hidden` [rows, hidden], in place.
+ *
+ * The keys and values of a row's tokens are all fresh, and of the type of the states.
+ */
+void run_encoder_layers(const Step *step, const EncoderLayer *layers, long count, char *hidden) {
+    Attention attention = *step->attention;
+    long rows = step->rows;
+    long element = size_of(attention.type);
+    long width = attention.head_dim * attention.kv_heads;
+    long widest = 3 * width;
+    for (long i = 0; i < count; i++)
+        widest = layers[i].up.outputs > widest ? layers[i].up.outputs : widest;
+    long row_bytes = (step->hidden + widest + 3 * width) * element;
+    char *added = aligned_alloc(64, (size_t)(rows * row_bytes + 63) / 64 * 64);
+    char *wide = added + rows * step->hidden * element;
+    char *keys = wide + rows * widest * element;
+    char *values = keys + rows * width * element;
+    char *inner = values + rows * width * element;
+    attention.query = wide;
+    attention.query_stride = 3 * width;
+    attention.fresh_keys = keys;
+    attention.fresh_values = values;
+    attention.out = inner;
+
+    for (long i = 0; i < count; i++) {
+        const EncoderLayer *layer = layers + i;
+        multiply_by(&layer->heads, wide, hidden, step->hidden, step);
+        for (long row = 0; row < rows; row++) {
+            const char *heads = wide + row * 3 * width * element;
+            memcpy(keys + row * width * element, heads + width * element,
+                   (size_t)(width * element));
+            memcpy(values + row * width * element, heads + 2 * width * element,
+                   (size_t)(width * element));
+        }
+        paged_attention(&attention, step->num_blocks, step->threads);
+        multiply_by(&layer->attended, added, inner, width, step);
+        add_and_norm(hidden, added, layer->attention_scale, layer->attention_shift, step);
+
+        long mlp_width = layer->up.outputs;
+        multiply_by(&layer->up, wide, hidden, step->hidden, step);
+        Operands operands = {.out = wide, .rows = rows, .width = mlp_width,
+                             .is_bf16 = attention.type};
+        run_rows(gelu_task, &operands, step->threads);
+        multiply_by(&layer->down, added, wide, mlp_width, step);
+        add_and_norm(hidden, added, layer->mlp_scale, layer->mlp_shift, step);
+    }
+    free(added);
 }
 
 

@@ -48,6 +48,21 @@ class NativePass(ctypes.Structure):
     )
 
 
+class NativeEncoderLayer(ctypes.Structure):
+    """The weights of a layer of an encoder, and the scales and shifts [hidden] of its norms."""
+
+    _fields_ = (
+        ("heads", NativeWeight),
+        ("attended", NativeWeight),
+        ("up", NativeWeight),
+        ("down", NativeWeight),
+        ("attention_scale", c_void_p),
+        ("attention_shift", c_void_p),
+        ("mlp_scale", c_void_p),
+        ("mlp_shift", c_void_p),
+    )
+
+
 class NativeAttention(ctypes.Structure):
     """The attention of a step over pages, in the order of `kernels.c`."""
 

@@ -52,6 +52,7 @@ _PARAMETERS: dict[str, list[Any]] = {
     "paged_attention": [c_void_p, *_SIZES],
     "run_layers": [*[c_void_p] * 2, c_long, c_void_p, c_long],
     "run_passes": [*[c_void_p] * 2, c_long, *[c_void_p] * 2],
+    "run_encoder_layers": [*[c_void_p] * 2, c_long, c_void_p],
 }
 
 
@@ -81,6 +82,7 @@ class Library:
         self.paged_attention: Function = functions.paged_attention
         self.run_layers: Function = functions.run_layers
         self.run_passes: Function = functions.run_passes
+        self.run_encoder_layers: Function = functions.run_encoder_layers
         self.lanes = int(functions.num_lanes())
         self.panel = int(functions.panel_width())
         self.weight_peak = int(functions.weight_peak())

@@ -35,6 +35,7 @@ from worker.engine.sequence import (
 )
 from worker.engine.states import pooled
 from worker.kv.attention import length_groups
+from worker.models.encoder_layers import join_encoder, lengths_of_rows
 from worker.models.errors import ModelFormatError
 from worker.models.hf_directory import directory_of
 from worker.models.reading import reading, reason_of
@@ -73,7 +74,10 @@ class EncodedPair(EncodedText):
 
 
 class EncoderRunner:
-    """An encoder. `sentence` are the modules of a sentence-transformers model behind it, if any."""
+    """An encoder. `sentence` are the modules of a sentence-transformers model behind it, if any.
+
+    `is_joined` tells whether the kernels compute its layers.
+    """
 
     eos_ids: frozenset[int] = frozenset()
 
@@ -84,8 +88,11 @@ class EncoderRunner:
         pad_id: int,
         spec: RunnerSpec,
         sentence: SentenceModules | None = None,
+        *,
+        is_joined: bool = False,
     ) -> None:
         self.spec = spec
+        self._is_joined = is_joined
         self._sentence = sentence
         self._num_unpooled = 0
         if sentence is not None and not sentence.includes_prompt:
@@ -144,9 +151,15 @@ class EncoderRunner:
         read: Callable[[Sequence[Encoded]], list[StepResult | FleetError]],
         results: list[StepResult | FleetError],
     ) -> None:
-        """Let `read` compute the texts of the slices `indices`, into `results`."""
+        """Let `read` compute the texts of the slices `indices`, into `results`.
+
+        Joined layers compute nothing for padding, so that texts of all lengths go together.
+        """
         lengths = [len(slices[index].sequence.encoded.prompt_ids) for index in indices]
-        for group in length_groups(lengths):
+        groups = length_groups(lengths)
+        if self._is_joined and indices:
+            groups = [list(range(len(indices)))]
+        for group in groups:
             group_indices = [indices[number] for number in group]
             texts = [slices[index].sequence.encoded for index in group_indices]
             for index, result in zip(group_indices, read(texts), strict=True):
@@ -192,7 +205,9 @@ def _types_of(text: Encoded) -> Ids:
 
 def last_states(model: PreTrainedModel, rows: Sequence[Ids], pad_id: int) -> list[Tensor]:
     """Return the last hidden states [N, hidden] of each row."""
-    states: Tensor = model.base_model(**_padded(rows, pad_id, model.device)).last_hidden_state
+    with lengths_of_rows([len(row) for row in rows]):
+        read = model.base_model(**_padded(rows, pad_id, model.device))
+    states: Tensor = read.last_hidden_state
     return [states[index, : len(row)] for index, row in enumerate(rows)]
 
 
@@ -209,7 +224,8 @@ def class_logits(
         inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
         for index, row in enumerate(types):
             inputs["token_type_ids"][index, : len(row)] = torch.tensor(row)
-    logits: Tensor = model(**inputs).logits
+    with lengths_of_rows([len(row) for row in rows]):
+        logits: Tensor = model(**inputs).logits
     return logits.float()
 
 
@@ -253,8 +269,11 @@ def load(options: RunnerOptions) -> EncoderRunner:
     description = f"{type(model).__name__}: {count:.1f} M parameters, hidden {config.hidden_size}"
     if is_classifier:
         description += f", {config.num_labels} labels"
-    # After the checks and the count of parameters, which need the layers that it replaces.
+    # After the checks and the count of parameters, which need the layers that are replaced.
+    joined = join_encoder(model)
     prepare(model, options)
+    if joined is not None:
+        joined.pack()
 
     sentence = read_sentence_modules(path, config.hidden_size)
     max_tokens = None
@@ -285,7 +304,7 @@ def load(options: RunnerOptions) -> EncoderRunner:
     )
     template = ChatTemplate(tokenizer, options.declared(TextOptions).chat_template)
     vocabulary = Vocabulary(tokenizer, config.vocab_size, template, keeps_end_marks=True)
-    return EncoderRunner(model, vocabulary, pad_id, spec, sentence)
+    return EncoderRunner(model, vocabulary, pad_id, spec, sentence, is_joined=joined is not None)
 
 
 def _pad_id(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
