@@ -4,9 +4,9 @@ python -m scripts.bench.depth --depths 2x2 2x1 1x2
 python -m scripts.bench.depth --model checkpoints/sudoku --problems sudoku.jsonl --depths 16 8 4 1
 
 Depths are H and L cycles for HRM-Text, and ACT segments for brains and puzzles. Problems are those
-of maths that no training sees, or the lines of a file: JSON with `prompt` and `answer`, or with
-`puzzle` and `solution`. A text is right if its last line is that of the
-answer; decoding is greedy. A puzzle is right if all its cells are.
+of the model's domain that no training sees, or the lines of a file: JSON with `prompt` and
+`answer`, or with `puzzle` and `solution`. A text from a file is right if its last line is that of
+the answer; decoding is greedy. A puzzle is right if all its cells are.
 """
 
 import argparse
@@ -18,8 +18,10 @@ from pathlib import Path
 from time import perf_counter as now
 from typing import Any
 
-from scripts.bench.maths import KINDS, problems_of
 from scripts.bench.measure import header
+from scripts.train.evaluate_text import domain_of, solved_by, template_of
+from scripts.train.problems.problem import Problem
+from scripts.train.problems.streams import WEIGHTS, held_out
 from shared.messages import Solution
 from shared.settings.settings import DEFAULT_MODEL
 from worker.llm import LLM, PuzzleInput, SamplingParams
@@ -36,8 +38,11 @@ class Result:
 
 @dataclass(frozen=True)
 class TextProblem:
+    """A problem of a domain, or one of a file, which has nothing but an answer."""
+
     prompt: str
     answer: str
+    problem: Problem | None = None
 
 
 @dataclass(frozen=True)
@@ -71,16 +76,17 @@ def answered(llm: LLM, problems: Sequence[TextProblem], depth: str, *, at_a_time
     cycles = depth if "x" in depth else None
     max_steps = None if "x" in depth else int(depth)
     params = SamplingParams(temperature=0, max_tokens=None, cycles=cycles, max_steps=max_steps)
-    num_right = 0
+    texts: list[str] = []
     num_tokens = 0
     begun_s = now()
     for first in range(0, len(problems), at_a_time):
         part = problems[first : first + at_a_time]
         outputs = llm.generate([problem.prompt for problem in part], params)
-        for problem, output in zip(part, outputs, strict=True):
+        for output in outputs:
             num_tokens += len(output.outputs[0].token_ids)
-            num_right += _last_line(output.outputs[0].text) == _last_line(problem.answer)
-    return Result(num_right, num_tokens, now() - begun_s)
+            texts.append(output.outputs[0].text)
+    seconds = now() - begun_s
+    return Result(_num_right(problems, texts), num_tokens, seconds)
 
 
 def solved(llm: LLM, problems: Sequence[PuzzleProblem], depth: str, *, at_a_time: int) -> Result:
@@ -93,6 +99,20 @@ def solved(llm: LLM, problems: Sequence[PuzzleProblem], depth: str, *, at_a_time
         for problem, solution in zip(part, solutions, strict=True):
             num_right += _cells(solution) == _cells(problem.solution)
     return Result(num_right, len(problems), now() - begun_s)
+
+
+def _num_right(problems: Sequence[TextProblem], texts: Sequence[str]) -> int:
+    """Return how many of the texts are right. Programs are run."""
+    known: list[Problem] = []
+    answers: list[str] = []
+    num_right = 0
+    for problem, text in zip(problems, texts, strict=True):
+        if problem.problem is not None:
+            known.append(problem.problem)
+            answers.append(text)
+        else:
+            num_right += _last_line(text) == _last_line(problem.answer)
+    return num_right + sum(solved_by(known, answers))
 
 
 def _last_line(text: str) -> str:
@@ -118,9 +138,13 @@ def _problems(args: argparse.Namespace) -> tuple[list[TextProblem], list[PuzzleP
     texts: list[TextProblem] = []
     puzzles: list[PuzzleProblem] = []
     if args.problems is None:
-        for kind in KINDS:
-            for problem in problems_of(kind, args.count):
-                texts.append(TextProblem(problem.prompt, problem.response))
+        path = Path(args.model)
+        domain = domain_of(path)
+        template = template_of(path)
+        for kind in args.kinds or WEIGHTS[domain]:
+            for problem in held_out(domain, kind, args.count):
+                prompt = template.replace("{problem}", problem.prompt)
+                texts.append(TextProblem(prompt, problem.answer, problem))
         return texts, puzzles
 
     for line in args.problems.read_text().splitlines():
@@ -139,7 +163,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default=str(DEFAULT_MODEL), help="directory of a model")
     parser.add_argument("--depths", nargs="+", default=["2x2", "2x1", "1x2", "1x1"])
     parser.add_argument("--problems", type=Path, help="file with a problem a line, all of one kind")
-    parser.add_argument("--count", type=int, default=45, help="problems of each of four kinds")
+    parser.add_argument("--kinds", nargs="*", help="of the model's domain (default: all)")
+    parser.add_argument("--count", type=int, default=45, help="problems of each kind")
     parser.add_argument("--alone", type=int, default=20, help="problems that are timed one by one")
     parser.add_argument("--segments", choices=("max", "q_halt"), help="of a brain: its own depth")
     parser.add_argument("--batch", type=int, default=16)

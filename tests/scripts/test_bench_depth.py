@@ -18,11 +18,24 @@ def rows_of(capsys: pytest.CaptureFixture[str]) -> dict[str, list[str]]:
 def test_the_default_model_solves_less_with_fewer_cycles(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert depth.main(["--count", "3", "--alone", "1", "--depths", "2x2", "1x1"]) == 0
+    flags = ["--count", "3", "--alone", "1", "--depths", "2x2", "1x1"]
+    kinds = ["sum", "difference", "product", "equation"]
+    assert depth.main([*flags, "--kinds", *kinds]) == 0
     rows = rows_of(capsys)
     assert rows["2x2"][2:4] == rows["1x1"][2:4] == ["of", "12"]
     assert int(rows["2x2"][1]) >= 10
     assert int(rows["1x1"][1]) <= 2
+
+
+def test_programs_are_right_where_they_do_what_is_asked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = ["--model", "models/hrm-text-code", "--kinds", "code", "--count", "6"]
+    assert depth.main([*flags, "--alone", "1", "--depths", "2x2", "1x1"]) == 0
+    rows = rows_of(capsys)
+    assert rows["2x2"][2:4] == ["of", "6"]
+    assert int(rows["2x2"][1]) >= 5
+    assert int(rows["1x1"][1]) <= 1
 
 
 def test_puzzles_are_right_where_all_cells_are(
