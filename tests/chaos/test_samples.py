@@ -14,7 +14,7 @@ import httpx
 from scripts.chaos.invariants import Trace, traces, violations
 from scripts.chaos.processes import FleetProcess, fleet
 from shared.messages import Solve, Started
-from tests.fixtures.chaos.stage import LEASE_S, until
+from tests.fixtures.chaos.stage import until
 from tests.fixtures.worker.puzzle_nets import Net, random_weights, write_checkpoint
 
 NET = Net(
@@ -32,6 +32,9 @@ NET = Net(
 )
 SAMPLES = 6
 _TIMEOUT_S = 300.0
+_LEASE_S = 6.0
+"""The lease of jobs, longer than workers are stopped: a job counts each lease that ends as a death of
+its worker, and is given up after three."""
 
 
 def bodies() -> list[dict[str, Any]]:
@@ -102,7 +105,7 @@ async def test_the_same_answers_whoever_dies(tmp_path: Path) -> None:
     No sample is lost or computed with other noise, and none stays parked.
     """
     write_model(tmp_path / "cell")
-    flags = ["--lease-s", str(LEASE_S), "--threads", "1", "--device", "cpu"]
+    flags = ["--lease-s", str(_LEASE_S), "--threads", "1", "--device", "cpu"]
     flags += ["--model", f"cell={tmp_path / 'cell'}", "--max-batch-size", "2"]
     async with fleet(3, 1, worker_flags=flags) as running:
         async with httpx.AsyncClient(base_url=running.fronts[0].url, timeout=_TIMEOUT_S) as client:
