@@ -323,8 +323,10 @@ class Scheduler:
                 room = 0
             rooms.append(room)
 
-        drafting: list[Slice] = []
         counts = self._drafts.plan(sequences, rooms)
+        if not any(counts):
+            return slices
+        drafting: list[Slice] = []
         for part, count in zip(slices, counts, strict=True):
             max_drafts = count
             if count and not self.cache.grow(part.sequence, num_drafts=count):
