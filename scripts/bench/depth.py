@@ -41,7 +41,7 @@ class TextProblem:
     """A problem of a domain, or one of a file, which has nothing but an answer."""
 
     prompt: str
-    answer: str
+    answer: str = ""
     problem: Problem | None = None
 
 
@@ -139,12 +139,14 @@ def _problems(args: argparse.Namespace) -> tuple[list[TextProblem], list[PuzzleP
     puzzles: list[PuzzleProblem] = []
     if args.problems is None:
         path = Path(args.model)
+        if not (path / "training.json").exists():
+            raise SystemExit(f"{path} does not tell its domain: give --problems.")
         domain = domain_of(path)
         template = template_of(path)
         for kind in args.kinds or WEIGHTS[domain]:
             for problem in held_out(domain, kind, args.count):
                 prompt = template.replace("{problem}", problem.prompt)
-                texts.append(TextProblem(prompt, problem.answer, problem))
+                texts.append(TextProblem(prompt, problem=problem))
         return texts, puzzles
 
     for line in args.problems.read_text().splitlines():

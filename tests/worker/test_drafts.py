@@ -21,9 +21,9 @@ from worker.engine import scheduler
 from worker.engine.drafts import (
     DraftPolicy,
     best_counts,
+    cost_of_drafts,
     cost_of_rows,
     gain,
-    num_draft_forwards,
 )
 from worker.engine.engine import Engine
 from worker.engine.request import Emission, SequenceWork
@@ -132,7 +132,7 @@ def planned(
     counts = []
     for number in range(num_steps):
         [count] = policy.plan([drafting], [7])
-        forwards = cost_of_rows(1 + count) + cost * num_draft_forwards((count,))
+        forwards = cost_of_rows(1 + count) + cost * cost_of_drafts((count,))
         policy.note_step([count], 0.01 * forwards * (100 if number in disturbed else 1))
         counts.append(count)
     return counts

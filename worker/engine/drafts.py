@@ -66,7 +66,7 @@ class _Timing:
     num_drafting: int = _FIRST_PERIOD
 
     def may_draft(self) -> bool:
-        """Return whether the next step may draft."""
+        """Return whether the next step may draft. Steps that may not are counted by this call."""
         if self.num_drafting > 0:
             return True
         self.num_drafting -= 1
@@ -147,7 +147,7 @@ class DraftPolicy:
             num_rows = len(counts)
             cost = seconds / timing.plain_s * cost_of_rows(num_rows)
             cost -= cost_of_rows(num_rows + sum(counts))
-            seen = max(_LEAST_COST, cost / num_draft_forwards(tuple(counts)))
+            seen = max(_LEAST_COST, cost / cost_of_drafts(tuple(counts)))
             timing.draft_cost = moved(timing.draft_cost, seen)
 
     def note(self, sequence: TokenSequence, *, num_drafts: int, num_accepted: int) -> None:
@@ -221,7 +221,7 @@ def gain(counts: tuple[int, ...], percents: tuple[int, ...], draft_cost: float) 
     `percents` are the probabilities, in percent, that a draft of each sequence is right.
     """
     num_rows = len(counts)
-    cost = cost_of_rows(num_rows + sum(counts)) + draft_cost * num_draft_forwards(counts)
+    cost = cost_of_rows(num_rows + sum(counts)) + draft_cost * cost_of_drafts(counts)
     tokens = 0.0
     for count, percent in zip(counts, percents, strict=True):
         # One token, and each draft up to the first wrong one.
@@ -230,7 +230,7 @@ def gain(counts: tuple[int, ...], percents: tuple[int, ...], draft_cost: float) 
     return (tokens / cost) / (num_rows / cost_of_rows(num_rows))
 
 
-def num_draft_forwards(counts: tuple[int, ...]) -> float:
+def cost_of_drafts(counts: tuple[int, ...]) -> float:
     """Return the cost of drafting these numbers of tokens, in drafts of one row."""
     cost = 0.0
     for number in range(1, max(counts) + 1):

@@ -20,12 +20,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from worker.engine.heartbeat import heartbeat
 from worker.kv.paged_native import new_rows
+from worker.models.fused_layers import TRIAL_ROWS
 from worker.models.joined_layers import FEW_ROWS, can_join, panels
 from worker.models.linear import pack_all_linears
 from worker.native.layers import NativeAttention, NativeEncoderLayer, NativeStep
 from worker.native.operators import ELEMENT_TYPES, kernels_for
 
-_TRIAL_ROWS = 3
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2**-5}
 """The largest error of layers' parts together, as a share of their result."""
 
@@ -212,7 +212,7 @@ def _are_post_norm(
         return False
 
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(_TRIAL_ROWS, len(weight), generator=generator).to(weight.dtype)
+    x = torch.randn(TRIAL_ROWS, len(weight), generator=generator).to(weight.dtype)
     hidden = x
     for module, layer in zip(modules, layers, strict=True):
         returned = module(x[None], None)

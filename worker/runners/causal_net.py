@@ -26,12 +26,12 @@ from worker.models.decoder_layers import (
     decoder_layer,
     joined_decoder,
 )
+from worker.models.fused_layers import TRIAL_ROWS
 from worker.models.joined_layers import LayersStep
 from worker.models.q_head import QHead
 from worker.runners.net import Depths, Draft, Layers
 
 _INTERFACE = "aios_paged"
-_TRIAL_ROWS = 3
 
 
 @dataclass
@@ -253,7 +253,7 @@ def _is_last_layer_all(model: PreTrainedModel) -> bool:
     """
     layer: Any = model.get_output_embeddings()
     generator = torch.Generator().manual_seed(0)
-    size = (_TRIAL_ROWS, model.config.get_text_config().hidden_size)
+    size = (TRIAL_ROWS, model.config.get_text_config().hidden_size)
     rows = torch.randn(size, generator=generator).to(model.device, model.dtype)
     # A network is foreign code, which may have no such layer, or raise any error.
     try:

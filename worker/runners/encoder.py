@@ -155,10 +155,13 @@ class EncoderRunner:
 
         Joined layers compute nothing for padding, so that texts of all lengths go together.
         """
+        if not indices:
+            return
         lengths = [len(slices[index].sequence.encoded.prompt_ids) for index in indices]
-        groups = length_groups(lengths)
-        if self._is_joined and indices:
+        if self._is_joined:
             groups = [list(range(len(indices)))]
+        else:
+            groups = length_groups(lengths)
         for group in groups:
             group_indices = [indices[number] for number in group]
             texts = [slices[index].sequence.encoded for index in group_indices]
