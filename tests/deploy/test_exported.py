@@ -6,13 +6,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
 from scripts.cli.arq_queue import TAG
-from scripts.cli.jobs import make_worker
 from shared.messages import Generate, Sampling
 from shared.queue import keys
 from shared.queue.broker import Broker
 from shared.queue.janitor import Janitor
 from shared.telemetry.metrics import JanitorMetrics, WorkerMetrics
 from tests.fixtures.api.fronts import in_memory
+from tests.fixtures.burst_worker import make_burst_worker
 from tests.fixtures.deploy.asked import ALERTS, BOARD, checker, documented, plain
 from tests.fixtures.deploy.exported import OTHERS, TARGET, exported
 from tests.fixtures.desk import Desk
@@ -74,7 +74,7 @@ async def janitor(redis: Redis) -> str:
     await redis.hset(keys.job(job.id), mapping=lapsed)  # type: ignore[misc]
     metrics = JanitorMetrics()
     broker = Broker(redis)
-    worker = make_worker(broker, Janitor(broker, grace_s=0), metrics, burst=True)
+    worker = make_burst_worker(broker, Janitor(broker, grace_s=0), metrics)
     await worker.pool.enqueue_job(f"{{{TAG}}}:jobs", _job_id=f"{{{TAG}}}:jobs:1")
     await worker.async_run()
     return generate_latest(metrics.registry).decode()

@@ -26,6 +26,7 @@ from shared.queue import keys
 from shared.queue.broker import Broker
 from shared.queue.janitor import Janitor, SweepCounts
 from shared.telemetry.metrics import JanitorMetrics
+from tests.fixtures.burst_worker import make_burst_worker
 from tests.fixtures.desk import Desk
 from tests.fixtures.logged import fields_of
 from tests.fixtures.polling import ALL_DAY_S, DEADLINE_S
@@ -142,7 +143,7 @@ async def test_a_sweep_is_counted(redis: Redis) -> None:
     await plant(redis)
     metrics = JanitorMetrics()
     broker = Broker(redis)
-    worker = make_worker(broker, Janitor(broker, grace_s=0), metrics, burst=True)
+    worker = make_burst_worker(broker, Janitor(broker, grace_s=0), metrics)
 
     def last() -> float:
         name = "aios_janitor_last_sweep_timestamp_seconds"
@@ -169,7 +170,7 @@ async def test_a_sweep_without_storage_is_not_done(
         raise StorageUnavailable("The storage does not answer.")
 
     janitor.sweeps["files"] = fail
-    worker = make_worker(Broker(redis), janitor, metrics, burst=True)
+    worker = make_burst_worker(Broker(redis), janitor, metrics)
     for name in ("files", "jobs"):
         await worker.pool.enqueue_job(f"{{{TAG}}}:{name}", _job_id=f"{{{TAG}}}:{name}:1")
     await worker.async_run()
@@ -227,7 +228,7 @@ async def test_a_pickled_job_is_refused_not_run(redis: Redis, tmp_path: Path) ->
     await redis.set(f"arq:job:{job_id}", payload)
     await redis.zadd(QUEUE, {job_id: 1})
     broker = Broker(redis)
-    worker = make_worker(broker, Janitor(broker), JanitorMetrics(), burst=True)
+    worker = make_burst_worker(broker, Janitor(broker))
     await worker.async_run()
 
     assert worker.jobs_failed == 1

@@ -13,7 +13,6 @@ from redis.crc import key_slot
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from scripts.cli.arq_queue import TAG
-from scripts.cli.jobs import make_worker
 from scripts.cli.webhook_jobs import make_webhook_worker
 from shared.artifacts.store import IN_REDIS_BYTES, ArtifactStore
 from shared.events.log import LogReader
@@ -31,6 +30,7 @@ from shared.telemetry.metrics import JanitorMetrics
 from shared.webhooks.deliverer import Deliverer
 from shared.webhooks.sender import Sender
 from shared.webhooks.targets import networks
+from tests.fixtures.burst_worker import make_burst_worker
 from tests.fixtures.desk import DONE, SAY_HI, Desk
 from tests.fixtures.polling import DEADLINE_S, until, wait_until
 from tests.fixtures.receiver import receiving
@@ -290,7 +290,7 @@ async def test_the_janitor_and_its_clock_live_on_it_too(broker: Broker) -> None:
         await broker.client(shard).hset(keys.job(job.id), mapping=past)  # type: ignore[misc]
 
     metrics = JanitorMetrics()
-    worker = make_worker(broker, Janitor(broker, grace_s=0), metrics, burst=True)
+    worker = make_burst_worker(broker, Janitor(broker, grace_s=0), metrics)
     await worker.pool.enqueue_job(f"{{{TAG}}}:jobs", _job_id=f"{{{TAG}}}:jobs:1")
     await worker.async_run()
 
