@@ -5,7 +5,7 @@ from redis.asyncio import Redis
 
 from tests.fixtures.api.echo_worker import EchoWorker, model_info
 from tests.fixtures.api.fronts import live, states
-from tests.fixtures.browser import DESKTOP, PHONE, opened, overflow_of
+from tests.fixtures.browser import DESKTOP, PHONE, expect_no_overflow, opened
 from tests.fixtures.polling import until
 
 PROMPT = "one <b>two</b> three"
@@ -25,7 +25,7 @@ async def test_text_comes_as_it_is_written_and_stops_when_asked_to(
         live(redis) as (client, _),
         opened(str(client.base_url), PHONE, tolerated=TOLERATED) as page,
     ):
-        assert await overflow_of(page) == 0
+        await expect_no_overflow(page)
         answer = page.get_by_label("Answer")
         status = page.get_by_role("status")
         await page.get_by_label("Prompt").fill(PROMPT)

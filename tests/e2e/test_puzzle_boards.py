@@ -13,15 +13,22 @@ import pytest
 from playwright.async_api import Locator, Page, expect
 
 from scripts.ui.puzzles.maze import drawn_maze
-from tests.fixtures.browser import DESKTOP, PHONE, opened, overflow_of
+from tests.fixtures.browser import DESKTOP, PHONE, expect_no_overflow, opened
 from tests.fixtures.e2e.drawn_puzzles import MAZE_ROWS, puzzle_flags
 from tests.fixtures.e2e.serving import Serving, serving
+from tests.fixtures.polling import until
 from tests.fixtures.redis_server import free_port
 
 TOLERATED = (
     "Password field is not contained in a form",
     "Failed to load resource: the server responded with a status of 404",
 )
+
+# In one call for a whole board, so that no part of it is of another.
+_ROWS = """grids => grids
+    .flatMap((grid) => [...grid.querySelectorAll("[role=row]")])
+    .map((row) => [...row.querySelectorAll(".cell")].map((cell) => cell.dataset.sign).join(""))"""
+_LABELS = 'cells => cells.map((cell) => cell.getAttribute("aria-label"))'
 
 
 @pytest.fixture(scope="module")
@@ -37,24 +44,27 @@ def fleet(app_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         yield running
 
 
-async def rows_of(grid: Locator) -> list[str]:
-    """Return the signs of a board, row by row."""
-    signs: list[str] = await grid.locator(".cell").evaluate_all(
-        "cells => cells.map((cell) => cell.dataset.sign)"
-    )
-    columns = await grid.get_by_role("row").first.get_by_role("gridcell").count()
-    rows = []
-    for start in range(0, len(signs), columns):
-        rows.append("".join(signs[start : start + columns]))
-    return rows
+async def expect_rows(grid: Locator, rows: list[str]) -> None:
+    """Wait until a board shows these rows of signs.
+
+    One look would not do: Streamlit may be putting a new board in the place of the last just then.
+    """
+
+    async def are_shown() -> bool:
+        shown: list[str] = await grid.evaluate_all(_ROWS)
+        return shown == rows
+
+    await until(are_shown, f"the board shows {rows}")
 
 
-async def marked(grid: Locator) -> set[str]:
-    """Return the labels of the changed cells, up to the sign."""
-    labels: list[str] = await grid.locator(".cell.changed").evaluate_all(
-        "cells => cells.map((cell) => cell.getAttribute('aria-label'))"
-    )
-    return {label.partition(":")[0] for label in labels}
+async def expect_changed(grid: Locator, labels: set[str]) -> None:
+    """Wait until the changed cells of a board are those with these labels, up to the sign."""
+
+    async def are_shown() -> bool:
+        shown: list[str] = await grid.locator(".cell.changed").evaluate_all(_LABELS)
+        return {label.partition(":")[0] for label in shown} == labels
+
+    await until(are_shown, f"these cells are marked: {sorted(labels)}")
 
 
 def label_of(cell: list[int]) -> str:
@@ -82,7 +92,7 @@ async def test_a_maze_is_painted_and_filled_in(fleet: Serving, app_port: int) ->
         maze = drawn_maze(MAZE_ROWS, seed=3, num_doors=3 * MAZE_ROWS)
         await page.get_by_role("radio", name="Many ways").click()
         await expect(board.locator('[data-sign="#"]')).to_have_count("".join(maze).count("#"))
-        assert await rows_of(board) == maze
+        await expect_rows(board, maze)
 
         await page.get_by_role("button", name="draw start").click()
         await page.get_by_role("gridcell", name="row 8, column 8").click()
@@ -96,20 +106,20 @@ async def test_a_maze_is_painted_and_filled_in(fleet: Serving, app_port: int) ->
         drawn.append("#oooo#oS")
         await expect(page.get_by_text("Response time")).to_be_visible()
         frames = await segments(fleet, {"model": "maze", "grid": drawn, "halt": "max"})
-        assert await rows_of(board) == frames[-1]["grid"]
+        await expect_rows(board, frames[-1]["grid"])
         link = {"maze": ["\n".join(drawn)]}
         await page.wait_for_url(lambda url: link.items() <= parse_qs(urlsplit(url).query).items())
 
         slider = page.get_by_role("slider", name="Segment")
         await slider.press("Home")
         await expect(page.get_by_test_id("stMetricValue").first).to_have_text("1 of 3")
-        assert await rows_of(board) == frames[0]["grid"]
-        assert await marked(board) == {label_of(cell) for cell in frames[0]["changed"]}
+        await expect_rows(board, frames[0]["grid"])
         assert frames[0]["changed"], "the network changes something"
+        await expect_changed(board, {label_of(cell) for cell in frames[0]["changed"]})
 
         await page.get_by_role("button", name="Back to the puzzle").click()
         await expect(page.locator(".board.editable")).to_be_visible()
-        assert await rows_of(board) == drawn
+        await expect_rows(board, drawn)
         await page.get_by_text("More", exact=True).click()
         await page.get_by_role("slider", name="Samples Samples").press("ArrowRight")
         await page.get_by_role("button", name="Solve", exact=True).click()
@@ -162,10 +172,10 @@ async def test_an_arc_task_is_drawn_and_attempted(fleet: Serving, app_port: int)
             answer = (await client.post("/v1/puzzles/arc", json=body)).json()
         [tested] = answer["answers"]
         for number, attempt in enumerate(tested["attempts"], start=1):
-            shown = await rows_of(page.get_by_role("grid", name=f"Attempt {number} at 1"))
-            assert shown == ["".join(map(str, row)) for row in attempt["grid"]]
+            grid_shown = page.get_by_role("grid", name=f"Attempt {number} at 1")
+            await expect_rows(grid_shown, ["".join(map(str, row)) for row in attempt["grid"]])
             await expect(page.get_by_text(f"{attempt['votes']} of 8 votes").first).to_be_visible()
-        assert await page.get_by_text("Wrong").count() == len(tested["attempts"])
+        await expect(page.get_by_text("Wrong")).to_have_count(len(tested["attempts"]))
         assert tested["right"] is False
 
         # The segments of one answer, to the task as it is.
@@ -174,8 +184,8 @@ async def test_an_arc_task_is_drawn_and_attempted(fleet: Serving, app_port: int)
         await expect(page.get_by_text("2 of 2")).to_be_visible()
         asked = {"model": "arc", "grid": grid, "halt": "max", "identifier": "007bbfb7"}
         frames = await segments(fleet, asked)
-        shown = await rows_of(page.get_by_role("grid", name="Answer to test 1"))
-        assert shown == ["".join(map(str, row)) for row in frames[-1]["grid"]]
+        expected = ["".join(map(str, row)) for row in frames[-1]["grid"]]
+        await expect_rows(page.get_by_role("grid", name="Answer to test 1"), expected)
 
 
 async def test_large_boards_fit_a_phone(fleet: Serving, app_port: int) -> None:
@@ -185,19 +195,19 @@ async def test_large_boards_fit_a_phone(fleet: Serving, app_port: int) -> None:
     async with opened(f"{url}/puzzles?{query}", PHONE, tolerated=TOLERATED) as page:
         board = page.get_by_role("grid")
         await expect(board).to_be_visible(timeout=30_000)
-        assert await rows_of(board) == maze
+        await expect_rows(board, maze)
         box = await board.bounding_box()
         assert box is not None
         assert 300 < box["width"] <= PHONE
-        assert await overflow_of(page) == 0
+        await expect_no_overflow(page)
 
         # Larger cells are wide enough for a finger, and are scrolled inside of the page.
         await page.get_by_role("button", name="larger cells").click()
         cell = await board.get_by_role("gridcell").first.bounding_box()
         assert cell is not None
         assert cell["width"] >= 24
-        assert await overflow_of(page) == 0
+        await expect_no_overflow(page)
 
         await page.get_by_role("radio", name="ARC").click()
         await expect(page.locator(".board.arc").first).to_be_visible()
-        assert await overflow_of(page) == 0
+        await expect_no_overflow(page)

@@ -14,7 +14,7 @@ from scripts.ui.page_puzzles import KINDS
 from scripts.ui.puzzles.sudoku import EXAMPLES
 from scripts.ui.shell import PAGES
 from tests.fixtures.accessibility import OF_COLOURS, barriers
-from tests.fixtures.browser import DESKTOP, PHONE, opened, overflow_of
+from tests.fixtures.browser import DESKTOP, PHONE, expect_no_overflow, opened
 from tests.fixtures.e2e.app_pages import TOLERATED, app_flags, click, metrics, page_of, wait_for
 from tests.fixtures.e2e.serving import Serving, serving
 from tests.fixtures.redis_server import free_port
@@ -222,7 +222,7 @@ async def _fills_in(page: Page) -> None:
     await page.get_by_role("button", name=f"enter {given}", exact=True).click()
     await page.get_by_role("button", name="Solve", exact=True).click()
     await expect(page.get_by_text("Solved by the rules")).to_be_visible(timeout=30_000)
-    assert await page.get_by_role("gridcell", name="blank").count() == 0
+    await expect(page.get_by_role("gridcell", name="blank")).to_have_count(0)
 
 
 async def _chats(page: Page, fleet: Serving) -> None:
@@ -258,7 +258,7 @@ async def test_it_fits_a_phone(fleet: Serving, app_port: int) -> None:
         for name in ("Generate", "Solve", "Chat", "Puzzles"):
             await page.get_by_role("link", name=name).click()
             await expect(page.get_by_role("heading", name=name)).to_be_visible(timeout=30_000)
-            assert await overflow_of(page) == 0
+            await expect_no_overflow(page)
         board = await page.locator(".grid").bounding_box()
         assert board is not None
         assert 300 < board["width"] <= PHONE
@@ -323,8 +323,8 @@ async def test_a_killed_worker_is_not_noticed(fleet: Serving, app_port: int) -> 
         await expect(answer).to_contain_text(text[:10])
         worker.kill()
         await expect(page.get_by_text("tokens in")).to_be_visible(timeout=60_000)
-        assert await answer.inner_text() == text
-        assert await page.get_by_role("alert").count() == 0
+        await expect(answer).to_have_text(text, use_inner_text=True)
+        await expect(page.get_by_role("alert")).to_have_count(0)
 
     async with httpx.AsyncClient(base_url=fleet.url, timeout=60) as client:
         job = (await client.get(f"/v1/jobs/{job_id}")).json()

@@ -7,7 +7,7 @@ import pytest
 from playwright.async_api import FloatRect, Page, expect
 from streamlit.testing.v1 import AppTest
 
-from tests.fixtures.browser import DESKTOP, PHONE, opened, overflow_of
+from tests.fixtures.browser import DESKTOP, PHONE, expect_no_overflow, opened
 from tests.fixtures.e2e.app_pages import (
     TOLERATED,
     app_flags,
@@ -148,7 +148,7 @@ async def test_a_person_compares(fleet: Serving, app_port: int) -> None:
         above, below = [await place_of(page, model) for model in MODELS]
         assert above["x"] == below["x"]
         assert above["y"] < below["y"]
-        assert await overflow_of(page) == 0
+        await expect_no_overflow(page)
 
 
 async def place_of(page: Page, model: str) -> FloatRect:

@@ -12,7 +12,7 @@ from streamlit.testing.v1 import AppTest
 from scripts.ui.client import Client
 from scripts.ui.evaluations import report_page
 from shared.shipped import shipped
-from tests.fixtures.browser import DESKTOP, PHONE, opened, overflow_of
+from tests.fixtures.browser import DESKTOP, PHONE, expect_no_overflow, opened
 from tests.fixtures.e2e.app_pages import TOLERATED, click, metrics, page_of, wait_for
 from tests.fixtures.e2e.serving import Serving, serving
 from tests.fixtures.redis_server import free_port
@@ -239,7 +239,7 @@ async def test_an_operator_looks_after_it(fleet: Serving, app_port: int) -> None
             assert (await client.post(f"{fleet.url}/generate", json=body)).is_success
         await expect(page.locator("canvas, svg.marks").first).to_be_visible(timeout=30_000)
         await page.set_viewport_size({"width": PHONE, "height": 800})
-        assert await overflow_of(page) == 0
+        await expect_no_overflow(page)
 
         await page.get_by_role("link", name="Batches").click()
         await expect(page.get_by_role("heading", name="Batches")).to_be_visible()
@@ -248,7 +248,7 @@ async def test_an_operator_looks_after_it(fleet: Serving, app_port: int) -> None
         await page.get_by_role("button", name="Create batch").click()
         await expect(page.get_by_text("1 of 1 lines")).to_be_visible(timeout=30_000)
         await expect(page.get_by_role("button", name="Download answers")).to_be_visible()
-        assert await overflow_of(page) == 0
+        await expect_no_overflow(page)
         await page.get_by_role("radio", name="Evaluations").click()
         await expect(page.get_by_role("button", name="Evaluate")).to_be_visible()
-        assert await overflow_of(page) == 0
+        await expect_no_overflow(page)

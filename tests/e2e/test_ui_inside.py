@@ -10,7 +10,7 @@ import pytest
 from playwright.async_api import expect
 from streamlit.testing.v1 import AppTest
 
-from tests.fixtures.browser import PHONE, opened, overflow_of
+from tests.fixtures.browser import PHONE, expect_no_overflow, opened
 from tests.fixtures.e2e.app_pages import (
     TOLERATED,
     app_flags,
@@ -195,14 +195,12 @@ async def test_a_person_looks_inside_on_a_phone(fleet: Serving, app_port: int) -
         await expect(page.get_by_text("tokens/s")).to_be_visible(timeout=30_000)
         token = page.locator("span[title*='nats']").filter(has_text="boxed")
         await expect(token).to_be_visible()
-        title = await token.get_attribute("title")
-        assert title is not None
-        assert "'boxed' 100 %" in title
+        await expect(token).to_have_attribute("title", re.compile("'boxed' 100 %"))
         await expect(page.get_by_text("90 % and more")).to_be_visible()
         await expect(page.get_by_test_id("stVegaLiteChart")).to_be_visible()
-        assert await overflow_of(page) == 0
+        await expect_no_overflow(page)
 
         await page.get_by_role("tab", name="Puzzle").click()
         await page.get_by_role("button", name="Run all segments").click()
         await expect(page.get_by_text("Response time").last).to_be_visible(timeout=30_000)
-        assert await overflow_of(page) == 0
+        await expect_no_overflow(page)

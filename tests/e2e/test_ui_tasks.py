@@ -14,7 +14,7 @@ from streamlit.testing.v1 import AppTest
 
 from shared.shipped import shipped
 from tests.e2e.test_plugin_folder import MANIFEST, MIRROR
-from tests.fixtures.browser import DESKTOP, PHONE, opened, overflow_of
+from tests.fixtures.browser import DESKTOP, PHONE, expect_no_overflow, opened
 from tests.fixtures.e2e.app_pages import TOLERATED, click, metrics, page_of, wait_for
 from tests.fixtures.e2e.serving import Serving, serving
 from tests.fixtures.one_shots import write_one_shot
@@ -217,7 +217,7 @@ async def test_a_person_has_a_picture_looked_at(
         await expect(marked).to_be_visible()
         await page.set_viewport_size({"width": PHONE, "height": 800})
         await expect(marked).to_be_visible()
-        assert await overflow_of(page) == 0
+        await expect_no_overflow(page)
 
 
 async def _run(page: Page) -> None:

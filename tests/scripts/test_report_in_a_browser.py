@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from scripts.cli import aios
 from tests.fixtures.api.echo_worker import EchoWorker
 from tests.fixtures.api.fronts import live
-from tests.fixtures.browser import DESKTOP, PHONE, opened, overflow_of
+from tests.fixtures.browser import DESKTOP, PHONE, expect_no_overflow, opened
 
 
 def main(words: list[str]) -> int:
@@ -52,4 +52,4 @@ async def test_a_person_reads_it(redis: Redis, redis_url: str, tmp_path: Path, w
         assert await answer.is_visible()
         assert await page.locator("td.right").count() == 1
         assert await page.locator("td.wrong").count() == 3
-        assert await overflow_of(page) == 0
+        await expect_no_overflow(page)
