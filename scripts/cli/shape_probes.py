@@ -214,7 +214,9 @@ def _speed(
         probe.send(GO)
     speeds = [probe.expect(Speed) for probe in busy]
     delay = max(speed.delayed_s / (speed.seconds * candidate.threads) for speed in speeds)
-    return sum(speed.num_tokens / speed.seconds for speed in speeds), delay
+    # A wait is counted when it ends, and may have begun before the trial; threads that compute
+    # nothing wait, too.
+    return sum(speed.num_tokens / speed.seconds for speed in speeds), min(1.0, delay)
 
 
 def _shares(rows: int, workers: int) -> list[int]:
