@@ -147,12 +147,13 @@ class Cancelling:
 
     async def _lose_worker(self, caller: Caller) -> FleetProcess:
         """Stop the worker that has the job, and return it when another one goes on with the job."""
-        [name] = await self._fields(caller.job_id, "worker")
+        # On a busy machine the job may have lost a worker before, without our doing.
+        name, epoch = await self._fields(caller.job_id, "worker", "epoch")
         [holder] = [member for member in self._fleet.workers if f"-{member.pid}-" in name]
         await holder.stop()
         is_taken_over = False
         async for _, event in self._reader.follow(caller.job_id):
-            if isinstance(event, Started) and event.epoch > 1:
+            if isinstance(event, Started) and event.epoch > int(epoch):
                 is_taken_over = True
             if is_taken_over and isinstance(event, Tokens):
                 return holder

@@ -26,6 +26,8 @@ _PAUSE_S = 0.2
 # The part of a step that is not spent in the model.
 _OVERHEAD_S = 0.01
 _ENDED_BY_S = 60.0
+# Each reading reads the logs of all jobs.
+_READ_EVERY_S = 0.1
 
 
 async def shares(clients: QueueClients, jobs: int, num_tokens: int) -> ScenarioResult:
@@ -39,12 +41,18 @@ async def shares(clients: QueueClients, jobs: int, num_tokens: int) -> ScenarioR
     # The flood keeps its slots until its jobs end, so counting begins when the other has one.
     await clients.first_token(modest)
     flood_before, modest_before = await clients.served(flood, modest)
+    flood_after, modest_after = flood_before, modest_before
 
     async def is_served() -> bool:
-        return await clients.num_in(modest, "queued") == 0
+        nonlocal flood_after, modest_after
+        flood_now, modest_now = await clients.served(flood, modest)
+        if await clients.num_in(modest, "queued") == 0:
+            return True
+        # The share counts up to here only: a tenant with no job in the queue wants no more.
+        flood_after, modest_after = flood_now, modest_now
+        return False
 
-    await came_true(is_served, _ENDED_BY_S)
-    flood_after, modest_after = await clients.served(flood, modest)
+    await came_true(is_served, _ENDED_BY_S, every_s=_READ_EVERY_S)
     is_flooded = await clients.num_in(flood, "queued") > 0
     await clients.cancel(flood)
     await clients.texts(modest)

@@ -175,6 +175,8 @@ async def test_work_that_redis_takes_when_its_caller_was_refused_is_called_off(
 
     async def submit_late(submissions: Submissions, *arguments: Any) -> Request:
         request = await submit(submissions, *arguments)
+        # The front gives Redis a number of ticks; short ones make it give up soon.
+        monkeypatch.setattr("api.redis_timeout._TICK_S", 0.01)
         await may_answer.wait()
         return request
 
@@ -182,8 +184,6 @@ async def test_work_that_redis_takes_when_its_caller_was_refused_is_called_off(
         return await states(redis) == [expected]
 
     monkeypatch.setattr(Submissions, "submit", submit_late)
-    # The front gives Redis a number of ticks; short ones make it give up soon.
-    monkeypatch.setattr("api.redis_timeout._TICK_S", 0.01)
 
     async with in_memory(redis) as client:
         answer = await client.post("/generate", json={"prompts": ["a"]})

@@ -591,7 +591,13 @@ async def test_lines_wait_for_a_budget(redis: Redis, able: EchoWorker, tmp_path:
         made = await desk.create(
             [line("line-0", max_tokens=4), line("line-1", max_tokens=4)], **headers
         )
-        assert await desk.advancer.advance_one(1.0)
+
+        async def has_answer() -> bool:
+            assert await desk.advancer.advance_one(1.0)
+            batch = await desk.batch(made["id"], **headers)
+            return bool(batch["request_counts"]["completed"])
+
+        await until(has_answer, "the first line is answered")
         waiting = await desk.batch(made["id"], **headers)
         assert waiting["status"] == "in_progress"
         assert waiting["request_counts"] == {"total": 2, "completed": 1, "failed": 0}

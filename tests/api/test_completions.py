@@ -162,7 +162,7 @@ async def test_a_failure_in_mid_stream_is_an_event_and_then_the_end(
     redis: Redis, worker: EchoWorker
 ) -> None:
     worker.gate.clear()
-    async with live(redis, request_timeout_s=2) as (client, _):
+    async with live(redis, request_timeout_s=5) as (client, _):
         answer = await client.post("/v1/completions", json={"prompt": "a b", "stream": True})
 
     opening, first, error, done = frames(answer)
@@ -232,7 +232,7 @@ async def test_openai_client_errors(sdk: openai.AsyncOpenAI, worker: EchoWorker)
 
 async def test_openai_client_gets_an_error_in_mid_stream(redis: Redis, worker: EchoWorker) -> None:
     worker.gate.clear()
-    async with live(redis, request_timeout_s=2) as (client, _), openai_client(client) as sdk:
+    async with live(redis, request_timeout_s=5) as (client, _), openai_client(client) as sdk:
         stream = await sdk.completions.create(model="echo", prompt="a b", stream=True)
         with pytest.raises(openai.APIError, match="took longer"):
             async for _chunk in stream:

@@ -13,7 +13,7 @@ from shared.settings.settings import Settings
 from tests.fixtures.api.fronts import process
 
 REQUEST = b"GET /healthz HTTP/1.1\r\nHost: front\r\n\r\n"
-WITHOUT_THE_SETTING_S = 5.0
+WITHOUT_THE_SETTING_S = 60.0
 ANSWERED_S = 20.0
 
 
@@ -41,16 +41,17 @@ async def test_an_idle_connection_is_closed_when_its_setting_says_so(redis_url: 
 
     Without the setting it would be kept far longer.
     """
-    async with process(redis_url, keep_alive_s=0.5) as (_, client):
+    async with process(redis_url, keep_alive_s=3) as (_, client):
         reader, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
         try:
             for _ in range(3):
+                # The idle time begins with the answer, which may be read much later.
+                idle_since_s = time.monotonic()
                 writer.write(REQUEST)
                 assert (await read_answer(reader)).startswith(b"HTTP/1.1 200")
 
-            idle_since_s = time.monotonic()
             assert await asyncio.wait_for(reader.read(), WITHOUT_THE_SETTING_S) == b""
-            assert 0.4 < time.monotonic() - idle_since_s < WITHOUT_THE_SETTING_S
+            assert 2.9 < time.monotonic() - idle_since_s < WITHOUT_THE_SETTING_S
         finally:
             writer.close()
 

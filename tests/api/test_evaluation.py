@@ -230,7 +230,7 @@ async def test_a_run_whose_time_is_over_fails(
     waiting = await queued(redis, window_s=0.001)
     async with evaluating(redis, words_set()) as evaluator:
         await evaluator.advance_one(TURN_S)
-        run_id = await queued(redis, window_s=0.5)
+        run_id = await queued(redis, window_s=5)
         await evaluator.advance_one(TURN_S)
     for failed, num_done in ((waiting, 0), (run_id, 1)):
         run = await run_of(client, failed)

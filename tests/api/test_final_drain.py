@@ -20,6 +20,9 @@ LATER = {"Prefer": "respond-async"}
 @pytest.fixture(autouse=True)
 def no_lingering(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(final_drain, "LAST_POLL_S", 0.0)
+    # These only end what takes too long, which nothing does here but on a busy machine.
+    monkeypatch.setattr(final_drain, "_TELLING_S", 60.0)
+    monkeypatch.setattr(final_drain, "_ADMITTING_S", 60.0)
 
 
 def nobody() -> bool:

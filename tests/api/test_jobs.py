@@ -109,7 +109,7 @@ async def test_who_waits_a_while_gets_the_answer_or_a_job(
         assert (whole.status_code, whole.json()["completions"]) == (200, ["a b"])
 
         worker.gate.clear()
-        short_wait = {"Prefer": f"{also}wait=1"}
+        short_wait = {"Prefer": f"{also}wait=5"}
         accepted = await client.post("/generate", json={"prompts": ["c d"]}, headers=short_wait)
         assert (accepted.status_code, accepted.json()["state"]) == (202, "running")
 

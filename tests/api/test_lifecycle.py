@@ -117,16 +117,16 @@ async def test_a_caller_who_waits_for_a_while_does_not_lengthen_the_time_to_queu
     redis: Redis,
 ) -> None:
     await announce(redis, "echo")
-    async with in_memory(redis, queue_timeout_s=2.2) as client:
-        patience = {"Prefer": "respond-async, wait=2"}
+    async with in_memory(redis, queue_timeout_s=7) as client:
+        patience = {"Prefer": "respond-async, wait=4"}
         answer = await client.post("/generate", json={"prompts": ["a b"]}, headers=patience)
         assert (answer.status_code, answer.json()["state"]) == (202, "queued")
         await until(lambda: all_are(redis, ["failed"]), "the job is failed")
 
     [name] = [name async for name in redis.scan_iter(keys.pattern("job"))]
     queued_ms, ended_ms = await redis.hmget(name, ["queued_ms", "ended_ms"])
-    # Less than 2 s of patience and 2.2 s in the queue, one after the other.
-    assert int(ended_ms) - int(queued_ms) < 4100, "its time began when it was queued"
+    # Less than 4 s of patience and 7 s in the queue, one after the other.
+    assert int(ended_ms) - int(queued_ms) < 10_900, "its time began when it was queued"
 
 
 async def test_a_job_that_runs_is_spared_by_the_queue_timeout(
@@ -135,12 +135,12 @@ async def test_a_job_that_runs_is_spared_by_the_queue_timeout(
     worker.gate.clear()
     body = {"prompt": "a b", "stream": True}
 
-    async with in_memory(redis, queue_timeout_s=0.1, keepalive_s=0.3) as client:
+    async with in_memory(redis, queue_timeout_s=3, keepalive_s=0.3) as client:
         waiting = asyncio.create_task(client.post("/v1/completions", json=body))
         await until(lambda: len(worker.jobs) == 1, "the job runs")
 
         # Longer than the time in the queue.
-        await asyncio.wait({waiting}, timeout=0.3)
+        await asyncio.wait({waiting}, timeout=3.5)
         worker.gate.set()
         assert (await waiting).status_code == 200
 

@@ -112,10 +112,12 @@ async def test_the_sums_of_the_answers_are_in_the_ledger(redis: Redis, redis_url
         worker.gate.clear()
         later = await post("/generate", {"prompts": ["o n e"], "max_tokens": 3}, **LATER)
 
-        async def runs() -> bool:
-            return "running" in await states(redis)
+        async def has_begun() -> bool:
+            if "running" not in await states(redis):
+                return False
+            return len(await Desk(redis, "echo").events(worker.jobs[-1])) == 2
 
-        await until(runs, "the job runs")
+        await until(has_begun, "the job has said its first word")
         await client.delete(later.headers["Location"], headers=ANN)
         worker.gate.set()
 

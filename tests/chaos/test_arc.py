@@ -13,7 +13,7 @@ from scripts.chaos.invariants import Trace, traces, violations
 from scripts.chaos.processes import fleet
 from shared.messages import Solve
 from shared.tasks.augmentations import attempts_of, augmented
-from tests.fixtures.chaos.stage import LEASE_S, until
+from tests.fixtures.chaos.stage import until
 from tests.fixtures.worker.arc_nets import ALIKE, NUM_AUGMENTED, TASK, arc_net, write_arc
 from tests.fixtures.worker.stepping import solve_all
 from worker.engine.runner import RunnerOptions
@@ -22,6 +22,9 @@ from worker.runners.registry import load_runner
 COUNT = NUM_AUGMENTED + 1
 GRIDS = [((1, 2, 3), (4, 5, 6)), ((7, 0), (0, 7))]
 _TIMEOUT_S = 300.0
+_LEASE_S = 6.0
+"""The lease of jobs, longer than a step of the network takes on a busy machine: a job counts each
+lease that ends as a death of its worker, and is given up after three."""
 
 
 def body_of(task_id: str) -> dict[str, Any]:
@@ -71,7 +74,7 @@ async def test_the_same_vote_whoever_dies(tmp_path: Path) -> None:
     """
     path = tmp_path / "arc"
     write_arc(path, "_", arc_net(halt_max_steps=16))
-    flags = ["--lease-s", str(LEASE_S), "--threads", "1", "--device", "cpu"]
+    flags = ["--lease-s", str(_LEASE_S), "--threads", "1", "--device", "cpu"]
     flags += ["--model", f"arc={path}", "--max-batch-size", "2"]
     async with fleet(3, 1, worker_flags=flags) as running:
         async with httpx.AsyncClient(base_url=running.fronts[0].url, timeout=_TIMEOUT_S) as client:

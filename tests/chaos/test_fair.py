@@ -14,7 +14,7 @@ from scripts.chaos.processes import fleet
 from scripts.chaos.queue_clients import QueueClients
 from scripts.chaos.rigged import STEP_ENV
 from tests.fixtures.chaos.sharing import Shared
-from tests.fixtures.slowness import slowness
+from tests.fixtures.slowness import slowness, slowness_meanwhile
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -62,9 +62,10 @@ async def test_interactive_jobs_pause_bulk_and_change_nothing(clients: QueueClie
 
     The texts of the bulk jobs stay the same.
     """
-    result = await preemption(
-        clients, num_urgent=3, num_tokens=400, step_s=STEP_S, slowness=slowness
-    )
+    with slowness_meanwhile() as greatest_slowness:
+        result = await preemption(
+            clients, num_urgent=7, num_tokens=1500, step_s=STEP_S, slowness=greatest_slowness
+        )
     assert not result.wrong, result
 
 

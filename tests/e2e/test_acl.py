@@ -305,7 +305,8 @@ async def test_so_it_does_on_several_shards(guarded: RedisServer, tmp_path: Path
     ):
         front_desk = Desk(front_broker, "acl")
         worker_desk = Desk(worker_broker, "acl", lease_s=60)
-        budget = Budget(100, "day")
+        # One of a day may begin anew at midnight.
+        budget = Budget(100, "month")
         await front_desk.submit(SAY_HI, SAY_HI, max_jobs=2, api_key="0a", budget=budget)
         with pytest.raises(QueueFull):
             await front_desk.submit(max_jobs=2)

@@ -31,7 +31,7 @@ def lasting_redis(tmp_path: Path) -> Iterator[RedisServer]:
     """A Redis that finds its data again after a crash."""
     folder = tmp_path / "redis"
     folder.mkdir()
-    server = start_redis(folder, appendonly="yes")
+    server = start_redis(folder, appendonly="yes", appendfsync="always")
     try:
         yield server
     finally:

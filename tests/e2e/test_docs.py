@@ -151,9 +151,11 @@ def trial(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -
         created = subprocess.run(create, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
         key = created.stdout.strip()
         admin = {"X-API-Key": "c1a8e9f0"}
-        other = httpx.post(f"{fleet.url}/v1/keys", json={"name": "other"}, headers=admin)
+        other = httpx.post(
+            f"{fleet.url}/v1/keys", json={"name": "other"}, headers=admin, timeout=60
+        )
         body = {"prompt": "hello ", "max_tokens": 12}
-        answer = httpx.post(f"{fleet.url}/v1/completions", json=body)
+        answer = httpx.post(f"{fleet.url}/v1/completions", json=body, timeout=60)
 
         addresses = {
             "redis://localhost:6379": redis_server.url,

@@ -88,7 +88,7 @@ def test_places_in_pictures(fleet: Serving) -> None:
     assert [one.label for one in segments] == [one["label"] for one in expected]
     for segment, one in zip(segments, expected, strict=True):
         url = f"{fleet.url}/v1/artifacts/{one['mask']['id']}"
-        mask = Image.open(io.BytesIO(httpx.get(url, headers=KEY).content))
+        mask = Image.open(io.BytesIO(httpx.get(url, headers=KEY, timeout=60).content))
         assert isinstance(segment.mask, Image.Image)
         assert np.array_equal(np.asarray(segment.mask), np.asarray(mask))
 
@@ -145,7 +145,7 @@ def test_speech(fleet: Serving) -> None:
     spoken = client_of(fleet, "speaker").text_to_speech("good film", extra_body={"seed": 7})
     result = ours(fleet, "text-to-speech", "good film", seed=7)
     url = f"{fleet.url}/v1/artifacts/{result['audio']['id']}"
-    assert spoken == httpx.get(url, headers=KEY).content
+    assert spoken == httpx.get(url, headers=KEY, timeout=60).content
 
 
 def test_pictures(fleet: Serving) -> None:
@@ -167,7 +167,7 @@ def test_pictures(fleet: Serving) -> None:
 
 def assert_same_picture(fleet: Serving, image: Image.Image, result: Any) -> None:
     url = f"{fleet.url}/v1/artifacts/{result['images'][0]['image']['id']}"
-    expected = Image.open(io.BytesIO(httpx.get(url, headers=KEY).content))
+    expected = Image.open(io.BytesIO(httpx.get(url, headers=KEY, timeout=60).content))
     assert np.array_equal(np.asarray(image), np.asarray(expected))
 
 
@@ -196,20 +196,27 @@ def test_what_is_refused(fleet: Serving) -> None:
     with pytest.raises(HfHubHTTPError, match="expected a picture"):
         client_of(fleet, "pictures").image_classification(b"no picture")
     plain = {"Content-Type": "text/plain"}
-    answer = httpx.post(f"{fleet.url}/hub/bert", content=b"a [MASK]", headers=KEY | plain)
+    answer = httpx.post(
+        f"{fleet.url}/hub/bert", content=b"a [MASK]", headers=KEY | plain, timeout=60
+    )
     assert answer.status_code == 400, answer.text
     assert "takes a body of Content-Type: application/json" in answer.text
     body = {"inputs": "a", "parameters": [1]}
-    assert httpx.post(f"{fleet.url}/hub/bert", json=body, headers=KEY).status_code == 422
+    answer = httpx.post(f"{fleet.url}/hub/bert", json=body, headers=KEY, timeout=60)
+    assert answer.status_code == 422, answer.text
     # As curl sends it with -d alone.
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     answer = httpx.post(
-        f"{fleet.url}/hub/bert", content=b'{"inputs": "a [MASK]"}', headers=KEY | form
+        f"{fleet.url}/hub/bert",
+        content=b'{"inputs": "a [MASK]"}',
+        headers=KEY | form,
+        timeout=60,
     )
     assert answer.status_code == 200, answer.text
     url = f"{fleet.url}/hub/pictures"
+    headers = KEY | {"Content-Type": "application/json"}
     for body in (b"{", b"[]"):
-        answer = httpx.post(url, content=body, headers=KEY | {"Content-Type": "application/json"})
+        answer = httpx.post(url, content=body, headers=headers, timeout=60)
         assert answer.status_code == 400, answer.text
 
 

@@ -18,7 +18,7 @@ async def test_keys_are_made_used_and_revoked_while_the_fleet_runs(
     async with (
         front(redis_url, *flags) as first,
         front(redis_url, *flags) as second,
-        httpx.AsyncClient() as http,
+        httpx.AsyncClient(timeout=60) as http,
     ):
         worker = await start_worker(redis_url, redis)
         try:

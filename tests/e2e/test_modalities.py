@@ -46,7 +46,7 @@ def look(fleet: Serving) -> httpx.Response:
 
 
 def workers_of(fleet: Serving) -> list[dict[str, Any]]:
-    answer = httpx.get(f"{fleet.url}/v1/fleet", headers=KEY)
+    answer = httpx.get(f"{fleet.url}/v1/fleet", headers=KEY, timeout=60)
     workers: list[dict[str, Any]] = answer.json()["workers"]
     return workers
 

@@ -53,7 +53,7 @@ def post(fleet: Serving, path: str, body: dict[str, Any]) -> httpx.Response:
 
 def test_each_model_says_what_it_is(fleet: Serving) -> None:
     """B100: the description of each model names its kind, as the issue demands."""
-    models = httpx.get(f"{fleet.url}/v1/models").json()["data"]
+    models = httpx.get(f"{fleet.url}/v1/models", timeout=60).json()["data"]
     descriptions = {model["id"]: model["description"] for model in models}
     assert descriptions.keys() == {"brain", "gpt2", "sample", "parrot"}
     assert "ACTv1" in descriptions["brain"]

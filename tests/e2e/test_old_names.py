@@ -64,7 +64,7 @@ def test_uvicorn_serves_a_fleet_and_ends_it(
         body = {"prompt": "ab", "max_tokens": 4}
         answer = httpx.post(f"{url}/v1/completions", json=body, timeout=180)
         assert answer.json()["choices"][0]["text"] == "abab"
-        (model,) = httpx.get(f"{url}/v1/models").json()["data"]
+        (model,) = httpx.get(f"{url}/v1/models", timeout=60).json()["data"]
         assert model["id"] == "mine"
 
         # The fleet does not know the port of uvicorn.

@@ -31,10 +31,10 @@ def test_models_completions_chats_streams_and_errors() -> None:
         report = json.loads(done.stdout)
         job = f"{fleet.url}/v1/jobs/{report['left'].removeprefix('cmpl-')}"
         wait_until(
-            lambda: httpx.get(job).json()["state"] not in ("queued", "running"),
+            lambda: httpx.get(job, timeout=60).json()["state"] not in ("queued", "running"),
             "the stream left ends",
         )
-        assert httpx.get(job).json()["state"] == "cancelled"
+        assert httpx.get(job, timeout=60).json()["state"] == "cancelled"
     check(report)
 
 

@@ -164,9 +164,12 @@ def test_a_closed_stream_frees_its_places(sdk: openai.OpenAI, url: str) -> None:
             break
     stream.close()
     job = f"{url}/v1/jobs/{chunk.id.removeprefix('cmpl-')}"
-    wait_until(lambda: httpx.get(job).json()["state"] not in ("queued", "running"), "the job ends")
+    wait_until(
+        lambda: httpx.get(job, timeout=60).json()["state"] not in ("queued", "running"),
+        "the job ends",
+    )
 
-    ended = httpx.get(job).json()
+    ended = httpx.get(job, timeout=60).json()
     assert ended["state"] == "cancelled"
     assert ended["usage"]["completion_tokens"] < 2 * 400
     after = sdk.completions.create(model="sample", prompt=QUESTION, n=2, max_tokens=8)

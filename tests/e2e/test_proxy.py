@@ -250,7 +250,7 @@ async def two_workers(own_redis: RedisServer, redis: Redis, url: str) -> AsyncIt
     try:
         for _ in range(2):
             started.append(
-                await start_worker(own_redis.url, redis, "--lease-s", "1", model=f"m={url}")
+                await start_worker(own_redis.url, redis, "--lease-s", "6", model=f"m={url}")
             )
         async with live(redis) as (client, _):
             yield Workers(redis, client, started)

@@ -87,10 +87,10 @@ def test_http_says_what_the_runner_says(fleet: Serving, path: Path) -> None:
 
 
 def test_the_fleet_says_what_it_serves(fleet: Serving) -> None:
-    models = httpx.get(f"{fleet.url}/v1/models").json()["data"]
+    models = httpx.get(f"{fleet.url}/v1/models", timeout=60).json()["data"]
     [sudoku] = [model for model in models if model["id"] == "sudoku"]
     assert sudoku["description"].startswith("Sapient HRM for sudoku (step_100)")
-    statuses = httpx.get(f"{fleet.url}/api/models/status").json()["models"]
+    statuses = httpx.get(f"{fleet.url}/api/models/status", timeout=60).json()["models"]
     puzzles = {status["model_id"]: status.get("puzzle") for status in statuses}
     assert puzzles == {"sudoku": "sudoku", "parrot": None}
 

@@ -44,7 +44,7 @@ phases = {{ coverage.enabled = false }}
 def test_nothing_is_answered_that_the_document_does_not_tell(tmp_path: Path) -> None:
     with serving("--model-path", "echo", "--max-new-tokens", "64", "--log-level", "error") as fleet:
         body = {"task": "chat", "messages": [{"role": "user", "content": "a"}]}
-        job = httpx.post(f"{fleet.url}/v1/jobs", json=body)
+        job = httpx.post(f"{fleet.url}/v1/jobs", json=body, timeout=60)
         (tmp_path / "schemathesis.toml").write_text(CONFIG.format(job=job.json()["id"]))
 
         command = [sys.executable, "-m", "schemathesis.cli", "--config-file", "schemathesis.toml"]

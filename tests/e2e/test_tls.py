@@ -74,7 +74,7 @@ async def test_a_fleet_over_tls(tmp_path: Path) -> None:
                 await worker.end()
         async with (
             front(f"rediss://127.0.0.1:{port}/0") as stranger,
-            httpx.AsyncClient(base_url=stranger.url) as http,
+            httpx.AsyncClient(base_url=stranger.url, timeout=60) as http,
         ):
             # This front does not know the authority, so it refuses the certificate of Redis.
             assert (await http.get("/readyz")).status_code == 503

@@ -1,6 +1,7 @@
 """The web app on a real fleet: its pages one by one, and in a browser as a person uses it."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from urllib.parse import parse_qs, urlsplit
 
@@ -18,7 +19,7 @@ from tests.fixtures.browser import DESKTOP, PHONE, expect_no_overflow, opened
 from tests.fixtures.e2e.app_pages import TOLERATED, app_flags, click, metrics, page_of, wait_for
 from tests.fixtures.e2e.serving import Serving, serving
 from tests.fixtures.redis_server import free_port
-from tests.fixtures.slowness import within
+from tests.fixtures.slowness import slowness
 
 SUM = "Compute: 347 + 285"
 
@@ -69,8 +70,14 @@ def test_each_page_is_drawn_within_a_second(open_page: Callable[..., AppTest]) -
     """A third of that on an idle machine, once the app has begun."""
     for path in PAGES:
         open_page(path)
-        with within(1.0, f"the page {path}"):
+        stretched = slowness()
+        times_s = []
+        # The fastest of three counts: a stall that slowness() does not see may slow one down.
+        for _ in range(3):
+            begun_s = time.monotonic()
             open_page(path)
+            times_s.append(time.monotonic() - begun_s)
+        assert min(times_s) < 1.0 * max(stretched, slowness()), (path, times_s)
 
 
 def test_scores_are_those_of_the_server(open_page: Callable[..., AppTest], fleet: Serving) -> None:
@@ -83,7 +90,9 @@ def test_scores_are_those_of_the_server(open_page: Callable[..., AppTest], fleet
 
     page.text_input(key="continuation").set_value("")
     click(page, "Score loglikelihood")
-    rolling = httpx.post(f"{fleet.url}/loglikelihood_rolling", json={"prompts": ["Hello"]})
+    rolling = httpx.post(
+        f"{fleet.url}/loglikelihood_rolling", json={"prompts": ["Hello"]}, timeout=60
+    )
     assert metrics(page)["Log-likelihood"] == f"{rolling.json()['ll'][0]:.3f} nats"
 
 

@@ -113,7 +113,10 @@ def test_stop_cancels_all_answers(open_page: Callable[..., AppTest], fleet: Serv
         worker.resume()
     wait_for(page, lambda: page.session_state["compare"].run.is_done, "all have ended")
     jobs = [run.job_id for run in page.session_state["compare"].run.runs]
-    states = [httpx.get(f"{fleet.url}/v1/jobs/{job}").json()["state"] for job in jobs]
+    states = []
+    for job in jobs:
+        answer = httpx.get(f"{fleet.url}/v1/jobs/{job}", timeout=60)
+        states.append(answer.json()["state"])
     assert states == ["cancelled"] * 4
     assert not page.error
 

@@ -129,7 +129,10 @@ def test_texts_and_scores(open_page: Callable[..., AppTest], fleet: Serving) -> 
 def test_what_is_found_in_a_picture(open_page: Callable[..., AppTest], fleet: Serving) -> None:
     """The picture is uploaded, and the findings are drawn into it."""
     upload = httpx.post(
-        f"{fleet.url}/v1/files", files={"file": ("a.png", PNG)}, data={"purpose": "user_data"}
+        f"{fleet.url}/v1/files",
+        files={"file": ("a.png", PNG)},
+        data={"purpose": "user_data"},
+        timeout=60,
     )
     file_id = upload.json()["id"]
     page = open_page(task="object-detection")

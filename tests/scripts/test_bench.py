@@ -21,12 +21,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ratios(text: str) -> list[float]:
-    """Return the ratios of all rows, which are finite and above zero."""
+    """Return the ratios of all rows, which are finite. One below 0.005 is printed as zero."""
     numbers = [float(number) for number in re.findall(r"ratio (\S+)", text)]
     assert numbers, text
     for number in numbers:
         assert math.isfinite(number), text
-        assert number > 0, text
+        assert number >= 0, text
     return numbers
 
 
@@ -131,11 +131,13 @@ def test_tokens_beside_a_long_task(capsys: pytest.CaptureFixture[str]) -> None:
 
     On a machine that does nothing else they come as evenly as alone (docs/benchmarks.md).
     """
-    beside.main(["--seconds", "0.5"])
+    stretched = slowness()
+    beside.main(["--seconds", "2"])
+    stretched = max(stretched, slowness())
     text = capsys.readouterr().out
     assert len(re.findall(r"^round \d: alone p50 .* beside p50 .* p99 x", text, re.MULTILINE)) == 3
     [ratio] = re.findall(r"median (\S+)", text)
-    assert 0 < float(ratio) < 10 * slowness(), text
+    assert 0 < float(ratio) < 10 * stretched, text
 
 
 def test_an_unknown_row_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

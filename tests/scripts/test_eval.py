@@ -53,17 +53,18 @@ async def desk(redis: Redis, redis_url: str, tmp_path: Path) -> AsyncIterator[De
 async def test_history_detects_an_injected_slowdown_and_an_accuracy_drop(
     desk: Desk, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    desk.worker.delay_s = 0.05
+    # Far longer than anything else takes.
+    desk.worker.delay_s = 0.25
     assert await desk.aios_eval("run", "--strict") == 0
     [result] = desk.latest()["results"]
     assert result["accuracy"]["value"] == 0.8
     assert result["model"]["id"] == "echo"
     assert result["tokens"] == 13
-    assert result["latency_ms"]["p50"] >= 50
+    assert result["latency_ms"]["p50"] >= 250
     assert len(desk.worker.jobs) == 6, "each item once, and a warm-up"
     capsys.readouterr()
 
-    desk.worker.delay_s = 0.15
+    desk.worker.delay_s = 0.75
     assert await desk.aios_eval("run") == 0, "a warning"
     assert "warning: words by echo: median latency" in capsys.readouterr().err
     assert await desk.aios_eval("run", "--strict") == EXIT_REGRESSED, "a regression is no baseline"

@@ -228,7 +228,7 @@ def test_a_model_that_was_there_may_come_back() -> None:
 def test_a_front_that_is_away_for_too_long_ends_the_run() -> None:
     notes: list[str] = []
     with pytest.raises(ToolError, match=r"no answer \(.*refused.*\)\. Given up\."):
-        answers(solver(NOBODY, notes, patience_s=0.05), group("1..."))
+        answers(solver(NOBODY, notes, patience_s=1.0), group("1..."))
     assert notes
 
 

@@ -13,6 +13,12 @@ INF = float("inf")
 ASK = {"prompts": ["a b c d"], "max_tokens": 4}
 
 
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for a front on a busy machine."""
+    monkeypatch.setattr("scripts.cli.watch.fronts._TIMEOUT_S", 60.0)
+
+
 async def test_a_real_front(redis: Redis, redis_url: str) -> None:
     async with EchoWorker(redis_url), live(redis) as (client, _):
         url = str(client.base_url)

@@ -2,16 +2,21 @@
 
 import itertools
 import random
-import time
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from scripts.train.problems.problem import is_held_out
+from scripts.train.problems.python_tasks import checker
 from scripts.train.problems.python_tasks.checker import cases, check, check_all, code_of
 from scripts.train.problems.python_tasks.maker import MAKERS, MAX_RESPONSE, PythonProblem
 from scripts.train.problems.python_tasks.tasks import composed_keys, parts_of
+from tests.fixtures.slowness import within
+
+LONG_S = 60.0
+"""Far more than a code without an endless loop takes, on a busy machine too."""
 
 
 def _draw(rng: random.Random) -> PythonProblem:
@@ -34,7 +39,8 @@ def many() -> list[PythonProblem]:
 def test_the_code_of_every_response_passes_its_own_tests() -> None:
     problems = _problems(1500, seed=2)
 
-    outcomes = check_all([(code_of(problem.response), problem) for problem in problems])
+    solutions = [(code_of(problem.response), problem) for problem in problems]
+    outcomes = check_all(solutions, seconds=LONG_S)
 
     wrong = [problem for problem, passed in zip(problems, outcomes, strict=True) if not passed]
     assert wrong == []
@@ -61,7 +67,9 @@ def test_the_code_of_another_task_fails() -> None:
 
 
 @pytest.mark.process
-def test_a_changed_solution_fails(many: list[PythonProblem]) -> None:
+def test_a_changed_solution_fails(
+    many: list[PythonProblem], monkeypatch: pytest.MonkeyPatch
+) -> None:
     key = "each: list | even | - | sum"
     problem = next(problem for problem in many if problem.key == key)
     changes = {
@@ -78,7 +86,8 @@ def test_a_changed_solution_fails(many: list[PythonProblem]) -> None:
         assert old in problem.answer
         solutions.append((problem.answer.replace(old, new), problem))
 
-    assert check_all(solutions) == [True] + [False] * len(changes)
+    assert check_all(solutions, seconds=LONG_S) == [True] + [False] * len(changes)
+    monkeypatch.setattr(checker, "check_all", partial(check_all, seconds=LONG_S))
     assert check(problem.answer, problem)
 
 
@@ -94,11 +103,11 @@ def test_the_demanded_name_is_needed() -> None:
         end = problem.answer.index("(", start) + 1
         solutions.append((problem.answer[:start] + renamed + problem.answer[end:], problem))
 
-    assert check_all(solutions) == [False, True]
+    assert check_all(solutions, seconds=LONG_S) == [False, True]
 
 
+ENDLESS_BODIES = ("while True: pass", "return 10 ** 10 ** 10")
 HOSTILE_BODIES = (
-    "while True: pass",
     "import os; os.remove('/tmp/x')",
     "return open('/etc/passwd').read()",
     "return __import__('subprocess').run(['ls'])",
@@ -108,7 +117,6 @@ HOSTILE_BODIES = (
     "raise SystemExit",
     "raise KeyboardInterrupt",
     "return f(numbers)",
-    "return 10 ** 10 ** 10",
     "return range(10**9)",
     "return 'a' * 10**7",
     "return f",
@@ -124,16 +132,20 @@ def test_hostile_code_is_a_failure_and_no_more(many: list[PythonProblem]) -> Non
     problem = next(problem for problem in many if problem.key == "known: is_sorted")
     problem = replace(problem, function_name="")
     good = problem.answer
+    endless = [("while True: pass", problem)]
+    for body in ENDLESS_BODIES:
+        endless.append((f"def f(numbers):\n    {body}", problem))
     solutions = [(good, problem)]
     for body in HOSTILE_BODIES:
         solutions.append((f"def f(numbers):\n    {body}", problem))
-    solutions += [("", problem), ("while True: pass", problem), ("x = 1", problem), (good, problem)]
+    solutions += [("", problem), ("x = 1", problem), (good, problem)]
 
-    start = time.monotonic()
-    outcomes = check_all(solutions, seconds=0.3)
+    with within(8, "all of them end"):
+        assert check_all(endless, seconds=0.3) == [False] * len(endless)
+        # On a busy machine the good code may take long.
+        outcomes = check_all(solutions, seconds=LONG_S)
 
     assert outcomes == [True] + [False] * (len(solutions) - 2) + [True]
-    assert time.monotonic() - start < 8
 
 
 @pytest.mark.process
@@ -149,7 +161,7 @@ def test_numbers_are_compared_by_value(many: list[PythonProblem]) -> None:
         "def f(c):\n    return [c * 1.8 + 32]": False,
     }
 
-    outcomes = check_all([(code, problem) for code in codes])
+    outcomes = check_all([(code, problem) for code in codes], seconds=LONG_S)
 
     assert outcomes == list(codes.values())
 

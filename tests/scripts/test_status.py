@@ -27,6 +27,7 @@ from tests.fixtures.desk import Desk
 from tests.fixtures.e2e.fleet import start_worker
 from tests.fixtures.polling import ALL_DAY_S, until
 from tests.fixtures.redis_cluster import redis_cluster
+from tests.fixtures.redis_server import RedisServer
 
 Aios = Callable[..., Any]
 MODEL = ModelInfo("m", "echo", "test", 100, 100, 4, dtype="float32", device="cpu")
@@ -201,10 +202,10 @@ def test_without_redis_it_is_2(
     assert "127.0.0.1" in document["problem"]
 
 
-async def test_a_redis_that_does_not_answer(redis: Redis, redis_url: str) -> None:
-    await redis.client_pause(400)  # type: ignore[no-untyped-call]
-    async with open_unsettled(redis_url) as broker:
-        snapshot = await look(broker, timeout_s=0.1)
+async def test_a_redis_that_does_not_answer(own_redis: RedisServer) -> None:
+    async with open_unsettled(own_redis.url) as broker:
+        with own_redis.hanging():
+            snapshot = await look(broker, timeout_s=0.1)
     assert snapshot.status == "redis_away"
     assert snapshot.problem == "Redis did not answer in 0.1 s"
 

@@ -20,20 +20,22 @@ from tests.fixtures.polling import DEADLINE_S, is_running, until, wait_until
 
 QUICK = Backoff(first_s=0.01, longest_s=0.05)
 LIVES = (
-    'echo "up {name} $$" >> "$LOG"; trap \'echo "down {name} $$" >> "$LOG"; exit 0\' TERM; '
+    'trap \'echo "down {name} $$" >> "$LOG"; exit 0\' TERM; echo "up {name} $$" >> "$LOG"; '
     "while :; do sleep 0.02; done"
 )
 READY = 'echo ready > "/proc/self/fd/$AIOS_REPORT_FD"; '
 DEAF = 'trap "" TERM; echo "up deaf $$" >> "$LOG"; while :; do sleep 0.02; done'
 MAIN = """
 import asyncio, signal, sys
+from scripts.cli import supervisor
 from scripts.cli.supervisor import Role, Supervisor
+supervisor._SAME_SIGNAL_S = float(sys.argv[2])
 # A test run in the background ignores these signals.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 env = {"PATH": "/usr/bin:/bin", "LOG": sys.argv[1]}
 roles = []
-for name, script in zip(sys.argv[2::2], sys.argv[3::2]):
+for name, script in zip(sys.argv[3::2], sys.argv[4::2]):
     roles.append(Role(name, ["sh", "-c", script], env, grace_s=600))
 sys.exit(asyncio.run(Supervisor(roles).run()))
 """
@@ -267,9 +269,9 @@ async def test_who_does_not_drain_in_time_is_killed(fleet: Fleet) -> None:
     assert fleet.all_ended()
 
 
-def start(fleet: Fleet, *scripts: str) -> subprocess.Popen[bytes]:
+def start(fleet: Fleet, *scripts: str, same_signal_s: float = 0.3) -> subprocess.Popen[bytes]:
     """Start a supervisor whose roles are given as `name=script`."""
-    command = [sys.executable, "-c", MAIN, str(fleet.log)]
+    command = [sys.executable, "-c", MAIN, str(fleet.log), str(same_signal_s)]
     for script in scripts:
         command += script.split("=", 1)
     process = subprocess.Popen(command)
@@ -288,6 +290,7 @@ def test_a_signal_stops_the_roles_in_their_order(fleet: Fleet, number: signal.Si
         fleet,
         f"api={draining}while :; do sleep 0.02; done",
         "worker=" + LIVES.replace("{name}", "worker"),
+        same_signal_s=60,
     )
     process.send_signal(number)
     if number is not signal.SIGINT:

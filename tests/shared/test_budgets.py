@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from shared.access import Budget
 from shared.errors import BudgetExceeded, InvalidRequest
 from shared.messages import Cancelled, Done, Failed, Generate, Job, Sampling, Started, Tokens
-from shared.queue import keys, reservations
+from shared.queue import keys
 from shared.queue.broker import Broker, open_broker
 from shared.queue.janitor import Janitor
 from shared.queue.leases import Claim
@@ -26,15 +26,11 @@ from tests.fixtures.desk import DONE, Desk
 from tests.fixtures.queue_clients import now_ms
 from tests.fixtures.redis_cluster import redis_cluster
 
+pytestmark = pytest.mark.usefixtures("waits_long")
+
 SHARDS = pytest.mark.parametrize("shards", [1, 4])
 MARKS = 8
 ROOM = QueueLimits(10_000)
-
-
-@pytest.fixture(autouse=True)
-def waits_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait long for an answer, so that a busy machine does not look like a server that is away."""
-    monkeypatch.setattr(reservations, "ANSWER_S", 60.0)
 
 
 def ask(prompt: str, max_tokens: int, n: int = 1) -> Generate:

@@ -42,7 +42,7 @@ SHARDS = 4
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
-    with redis_cluster(tmp_path_factory.mktemp("cluster")) as running:
+    with redis_cluster(tmp_path_factory.mktemp("cluster"), node_timeout_ms=3000) as running:
         yield running
 
 

@@ -24,6 +24,8 @@ from tests.fixtures.desk import DONE, SAY_HI, Desk
 from tests.fixtures.queue_clients import now_ms, saturate
 from tests.fixtures.redis_server import patient
 
+pytestmark = pytest.mark.usefixtures("waits_long")
+
 NUM_FRONTS = 6
 DEPTH = 8
 BYTES = 2_600

@@ -17,6 +17,8 @@ from shared.queue.leases import Claim
 from shared.queue.submission import Quota
 from tests.fixtures.desk import DONE, SAY_HI, Desk
 
+pytestmark = pytest.mark.usefixtures("waits_long")
+
 SETTLED = Done("solve", 1, 0, settles=True)
 SHARDS = pytest.mark.parametrize("shards", [1, 2])
 

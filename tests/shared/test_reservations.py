@@ -27,6 +27,8 @@ from tests.fixtures.queue_clients import now_ms
 from tests.fixtures.redis_cluster import RedisCluster, redis_cluster
 from tests.fixtures.redis_server import patient
 
+pytestmark = pytest.mark.usefixtures("waits_long")
+
 NUM_FRONTS = 4
 SHARDS = 64
 ROOM = QueueLimits(max_jobs=8, max_bytes=2_600)
@@ -50,12 +52,6 @@ class Deadly:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
     with redis_cluster(tmp_path_factory.mktemp("cluster")) as running:
         yield running
-
-
-@pytest.fixture(autouse=True)
-def waits_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait long for an answer, so that a busy machine does not look like a server that is away."""
-    monkeypatch.setattr(reservations, "ANSWER_S", 60.0)
 
 
 @pytest.fixture
@@ -544,6 +540,7 @@ async def test_a_request_that_was_given_up_does_not_come_any_more(redis: Redis) 
 async def test_what_a_request_took_is_settled_once(redis: Redis) -> None:
     """Two fronts that read the same departures settle them once."""
     desk = Desk(redis, shards=4)
+    never_settle(desk)
     kept = await desk.submit(SAY_HI, SAY_HI, tenant="acme")
     gone = await desk.submit(SAY_HI, tenant="acme")
     first = reservations.Reservations(desk.broker)
@@ -591,6 +588,7 @@ async def test_notes_do_not_heap_up(redis: Redis) -> None:
 async def test_the_janitor_finds_what_no_shard_has_noted(redis: Redis) -> None:
     """The janitor settles reservations of a shard that lost its last jobs and departures."""
     desk = Desk(redis, shards=4, lease_s=60)
+    never_settle(desk)
     [lost] = await desk.submit(tenant="acme")
     [running] = await desk.submit(tenant="acme")
     [waiting] = await desk.submit(tenant="acme")

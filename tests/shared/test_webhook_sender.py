@@ -247,7 +247,7 @@ async def test_a_resolver_that_hangs_holds_nothing_up(monkeypatch: pytest.Monkey
 
     sender = Sender(HERE, timeout_s=0.1, resolve=resolve)
     assert (await post(sender, "https://slow.test/")).error == "timeout"
-    assert asked.is_set()
+    await asyncio.wait_for(asked.wait(), DEADLINE_S)
 
 
 @pytest.fixture(scope="module")

@@ -166,7 +166,7 @@ async def test_a_full_worker_takes_an_urgent_job_all_the_same(redis: Redis) -> N
     """A worker full of bulk takes as many urgent jobs as can run, and no other job."""
     slow = Slow(RunnerOptions("echo", max_batch=2))
     slow.stepping_s = 0.01
-    worker = service(redis)
+    worker = service(redis, lease_s=30)
     desk = Desk(redis)
     async with serving(worker, slow):
         bulk = await desk.submit(long_task(200), long_task(200), priority="bulk")

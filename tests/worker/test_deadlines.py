@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 
 from shared.messages import Done, Event, Failed, Sampling, Tokens
 from tests.fixtures.desk import Desk
+from tests.fixtures.polling import until
 from tests.fixtures.worker.ghost import Ghost, answer
 from tests.fixtures.worker.services import Slow, end_of, log_fields_of, long_task, service, serving
 from worker.engine.engine import Engine
@@ -137,14 +138,15 @@ async def test_a_jobs_own_deadline_holds_in_the_worker(redis: Redis) -> None:
     """A job whose deadline passes ends with the tokens that it has in its log."""
     slow = Slow(RunnerOptions("echo", max_batch=4))
     slow.stepping_s = 0.02
-
-    async with serving(service(redis, lease_s=30), slow):
-        [job] = await Desk(redis).submit(long_task(4000), deadline_s=2)
+    worker = service(redis, lease_s=30)
+    async with serving(worker, slow):
+        await until(lambda: worker.not_ready() is None, "it is ready")
+        [job] = await Desk(redis).submit(long_task(4000), deadline_s=6)
         end = await end_of(redis, job)
 
     assert isinstance(end, Done)
     assert end.finish_reason == "deadline"
     # One token a step, and one for the step that the deadline fell into.
-    assert 0 < end.num_completion_tokens <= 2 / slow.stepping_s + 1
+    assert 0 < end.num_completion_tokens <= 6 / slow.stepping_s + 1
     text, _ = await log_fields_of(redis, job)
     assert len(text) == end.num_completion_tokens

@@ -803,15 +803,18 @@ async def test_a_picture_is_made_over_http(redis: Redis, path: Path) -> None:
         streamed = await client.post("/api/inference/stream", json=body)
         events = events_of(streamed.text)
         assert [name for name, _ in events if name != "progress"] == ["done"]
-        # Steps that take less than REPORT_EVERY_S are told together; the last is always told.
+        # Steps that take less than REPORT_EVERY_S, or that wait for Redis, are told together. The
+        # last is always told.
         steps = [event["done"] for name, event in events if name == "progress"]
         assert steps == sorted(set(steps))
-        assert (steps[0], steps[-1]) == (1, 6)
+        assert steps[0] >= 1
+        assert steps[-1] == 6
         assert {event["total"] for name, event in events if name == "progress"} == {6}
 
-        previews = [event for name, event in events if "preview" in event]
-        assert [preview["done"] for preview in previews] == [4]
-        head, data = previews[0]["preview"].split(",")
+        # The preview of step 4 may come with a later step, when they are told together.
+        [preview] = [event for name, event in events if "preview" in event]
+        assert 4 <= preview["done"] <= 6
+        head, data = preview["preview"].split(",")
         assert head == "data:image/jpeg;base64"
         assert Image.open(io.BytesIO(base64.b64decode(data))).size == (SIDE, SIDE)
 

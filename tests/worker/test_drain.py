@@ -1,4 +1,4 @@
-"""Draining: a worker that is told to go is gone in two seconds.
+"""Draining: a worker that is told to go is gone in seconds.
 
 It hands everything over at the next step boundary.
 """
@@ -82,8 +82,12 @@ async def slow_worker(redis_url: str, phase: str) -> AsyncIterator[asyncio.subpr
 
 
 async def check_exit(process: asyncio.subprocess.Process) -> None:
-    """Check that the process exits with 0 within two seconds of SIGTERM."""
-    with within(2, "the worker process exits"):
+    """Check that the process exits with 0 within seconds of SIGTERM.
+
+    It gives itself nearly two; the limit leaves room for a busy machine, and what may hold it up
+    takes ten minutes.
+    """
+    with within(6, "the worker process exits"):
         process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0
 
@@ -123,7 +127,7 @@ async def test_another_worker_goes_on_at_once(redis: Redis) -> None:
     await until(lambda: has_tokens(desk, jobs[0]), "the first tokens are in the log")
 
     async with serving(service(redis, lease_s=LONG_LEASE_S), fast_echo()):
-        await check_stop(running, stop, limit_s=1.0)
+        await check_stop(running, stop, limit_s=5.0)
         for job in jobs:
             assert isinstance(await end_of(redis, job), Done)
             # Both workers had the job, one after the other.
@@ -141,7 +145,7 @@ async def test_a_long_step_does_not_hold_a_worker(redis: Redis) -> None:
     await until(lambda: stuck.num_steps == 1, "the step has begun")
 
     async with serving(service(redis, lease_s=LONG_LEASE_S), fast_echo()):
-        await check_stop(running, stop, limit_s=2.0)
+        await check_stop(running, stop, limit_s=6.0)
         for job in jobs:
             assert isinstance(await end_of(redis, job), Done)
             text, _ = await log_fields_of(redis, job)
@@ -159,7 +163,7 @@ async def test_the_only_worker_leaves_its_jobs_to_the_next(redis: Redis) -> None
     running = asyncio.create_task(leaver.run(lambda: loaded(slow), stop))
     await until(lambda: len(leaver.ledger.claims) == 1, "it is taken")
 
-    await check_stop(running, stop, limit_s=1.0)
+    await check_stop(running, stop, limit_s=5.0)
     assert await Desk(redis).counts() == (0, 1)
 
     async with serving(service(redis), fast_echo()):
@@ -169,7 +173,7 @@ async def test_the_only_worker_leaves_its_jobs_to_the_next(redis: Redis) -> None
 
 
 @pytest.mark.parametrize("phase", ["load", "encode", "step"])
-async def test_the_process_is_gone_in_two_seconds(redis: Redis, redis_url: str, phase: str) -> None:
+async def test_the_process_is_gone_in_seconds(redis: Redis, redis_url: str, phase: str) -> None:
     """A process exits in time although its threads are in ten minutes of uninterruptible work."""
     [job] = await Desk(redis).submit(long_task(3))
     async with slow_worker(redis_url, phase) as process:

@@ -12,6 +12,7 @@ from tests.fixtures.e2e.inside import fleet_inside
 from tests.fixtures.scripted_runner import Scripted
 from tests.fixtures.worker.tokenizer_kinds import SIZE, tokenizer_of
 from worker.models.errors import ModelFormatError
+from worker.text import bounded_template
 from worker.text.chat import ChatTemplate
 from worker.text.vocabulary import Vocabulary
 
@@ -81,8 +82,13 @@ def template_of(source: str) -> ChatTemplate:
 
 
 @pytest.mark.parametrize("source", BAD)
-def test_what_a_template_raises_is_a_400_on_the_messages_in_its_words(source: str) -> None:
+def test_what_a_template_raises_is_a_400_on_the_messages_in_its_words(
+    source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A template that fails refuses the messages, with its own words in the error."""
+    if BAD[source] != "computes for more than":
+        # On a busy machine the limit of the time may come before any other one.
+        monkeypatch.setattr(bounded_template, "_TIME_LIMIT_S", 60.0)
     with pytest.raises(InvalidRequest) as caught:
         template_of(source).write(TALK)
 

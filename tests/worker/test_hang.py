@@ -81,13 +81,17 @@ async def none_lost(claims: Sequence[Claim], *, silence_s: float) -> list[Claim]
     return []
 
 
+PATIENT_LEASE_S = 3.0
+"""So long that no pause of a busy machine between two heartbeats ends a lease."""
+
+
 class Patient(Echo):
-    """A runner whose steps take three leases each, with heartbeats in between."""
+    """A runner whose steps take two leases each, with heartbeats in between."""
 
     def step(self, slices: Sequence[Slice]) -> list[StepResult | FleetError]:
-        end = time.monotonic() + 3 * LEASE_S
+        end = time.monotonic() + 2 * PATIENT_LEASE_S
         while time.monotonic() < end:
-            time.sleep(LEASE_S / 20)
+            time.sleep(0.05)
             heartbeat()
         return super().step(slices)
 
@@ -99,14 +103,16 @@ async def test_a_long_step_that_gets_on_keeps_its_lease(redis: Redis) -> None:
     async def is_taken() -> bool:
         return await desk.counts() == (0, 1)
 
-    async with serving(service(redis), Patient(RunnerOptions("echo", max_batch=4))):
-        [job] = await desk.submit(long_task(2))
+    worker = service(redis, lease_s=PATIENT_LEASE_S)
+    other = service(redis, lease_s=PATIENT_LEASE_S)
+    async with serving(worker, Patient(RunnerOptions("echo", max_batch=4))):
+        [job] = await desk.submit(long_task(1))
         await until(is_taken, "it is taken")
 
-        async with serving(service(redis), echo()):
+        async with serving(other, echo()):
             assert isinstance(await end_of(redis, job), Done)
 
-    assert await log_fields_of(redis, job) == ("ab", [1])
+    assert await log_fields_of(redis, job) == ("a", [1])
 
 
 async def test_a_worker_that_hangs_takes_nothing_and_gives_up(redis: Redis) -> None:

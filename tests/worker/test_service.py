@@ -122,7 +122,7 @@ async def test_choices_take_as_many_places(redis: Redis, monkeypatch: pytest.Mon
     runner = Gated(RunnerOptions("echo", max_batch=4))
     stop = asyncio.Event()
     choices = [2, 3, 1, 16, 4, 1, 1, 1, 1, 1]
-    worker = service(redis)
+    worker = service(redis, lease_s=30)
     desk = Desk(redis)
     num_taken_before = []
     open_claim = worker.ledger.open

@@ -55,7 +55,9 @@ def test_threads_that_share_a_processor_delay_each_other() -> None:
         finally:
             os.sched_setaffinity(0, own)
             other.kill()
-    assert 0.3 < delay < 1.0
+    # There is no upper bound: all threads of the process are counted, and a wait counts in full when
+    # it ends, even if it began earlier.
+    assert delay > 0.3
 
 
 class Failing(Echo):

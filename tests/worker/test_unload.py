@@ -18,7 +18,7 @@ from tests.fixtures.desk import Desk
 from tests.fixtures.polling import DEADLINE_S, until
 from tests.fixtures.tiny_hrm_text import write_tiny
 from tests.fixtures.unloading import MAX_BATCH, at_work, echo, ended, model, residence, told, unload
-from tests.fixtures.worker.services import LEASE_S, Gated, log_fields_of, long_task, task
+from tests.fixtures.worker.services import Gated, log_fields_of, long_task, task
 from worker.engine.runner import Runner, RunnerOptions
 from worker.host import known_models, model_host
 from worker.host.loading import LoadedModel, load_models
@@ -159,13 +159,14 @@ async def test_a_model_on_a_gpu_is_loaded_while_the_others_stand_still(redis: Re
 
     Their jobs keep their leases meanwhile, and go on after it.
     """
+    lease_s = 3
     gated = Gated(RunnerOptions("echo", max_batch=MAX_BATCH))
     steps_while_loading: list[int] = []
 
     def make() -> Runner:
         before = gated.num_steps
         # A load takes a while.
-        asyncio.run_coroutine_threadsafe(asyncio.sleep(3 * LEASE_S), loop).result(20)
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(1.5 * lease_s), loop).result(20)
         steps_while_loading.append(gated.num_steps - before)
         return echo()
 
@@ -176,7 +177,9 @@ async def test_a_model_on_a_gpu_is_loaded_while_the_others_stand_still(redis: Re
 
     loop = asyncio.get_running_loop()
     gated.gate.set()
-    async with at_work(redis, lambda: [on_gpu(), model("other", lambda: gated)]) as worker:
+    async with at_work(
+        redis, lambda: [on_gpu(), model("other", lambda: gated)], lease_s=lease_s
+    ) as worker:
         await unload(redis, worker)
         [busy] = await Desk(redis, "other").submit(long_task(3000))
         await until(lambda: gated.num_steps > 0, "the other one is at work")
