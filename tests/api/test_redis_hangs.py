@@ -19,7 +19,7 @@ from tests.fixtures.polling import until
 from tests.fixtures.redis_server import RedisServer
 from tests.fixtures.slowness import slowness, within
 
-LIMIT_S = 10.0
+LIMIT_S = 3.9
 STREAM = {"prompt": "a b", "stream": True}
 
 
