@@ -16,7 +16,6 @@ from collections.abc import AsyncIterator, Generator
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.loops.auto import auto_loop_factory
 
 from api.deps import Front
 from api.http.app import create_app
@@ -24,6 +23,7 @@ from api.http.final_drain import FinalDrain, cut_off_error
 from api.http.protocol import Protocol
 from shared import garbage
 from shared.errors import BrokerUnavailable
+from shared.event_loop import new_event_loop
 from shared.fleet.advice import advise, on_open_door, on_open_files, open_files_limit, redis_advice
 from shared.listener import Answer, listening, open_port, port_of
 from shared.queue.broker import Broker, open_broker
@@ -170,7 +170,7 @@ def run(settings: Settings) -> int:
     if chosen_style(settings.log_format) == "console":
         # The start lines of uvicorn repeat ours.
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(serve(settings))
     return 0
 

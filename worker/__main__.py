@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from shared import garbage
 from shared.artifacts.store import open_artifacts
+from shared.event_loop import new_event_loop
 from shared.fleet.advice import advise, on_threads
 from shared.listener import Answer, Routes, listening
 from shared.queue.broker import open_broker
@@ -55,7 +56,7 @@ def run(settings: Settings) -> NoReturn:
     configure_logging(settings.log_level, settings.log_format)
     tell_of_variables(settings)
     settings = _prepared(settings)
-    with asyncio.Runner() as runner:
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
         _end(runner.run(_serve(settings)))
 
 
