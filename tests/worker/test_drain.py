@@ -74,6 +74,7 @@ async def slow_worker(redis_url: str, phase: str) -> AsyncIterator[asyncio.subpr
         line = b""
         while phase.encode() not in line:
             line = await asyncio.wait_for(process.stdout.readline(), DEADLINE_S)
+            assert line, "the worker ended"
         yield process
     finally:
         if process.returncode is None:
