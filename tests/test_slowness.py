@@ -7,23 +7,29 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 
 from tests.fixtures import slowness as module
 from tests.fixtures.polling import wait_until
-from tests.fixtures.slowness import slowness, slowness_meanwhile, within
+from tests.fixtures.slowness import slowness, slowness_meanwhile, waited_within, within
+
+Limit = Callable[[float, str], AbstractContextManager[None]]
 
 
-def test_what_waits_for_too_long_fails() -> None:
-    with pytest.raises(AssertionError, match="it waits: "), within(0.001, "it waits"):
+@pytest.mark.parametrize("limit", [within, waited_within])
+def test_what_waits_for_too_long_fails(limit: Limit) -> None:
+    with pytest.raises(AssertionError, match="it waits: "), limit(0.001, "it waits"):
         time.sleep(0.5)
 
 
-def test_what_is_held_up_by_others_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("limit", [within, waited_within])
+def test_what_is_held_up_by_others_does_not(limit: Limit, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine that is twenty times as slow, half a second is as good as 25 ms."""
     monkeypatch.setattr(module, "slowness", lambda: 20.0)
-    with within(0.05, "it works"):
+    with limit(0.05, "it works"):
         time.sleep(0.5)
 
 

@@ -1,4 +1,4 @@
-"""Fixtures of several files of tests."""
+"""Fixtures that several files of tests use."""
 
 import pytest
 

@@ -178,18 +178,19 @@ async def test_convictions_are_counted(redis: Redis) -> None:
 async def test_a_worker_that_hangs_is_not_alive(redis: Redis) -> None:
     """`/healthz` answers 503 once a step hangs for longer than a lease, and 200 when it goes on."""
     hung = Gated(RunnerOptions("echo", max_batch=4))
-    worker = service(redis, lease_s=5)
+    lease_s = 5
+    worker = service(redis, lease_s=lease_s)
     async with port_of(worker) as client, serving(worker, hung):
         await Desk(redis).submit(long_task(3))
         await until(lambda: hung.num_steps == 1, "the step hangs")
         assert (await client.get("/healthz")).status_code == 200, "it may still take a while"
-        await until(lambda: worker.silence_s() > 5, "the lease has run out")
+        await until(lambda: worker.silence_s() > lease_s, "the lease has run out")
 
         answer = await client.get("/healthz")
         assert answer.status_code == 503
         assert answer.json()["status"] == "not ok"
         assert answer.json()["reason"].startswith("no progress for ")
-        assert (await samples(client))["aios_worker_silence_seconds"] > 5
+        assert (await samples(client))["aios_worker_silence_seconds"] > lease_s
 
         hung.gate.set()
         await until(lambda: worker.hangs() is None, "it gets on")
